@@ -1,0 +1,50 @@
+//! Byte offsets of the kernel's structure members that the kernel program reads.
+//!
+//! The agent resolves them from the running kernel's BTF and passes them as a read-only global, so
+//! that the verifier sees constants. A member that is missing is an error there, never a guess.
+
+/// Byte offsets, one a member. The field's name is `<struct>_<member>`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offsets {
+    pub path_mnt: u32,
+    pub path_dentry: u32,
+    pub vfsmount_mnt_root: u32,
+    pub vfsmount_mnt_sb: u32,
+    pub mount_mnt: u32,
+    pub mount_mnt_parent: u32,
+    pub mount_mnt_mountpoint: u32,
+    pub mount_mnt_ns: u32,
+    pub mount_mnt_id: u32,
+    pub mnt_namespace_inum: u32,
+    pub dentry_d_parent: u32,
+    pub dentry_d_inode: u32,
+    pub dentry_d_sb: u32,
+    pub dentry_d_name_name: u32,
+    pub super_block_s_dev: u32,
+    pub super_block_s_magic: u32,
+    pub super_block_s_root: u32,
+    pub super_block_s_subtype: u32,
+    pub inode_i_ino: u32,
+    pub inode_i_sb: u32,
+    pub file_f_path: u32,
+    pub file_f_inode: u32,
+    pub task_tgid: u32,
+    pub task_flags: u32,
+    pub task_mm: u32,
+    pub task_cred: u32,
+    pub task_real_parent: u32,
+    pub task_group_leader: u32,
+    pub task_start_boottime: u32,
+    pub task_loginuid: u32,
+    pub task_nsproxy: u32,
+    pub mm_exe_file: u32,
+    pub nsproxy_mnt_ns: u32,
+    pub cred_uid: u32,
+    pub cred_euid: u32,
+    /// Keeps the size a multiple of eight.
+    pub reserved: u32,
+}
+
+crate::pod!(Offsets);
+crate::layout!(Offsets: 144);

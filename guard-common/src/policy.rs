@@ -1,0 +1,206 @@
+//! The policy that the agent supplies through maps.
+
+crate::wire_enum! {
+    /// What the kernel does with deletions on a pool.
+    Mode {
+        /// Everyone is denied, the storage daemon included.
+        Sealed = 1 => "sealed",
+        /// Guest views and actors are allowed, everyone else is denied.
+        Guarded = 2 => "guarded",
+        /// Everything is allowed; what would have been denied is recorded.
+        Observed = 3 => "observed",
+        /// Everything is allowed and recorded until the release ends; then as sealed.
+        Released = 4 => "released",
+    }
+}
+
+/// Identifies the pinned maps. `Array[1]`, written once when the maps are made.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Meta {
+    /// [`LAYOUT_VERSION`](crate::LAYOUT_VERSION) of the maps.
+    pub layout_version: u32,
+    pub reserved: u32,
+    /// The next generation to be given to a pool. Only ever grows, so that no two superblocks share one.
+    pub next_generation: u64,
+}
+
+/// What every decision needs first. `Array[1]`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// Bit `magic_bit(m)` is set for the magic of each filesystem that may hold a pool. A clear bit
+    /// proves that the superblock is none of ours: the way out for all other filesystems.
+    pub magic_bloom: u64,
+    /// Inode of the mount namespace of PID 1 (`/proc/1/ns/mnt`).
+    pub host_mnt_ns: u32,
+    /// How many full records an incident gets before its denials are only counted.
+    pub full_records: u32,
+}
+
+/// The bit of `Config::magic_bloom` that stands for a superblock's magic.
+#[inline(always)]
+pub const fn magic_bit(magic: u64) -> u64 {
+    // Fibonacci hashing: the upper six bits of the product are well mixed.
+    1 << (magic.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 58)
+}
+
+/// Magic of every FUSE superblock; its kind is told by the subtype.
+pub const FUSE_SUPER_MAGIC: u64 = 0x6573_5546;
+/// Magic of CephFS through the kernel client.
+pub const CEPH_SUPER_MAGIC: u64 = 0x00c3_6400;
+/// Magic of ramfs, on which the canary lives.
+pub const RAMFS_MAGIC: u64 = 0x8584_58f6;
+
+/// Entry of `POOLS`; the key is `s_dev` in the kernel's encoding (see [`kernel_dev`]).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolEntry {
+    /// Unique to this superblock among all that ever had an entry.
+    pub generation: u64,
+    /// Names the shared filesystem and path behind the pool; the same after a remount.
+    pub pool_id: u64,
+    /// End of a release, on the boot clock in nanoseconds. Only read in mode `released`.
+    pub expires_boot_ns: u64,
+    /// The superblock's magic. An entry never speaks for a superblock of another magic.
+    pub magic: u64,
+    /// [`Mode`].
+    pub mode: u32,
+    /// Which set of actors applies: one set for each guarded root.
+    pub actor_set: u32,
+    /// `POOL_*` flags.
+    pub flags: u32,
+    /// With [`POOL_CANARY`]: the only load of the programs that decides about this superblock.
+    pub canary_token: u32,
+}
+
+/// The pool is exported (nfsd, ksmbd): kernel threads may delete in it in guarded mode.
+pub const POOL_EXPORTED: u32 = 1 << 0;
+/// Truncation is decided like a deletion in guarded mode too (it always is in sealed mode).
+pub const POOL_GUARD_TRUNCATE: u32 = 1 << 1;
+/// The agent's own private superblock, on which it proves that the hooks answer. Never recorded.
+pub const POOL_CANARY: u32 = 1 << 2;
+/// With [`POOL_CANARY`]: the `path_*` hooks stand aside, so that the `inode_*` hooks are proven.
+pub const POOL_CANARY_BACKSTOP: u32 = 1 << 3;
+
+/// A guarded root's directory.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct RootKey {
+    pub ino: u64,
+    /// `s_dev` of the directory's superblock.
+    pub dev: u32,
+    pub reserved: u32,
+}
+
+/// Entry of `ROOTS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RootEntry {
+    /// Bits of the filesystems (values of `FILESYSTEMS`) that are guarded below this root.
+    pub filesystems: u64,
+    /// `ROOT_*` flags.
+    pub flags: u32,
+    pub reserved: u32,
+}
+
+/// The root's default mode is `observed`: what has no entry yet is allowed and recorded as would-deny.
+pub const ROOT_OBSERVED: u32 = 1 << 0;
+
+/// Bytes of a filesystem's subtype, with the closing NUL.
+pub const SUBTYPE_BYTES: usize = 24;
+
+/// A kind of shared filesystem.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FilesystemKey {
+    pub magic: u64,
+    /// What follows `fuse.` for FUSE, padded with NULs; all NUL for everything else.
+    pub subtype: [u8; SUBTYPE_BYTES],
+}
+
+/// A cgroup that may delete, in the pools of one set.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct CgroupKey {
+    /// Inode of the cgroup's directory (v2); any process below it matches.
+    pub cgroup_id: u64,
+    pub actor_set: u32,
+    pub reserved: u32,
+}
+
+/// An executable that may delete, in the pools of one set.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ExecutableKey {
+    pub ino: u64,
+    /// `s_dev` of the executable's superblock.
+    pub dev: u32,
+    pub actor_set: u32,
+}
+
+/// What a matching cgroup or executable says about its process.
+///
+/// An actor is `alone != 0` of either, or one bit set in `combined` of both.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ActorMask {
+    /// Not zero: this identity alone makes an actor.
+    pub alone: u64,
+    /// One bit for each actor of the set that needs its cgroup and its executable together.
+    pub combined: u64,
+}
+
+/// A command tree with a lease on one pool.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct LeaseKey {
+    /// The cgroup made for the command; any process below it matches.
+    pub cgroup_id: u64,
+    /// `s_dev` of the pool.
+    pub dev: u32,
+    pub reserved: u32,
+}
+
+/// Entry of `LEASES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LeaseEntry {
+    /// The pool's generation: a lease dies with its superblock.
+    pub generation: u64,
+    /// End of the lease, on the boot clock in nanoseconds.
+    pub expires_boot_ns: u64,
+}
+
+/// Entry of `POOL_COUNTERS`, counted since the pool got its entry. Values of the key are generations.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolCounters {
+    pub denied: u64,
+    pub allowed: u64,
+    pub would_deny: u64,
+}
+
+/// A device number as the kernel keeps it in `s_dev`, from the `major:minor` of `mountinfo`.
+pub const fn kernel_dev(major: u32, minor: u32) -> u32 {
+    (major << 20) | (minor & 0xf_ffff)
+}
+
+crate::pod!(
+    ActorMask,
+    CgroupKey,
+    Config,
+    ExecutableKey,
+    FilesystemKey,
+    LeaseEntry,
+    LeaseKey,
+    Meta,
+    PoolCounters,
+    PoolEntry,
+    RootEntry,
+    RootKey,
+);
+crate::layout!(
+    Meta: 16, Config: 16, PoolEntry: 48, RootKey: 16, RootEntry: 16, FilesystemKey: 32, CgroupKey: 16,
+    ExecutableKey: 16, ActorMask: 16, LeaseKey: 16, LeaseEntry: 16, PoolCounters: 24,
+);

@@ -1,0 +1,3 @@
+//! The kernel program (being written).
+#![no_std]
+#![no_main]
