@@ -1,16 +1,20 @@
 //! The decision: structure first, map second.
 //!
+//! What loops is a global function (`extern "C"`, numbers only): the verifier checks each of those once
+//! and by itself, instead of once for every way that leads to it.
+//!
 //! Each place where a choice is made between failing closed and failing open says so there.
 
 use aya_ebpf::helpers::generated;
 use aya_ebpf::programs::LsmContext;
 use aya_log_ebpf::{info, warn};
 use guard_common::policy::{
-    FUSE_SUPER_MAGIC, POOL_CANARY, POOL_CANARY_BACKSTOP, POOL_EXPORTED, POOL_GUARD_TRUNCATE, ROOT_OBSERVED, magic_bit,
+    FUSE_SUPER_MAGIC, POOL_CANARY, POOL_CANARY_BACKSTOP, POOL_EXPORTED, POOL_GUARD_TRUNCATE, ROOT_OBSERVED,
+    magic_bit,
 };
 use guard_common::{
-    ActorMask, CgroupKey, Counter, ExecutableKey, FilesystemKey, Hook, LeaseKey, Mode, Operation, PoolEntry, Reason,
-    RootKey, Verdict,
+    ActorMask, CgroupKey, Counter, ExecutableKey, FilesystemKey, Hook, LeaseKey, Mode, Operation, PoolEntry,
+    Reason, RootKey, Verdict,
 };
 
 use crate::kernel::{self, ReadError, Task, Trusted};
@@ -37,16 +41,22 @@ pub struct Access {
 }
 
 impl Access {
-    /// `vfsmount` is 0 if the hook does not know it.
+    /// `vfsmount` is none if the hook does not know it.
     #[inline(always)]
-    pub fn new(hook: Hook, operation: Operation, superblock: Trusted, vfsmount: u64, target: Trusted) -> Self {
+    pub fn new(
+        hook: Hook,
+        operation: Operation,
+        superblock: Trusted,
+        vfsmount: Option<Trusted>,
+        target: Trusted,
+    ) -> Self {
         Self {
             hook,
             operation,
             superblock: superblock.address(),
             dev: superblock.device(),
             magic: superblock.magic(),
-            mount: if vfsmount == 0 { 0 } else { kernel::mount_of(vfsmount) },
+            mount: vfsmount.map_or(0, |vfsmount| kernel::mount_of(vfsmount.address())),
             target: target.address(),
         }
     }
@@ -109,9 +119,8 @@ pub fn with_mount(context: &LsmContext, access: &Access) -> i32 {
         }
         _ => (unclassified(context, access), None),
     };
-    match outcome {
-        Some(outcome) => report::outcome(context, access, entry, outcome),
-        None => return 0,
+    if let Some(outcome) = outcome {
+        report::outcome(context, access, entry, outcome);
     }
     answer(outcome)
 }
@@ -172,9 +181,24 @@ pub fn superblock_ends(context: &LsmContext, superblock: Trusted) {
 #[inline(always)]
 fn answer(outcome: Option<Outcome>) -> i32 {
     match outcome {
-        Some(Outcome { verdict: Verdict::Denied, .. }) => -EPERM,
-        _ => 0,
+        Some(Outcome { verdict: Verdict::Denied, .. }) => constant::<{ -EPERM }>(),
+        _ => constant::<0>(),
     }
+}
+
+/// A constant that the compiler takes for unknown. Else it returns some register that must hold the
+/// same number by then, and the verifier, which has to see an error number or 0, cannot follow.
+#[inline(always)]
+fn constant<const VALUE: i32>() -> i32 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let value: i64;
+        // SAFETY: sets a register.
+        unsafe { core::arch::asm!("{0} = {1}", out(reg) value, const VALUE) };
+        value as i32
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    VALUE
 }
 
 /// The agent's own superblock: only the load that it names answers, and only the hooks it means.
@@ -290,8 +314,9 @@ const WALK_READ_ERROR: u32 = 4;
 
 /// Whether a mount lies at or below a guarded root: walks from its root through names and mounts up
 /// to the top of its namespace. Any root that guards one of `filesystems` counts.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn guarded_root(mount: u64, filesystems: u64) -> u32 {
+pub extern "C" fn guarded_root(mount: u64, filesystems: u64) -> u32 {
     walk(mount, filesystems).unwrap_or(WALK_READ_ERROR)
 }
 
@@ -365,8 +390,9 @@ fn is_actor(actor_set: u32) -> Result<bool, ReadError> {
 
 /// What the process's cgroup and its ancestors say: `u64::MAX` if one of them alone makes an actor,
 /// else the `combined` bits of them all (of which the last is never given out).
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn actor_cgroup(actor_set: u32) -> u64 {
+pub extern "C" fn actor_cgroup(actor_set: u32) -> u64 {
     let mut combined = 0;
     for level in 0..CGROUP_LEVELS {
         // SAFETY: always allowed; 0 below the process's own cgroup.
@@ -387,9 +413,15 @@ fn actor_cgroup(actor_set: u32) -> u64 {
     combined
 }
 
-/// Whether the process belongs to a command tree with a lease on this pool.
-#[inline(never)]
+#[inline(always)]
 fn has_lease(dev: u32, generation: u64) -> bool {
+    lease(dev, generation) != 0
+}
+
+/// 1 if the process belongs to a command tree with a lease on this pool.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn lease(dev: u32, generation: u64) -> u32 {
     for level in 0..CGROUP_LEVELS {
         // SAFETY: always allowed; 0 below the process's own cgroup.
         let cgroup_id = unsafe { generated::bpf_get_current_ancestor_cgroup_id(level) };
@@ -399,9 +431,9 @@ fn has_lease(dev: u32, generation: u64) -> bool {
         // SAFETY: as in `with_mount`.
         if let Some(lease) = unsafe { LEASES.get(LeaseKey { cgroup_id, dev, reserved: 0 }) } {
             if lease.generation == generation && boot_ns() < lease.expires_boot_ns {
-                return true;
+                return 1;
             }
         }
     }
-    false
+    0
 }

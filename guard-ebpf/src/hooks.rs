@@ -36,17 +36,23 @@ fn on_mount(context: &LsmContext, hook: Hook, operation: Operation, mount: Trust
     if !decide::may_hold_pool(superblock) {
         return 0;
     }
-    decide::with_mount(context, &Access::new(hook, operation, superblock, mount.address(), target))
+    decide::with_mount(context, &Access::new(hook, operation, superblock, Some(mount), target))
 }
 
 /// A hook that carries only the inode: `inode_*`.
 #[inline(always)]
-fn on_inode(context: &LsmContext, hook: Hook, operation: Operation, directory: Trusted, target: Trusted) -> i32 {
+fn on_inode(
+    context: &LsmContext,
+    hook: Hook,
+    operation: Operation,
+    directory: Trusted,
+    target: Trusted,
+) -> i32 {
     let superblock = directory.inode_superblock();
     if !decide::may_hold_pool(superblock) {
         return 0;
     }
-    decide::backstop(context, &Access::new(hook, operation, superblock, 0, target))
+    decide::backstop(context, &Access::new(hook, operation, superblock, None, target))
 }
 
 #[lsm(hook = "path_unlink")]
@@ -64,7 +70,13 @@ pub fn guard_path_unlink(context: LsmContext) -> i32 {
 #[lsm(hook = "path_rmdir")]
 pub fn guard_path_rmdir(context: LsmContext) -> i32 {
     honour_previous!(context, 2);
-    on_mount(&context, Hook::PathRmdir, Operation::Rmdir, pointer(&context, 0).path_mount(), pointer(&context, 1))
+    on_mount(
+        &context,
+        Hook::PathRmdir,
+        Operation::Rmdir,
+        pointer(&context, 0).path_mount(),
+        pointer(&context, 1),
+    )
 }
 
 #[lsm(hook = "path_rename")]

@@ -7,6 +7,7 @@
 //! What a failed read means is not decided here but in `decide`.
 
 use core::ffi::c_void;
+use core::mem::MaybeUninit;
 use core::ptr;
 
 use aya_ebpf::helpers::{bpf_probe_read_kernel, generated};
@@ -83,8 +84,15 @@ impl Trusted {
         Self(pointer)
     }
 
+    /// The address as a plain number. The verifier follows typed pointers through every copy but one
+    /// through a helper, and global functions take numbers only.
+    #[inline(always)]
     pub fn address(self) -> u64 {
-        self.0 as u64
+        let mut slot = MaybeUninit::<*const c_void>::uninit();
+        // SAFETY: a slot of our own stack. Volatile, so that the pointer really lies there.
+        unsafe { ptr::write_volatile(slot.as_mut_ptr(), self.0) };
+        // SAFETY: reads that slot. It cannot fail; 0 would read as an unreadable address everywhere.
+        unsafe { bpf_probe_read_kernel(slot.as_ptr().cast::<u64>()) }.unwrap_or(0)
     }
 
     #[inline(always)]
@@ -234,7 +242,8 @@ pub fn superblock_subtype(superblock: u64) -> Result<u64, ReadError> {
 #[inline(always)]
 pub fn read_text(destination: *mut c_void, capacity: u32, source: u64) -> Result<u32, ReadError> {
     // SAFETY: the verifier proves that the destination holds `capacity` bytes.
-    let length = unsafe { generated::bpf_probe_read_kernel_str(destination, capacity, source as *const c_void) };
+    let length =
+        unsafe { generated::bpf_probe_read_kernel_str(destination, capacity, source as *const c_void) };
     u32::try_from(length).map_err(|_| ReadError)
 }
 

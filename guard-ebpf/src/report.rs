@@ -221,42 +221,46 @@ fn fill(
         set!(dev = access.dev);
         set!(reserved = 0);
         set!(comm = bpf_get_current_comm().unwrap_or_default());
-        let (length, whole) = path((&raw mut (*record).path).cast(), access);
-        if !whole {
-            flags |= RECORD_PATH_TRUNCATED;
-        }
-        set!(path_len = length);
+        flags |= write_path(record, access.superblock, access.target);
         set!(flags = flags);
     }
     complete
 }
 
-/// Writes the names from the target up to the superblock's root, each closed by a NUL.
-/// Returns the bytes used, and whether the root was reached.
-#[inline(always)]
-fn path(destination: *mut u8, access: &Access) -> (u32, bool) {
-    let Ok(root) = kernel::superblock_root(access.superblock) else {
-        return (0, false);
-    };
-    let mut dentry = access.target;
-    let mut used: u32 = 0;
-    for _ in 0..PATH_COMPONENTS {
-        if dentry == root {
-            return (used, true);
-        }
-        if used >= PATH_BYTES as u32 {
-            break;
-        }
-        let Ok(name) = kernel::dentry_name(dentry) else { break };
-        // SAFETY: a whole component fits behind every offset below PATH_BYTES (see PATH_STORAGE).
-        let place = unsafe { destination.add(used as usize) };
-        let Ok(length) = kernel::read_text(place.cast(), NAME_BYTES, name) else { break };
-        used += length & 0x1ff;
-        let Ok(parent) = kernel::dentry_parent(dentry) else { break };
-        if parent == dentry {
-            break;
-        }
-        dentry = parent;
+/// Writes the names from the target up to the superblock's root, each closed by a NUL, and how many
+/// bytes they take. Returns the flag that says whether the root was reached.
+///
+/// A global function: see `decide`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn write_path(record: *mut Record, superblock: u64, target: u64) -> u32 {
+    if record.is_null() {
+        return RECORD_PATH_TRUNCATED;
     }
-    (used, false)
+    let mut used: u32 = 0;
+    let mut flag = RECORD_PATH_TRUNCATED;
+    if let Ok(root) = kernel::superblock_root(superblock) {
+        let mut dentry = target;
+        for _ in 0..PATH_COMPONENTS {
+            if dentry == root {
+                flag = 0;
+                break;
+            }
+            if used >= PATH_BYTES as u32 {
+                break;
+            }
+            let Ok(name) = kernel::dentry_name(dentry) else { break };
+            // SAFETY: a whole component fits behind every offset below PATH_BYTES (see PATH_STORAGE).
+            let place = unsafe { (&raw mut (*record).path).cast::<u8>().add(used as usize) };
+            let Ok(length) = kernel::read_text(place.cast(), NAME_BYTES, name) else { break };
+            used += length & 0x1ff;
+            match kernel::dentry_parent(dentry) {
+                Ok(parent) if parent != dentry => dentry = parent,
+                _ => break,
+            }
+        }
+    }
+    // SAFETY: not null, and the caller reserved a whole record.
+    unsafe { ptr::write_volatile(&raw mut (*record).path_len, used) };
+    flag
 }
