@@ -6,8 +6,6 @@
 //! Each place where a choice is made between failing closed and failing open says so there.
 
 use aya_ebpf::helpers::generated;
-use aya_ebpf::programs::LsmContext;
-use aya_log_ebpf::{info, warn};
 use guard_common::policy::{
     FUSE_SUPER_MAGIC, POOL_CANARY, POOL_CANARY_BACKSTOP, POOL_EXPORTED, POOL_GUARD_TRUNCATE, ROOT_OBSERVED,
     magic_bit,
@@ -17,9 +15,9 @@ use guard_common::{
     Reason, RootKey, Verdict,
 };
 
-use crate::kernel::{self, ReadError, Task, Trusted};
+use crate::kernel::{self, Lenient, ReadError, Task, Trusted};
 use crate::maps::{ACTOR_CGROUPS, ACTOR_EXES, CONFIG, FILESYSTEMS, LEASES, POOLS, ROOTS};
-use crate::report;
+use crate::report::{self, Diagnosis, diagnose};
 
 const EPERM: i32 = 1;
 /// Steps of the walk from a mount to a guarded root: names and mounts together.
@@ -27,17 +25,26 @@ const WALK_STEPS: u32 = 256;
 /// Levels of the cgroup tree that are looked at, from the root down.
 const CGROUP_LEVELS: i32 = 24;
 
-/// What is being done to what.
+/// What is being done to what, and what became of it. Plain numbers: it is handed to `report::audit`,
+/// a global function.
+#[repr(C)]
 pub struct Access {
-    pub hook: Hook,
-    pub operation: Operation,
     pub superblock: u64,
-    pub dev: u32,
-    pub magic: u64,
     /// `struct mount`; 0 if the hook does not know it.
     pub mount: u64,
     /// The dentry whose name goes.
     pub target: u64,
+    pub magic: u64,
+    /// The pool's generation, id and mode; 0 if it has no entry.
+    pub generation: u64,
+    pub pool_id: u64,
+    pub mode: u32,
+    pub dev: u32,
+    pub hook: Hook,
+    pub operation: Operation,
+    /// [`Verdict`] and [`Reason`], once they are known.
+    pub verdict: u32,
+    pub reason: u32,
 }
 
 impl Access {
@@ -51,14 +58,26 @@ impl Access {
         target: Trusted,
     ) -> Self {
         Self {
-            hook,
-            operation,
             superblock: superblock.address(),
-            dev: superblock.device(),
-            magic: superblock.magic(),
             mount: vfsmount.map_or(0, |vfsmount| kernel::mount_of(vfsmount.address())),
             target: target.address(),
+            magic: superblock.magic(),
+            generation: 0,
+            pool_id: 0,
+            mode: 0,
+            dev: superblock.device(),
+            hook,
+            operation,
+            verdict: 0,
+            reason: 0,
         }
+    }
+
+    #[inline(always)]
+    fn set_pool(&mut self, entry: &PoolEntry) {
+        self.generation = entry.generation;
+        self.pool_id = entry.pool_id;
+        self.mode = entry.mode;
     }
 }
 
@@ -106,21 +125,22 @@ pub fn may_hold_pool(superblock: Trusted) -> bool {
 
 /// The decision of the hooks that carry the mount.
 #[inline(always)]
-pub fn with_mount(context: &LsmContext, access: &Access) -> i32 {
+pub fn with_mount(access: &mut Access) -> i32 {
     // SAFETY: entries are replaced whole and never freed while a program runs (RCU).
     let entry = unsafe { POOLS.get(access.dev) };
-    let (outcome, entry) = match entry {
+    let outcome = match entry {
         // The magic is compared so that an entry never speaks for another kind of superblock.
         Some(entry) if entry.magic == access.magic => {
             if entry.flags & POOL_CANARY != 0 {
                 return canary(entry, POOL_CANARY_BACKSTOP);
             }
-            (by_mode(context, access, entry), Some(entry))
+            access.set_pool(entry);
+            by_mode(access, entry)
         }
-        _ => (unclassified(context, access), None),
+        _ => unclassified(access),
     };
     if let Some(outcome) = outcome {
-        report::outcome(context, access, entry, outcome);
+        report::outcome(access, outcome);
     }
     answer(outcome)
 }
@@ -130,7 +150,7 @@ pub fn with_mount(context: &LsmContext, access: &Access) -> i32 {
 /// It must not contradict a `path_*` hook that has just allowed the same deletion. So it allows
 /// whatever that hook could have allowed to a user's thread, and refuses what no one may do.
 #[inline(always)]
-pub fn backstop(context: &LsmContext, access: &Access) -> i32 {
+pub fn backstop(access: &mut Access) -> i32 {
     // SAFETY: as in `with_mount`.
     let entry = match unsafe { POOLS.get(access.dev) } {
         Some(entry) if entry.magic == access.magic => entry,
@@ -160,13 +180,14 @@ pub fn backstop(context: &LsmContext, access: &Access) -> i32 {
             denied(if let Some(Mode::Released) = mode { Reason::ReleaseExpired } else { Reason::Sealed })
         }
     };
-    report::outcome(context, access, Some(entry), outcome);
+    access.set_pool(entry);
+    report::outcome(access, outcome);
     answer(Some(outcome))
 }
 
 /// Removes the entry of a superblock that ends.
 #[inline(always)]
-pub fn superblock_ends(context: &LsmContext, superblock: Trusted) {
+pub fn superblock_ends(superblock: Trusted) {
     if !may_hold_pool(superblock) {
         return;
     }
@@ -174,7 +195,7 @@ pub fn superblock_ends(context: &LsmContext, superblock: Trusted) {
     // SAFETY: as in `with_mount`.
     if unsafe { POOLS.get(dev) }.is_some() && POOLS.remove(dev).is_ok() {
         report::count(Counter::PoolsEnded);
-        info!(context, "superblock {:x} ended: its pool entry is removed", dev);
+        diagnose(Diagnosis::SuperblockEnded, dev);
     }
 }
 
@@ -209,7 +230,7 @@ fn canary(entry: &PoolEntry, stand_aside: u32) -> i32 {
 
 /// A superblock that has an entry. `None`: allowed, and nobody needs to know.
 #[inline(always)]
-fn by_mode(context: &LsmContext, access: &Access, entry: &PoolEntry) -> Option<Outcome> {
+fn by_mode(access: &Access, entry: &PoolEntry) -> Option<Outcome> {
     // A number that is no mode is treated as sealed: fail closed for known pools.
     let mode = Mode::from_u32(entry.mode).unwrap_or(Mode::Sealed);
     if matches!(mode, Mode::Released) && is_released(entry) {
@@ -240,7 +261,7 @@ fn by_mode(context: &LsmContext, access: &Access, entry: &PoolEntry) -> Option<O
     if matches!(reason, Reason::ReadError) {
         // A known pool and no way to tell who asks: fail closed.
         report::count(Counter::ErrorReadClosed);
-        warn!(context, "kernel memory unreadable on pool {:x}: denied", access.dev);
+        diagnose(Diagnosis::UnreadableClosed, access.dev);
     }
     let verdict = if matches!(mode, Mode::Observed) { Verdict::WouldDeny } else { Verdict::Denied };
     Some(Outcome { verdict, reason })
@@ -250,14 +271,14 @@ fn by_mode(context: &LsmContext, access: &Access, entry: &PoolEntry) -> Option<O
 ///
 /// Truncation is left alone: a pool's usual mode allows it, and its first moment must not differ.
 #[inline(always)]
-fn unclassified(context: &LsmContext, access: &Access) -> Option<Outcome> {
+fn unclassified(access: &Access) -> Option<Outcome> {
     if matches!(access.operation, Operation::Truncate) {
         return None;
     }
     let filesystem = match filesystem_bit(access) {
         Ok(0) => return None,
         Ok(bit) => bit,
-        Err(ReadError) => return fail_open(context, access),
+        Err(ReadError) => return fail_open(access),
     };
     match guarded_root(access.mount, filesystem) {
         WALK_OUTSIDE => None,
@@ -266,18 +287,18 @@ fn unclassified(context: &LsmContext, access: &Access) -> Option<Outcome> {
         WALK_BOUND => {
             // So deep that nothing is known: fail open, and say so.
             report::count(Counter::ErrorWalkBound);
-            warn!(context, "mount of {:x} lies too deep to tell whether it is guarded: allowed", access.dev);
+            diagnose(Diagnosis::WalkBound, access.dev);
             None
         }
-        _ => fail_open(context, access),
+        _ => fail_open(access),
     }
 }
 
 /// Nothing is known to be guarded here, and the kernel's memory could not be read: fail open.
 #[inline(always)]
-fn fail_open(context: &LsmContext, access: &Access) -> Option<Outcome> {
+fn fail_open(access: &Access) -> Option<Outcome> {
     report::count(Counter::ErrorReadOpen);
-    warn!(context, "kernel memory unreadable on {:x}, which is no known pool: allowed", access.dev);
+    diagnose(Diagnosis::UnreadableOpen, access.dev);
     None
 }
 
@@ -295,11 +316,11 @@ pub fn boot_ns() -> u64 {
 /// The bit of the superblock's kind of filesystem; 0 if policy does not name that kind.
 #[inline(always)]
 fn filesystem_bit(access: &Access) -> Result<u64, ReadError> {
-    let mut key = FilesystemKey { magic: access.magic, subtype: [0; guard_common::policy::SUBTYPE_BYTES] };
+    let mut key = FilesystemKey { magic: access.magic, subtype: [0; guard_common::policy::SUBTYPE_WORDS] };
     if access.magic == FUSE_SUPER_MAGIC {
         let subtype = kernel::superblock_subtype(access.superblock)?;
         if subtype != 0 {
-            kernel::read_text(key.subtype.as_mut_ptr().cast(), key.subtype.len() as u32, subtype)?;
+            kernel::read_text(key.subtype.as_mut_ptr().cast(), size_of_val(&key.subtype) as u32, subtype)?;
         }
     }
     // SAFETY: as in `with_mount`.
@@ -316,37 +337,36 @@ const WALK_READ_ERROR: u32 = 4;
 /// to the top of its namespace. Any root that guards one of `filesystems` counts.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn guarded_root(mount: u64, filesystems: u64) -> u32 {
-    walk(mount, filesystems).unwrap_or(WALK_READ_ERROR)
-}
-
-#[inline(always)]
-fn walk(mut mount: u64, filesystems: u64) -> Result<u32, ReadError> {
-    let mut root = kernel::mount_root(mount)?;
+pub extern "C" fn guarded_root(mut mount: u64, filesystems: u64) -> u32 {
+    let mut reads = Lenient::new();
+    let mut root = reads.mount_root(mount);
     let mut dentry = root;
-    let mut dev = kernel::mount_device(mount)?;
+    let mut dev = reads.mount_device(mount);
     for _ in 0..WALK_STEPS {
-        let key = RootKey { ino: kernel::dentry_ino(dentry)?, dev, reserved: 0 };
+        let key = RootKey { ino: reads.dentry_ino(dentry), dev, reserved: 0 };
         // SAFETY: as in `with_mount`.
         if let Some(entry) = unsafe { ROOTS.get(key) } {
             if entry.filesystems & filesystems != 0 {
-                return Ok(if entry.flags & ROOT_OBSERVED != 0 { WALK_OBSERVE } else { WALK_DENY });
+                return if entry.flags & ROOT_OBSERVED != 0 { WALK_OBSERVE } else { WALK_DENY };
             }
         }
-        if dentry != root {
-            dentry = kernel::dentry_parent(dentry)?;
-            continue;
+        if dentry == root {
+            let parent = reads.mount_parent(mount);
+            if parent == mount {
+                return WALK_OUTSIDE;
+            }
+            dentry = reads.mount_mountpoint(mount);
+            mount = parent;
+            root = reads.mount_root(mount);
+            dev = reads.mount_device(mount);
+        } else {
+            dentry = reads.dentry_parent(dentry);
         }
-        let parent = kernel::mount_parent(mount)?;
-        if parent == mount || parent == 0 {
-            return Ok(WALK_OUTSIDE);
+        if reads.failed() {
+            return WALK_READ_ERROR;
         }
-        dentry = kernel::mount_mountpoint(mount)?;
-        mount = parent;
-        root = kernel::mount_root(mount)?;
-        dev = kernel::mount_device(mount)?;
     }
-    Ok(WALK_BOUND)
+    WALK_BOUND
 }
 
 /// A bind mount of a part of the pool, in a mount namespace other than the host's, that does not lie

@@ -159,38 +159,113 @@ fn read<T>(base: u64, offset: usize) -> Result<T, ReadError> {
     unsafe { bpf_probe_read_kernel(address) }.map_err(|_| ReadError)
 }
 
+/// Reads that go on after a failure: what cannot be read is zero, and that something could not is
+/// remembered. There is no branch on each read, since every branch doubles what the verifier has to
+/// follow, and one slot for all, since the stack is short.
+pub struct Lenient {
+    slot: u64,
+    failures: i64,
+}
+
+impl Lenient {
+    pub fn new() -> Self {
+        Self { slot: 0, failures: 0 }
+    }
+
+    /// Whether something could not be read.
+    pub fn failed(&self) -> bool {
+        self.failures != 0
+    }
+
+    #[inline(always)]
+    fn read<T: Copy>(&mut self, base: u64, offset: usize) -> T {
+        let slot = (&raw mut self.slot).cast::<T>();
+        let source = base.wrapping_add(offset as u64) as *const c_void;
+        // SAFETY: the slot holds eight bytes, and only integers of at most eight are read. The helper
+        // checks the source, and fills the destination with zeros if it is bad.
+        unsafe {
+            self.failures |= generated::bpf_probe_read_kernel(slot.cast(), size_of::<T>() as u32, source);
+            ptr::read_volatile(slot)
+        }
+    }
+
+    /// `mount->mnt_parent`
+    #[inline(always)]
+    pub fn mount_parent(&mut self, mount: u64) -> u64 {
+        self.read(mount, offset!(mount_mnt_parent))
+    }
+    /// `mount->mnt_mountpoint`
+    #[inline(always)]
+    pub fn mount_mountpoint(&mut self, mount: u64) -> u64 {
+        self.read(mount, offset!(mount_mnt_mountpoint))
+    }
+    /// `mount->mnt.mnt_root`
+    #[inline(always)]
+    pub fn mount_root(&mut self, mount: u64) -> u64 {
+        self.read(mount, offset!(mount_mnt) + offset!(vfsmount_mnt_root))
+    }
+    /// `mount->mnt.mnt_sb->s_dev`
+    #[inline(always)]
+    pub fn mount_device(&mut self, mount: u64) -> u32 {
+        let superblock = self.read(mount, offset!(mount_mnt) + offset!(vfsmount_mnt_sb));
+        self.read(superblock, offset!(super_block_s_dev))
+    }
+    /// `dentry->d_inode->i_ino`
+    #[inline(always)]
+    pub fn dentry_ino(&mut self, dentry: u64) -> u64 {
+        let inode = self.read(dentry, offset!(dentry_d_inode));
+        self.read(inode, offset!(inode_i_ino))
+    }
+    /// `dentry->d_parent`
+    #[inline(always)]
+    pub fn dentry_parent(&mut self, dentry: u64) -> u64 {
+        self.read(dentry, offset!(dentry_d_parent))
+    }
+    /// `mount->mnt_id`
+    #[inline(always)]
+    pub fn mount_id(&mut self, mount: u64) -> u32 {
+        self.read(mount, offset!(mount_mnt_id))
+    }
+    /// When the task's process started, on the boot clock.
+    #[inline(always)]
+    pub fn process_start(&mut self, Task(task): Task) -> u64 {
+        let leader = self.read(task, offset!(task_group_leader));
+        self.read(leader, offset!(task_start_boottime))
+    }
+    #[inline(always)]
+    pub fn parent_process(&mut self, Task(task): Task) -> u32 {
+        let parent = self.read(task, offset!(task_real_parent));
+        self.read(parent, offset!(task_tgid))
+    }
+    #[inline(always)]
+    pub fn login_uid(&mut self, Task(task): Task) -> u32 {
+        self.read(task, offset!(task_loginuid))
+    }
+    /// Real and effective user.
+    #[inline(always)]
+    pub fn users(&mut self, Task(task): Task) -> (u32, u32) {
+        let credentials = self.read(task, offset!(task_cred));
+        (self.read(credentials, offset!(cred_uid)), self.read(credentials, offset!(cred_euid)))
+    }
+    /// Inode of the task's mount namespace.
+    #[inline(always)]
+    pub fn mount_namespace(&mut self, Task(task): Task) -> u32 {
+        let proxy = self.read(task, offset!(task_nsproxy));
+        let namespace = self.read(proxy, offset!(nsproxy_mnt_ns));
+        self.read(namespace, offset!(mnt_namespace_inum))
+    }
+}
+
 /// `struct mount` around a `struct vfsmount`.
 #[inline(always)]
 pub fn mount_of(vfsmount: u64) -> u64 {
     vfsmount.wrapping_sub(offset!(mount_mnt) as u64)
-}
-/// `mount->mnt_parent`
-#[inline(always)]
-pub fn mount_parent(mount: u64) -> Result<u64, ReadError> {
-    read(mount, offset!(mount_mnt_parent))
-}
-/// `mount->mnt_mountpoint`
-#[inline(always)]
-pub fn mount_mountpoint(mount: u64) -> Result<u64, ReadError> {
-    read(mount, offset!(mount_mnt_mountpoint))
-}
-/// `mount->mnt_id`
-#[inline(always)]
-pub fn mount_id(mount: u64) -> Result<u32, ReadError> {
-    read(mount, offset!(mount_mnt_id))
 }
 /// `mount->mnt.mnt_root`
 #[inline(always)]
 pub fn mount_root(mount: u64) -> Result<u64, ReadError> {
     read(mount, offset!(mount_mnt) + offset!(vfsmount_mnt_root))
 }
-/// `mount->mnt.mnt_sb->s_dev`
-#[inline(always)]
-pub fn mount_device(mount: u64) -> Result<u32, ReadError> {
-    let superblock: u64 = read(mount, offset!(mount_mnt) + offset!(vfsmount_mnt_sb))?;
-    read(superblock, offset!(super_block_s_dev))
-}
-
 /// Highest error number that the kernel puts in a pointer.
 const MAX_ERRNO: u64 = 4095;
 /// Number of all anonymous mount namespaces (detached mounts) since 6.18; before, they had none.
@@ -211,15 +286,6 @@ pub fn mount_namespace(mount: u64) -> Result<u32, ReadError> {
 #[inline(always)]
 pub fn dentry_parent(dentry: u64) -> Result<u64, ReadError> {
     read(dentry, offset!(dentry_d_parent))
-}
-/// `dentry->d_inode->i_ino`; 0 for a name that does not exist.
-#[inline(always)]
-pub fn dentry_ino(dentry: u64) -> Result<u64, ReadError> {
-    let inode: u64 = read(dentry, offset!(dentry_d_inode))?;
-    if inode == 0 {
-        return Ok(0);
-    }
-    read(inode, offset!(inode_i_ino))
 }
 /// `dentry->d_name.name`: address of the name's bytes.
 #[inline(always)]
@@ -263,34 +329,6 @@ impl Task {
     #[inline(always)]
     pub fn is_kernel_thread(self) -> Result<bool, ReadError> {
         Ok(read::<u32>(self.0, offset!(task_flags))? & PF_KTHREAD != 0)
-    }
-    /// When its process started, on the boot clock.
-    #[inline(always)]
-    pub fn process_start(self) -> Result<u64, ReadError> {
-        let leader: u64 = read(self.0, offset!(task_group_leader))?;
-        read(leader, offset!(task_start_boottime))
-    }
-    #[inline(always)]
-    pub fn parent_process(self) -> Result<u32, ReadError> {
-        let parent: u64 = read(self.0, offset!(task_real_parent))?;
-        read(parent, offset!(task_tgid))
-    }
-    #[inline(always)]
-    pub fn login_uid(self) -> Result<u32, ReadError> {
-        read(self.0, offset!(task_loginuid))
-    }
-    /// Real and effective user.
-    #[inline(always)]
-    pub fn users(self) -> Result<(u32, u32), ReadError> {
-        let credentials: u64 = read(self.0, offset!(task_cred))?;
-        Ok((read(credentials, offset!(cred_uid))?, read(credentials, offset!(cred_euid))?))
-    }
-    /// Inode of its mount namespace.
-    #[inline(always)]
-    pub fn mount_namespace(self) -> Result<u32, ReadError> {
-        let proxy: u64 = read(self.0, offset!(task_nsproxy))?;
-        let namespace: u64 = read(proxy, offset!(nsproxy_mnt_ns))?;
-        read(namespace, offset!(mnt_namespace_inum))
     }
     /// `s_dev` and inode of its executable; `None` for a kernel thread.
     #[inline(always)]

@@ -1,21 +1,23 @@
 //! Telemetry: counters, incidents, records. It never changes a verdict: what does not fit is counted.
 
+use core::ffi::c_void;
 use core::ptr;
 
-use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, generated};
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, generated};
 use aya_ebpf::programs::LsmContext;
-use aya_log_ebpf::warn;
+use aya_log_ebpf::{info, warn};
 use guard_common::record::{
     PATH_BYTES, PATH_COMPONENTS, RECORD_KERNEL_THREAD, RECORD_MOUNT_KNOWN, RECORD_PATH_TRUNCATED,
 };
-use guard_common::{Counter, IncidentKey, IncidentValue, PoolEntry, Record, Verdict};
+use guard_common::{Counter, IncidentKey, IncidentValue, Record, Verdict};
 
 use crate::decide::{Access, Outcome, boot_ns};
-use crate::kernel::{self, ReadError, Task};
+use crate::kernel::{self, Lenient, Task};
 use crate::maps::{CONFIG, COUNTERS, INCIDENTS, POOL_COUNTERS, RECORDS};
 
 const BPF_NOEXIST: u64 = 1;
 const NAME_BYTES: u32 = 256;
+const COMM_BYTES: u32 = 16;
 
 /// Adds one. Atomic although the counter is this CPU's own: a program can be preempted by another.
 #[inline(always)]
@@ -59,13 +61,49 @@ fn unimplemented_on_host(_: *mut u64) -> ! {
     unreachable!("the kernel program runs in the kernel only")
 }
 
+/// What the kernel program tells the agent's log.
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub enum Diagnosis {
+    SuperblockEnded = 1,
+    UnreadableClosed = 2,
+    UnreadableOpen = 3,
+    WalkBound = 4,
+    IncidentsFull = 5,
+}
+
+/// Writes one line to the agent's log.
+#[inline(always)]
+pub fn diagnose(what: Diagnosis, dev: u32) {
+    write_log(what as u32, dev);
+}
+
+/// A global function (see `decide`): the verifier looks into the formatting once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn write_log(what: u32, dev: u32) -> u32 {
+    // The log does not look at the context.
+    let context = LsmContext::new(ptr::null_mut());
+    if what == Diagnosis::SuperblockEnded as u32 {
+        info!(&context, "superblock {:x} ended: its pool entry is removed", dev);
+    } else if what == Diagnosis::UnreadableClosed as u32 {
+        warn!(&context, "kernel memory unreadable on pool {:x}: denied", dev);
+    } else if what == Diagnosis::UnreadableOpen as u32 {
+        warn!(&context, "kernel memory unreadable on {:x}, which is no known pool: allowed", dev);
+    } else if what == Diagnosis::WalkBound as u32 {
+        warn!(&context, "mount of {:x} lies too deep to tell whether it is guarded: allowed", dev);
+    } else {
+        warn!(&context, "INCIDENTS is full: a decision on {:x} is counted, not recorded", dev);
+    }
+    0
+}
+
 /// Counts an outcome, and records it if it is of the audited kind.
 #[inline(always)]
-pub fn outcome(context: &LsmContext, access: &Access, entry: Option<&PoolEntry>, outcome: Outcome) {
+pub fn outcome(access: &mut Access, outcome: Outcome) {
     let counter = outcome.counter();
     count(counter);
-    let (generation, pool_id, mode) = entry.map_or((0, 0, 0), |e| (e.generation, e.pool_id, e.mode));
-    if let Some(counters) = POOL_COUNTERS.get_ptr_mut(generation) {
+    if let Some(counters) = POOL_COUNTERS.get_ptr_mut(access.generation) {
         // SAFETY: as in `add_one`.
         add_one(unsafe {
             match outcome.verdict {
@@ -76,33 +114,37 @@ pub fn outcome(context: &LsmContext, access: &Access, entry: Option<&PoolEntry>,
         });
     }
     if counter.is_audited() {
-        audit(context, access, &Pool { generation, pool_id, mode }, outcome);
+        access.verdict = outcome.verdict as u32;
+        access.reason = outcome.reason as u32;
+        audit(access);
     }
 }
 
-/// What an entry says that goes into the record.
-struct Pool {
-    generation: u64,
-    pool_id: u64,
-    mode: u32,
-}
-
-#[inline(always)]
-fn audit(context: &LsmContext, access: &Access, pool: &Pool, outcome: Outcome) {
+/// Adds a decision to its incident, and sends a record of it if it is one of the incident's first.
+///
+/// A global function: see `decide`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn audit(access: *const Access) -> u32 {
+    if access.is_null() {
+        return 0;
+    }
+    // SAFETY: not null, and the verifier has checked its size.
+    let access = unsafe { &*access };
+    let mut reads = Lenient::new();
     let key = IncidentKey {
-        generation: pool.generation,
-        // Without it two processes with one pid could share an incident; the count stays exact.
-        start_boot_ns: Task::current().process_start().unwrap_or(0),
+        generation: access.generation,
+        start_boot_ns: reads.process_start(Task::current()),
         tgid: (bpf_get_current_pid_tgid() >> 32) as u32,
         dev: access.dev,
-        reason: outcome.reason as u32,
-        verdict: outcome.verdict as u32,
+        reason: access.reason,
+        verdict: access.verdict,
     };
-    let Some(incident) = incident(&key, pool.pool_id) else {
+    let Some(incident) = incident(&key, access.pool_id) else {
         count(Counter::ErrorIncidentsFull);
         count(Counter::RecordsLost);
-        warn!(context, "INCIDENTS is full: a decision on {:x} is counted, not recorded", access.dev);
-        return;
+        diagnose(Diagnosis::IncidentsFull, access.dev);
+        return 0;
     };
     let now = boot_ns();
     // SAFETY: points into a map's value, which lives as long as the program runs.
@@ -112,23 +154,24 @@ fn audit(context: &LsmContext, access: &Access, pool: &Pool, outcome: Outcome) {
     };
     if number > u64::from(CONFIG.get(0).map_or(0, |config| config.full_records)) {
         count(Counter::RecordsAggregated);
-        return;
+        return 0;
     }
     let Some(mut record) = RECORDS.reserve::<Record>(0) else {
         // SAFETY: as above.
         add_one(unsafe { &raw mut (*incident).lost });
         count(Counter::ErrorRingFull);
         count(Counter::RecordsLost);
-        return;
+        return 0;
     };
-    let complete = fill(record.as_mut_ptr(), access, pool, &key, now, number, outcome);
+    fill(record.as_mut_ptr(), access, &key, now, number, &mut reads);
     record.submit(0);
     // SAFETY: as above.
     add_one(unsafe { &raw mut (*incident).emitted });
     count(Counter::RecordsEmitted);
-    if complete.is_err() {
+    if reads.failed() {
         count(Counter::ErrorReadRecord);
     }
+    0
 }
 
 /// The incident's counters, made if this is its first decision.
@@ -137,36 +180,49 @@ fn incident(key: &IncidentKey, pool_id: u64) -> Option<*mut IncidentValue> {
     if let Some(value) = INCIDENTS.get_ptr_mut(key) {
         return Some(value);
     }
-    let task = Task::current();
-    let value = IncidentValue {
+    open_incident(key, pool_id);
+    INCIDENTS.get_ptr_mut(key)
+}
+
+/// A global function (see `decide`): its stack is not added to that of a known incident's way.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn open_incident(key: *const IncidentKey, pool_id: u64) -> u32 {
+    if key.is_null() {
+        return 0;
+    }
+    let mut reads = Lenient::new();
+    let mut value = IncidentValue {
         count: 0,
         emitted: 0,
         lost: 0,
         first_boot_ns: boot_ns(),
         last_boot_ns: 0,
         pool_id,
-        uid: task.users().unwrap_or((u32::MAX, 0)).0,
-        login_uid: task.login_uid().unwrap_or(u32::MAX),
-        comm: bpf_get_current_comm().unwrap_or_default(),
+        uid: reads.users(Task::current()).0,
+        login_uid: reads.login_uid(Task::current()),
+        comm: [0; 2],
     };
+    write_comm((&raw mut value.comm).cast());
+    // A copy on this function's own stack: before 6.2 a map takes no key from elsewhere.
+    // SAFETY: not null, and the verifier has checked its size.
+    let key = unsafe { ptr::read_volatile(key) };
     // Another thread of the process may have been quicker: then its entry is taken.
-    let _ = INCIDENTS.insert(key, value, BPF_NOEXIST);
-    INCIDENTS.get_ptr_mut(key)
+    let _ = INCIDENTS.insert(&key, &value, BPF_NOEXIST);
+    0
 }
 
-/// Writes the record. What cannot be read stays zero, and the record is sent all the same.
+/// Writes the thread's name: sixteen bytes.
 #[inline(always)]
-fn fill(
-    record: *mut Record,
-    access: &Access,
-    pool: &Pool,
-    key: &IncidentKey,
-    now: u64,
-    number: u64,
-    outcome: Outcome,
-) -> Result<(), ReadError> {
+fn write_comm(destination: *mut c_void) {
+    // SAFETY: the verifier proves that the destination holds the bytes.
+    unsafe { generated::bpf_get_current_comm(destination, COMM_BYTES) };
+}
+
+/// Writes the record. What cannot be read is zero, and the record is sent all the same.
+#[inline(always)]
+fn fill(record: *mut Record, access: &Access, key: &IncidentKey, now: u64, number: u64, reads: &mut Lenient) {
     let task = Task::current();
-    let mut complete = Ok(());
     // SAFETY: the ring buffer has reserved a whole record at this address, for this program alone.
     unsafe {
         macro_rules! set {
@@ -174,57 +230,43 @@ fn fill(
                 ptr::write_volatile(&raw mut (*record).$field, $value)
             };
         }
-        macro_rules! try_set {
-            ($field:ident = $value:expr) => {
-                set!(
-                    $field = $value.unwrap_or_else(|error: ReadError| {
-                        complete = Err(error);
-                        0
-                    })
-                )
-            };
-        }
         set!(boot_ns = now);
         set!(start_boot_ns = key.start_boot_ns);
-        set!(generation = pool.generation);
-        set!(pool_id = pool.pool_id);
+        set!(generation = access.generation);
+        set!(pool_id = access.pool_id);
         set!(cgroup_id = generated::bpf_get_current_cgroup_id());
-        try_set!(parent_ino = kernel::dentry_parent(access.target).and_then(kernel::dentry_ino));
-        try_set!(target_ino = kernel::dentry_ino(access.target));
+        let parent = reads.dentry_parent(access.target);
+        set!(parent_ino = reads.dentry_ino(parent));
+        set!(target_ino = reads.dentry_ino(access.target));
         set!(incident_count = number);
         set!(hook = access.hook as u32);
         set!(operation = access.operation as u32);
-        set!(verdict = outcome.verdict as u32);
-        set!(reason = outcome.reason as u32);
-        set!(mode = pool.mode);
+        set!(verdict = access.verdict);
+        set!(reason = access.reason);
+        set!(mode = access.mode);
         set!(pid = bpf_get_current_pid_tgid() as u32);
         set!(tgid = key.tgid);
-        try_set!(ppid = task.parent_process());
-        let (uid, euid) = task.users().unwrap_or_else(|error| {
-            complete = Err(error);
-            (u32::MAX, u32::MAX)
-        });
+        set!(ppid = reads.parent_process(task));
+        let (uid, euid) = reads.users(task);
         set!(uid = uid);
         set!(euid = euid);
-        set!(login_uid = task.login_uid().unwrap_or(u32::MAX));
-        // A kernel thread or an exiting task may have none.
-        set!(mnt_ns = task.mount_namespace().unwrap_or(0));
+        set!(login_uid = reads.login_uid(task));
+        set!(mnt_ns = reads.mount_namespace(task));
         let mut flags = if task.is_kernel_thread().unwrap_or(false) { RECORD_KERNEL_THREAD } else { 0 };
+        let (mut mount_ns, mut mount_id) = (0, 0);
         if access.mount != 0 {
             flags |= RECORD_MOUNT_KNOWN;
-            try_set!(mount_ns = kernel::mount_namespace(access.mount));
-            try_set!(mount_id = kernel::mount_id(access.mount));
-        } else {
-            set!(mount_ns = 0);
-            set!(mount_id = 0);
+            mount_ns = kernel::mount_namespace(access.mount).unwrap_or(0);
+            mount_id = reads.mount_id(access.mount);
         }
+        set!(mount_ns = mount_ns);
+        set!(mount_id = mount_id);
         set!(dev = access.dev);
         set!(reserved = 0);
-        set!(comm = bpf_get_current_comm().unwrap_or_default());
+        write_comm((&raw mut (*record).comm).cast());
         flags |= write_path(record, access.superblock, access.target);
         set!(flags = flags);
     }
-    complete
 }
 
 /// Writes the names from the target up to the superblock's root, each closed by a NUL, and how many
