@@ -24,6 +24,8 @@ pub enum ClientError {
     Permission { path: PathBuf, source: io::Error },
     #[error("the connection to the agent broke")]
     Broken { source: io::Error },
+    #[error("the agent has closed the connection")]
+    Closed,
     #[error("the agent answered with something else than this protocol")]
     Answer { source: serde_json::Error },
     #[error("the agent answered `{request}` with another answer's content")]
@@ -36,7 +38,9 @@ impl ClientError {
     /// What the process ends with.
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Unreachable { .. } | Self::Permission { .. } | Self::Broken { .. } => Exit::Unreachable,
+            Self::Unreachable { .. } | Self::Permission { .. } | Self::Broken { .. } | Self::Closed => {
+                Exit::Unreachable
+            }
             Self::Answer { .. } | Self::OtherAnswer { .. } => Exit::Failure,
             Self::Refused(_) => Exit::Refused,
         }
@@ -49,7 +53,9 @@ impl ClientError {
                 "is it running? systemctl status guard-agent (another --run-dir?)".to_owned()
             }
             Self::Permission { .. } => "run it as root, or as a member of the group `guard`".to_owned(),
-            Self::Broken { .. } => "systemctl status guard-agent; journalctl -u guard-agent".to_owned(),
+            Self::Broken { .. } | Self::Closed => {
+                "systemctl status guard-agent; journalctl -u guard-agent".to_owned()
+            }
             Self::Answer { .. } | Self::OtherAnswer { .. } => {
                 "use the guardctl that came with the running agent".to_owned()
             }
