@@ -1,6 +1,8 @@
-//! The audit log: what is written (`record`, pure), how it reaches the file whole and in order
+//! The audit log: what is written (`record`, `decisions`, `changes`: pure), how it reaches the file whole and in order
 //! (`queue`, `file`), and how it is read back (`history`, `filter`).
 
+pub mod changes;
+pub mod decisions;
 pub mod file;
 pub mod filter;
 pub mod history;

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use guard_common::{IncidentKey, IncidentValue};
+use guard_common::{Hook, IncidentKey, IncidentValue, Mode, Operation, Reason, Verdict};
 
 use super::*;
-use crate::events::DecisionPath;
+use crate::events::{BootOffset, Decision, DecisionPath, Name, Summary};
+use crate::posture;
 
 fn offset() -> BootOffset {
     BootOffset::between(Duration::from_secs(1_790_000_000), Duration::ZERO)

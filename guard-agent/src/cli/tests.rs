@@ -1,6 +1,7 @@
 //! The text of a fixed status (golden), exit codes, and the command line.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use guard_common::Mode;
@@ -145,7 +146,7 @@ fn the_command_line_is_understood() {
     Cli::command().debug_assert();
     let parse = |line: &str| Cli::try_parse_from(line.split(' '));
     let cli = parse("guardctl release default --ttl 1h30m --reason why --json --run-dir /r").unwrap();
-    assert!(cli.global.json && cli.global.run_dir == PathBuf::from("/r"));
+    assert!(cli.global.json && cli.global.run_dir == Path::new("/r"));
     let Command::Release(args) = cli.command else { panic!("another command") };
     assert_eq!((args.ttl, args.reason.as_str()), (Duration::from_secs(5_400), "why"));
     let cli = parse("guardctl events -f -n 5 --kind lease --since 2026-09-21T14:13:20Z").unwrap();
