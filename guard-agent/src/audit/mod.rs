@@ -6,6 +6,7 @@ pub mod decisions;
 pub mod file;
 pub mod filter;
 pub mod history;
+pub mod origin;
 pub mod queue;
 pub mod record;
 pub mod tail;
