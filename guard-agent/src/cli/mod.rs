@@ -1,1 +1,191 @@
-//! (being written)
+//! `guardctl`: asks the agent and shows what it says. One file a subcommand.
+//!
+//! Output goes to a writer and is text for people, or one JSON document with `--json` (`events`: one a
+//! line). A reader that has seen enough (`| head`) ends it quietly.
+
+pub mod doctor;
+pub mod duration;
+pub mod events;
+mod host;
+pub mod lease;
+pub mod policy;
+pub mod pools;
+pub mod release;
+pub mod seal;
+pub mod status;
+pub mod text;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
+
+use crate::control::{Client, ClientError, Reply, Request};
+use crate::exit::Exit;
+use crate::paths;
+
+/// Asks and directs the guard-agent of this host.
+#[derive(Debug, Parser)]
+#[command(name = "guardctl", version, propagate_version = true, after_help = EXIT_CODES)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done (status: enforcing), 1 failure, 2 wrong command line, \
+    3 policy file missing or wrong, 4 inactive, 5 agent unreachable, 6 refused, 7 degraded, audit-only, \
+    or a failed check";
+
+/// Options of every subcommand.
+#[derive(Debug, Args)]
+pub struct Global {
+    /// Directory of the agent's control socket.
+    #[arg(long, global = true, value_name = "DIR", default_value = paths::RUN_DIR)]
+    pub run_dir: PathBuf,
+    /// JSON instead of text.
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Posture, policy, pools, leases and counters.
+    Status,
+    /// The pools and their modes.
+    Pools,
+    /// Deny every deletion in a pool, the storage daemon's too.
+    Seal(seal::SealArgs),
+    /// Let everyone delete in a pool for a while.
+    Release(release::ReleaseArgs),
+    /// The running leases.
+    #[command(subcommand)]
+    Lease(lease::LeaseCommand),
+    /// The audit log: history, and what happens now.
+    Events(events::EventsArgs),
+    /// Every precondition on this host, and how to fix what fails. Needs no agent.
+    Doctor,
+    /// The policy: check a file, show what is in force, compare.
+    #[command(subcommand)]
+    Policy(policy::PolicyCommand),
+}
+
+/// Why a command has no result.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error("cannot write the output")]
+    Output(#[from] io::Error),
+    #[error("cannot read {path}")]
+    ReadPolicy { path: PathBuf, source: io::Error },
+    #[error("{what} is not part of this build")]
+    NotBuilt { what: &'static str },
+}
+
+impl CliError {
+    /// What the process ends with.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Client(error) => error.exit(),
+            Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Ok,
+            Self::Output(_) | Self::NotBuilt { .. } => Exit::Failure,
+            Self::ReadPolicy { .. } => Exit::Policy,
+        }
+    }
+
+    fn fix(&self) -> Option<String> {
+        match self {
+            Self::Client(error) => Some(error.fix()),
+            Self::ReadPolicy { .. } => Some("name the policy file, or create it".to_owned()),
+            Self::Output(_) | Self::NotBuilt { .. } => None,
+        }
+    }
+}
+
+/// The whole program: parses the command line, runs it, and says on standard error what went wrong.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are "errors" of clap that go to standard output.
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Usage } else { Exit::Ok };
+        }
+    };
+    let mut out = io::stdout().lock();
+    let result = run(&cli, &mut out).and_then(|exit| out.flush().map(|()| exit).map_err(CliError::from));
+    match result {
+        Ok(exit) => exit,
+        Err(error) => {
+            let exit = error.exit();
+            if exit != Exit::Ok {
+                explain(&error, &mut io::stderr().lock());
+            }
+            exit
+        }
+    }
+}
+
+/// Runs one command.
+pub fn run(cli: &Cli, out: &mut impl Write) -> Result<Exit, CliError> {
+    let global = &cli.global;
+    match &cli.command {
+        Command::Status => status::run(global, out),
+        Command::Pools => pools::run(global, out),
+        Command::Seal(args) => seal::run(global, args, out),
+        Command::Release(args) => release::run(global, args, out),
+        Command::Lease(command) => lease::run(global, command, out),
+        Command::Events(args) => events::run(global, args, out),
+        Command::Doctor => doctor::run(global, out),
+        Command::Policy(command) => policy::run(global, command, out),
+    }
+}
+
+fn explain(error: &CliError, out: &mut impl Write) {
+    let mut message = format!("guardctl: {}", text::safe(&error.to_string()));
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        message.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    if let Some(fix) = error.fix() {
+        message.push_str(&format!("\n  fix: {}", text::safe(&fix)));
+    }
+    // Nobody is left to be told.
+    let _ = writeln!(out, "{message}");
+}
+
+impl Global {
+    /// One request on a connection of its own.
+    fn ask(&self, request: &Request) -> Result<Reply, CliError> {
+        Ok(Client::connect(&self.run_dir)?.request(request)?)
+    }
+}
+
+/// The one kind of reply that answers `request`.
+macro_rules! expect_reply {
+    ($global:expr, $request:expr, $pattern:pat => $value:expr) => {{
+        let request = $request;
+        match $global.ask(&request)? {
+            $pattern => $value,
+            _ => {
+                return Err($crate::control::ClientError::OtherAnswer { request: request.name() }.into());
+            }
+        }
+    }};
+}
+use expect_reply;
+
+/// One JSON document, for people's eyes too.
+fn write_json(out: &mut impl Write, value: &impl Serialize) -> Result<(), CliError> {
+    serde_json::to_writer_pretty(&mut *out, value).map_err(io::Error::from)?;
+    Ok(writeln!(out)?)
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

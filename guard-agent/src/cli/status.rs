@@ -1,0 +1,155 @@
+//! `guardctl status`: the posture first, then what it stands on.
+
+use std::fmt::Write as _;
+use std::io::Write;
+
+use super::text::{safe, time};
+use super::{CliError, Global, expect_reply, lease, pools, text, write_json};
+use crate::control::report::{AuditReport, PolicyReport, PostureReport, RootReport, StatusReport};
+use crate::control::{Reply, Request};
+use crate::exit::Exit;
+use crate::posture::State;
+
+/// Shows the status; the exit code is the posture's.
+pub fn run(global: &Global, out: &mut impl Write) -> Result<Exit, CliError> {
+    let status = expect_reply!(global, Request::Status, Reply::Status(status) => status);
+    if global.json {
+        write_json(out, &status)?;
+    } else {
+        out.write_all(render(&status).as_bytes())?;
+    }
+    Ok(exit(status.posture.posture.state))
+}
+
+/// What a posture ends `status` with.
+pub fn exit(state: State) -> Exit {
+    match state {
+        State::Enforcing => Exit::Ok,
+        State::Degraded | State::AuditOnly => Exit::Degraded,
+        State::Inactive => Exit::Inactive,
+    }
+}
+
+/// A posture's name.
+pub fn state_name(state: State) -> &'static str {
+    match state {
+        State::Enforcing => "enforcing",
+        State::Degraded => "degraded",
+        State::AuditOnly => "audit-only",
+        State::Inactive => "inactive",
+    }
+}
+
+/// The status as text.
+pub fn render(status: &StatusReport) -> String {
+    let agent = &status.agent;
+    let counts = &status.reconciled;
+    let mut text = posture(&status.posture);
+    text += &policy(&status.policy);
+    let (version, build) = (safe(&agent.version), safe(&agent.build));
+    line(
+        &mut text,
+        "agent",
+        format!("{version} ({build}), pid {}, since {}", agent.pid, time(agent.started)),
+    );
+    line(
+        &mut text,
+        "decisions",
+        format!(
+            "{} = {} emitted + {} aggregated + {} lost",
+            counts.decisions, counts.emitted, counts.aggregated, counts.lost
+        ),
+    );
+    line(&mut text, "audit", audit(&status.audit));
+    section(&mut text, "guarded roots", roots(&status.roots));
+    section(&mut text, "pools", pools::render(&status.pools));
+    section(&mut text, "leases", lease::render(&status.leases));
+    section(&mut text, "counters", counters(status));
+    text
+}
+
+fn posture(report: &PostureReport) -> String {
+    let proven = match report.proven_at {
+        Some(at) => format!("last proven {}", time(at)),
+        None => "never proven".to_owned(),
+    };
+    let mut text = String::new();
+    line(&mut text, "posture", format!("{}, {proven}", state_name(report.posture.state)));
+    for reason in &report.posture.reasons {
+        let _ = writeln!(text, "  {}: {}", safe(&reason.code), safe(&reason.detail));
+        let _ = writeln!(text, "    fix: {}", safe(&reason.fix));
+    }
+    text
+}
+
+fn policy(report: &PolicyReport) -> String {
+    let hash: String = report.hash.chars().take(12).collect();
+    let mut text = String::new();
+    let loaded = time(report.loaded);
+    let path = safe(&report.path);
+    line(
+        &mut text,
+        "policy",
+        format!("{path}, generation {}, sha256 {}, loaded {loaded}", report.generation, safe(&hash)),
+    );
+    if let Some(rejected) = &report.rejected {
+        let _ = writeln!(
+            text,
+            "  the file was edited {} and is wrong; the policy above stays",
+            time(rejected.at)
+        );
+        for error in &rejected.errors {
+            let _ = writeln!(text, "    {}", safe(error));
+        }
+        let _ = writeln!(text, "    fix: correct the file; guardctl policy check");
+    }
+    text
+}
+
+fn audit(report: &AuditReport) -> String {
+    let mut text = format!("{}, sequence {}", safe(&report.path), report.sequence);
+    for (count, what) in [
+        (report.write_failures, "failed writes"),
+        (report.dropped, "records dropped"),
+        (report.pending as u64, "records waiting"),
+    ] {
+        if count > 0 {
+            let _ = write!(text, ", {count} {what}");
+        }
+    }
+    text
+}
+
+fn roots(roots: &[RootReport]) -> String {
+    let rows: Vec<Vec<String>> = roots
+        .iter()
+        .map(|root| {
+            let state = match (&root.detail, root.in_force) {
+                (None, true) => "in force".to_owned(),
+                (None, false) => "not in force".to_owned(),
+                (Some(detail), true) => format!("in force: {}", safe(detail)),
+                (Some(detail), false) => format!("not in force: {}", safe(detail)),
+            };
+            vec![safe(&root.path), root.mode.to_string(), root.filesystems.join(" "), state]
+        })
+        .collect();
+    text::table("  ", &rows)
+}
+
+fn counters(status: &StatusReport) -> String {
+    let counted = status.counters.iter().filter(|(_, count)| **count > 0);
+    let rows: Vec<Vec<String>> = counted.map(|(name, count)| vec![safe(name), count.to_string()]).collect();
+    text::table("  ", &rows)
+}
+
+fn line(text: &mut String, name: &str, content: String) {
+    let _ = writeln!(text, "{name:<10} {content}");
+}
+
+fn section(text: &mut String, name: &str, content: String) {
+    if content.is_empty() {
+        let _ = writeln!(text, "\n{name}: none");
+    } else {
+        let _ = write!(text, "\n{name}\n{content}");
+    }
+}

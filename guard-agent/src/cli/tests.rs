@@ -1,0 +1,178 @@
+//! The text of a fixed status (golden), exit codes, and the command line.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use guard_common::Mode;
+
+use super::*;
+use crate::audit::record::{LeaseKind, ModeCause};
+use crate::control::report::*;
+use crate::events::{BootOffset, Name, Time};
+use crate::posture::{Posture, Reason, State};
+
+fn at(second: u64) -> Time {
+    BootOffset::between(Duration::from_secs(1_790_000_000), Duration::ZERO).stamp(second * 1_000_000_000).time
+}
+
+fn pool(name: &str, mode: Mode) -> PoolReport {
+    PoolReport {
+        name: name.to_owned(),
+        pool_id: "0000000000c0ffee".to_owned(),
+        device: "0:44".to_owned(),
+        filesystem: "ceph".to_owned(),
+        source: "admin@fsid.cephfs=/".to_owned(),
+        mountpoints: vec![format!("/var/lib/incus/storage-pools/{name}")],
+        root: "/var/lib/incus".to_owned(),
+        mode: Name(mode),
+        mode_cause: ModeCause::Policy,
+        generation: 3,
+        release_ends: None,
+        remaining_seconds: None,
+        counters: PoolCountersReport { denied: 1_000_000, allowed: 5, would_deny: 0 },
+    }
+}
+
+fn status() -> StatusReport {
+    let mut released = pool("scratch\u{1b}[2J", Mode::Released);
+    released.mode_cause = ModeCause::Operator;
+    released.release_ends = Some(at(700));
+    released.remaining_seconds = Some(600);
+    let reason = Reason {
+        code: "file-truncate-missing".to_owned(),
+        detail: "the kernel has no file_truncate hook".to_owned(),
+        fix: "run Linux 6.2 or newer".to_owned(),
+    };
+    let counters = [("denied_sealed", 0), ("denied_guarded", 1_000_000), ("allowed_released", 5)];
+    StatusReport {
+        posture: PostureReport {
+            posture: Posture { state: State::Degraded, reasons: vec![reason] },
+            proven_at: Some(at(60)),
+        },
+        agent: AgentReport {
+            version: "0.1.0".to_owned(),
+            build: "abc123".to_owned(),
+            pid: 700,
+            started: at(5),
+        },
+        policy: PolicyReport {
+            path: "/etc/guard-agent/policy.toml".to_owned(),
+            generation: 2,
+            hash: "9f86d081884c7d659a2feaa0c55ad015".to_owned(),
+            loaded: at(6),
+            rejected: Some(RejectedPolicy {
+                at: at(50),
+                errors: vec!["policy.toml:3: unknown key `rots`; did you mean `roots`?".to_owned()],
+            }),
+        },
+        pools: vec![pool("default", Mode::Guarded), released],
+        roots: vec![RootReport {
+            path: "/var/lib/incus".to_owned(),
+            in_force: true,
+            detail: None,
+            filesystems: vec!["ceph".to_owned(), "nfs".to_owned()],
+            mode: Name(Mode::Guarded),
+        }],
+        leases: vec![LeaseReport {
+            id: "r-1".to_owned(),
+            pool: "scratch".to_owned(),
+            kind: LeaseKind::Release,
+            reason: "decommission".to_owned(),
+            uid: 0,
+            login_uid: Some(1_000),
+            granted: at(100),
+            ends: at(700),
+            remaining_seconds: 600,
+        }],
+        counters: counters.map(|(name, count)| (name.to_owned(), count)).into(),
+        reconciled: Reconciled { decisions: 1_000_005, emitted: 21, aggregated: 999_984, lost: 0 },
+        audit: AuditReport {
+            path: "/var/log/guard-agent/audit.jsonl".to_owned(),
+            sequence: 42,
+            write_failures: 3,
+            dropped: 0,
+            pending: 0,
+        },
+    }
+}
+
+fn empty() -> StatusReport {
+    let mut status = status();
+    status.posture = PostureReport {
+        posture: Posture { state: State::Enforcing, reasons: Vec::new() },
+        proven_at: Some(at(60)),
+    };
+    status.policy.rejected = None;
+    (status.pools, status.roots, status.leases) = (Vec::new(), Vec::new(), Vec::new());
+    status.counters = BTreeMap::new();
+    (status.reconciled, status.audit.write_failures) = (Reconciled::default(), 0);
+    status
+}
+
+#[test]
+fn a_status_reads_as_the_golden_file_says() {
+    let text = format!("{}----\n{}", status::render(&status()), status::render(&empty()));
+    assert_eq!(text, include_str!("status.golden"), "the text changed:\n{text}");
+}
+
+#[test]
+fn a_status_is_the_same_after_a_trip_through_json() {
+    let json = serde_json::to_string(&status()).unwrap();
+    assert_eq!(serde_json::from_str::<StatusReport>(&json).unwrap(), status());
+    assert!(json.starts_with(r#"{"posture":{"state":"degraded","reasons":[{"code":"#), "{json}");
+}
+
+#[test]
+fn the_exit_code_is_the_postures() {
+    for (state, code) in
+        [(State::Enforcing, 0), (State::Degraded, 7), (State::AuditOnly, 7), (State::Inactive, 4)]
+    {
+        assert_eq!(status::exit(state) as u8, code);
+    }
+}
+
+#[test]
+fn every_event_reads_as_the_golden_file_says() {
+    let mut text: String =
+        include_str!("../audit/golden.jsonl").lines().map(|line| events::render_line(line) + "\n").collect();
+    text += &(events::render_line("{\"lagged\":7}") + "\n");
+    assert_eq!(text, include_str!("events.golden"), "the text changed:\n{text}");
+}
+
+#[test]
+fn the_command_line_is_understood() {
+    use clap::CommandFactory;
+    Cli::command().debug_assert();
+    let parse = |line: &str| Cli::try_parse_from(line.split(' '));
+    let cli = parse("guardctl release default --ttl 1h30m --reason why --json --run-dir /r").unwrap();
+    assert!(cli.global.json && cli.global.run_dir == Path::new("/r"));
+    let Command::Release(args) = cli.command else { panic!("another command") };
+    assert_eq!((args.ttl, args.reason.as_str()), (Duration::from_secs(5_400), "why"));
+    let cli = parse("guardctl events -f -n 5 --kind lease --since 2026-09-21T14:13:20Z").unwrap();
+    let Command::Events(args) = cli.command else { panic!("another command") };
+    assert_eq!((args.follow, args.lines, args.since), (true, 5, Some(at(0))));
+    for wrong in ["release default --ttl 10 --reason r", "release default", "events --since soon", "frob"] {
+        assert!(parse(&format!("guardctl {wrong}")).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn no_agent_is_exit_code_five_with_advice() {
+    let directory = tempfile::tempdir().unwrap();
+    let run_dir = directory.path().display().to_string();
+    let cli = Cli::try_parse_from(["guardctl", "status", "--run-dir", &run_dir]).unwrap();
+    let error = run(&cli, &mut Vec::new()).unwrap_err();
+    assert_eq!(error.exit(), Exit::Unreachable);
+    let mut text = Vec::new();
+    explain(&error, &mut text);
+    let text = String::from_utf8(text).unwrap();
+    assert!(text.contains("No such file") && text.contains("fix: is it running? systemctl status"), "{text}");
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    let error = CliError::Output(io::ErrorKind::BrokenPipe.into());
+    assert_eq!(error.exit(), Exit::Ok);
+    assert_eq!(CliError::Output(io::ErrorKind::StorageFull.into()).exit(), Exit::Failure);
+}

@@ -1,0 +1,82 @@
+//! Text for terminals: aligned tables, times and durations, and names that cannot move the cursor.
+
+use std::fmt::Write as _;
+
+use crate::events::Time;
+
+/// A name that someone else chose (a path, a process), made harmless: control characters, and those that
+/// reorder text, are shown as escapes.
+pub fn safe(name: &str) -> String {
+    let mut text = String::with_capacity(name.len());
+    for character in name.chars() {
+        match character {
+            '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                text.extend(character.escape_unicode());
+            }
+            _ if character.is_control() => text.extend(character.escape_default()),
+            _ => text.push(character),
+        }
+    }
+    text
+}
+
+/// A time to the second, in UTC.
+pub fn time(time: Time) -> String {
+    format!("{:.0}", time.0)
+}
+
+/// `1h30m`, `10m`, `45s`: the two largest units.
+pub fn duration(seconds: u64) -> String {
+    let units = [(86_400, "d"), (3_600, "h"), (60, "m"), (1, "s")];
+    let mut text = String::new();
+    let mut rest = seconds;
+    for (size, unit) in units {
+        let count = rest / size;
+        if count > 0 && text.chars().filter(|c| c.is_alphabetic()).count() < 2 {
+            let _ = write!(text, "{count}{unit}");
+        }
+        rest %= size;
+    }
+    if text.is_empty() { "0s".to_owned() } else { text }
+}
+
+/// Rows with aligned columns, each line behind `indent`. The first row is the heading.
+pub fn table(indent: &str, rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width =
+        |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max();
+    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+    let mut text = String::new();
+    for row in rows {
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let _ = writeln!(text, "{}", format!("{indent}{}", cells.join("  ")).trim_end());
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_cannot_steer_the_terminal() {
+        assert_eq!(safe("café 日本"), "café 日本");
+        assert_eq!(safe("a\u{1b}[2J\nb\u{9b}c\u{202e}d"), "a\\u{1b}[2J\\nb\\u{9b}c\\u{202e}d");
+    }
+
+    #[test]
+    fn durations_have_two_units() {
+        for (seconds, text) in
+            [(0, "0s"), (45, "45s"), (600, "10m"), (5_400, "1h30m"), (90_061, "1d1h"), (3_601, "1h1s")]
+        {
+            assert_eq!(duration(seconds), text);
+        }
+    }
+
+    #[test]
+    fn columns_are_aligned_and_lines_have_no_trailing_blanks() {
+        let row = |cells: [&str; 2]| cells.map(str::to_owned).to_vec();
+        assert_eq!(table("  ", &[row(["A", "B"]), row(["long", ""])]), "  A     B\n  long\n");
+    }
+}

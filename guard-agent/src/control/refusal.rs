@@ -1,0 +1,114 @@
+//! Why a request was not granted: a refusal is an answer, not an error. Pure.
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// Why a request was refused. [`code`](Self::code) is stable, `Display` is the message.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Refusal {
+    #[error("changes need uid 0, the request came from uid {uid}")]
+    NotRoot { uid: u32 },
+    #[error("uid {uid} is neither root nor a member of the group `{group}`")]
+    NotReader { uid: u32, group: String },
+    #[error("there is no pool `{pool}`; {}", listed("pools", pools))]
+    UnknownPool { pool: String, pools: Vec<String> },
+    #[error("`{pool}` names more than one pool; {}", listed("candidates", candidates))]
+    AmbiguousPool { pool: String, candidates: Vec<String> },
+    #[error("a release of {asked_seconds} s is longer than the policy's limit of {max_seconds} s")]
+    TtlTooLong { asked_seconds: u64, max_seconds: u64 },
+    #[error("a release needs a duration of at least one second")]
+    TtlZero,
+    #[error("a release needs a reason")]
+    ReasonMissing,
+    #[error("there is no lease `{id}`; {}", listed("leases", leases))]
+    NoSuchLease { id: String, leases: Vec<String> },
+    #[error("the policy was rejected, the old one stays in force: {}", errors.join("; "))]
+    PolicyRejected { errors: Vec<String> },
+    #[error("nothing is enforced on this host: {detail}")]
+    NotEnforcing { detail: String },
+    #[error("{operation} failed: {detail}")]
+    Failed { operation: &'static str, detail: String },
+    #[error("the audit log cannot be read: {detail}")]
+    AuditUnreadable { detail: String },
+    #[error("not a request: {detail}")]
+    Malformed { detail: String },
+    #[error("this agent speaks protocol {}, the request says {found}", super::protocol::PROTOCOL)]
+    Protocol { found: String },
+    #[error("a request has at most {limit} bytes")]
+    LineTooLong { limit: usize },
+    #[error("too many connections ({limit})")]
+    TooManyConnections { limit: usize },
+    #[error("the agent does not answer now: {detail}")]
+    Unavailable { detail: String },
+}
+
+impl Refusal {
+    /// Stable name.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NotRoot { .. } => "not-root",
+            Self::NotReader { .. } => "not-reader",
+            Self::UnknownPool { .. } => "unknown-pool",
+            Self::AmbiguousPool { .. } => "ambiguous-pool",
+            Self::TtlTooLong { .. } => "ttl-too-long",
+            Self::TtlZero => "ttl-zero",
+            Self::ReasonMissing => "reason-missing",
+            Self::NoSuchLease { .. } => "no-such-lease",
+            Self::PolicyRejected { .. } => "policy-rejected",
+            Self::NotEnforcing { .. } => "not-enforcing",
+            Self::Failed { .. } => "failed",
+            Self::AuditUnreadable { .. } => "audit-unreadable",
+            Self::Malformed { .. } => "malformed",
+            Self::Protocol { .. } => "protocol",
+            Self::LineTooLong { .. } => "line-too-long",
+            Self::TooManyConnections { .. } => "too-many-connections",
+            Self::Unavailable { .. } => "unavailable",
+        }
+    }
+
+    /// What to do about it.
+    pub fn fix(&self) -> String {
+        match self {
+            Self::NotRoot { .. } => "run it as root (sudo guardctl …)".to_owned(),
+            Self::NotReader { group, .. } => format!("run it as root, or: usermod -aG {group} <user>"),
+            Self::UnknownPool { .. } => "name the pool by name, mountpoint or id: guardctl pools".to_owned(),
+            Self::AmbiguousPool { .. } => "name it by mountpoint or device: guardctl pools".to_owned(),
+            Self::TtlTooLong { max_seconds, .. } => {
+                format!("ask for --ttl {max_seconds}s at most, or raise the limit in the policy")
+            }
+            Self::TtlZero => "give --ttl, e.g. --ttl 10m".to_owned(),
+            Self::ReasonMissing => "give --reason: it is written to the audit log".to_owned(),
+            Self::NoSuchLease { .. } => "see guardctl lease list".to_owned(),
+            Self::PolicyRejected { .. } => "correct the file: guardctl policy check".to_owned(),
+            Self::NotEnforcing { .. } => "see guardctl doctor".to_owned(),
+            Self::Failed { .. } | Self::AuditUnreadable { .. } => {
+                "see the agent's log: journalctl -u guard-agent".to_owned()
+            }
+            Self::Malformed { .. } | Self::LineTooLong { .. } => {
+                r#"send one line like {"protocol":1,"request":"status"}"#.to_owned()
+            }
+            Self::Protocol { .. } => "use the guardctl that came with the running agent".to_owned(),
+            Self::TooManyConnections { .. } => {
+                "end other guardctl events --follow, then try again".to_owned()
+            }
+            Self::Unavailable { .. } => "try again; systemctl status guard-agent".to_owned(),
+        }
+    }
+
+    /// As it is sent.
+    pub fn report(&self) -> RefusalReport {
+        RefusalReport { code: self.code().to_owned(), message: self.to_string(), fix: self.fix() }
+    }
+}
+
+fn listed(what: &str, names: &[String]) -> String {
+    if names.is_empty() { format!("{what}: none") } else { format!("{what}: {}", names.join(", ")) }
+}
+
+/// A refusal as it is sent and received.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusalReport {
+    pub code: String,
+    pub message: String,
+    pub fix: String,
+}

@@ -1,0 +1,167 @@
+//! What the agent reports of itself, as JSON on the socket and with `--json`. Pure.
+
+use std::collections::BTreeMap;
+
+use guard_common::Mode;
+use serde::{Deserialize, Serialize};
+
+use crate::audit::record::{LeaseKind, ModeCause};
+use crate::events::{Name, Time};
+use crate::posture::Posture;
+
+/// Everything that `guardctl status` shows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StatusReport {
+    pub posture: PostureReport,
+    pub agent: AgentReport,
+    pub policy: PolicyReport,
+    pub pools: Vec<PoolReport>,
+    pub roots: Vec<RootReport>,
+    pub leases: Vec<LeaseReport>,
+    /// By the names of `guard_common::Counter`.
+    pub counters: BTreeMap<String, u64>,
+    pub reconciled: Reconciled,
+    pub audit: AuditReport,
+}
+
+/// The posture, and when the canary last proved it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PostureReport {
+    #[serde(flatten)]
+    pub posture: Posture,
+    pub proven_at: Option<Time>,
+}
+
+/// The running agent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AgentReport {
+    pub version: String,
+    pub build: String,
+    pub pid: u32,
+    pub started: Time,
+}
+
+/// The policy in force, and the edit that was not taken.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PolicyReport {
+    pub path: String,
+    pub generation: u64,
+    /// SHA-256 of its text.
+    pub hash: String,
+    pub loaded: Time,
+    pub rejected: Option<RejectedPolicy>,
+}
+
+/// A policy file that is wrong; the one before stays in force.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RejectedPolicy {
+    pub at: Time,
+    /// Each with file, line and hint.
+    pub errors: Vec<String>,
+}
+
+/// The policy in force as text and as the agent understood it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PolicyText {
+    pub path: String,
+    pub generation: u64,
+    pub hash: String,
+    /// The source, as it was loaded.
+    pub text: String,
+    /// With presets and defaults filled in.
+    pub effective: serde_json::Value,
+}
+
+/// One pool.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PoolReport {
+    pub name: String,
+    /// Sixteen hexadecimal digits.
+    pub pool_id: String,
+    /// `major:minor`.
+    pub device: String,
+    pub filesystem: String,
+    pub source: String,
+    pub mountpoints: Vec<String>,
+    /// The guarded root above it.
+    pub root: String,
+    pub mode: Name<Mode>,
+    pub mode_cause: ModeCause,
+    pub generation: u64,
+    /// In mode `released`: when that ends.
+    pub release_ends: Option<Time>,
+    pub remaining_seconds: Option<u64>,
+    pub counters: PoolCountersReport,
+}
+
+/// Decisions on one pool since it got its entry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolCountersReport {
+    pub denied: u64,
+    pub allowed: u64,
+    pub would_deny: u64,
+}
+
+impl From<guard_common::PoolCounters> for PoolCountersReport {
+    fn from(counters: guard_common::PoolCounters) -> Self {
+        let guard_common::PoolCounters { denied, allowed, would_deny } = counters;
+        Self { denied, allowed, would_deny }
+    }
+}
+
+/// A guarded root of the policy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RootReport {
+    pub path: String,
+    /// The directory exists, and the kernel program knows it.
+    pub in_force: bool,
+    /// Why not, if not.
+    pub detail: Option<String>,
+    pub filesystems: Vec<String>,
+    pub mode: Name<Mode>,
+}
+
+/// A running lease.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LeaseReport {
+    pub id: String,
+    pub pool: String,
+    pub kind: LeaseKind,
+    pub reason: String,
+    pub uid: u32,
+    pub login_uid: Option<u32>,
+    pub granted: Time,
+    pub ends: Time,
+    pub remaining_seconds: u64,
+}
+
+/// `decisions = emitted + aggregated + lost`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reconciled {
+    pub decisions: u64,
+    pub emitted: u64,
+    pub aggregated: u64,
+    pub lost: u64,
+}
+
+/// The audit log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditReport {
+    pub path: String,
+    pub sequence: u64,
+    pub write_failures: u64,
+    pub dropped: u64,
+    pub pending: usize,
+}
+
+impl From<crate::audit::AuditStatus> for AuditReport {
+    fn from(status: crate::audit::AuditStatus) -> Self {
+        Self {
+            path: status.path.display().to_string(),
+            sequence: status.sequence,
+            write_failures: status.write_failures,
+            dropped: status.dropped,
+            pending: status.pending,
+        }
+    }
+}
