@@ -74,7 +74,7 @@ fn incident() -> Body {
             pool_id: 0xc0ffee,
             uid: 0,
             login_uid: u32::MAX,
-            comm,
+            comm: [0, 8].map(|at| u64::from_ne_bytes(comm[at..at + 8].try_into().unwrap())),
         },
         ended: true,
     };

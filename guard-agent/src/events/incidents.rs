@@ -26,7 +26,7 @@ impl Summary {
 
     /// Name of the thread that began the incident.
     pub fn comm(&self) -> String {
-        decode::comm(&self.value.comm)
+        decode::comm(&self.value.comm_bytes())
     }
 
     /// The login uid, if it was set.
