@@ -4,7 +4,7 @@
 //! problem, `diff` compares two of them. All but `file` is pure. What of it goes into which map is
 //! decided by `plan`.
 //!
-//! Roots may be nested: a mount belongs to the innermost root above it.
+//! Roots may be nested: a mount belongs to the innermost root above it that guards its kind.
 
 pub mod diff;
 pub mod duration;
