@@ -28,5 +28,6 @@ pub mod paths;
 pub mod plan;
 pub mod policy;
 pub mod posture;
+pub mod reactor;
 pub mod roots;
 pub mod watch;

@@ -85,7 +85,7 @@ pub const POOL_CANARY_BACKSTOP: u32 = 1 << 3;
 
 /// A guarded root's directory.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RootKey {
     pub ino: u64,
     /// `s_dev` of the directory's superblock.
@@ -112,7 +112,7 @@ pub const SUBTYPE_BYTES: usize = 24;
 
 /// A kind of shared filesystem.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FilesystemKey {
     pub magic: u64,
     /// What follows `fuse.` for FUSE, padded with NULs; all NUL for everything else.
@@ -121,7 +121,7 @@ pub struct FilesystemKey {
 
 /// A cgroup that may delete, in the pools of one set.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CgroupKey {
     /// Inode of the cgroup's directory (v2); any process below it matches.
     pub cgroup_id: u64,
@@ -131,7 +131,7 @@ pub struct CgroupKey {
 
 /// An executable that may delete, in the pools of one set.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ExecutableKey {
     pub ino: u64,
     /// `s_dev` of the executable's superblock.
@@ -153,7 +153,7 @@ pub struct ActorMask {
 
 /// A command tree with a lease on one pool.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaseKey {
     /// The cgroup made for the command; any process below it matches.
     pub cgroup_id: u64,

@@ -139,7 +139,7 @@ pub struct Record {
 
 /// One process's decisions of one kind on one pool.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct IncidentKey {
     /// The pool's generation; 0 if it has no entry.
     pub generation: u64,

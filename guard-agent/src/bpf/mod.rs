@@ -1,1 +1,17 @@
-//! (being written)
+//! Everything that talks to the kernel's BPF: offsets, loading, pins, typed maps, the canary.
+//!
+//! It acts and reports; what to protect is decided by `classify` and `plan`.
+
+pub mod apply;
+pub mod btf;
+pub mod canary;
+pub mod load;
+pub mod logs;
+pub mod maps;
+pub mod object;
+pub mod offsets;
+pub mod pins;
+
+pub use canary::CanaryError;
+pub use load::{LoadError, Programs};
+pub use maps::{MapAccessError, Maps};

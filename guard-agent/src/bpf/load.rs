@@ -1,0 +1,257 @@
+//! Loads, pins and attaches the programs, or adopts the pins of an earlier agent.
+//!
+//! The order is: [`prepare`] (maps exist, programs are loaded but not attached) → the caller writes the
+//! policy → [`Prepared::attach`] → the caller proves it by canary → [`Programs::retire_others`].
+
+use std::fs;
+use std::path::Path;
+
+use aya::maps::MapError;
+use aya::programs::links::FdLink;
+use aya::programs::{Lsm, ProgramError};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use guard_common::names::{PROGRAMS, ProgramName, global, map};
+use guard_common::{LAYOUT_VERSION, Meta};
+use thiserror::Error;
+
+use super::btf::{Btf, BtfError};
+use super::maps::{MapAccessError, Maps};
+use super::pins::{Generation, PinError, Pins};
+use super::{object, offsets};
+
+const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
+
+/// The programs could not be put in force.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    #[error("this binary was built without the kernel program: build it with `cargo xtask build`")]
+    NoObject,
+    #[error("read {VMLINUX_BTF}: the kernel was built without CONFIG_DEBUG_INFO_BTF, or /sys is not mounted")]
+    NoBtf(#[source] std::io::Error),
+    #[error(transparent)]
+    Btf(#[from] BtfError),
+    #[error("the kernel has no LSM hook `{hook}` for BPF: it needs CONFIG_BPF_LSM and CONFIG_SECURITY_PATH")]
+    NoHook { hook: &'static str },
+    #[error(
+        "the pinned maps in {directory} have layout {found}, this agent has layout {LAYOUT_VERSION}: the agent that \
+         made them goes on enforcing; to replace it run `guard-agent unload` (nothing is protected in between), \
+         then start this agent"
+    )]
+    Incompatible { directory: String, found: u32 },
+    #[error(transparent)]
+    Pins(#[from] PinError),
+    #[error(transparent)]
+    Map(#[from] MapAccessError),
+    #[error(
+        "the kernel refused the BPF object: this needs CAP_BPF and CAP_PERFMON (or root), and a kernel that is not \
+         locked down; `guardctl doctor` tells which"
+    )]
+    Object(#[source] EbpfError),
+    #[error("the kernel refused to {operation} program {program}")]
+    Program {
+        operation: &'static str,
+        program: &'static str,
+        #[source]
+        source: ProgramError,
+    },
+    #[error("pin {what} in {directory}")]
+    Pin {
+        what: &'static str,
+        directory: String,
+        #[source]
+        source: aya::pin::PinError,
+    },
+}
+
+/// Maps are there and programs are loaded; nothing new is attached yet.
+#[derive(Debug)]
+pub struct Prepared {
+    pins: Pins,
+    generation: Generation,
+    programs: Vec<ProgramName>,
+    /// `None`: the pins of an equal agent are adopted.
+    loaded: Option<Ebpf>,
+}
+
+/// The programs are attached and pinned.
+#[derive(Debug)]
+pub struct Programs {
+    pins: Pins,
+    generation: Generation,
+    /// What this agent found in force when it came.
+    pub adopted: bool,
+    /// Hooks that the programs are attached to.
+    pub hooks: Vec<&'static str>,
+}
+
+/// Brings the maps and programs into being, or finds those of an equal agent.
+pub fn prepare(pin_directory: &Path) -> Result<Prepared, LoadError> {
+    let object = object::bytes().ok_or(LoadError::NoObject)?;
+    let pins = Pins::open(pin_directory)?;
+    let raw = fs::read(VMLINUX_BTF).map_err(LoadError::NoBtf)?;
+    let btf = Btf::parse(&raw)?;
+    let programs = available(&btf)?;
+    let names = || programs.iter().map(|name| name.program);
+    let identity = object::identity();
+
+    let complete: Vec<Generation> =
+        pins.generations()?.into_iter().filter(|generation| generation.is_complete(names())).collect();
+    check_layout(&pins, !complete.is_empty())?;
+    if let Some(generation) = complete.into_iter().find(|generation| generation.identity == identity) {
+        return Ok(Prepared { pins, generation, programs, loaded: None });
+    }
+
+    let token = token();
+    let offsets = offsets::resolve(&btf)?;
+    let mut loader = EbpfLoader::new();
+    // The object needs no relocation against the kernel's types: its offsets are globals.
+    loader.btf(None);
+    loader.override_global(global::OFFSETS, &offsets, true);
+    loader.override_global(global::PROGRAM_TOKEN, &token, true);
+    for name in map::ALL {
+        loader.map_pin_path(*name, pins.maps().join(name));
+    }
+    let ebpf = loader.load(object).map_err(LoadError::Object)?;
+    let mut maps = Maps::open(&pins.maps())?;
+    if maps.meta.read()?.layout_version == 0 {
+        maps.meta.write(Meta { layout_version: LAYOUT_VERSION, reserved: 0, next_generation: 1 })?;
+    }
+    let generation = pins.generation(&identity, token);
+    Ok(Prepared { pins, generation, programs, loaded: Some(ebpf) })
+}
+
+/// The programs whose hooks this kernel has.
+fn available(btf: &Btf<'_>) -> Result<Vec<ProgramName>, LoadError> {
+    let mut programs = Vec::new();
+    for name in PROGRAMS {
+        if btf.has_function(&format!("bpf_lsm_{}", name.hook)) {
+            programs.push(*name);
+        } else if !name.optional {
+            return Err(LoadError::NoHook { hook: name.hook });
+        }
+    }
+    Ok(programs)
+}
+
+/// Refuses maps of another layout; clears what a start that was cut short has left.
+fn check_layout(pins: &Pins, in_force: bool) -> Result<(), LoadError> {
+    let directory = pins.maps();
+    let found = match aya::maps::MapData::from_pin(directory.join(map::META)) {
+        Ok(data) => aya::maps::Array::<_, Meta>::try_from(aya::maps::Map::Array(data))
+            .and_then(|meta| meta.get(&0, 0))
+            .map_or(u32::MAX, |meta| meta.layout_version),
+        Err(MapError::SyscallError(_)) => 0,
+        Err(_) => u32::MAX,
+    };
+    match found {
+        LAYOUT_VERSION => Ok(()),
+        // The version is written before anything is attached: without it nothing is in force.
+        0 if !in_force => Ok(pins.clear_maps()?),
+        found => Err(LoadError::Incompatible { directory: directory.display().to_string(), found }),
+    }
+}
+
+/// A number that no other load on this host has had: the boot clock does not stand still.
+fn token() -> u32 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map_or(0, |time| {
+        // Microseconds, cut to 32 bits: over an hour until a number comes again.
+        time.tv_sec().wrapping_mul(1_000_000).wrapping_add(time.tv_nsec() / 1000)
+    });
+    (now as u32).max(1)
+}
+
+impl Prepared {
+    /// Opens the maps.
+    pub fn maps(&self) -> Result<Maps, LoadError> {
+        Ok(Maps::open(&self.pins.maps())?)
+    }
+
+    /// Where the maps are pinned.
+    pub fn map_directory(&self) -> std::path::PathBuf {
+        self.pins.maps()
+    }
+
+    /// Attaches and pins what was loaded; does nothing for adopted pins.
+    pub fn attach(mut self) -> Result<Programs, LoadError> {
+        let adopted = self.loaded.is_none();
+        if let Some(mut ebpf) = self.loaded.take() {
+            let directory = &self.generation.directory;
+            fs::create_dir_all(directory).map_err(|source| PinError::Io {
+                operation: "create",
+                path: directory.clone(),
+                source,
+            })?;
+            let btf =
+                aya::Btf::from_sys_fs().map_err(|error| LoadError::Object(EbpfError::BtfError(error)))?;
+            for name in &self.programs {
+                if let Err(error) = attach_one(&mut ebpf, *name, &btf, &self.generation) {
+                    // Half a load must not be mistaken for a whole one.
+                    self.pins.retire(&self.generation)?;
+                    return Err(error);
+                }
+            }
+        }
+        let hooks = self.programs.iter().map(|name| name.hook).collect();
+        Ok(Programs { pins: self.pins, generation: self.generation, adopted, hooks })
+    }
+}
+
+fn attach_one(
+    ebpf: &mut Ebpf,
+    name: ProgramName,
+    btf: &aya::Btf,
+    generation: &Generation,
+) -> Result<(), LoadError> {
+    let ProgramName { program, hook, .. } = name;
+    let failed = |operation| move |source| LoadError::Program { operation, program, source };
+    let lsm: &mut Lsm = ebpf
+        .program_mut(program)
+        .expect("the object holds every program of PROGRAMS")
+        .try_into()
+        .map_err(failed("recognise"))?;
+    lsm.load(hook, btf).map_err(failed("load"))?;
+    let pin = |what| {
+        let directory = generation.directory.display().to_string();
+        move |source| LoadError::Pin { what, directory, source }
+    };
+    lsm.pin(generation.program(program)).map_err(pin("a program"))?;
+    let link = lsm.attach().and_then(|id| lsm.take_link(id)).map_err(failed("attach"))?;
+    FdLink::from(link).pin(generation.link(program)).map_err(pin("a link"))?;
+    Ok(())
+}
+
+impl Programs {
+    /// Names this load to the canary.
+    pub fn token(&self) -> u32 {
+        self.generation.token
+    }
+
+    /// One of the programs, for what asks the kernel about them.
+    pub fn any_program(&self) -> std::path::PathBuf {
+        self.generation.program(PROGRAMS[0].program)
+    }
+
+    /// Whether every link is still pinned.
+    pub fn is_pinned(&self) -> bool {
+        self.generation.is_complete(
+            PROGRAMS.iter().filter(|name| self.hooks.contains(&name.hook)).map(|name| name.program),
+        )
+    }
+
+    /// Detaches every other load, and returns how many there were. Only after this one is proven.
+    pub fn retire_others(&self) -> Result<usize, LoadError> {
+        let mut retired = 0;
+        for other in self.pins.generations()? {
+            if other != self.generation {
+                self.pins.retire(&other)?;
+                retired += 1;
+            }
+        }
+        Ok(retired)
+    }
+
+    /// Detaches this load: it did not prove itself.
+    pub fn withdraw(self) -> Result<(), LoadError> {
+        Ok(self.pins.retire(&self.generation)?)
+    }
+}

@@ -1,0 +1,176 @@
+//! Typed handles to the pinned maps. Everything the agent knows about their content goes through here.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use aya::Pod;
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
+use guard_common::names::map;
+use guard_common::{
+    ActorMask, CgroupKey, Config, Counter, ExecutableKey, FilesystemKey, IncidentKey, IncidentValue,
+    LeaseEntry, LeaseKey, Meta, PoolCounters, PoolEntry, RootEntry, RootKey,
+};
+use thiserror::Error;
+
+/// A map could not be opened, read or written.
+#[derive(Debug, Error)]
+#[error("{operation} BPF map {map}")]
+pub struct MapAccessError {
+    operation: &'static str,
+    map: &'static str,
+    #[source]
+    source: MapError,
+}
+
+/// One array element.
+pub struct Single<V: Pod>(Array<MapData, V>, &'static str);
+
+impl<V: Pod> Single<V> {
+    /// Reads it.
+    pub fn read(&self) -> Result<V, MapAccessError> {
+        self.0.get(&0, 0).map_err(|source| MapAccessError { operation: "read", map: self.1, source })
+    }
+
+    /// Replaces it.
+    pub fn write(&mut self, value: V) -> Result<(), MapAccessError> {
+        self.0.set(0, value, 0).map_err(|source| MapAccessError { operation: "write", map: self.1, source })
+    }
+}
+
+/// Whether an entry must be there before it is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Write {
+    /// Either way.
+    Put = 0,
+    /// It must not be there.
+    Create = 1,
+    /// It must be there.
+    Update = 2,
+}
+
+/// A hash map.
+pub struct Table<K: Pod, V: Pod>(HashMap<MapData, K, V>, &'static str);
+
+impl<K: Pod, V: Pod> Table<K, V> {
+    /// One entry.
+    pub fn get(&self, key: &K) -> Result<Option<V>, MapAccessError> {
+        match self.0.get(key, 0) {
+            Ok(value) => Ok(Some(value)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(source) => Err(self.error("read", source)),
+        }
+    }
+
+    /// All entries. One that goes while they are read is left out.
+    pub fn entries(&self) -> Result<Vec<(K, V)>, MapAccessError> {
+        let mut entries = Vec::new();
+        for key in self.0.keys() {
+            let key = key.map_err(|source| self.error("list", source))?;
+            if let Some(value) = self.get(&key)? {
+                entries.push((key, value));
+            }
+        }
+        Ok(entries)
+    }
+
+    /// All entries, in the order of their keys.
+    pub fn sorted(&self) -> Result<BTreeMap<K, V>, MapAccessError>
+    where
+        K: Ord,
+    {
+        Ok(self.entries()?.into_iter().collect())
+    }
+
+    /// Writes an entry.
+    pub fn write(&mut self, key: K, value: V, write: Write) -> Result<(), MapAccessError> {
+        self.0.insert(key, value, write as u64).map_err(|source| self.error("write", source))
+    }
+
+    /// Removes an entry; it is no error if it is gone already.
+    pub fn remove(&mut self, key: &K) -> Result<(), MapAccessError> {
+        match self.0.remove(key) {
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(MapError::SyscallError(error))
+                if error.io_error.raw_os_error() == Some(nix::libc::ENOENT) =>
+            {
+                Ok(())
+            }
+            Err(source) => Err(self.error("remove from", source)),
+        }
+    }
+
+    fn error(&self, operation: &'static str, source: MapError) -> MapAccessError {
+        MapAccessError { operation, map: self.1, source }
+    }
+}
+
+/// All maps.
+pub struct Maps {
+    pub meta: Single<Meta>,
+    pub config: Single<Config>,
+    pub pools: Table<u32, PoolEntry>,
+    pub roots: Table<RootKey, RootEntry>,
+    pub filesystems: Table<FilesystemKey, u32>,
+    pub actor_cgroups: Table<CgroupKey, ActorMask>,
+    pub actor_executables: Table<ExecutableKey, ActorMask>,
+    pub leases: Table<LeaseKey, LeaseEntry>,
+    pub pool_counters: Table<u64, PoolCounters>,
+    pub incidents: Table<IncidentKey, IncidentValue>,
+    counters: PerCpuArray<MapData, u64>,
+}
+
+impl Maps {
+    /// Opens the pins in a directory.
+    pub fn open(directory: &Path) -> Result<Self, MapAccessError> {
+        Ok(Self {
+            meta: single(directory, map::META)?,
+            config: single(directory, map::CONFIG)?,
+            pools: table(directory, map::POOLS)?,
+            roots: table(directory, map::ROOTS)?,
+            filesystems: table(directory, map::FILESYSTEMS)?,
+            actor_cgroups: table(directory, map::ACTOR_CGROUPS)?,
+            actor_executables: table(directory, map::ACTOR_EXES)?,
+            leases: table(directory, map::LEASES)?,
+            pool_counters: table(directory, map::POOL_COUNTERS)?,
+            incidents: table(directory, map::INCIDENTS)?,
+            counters: opened(map::COUNTERS, data(directory, map::COUNTERS).map(Map::PerCpuArray))?,
+        })
+    }
+
+    /// The counters, summed up over all CPUs.
+    pub fn counters(&self) -> Result<BTreeMap<Counter, u64>, MapAccessError> {
+        let error = |source| MapAccessError { operation: "read", map: map::COUNTERS, source };
+        Counter::ALL
+            .iter()
+            .map(|counter| {
+                let values = self.counters.get(&(*counter as u32), 0).map_err(error)?;
+                Ok((*counter, values.iter().sum()))
+            })
+            .collect()
+    }
+}
+
+/// Opens the ring buffer of records. It has one reader.
+pub fn records(directory: &Path) -> Result<RingBuf<MapData>, MapAccessError> {
+    opened(map::RECORDS, data(directory, map::RECORDS).map(Map::RingBuf))
+}
+
+fn data(directory: &Path, name: &str) -> Result<MapData, MapError> {
+    MapData::from_pin(directory.join(name))
+}
+
+fn opened<T: TryFrom<Map, Error = MapError>>(
+    name: &'static str,
+    map: Result<Map, MapError>,
+) -> Result<T, MapAccessError> {
+    map.and_then(T::try_from).map_err(|source| MapAccessError { operation: "open", map: name, source })
+}
+
+fn single<V: Pod>(directory: &Path, name: &'static str) -> Result<Single<V>, MapAccessError> {
+    Ok(Single(opened(name, data(directory, name).map(Map::Array))?, name))
+}
+
+fn table<K: Pod, V: Pod>(directory: &Path, name: &'static str) -> Result<Table<K, V>, MapAccessError> {
+    Ok(Table(opened(name, data(directory, name).map(Map::HashMap))?, name))
+}

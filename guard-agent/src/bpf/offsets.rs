@@ -1,0 +1,73 @@
+//! The kernel structure members that the kernel program reads, resolved from BTF.
+
+use guard_common::Offsets;
+
+use super::btf::{Btf, BtfError};
+
+type Field = fn(&mut Offsets) -> &mut u32;
+
+/// Structure, member, and where its offset goes.
+const MEMBERS: &[(&str, &str, Field)] = &[
+    ("path", "mnt", |o| &mut o.path_mnt),
+    ("path", "dentry", |o| &mut o.path_dentry),
+    ("vfsmount", "mnt_root", |o| &mut o.vfsmount_mnt_root),
+    ("vfsmount", "mnt_sb", |o| &mut o.vfsmount_mnt_sb),
+    ("mount", "mnt", |o| &mut o.mount_mnt),
+    ("mount", "mnt_parent", |o| &mut o.mount_mnt_parent),
+    ("mount", "mnt_mountpoint", |o| &mut o.mount_mnt_mountpoint),
+    ("mount", "mnt_ns", |o| &mut o.mount_mnt_ns),
+    ("mount", "mnt_id", |o| &mut o.mount_mnt_id),
+    ("mnt_namespace", "ns.inum", |o| &mut o.mnt_namespace_inum),
+    ("dentry", "d_parent", |o| &mut o.dentry_d_parent),
+    ("dentry", "d_inode", |o| &mut o.dentry_d_inode),
+    ("dentry", "d_sb", |o| &mut o.dentry_d_sb),
+    ("dentry", "d_name.name", |o| &mut o.dentry_d_name_name),
+    ("super_block", "s_dev", |o| &mut o.super_block_s_dev),
+    ("super_block", "s_magic", |o| &mut o.super_block_s_magic),
+    ("super_block", "s_root", |o| &mut o.super_block_s_root),
+    ("super_block", "s_subtype", |o| &mut o.super_block_s_subtype),
+    ("inode", "i_ino", |o| &mut o.inode_i_ino),
+    ("inode", "i_sb", |o| &mut o.inode_i_sb),
+    ("file", "f_path", |o| &mut o.file_f_path),
+    ("file", "f_inode", |o| &mut o.file_f_inode),
+    ("task_struct", "tgid", |o| &mut o.task_tgid),
+    ("task_struct", "flags", |o| &mut o.task_flags),
+    ("task_struct", "mm", |o| &mut o.task_mm),
+    ("task_struct", "cred", |o| &mut o.task_cred),
+    ("task_struct", "real_parent", |o| &mut o.task_real_parent),
+    ("task_struct", "group_leader", |o| &mut o.task_group_leader),
+    ("task_struct", "start_boottime", |o| &mut o.task_start_boottime),
+    ("task_struct", "loginuid", |o| &mut o.task_loginuid),
+    ("task_struct", "nsproxy", |o| &mut o.task_nsproxy),
+    ("mm_struct", "exe_file", |o| &mut o.mm_exe_file),
+    ("nsproxy", "mnt_ns", |o| &mut o.nsproxy_mnt_ns),
+    ("cred", "uid", |o| &mut o.cred_uid),
+    ("cred", "euid", |o| &mut o.cred_euid),
+];
+
+/// Resolves them all; the first one that is missing is the error.
+pub fn resolve(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
+    let mut offsets = Offsets::default();
+    for (structure, member, field) in MEMBERS {
+        *field(&mut offsets) = btf.member_offset(structure, member)?;
+    }
+    Ok(offsets)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_offset_is_resolved() {
+        // One u32 a member, and the padding word.
+        assert_eq!(size_of::<Offsets>(), (MEMBERS.len() + 1) * 4);
+        let mut offsets = Offsets::default();
+        for (number, (_, _, field)) in MEMBERS.iter().enumerate() {
+            *field(&mut offsets) = number as u32 + 1;
+        }
+        let mut distinct: Vec<u32> = MEMBERS.iter().map(|(_, _, field)| *field(&mut offsets)).collect();
+        distinct.dedup();
+        assert_eq!(distinct.len(), MEMBERS.len(), "two members share a field");
+    }
+}

@@ -1,0 +1,155 @@
+//! The pin directory: what survives the agent.
+//!
+//! ```text
+//! <pin-dir>/maps/<MAP>                       shared by every load of the programs
+//! <pin-dir>/programs-<identity>-<token>/     one load: <program> and <program>_link for each hook
+//! ```
+//!
+//! A load counts as complete when all its links are pinned. Several may be in force at once while one
+//! replaces another: a deletion passes only if all of them allow it, so there is no gap.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use thiserror::Error;
+
+/// The pin directory could not be used.
+#[derive(Debug, Error)]
+pub enum PinError {
+    #[error("{path} is not on a bpffs: run `mount -t bpf bpf /sys/fs/bpf`, or name a bpffs with --pin-dir")]
+    NotBpffs { path: PathBuf },
+    #[error("{operation} {path}")]
+    Io {
+        operation: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PinError {
+    move |source| PinError::Io { operation, path: path.to_owned(), source }
+}
+
+/// The pin directory.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    directory: PathBuf,
+}
+
+/// One load of the programs, named by what was loaded and by its token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Generation {
+    pub directory: PathBuf,
+    /// Hash of the object and the build.
+    pub identity: String,
+    /// Tells this load from every other, for the canary.
+    pub token: u32,
+}
+
+const PREFIX: &str = "programs-";
+
+impl Pins {
+    /// Opens the directory, making it if it is missing. It has to be on a bpffs.
+    pub fn open(directory: &Path) -> Result<Self, PinError> {
+        let existing = directory.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+        let filesystem = statfs(existing).map_err(|error| io_error("stat", existing)(error.into()))?;
+        if filesystem.filesystem_type() != BPF_FS_MAGIC {
+            return Err(PinError::NotBpffs { path: directory.to_owned() });
+        }
+        let pins = Self { directory: directory.to_owned() };
+        std::fs::create_dir_all(pins.maps()).map_err(io_error("create", &pins.maps()))?;
+        Ok(pins)
+    }
+
+    /// Where the maps are.
+    pub fn maps(&self) -> PathBuf {
+        self.directory.join("maps")
+    }
+
+    /// Where a new load goes.
+    pub fn generation(&self, identity: &str, token: u32) -> Generation {
+        let directory = self.directory.join(format!("{PREFIX}{identity}-{token:08x}"));
+        Generation { directory, identity: identity.to_owned(), token }
+    }
+
+    /// Every load that has a directory, complete or not.
+    pub fn generations(&self) -> Result<Vec<Generation>, PinError> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&self.directory).map_err(io_error("list", &self.directory))? {
+            let entry = entry.map_err(io_error("list", &self.directory))?;
+            let name = entry.file_name();
+            let Some((identity, token)) = name
+                .to_str()
+                .and_then(|name| name.strip_prefix(PREFIX))
+                .and_then(|rest| rest.rsplit_once('-'))
+            else {
+                continue;
+            };
+            if let Ok(token) = u32::from_str_radix(token, 16) {
+                found.push(Generation { directory: entry.path(), identity: identity.to_owned(), token });
+            }
+        }
+        Ok(found)
+    }
+
+    /// Unpins a load: its programs detach.
+    pub fn retire(&self, generation: &Generation) -> Result<(), PinError> {
+        remove_tree(&generation.directory)
+    }
+
+    /// Removes every map pin.
+    pub fn clear_maps(&self) -> Result<(), PinError> {
+        remove_tree(&self.maps())?;
+        std::fs::create_dir_all(self.maps()).map_err(io_error("create", &self.maps()))
+    }
+
+    /// Removes everything: nothing is enforced afterwards.
+    pub fn unload(&self) -> Result<(), PinError> {
+        for generation in self.generations()? {
+            self.retire(&generation)?;
+        }
+        remove_tree(&self.directory)
+    }
+}
+
+impl Generation {
+    /// Where a program is pinned.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// Where a program's link is pinned.
+    pub fn link(&self, name: &str) -> PathBuf {
+        // bpffs takes no dots in names.
+        self.directory.join(format!("{name}_link"))
+    }
+
+    /// Whether every one of these programs has its link pinned.
+    pub fn is_complete<'a>(&self, mut programs: impl Iterator<Item = &'a str>) -> bool {
+        programs.all(|name| self.link(name).exists())
+    }
+}
+
+/// Removes a directory of pins. Links go first, so that a crash leaves an incomplete load behind.
+fn remove_tree(directory: &Path) -> Result<(), PinError> {
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(io_error("list", directory)(error)),
+    };
+    let mut paths = Vec::new();
+    for entry in entries {
+        paths.push(entry.map_err(io_error("list", directory))?.path());
+    }
+    paths.sort_by_key(|path| !path.to_string_lossy().ends_with("_link"));
+    for path in paths {
+        if path.is_dir() {
+            remove_tree(&path)?;
+        } else {
+            std::fs::remove_file(&path).map_err(io_error("unpin", &path))?;
+        }
+    }
+    std::fs::remove_dir(directory).map_err(io_error("remove", directory))
+}

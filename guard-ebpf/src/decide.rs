@@ -1,0 +1,439 @@
+//! The decision: structure first, map second.
+//!
+//! What loops is a global function (`extern "C"`, numbers only): the verifier checks each of those once
+//! and by itself, instead of once for every way that leads to it.
+//!
+//! Each place where a choice is made between failing closed and failing open says so there.
+
+use aya_ebpf::helpers::generated;
+use aya_ebpf::programs::LsmContext;
+use aya_log_ebpf::{info, warn};
+use guard_common::policy::{
+    FUSE_SUPER_MAGIC, POOL_CANARY, POOL_CANARY_BACKSTOP, POOL_EXPORTED, POOL_GUARD_TRUNCATE, ROOT_OBSERVED,
+    magic_bit,
+};
+use guard_common::{
+    ActorMask, CgroupKey, Counter, ExecutableKey, FilesystemKey, Hook, LeaseKey, Mode, Operation, PoolEntry,
+    Reason, RootKey, Verdict,
+};
+
+use crate::kernel::{self, ReadError, Task, Trusted};
+use crate::maps::{ACTOR_CGROUPS, ACTOR_EXES, CONFIG, FILESYSTEMS, LEASES, POOLS, ROOTS};
+use crate::report;
+
+const EPERM: i32 = 1;
+/// Steps of the walk from a mount to a guarded root: names and mounts together.
+const WALK_STEPS: u32 = 256;
+/// Levels of the cgroup tree that are looked at, from the root down.
+const CGROUP_LEVELS: i32 = 24;
+
+/// What is being done to what.
+pub struct Access {
+    pub hook: Hook,
+    pub operation: Operation,
+    pub superblock: u64,
+    pub dev: u32,
+    pub magic: u64,
+    /// `struct mount`; 0 if the hook does not know it.
+    pub mount: u64,
+    /// The dentry whose name goes.
+    pub target: u64,
+}
+
+impl Access {
+    /// `vfsmount` is none if the hook does not know it.
+    #[inline(always)]
+    pub fn new(
+        hook: Hook,
+        operation: Operation,
+        superblock: Trusted,
+        vfsmount: Option<Trusted>,
+        target: Trusted,
+    ) -> Self {
+        Self {
+            hook,
+            operation,
+            superblock: superblock.address(),
+            dev: superblock.device(),
+            magic: superblock.magic(),
+            mount: vfsmount.map_or(0, |vfsmount| kernel::mount_of(vfsmount.address())),
+            target: target.address(),
+        }
+    }
+}
+
+/// An answer and why.
+#[derive(Clone, Copy)]
+pub struct Outcome {
+    pub verdict: Verdict,
+    pub reason: Reason,
+}
+
+const fn denied(reason: Reason) -> Outcome {
+    Outcome { verdict: Verdict::Denied, reason }
+}
+const fn allowed(reason: Reason) -> Outcome {
+    Outcome { verdict: Verdict::Allowed, reason }
+}
+
+impl Outcome {
+    /// The counter of this outcome.
+    pub fn counter(self) -> Counter {
+        match (self.verdict, self.reason) {
+            (Verdict::WouldDeny, _) => Counter::WouldDeny,
+            (Verdict::Allowed, Reason::Released) => Counter::AllowedReleased,
+            (Verdict::Allowed, Reason::Lease) => Counter::AllowedLease,
+            (Verdict::Allowed, Reason::GuestView) => Counter::AllowedGuestView,
+            (Verdict::Allowed, _) => Counter::AllowedActor,
+            (Verdict::Denied, Reason::Guarded) => Counter::DeniedGuarded,
+            (Verdict::Denied, Reason::Unclassified) => Counter::DeniedUnclassified,
+            (Verdict::Denied, Reason::ReleaseExpired) => Counter::DeniedExpired,
+            (Verdict::Denied, Reason::KernelThread) => Counter::DeniedKernelThread,
+            (Verdict::Denied, Reason::ReadError) => Counter::DeniedReadError,
+            (Verdict::Denied, _) => Counter::DeniedSealed,
+        }
+    }
+}
+
+/// The fast path: false for every superblock that policy cannot mean.
+#[inline(always)]
+pub fn may_hold_pool(superblock: Trusted) -> bool {
+    match CONFIG.get(0) {
+        Some(config) => config.magic_bloom & magic_bit(superblock.magic()) != 0,
+        None => false,
+    }
+}
+
+/// The decision of the hooks that carry the mount.
+#[inline(always)]
+pub fn with_mount(context: &LsmContext, access: &Access) -> i32 {
+    // SAFETY: entries are replaced whole and never freed while a program runs (RCU).
+    let entry = unsafe { POOLS.get(access.dev) };
+    let (outcome, entry) = match entry {
+        // The magic is compared so that an entry never speaks for another kind of superblock.
+        Some(entry) if entry.magic == access.magic => {
+            if entry.flags & POOL_CANARY != 0 {
+                return canary(entry, POOL_CANARY_BACKSTOP);
+            }
+            (by_mode(context, access, entry), Some(entry))
+        }
+        _ => (unclassified(context, access), None),
+    };
+    if let Some(outcome) = outcome {
+        report::outcome(context, access, entry, outcome);
+    }
+    answer(outcome)
+}
+
+/// The decision of the hooks that carry only the inode: what never passes a `path_*` hook.
+///
+/// It must not contradict a `path_*` hook that has just allowed the same deletion. So it allows
+/// whatever that hook could have allowed to a user's thread, and refuses what no one may do.
+#[inline(always)]
+pub fn backstop(context: &LsmContext, access: &Access) -> i32 {
+    // SAFETY: as in `with_mount`.
+    let entry = match unsafe { POOLS.get(access.dev) } {
+        Some(entry) if entry.magic == access.magic => entry,
+        // Without a mount there is no structure to tell a pool by: fail open, the `path_*` hook decided.
+        _ => return 0,
+    };
+    if entry.flags & POOL_CANARY != 0 {
+        return canary(entry, 0);
+    }
+    // Fail open if it cannot be read: sealed mode, where it matters, denies user's threads as well.
+    let kernel_thread = Task::current().is_kernel_thread().unwrap_or(false);
+    let exported = entry.flags & POOL_EXPORTED != 0;
+    let outcome = match Mode::from_u32(entry.mode) {
+        Some(Mode::Observed | Mode::Guarded) if !kernel_thread || exported => return 0,
+        Some(Mode::Observed) => Outcome { verdict: Verdict::WouldDeny, reason: Reason::KernelThread },
+        Some(Mode::Guarded) => denied(Reason::KernelThread),
+        Some(Mode::Released) if is_released(entry) => {
+            if !kernel_thread {
+                return 0;
+            }
+            allowed(Reason::Released)
+        }
+        mode => {
+            if has_lease(access.dev, entry.generation) {
+                return 0;
+            }
+            denied(if let Some(Mode::Released) = mode { Reason::ReleaseExpired } else { Reason::Sealed })
+        }
+    };
+    report::outcome(context, access, Some(entry), outcome);
+    answer(Some(outcome))
+}
+
+/// Removes the entry of a superblock that ends.
+#[inline(always)]
+pub fn superblock_ends(context: &LsmContext, superblock: Trusted) {
+    if !may_hold_pool(superblock) {
+        return;
+    }
+    let dev = superblock.device();
+    // SAFETY: as in `with_mount`.
+    if unsafe { POOLS.get(dev) }.is_some() && POOLS.remove(dev).is_ok() {
+        report::count(Counter::PoolsEnded);
+        info!(context, "superblock {:x} ended: its pool entry is removed", dev);
+    }
+}
+
+#[inline(always)]
+fn answer(outcome: Option<Outcome>) -> i32 {
+    match outcome {
+        Some(Outcome { verdict: Verdict::Denied, .. }) => constant::<{ -EPERM }>(),
+        _ => constant::<0>(),
+    }
+}
+
+/// A constant that the compiler takes for unknown. Else it returns some register that must hold the
+/// same number by then, and the verifier, which has to see an error number or 0, cannot follow.
+#[inline(always)]
+fn constant<const VALUE: i32>() -> i32 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let value: i64;
+        // SAFETY: sets a register.
+        unsafe { core::arch::asm!("{0} = {1}", out(reg) value, const VALUE) };
+        value as i32
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    VALUE
+}
+
+/// The agent's own superblock: only the load that it names answers, and only the hooks it means.
+#[inline(always)]
+fn canary(entry: &PoolEntry, stand_aside: u32) -> i32 {
+    if entry.canary_token == kernel::program_token() && entry.flags & stand_aside == 0 { -EPERM } else { 0 }
+}
+
+/// A superblock that has an entry. `None`: allowed, and nobody needs to know.
+#[inline(always)]
+fn by_mode(context: &LsmContext, access: &Access, entry: &PoolEntry) -> Option<Outcome> {
+    // A number that is no mode is treated as sealed: fail closed for known pools.
+    let mode = Mode::from_u32(entry.mode).unwrap_or(Mode::Sealed);
+    if matches!(mode, Mode::Released) && is_released(entry) {
+        return Some(allowed(Reason::Released));
+    }
+    if has_lease(access.dev, entry.generation) {
+        return Some(allowed(Reason::Lease));
+    }
+    if matches!(mode, Mode::Sealed) {
+        return Some(denied(Reason::Sealed));
+    }
+    if matches!(mode, Mode::Released) {
+        return Some(denied(Reason::ReleaseExpired));
+    }
+    // Guarded and observed: the same question, with another consequence.
+    if matches!(access.operation, Operation::Truncate) && entry.flags & POOL_GUARD_TRUNCATE == 0 {
+        return None;
+    }
+    let reason = match is_guest_view(access) {
+        Ok(true) => return Some(allowed(Reason::GuestView)),
+        Ok(false) => match is_actor(entry.actor_set) {
+            Ok(true) => return Some(allowed(Reason::Actor)),
+            Ok(false) => Reason::Guarded,
+            Err(ReadError) => Reason::ReadError,
+        },
+        Err(ReadError) => Reason::ReadError,
+    };
+    if matches!(reason, Reason::ReadError) {
+        // A known pool and no way to tell who asks: fail closed.
+        report::count(Counter::ErrorReadClosed);
+        warn!(context, "kernel memory unreadable on pool {:x}: denied", access.dev);
+    }
+    let verdict = if matches!(mode, Mode::Observed) { Verdict::WouldDeny } else { Verdict::Denied };
+    Some(Outcome { verdict, reason })
+}
+
+/// A superblock that has no entry: denied if it is of a guarded kind and lies below a guarded root.
+///
+/// Truncation is left alone: a pool's usual mode allows it, and its first moment must not differ.
+#[inline(always)]
+fn unclassified(context: &LsmContext, access: &Access) -> Option<Outcome> {
+    if matches!(access.operation, Operation::Truncate) {
+        return None;
+    }
+    let filesystem = match filesystem_bit(access) {
+        Ok(0) => return None,
+        Ok(bit) => bit,
+        Err(ReadError) => return fail_open(context, access),
+    };
+    match guarded_root(access.mount, filesystem) {
+        WALK_OUTSIDE => None,
+        WALK_DENY => Some(denied(Reason::Unclassified)),
+        WALK_OBSERVE => Some(Outcome { verdict: Verdict::WouldDeny, reason: Reason::Unclassified }),
+        WALK_BOUND => {
+            // So deep that nothing is known: fail open, and say so.
+            report::count(Counter::ErrorWalkBound);
+            warn!(context, "mount of {:x} lies too deep to tell whether it is guarded: allowed", access.dev);
+            None
+        }
+        _ => fail_open(context, access),
+    }
+}
+
+/// Nothing is known to be guarded here, and the kernel's memory could not be read: fail open.
+#[inline(always)]
+fn fail_open(context: &LsmContext, access: &Access) -> Option<Outcome> {
+    report::count(Counter::ErrorReadOpen);
+    warn!(context, "kernel memory unreadable on {:x}, which is no known pool: allowed", access.dev);
+    None
+}
+
+#[inline(always)]
+fn is_released(entry: &PoolEntry) -> bool {
+    boot_ns() < entry.expires_boot_ns
+}
+
+#[inline(always)]
+pub fn boot_ns() -> u64 {
+    // SAFETY: always allowed. The boot clock counts suspended time, and nobody can set it.
+    unsafe { generated::bpf_ktime_get_boot_ns() }
+}
+
+/// The bit of the superblock's kind of filesystem; 0 if policy does not name that kind.
+#[inline(always)]
+fn filesystem_bit(access: &Access) -> Result<u64, ReadError> {
+    let mut key = FilesystemKey { magic: access.magic, subtype: [0; guard_common::policy::SUBTYPE_BYTES] };
+    if access.magic == FUSE_SUPER_MAGIC {
+        let subtype = kernel::superblock_subtype(access.superblock)?;
+        if subtype != 0 {
+            kernel::read_text(key.subtype.as_mut_ptr().cast(), key.subtype.len() as u32, subtype)?;
+        }
+    }
+    // SAFETY: as in `with_mount`.
+    Ok(unsafe { FILESYSTEMS.get(key) }.map_or(0, |bit| 1 << (*bit & 63)))
+}
+
+const WALK_OUTSIDE: u32 = 0;
+const WALK_DENY: u32 = 1;
+const WALK_OBSERVE: u32 = 2;
+const WALK_BOUND: u32 = 3;
+const WALK_READ_ERROR: u32 = 4;
+
+/// Whether a mount lies at or below a guarded root: walks from its root through names and mounts up
+/// to the top of its namespace. Any root that guards one of `filesystems` counts.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn guarded_root(mount: u64, filesystems: u64) -> u32 {
+    walk(mount, filesystems).unwrap_or(WALK_READ_ERROR)
+}
+
+#[inline(always)]
+fn walk(mut mount: u64, filesystems: u64) -> Result<u32, ReadError> {
+    let mut root = kernel::mount_root(mount)?;
+    let mut dentry = root;
+    let mut dev = kernel::mount_device(mount)?;
+    for _ in 0..WALK_STEPS {
+        let key = RootKey { ino: kernel::dentry_ino(dentry)?, dev, reserved: 0 };
+        // SAFETY: as in `with_mount`.
+        if let Some(entry) = unsafe { ROOTS.get(key) } {
+            if entry.filesystems & filesystems != 0 {
+                return Ok(if entry.flags & ROOT_OBSERVED != 0 { WALK_OBSERVE } else { WALK_DENY });
+            }
+        }
+        if dentry != root {
+            dentry = kernel::dentry_parent(dentry)?;
+            continue;
+        }
+        let parent = kernel::mount_parent(mount)?;
+        if parent == mount || parent == 0 {
+            return Ok(WALK_OUTSIDE);
+        }
+        dentry = kernel::mount_mountpoint(mount)?;
+        mount = parent;
+        root = kernel::mount_root(mount)?;
+        dev = kernel::mount_device(mount)?;
+    }
+    Ok(WALK_BOUND)
+}
+
+/// A bind mount of a part of the pool, in a mount namespace other than the host's, that does not lie
+/// below a guarded root there either: a service's private copy of the host's mounts is no guest.
+#[inline(always)]
+fn is_guest_view(access: &Access) -> Result<bool, ReadError> {
+    if access.mount == 0 {
+        return Ok(false);
+    }
+    let namespace = kernel::mount_namespace(access.mount)?;
+    let host = CONFIG.get(0).map_or(0, |config| config.host_mnt_ns);
+    if namespace == 0 || namespace == host {
+        return Ok(false);
+    }
+    if kernel::mount_root(access.mount)? == kernel::superblock_root(access.superblock)? {
+        return Ok(false);
+    }
+    match guarded_root(access.mount, u64::MAX) {
+        WALK_OUTSIDE => Ok(true),
+        WALK_READ_ERROR => Err(ReadError),
+        _ => Ok(false),
+    }
+}
+
+/// Whether the running process may delete in the pools of a set.
+#[inline(always)]
+fn is_actor(actor_set: u32) -> Result<bool, ReadError> {
+    let cgroup = actor_cgroup(actor_set);
+    if cgroup == u64::MAX {
+        return Ok(true);
+    }
+    let Some((dev, ino)) = Task::current().executable()? else {
+        return Ok(false);
+    };
+    // SAFETY: as in `with_mount`.
+    Ok(match unsafe { ACTOR_EXES.get(ExecutableKey { ino, dev, actor_set }) } {
+        Some(mask) => mask.alone != 0 || mask.combined & cgroup != 0,
+        None => false,
+    })
+}
+
+/// What the process's cgroup and its ancestors say: `u64::MAX` if one of them alone makes an actor,
+/// else the `combined` bits of them all (of which the last is never given out).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn actor_cgroup(actor_set: u32) -> u64 {
+    let mut combined = 0;
+    for level in 0..CGROUP_LEVELS {
+        // SAFETY: always allowed; 0 below the process's own cgroup.
+        let cgroup_id = unsafe { generated::bpf_get_current_ancestor_cgroup_id(level) };
+        if cgroup_id == 0 {
+            break;
+        }
+        // SAFETY: as in `with_mount`.
+        if let Some(ActorMask { alone, combined: bits }) =
+            unsafe { ACTOR_CGROUPS.get(CgroupKey { cgroup_id, actor_set, reserved: 0 }) }
+        {
+            if *alone != 0 {
+                return u64::MAX;
+            }
+            combined |= *bits;
+        }
+    }
+    combined
+}
+
+#[inline(always)]
+fn has_lease(dev: u32, generation: u64) -> bool {
+    lease(dev, generation) != 0
+}
+
+/// 1 if the process belongs to a command tree with a lease on this pool.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn lease(dev: u32, generation: u64) -> u32 {
+    for level in 0..CGROUP_LEVELS {
+        // SAFETY: always allowed; 0 below the process's own cgroup.
+        let cgroup_id = unsafe { generated::bpf_get_current_ancestor_cgroup_id(level) };
+        if cgroup_id == 0 {
+            break;
+        }
+        // SAFETY: as in `with_mount`.
+        if let Some(lease) = unsafe { LEASES.get(LeaseKey { cgroup_id, dev, reserved: 0 }) } {
+            if lease.generation == generation && boot_ns() < lease.expires_boot_ns {
+                return 1;
+            }
+        }
+    }
+    0
+}

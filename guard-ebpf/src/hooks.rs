@@ -1,0 +1,139 @@
+//! The LSM hooks, as thin as they can be: take the arguments, pass on an earlier refusal, ask `decide`.
+
+use core::ffi::c_void;
+
+use aya_ebpf::macros::lsm;
+use aya_ebpf::programs::LsmContext;
+use guard_common::{Hook, Operation};
+
+use crate::decide::{self, Access};
+use crate::kernel::Trusted;
+
+const EPERM: i32 = 1;
+const MAX_ERRNO: i32 = 4095;
+const RENAME_EXCHANGE: u32 = 1 << 1;
+
+/// Evaluates to the answer of an earlier BPF program on the same hook if that was a refusal.
+/// Bounded as the verifier demands: an LSM hook answers 0 or a negative error number.
+macro_rules! honour_previous {
+    ($context:expr, $index:literal) => {
+        let previous: i32 = $context.arg($index);
+        if previous != 0 {
+            return if (-MAX_ERRNO..0).contains(&previous) { previous } else { -EPERM };
+        }
+    };
+}
+
+#[inline(always)]
+fn pointer(context: &LsmContext, index: usize) -> Trusted {
+    Trusted::new(context.arg::<*const c_void>(index))
+}
+
+/// A hook that carries the mount: `path_*` and `file_truncate`.
+#[inline(always)]
+fn on_mount(context: &LsmContext, hook: Hook, operation: Operation, mount: Trusted, target: Trusted) -> i32 {
+    let superblock = mount.mount_superblock();
+    if !decide::may_hold_pool(superblock) {
+        return 0;
+    }
+    decide::with_mount(context, &Access::new(hook, operation, superblock, Some(mount), target))
+}
+
+/// A hook that carries only the inode: `inode_*`.
+#[inline(always)]
+fn on_inode(
+    context: &LsmContext,
+    hook: Hook,
+    operation: Operation,
+    directory: Trusted,
+    target: Trusted,
+) -> i32 {
+    let superblock = directory.inode_superblock();
+    if !decide::may_hold_pool(superblock) {
+        return 0;
+    }
+    decide::backstop(context, &Access::new(hook, operation, superblock, None, target))
+}
+
+#[lsm(hook = "path_unlink")]
+pub fn guard_path_unlink(context: LsmContext) -> i32 {
+    honour_previous!(context, 2);
+    on_mount(
+        &context,
+        Hook::PathUnlink,
+        Operation::Unlink,
+        pointer(&context, 0).path_mount(),
+        pointer(&context, 1),
+    )
+}
+
+#[lsm(hook = "path_rmdir")]
+pub fn guard_path_rmdir(context: LsmContext) -> i32 {
+    honour_previous!(context, 2);
+    on_mount(
+        &context,
+        Hook::PathRmdir,
+        Operation::Rmdir,
+        pointer(&context, 0).path_mount(),
+        pointer(&context, 1),
+    )
+}
+
+#[lsm(hook = "path_rename")]
+pub fn guard_path_rename(context: LsmContext) -> i32 {
+    honour_previous!(context, 5);
+    let flags: u32 = context.arg(4);
+    let target = pointer(&context, 3);
+    let operation = if flags & RENAME_EXCHANGE != 0 {
+        Operation::RenameExchange
+    } else if target.is_positive() {
+        Operation::RenameReplace
+    } else {
+        return 0;
+    };
+    on_mount(&context, Hook::PathRename, operation, pointer(&context, 2).path_mount(), target)
+}
+
+#[lsm(hook = "path_truncate")]
+pub fn guard_path_truncate(context: LsmContext) -> i32 {
+    honour_previous!(context, 1);
+    let path = pointer(&context, 0);
+    on_mount(&context, Hook::PathTruncate, Operation::Truncate, path.path_mount(), path.path_dentry())
+}
+
+#[lsm(hook = "file_truncate")]
+pub fn guard_file_truncate(context: LsmContext) -> i32 {
+    honour_previous!(context, 1);
+    let file = pointer(&context, 0);
+    on_mount(&context, Hook::FileTruncate, Operation::Truncate, file.file_mount(), file.file_dentry())
+}
+
+#[lsm(hook = "inode_unlink")]
+pub fn guard_inode_unlink(context: LsmContext) -> i32 {
+    honour_previous!(context, 2);
+    on_inode(&context, Hook::InodeUnlink, Operation::Unlink, pointer(&context, 0), pointer(&context, 1))
+}
+
+#[lsm(hook = "inode_rmdir")]
+pub fn guard_inode_rmdir(context: LsmContext) -> i32 {
+    honour_previous!(context, 2);
+    on_inode(&context, Hook::InodeRmdir, Operation::Rmdir, pointer(&context, 0), pointer(&context, 1))
+}
+
+/// For an exchange the kernel calls this hook once for each direction: both targets exist then.
+#[lsm(hook = "inode_rename")]
+pub fn guard_inode_rename(context: LsmContext) -> i32 {
+    honour_previous!(context, 4);
+    let target = pointer(&context, 3);
+    if !target.is_positive() {
+        return 0;
+    }
+    on_inode(&context, Hook::InodeRename, Operation::RenameReplace, pointer(&context, 2), target)
+}
+
+/// The last user of a superblock is gone: its entry must not outlive it, since `s_dev` is reused.
+#[lsm(hook = "sb_delete")]
+pub fn guard_sb_delete(context: LsmContext) -> i32 {
+    decide::superblock_ends(&context, pointer(&context, 0));
+    0
+}

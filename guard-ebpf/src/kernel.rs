@@ -1,0 +1,310 @@
+//! Every read of kernel memory.
+//!
+//! Two kinds: [`Trusted`] walks from a hook's argument, which the verifier types and turns into plain
+//! loads (the fast path), and [`read`], which copies through a helper and can fail (everything else,
+//! and whatever steps backwards, like from a vfsmount to its mount).
+//!
+//! What a failed read means is not decided here but in `decide`.
+
+use core::ffi::c_void;
+use core::mem::MaybeUninit;
+use core::ptr;
+
+use aya_ebpf::helpers::{bpf_probe_read_kernel, generated};
+use guard_common::Offsets;
+
+/// Offsets of the running kernel, written by the agent when it loads the program.
+#[unsafe(no_mangle)]
+static OFFSETS: Offsets = Offsets {
+    path_mnt: 0,
+    path_dentry: 0,
+    vfsmount_mnt_root: 0,
+    vfsmount_mnt_sb: 0,
+    mount_mnt: 0,
+    mount_mnt_parent: 0,
+    mount_mnt_mountpoint: 0,
+    mount_mnt_ns: 0,
+    mount_mnt_id: 0,
+    mnt_namespace_inum: 0,
+    dentry_d_parent: 0,
+    dentry_d_inode: 0,
+    dentry_d_sb: 0,
+    dentry_d_name_name: 0,
+    super_block_s_dev: 0,
+    super_block_s_magic: 0,
+    super_block_s_root: 0,
+    super_block_s_subtype: 0,
+    inode_i_ino: 0,
+    inode_i_sb: 0,
+    file_f_path: 0,
+    file_f_inode: 0,
+    task_tgid: 0,
+    task_flags: 0,
+    task_mm: 0,
+    task_cred: 0,
+    task_real_parent: 0,
+    task_group_leader: 0,
+    task_start_boottime: 0,
+    task_loginuid: 0,
+    task_nsproxy: 0,
+    mm_exe_file: 0,
+    nsproxy_mnt_ns: 0,
+    cred_uid: 0,
+    cred_euid: 0,
+    reserved: 0,
+};
+
+/// Which load of the programs this is (see `POOL_CANARY`).
+#[unsafe(no_mangle)]
+static PROGRAM_TOKEN: u32 = 0;
+
+pub fn program_token() -> u32 {
+    // SAFETY: a static of ours. Volatile, since the agent replaces its content at load time.
+    unsafe { ptr::read_volatile(&raw const PROGRAM_TOKEN) }
+}
+
+/// The offset of a member. A macro, so that each is a load from a constant address.
+macro_rules! offset {
+    ($member:ident) => {
+        // SAFETY: a static of ours. Volatile, since the agent replaces its content at load time.
+        unsafe { ptr::read_volatile(&raw const OFFSETS.$member) as usize }
+    };
+}
+
+/// The kernel's memory could not be read.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadError;
+
+/// A pointer that the verifier knows the type of. Null reads as zero, as the kernel's probe loads do.
+#[derive(Clone, Copy)]
+pub struct Trusted(*const c_void);
+
+impl Trusted {
+    pub fn new(pointer: *const c_void) -> Self {
+        Self(pointer)
+    }
+
+    /// The address as a plain number. The verifier follows typed pointers through every copy but one
+    /// through a helper, and global functions take numbers only.
+    #[inline(always)]
+    pub fn address(self) -> u64 {
+        let mut slot = MaybeUninit::<*const c_void>::uninit();
+        // SAFETY: a slot of our own stack. Volatile, so that the pointer really lies there.
+        unsafe { ptr::write_volatile(slot.as_mut_ptr(), self.0) };
+        // SAFETY: reads that slot. It cannot fail; 0 would read as an unreadable address everywhere.
+        unsafe { bpf_probe_read_kernel(slot.as_ptr().cast::<u64>()) }.unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn load<T: Copy + Default>(self, offset: usize) -> T {
+        if self.0.is_null() {
+            return T::default();
+        }
+        // SAFETY: the verifier proves that the member lies in the structure; a bad address reads as zero.
+        unsafe { ptr::read_volatile(self.0.byte_add(offset).cast::<T>()) }
+    }
+
+    #[inline(always)]
+    fn follow(self, offset: usize) -> Self {
+        if self.0.is_null() {
+            return self;
+        }
+        // SAFETY: as in `load`.
+        Self(unsafe { ptr::read_volatile(self.0.byte_add(offset).cast::<*const c_void>()) })
+    }
+
+    /// `path->mnt`
+    pub fn path_mount(self) -> Self {
+        self.follow(offset!(path_mnt))
+    }
+    /// `path->dentry`
+    pub fn path_dentry(self) -> Self {
+        self.follow(offset!(path_dentry))
+    }
+    /// `file->f_path.mnt`
+    pub fn file_mount(self) -> Self {
+        self.follow(offset!(file_f_path) + offset!(path_mnt))
+    }
+    /// `file->f_path.dentry`
+    pub fn file_dentry(self) -> Self {
+        self.follow(offset!(file_f_path) + offset!(path_dentry))
+    }
+    /// `vfsmount->mnt_sb`
+    pub fn mount_superblock(self) -> Self {
+        self.follow(offset!(vfsmount_mnt_sb))
+    }
+    /// `inode->i_sb`
+    pub fn inode_superblock(self) -> Self {
+        self.follow(offset!(inode_i_sb))
+    }
+    /// `super_block->s_magic`
+    pub fn magic(self) -> u64 {
+        self.load(offset!(super_block_s_magic))
+    }
+    /// `super_block->s_dev`
+    pub fn device(self) -> u32 {
+        self.load(offset!(super_block_s_dev))
+    }
+    /// Whether `dentry->d_inode` is set: the name exists.
+    pub fn is_positive(self) -> bool {
+        self.load::<u64>(offset!(dentry_d_inode)) != 0
+    }
+}
+
+/// Copies a value out of kernel memory.
+#[inline(always)]
+fn read<T>(base: u64, offset: usize) -> Result<T, ReadError> {
+    let address = base.wrapping_add(offset as u64) as *const T;
+    // SAFETY: the helper checks the address and fails on a bad one.
+    unsafe { bpf_probe_read_kernel(address) }.map_err(|_| ReadError)
+}
+
+/// `struct mount` around a `struct vfsmount`.
+#[inline(always)]
+pub fn mount_of(vfsmount: u64) -> u64 {
+    vfsmount.wrapping_sub(offset!(mount_mnt) as u64)
+}
+/// `mount->mnt_parent`
+#[inline(always)]
+pub fn mount_parent(mount: u64) -> Result<u64, ReadError> {
+    read(mount, offset!(mount_mnt_parent))
+}
+/// `mount->mnt_mountpoint`
+#[inline(always)]
+pub fn mount_mountpoint(mount: u64) -> Result<u64, ReadError> {
+    read(mount, offset!(mount_mnt_mountpoint))
+}
+/// `mount->mnt_id`
+#[inline(always)]
+pub fn mount_id(mount: u64) -> Result<u32, ReadError> {
+    read(mount, offset!(mount_mnt_id))
+}
+/// `mount->mnt.mnt_root`
+#[inline(always)]
+pub fn mount_root(mount: u64) -> Result<u64, ReadError> {
+    read(mount, offset!(mount_mnt) + offset!(vfsmount_mnt_root))
+}
+/// `mount->mnt.mnt_sb->s_dev`
+#[inline(always)]
+pub fn mount_device(mount: u64) -> Result<u32, ReadError> {
+    let superblock: u64 = read(mount, offset!(mount_mnt) + offset!(vfsmount_mnt_sb))?;
+    read(superblock, offset!(super_block_s_dev))
+}
+
+/// Highest error number that the kernel puts in a pointer.
+const MAX_ERRNO: u64 = 4095;
+/// Number of all anonymous mount namespaces (detached mounts) since 6.18; before, they had none.
+const ANONYMOUS_NAMESPACE: u32 = 0xEFFF_FFF7;
+
+/// Inode of the mount namespace that a mount belongs to; 0 for a detached one.
+#[inline(always)]
+pub fn mount_namespace(mount: u64) -> Result<u32, ReadError> {
+    let namespace: u64 = read(mount, offset!(mount_mnt_ns))?;
+    if namespace == 0 || namespace >= MAX_ERRNO.wrapping_neg() {
+        return Ok(0);
+    }
+    let number = read(namespace, offset!(mnt_namespace_inum))?;
+    Ok(if number == ANONYMOUS_NAMESPACE { 0 } else { number })
+}
+
+/// `dentry->d_parent`
+#[inline(always)]
+pub fn dentry_parent(dentry: u64) -> Result<u64, ReadError> {
+    read(dentry, offset!(dentry_d_parent))
+}
+/// `dentry->d_inode->i_ino`; 0 for a name that does not exist.
+#[inline(always)]
+pub fn dentry_ino(dentry: u64) -> Result<u64, ReadError> {
+    let inode: u64 = read(dentry, offset!(dentry_d_inode))?;
+    if inode == 0 {
+        return Ok(0);
+    }
+    read(inode, offset!(inode_i_ino))
+}
+/// `dentry->d_name.name`: address of the name's bytes.
+#[inline(always)]
+pub fn dentry_name(dentry: u64) -> Result<u64, ReadError> {
+    read(dentry, offset!(dentry_d_name_name))
+}
+
+/// `super_block->s_root`
+#[inline(always)]
+pub fn superblock_root(superblock: u64) -> Result<u64, ReadError> {
+    read(superblock, offset!(super_block_s_root))
+}
+/// `super_block->s_subtype`: address of the text, 0 if there is none.
+#[inline(always)]
+pub fn superblock_subtype(superblock: u64) -> Result<u64, ReadError> {
+    read(superblock, offset!(super_block_s_subtype))
+}
+
+/// Copies a NUL-closed text. Returns its length with the NUL.
+#[inline(always)]
+pub fn read_text(destination: *mut c_void, capacity: u32, source: u64) -> Result<u32, ReadError> {
+    // SAFETY: the verifier proves that the destination holds `capacity` bytes.
+    let length =
+        unsafe { generated::bpf_probe_read_kernel_str(destination, capacity, source as *const c_void) };
+    u32::try_from(length).map_err(|_| ReadError)
+}
+
+/// The running task.
+#[derive(Clone, Copy)]
+pub struct Task(u64);
+
+/// `PF_KTHREAD` of `task_struct.flags`, the same since 2.6.27.
+const PF_KTHREAD: u32 = 0x0020_0000;
+
+impl Task {
+    #[inline(always)]
+    pub fn current() -> Self {
+        // SAFETY: always allowed; returns the address of the running task.
+        Self(unsafe { generated::bpf_get_current_task() })
+    }
+    #[inline(always)]
+    pub fn is_kernel_thread(self) -> Result<bool, ReadError> {
+        Ok(read::<u32>(self.0, offset!(task_flags))? & PF_KTHREAD != 0)
+    }
+    /// When its process started, on the boot clock.
+    #[inline(always)]
+    pub fn process_start(self) -> Result<u64, ReadError> {
+        let leader: u64 = read(self.0, offset!(task_group_leader))?;
+        read(leader, offset!(task_start_boottime))
+    }
+    #[inline(always)]
+    pub fn parent_process(self) -> Result<u32, ReadError> {
+        let parent: u64 = read(self.0, offset!(task_real_parent))?;
+        read(parent, offset!(task_tgid))
+    }
+    #[inline(always)]
+    pub fn login_uid(self) -> Result<u32, ReadError> {
+        read(self.0, offset!(task_loginuid))
+    }
+    /// Real and effective user.
+    #[inline(always)]
+    pub fn users(self) -> Result<(u32, u32), ReadError> {
+        let credentials: u64 = read(self.0, offset!(task_cred))?;
+        Ok((read(credentials, offset!(cred_uid))?, read(credentials, offset!(cred_euid))?))
+    }
+    /// Inode of its mount namespace.
+    #[inline(always)]
+    pub fn mount_namespace(self) -> Result<u32, ReadError> {
+        let proxy: u64 = read(self.0, offset!(task_nsproxy))?;
+        let namespace: u64 = read(proxy, offset!(nsproxy_mnt_ns))?;
+        read(namespace, offset!(mnt_namespace_inum))
+    }
+    /// `s_dev` and inode of its executable; `None` for a kernel thread.
+    #[inline(always)]
+    pub fn executable(self) -> Result<Option<(u32, u64)>, ReadError> {
+        let memory: u64 = read(self.0, offset!(task_mm))?;
+        if memory == 0 {
+            return Ok(None);
+        }
+        let file: u64 = read(memory, offset!(mm_exe_file))?;
+        if file == 0 {
+            return Ok(None);
+        }
+        let inode: u64 = read(file, offset!(file_f_inode))?;
+        let superblock: u64 = read(inode, offset!(inode_i_sb))?;
+        Ok(Some((read(superblock, offset!(super_block_s_dev))?, read(inode, offset!(inode_i_ino))?)))
+    }
+}

@@ -1,0 +1,34 @@
+//! The maps. Keys, values, names and capacities are in `guard-common`.
+
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
+use guard_common::names::capacity;
+use guard_common::{
+    ActorMask, CgroupKey, Config, Counter, ExecutableKey, FilesystemKey, IncidentKey, IncidentValue,
+    LeaseEntry, LeaseKey, Meta, PoolCounters, PoolEntry, RootEntry, RootKey,
+};
+
+#[map]
+pub static META: Array<Meta> = Array::with_max_entries(1, 0);
+#[map]
+pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
+#[map]
+pub static POOLS: HashMap<u32, PoolEntry> = HashMap::with_max_entries(capacity::POOLS, 0);
+#[map]
+pub static ROOTS: HashMap<RootKey, RootEntry> = HashMap::with_max_entries(capacity::ROOTS, 0);
+#[map]
+pub static FILESYSTEMS: HashMap<FilesystemKey, u32> = HashMap::with_max_entries(capacity::FILESYSTEMS, 0);
+#[map]
+pub static ACTOR_CGROUPS: HashMap<CgroupKey, ActorMask> = HashMap::with_max_entries(capacity::ACTORS, 0);
+#[map]
+pub static ACTOR_EXES: HashMap<ExecutableKey, ActorMask> = HashMap::with_max_entries(capacity::ACTORS, 0);
+#[map]
+pub static LEASES: HashMap<LeaseKey, LeaseEntry> = HashMap::with_max_entries(capacity::LEASES, 0);
+#[map]
+pub static POOL_COUNTERS: HashMap<u64, PoolCounters> = HashMap::with_max_entries(capacity::POOLS, 0);
+#[map]
+pub static INCIDENTS: HashMap<IncidentKey, IncidentValue> = HashMap::with_max_entries(capacity::INCIDENTS, 0);
+#[map]
+pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);
+#[map]
+pub static RECORDS: RingBuf = RingBuf::with_byte_size(capacity::RECORDS_BYTES, 0);
