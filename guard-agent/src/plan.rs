@@ -12,7 +12,7 @@ mod actors;
 mod kinds;
 mod pools;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use guard_common::policy::{RAMFS_MAGIC, ROOT_OBSERVED, magic_bit};
@@ -55,10 +55,10 @@ pub struct Plan {
 pub struct Observed {
     pub config: Config,
     pub pools: BTreeMap<u32, PoolEntry>,
-    pub roots: HashMap<RootKey, RootEntry>,
-    pub filesystems: HashMap<FilesystemKey, u32>,
-    pub actor_cgroups: HashMap<CgroupKey, ActorMask>,
-    pub actor_executables: HashMap<ExecutableKey, ActorMask>,
+    pub roots: BTreeMap<RootKey, RootEntry>,
+    pub filesystems: BTreeMap<FilesystemKey, u32>,
+    pub actor_cgroups: BTreeMap<CgroupKey, ActorMask>,
+    pub actor_executables: BTreeMap<ExecutableKey, ActorMask>,
 }
 
 /// What the paths in the policy are on this host. Made by `roots`.
@@ -164,8 +164,8 @@ fn config(desired: &Desired<'_>, kept_magics: &BTreeSet<u64>) -> Config {
 
 /// The roots to be in the map. `RootEntry::reserved`, which the kernel does not read, names the policy's
 /// root: a root that cannot be looked at now keeps the directory that was found before.
-fn roots(desired: &Desired<'_>, observed: &Observed, bits: &kinds::Bits) -> BTreeMap<(u32, u64), RootEntry> {
-    let mut roots: BTreeMap<(u32, u64), RootEntry> = BTreeMap::new();
+fn roots(desired: &Desired<'_>, observed: &Observed, bits: &kinds::Bits) -> BTreeMap<RootKey, RootEntry> {
+    let mut roots: BTreeMap<RootKey, RootEntry> = BTreeMap::new();
     for (index, root) in desired.policy.roots().iter().enumerate() {
         let found = desired.resolved.roots.get(index).copied().flatten();
         let before = observed.roots.iter().filter(|(_, entry)| entry.reserved == root.actor_set());
@@ -176,7 +176,7 @@ fn roots(desired: &Desired<'_>, observed: &Observed, bits: &kinds::Bits) -> BTre
         let observed_only = if root.default_mode() == DefaultMode::Observed { ROOT_OBSERVED } else { 0 };
         for key in keys {
             // Two paths may lead to one directory: then the stronger of both holds.
-            let entry = roots.entry((key.dev, key.ino)).or_insert(RootEntry {
+            let entry = roots.entry(key).or_insert(RootEntry {
                 filesystems: 0,
                 flags: observed_only,
                 reserved: root.actor_set(),
@@ -188,24 +188,14 @@ fn roots(desired: &Desired<'_>, observed: &Observed, bits: &kinds::Bits) -> BTre
     roots
 }
 
-fn root_key((dev, ino): (u32, u64)) -> RootKey {
-    RootKey { ino, dev, reserved: 0 }
+fn changed_roots(roots: &BTreeMap<RootKey, RootEntry>, observed: &Observed) -> Vec<MapOperation> {
+    let changed = roots.iter().filter(|(key, entry)| observed.roots.get(key) != Some(entry));
+    changed.map(|(key, entry)| MapOperation::PutRoot(*key, *entry)).collect()
 }
 
-fn changed_roots(roots: &BTreeMap<(u32, u64), RootEntry>, observed: &Observed) -> Vec<MapOperation> {
-    let entries = roots.iter().map(|(key, entry)| (root_key(*key), *entry));
-    let changed = entries.filter(|(key, entry)| observed.roots.get(key) != Some(entry));
-    changed.map(|(key, entry)| MapOperation::PutRoot(key, entry)).collect()
-}
-
-fn removed_roots(
-    roots: &BTreeMap<(u32, u64), RootEntry>,
-    observed: &Observed,
-) -> Vec<MapOperation> {
-    let gone = observed.roots.keys().filter(|key| !roots.contains_key(&(key.dev, key.ino)));
-    let mut keys: Vec<RootKey> = gone.copied().collect();
-    keys.sort_by_key(|key| (key.dev, key.ino));
-    keys.into_iter().map(MapOperation::RemoveRoot).collect()
+fn removed_roots(roots: &BTreeMap<RootKey, RootEntry>, observed: &Observed) -> Vec<MapOperation> {
+    let gone = observed.roots.keys().filter(|key| !roots.contains_key(key));
+    gone.copied().map(MapOperation::RemoveRoot).collect()
 }
 
 #[cfg(test)]

@@ -107,16 +107,35 @@ pub struct RootEntry {
 /// The root's default mode is `observed`: what has no entry yet is allowed and recorded as would-deny.
 pub const ROOT_OBSERVED: u32 = 1 << 0;
 
+/// Words of a filesystem's subtype.
+pub const SUBTYPE_WORDS: usize = 3;
 /// Bytes of a filesystem's subtype, with the closing NUL.
-pub const SUBTYPE_BYTES: usize = 24;
+pub const SUBTYPE_BYTES: usize = SUBTYPE_WORDS * 8;
 
 /// A kind of shared filesystem.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FilesystemKey {
     pub magic: u64,
-    /// What follows `fuse.` for FUSE, padded with NULs; all NUL for everything else.
-    pub subtype: [u8; SUBTYPE_BYTES],
+    /// What follows `fuse.` for FUSE, padded with NULs; all NUL for everything else. In words, which the
+    /// kernel program clears without a loop; see [`FilesystemKey::new`].
+    pub subtype: [u64; SUBTYPE_WORDS],
+}
+
+impl FilesystemKey {
+    /// `None` if the subtype does not fit, with its closing NUL.
+    pub fn new(magic: u64, subtype: &[u8]) -> Option<Self> {
+        let mut bytes = [0; SUBTYPE_BYTES];
+        if subtype.len() >= SUBTYPE_BYTES {
+            return None;
+        }
+        bytes[..subtype.len()].copy_from_slice(subtype);
+        let mut key = Self { magic, subtype: [0; SUBTYPE_WORDS] };
+        for (word, eight) in key.subtype.iter_mut().zip(bytes.as_chunks::<8>().0) {
+            *word = u64::from_ne_bytes(*eight);
+        }
+        Some(key)
+    }
 }
 
 /// A cgroup that may delete, in the pools of one set.

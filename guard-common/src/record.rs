@@ -170,8 +170,18 @@ pub struct IncidentValue {
     pub uid: u32,
     /// `u32::MAX`: not set.
     pub login_uid: u32,
-    /// Name of the thread that began it, NUL-padded.
-    pub comm: [u8; 16],
+    /// Name of the thread that began it, NUL-padded; in words, as in `FilesystemKey`.
+    pub comm: [u64; 2],
+}
+
+impl IncidentValue {
+    /// The bytes of `comm`.
+    pub fn comm_bytes(&self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&self.comm[0].to_ne_bytes());
+        bytes[8..].copy_from_slice(&self.comm[1].to_ne_bytes());
+        bytes
+    }
 }
 
 crate::pod!(IncidentKey, IncidentValue, Record);

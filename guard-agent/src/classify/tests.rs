@@ -44,7 +44,7 @@ fn a_pool_and_its_aliases() {
     let reasons: Vec<_> = found.ignored.iter().map(|ignored| (ignored.dev & 0xff, ignored.reason)).collect();
     assert_eq!(
         reasons,
-        [(0, IgnoredReason::OtherFilesystem), (44, IgnoredReason::OutsideRoots), (45, IgnoredReason::OutsideRoots)]
+        [(0, IgnoredReason::OtherFilesystem), (44, IgnoredReason::OutsideRoots), (45, IgnoredReason::NotGuardedHere)]
     );
 }
 

@@ -11,6 +11,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::Snapshot;
+use crate::reactor;
 
 /// Bytes asked for at a time. The kernel gives about a page, whatever is asked.
 const CHUNK: usize = 64 * 1024;
@@ -26,10 +27,7 @@ impl MountWatch {
     ///
     /// Changes count from here: open first, then read.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
-        // SAFETY: a `File` owns its descriptor and returns the same, open one until it is dropped.
-        let table = unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) }
-            .map_err(|error| error.into_parts().1)?;
+        let table = reactor::watch(File::open(path)?, Interest::PRIORITY)?;
         Ok(Self { table })
     }
 

@@ -1,7 +1,6 @@
 //! Which cgroups and executables may delete, one set for each root.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::hash::Hash;
+use std::collections::{BTreeMap, BTreeSet};
 
 use guard_common::{ActorMask, CgroupKey, ExecutableKey};
 
@@ -15,32 +14,22 @@ pub(super) struct Changes {
     pub(super) removed: Vec<MapOperation>,
 }
 
-/// Keys of one map, sortable.
-type Masks<K> = BTreeMap<K, ActorMask>;
-type Cgroup = (u32, u64);
-type Executable = (u32, u32, u64);
+type Pair = (CgroupKey, ExecutableKey);
 
 pub(super) fn changes(desired: &Desired<'_>, observed: &Observed) -> Changes {
-    let (mut cgroups, mut executables) = (Masks::new(), Masks::new());
+    let (mut cgroups, mut executables) = (BTreeMap::new(), BTreeMap::new());
     for root in desired.policy.roots() {
         set(desired, root, observed, &mut cgroups, &mut executables);
     }
     let mut changes = Changes::default();
-    let cgroups: Vec<_> = cgroups.into_iter().map(|(key, mask)| (cgroup_key(key), mask)).collect();
-    let executables: Vec<_> =
-        executables.into_iter().map(|(key, mask)| (executable_key(key), mask)).collect();
-    changes.put.extend(
-        different(&cgroups, &observed.actor_cgroups)
-            .map(|(key, mask)| MapOperation::PutActorCgroup(key, mask)),
-    );
-    changes.put.extend(
-        different(&executables, &observed.actor_executables)
-            .map(|(key, mask)| MapOperation::PutActorExecutable(key, mask)),
-    );
-    let gone = gone(&cgroups, &observed.actor_cgroups, |key| (key.actor_set, key.cgroup_id));
-    changes.removed.extend(gone.into_iter().map(MapOperation::RemoveActorCgroup));
-    let gone = self::gone(&executables, &observed.actor_executables, |key| (key.actor_set, key.ino));
-    changes.removed.extend(gone.into_iter().map(MapOperation::RemoveActorExecutable));
+    let new = different(&cgroups, &observed.actor_cgroups);
+    changes.put.extend(new.map(|(key, mask)| MapOperation::PutActorCgroup(key, mask)));
+    let new = different(&executables, &observed.actor_executables);
+    changes.put.extend(new.map(|(key, mask)| MapOperation::PutActorExecutable(key, mask)));
+    let gone = observed.actor_cgroups.keys().filter(|key| !cgroups.contains_key(key));
+    changes.removed.extend(gone.copied().map(MapOperation::RemoveActorCgroup));
+    let gone = observed.actor_executables.keys().filter(|key| !executables.contains_key(key));
+    changes.removed.extend(gone.copied().map(MapOperation::RemoveActorExecutable));
     changes
 }
 
@@ -49,13 +38,19 @@ fn set(
     desired: &Desired<'_>,
     root: &Root,
     observed: &Observed,
-    cgroups: &mut Masks<Cgroup>,
-    executables: &mut Masks<Executable>,
+    cgroups: &mut BTreeMap<CgroupKey, ActorMask>,
+    executables: &mut BTreeMap<ExecutableKey, ActorMask>,
 ) {
-    let set = root.actor_set();
-    let cgroup = |path: &str| desired.resolved.cgroups.get(path).map(|id| (set, *id));
-    let executable = |path| desired.resolved.executables.get(path).map(|(dev, ino)| (set, *dev, *ino));
-    let mut pairs: BTreeSet<(Cgroup, Executable)> = BTreeSet::new();
+    let actor_set = root.actor_set();
+    let cgroup = |path: &str| {
+        let id = desired.resolved.cgroups.get(path)?;
+        Some(CgroupKey { cgroup_id: *id, actor_set, reserved: 0 })
+    };
+    let executable = |path| {
+        let (dev, ino) = desired.resolved.executables.get(path)?;
+        Some(ExecutableKey { ino: *ino, dev: *dev, actor_set })
+    };
+    let mut pairs: BTreeSet<Pair> = BTreeSet::new();
     for actor in root.actors() {
         match (actor.cgroup(), actor.executable()) {
             (Some(path), None) => {
@@ -72,7 +67,7 @@ fn set(
             (None, None) => {}
         }
     }
-    for ((cgroup, executable), bit) in pair_bits(&pairs, observed, set) {
+    for ((cgroup, executable), bit) in pair_bits(&pairs, observed, actor_set) {
         cgroups.entry(cgroup).or_default().combined |= 1 << bit;
         executables.entry(executable).or_default().combined |= 1 << bit;
     }
@@ -81,27 +76,19 @@ fn set(
 /// The bit of each pair. A pair keeps the bit that stands for it alone in the maps, and a new pair gets
 /// one that stands for nothing: so no cgroup ever meets the executable of another pair half-way.
 /// (Only where an edit replaces more than 64 pairs at once do bits have to change hands.)
-fn pair_bits(
-    pairs: &BTreeSet<(Cgroup, Executable)>,
-    observed: &Observed,
-    set: u32,
-) -> Vec<((Cgroup, Executable), u32)> {
-    let holders = |bit: u32| {
+fn pair_bits(pairs: &BTreeSet<Pair>, observed: &Observed, set: u32) -> Vec<(Pair, u32)> {
+    let (mut bits, mut used): (BTreeMap<Pair, u32>, u64) = (BTreeMap::new(), 0);
+    for bit in 0..u64::BITS {
         let has = |mask: &ActorMask| mask.combined & (1 << bit) != 0;
         let groups = observed.actor_cgroups.iter().filter(|(key, mask)| key.actor_set == set && has(mask));
         let programs =
             observed.actor_executables.iter().filter(|(key, mask)| key.actor_set == set && has(mask));
-        (groups.map(|(key, _)| (set, key.cgroup_id)).collect::<Vec<_>>(),
-         programs.map(|(key, _)| (set, key.dev, key.ino)).collect::<Vec<_>>())
-    };
-    let (mut bits, mut used): (BTreeMap<_, u32>, u64) = (BTreeMap::new(), 0);
-    for bit in 0..u64::BITS {
-        let (groups, programs) = holders(bit);
+        let groups: Vec<&CgroupKey> = groups.map(|(key, _)| key).collect();
+        let programs: Vec<&ExecutableKey> = programs.map(|(key, _)| key).collect();
         if let ([group], [program]) = (&groups[..], &programs[..])
-            && pairs.contains(&(*group, *program))
-            && !bits.contains_key(&(*group, *program))
+            && pairs.contains(&(**group, **program))
         {
-            bits.insert((*group, *program), bit);
+            bits.entry((**group, **program)).or_insert(bit);
         }
         if !groups.is_empty() || !programs.is_empty() {
             used |= 1 << bit;
@@ -122,28 +109,10 @@ fn pair_bits(
 }
 
 /// Entries that the map does not hold so.
-fn different<'a, K: Copy + Eq + Hash>(
-    wanted: &'a [(K, ActorMask)],
-    observed: &'a HashMap<K, ActorMask>,
+fn different<'a, K: Copy + Ord>(
+    wanted: &'a BTreeMap<K, ActorMask>,
+    observed: &'a BTreeMap<K, ActorMask>,
 ) -> impl Iterator<Item = (K, ActorMask)> + 'a {
-    wanted.iter().copied().filter(|(key, mask)| observed.get(key) != Some(mask))
-}
-
-fn gone<K: Copy + Eq + Hash, O: Ord>(
-    wanted: &[(K, ActorMask)],
-    observed: &HashMap<K, ActorMask>,
-    order: impl Fn(&K) -> O,
-) -> Vec<K> {
-    let mut keys: Vec<K> =
-        observed.keys().copied().filter(|key| wanted.iter().all(|(other, _)| other != key)).collect();
-    keys.sort_by_key(order);
-    keys
-}
-
-fn cgroup_key((actor_set, cgroup_id): Cgroup) -> CgroupKey {
-    CgroupKey { cgroup_id, actor_set, reserved: 0 }
-}
-
-fn executable_key((actor_set, dev, ino): Executable) -> ExecutableKey {
-    ExecutableKey { ino, dev, actor_set }
+    let differ = wanted.iter().filter(|(key, mask)| observed.get(key) != Some(mask));
+    differ.map(|(key, mask)| (*key, *mask))
 }

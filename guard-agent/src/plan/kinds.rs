@@ -3,7 +3,7 @@
 //! A number stays with its kind for as long as the kind is in the map. Numbers by place in the policy
 //! would change with an edit, and the masks with them, one map entry after the other.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use guard_common::{FilesystemKey, RootEntry};
 
@@ -19,7 +19,7 @@ pub(super) struct Bits {
 }
 
 /// Keeps the observed numbers; gives free ones to new kinds.
-pub(super) fn bits(policy: &Policy, observed: &HashMap<FilesystemKey, u32>) -> Bits {
+pub(super) fn bits(policy: &Policy, observed: &BTreeMap<FilesystemKey, u32>) -> Bits {
     let kept = |key: &FilesystemKey| observed.get(key).copied().filter(|bit| *bit < u64::BITS);
     let mut taken: BTreeSet<u32> = BTreeSet::new();
     let mut numbers: Vec<Option<u32>> = Vec::new();
@@ -55,9 +55,7 @@ impl Bits {
         if self.recycled == 0 {
             return Vec::new();
         }
-        let mut roots: Vec<_> = observed.roots.iter().collect();
-        roots.sort_by_key(|(key, _)| (key.dev, key.ino));
-        let narrowed = roots.into_iter().filter(|(_, entry)| entry.filesystems & self.recycled != 0);
+        let narrowed = observed.roots.iter().filter(|(_, entry)| entry.filesystems & self.recycled != 0);
         let narrowed = narrowed.map(|(key, entry)| {
             let filesystems = entry.filesystems & !self.recycled;
             MapOperation::PutRoot(*key, RootEntry { filesystems, ..*entry })
@@ -80,8 +78,7 @@ impl Bits {
 
     fn gone(&self, observed: &Observed) -> Vec<MapOperation> {
         let is_used = |key: &FilesystemKey| self.by_name.iter().any(|(_, used, _)| used == key);
-        let mut keys: Vec<_> = observed.filesystems.keys().filter(|key| !is_used(key)).copied().collect();
-        keys.sort_by_key(|key| (key.magic, key.subtype));
-        keys.into_iter().map(MapOperation::RemoveFilesystem).collect()
+        let keys = observed.filesystems.keys().filter(|key| !is_used(key));
+        keys.copied().map(MapOperation::RemoveFilesystem).collect()
     }
 }

@@ -72,6 +72,11 @@ impl Changes {
         if *before == after {
             return;
         }
+        if before.actor_set != after.actor_set && Mode::from_u32(before.mode) == Some(Mode::Guarded) {
+            // While both sets are being changed, the pool has no actors at all.
+            let entry = PoolEntry { mode: Mode::Sealed as u32, ..*before };
+            self.strengthened.push(MapOperation::UpdatePool { dev, entry });
+        }
         let operation = MapOperation::UpdatePool { dev, entry: after };
         if weakens(before, &after) {
             self.weakened.push(operation);

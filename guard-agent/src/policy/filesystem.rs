@@ -82,6 +82,11 @@ impl Filesystem {
         }
     }
 
+    /// Whether mountinfo's type names some kind of shared filesystem, guarded or not.
+    pub fn is_known(fs_type: &str) -> bool {
+        Self::named(fs_type).is_ok()
+    }
+
     /// The kind's name: one of those in mountinfo.
     pub fn name(&self) -> &str {
         &self.name
@@ -99,9 +104,7 @@ impl Filesystem {
 
     /// The key in the map `FILESYSTEMS`.
     pub fn key(&self) -> FilesystemKey {
-        let mut subtype = [0; SUBTYPE_BYTES];
-        subtype[..self.subtype.len()].copy_from_slice(self.subtype.as_bytes());
-        FilesystemKey { magic: self.magic, subtype }
+        FilesystemKey::new(self.magic, self.subtype.as_bytes()).expect("the subtype's length is checked by named()")
     }
 
     /// Whether a mount with this type in mountinfo is of this kind.
@@ -133,7 +136,7 @@ mod tests {
         let ceph_fuse = Filesystem::named("fuse.ceph-fuse").unwrap();
         assert!(ceph_fuse.matches("fuse.ceph-fuse"));
         assert!(!ceph_fuse.matches("fuse.sshfs") && !ceph_fuse.matches("fuse"));
-        assert_eq!(&ceph_fuse.key().subtype[..10], b"ceph-fuse\0");
+        assert_ne!(ceph_fuse.key(), Filesystem::named("fuse").unwrap().key());
     }
 
     #[test]
