@@ -1,1 +1,154 @@
-//! (being written)
+//! Mount table × policy → the pools, and why every other mount is none. Pure.
+//!
+//! A pool is one superblock of a guarded kind with at least one mount at or below a guarded root.
+//! It counts as a whole: its bind mounts elsewhere on the host are covered, since the kernel decides by
+//! superblock. Of nested roots the innermost that guards the kind wins, as in the kernel program.
+
+pub mod ceph;
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use crate::mounts::{MountEntry, Snapshot};
+use crate::policy::{Filesystem, Policy};
+
+/// A mounted superblock to be protected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Pool {
+    /// `s_dev` in the kernel's encoding: the key in `POOLS`.
+    pub dev: u32,
+    /// Names the shared filesystem and the path in it; the same after a remount. Never 0.
+    pub pool_id: u64,
+    /// For people: the last component of `mountpoint`. Not unique.
+    pub name: String,
+    /// Type in mountinfo.
+    pub fs_type: String,
+    /// `s_magic` of its kind.
+    pub magic: u64,
+    pub source: String,
+    /// The first mount at or below a guarded root, of the whole filesystem if there is one.
+    pub mountpoint: PathBuf,
+    /// All mounts in the host's namespace, also those outside every root.
+    pub mountpoints: Vec<PathBuf>,
+    /// Index of the root in the policy.
+    pub root: usize,
+}
+
+/// A mount that is no pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Ignored {
+    pub mountpoint: PathBuf,
+    pub dev: u32,
+    pub fs_type: String,
+    pub reason: IgnoredReason,
+}
+
+/// Why a mount is no pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IgnoredReason {
+    /// No root guards this kind of filesystem.
+    OtherFilesystem,
+    /// A guarded kind, and no mount of this superblock is at or below a guarded root.
+    OutsideRoots,
+    /// Below roots that guard other kinds.
+    NotGuardedHere,
+}
+
+/// Every mount, as a pool or ignored.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Classification {
+    /// In the order of `dev`.
+    pub pools: Vec<Pool>,
+    /// In the order of the mount table.
+    pub ignored: Vec<Ignored>,
+}
+
+impl Classification {
+    /// The pool of a superblock.
+    pub fn pool(&self, dev: u32) -> Option<&Pool> {
+        self.pools.binary_search_by_key(&dev, |pool| pool.dev).ok().map(|index| &self.pools[index])
+    }
+}
+
+/// Tells pools from all other mounts.
+pub fn classify(snapshot: &Snapshot, policy: &Policy) -> Classification {
+    let mut kinds: HashMap<&str, Option<&Filesystem>> = HashMap::new();
+    let mut superblocks: BTreeMap<u32, Vec<&MountEntry>> = BTreeMap::new();
+    for entry in snapshot.entries() {
+        let kind = kinds.entry(&entry.fs_type).or_insert_with(|| policy.filesystem(&entry.fs_type));
+        if kind.is_some() {
+            superblocks.entry(entry.dev()).or_default().push(entry);
+        }
+    }
+    let kind_of = |entry: &MountEntry| kinds.get(entry.fs_type.as_str()).copied().flatten();
+    let pools: Vec<Pool> =
+        superblocks.values().filter_map(|mounts| pool(mounts, kind_of(mounts[0])?, policy)).collect();
+    let mut classification = Classification { pools, ignored: Vec::new() };
+    for entry in snapshot.entries() {
+        if classification.pool(entry.dev()).is_some() {
+            continue;
+        }
+        let below = policy.roots().iter().any(|root| entry.mountpoint.starts_with(root.path()));
+        let reason = match kind_of(entry) {
+            None => IgnoredReason::OtherFilesystem,
+            Some(_) if below => IgnoredReason::NotGuardedHere,
+            Some(_) => IgnoredReason::OutsideRoots,
+        };
+        let (mountpoint, fs_type) = (entry.mountpoint.clone(), entry.fs_type.clone());
+        classification.ignored.push(Ignored { mountpoint, dev: entry.dev(), fs_type, reason });
+    }
+    classification
+}
+
+fn pool(mounts: &[&MountEntry], kind: &Filesystem, policy: &Policy) -> Option<Pool> {
+    let guarded = |entry: &&MountEntry| guarding_root(&entry.mountpoint, kind, policy);
+    let whole = |entry: &&&MountEntry| entry.root == Path::new("/") && guarded(entry).is_some();
+    let primary = mounts.iter().find(whole).or_else(|| mounts.iter().find(|entry| guarded(entry).is_some()))?;
+    let name = primary.mountpoint.file_name().unwrap_or(primary.mountpoint.as_os_str());
+    Some(Pool {
+        dev: primary.dev(),
+        pool_id: pool_id(primary, kind),
+        name: name.to_string_lossy().into_owned(),
+        fs_type: primary.fs_type.clone(),
+        magic: kind.magic(),
+        source: primary.source.to_string_lossy().into_owned(),
+        mountpoint: primary.mountpoint.clone(),
+        mountpoints: mounts.iter().map(|entry| entry.mountpoint.clone()).collect(),
+        root: guarded(primary)?,
+    })
+}
+
+/// Index of the innermost root at or above a path that guards a kind, by whole components.
+pub fn guarding_root(path: &Path, kind: &Filesystem, policy: &Policy) -> Option<usize> {
+    let guards = policy.roots().iter().enumerate().filter(|(_, root)| root.guards(kind));
+    let above = guards.filter(|(_, root)| path.starts_with(root.path()));
+    above.max_by_key(|(_, root)| root.path().components().count()).map(|(index, _)| index)
+}
+
+/// The first eight bytes of a SHA-256 over kind and identity.
+fn pool_id(entry: &MountEntry, kind: &Filesystem) -> u64 {
+    let mut hash = Sha256::new();
+    hash.update(kind.name());
+    hash.update([0]);
+    let source = entry.source.as_bytes();
+    match ceph::identity(&entry.source, &entry.super_options) {
+        Some(identity) if kind.name() == "ceph" => hash.update(identity.canonical()),
+        _ => hash.update(source),
+    }
+    // A source such as `none` or `ceph-fuse` names nothing: the place has to.
+    if !source.iter().any(|byte| matches!(byte, b'/' | b':' | b'@')) {
+        hash.update([0]);
+        hash.update(entry.mountpoint.as_os_str().as_bytes());
+    }
+    let digest = hash.finalize();
+    let first = digest.iter().take(8).fold(0_u64, |id, byte| id << 8 | u64::from(*byte));
+    first.max(1)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,202 @@
-//! (being written)
+//! Desired map content × what the maps hold → the map operations between them. Pure.
+//!
+//! No prefix of the list leaves a pool weaker than the weaker of before and after, so that an agent
+//! may die anywhere in it: first everything that strengthens, additions before removals, and the filter
+//! by magic (`Config::magic_bloom`) covers every pool at all times.
+//!
+//! A pool that is gone from the mount table stays: after a lazy unmount open directories still reach
+//! its data, and the kernel removes the entry when the superblock ends. A pool whose mount was moved out
+//! of its root (`mv /var/lib/incus /var/lib/incus.old`) stays too. Only policy itself takes a pool out.
+
+mod actors;
+mod kinds;
+mod pools;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use guard_common::policy::{RAMFS_MAGIC, ROOT_OBSERVED, magic_bit};
+use guard_common::{
+    ActorMask, CgroupKey, Config, ExecutableKey, FilesystemKey, Mode, PoolEntry, RootEntry, RootKey,
+};
+
+use crate::classify::Classification;
+use crate::policy::{DefaultMode, Policy};
+
+/// One change of one map entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapOperation {
+    PutConfig(Config),
+    PutFilesystem(FilesystemKey, u32),
+    RemoveFilesystem(FilesystemKey),
+    PutRoot(RootKey, RootEntry),
+    RemoveRoot(RootKey),
+    PutActorCgroup(CgroupKey, ActorMask),
+    RemoveActorCgroup(CgroupKey),
+    PutActorExecutable(ExecutableKey, ActorMask),
+    RemoveActorExecutable(ExecutableKey),
+    /// Only if there is no entry (`BPF_NOEXIST`).
+    CreatePool { dev: u32, entry: PoolEntry },
+    /// Only if there is an entry (`BPF_EXIST`): the superblock may just have ended.
+    UpdatePool { dev: u32, entry: PoolEntry },
+    RemovePool { dev: u32 },
+}
+
+/// Operations in the order to apply them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    pub operations: Vec<MapOperation>,
+    /// Goes to `Meta::next_generation` before the first operation is applied.
+    pub next_generation: u64,
+}
+
+/// What the maps hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    pub config: Config,
+    pub pools: BTreeMap<u32, PoolEntry>,
+    pub roots: BTreeMap<RootKey, RootEntry>,
+    pub filesystems: BTreeMap<FilesystemKey, u32>,
+    pub actor_cgroups: BTreeMap<CgroupKey, ActorMask>,
+    pub actor_executables: BTreeMap<ExecutableKey, ActorMask>,
+}
+
+/// What the paths in the policy are on this host. Made by `roots`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resolved {
+    /// In the order of the policy's roots; `None` where the directory is absent or cannot be looked at.
+    pub roots: Vec<Option<RootKey>>,
+    /// Cgroup ids, by path.
+    pub cgroups: BTreeMap<String, u64>,
+    /// `s_dev` and inode, by path.
+    pub executables: BTreeMap<PathBuf, (u32, u64)>,
+}
+
+/// What operators decided about single pools, beside the policy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// Pool ids that are sealed, also after a remount.
+    pub sealed: BTreeSet<u64>,
+    /// Releases: generation → end on the boot clock in nanoseconds. A release dies with its superblock,
+    /// and goes before a seal while it lasts.
+    pub released: BTreeMap<u64, u64>,
+}
+
+impl Overrides {
+    /// What a starting agent finds in force. Releases go on until they end, and a pool that is sealed
+    /// although policy says otherwise stays sealed: weakening needs an operator, not a restart.
+    pub fn adopt(observed: &Observed, policy: &Policy, now_boot_ns: u64) -> Self {
+        let mut overrides = Self::default();
+        for entry in observed.pools.values().filter(|entry| !pools::is_canary(entry)) {
+            let root = policy.root_of_actor_set(entry.actor_set);
+            match Mode::from_u32(entry.mode) {
+                Some(Mode::Released) if entry.expires_boot_ns > now_boot_ns => {
+                    overrides.released.insert(entry.generation, entry.expires_boot_ns);
+                }
+                Some(Mode::Sealed) if root.is_some_and(|root| root.default_mode() != DefaultMode::Sealed) => {
+                    overrides.sealed.insert(entry.pool_id);
+                }
+                _ => {}
+            }
+        }
+        overrides
+    }
+}
+
+/// Everything that the desired content follows from.
+#[derive(Clone, Copy, Debug)]
+pub struct Desired<'a> {
+    pub policy: &'a Policy,
+    pub classification: &'a Classification,
+    pub resolved: &'a Resolved,
+    pub overrides: &'a Overrides,
+    /// Inode of the mount namespace of PID 1.
+    pub host_mnt_ns: u32,
+    pub now_boot_ns: u64,
+    /// `Meta::next_generation`, at least 1.
+    pub next_generation: u64,
+}
+
+/// The operations that turn `observed` into `desired`. Empty if nothing differs.
+pub fn plan(desired: &Desired<'_>, observed: &Observed) -> Plan {
+    let bits = kinds::bits(desired.policy, &observed.filesystems);
+    let roots = roots(desired, observed, &bits);
+    let pools = pools::changes(desired, observed);
+    let actors = actors::changes(desired, observed);
+    let config = config(desired, &pools.kept_magics);
+
+    let mut operations = Vec::new();
+    // From here on every superblock that is guarded before or after comes past the filter.
+    let wide = Config { magic_bloom: config.magic_bloom | observed.config.magic_bloom, ..config };
+    if wide != observed.config {
+        operations.push(MapOperation::PutConfig(wide));
+    }
+    operations.extend(pools.strengthened);
+    // A filesystem's number may only be given away when no root refers to it any more: see `kinds`.
+    operations.extend(bits.narrow(observed));
+    operations.extend(bits.added(observed));
+    // Before pools are created and roots begin to deny: nobody who may delete is denied in between.
+    operations.extend(actors.put);
+    // Before any pool comes to a set: nobody deletes in it who may neither before nor after.
+    operations.extend(actors.removed);
+    operations.extend(pools.created);
+    operations.extend(changed_roots(&roots, observed));
+    operations.extend(pools.weakened);
+    operations.extend(removed_roots(&roots, observed));
+    operations.extend(bits.removed(observed));
+    operations.extend(pools.removed);
+    if wide != config {
+        operations.push(MapOperation::PutConfig(config));
+    }
+    Plan { operations, next_generation: pools.next_generation }
+}
+
+fn config(desired: &Desired<'_>, kept_magics: &BTreeSet<u64>) -> Config {
+    let policy = desired.policy;
+    let magics = policy.filesystems().iter().map(|filesystem| filesystem.magic());
+    let magics = magics.chain(kept_magics.iter().copied()).chain([RAMFS_MAGIC]);
+    Config {
+        magic_bloom: magics.fold(0, |bloom, magic| bloom | magic_bit(magic)),
+        host_mnt_ns: desired.host_mnt_ns,
+        full_records: policy.full_records(),
+    }
+}
+
+/// The roots to be in the map. `RootEntry::reserved`, which the kernel does not read, names the policy's
+/// root: a root that cannot be looked at now keeps the directory that was found before.
+fn roots(desired: &Desired<'_>, observed: &Observed, bits: &kinds::Bits) -> BTreeMap<RootKey, RootEntry> {
+    let mut roots: BTreeMap<RootKey, RootEntry> = BTreeMap::new();
+    for (index, root) in desired.policy.roots().iter().enumerate() {
+        let found = desired.resolved.roots.get(index).copied().flatten();
+        let before = observed.roots.iter().filter(|(_, entry)| entry.reserved == root.actor_set());
+        let keys: Vec<RootKey> = match found {
+            Some(key) => vec![key],
+            None => before.map(|(key, _)| *key).collect(),
+        };
+        let observed_only = if root.default_mode() == DefaultMode::Observed { ROOT_OBSERVED } else { 0 };
+        for key in keys {
+            // Two paths may lead to one directory: then the stronger of both holds.
+            let entry = roots.entry(key).or_insert(RootEntry {
+                filesystems: 0,
+                flags: observed_only,
+                reserved: root.actor_set(),
+            });
+            entry.filesystems |= bits.mask(root);
+            entry.flags &= observed_only;
+        }
+    }
+    roots
+}
+
+fn changed_roots(roots: &BTreeMap<RootKey, RootEntry>, observed: &Observed) -> Vec<MapOperation> {
+    let changed = roots.iter().filter(|(key, entry)| observed.roots.get(key) != Some(entry));
+    changed.map(|(key, entry)| MapOperation::PutRoot(*key, *entry)).collect()
+}
+
+fn removed_roots(roots: &BTreeMap<RootKey, RootEntry>, observed: &Observed) -> Vec<MapOperation> {
+    let gone = observed.roots.keys().filter(|key| !roots.contains_key(key));
+    gone.copied().map(MapOperation::RemoveRoot).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,235 @@
-//! (being written)
+//! The policy: what is protected, from whom, and for whom not.
+//!
+//! `file` reads the text, `raw` takes it apart, `validate` makes a [`Policy`] of it or names every
+//! problem, `diff` compares two of them. All but `file` is pure. What of it goes into which map is
+//! decided by `plan`.
+//!
+//! Roots may be nested: a mount belongs to the innermost root above it that guards its kind.
+
+pub mod diff;
+pub mod duration;
+mod error;
+pub mod file;
+mod filesystem;
+mod preset;
+mod raw;
+#[cfg(test)]
+mod tests;
+mod validate;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use guard_common::Mode;
+use serde::Serialize;
+
+pub use error::{PolicyErrors, Problem};
+pub use file::load;
+pub use filesystem::Filesystem;
+pub use validate::parse;
+
+/// No lease is longer, whatever the file says.
+pub const MAX_TTL: Duration = Duration::from_secs(24 * 3600);
+
+/// A valid policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Policy {
+    roots: Vec<Root>,
+    filesystems: Vec<Filesystem>,
+    lease: LeaseLimits,
+    #[serde(serialize_with = "duration::serialize")]
+    canary_interval: Duration,
+    #[serde(serialize_with = "duration::serialize")]
+    incident_interval: Duration,
+    full_records: u32,
+    allow_inactive: bool,
+    hash: String,
+}
+
+impl Policy {
+    /// The guarded roots, in the order of the file. At least one.
+    pub fn roots(&self) -> &[Root] {
+        &self.roots
+    }
+
+    /// All kinds of filesystems that some root guards, each once.
+    pub fn filesystems(&self) -> &[Filesystem] {
+        &self.filesystems
+    }
+
+    /// The kind that a mount's type in mountinfo belongs to, if some root guards it.
+    pub fn filesystem(&self, fs_type: &str) -> Option<&Filesystem> {
+        self.filesystems.iter().find(|filesystem| filesystem.matches(fs_type))
+    }
+
+    /// How long leases last.
+    pub fn lease(&self) -> LeaseLimits {
+        self.lease
+    }
+
+    /// How often the canary proves enforcement.
+    pub fn canary_interval(&self) -> Duration {
+        self.canary_interval
+    }
+
+    /// How often an incident that goes on is summed up.
+    pub fn incident_interval(&self) -> Duration {
+        self.incident_interval
+    }
+
+    /// How many full records an incident gets before its denials are only counted.
+    pub fn full_records(&self) -> u32 {
+        self.full_records
+    }
+
+    /// Whether the agent keeps running although nothing can be enforced.
+    pub fn allow_inactive(&self) -> bool {
+        self.allow_inactive
+    }
+
+    /// SHA-256 of the file's text, in hex.
+    pub fn hash(&self) -> &str {
+        &self.hash
+    }
+
+    /// The root of an actor set.
+    pub fn root_of_actor_set(&self, actor_set: u32) -> Option<&Root> {
+        self.roots.iter().find(|root| root.actor_set == actor_set)
+    }
+
+    /// The same policy with other paths for its roots: those that symbolic links lead to
+    /// (see `roots`). Roots and paths are in the same order; actor sets stay.
+    #[must_use]
+    pub fn with_root_paths(&self, paths: &[PathBuf]) -> Self {
+        let mut policy = self.clone();
+        for (root, path) in policy.roots.iter_mut().zip(paths) {
+            root.path.clone_from(path);
+        }
+        policy
+    }
+}
+
+/// How long leases last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct LeaseLimits {
+    #[serde(serialize_with = "duration::serialize")]
+    default_ttl: Duration,
+    #[serde(serialize_with = "duration::serialize")]
+    max_ttl: Duration,
+}
+
+impl LeaseLimits {
+    /// Of a lease that does not say.
+    pub fn default_ttl(self) -> Duration {
+        self.default_ttl
+    }
+
+    /// No lease is longer. At most [`MAX_TTL`].
+    pub fn max_ttl(self) -> Duration {
+        self.max_ttl
+    }
+}
+
+/// A directory below which shared filesystems are protected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Root {
+    path: PathBuf,
+    default_mode: DefaultMode,
+    filesystems: Vec<String>,
+    actors: Vec<Actor>,
+    guard_truncate: bool,
+    exported: bool,
+    actor_set: u32,
+}
+
+impl Root {
+    /// Absolute, without `.` and `..`.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The mode of its pools where nobody says otherwise.
+    pub fn default_mode(&self) -> DefaultMode {
+        self.default_mode
+    }
+
+    /// Names of the kinds ([`Filesystem::name`]) that are guarded below it.
+    pub fn filesystems(&self) -> &[String] {
+        &self.filesystems
+    }
+
+    /// Whether this kind is guarded below it.
+    pub fn guards(&self, filesystem: &Filesystem) -> bool {
+        self.filesystems.iter().any(|name| name == filesystem.name())
+    }
+
+    /// Who may delete in its guarded pools.
+    pub fn actors(&self) -> &[Actor] {
+        &self.actors
+    }
+
+    /// Truncation is decided like deletion in guarded mode too.
+    pub fn guard_truncate(&self) -> bool {
+        self.guard_truncate
+    }
+
+    /// Its pools are exported: kernel threads may delete in guarded mode.
+    pub fn exported(&self) -> bool {
+        self.exported
+    }
+
+    /// Names its set of actors in the maps. Made of the path, not of the place in the file: it stays
+    /// the same when roots are added, removed or reordered, so that no pool ever meets another's actors.
+    pub fn actor_set(&self) -> u32 {
+        self.actor_set
+    }
+}
+
+/// The mode of a root's pools where nobody says otherwise. `released` is never a default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DefaultMode {
+    Sealed,
+    Guarded,
+    Observed,
+}
+
+impl DefaultMode {
+    /// The names in the file.
+    pub const NAMES: [&'static str; 3] = ["sealed", "guarded", "observed"];
+
+    /// The kernel's mode.
+    pub fn mode(self) -> Mode {
+        match self {
+            Self::Sealed => Mode::Sealed,
+            Self::Guarded => Mode::Guarded,
+            Self::Observed => Mode::Observed,
+        }
+    }
+}
+
+/// Who may delete. With both set, both must match; with one set, it alone suffices.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Actor {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cgroup: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    executable: Option<PathBuf>,
+}
+
+impl Actor {
+    /// Path of a cgroup (v2) such as `/system.slice/incus.service`; processes below it match.
+    pub fn cgroup(&self) -> Option<&str> {
+        self.cgroup.as_deref()
+    }
+
+    /// Path of an executable in the host's mount namespace.
+    pub fn executable(&self) -> Option<&Path> {
+        self.executable.as_deref()
+    }
+
+    /// Whether it needs its cgroup and its executable together.
+    pub fn is_combined(&self) -> bool {
+        self.cgroup.is_some() && self.executable.is_some()
+    }
+}

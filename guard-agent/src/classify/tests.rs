@@ -1,0 +1,100 @@
+//! Mount tables as they are seen on hosts.
+
+use super::*;
+use crate::policy::parse;
+
+const POLICY: &str = r#"
+version = 1
+[[root]]
+path = "/var/lib/incus"
+filesystems = ["ceph", "nfs"]
+[[root]]
+path = "/var/lib/incus/inner"
+filesystems = ["ceph"]
+[[root]]
+path = "/srv/trial"
+filesystems = ["tmpfs"]
+"#;
+
+fn policy() -> Policy {
+    parse(POLICY, Path::new("policy.toml")).unwrap()
+}
+
+fn table(lines: &[&str]) -> Classification {
+    classify(&Snapshot::parse(lines.join("\n").as_bytes()), &policy())
+}
+
+const POOL: &str =
+    "78 31 0:43 / /var/lib/incus/storage-pools/shared rw shared:20 - ceph admin@f0.fs=/pool-a rw,mon_addr=10.0.0.1:3300";
+
+#[test]
+fn a_pool_and_its_aliases() {
+    let found = table(&[
+        "27 1 254:0 / / rw - ext4 /dev/vda rw",
+        "70 31 0:43 /custom/v /var/lib/incus/devices/p_i/disk.v rw - ceph admin@f0.fs=/pool-a rw",
+        POOL,
+        "79 31 0:43 / /mnt/alias rw - ceph admin@f0.fs=/pool-a rw",
+        "80 31 0:44 / /mnt/elsewhere rw - ceph admin@f0.fs=/ rw",
+        "81 31 0:45 / /var/lib/incus/devices rw - tmpfs none rw",
+    ]);
+    let [pool] = &found.pools[..] else { panic!("one pool: {found:?}") };
+    assert_eq!((pool.dev, pool.name.as_str(), pool.magic), (43, "shared", 0x00c3_6400));
+    assert_eq!(pool.mountpoint, Path::new("/var/lib/incus/storage-pools/shared"));
+    assert_eq!(pool.mountpoints.len(), 3);
+    let reasons: Vec<_> = found.ignored.iter().map(|ignored| (ignored.dev & 0xff, ignored.reason)).collect();
+    assert_eq!(
+        reasons,
+        [(0, IgnoredReason::OtherFilesystem), (44, IgnoredReason::OutsideRoots), (45, IgnoredReason::NotGuardedHere)]
+    );
+}
+
+#[test]
+fn only_a_bind_below_the_root() {
+    let found = table(&[
+        "70 31 0:43 / /mnt/ceph rw - ceph admin@f0.fs=/ rw",
+        "71 31 0:43 /custom/v /var/lib/incus/devices/p_i/disk.v rw - ceph admin@f0.fs=/ rw",
+    ]);
+    assert_eq!(found.pools[0].name, "disk.v");
+    assert!(found.ignored.is_empty());
+}
+
+#[test]
+fn roots_are_compared_by_component_and_the_innermost_wins() {
+    let found = table(&[
+        "1 0 0:1 / /var/lib/incus rw - ceph m:/a rw",
+        "2 0 0:2 / /var/lib/incus-backup rw - ceph m:/b rw",
+        "3 0 0:3 / /var/lib/incus/inner/p rw - ceph m:/c rw",
+        "4 0 0:4 / /var/lib/incus/inner/q rw - nfs4 s:/d rw",
+        "5 0 0:5 / /var/lib/incus/n rw - nfs4 s:/d rw",
+        "6 0 0:6 / /srv/trial/t rw - tmpfs none rw",
+        "7 0 0:7 / /srv/trial/u rw - ceph m:/u rw",
+    ]);
+    let pools: Vec<_> = found.pools.iter().map(|pool| (pool.dev, pool.root)).collect();
+    assert_eq!(pools, [(1, 0), (3, 1), (4, 0), (5, 0), (6, 2)]);
+    let reasons: Vec<_> = found.ignored.iter().map(|ignored| (ignored.dev, ignored.reason)).collect();
+    assert_eq!(
+        reasons,
+        [
+            (2, IgnoredReason::OutsideRoots),
+            (7, IgnoredReason::NotGuardedHere)
+        ]
+    );
+}
+
+#[test]
+fn pool_ids_outlive_a_remount_and_tell_pools_apart() {
+    let id = |line: &str| table(&[line]).pools[0].pool_id;
+    let first = id(POOL);
+    assert_eq!(first, id(&POOL.replace("0:43", "0:99").replace("78 31", "200 31")));
+    assert_eq!(first, id(&POOL.replace("/pool-a rw", "/pool-a/ rw")));
+    assert_ne!(first, id(&POOL.replace("pool-a", "pool-b")));
+    assert_ne!(first, id(&POOL.replace("f0.fs", "f1.fs")));
+    let trial = "6 0 0:6 / /srv/trial/t rw - tmpfs none rw";
+    assert_ne!(id(trial), id(&trial.replace("trial/t", "trial/u")));
+}
+
+#[test]
+fn a_mountpoint_that_is_not_utf8_is_a_pool() {
+    let snapshot = Snapshot::parse(b"1 0 0:1 / /var/lib/incus/\xff rw - ceph m:/a rw\n");
+    assert_eq!(classify(&snapshot, &policy()).pools[0].name, "\u{fffd}");
+}

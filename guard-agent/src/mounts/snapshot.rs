@@ -1,0 +1,146 @@
+//! One state of the mount table, and the difference of two.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+
+use super::{MountEntry, ParseProblem, parse};
+
+/// The mount table at one time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    entries: Vec<MountEntry>,
+    problems: Vec<ParseProblem>,
+    by_id: HashMap<u32, usize>,
+}
+
+/// What changed from one snapshot to the next.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SnapshotDiff {
+    pub added: Vec<MountEntry>,
+    pub removed: Vec<MountEntry>,
+    /// Same mount and superblock, other options, place or propagation: before and after.
+    pub changed: Vec<(MountEntry, MountEntry)>,
+}
+
+impl SnapshotDiff {
+    /// Whether nothing changed.
+    pub fn is_empty(&self) -> bool {
+        self.added.is_empty() && self.removed.is_empty() && self.changed.is_empty()
+    }
+}
+
+impl Snapshot {
+    /// Reads the table's text.
+    pub fn parse(table: &[u8]) -> Self {
+        let (entries, problems) = parse(table);
+        let by_id = entries.iter().enumerate().map(|(index, entry)| (entry.mount_id, index)).collect();
+        Self { entries, problems, by_id }
+    }
+
+    /// The mounts, in the kernel's order.
+    pub fn entries(&self) -> &[MountEntry] {
+        &self.entries
+    }
+
+    /// The lines that are no mounts.
+    pub fn problems(&self) -> &[ParseProblem] {
+        &self.problems
+    }
+
+    /// The mount of this id.
+    pub fn mount(&self, mount_id: u32) -> Option<&MountEntry> {
+        self.by_id.get(&mount_id).map(|index| &self.entries[*index])
+    }
+
+    /// The topmost mount that a path lies on: what a lookup of it would meet, links aside.
+    pub fn mount_of(&self, path: &Path) -> Option<&MountEntry> {
+        let above = self.entries.iter().filter(|entry| path.starts_with(&entry.mountpoint));
+        let depth = |entry: &MountEntry| entry.mountpoint.components().count();
+        // Among those of equal depth the kernel's order decides (the last is on top), which max_by_key keeps.
+        above.filter(|entry| !self.is_covered(entry)).max_by_key(|entry| depth(entry))
+    }
+
+    /// Whether a later mount at or above its mountpoint hides it.
+    fn is_covered(&self, entry: &MountEntry) -> bool {
+        let over = |other: &MountEntry| {
+            other.mount_id != entry.mount_id
+                && other.parent_id == entry.parent_id
+                && entry.mountpoint.starts_with(&other.mountpoint)
+                && other.mountpoint != entry.mountpoint
+        };
+        // A mount that shares its parent and lies above it can only have come later.
+        self.entries.iter().any(over)
+    }
+
+    /// What changed from here to `next`.
+    pub fn diff(&self, next: &Self) -> SnapshotDiff {
+        let identity = |entry: &MountEntry| (entry.mount_id, entry.dev());
+        let before: HashMap<_, _> = self.entries.iter().map(|entry| (identity(entry), entry)).collect();
+        let after: HashSet<_> = next.entries.iter().map(identity).collect();
+        let mut diff = SnapshotDiff::default();
+        for entry in &next.entries {
+            match before.get(&identity(entry)) {
+                None => diff.added.push(entry.clone()),
+                Some(old) if *old != entry => diff.changed.push(((*old).clone(), entry.clone())),
+                Some(_) => {}
+            }
+        }
+        diff.removed = self.entries.iter().filter(|entry| !after.contains(&identity(entry))).cloned().collect();
+        diff
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: &str = "27 1 254:0 / / rw - ext4 /dev/vda rw\n\
+        40 27 0:30 / /var/lib rw - tmpfs none rw\n\
+        41 40 0:43 / /var/lib/incus/pool rw - ceph a rw\n\
+        42 41 0:44 / /var/lib/incus/pool rw - ceph b rw\n\
+        43 27 0:45 / /var/library rw - tmpfs none rw\n";
+
+    #[test]
+    fn the_topmost_mount_wins() {
+        let snapshot = Snapshot::parse(TABLE.as_bytes());
+        for (path, mount_id) in [
+            ("/", 27),
+            ("/var", 27),
+            ("/var/lib/incus", 40),
+            ("/var/lib/incus/pool/x", 42),
+            ("/var/library", 43),
+        ] {
+            assert_eq!(snapshot.mount_of(Path::new(path)).unwrap().mount_id, mount_id, "{path}");
+        }
+        assert_eq!(snapshot.mount(41).unwrap().source, "a");
+        assert_eq!(snapshot.mount(99), None);
+    }
+
+    #[test]
+    fn a_mount_above_hides_what_was_there_before() {
+        let table = "27 1 254:0 / / rw - ext4 /dev/vda rw\n\
+            41 27 0:43 / /a/b rw - ceph a rw\n\
+            42 27 0:44 / /a rw - tmpfs none rw\n";
+        assert_eq!(Snapshot::parse(table.as_bytes()).mount_of(Path::new("/a/b/c")).unwrap().mount_id, 42);
+    }
+
+    #[test]
+    fn a_reused_mount_id_is_removed_and_added() {
+        let before = Snapshot::parse(TABLE.as_bytes());
+        let text = TABLE.replace("41 40 0:43", "41 40 0:99").replace("/var/library rw", "/var/library ro");
+        let diff = before.diff(&Snapshot::parse(text.as_bytes()));
+        assert_eq!((diff.added[0].minor, diff.removed[0].minor), (99, 43));
+        assert_eq!((diff.added.len(), diff.removed.len(), diff.changed.len()), (1, 1, 1));
+        assert_eq!(diff.changed[0].1.options, "ro");
+        assert!(before.diff(&before).is_empty());
+    }
+
+    #[test]
+    fn fifty_thousand_mounts() {
+        let table: String =
+            (0..50_000).map(|id| format!("{id} 1 0:{id} / /m/{id} rw - tmpfs none rw\n")).collect();
+        let snapshot = Snapshot::parse(table.as_bytes());
+        assert_eq!(snapshot.entries().len(), 50_000);
+        assert!(snapshot.diff(&snapshot).is_empty());
+    }
+}

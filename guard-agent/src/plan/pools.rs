@@ -1,0 +1,145 @@
+//! Which entries pools get, and which changes of entries strengthen.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use guard_common::policy::{POOL_CANARY, POOL_EXPORTED, POOL_GUARD_TRUNCATE};
+use guard_common::{Mode, PoolEntry};
+
+use super::{Desired, MapOperation, Observed};
+use crate::classify::Pool;
+use crate::policy::{Policy, Root};
+
+/// Operations on `POOLS`, by when they are due.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    /// Updates that weaken nothing.
+    pub(super) strengthened: Vec<MapOperation>,
+    pub(super) created: Vec<MapOperation>,
+    /// All other updates.
+    pub(super) weakened: Vec<MapOperation>,
+    pub(super) removed: Vec<MapOperation>,
+    /// Magics of all pools that remain.
+    pub(super) kept_magics: BTreeSet<u64>,
+    pub(super) next_generation: u64,
+}
+
+pub(super) fn is_canary(entry: &PoolEntry) -> bool {
+    entry.flags & POOL_CANARY != 0
+}
+
+pub(super) fn changes(desired: &Desired<'_>, observed: &Observed) -> Changes {
+    let mut changes = Changes { next_generation: desired.next_generation.max(1), ..Changes::default() };
+    for pool in &desired.classification.pools {
+        match observed.pools.get(&pool.dev) {
+            // The canary's own superblock, seen below a root: it is not a pool while it has that entry.
+            Some(entry) if is_canary(entry) => {}
+            Some(entry) => changes.update(pool.dev, entry, wanted(desired, pool, entry, changes.next_generation)),
+            None => changes.create(desired, pool),
+        }
+    }
+    let mounted: BTreeMap<u32, &str> =
+        desired.classification.ignored.iter().map(|ignored| (ignored.dev, ignored.fs_type.as_str())).collect();
+    for (dev, entry) in observed.pools.iter().filter(|(dev, _)| desired.classification.pool(**dev).is_none()) {
+        if is_canary(entry) {
+            changes.kept_magics.insert(entry.magic);
+        } else if let Some(root) = guarding_root(desired.policy, entry, mounted.get(dev).copied()) {
+            let mode = mode(desired, root, entry.pool_id, entry.generation);
+            changes.update(*dev, entry, with_mode(settings(root, *entry), mode));
+        } else if mounted.contains_key(dev) {
+            changes.removed.push(MapOperation::RemovePool { dev: *dev });
+        } else {
+            changes.kept_magics.insert(entry.magic);
+        }
+    }
+    changes
+}
+
+impl Changes {
+    fn create(&mut self, desired: &Desired<'_>, pool: &Pool) {
+        let root = &desired.policy.roots()[pool.root];
+        let generation = self.next_generation;
+        let entry =
+            PoolEntry { generation, pool_id: pool.pool_id, magic: pool.magic, ..PoolEntry::default() };
+        let entry = with_mode(settings(root, entry), mode(desired, root, pool.pool_id, generation));
+        self.next_generation += 1;
+        self.kept_magics.insert(pool.magic);
+        self.created.push(MapOperation::CreatePool { dev: pool.dev, entry });
+    }
+
+    fn update(&mut self, dev: u32, before: &PoolEntry, after: PoolEntry) {
+        self.next_generation = self.next_generation.max(after.generation + 1);
+        self.kept_magics.insert(after.magic);
+        if *before == after {
+            return;
+        }
+        if before.actor_set != after.actor_set && Mode::from_u32(before.mode) == Some(Mode::Guarded) {
+            // While both sets are being changed, the pool has no actors at all.
+            let entry = PoolEntry { mode: Mode::Sealed as u32, ..*before };
+            self.strengthened.push(MapOperation::UpdatePool { dev, entry });
+        }
+        let operation = MapOperation::UpdatePool { dev, entry: after };
+        if weakens(before, &after) {
+            self.weakened.push(operation);
+        } else {
+            self.strengthened.push(operation);
+        }
+    }
+}
+
+/// The entry of a mounted pool that has one.
+fn wanted(desired: &Desired<'_>, pool: &Pool, entry: &PoolEntry, next_generation: u64) -> PoolEntry {
+    let root = &desired.policy.roots()[pool.root];
+    let same = entry.magic == pool.magic && entry.pool_id == pool.pool_id;
+    // Otherwise it is another superblock, whose end the kernel program has not seen. Its entry is replaced
+    // in one step, so that there is no moment without one; leases and releases of the old one end.
+    let generation = if same { entry.generation } else { next_generation };
+    let base = PoolEntry { generation, pool_id: pool.pool_id, magic: pool.magic, ..*entry };
+    with_mode(settings(root, base), mode(desired, root, pool.pool_id, generation))
+}
+
+/// The root that an entry was made for, if policy still guards that kind there.
+fn guarding_root<'p>(policy: &'p Policy, entry: &PoolEntry, fs_type: Option<&str>) -> Option<&'p Root> {
+    let root = policy.root_of_actor_set(entry.actor_set)?;
+    let is_kind = |kind: &&crate::policy::Filesystem| {
+        kind.magic() == entry.magic && fs_type.is_none_or(|fs_type| kind.matches(fs_type))
+    };
+    policy.filesystems().iter().filter(|kind| root.guards(kind)).find(is_kind).map(|_| root)
+}
+
+/// Mode and end of release. An expired release falls back to what holds without it.
+fn mode(desired: &Desired<'_>, root: &Root, pool_id: u64, generation: u64) -> (Mode, u64) {
+    match desired.overrides.released.get(&generation) {
+        Some(end) if *end > desired.now_boot_ns => (Mode::Released, *end),
+        _ if desired.overrides.sealed.contains(&pool_id) => (Mode::Sealed, 0),
+        _ => (root.default_mode().mode(), 0),
+    }
+}
+
+fn with_mode(entry: PoolEntry, (mode, expires_boot_ns): (Mode, u64)) -> PoolEntry {
+    PoolEntry { mode: mode as u32, expires_boot_ns, ..entry }
+}
+
+fn settings(root: &Root, entry: PoolEntry) -> PoolEntry {
+    let flag = |set: bool, flag: u32| if set { flag } else { 0 };
+    let flags = flag(root.exported(), POOL_EXPORTED) | flag(root.guard_truncate(), POOL_GUARD_TRUNCATE);
+    PoolEntry { flags, actor_set: root.actor_set(), canary_token: 0, ..entry }
+}
+
+/// How much a mode denies. A release counts as running: it allows most.
+pub(super) fn strength(mode: u32) -> u32 {
+    match Mode::from_u32(mode) {
+        Some(Mode::Released) => 0,
+        Some(Mode::Observed) => 1,
+        Some(Mode::Guarded) => 2,
+        // A number that is no mode is denied by the kernel program.
+        Some(Mode::Sealed) | None => 3,
+    }
+}
+
+fn weakens(before: &PoolEntry, after: &PoolEntry) -> bool {
+    let exported = after.flags & !before.flags & POOL_EXPORTED != 0;
+    let truncate = before.flags & !after.flags & POOL_GUARD_TRUNCATE != 0;
+    let longer = after.expires_boot_ns > before.expires_boot_ns;
+    let other_actors = before.actor_set != after.actor_set;
+    strength(after.mode) < strength(before.mode) || exported || truncate || longer || other_actors
+}

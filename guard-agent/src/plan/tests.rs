@@ -1,0 +1,351 @@
+//! Plans step by step, and what must hold in every step of every plan.
+
+use std::path::Path;
+
+use guard_common::policy::{CEPH_SUPER_MAGIC, POOL_CANARY};
+use proptest::prelude::*;
+
+use super::*;
+use crate::classify::classify;
+use crate::mounts::Snapshot;
+use crate::policy::parse;
+
+const INCUS: &str = "version = 1\n[[root]]\npreset = \"incus\"\n";
+const POOL: &str = "78 31 0:43 / /var/lib/incus/pool rw - ceph m:/a rw\n";
+
+/// Applies one operation, with the kernel's flags.
+fn apply(maps: &mut Observed, operation: &MapOperation) {
+    use MapOperation::*;
+    match *operation {
+        PutConfig(config) => maps.config = config,
+        PutFilesystem(key, bit) => drop(maps.filesystems.insert(key, bit)),
+        RemoveFilesystem(key) => assert!(maps.filesystems.remove(&key).is_some()),
+        PutRoot(key, entry) => drop(maps.roots.insert(key, entry)),
+        RemoveRoot(key) => assert!(maps.roots.remove(&key).is_some()),
+        PutActorCgroup(key, mask) => drop(maps.actor_cgroups.insert(key, mask)),
+        RemoveActorCgroup(key) => assert!(maps.actor_cgroups.remove(&key).is_some()),
+        PutActorExecutable(key, mask) => drop(maps.actor_executables.insert(key, mask)),
+        RemoveActorExecutable(key) => assert!(maps.actor_executables.remove(&key).is_some()),
+        CreatePool { dev, entry } => assert!(maps.pools.insert(dev, entry).is_none()),
+        UpdatePool { dev, entry } => assert!(maps.pools.insert(dev, entry).is_some()),
+        RemovePool { dev } => assert!(maps.pools.remove(&dev).is_some()),
+    }
+}
+
+/// Any number that differs by path.
+fn number(path: &str) -> u64 {
+    path.bytes().fold(0, |number: u64, byte| number.wrapping_mul(31).wrapping_add(byte.into()))
+}
+
+/// A host: policy, mount table, and what was decided about its pools.
+#[derive(Clone, Debug)]
+struct Host {
+    policy: Policy,
+    table: String,
+    resolved: Resolved,
+    overrides: Overrides,
+    now: u64,
+    next_generation: u64,
+}
+
+impl Host {
+    fn new(policy: &str, table: &str) -> Self {
+        let policy = parse(policy, Path::new("policy.toml")).unwrap_or_else(|errors| panic!("{errors}"));
+        let roots = policy.roots().iter().map(|root| {
+            // Any number that differs by path.
+            Some(RootKey { ino: u64::from(root.actor_set()), dev: 1, reserved: 0 })
+        });
+        let mut resolved = Resolved { roots: roots.collect(), ..Resolved::default() };
+        for actor in policy.roots().iter().flat_map(|root| root.actors()) {
+            if let Some(path) = actor.cgroup() {
+                resolved.cgroups.insert(path.to_owned(), number(path));
+            }
+            if let Some(path) = actor.executable() {
+                resolved.executables.insert(path.to_owned(), (1, number(&path.to_string_lossy())));
+            }
+        }
+        Self { policy, table: table.to_owned(), resolved, overrides: Overrides::default(), now: 1000, next_generation: 1 }
+    }
+
+    fn plan(&self, maps: &Observed) -> Plan {
+        let classification = classify(&Snapshot::parse(self.table.as_bytes()), &self.policy);
+        let desired = Desired {
+            policy: &self.policy,
+            classification: &classification,
+            resolved: &self.resolved,
+            overrides: &self.overrides,
+            host_mnt_ns: 4_026_531_841,
+            now_boot_ns: self.now,
+            next_generation: self.next_generation,
+        };
+        plan(&desired, maps)
+    }
+
+    fn apply(&mut self, maps: &mut Observed) -> Vec<MapOperation> {
+        let plan = self.plan(maps);
+        self.next_generation = plan.next_generation;
+        plan.operations.iter().for_each(|operation| apply(maps, operation));
+        assert_eq!(self.plan(maps).operations, [], "the next plan is empty");
+        plan.operations
+    }
+}
+
+fn started(policy: &str, table: &str) -> (Host, Observed) {
+    let (mut host, mut maps) = (Host::new(policy, table), Observed::default());
+    host.apply(&mut maps);
+    (host, maps)
+}
+
+fn mode(maps: &Observed, dev: u32) -> Option<Mode> {
+    Mode::from_u32(maps.pools.get(&dev)?.mode)
+}
+
+#[test]
+fn a_first_start_in_order() {
+    let (mut host, mut maps) = (Host::new(INCUS, POOL), Observed::default());
+    let names: Vec<String> = host
+        .apply(&mut maps)
+        .iter()
+        .map(|operation| format!("{operation:?}").split(['(', ' ']).next().unwrap().to_owned())
+        .collect();
+    assert_eq!(
+        names,
+        ["PutConfig", "PutFilesystem", "PutActorCgroup", "PutActorExecutable", "PutActorExecutable", "CreatePool", "PutRoot"]
+    );
+    let entry = maps.pools[&43];
+    assert_eq!((entry.generation, entry.magic, entry.flags), (1, CEPH_SUPER_MAGIC, 0));
+    assert_eq!(mode(&maps, 43), Some(Mode::Guarded));
+    assert_ne!(maps.config.magic_bloom & magic_bit(RAMFS_MAGIC), 0);
+    assert_eq!(host.next_generation, 2);
+}
+
+#[test]
+fn seal_release_and_expiry() {
+    let (mut host, mut maps) = started(INCUS, POOL);
+    let PoolEntry { generation, pool_id, .. } = maps.pools[&43];
+    host.overrides.sealed.insert(pool_id);
+    host.apply(&mut maps);
+    assert_eq!(mode(&maps, 43), Some(Mode::Sealed));
+    host.overrides.released.insert(generation, 5000);
+    host.apply(&mut maps);
+    assert_eq!((mode(&maps, 43), maps.pools[&43].expires_boot_ns), (Some(Mode::Released), 5000));
+    assert_eq!(Overrides::adopt(&maps, &host.policy, 4999).released, host.overrides.released);
+    host.now = 5000;
+    host.apply(&mut maps);
+    assert_eq!(mode(&maps, 43), Some(Mode::Sealed));
+    assert_eq!(Overrides::adopt(&maps, &host.policy, 5000), Overrides { sealed: [pool_id].into(), ..Overrides::default() });
+    host.overrides.sealed.clear();
+    host.apply(&mut maps);
+    assert_eq!(mode(&maps, 43), Some(Mode::Guarded));
+    assert_eq!(maps.pools[&43].generation, generation);
+}
+
+#[test]
+fn a_release_dies_with_its_superblock() {
+    let (mut host, mut maps) = started(INCUS, POOL);
+    host.overrides.released.insert(1, 5000);
+    host.apply(&mut maps);
+    // The kernel program removes the entry; then the pool is mounted again.
+    maps.pools.remove(&43);
+    host.apply(&mut maps);
+    assert_eq!((mode(&maps, 43), maps.pools[&43].generation), (Some(Mode::Guarded), 2));
+}
+
+#[test]
+fn another_superblock_with_a_stale_entry_is_replaced_in_one_step() {
+    let (mut host, mut maps) = started(INCUS, POOL);
+    host.overrides.released.insert(1, 5000);
+    host.apply(&mut maps);
+    host.table = POOL.replace("m:/a", "m:/other");
+    let operations = host.apply(&mut maps);
+    assert!(matches!(operations[..], [MapOperation::UpdatePool { dev: 43, entry }] if entry.generation == 2));
+    assert_eq!(mode(&maps, 43), Some(Mode::Guarded));
+}
+
+#[test]
+fn only_policy_takes_a_pool_out() {
+    let (mut host, mut maps) = started(INCUS, POOL);
+    // Lazily unmounted; then its root renamed, and made anew.
+    host.table = String::new();
+    assert_eq!(host.apply(&mut maps), []);
+    host.table = POOL.replace("/var/lib/incus/", "/var/lib/incus.old/");
+    assert_eq!(host.apply(&mut maps), []);
+    host.resolved.roots = vec![None];
+    assert_eq!(host.apply(&mut maps), [], "the known directory of an absent root stays");
+    host.resolved.roots = vec![Some(RootKey { ino: 7, dev: 1, reserved: 0 })];
+    assert_eq!(host.apply(&mut maps).len(), 2);
+    assert_eq!(mode(&maps, 43), Some(Mode::Guarded));
+    // Another policy: still mounted, guarded no more.
+    let next_generation = host.next_generation;
+    let mut other = Host { next_generation, ..Host::new("version = 1\n[[root]]\npath = \"/srv\"\nfilesystems = [\"nfs\"]", &host.table) };
+    other.apply(&mut maps);
+    assert_eq!(mode(&maps, 43), None);
+    assert!(maps.actor_cgroups.is_empty() && maps.actor_executables.is_empty());
+    assert_eq!((maps.roots.len(), maps.filesystems.len()), (1, 1));
+}
+
+#[test]
+fn a_lazily_unmounted_pool_stays_when_policy_drops_it() {
+    let (host, mut maps) = started(INCUS, POOL);
+    let mut other = Host { next_generation: host.next_generation, ..Host::new("version = 1\n[[root]]\npath = \"/srv\"\nfilesystems = [\"nfs\"]", "") };
+    other.apply(&mut maps);
+    assert_eq!(mode(&maps, 43), Some(Mode::Guarded));
+    assert_ne!(maps.config.magic_bloom & magic_bit(CEPH_SUPER_MAGIC), 0);
+}
+
+#[test]
+fn the_canary_is_left_alone() {
+    let (mut host, mut maps) = started(INCUS, POOL);
+    let canary = PoolEntry { flags: POOL_CANARY, magic: RAMFS_MAGIC, mode: 1, ..PoolEntry::default() };
+    maps.pools.insert(77, canary);
+    host.table = format!("{POOL}79 31 0:77 / /run/canary rw - ramfs none rw\n");
+    assert_eq!(host.apply(&mut maps), []);
+    assert_eq!(maps.pools[&77], canary);
+}
+
+#[test]
+fn combined_actors_share_a_bit_and_keep_it() {
+    let policy = |actors: &str| format!("version = 1\n[[root]]\npath = \"/a\"\nactors = [{actors}]");
+    let (host, mut maps) = started(&policy("{cgroup=\"/c1\",executable=\"/e1\"},{cgroup=\"/c1\"}"), "");
+    let group = *maps.actor_cgroups.values().next().unwrap();
+    assert_eq!((group.alone, group.combined), (1, 1));
+    // The old pair's bit is not given to the new one in the same step.
+    let mut next = Host { next_generation: host.next_generation, ..Host::new(&policy("{cgroup=\"/c2\",executable=\"/e2\"}"), "") };
+    next.apply(&mut maps);
+    assert_eq!(maps.actor_cgroups.values().map(|mask| (mask.alone, mask.combined)).collect::<Vec<_>>(), [(0, 2)]);
+    assert_eq!(maps.actor_executables.values().next().unwrap().combined, 2);
+}
+
+#[test]
+fn unresolved_actors_are_left_out() {
+    let mut host = Host::new(INCUS, POOL);
+    host.resolved.cgroups.clear();
+    host.resolved.executables.clear();
+    let mut maps = Observed::default();
+    host.apply(&mut maps);
+    assert!(maps.actor_cgroups.is_empty() && maps.actor_executables.is_empty());
+}
+
+/// Names of kinds guarded below a root's directory, as the kernel sees them.
+fn guarded_kinds(maps: &Observed, key: &RootKey) -> BTreeSet<FilesystemKey> {
+    let mask = maps.roots.get(key).map_or(0, |entry| entry.filesystems);
+    let kinds = maps.filesystems.iter().filter(|(_, bit)| mask & (1 << **bit) != 0);
+    kinds
+        .filter(|(key, _)| maps.config.magic_bloom & magic_bit(key.magic) != 0)
+        .map(|(key, _)| *key)
+        .collect()
+}
+
+/// Who could delete in a guarded pool of a set: pairs of cgroup and executable, or one alone.
+fn actors(maps: &Observed, set: u32) -> BTreeSet<(u64, u64)> {
+    let groups: Vec<_> = maps.actor_cgroups.iter().filter(|(key, _)| key.actor_set == set).collect();
+    let programs: Vec<_> = maps.actor_executables.iter().filter(|(key, _)| key.actor_set == set).collect();
+    let mut actors = BTreeSet::new();
+    actors.extend(groups.iter().filter(|(_, mask)| mask.alone != 0).map(|(key, _)| (key.cgroup_id, 0)));
+    actors.extend(programs.iter().filter(|(_, mask)| mask.alone != 0).map(|(key, _)| (0, key.ino)));
+    for (group, left) in &groups {
+        let both = programs.iter().filter(|(_, right)| left.combined & right.combined != 0);
+        actors.extend(both.map(|(program, _)| (group.cgroup_id, program.ino)));
+    }
+    actors
+}
+
+fn check_steps(before: &Observed, after: &Observed, operations: &[MapOperation]) {
+    let mut maps = before.clone();
+    for operation in operations {
+        apply(&mut maps, operation);
+        for (dev, entry) in &maps.pools {
+            assert_ne!(maps.config.magic_bloom & magic_bit(entry.magic), 0, "the filter hides {dev}");
+        }
+        for (dev, old) in &before.pools {
+            let Some(new) = after.pools.get(dev) else { continue };
+            let now = maps.pools.get(dev).unwrap_or_else(|| panic!("pool {dev} without entry"));
+            let weaker = pools::strength(old.mode).min(pools::strength(new.mode));
+            assert!(pools::strength(now.mode) >= weaker, "pool {dev} weaker at {operation:?}");
+            if now.mode == Mode::Sealed as u32 {
+                continue;
+            }
+            let allowed: BTreeSet<_> =
+                actors(before, old.actor_set).union(&actors(after, new.actor_set)).copied().collect();
+            assert!(actors(&maps, now.actor_set).is_subset(&allowed), "new actors at {operation:?}");
+        }
+        for key in before.roots.keys().filter(|key| after.roots.contains_key(*key)) {
+            let (old, new) = (guarded_kinds(before, key), guarded_kinds(after, key));
+            let both: BTreeSet<_> = old.intersection(&new).copied().collect();
+            assert!(guarded_kinds(&maps, key).is_superset(&both), "root opened at {operation:?}");
+        }
+    }
+}
+
+fn any_policy() -> impl Strategy<Value = String> {
+    let kinds = proptest::sample::subsequence(vec!["ceph", "nfs", "cifs", "fuse.a", "fuse.b", "tmpfs"], 1..=4);
+    let actor = (0..4_usize, 0..4_usize).prop_map(|(group, program)| match (group, program) {
+        (0, 0) => "{cgroup=\"/g\"}".to_owned(),
+        (group, 0) => format!("{{cgroup=\"/g{group}\"}}"),
+        (0, program) => format!("{{executable=\"/p{program}\"}}"),
+        (group, program) => format!("{{cgroup=\"/g{group}\",executable=\"/p{program}\"}}"),
+    });
+    let root = (
+        proptest::sample::select(vec!["/a", "/a/b", "/c"]),
+        kinds.prop_shuffle(),
+        proptest::sample::select(vec!["sealed", "guarded", "observed"]),
+        proptest::collection::vec(actor, 0..4),
+        any::<bool>(),
+    );
+    let roots = proptest::collection::vec(root, 1..4);
+    roots.prop_map(|roots| {
+        let mut text = "version = 1\n".to_owned();
+        let mut seen = BTreeSet::new();
+        for (path, kinds, mode, actors, flag) in roots.into_iter().filter(|root| seen.insert(root.0)) {
+            let kinds = format!("{kinds:?}");
+            text += &format!(
+                "[[root]]\npath = \"{path}\"\nfilesystems = {kinds}\nmode = \"{mode}\"\nexported = {flag}\n\
+                 actors = [{}]\n",
+                actors.join(",")
+            );
+        }
+        text
+    })
+}
+
+fn any_table() -> impl Strategy<Value = String> {
+    let mount = (
+        0..6_u32,
+        proptest::sample::select(vec!["/a/x", "/a/b/x", "/a/b/y", "/c/z", "/elsewhere"]),
+        proptest::sample::select(vec!["ceph", "nfs4", "fuse.a", "fuse.b", "tmpfs", "ext4"]),
+    );
+    proptest::collection::vec(mount, 0..6).prop_map(|mounts| {
+        let line = |(dev, place, kind): (u32, &str, &str)| format!("{dev} 1 0:{dev} / {place} rw - {kind} s:/{dev} rw\n");
+        let mut seen = BTreeSet::new();
+        mounts.into_iter().filter(|mount| seen.insert(mount.0)).map(line).collect()
+    })
+}
+
+proptest! {
+    #[test]
+    fn no_step_of_any_plan_is_weaker_than_both_ends(
+        hosts in proptest::collection::vec((any_policy(), any_table(), any::<u64>(), 0..3_u64), 1..5),
+    ) {
+        let (mut maps, mut next_generation) = (Observed::default(), 1);
+        for (policy, table, choice, now) in hosts {
+            let mut host = Host { next_generation, now, ..Host::new(&policy, &table) };
+            for (index, entry) in maps.pools.values().enumerate() {
+                match choice >> (2 * index) & 3 {
+                    0 => drop(host.overrides.sealed.insert(entry.pool_id)),
+                    1 => drop(host.overrides.released.insert(entry.generation, 2)),
+                    _ => {}
+                }
+            }
+            if choice >> 60 == 0 {
+                host.resolved.roots[0] = None;
+            }
+            let before = maps.clone();
+            let operations = host.apply(&mut maps);
+            next_generation = host.next_generation;
+            check_steps(&before, &maps, &operations);
+            prop_assert!(maps.pools.values().all(|entry| entry.generation < next_generation));
+            let generations: BTreeSet<_> = maps.pools.values().map(|entry| entry.generation).collect();
+            prop_assert_eq!(generations.len(), maps.pools.len());
+        }
+    }
+}

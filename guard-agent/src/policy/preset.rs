@@ -1,0 +1,42 @@
+//! What policy knows about the storage daemons: their root, their filesystems, who may delete.
+
+/// Values that a root takes where the file says nothing.
+#[derive(Debug)]
+pub(super) struct Preset {
+    pub(super) name: &'static str,
+    pub(super) path: &'static str,
+    pub(super) filesystems: &'static [&'static str],
+    pub(super) cgroups: &'static [&'static str],
+    pub(super) executables: &'static [&'static str],
+}
+
+pub(super) const PRESETS: &[Preset] = &[
+    Preset {
+        name: "incus",
+        path: "/var/lib/incus",
+        filesystems: &["ceph"],
+        cgroups: &["/system.slice/incus.service"],
+        // Debian's and Zabbly's packages.
+        executables: &["/usr/libexec/incus/incusd", "/opt/incus/bin/incusd"],
+    },
+    Preset {
+        name: "lxd",
+        path: "/var/snap/lxd/common/lxd",
+        filesystems: &["ceph"],
+        cgroups: &["/system.slice/snap.lxd.daemon.service"],
+        executables: &[],
+    },
+    Preset {
+        name: "kubelet",
+        path: "/var/lib/kubelet",
+        filesystems: &["ceph", "nfs", "cifs", "fuse.ceph-fuse", "fuse.glusterfs"],
+        // The pods, with both cgroup drivers. Not the kubelet: its own clean-up through a live mount is
+        // the incident (kubernetes#7360, k3s#3264).
+        cgroups: &["/kubepods.slice", "/kubepods"],
+        executables: &[],
+    },
+];
+
+pub(super) fn named(name: &str) -> Option<&'static Preset> {
+    PRESETS.iter().find(|preset| preset.name == name)
+}

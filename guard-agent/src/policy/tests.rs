@@ -1,0 +1,216 @@
+//! Policies as operators write them, right and wrong.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::diff::diff;
+use super::*;
+
+fn read(text: &str) -> Result<Policy, PolicyErrors> {
+    parse(text, Path::new("policy.toml"))
+}
+
+fn good(text: &str) -> Policy {
+    read(text).unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+fn refusal(text: &str) -> String {
+    read(text).expect_err("must be refused").to_string()
+}
+
+#[test]
+fn the_smallest_policy_is_a_preset() {
+    let policy = good("version = 1\n[[root]]\npreset = \"incus\"\n");
+    let root = &policy.roots()[0];
+    assert_eq!(root.path(), Path::new("/var/lib/incus"));
+    assert_eq!(root.default_mode(), DefaultMode::Guarded);
+    assert_eq!(root.filesystems(), ["ceph"]);
+    assert_eq!(root.actors()[0].cgroup(), Some("/system.slice/incus.service"));
+    assert_eq!(policy.filesystems().len(), 1);
+    assert_eq!(policy.lease().default_ttl(), Duration::from_secs(600));
+    assert_eq!(policy.lease().max_ttl(), MAX_TTL);
+    assert_eq!(policy.canary_interval(), Duration::from_secs(60));
+    assert_eq!(policy.full_records(), 8);
+    assert!(!policy.allow_inactive());
+    assert_eq!(policy.hash().len(), 64);
+}
+
+#[test]
+fn every_key_can_be_set() {
+    let policy = good(
+        r#"version = 1
+        [[root]]
+        preset = "incus"
+        path = "/srv//incus/"
+        filesystems = ["nfs4", "nfs", "fuse.ceph-fuse"]
+        mode = "sealed"
+        actors = [{ cgroup = "/a", executable = "/bin/b" }, { executable = "/c" }]
+        [[root]]
+        path = "/srv/incus/inner"
+        exported = false
+        [defaults]
+        truncate = "guard"
+        exported = true
+        mode = "observed"
+        filesystems = ["tmpfs"]
+        [lease]
+        default_ttl = "1m"
+        max_ttl = "1h30m"
+        [canary]
+        interval = "5s"
+        [audit]
+        full_records = 3
+        incident_interval = "1s"
+        [agent]
+        on_inactive = "run"
+        "#,
+    );
+    let [outer, inner] = policy.roots() else { panic!("two roots") };
+    assert_eq!(outer.path(), Path::new("/srv/incus"));
+    assert_eq!(outer.filesystems(), ["nfs", "fuse.ceph-fuse"]);
+    assert_eq!((outer.default_mode(), inner.default_mode()), (DefaultMode::Sealed, DefaultMode::Observed));
+    assert_eq!((outer.exported(), inner.exported()), (true, false));
+    assert!(outer.guard_truncate() && inner.guard_truncate());
+    assert!(outer.actors()[0].is_combined() && !outer.actors()[1].is_combined());
+    assert_ne!(outer.actor_set(), inner.actor_set());
+    assert_eq!(inner.filesystems(), ["tmpfs"]);
+    assert_eq!(policy.lease().max_ttl(), Duration::from_secs(5400));
+    assert!(policy.allow_inactive());
+}
+
+#[test]
+fn all_problems_are_shown_at_once() {
+    let text = r#"version = 2
+[[root]]
+preset = "incsu"
+acters = []
+[[root]]
+path = "var/lib/incus"
+filesystems = ["cehp", 3]
+mode = "gaurded"
+actors = [{ cgroup = "system.slice" }, {}]
+[[root]]
+path = "/"
+filesystems = []
+[[root]]
+path = "/a/../b"
+[[root]]
+mode = 7
+[lease]
+default_ttl = "10"
+max_ttl = "48h"
+[audit]
+full_records = 0
+[wombat]
+"#;
+    let expected = "\
+policy.toml:1:11: version 2 of the policy format is not known
+    hint: this agent reads version = 1
+policy.toml:3:10: unknown preset `incsu`
+    hint: did you mean `incus`?
+policy.toml:4:1: unknown key `acters` in [[root]]
+    hint: did you mean `actors`?
+policy.toml:6:8: `path` \"var/lib/incus\" is not absolute
+    hint: write the whole path from `/`: path = \"/…\"
+policy.toml:7:16: unknown filesystem `cehp`
+    hint: did you mean `ceph`?
+policy.toml:7:24: an item of `filesystems` must be a string, not integer
+policy.toml:8:8: unknown mode `gaurded`
+    hint: did you mean `guarded`?
+policy.toml:9:22: `cgroup` \"system.slice\" is not absolute
+    hint: write the whole path from `/`: cgroup = \"/…\"
+policy.toml:9:40: an actor without cgroup and executable
+    hint: write { cgroup = \"/…\" }, { executable = \"/…\" }, or both in one
+policy.toml:11:8: a guarded root cannot be `/`: every mount of the host would be below it
+    hint: name the storage daemon's directory
+policy.toml:12:15: `filesystems` is empty: nothing would be protected
+    hint: name at least one, as in filesystems = [\"ceph\"]
+policy.toml:14:8: `path` \"/a/../b\" contains `..`
+    hint: write the whole path from `/`: path = \"/…\"
+policy.toml:15:1: [[root]] has no path
+    hint: add path = \"/…\" or preset = \"incus\"
+policy.toml:16:8: `mode` must be a string, not integer
+policy.toml:18:15: default_ttl \"10\" is not a duration
+    hint: write it as in 90s, 10m, 1h30m
+policy.toml:19:11: max_ttl 48h is too long
+    hint: 24h is the longest
+policy.toml:21:16: full_records 0 is out of range
+    hint: 1 to 1024
+policy.toml:22:2: unknown key `wombat` in the file
+    hint: known here are version, root, defaults, lease, canary, audit, agent";
+    assert_eq!(refusal(text), expected);
+}
+
+#[test]
+fn single_problems() {
+    let incus = "version = 1\n[[root]]\npreset = \"incus\"\n";
+    for (text, expected) in [
+        ("", "policy.toml: `version` is missing"),
+        ("version = 1", "no guarded root"),
+        ("version = 1\nroot = 3", "policy.toml:2:8: `root` must be a list of tables: [[root]]"),
+        ("version = 1\n[[root]]\npath = \"/a\n", "policy.toml:3:"),
+        ("version = 1\nversion = 1", "policy.toml:2:1: not TOML: duplicate key"),
+        (
+            &format!("{incus}[[root]]\npath = \"/var/lib/incus\""),
+            "policy.toml:5:8: root /var/lib/incus is given twice",
+        ),
+        (&format!("{incus}[lease]\ndefault_ttl = \"1h\"\nmax_ttl = \"1m\""), "hint: max_ttl is 1m"),
+        (&format!("{incus}[canary]\ninterval = \"1ms\""), "out of range"),
+        (&format!("{incus}actors = [{{ cgroup = \"/\" }}]"), "every process could delete"),
+        (&format!("{incus}exported = \"yes\""), "must be true or false, not string"),
+        (&format!("{incus}[agent]\non_inactive = \"panic\""), "known are exit, run"),
+    ] {
+        let message = refusal(text);
+        assert!(message.contains(expected), "{text:?} gave {message}");
+    }
+}
+
+#[test]
+fn sixty_five_combined_actors_are_too_many() {
+    let actors = |count| {
+        let list: Vec<String> =
+            (0..count).map(|index| format!("{{cgroup=\"/c{index}\",executable=\"/e\"}}")).collect();
+        format!("version = 1\n[[root]]\npath = \"/a\"\nactors = [{}]", list.join(","))
+    };
+    assert_eq!(good(&actors(64)).roots()[0].actors().len(), 64);
+    assert!(refusal(&actors(65)).contains("more than 64 actors"));
+}
+
+#[test]
+fn actor_sets_do_not_depend_on_order() {
+    let one = good("version = 1\n[[root]]\npath = \"/a\"\n[[root]]\npath = \"/b\"");
+    let two = good("version = 1\n[[root]]\npath = \"/b\"\n[[root]]\npath = \"/a\"");
+    assert_eq!(one.roots()[0].actor_set(), two.roots()[1].actor_set());
+    assert!(diff(&one, &two).is_empty());
+}
+
+#[test]
+fn a_diff_says_what_changes() {
+    let before = good("version = 1\n[[root]]\npreset = \"incus\"\n[[root]]\npath = \"/gone\"");
+    let after = good(
+        "version = 1\n# new\n[[root]]\npreset = \"incus\"\nmode = \"sealed\"\nfilesystems = [\"ceph\", \"nfs\"]\n\
+         [lease]\ndefault_ttl = \"5m\"",
+    );
+    let text = diff(&before, &after).to_string();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[0], "~ root /var/lib/incus: default_mode: \"guarded\" -> \"sealed\"");
+    assert_eq!(lines[1], "+ root /var/lib/incus: filesystems: \"nfs\"");
+    assert!(lines[2].starts_with("- root /gone: {"));
+    assert_eq!(lines[3], "~ lease: default_ttl: \"10m\" -> \"5m\"");
+    assert_eq!(diff(&before, &before).to_string(), "no difference in effect\n");
+}
+
+#[test]
+fn the_packaged_example_is_valid() {
+    let policy = good(include_str!("../../../packaging/policy.toml"));
+    assert_eq!(policy.roots()[0].path(), Path::new("/var/lib/incus"));
+    assert_eq!(policy.roots(), good("version = 1\n[[root]]\npreset = \"incus\"").roots());
+}
+
+proptest::proptest! {
+    #[test]
+    fn never_panics(text in "[\\[\\]a-z\"=,./{} \n0-9ö]{0,200}") {
+        let _ = read(&text);
+        let _ = read(&format!("version = 1\n[[root]]\n{text}"));
+    }
+}
