@@ -192,6 +192,7 @@ pub fn superblock_ends(superblock: Trusted) {
         return;
     }
     let dev = superblock.device();
+    report::count(Counter::SuperblocksEnded);
     // SAFETY: as in `with_mount`.
     if unsafe { POOLS.get(dev) }.is_some() && POOLS.remove(dev).is_ok() {
         report::count(Counter::PoolsEnded);

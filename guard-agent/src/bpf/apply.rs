@@ -1,1 +1,61 @@
-//! Carries out a plan (being written).
+//! Carries out a plan, and reads back what the maps hold.
+
+use guard_common::{Counter, Meta, PoolCounters};
+
+use super::maps::{MapAccessError, Maps, Write};
+use crate::plan::{MapOperation, Observed, Plan};
+
+impl Maps {
+    /// Everything that a plan is made against.
+    pub fn observed(&self) -> Result<Observed, MapAccessError> {
+        Ok(Observed {
+            config: self.config.read()?,
+            pools: self.pools.sorted()?,
+            roots: self.roots.sorted()?,
+            filesystems: self.filesystems.sorted()?,
+            actor_cgroups: self.actor_cgroups.sorted()?,
+            actor_executables: self.actor_executables.sorted()?,
+        })
+    }
+
+    /// Carries out a plan up to the first operation that fails: no prefix of a plan is weaker than what
+    /// was there before, so stopping is safe and going on is not.
+    pub fn apply(&mut self, plan: &Plan) -> Result<(), MapAccessError> {
+        let meta = self.meta.read()?;
+        if meta.next_generation != plan.next_generation {
+            // First: a generation must never be given out twice, not even by an agent that dies here.
+            self.meta.write(Meta { next_generation: plan.next_generation, ..meta })?;
+        }
+        plan.operations.iter().try_for_each(|operation| self.carry_out(operation))
+    }
+
+    fn carry_out(&mut self, operation: &MapOperation) -> Result<(), MapAccessError> {
+        use MapOperation as Op;
+        match *operation {
+            Op::PutConfig(config) => self.config.write(config),
+            Op::PutFilesystem(key, bit) => self.filesystems.write(key, bit, Write::Put),
+            Op::RemoveFilesystem(key) => self.filesystems.remove(&key),
+            Op::PutRoot(key, entry) => self.roots.write(key, entry, Write::Put),
+            Op::RemoveRoot(key) => self.roots.remove(&key),
+            Op::PutActorCgroup(key, mask) => self.actor_cgroups.write(key, mask, Write::Put),
+            Op::RemoveActorCgroup(key) => self.actor_cgroups.remove(&key),
+            Op::PutActorExecutable(key, mask) => self.actor_executables.write(key, mask, Write::Put),
+            Op::RemoveActorExecutable(key) => self.actor_executables.remove(&key),
+            Op::CreatePool { dev, entry } => {
+                self.pool_counters.write(entry.generation, PoolCounters::default(), Write::Put)?;
+                self.pools.write(dev, entry, Write::Create)
+            }
+            Op::UpdatePool { dev, entry } => match self.pools.write(dev, entry, Write::Update) {
+                // The superblock has just ended, and the kernel removed its entry.
+                Err(_) if self.pools.get(&dev)?.is_none() => Ok(()),
+                result => result,
+            },
+            Op::RemovePool { dev } => self.pools.remove(&dev),
+        }
+    }
+
+    /// How many superblocks of guarded kinds have ended since the maps were made.
+    pub fn superblocks_ended(&self) -> Result<u64, MapAccessError> {
+        Ok(self.counters()?.get(&Counter::SuperblocksEnded).copied().unwrap_or(0))
+    }
+}

@@ -1,0 +1,304 @@
+//! The agent's process: wiring only.
+//!
+//! One task owns all state ([`owner::Owner`]); everything else sends it events: the mount table, the
+//! watched paths, the kernel's records, requests from the control socket, and time. Nothing here decides
+//! what to protect.
+
+mod owner;
+mod posture;
+mod report;
+mod requests;
+mod state;
+mod telemetry;
+
+use std::future::Future;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::fcntl::{Flock, FlockArg};
+use thiserror::Error;
+use tokio::io::Interest;
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep_until};
+
+use crate::audit::{AuditError, AuditFile, AuditOptions, origin};
+use crate::bpf::load::{self, LoadError};
+use crate::bpf::logs::KernelLog;
+use crate::bpf::{CanaryError, MapAccessError, maps};
+use crate::control::{Command, Server, ServerOptions, SocketError};
+use crate::exit::Exit;
+use crate::mounts::MountWatch;
+use crate::paths;
+use crate::policy::PolicyErrors;
+use crate::posture::State;
+use crate::reactor;
+use crate::watch::PathWatcher;
+
+pub use state::StateError;
+
+/// Where everything is.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// The policy file.
+    #[arg(long, value_name = "FILE", default_value = paths::POLICY)]
+    pub policy: PathBuf,
+    /// State that survives a reboot. Not below a guarded root.
+    #[arg(long, value_name = "DIR", default_value = paths::STATE_DIR)]
+    pub state_dir: PathBuf,
+    /// Directory of the control socket.
+    #[arg(long, value_name = "DIR", default_value = paths::RUN_DIR)]
+    pub run_dir: PathBuf,
+    /// The audit log.
+    #[arg(long, value_name = "FILE", default_value = paths::AUDIT)]
+    pub audit: PathBuf,
+    /// Pins of programs, maps and links; on a bpffs.
+    #[arg(long, value_name = "DIR", default_value = paths::PIN_DIR)]
+    pub pin_dir: PathBuf,
+}
+
+/// Why the agent does not run.
+#[derive(Debug, Error)]
+pub enum DaemonError {
+    #[error("the policy is not usable:\n{0}")]
+    Policy(PolicyErrors),
+    #[error("the state directory {directory} lies below the guarded root {root}: choose another with --state-dir")]
+    StateBelowRoot { directory: PathBuf, root: PathBuf },
+    #[error("another agent holds {lock}: stop it first (systemctl stop guard-agent)")]
+    Locked { lock: PathBuf },
+    #[error("the mount table has no line for {path}: is /proc mounted?")]
+    NoMountTable {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(
+        "nothing is enforced: {source}; run `guardctl doctor` for the fix (policy `[agent] on_inactive = \"run\"` keeps \
+         the agent running all the same)"
+    )]
+    Inactive {
+        #[source]
+        source: CanaryError,
+    },
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error(transparent)]
+    Map(#[from] MapAccessError),
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    #[error("{operation}")]
+    Io {
+        operation: &'static str,
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl DaemonError {
+    /// The process's exit code.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Policy(_) | Self::StateBelowRoot { .. } => Exit::Policy,
+            Self::Inactive { .. } | Self::Load(LoadError::NoHook { .. } | LoadError::NoBtf(_) | LoadError::Object(_)) => {
+                Exit::Inactive
+            }
+            Self::Load(LoadError::Incompatible { .. }) => Exit::IncompatiblePins,
+            _ => Exit::Failure,
+        }
+    }
+}
+
+fn failed(operation: &'static str) -> impl FnOnce(io::Error) -> DaemonError {
+    move |source| DaemonError::Io { operation, source }
+}
+
+/// The host's mount table: that of PID 1, whatever namespace the agent runs in.
+const MOUNT_TABLE: &str = "/proc/1/mountinfo";
+/// Beat of everything that is not driven by an event: leases, incidents, the audit log, the watchdog.
+const TICK: Duration = Duration::from_secs(1);
+/// An editor's several events become one.
+const SETTLE: Duration = Duration::from_millis(50);
+/// Lines of the audit log that a slow follower may lag behind.
+const FOLLOWERS_LAG: usize = 1024;
+
+/// Runs until `shutdown`. Enforcement goes on after it.
+pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result<(), DaemonError> {
+    let policy = owner::LoadedPolicy::load(&options.policy).map_err(DaemonError::Policy)?;
+    for root in policy.policy.roots() {
+        if options.state_dir.starts_with(root.path()) {
+            let (directory, root) = (options.state_dir.clone(), root.path().to_owned());
+            return Err(DaemonError::StateBelowRoot { directory, root });
+        }
+    }
+    let _lock = lock(&options.state_dir)?;
+    let mut mounts = MountWatch::open(Path::new(MOUNT_TABLE))
+        .map_err(|source| DaemonError::NoMountTable { path: MOUNT_TABLE.into(), source })?;
+    let origin = origin::of_this_host().map_err(failed("read the host's name and boot id"))?;
+    let (state, state_problem) = state::StateFile::open(&options.state_dir, &origin.boot_id)?;
+    let audit = AuditFile::open(&options.audit, origin, AuditOptions::default())?;
+    let server = Server::bind(ServerOptions::new(options.run_dir.clone(), options.audit.clone()))?;
+    let (events, _) = broadcast::channel(FOLLOWERS_LAG);
+
+    let prepared = load::prepare(&options.pin_dir)?;
+    let maps_directory = prepared.map_directory();
+    let maps = prepared.maps()?;
+    let records = reactor::watch(maps::records(&maps_directory)?, Interest::READABLE)
+        .map_err(failed("watch the records"))?;
+    let mut owner = owner::Owner::new(&options, policy, maps, state, audit, events.clone())?;
+    owner.note_state_problem(state_problem);
+    // The policy is in the maps before anything is attached: the first decision already knows it.
+    owner.reconcile(&mounts);
+    owner.put_in_force(prepared.attach()?)?;
+
+    let mut watcher = PathWatcher::new(owner.watched_paths()).map_err(failed("watch files"))?;
+    let mut kernel_log = match KernelLog::open(&owner.any_program()) {
+        Ok(log) => Some(log),
+        Err(error) => {
+            tracing::warn!(error = %chain(&error), "the kernel program's own log cannot be read");
+            None
+        }
+    };
+    let (commands, mut requests) = mpsc::channel::<Command>(64);
+    let (stop, stopping) = watch::channel(false);
+    let serving = tokio::spawn(server.run(commands, events, stopped(stopping)));
+    notify(&[sd_notify::NotifyState::Ready]);
+
+    let mut tick = interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let canary_every = owner.canary_interval();
+    let mut canary = interval_at(Instant::now() + canary_every, canary_every);
+    let mut records = records;
+    let mut settle: Option<(Instant, Vec<PathBuf>)> = None;
+    tokio::pin!(shutdown);
+    loop {
+        tokio::select! {
+            () = &mut shutdown => break,
+            changed = mounts.changed() => {
+                if let Err(error) = changed {
+                    tracing::error!(%error, "the mount table cannot be read");
+                }
+                owner.reconcile(&mounts);
+                rewatch(&mut watcher, &owner);
+            }
+            ready = records.readable_mut() => {
+                let mut ready = ready.map_err(failed("wait for records"))?;
+                owner.drain_records(ready.get_inner_mut());
+                ready.clear_ready();
+            }
+            Some(command) = requests.recv() => {
+                owner.handle(command, &mounts);
+                rewatch(&mut watcher, &owner);
+            }
+            changed = watcher.changed() => match changed {
+                Ok(paths) => settle.get_or_insert((Instant::now() + SETTLE, Vec::new())).1.extend(paths),
+                Err(error) => tracing::error!(%error, "watched files"),
+            },
+            () = settled(settle.as_ref()), if settle.is_some() => {
+                let (_, paths) = settle.take().unwrap_or((Instant::now(), Vec::new()));
+                if paths.iter().any(|path| *path == options.policy) {
+                    owner.reload_policy();
+                }
+                owner.reconcile(&mounts);
+                rewatch(&mut watcher, &owner);
+            }
+            forwarded = forward(kernel_log.as_mut()), if kernel_log.is_some() => {
+                if let Err(error) = forwarded {
+                    tracing::warn!(%error, "the kernel program's own log ends here");
+                    kernel_log = None;
+                }
+            }
+            _ = canary.tick() => owner.prove(),
+            _ = tick.tick() => {
+                owner.tick(&mounts);
+                notify(&[sd_notify::NotifyState::Watchdog]);
+            }
+        }
+    }
+    notify(&[sd_notify::NotifyState::Stopping]);
+    // Whatever is in the ring is written before the agent goes.
+    owner.drain_records(records.get_mut());
+    owner.stop();
+    let _ = stop.send(true);
+    if let Ok(Err(error)) = serving.await {
+        tracing::warn!(%error, "control socket");
+    }
+    Ok(())
+}
+
+/// Removes all pins: nothing is enforced afterwards.
+pub fn unload(pin_dir: &Path, state_dir: &Path) -> Result<(), DaemonError> {
+    let _lock = lock(state_dir)?;
+    let pins = crate::bpf::pins::Pins::open(pin_dir).map_err(LoadError::Pins)?;
+    Ok(pins.unload().map_err(LoadError::Pins)?)
+}
+
+/// One agent at a time.
+fn lock(state_dir: &Path) -> Result<Flock<std::fs::File>, DaemonError> {
+    std::fs::create_dir_all(state_dir).map_err(failed("create the state directory"))?;
+    let path = state_dir.join("agent.lock");
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(failed("open the lock in the state directory"))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| DaemonError::Locked { lock: path })
+}
+
+fn rewatch(watcher: &mut PathWatcher, owner: &owner::Owner) {
+    if let Err(error) = watcher.set_paths(owner.watched_paths()) {
+        tracing::warn!(%error, "not every file is watched: changes are found by the tick");
+    }
+}
+
+async fn settled(settle: Option<&(Instant, Vec<PathBuf>)>) {
+    if let Some((when, _)) = settle {
+        sleep_until(*when).await;
+    }
+}
+
+async fn forward(log: Option<&mut KernelLog>) -> io::Result<()> {
+    match log {
+        Some(log) => log.forward().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn stopped(mut stopping: watch::Receiver<bool>) {
+    // An error means that the sender is gone, which is a stop too.
+    let _ = stopping.wait_for(|stop| *stop).await;
+}
+
+/// systemd may not be there: then nobody listens.
+fn notify(state: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "systemd was not notified");
+    }
+}
+
+/// An error with everything below it, for one line of the log.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        source = inner.source();
+    }
+    text
+}
+
+/// Whether a posture is one to start with.
+fn is_active(state: State) -> bool {
+    state != State::Inactive
+}
+
+/// A line for those who follow, or nothing if nobody does.
+fn publish(events: &broadcast::Sender<Arc<str>>, line: Arc<str>) {
+    let _ = events.send(line);
+}

@@ -1,0 +1,159 @@
+//! What the agent's posture is, from what it knows to be wrong.
+
+use std::collections::BTreeMap;
+
+use super::owner::Owner;
+use crate::audit::Body;
+use crate::audit::record::PostureBody;
+use crate::policy::DefaultMode;
+use crate::posture::{Posture, Reason, State};
+
+/// A stable code, and what to do about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Trouble {
+    code: &'static str,
+    fix: &'static str,
+    /// How much is left in force.
+    leaves: Leaves,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Leaves {
+    Nothing,
+    Part,
+}
+
+pub const CANARY: Trouble = Trouble {
+    code: "canary-failed",
+    fix: "run `guardctl doctor`: most often `bpf` is missing in the kernel's list of active LSMs (parameter lsm=)",
+    leaves: Leaves::Nothing,
+};
+pub const UNPINNED: Trouble =
+    Trouble { code: "link-unpinned", fix: "restart the agent: it pins its programs anew", leaves: Leaves::Part };
+pub const RECONCILE: Trouble = Trouble {
+    code: "maps-not-current",
+    fix: "new pools are still protected as unclassified; see the agent's log, then restart it",
+    leaves: Leaves::Part,
+};
+pub const MOUNT_TABLE: Trouble = Trouble {
+    code: "mount-table-unclear",
+    fix: "report the line: a mount in it has no entry of its own",
+    leaves: Leaves::Part,
+};
+pub const STATE: Trouble = Trouble {
+    code: "state-file",
+    fix: "check the space and permissions of the state directory; seal again what has to be sealed",
+    leaves: Leaves::Part,
+};
+pub const AUDIT: Trouble = Trouble {
+    code: "audit-not-written",
+    fix: "make room for the audit log; waiting records are written then",
+    leaves: Leaves::Part,
+};
+pub const RECORDS: Trouble = Trouble {
+    code: "records-undecodable",
+    fix: "agent and kernel program do not match: restart the agent",
+    leaves: Leaves::Part,
+};
+
+/// What is wrong now.
+#[derive(Debug, Default)]
+pub struct Troubles(BTreeMap<Trouble, String>);
+
+impl Troubles {
+    /// Notes a trouble, with what was found.
+    pub fn set(&mut self, trouble: Trouble, detail: String) {
+        self.0.insert(trouble, detail);
+    }
+
+    /// It is over.
+    pub fn clear(&mut self, trouble: Trouble) {
+        self.0.remove(&trouble);
+    }
+
+    /// Sets or clears.
+    pub fn set_if(&mut self, trouble: Trouble, detail: impl FnOnce() -> Option<String>) {
+        match detail() {
+            Some(detail) => self.set(trouble, detail),
+            None => self.clear(trouble),
+        }
+    }
+}
+
+impl Owner {
+    /// Works the posture out, and writes it down if it is another one.
+    pub(super) fn judge_posture(&mut self) {
+        let posture = judge(&self.troubles, self.proven_at.is_some(), self.policy_only_observes());
+        if self.posture.as_ref().map(|old| (old.state, codes(old))) == Some((posture.state, codes(&posture))) {
+            self.posture = Some(posture);
+            return;
+        }
+        // Before the first canary nothing is known, and nothing is said.
+        if self.posture.is_none() && self.proven_at.is_none() && !self.troubles.0.contains_key(&CANARY) {
+            return;
+        }
+        let from = self.posture.as_ref().map(|old| old.state);
+        tracing::info!(?from, to = ?posture.state, reasons = ?codes(&posture), "posture");
+        self.posture = Some(posture.clone());
+        self.write(Body::Posture(PostureBody { from, posture }));
+    }
+
+    fn policy_only_observes(&self) -> bool {
+        self.policy.policy.roots().iter().all(|root| root.default_mode() == DefaultMode::Observed)
+    }
+}
+
+fn codes(posture: &Posture) -> Vec<&str> {
+    posture.reasons.iter().map(|reason| reason.code.as_str()).collect()
+}
+
+/// The posture that follows from what is known. Pure.
+pub fn judge(troubles: &Troubles, proven: bool, only_observes: bool) -> Posture {
+    let mut reasons: Vec<Reason> = troubles
+        .0
+        .iter()
+        .map(|(trouble, detail)| Reason {
+            code: trouble.code.to_owned(),
+            detail: detail.clone(),
+            fix: trouble.fix.to_owned(),
+        })
+        .collect();
+    let state = if !proven || troubles.0.keys().any(|trouble| trouble.leaves == Leaves::Nothing) {
+        State::Inactive
+    } else if !troubles.0.is_empty() {
+        State::Degraded
+    } else if only_observes {
+        reasons.push(Reason {
+            code: "policy-observes".to_owned(),
+            detail: "every guarded root has mode \"observed\"".to_owned(),
+            fix: "set mode = \"guarded\" in the policy to deny deletions".to_owned(),
+        });
+        State::AuditOnly
+    } else {
+        State::Enforcing
+    };
+    Posture { state, reasons }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_posture_is_no_better_than_what_is_proven() {
+        let mut troubles = Troubles::default();
+        assert_eq!(judge(&troubles, false, false).state, State::Inactive);
+        assert_eq!(judge(&troubles, true, false).state, State::Enforcing);
+        let observing = judge(&troubles, true, true);
+        assert_eq!((observing.state, codes(&observing)), (State::AuditOnly, vec!["policy-observes"]));
+        troubles.set(AUDIT, "disk full".to_owned());
+        assert_eq!(judge(&troubles, true, false).state, State::Degraded);
+        troubles.set(CANARY, "silent".to_owned());
+        let inactive = judge(&troubles, true, false);
+        assert_eq!(inactive.state, State::Inactive);
+        assert_eq!(codes(&inactive), ["canary-failed", "audit-not-written"]);
+        troubles.clear(CANARY);
+        troubles.clear(AUDIT);
+        assert_eq!(judge(&troubles, true, false).state, State::Enforcing);
+    }
+}

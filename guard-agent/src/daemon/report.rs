@@ -1,0 +1,142 @@
+//! What the agent reports of itself.
+
+use guard_common::{Counter, Mode};
+
+use super::chain;
+use super::owner::{KnownPool, Owner, now};
+use super::state::Lease;
+use crate::audit::record::{device_text, pool_id_text};
+use crate::bpf::object;
+use crate::control::report::{
+    AgentReport, LeaseReport, PolicyReport, PolicyText, PoolCountersReport, PoolReport, PostureReport, Reconciled,
+    RootReport, StatusReport,
+};
+use crate::events::{Name, Time, clock};
+use crate::posture::{Posture, State};
+
+const SECOND: u64 = 1_000_000_000;
+
+impl Owner {
+    /// Everything that `guardctl status` shows.
+    pub(super) fn status(&self) -> StatusReport {
+        let counters = self.maps.counters().unwrap_or_default();
+        let count = |counter: Counter| counters.get(&counter).copied().unwrap_or(0);
+        let unknown = Posture { state: State::Inactive, reasons: Vec::new() };
+        StatusReport {
+            posture: PostureReport {
+                posture: self.posture.clone().unwrap_or(unknown),
+                proven_at: self.proven_at,
+            },
+            agent: AgentReport {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                build: object::build(),
+                pid: std::process::id(),
+                started: self.started,
+            },
+            policy: PolicyReport {
+                path: self.options.policy.display().to_string(),
+                generation: self.policy.generation,
+                hash: self.policy.policy.hash().to_owned(),
+                loaded: self.policy.loaded,
+                rejected: self.policy.rejected.clone(),
+            },
+            pools: self.pool_reports(),
+            roots: self.root_reports(),
+            leases: self.lease_reports(),
+            reconciled: Reconciled {
+                decisions: counters.iter().filter(|(counter, _)| counter.is_audited()).map(|(_, n)| n).sum(),
+                emitted: count(Counter::RecordsEmitted),
+                aggregated: count(Counter::RecordsAggregated),
+                lost: count(Counter::RecordsLost),
+            },
+            counters: counters.iter().map(|(counter, value)| (counter.name().to_owned(), *value)).collect(),
+            audit: self.audit.status().into(),
+        }
+    }
+
+    /// All pools, in the order of their names.
+    pub(super) fn pool_reports(&self) -> Vec<PoolReport> {
+        let mut pools: Vec<PoolReport> = self.pools.values().map(|known| self.pool_report(known)).collect();
+        pools.sort_by(|a, b| (&a.name, a.generation).cmp(&(&b.name, b.generation)));
+        pools
+    }
+
+    pub(super) fn pool_report(&self, known: &KnownPool) -> PoolReport {
+        let moment = now().boot_ns;
+        // The kernel's clock decides: an entry may say `released` when its time is over.
+        let expired = known.mode == Mode::Released && known.entry.expires_boot_ns <= moment;
+        let released = known.mode == Mode::Released && !expired;
+        let counters = self.maps.pool_counters.get(&known.entry.generation).ok().flatten().unwrap_or_default();
+        PoolReport {
+            name: known.pool.name.clone(),
+            pool_id: pool_id_text(known.pool.pool_id),
+            device: device_text(known.pool.dev),
+            filesystem: known.pool.fs_type.clone(),
+            source: known.pool.source.clone(),
+            mountpoints: known.pool.mountpoints.iter().map(|path| path.display().to_string()).collect(),
+            root: known.root.display().to_string(),
+            mode: Name(if expired { Mode::Sealed } else { known.mode }),
+            mode_cause: known.cause,
+            generation: known.entry.generation,
+            release_ends: released.then(|| wall(known.entry.expires_boot_ns)).flatten(),
+            remaining_seconds: released.then(|| (known.entry.expires_boot_ns - moment) / SECOND),
+            counters: PoolCountersReport::from(counters),
+        }
+    }
+
+    fn root_reports(&self) -> Vec<RootReport> {
+        let roots = self.policy.policy.roots().iter().enumerate();
+        roots
+            .map(|(index, root)| {
+                let found = self.resolution.resolved.roots.get(index).copied().flatten();
+                RootReport {
+                    path: root.path().display().to_string(),
+                    in_force: found.is_some(),
+                    detail: found.is_none().then(|| {
+                        let path = root.path().display().to_string();
+                        let problem = self.resolution.problems.iter().map(|p| chain(p)).find(|p| p.contains(&path));
+                        problem.unwrap_or_else(|| format!("{path} is not there: it is guarded when it appears"))
+                    }),
+                    filesystems: root.filesystems().to_vec(),
+                    mode: Name(root.default_mode().mode()),
+                }
+            })
+            .collect()
+    }
+
+    /// All leases that run.
+    pub(super) fn lease_reports(&self) -> Vec<LeaseReport> {
+        self.state.state.leases.iter().map(lease_report).collect()
+    }
+
+    /// The policy in force.
+    pub(super) fn policy_text(&self) -> PolicyText {
+        PolicyText {
+            path: self.options.policy.display().to_string(),
+            generation: self.policy.generation,
+            hash: self.policy.policy.hash().to_owned(),
+            text: self.policy.text.clone(),
+            effective: serde_json::to_value(&self.policy.policy).unwrap_or(serde_json::Value::Null),
+        }
+    }
+}
+
+/// How a lease is reported.
+pub(super) fn lease_report(lease: &Lease) -> LeaseReport {
+    LeaseReport {
+        id: lease.id.clone(),
+        pool: lease.pool.clone(),
+        kind: lease.kind,
+        reason: lease.reason.clone(),
+        uid: lease.uid,
+        login_uid: lease.login_uid,
+        granted: lease.granted,
+        ends: lease.ends,
+        remaining_seconds: lease.ends_boot_ns.saturating_sub(now().boot_ns) / SECOND,
+    }
+}
+
+/// A moment of the boot clock, on the wall clock as it is set now.
+pub(super) fn wall(boot_ns: u64) -> Option<Time> {
+    clock::now().ok().map(|(offset, _)| offset.stamp(boot_ns).time)
+}

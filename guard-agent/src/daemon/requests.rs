@@ -1,0 +1,192 @@
+//! Requests from the control socket. Who may ask was checked by `control`; what is granted is decided here.
+
+use std::time::Duration;
+
+use super::owner::{KnownPool, Owner, now};
+use super::report::{lease_report, wall};
+use super::state::Lease;
+use super::{chain, is_active, posture};
+use crate::audit::record::{LeaseBody, LeaseChange, LeaseKind, ModeBody, ModeCause, device_text, pool_id_text};
+use crate::audit::{Body, Place};
+use crate::control::pool_name::{PoolAddress, find_pool};
+use crate::control::{Command, Peer, Refusal, Reply, Request};
+use crate::events::Name;
+use crate::mounts::MountWatch;
+
+impl Owner {
+    /// Answers one request.
+    pub fn handle(&mut self, command: Command, mounts: &MountWatch) {
+        let Command { request, peer, reply } = command;
+        let answer = self.answer(request, &peer, mounts);
+        if let Err(refusal) = &answer {
+            tracing::info!(uid = peer.uid, code = refusal.code(), %refusal, "request refused");
+        }
+        // The client may have gone.
+        let _ = reply.send(answer);
+    }
+
+    fn answer(&mut self, request: Request, peer: &Peer, mounts: &MountWatch) -> Result<Reply, Refusal> {
+        match request {
+            Request::Status => Ok(Reply::Status(Box::new(self.status()))),
+            Request::Pools => Ok(Reply::Pools(self.pool_reports())),
+            Request::Leases => Ok(Reply::Leases(self.lease_reports())),
+            Request::PolicyShow => Ok(Reply::PolicyText(self.policy_text())),
+            Request::Seal { pool } => self.seal(&pool, peer, mounts),
+            Request::Unseal { pool } => self.unseal(&pool, peer, mounts),
+            Request::Release { pool, ttl_seconds, reason } => {
+                self.release(&pool, Duration::from_secs(ttl_seconds), &reason, peer, mounts)
+            }
+            Request::LeaseRevoke { id } => self.revoke(&id, peer, mounts),
+            Request::PolicyReload => {
+                self.reload_policy();
+                self.reconcile(mounts);
+                match &self.policy.rejected {
+                    Some(rejected) => Err(Refusal::PolicyRejected { errors: rejected.errors.clone() }),
+                    None => Ok(Reply::PolicyReloaded {
+                        generation: self.policy.generation,
+                        hash: self.policy.policy.hash().to_owned(),
+                    }),
+                }
+            }
+            // The server answers it itself.
+            Request::Events { .. } => {
+                Err(Refusal::Unavailable { detail: "events are not served here".to_owned() })
+            }
+        }
+    }
+
+    fn seal(&mut self, wanted: &str, peer: &Peer, mounts: &MountWatch) -> Result<Reply, Refusal> {
+        let known = self.find(wanted)?;
+        let generation = known.entry.generation;
+        self.overrides.sealed.insert(known.pool.pool_id);
+        self.overrides.released.remove(&generation);
+        self.state.state.sealed.insert(known.pool.pool_id);
+        self.close_leases(LeaseChange::Revoked, |lease| lease.generation == generation);
+        let known = self.change_mode(&known, peer, mounts, "seal")?;
+        Ok(Reply::Sealed(Box::new(self.pool_report(&known))))
+    }
+
+    fn unseal(&mut self, wanted: &str, peer: &Peer, mounts: &MountWatch) -> Result<Reply, Refusal> {
+        let known = self.find(wanted)?;
+        self.overrides.sealed.remove(&known.pool.pool_id);
+        self.state.state.sealed.remove(&known.pool.pool_id);
+        let known = self.change_mode(&known, peer, mounts, "unseal")?;
+        Ok(Reply::Unsealed(Box::new(self.pool_report(&known))))
+    }
+
+    fn release(
+        &mut self,
+        wanted: &str,
+        ttl: Duration,
+        reason: &str,
+        peer: &Peer,
+        mounts: &MountWatch,
+    ) -> Result<Reply, Refusal> {
+        let limit = self.policy.policy.lease().max_ttl();
+        if reason.trim().is_empty() {
+            return Err(Refusal::ReasonMissing);
+        }
+        if ttl.is_zero() {
+            return Err(Refusal::TtlZero);
+        }
+        if ttl > limit {
+            return Err(Refusal::TtlTooLong { asked_seconds: ttl.as_secs(), max_seconds: limit.as_secs() });
+        }
+        if let Some(posture) = self.posture.as_ref().filter(|posture| !is_active(posture.state)) {
+            let detail = posture.reasons.iter().map(|reason| reason.detail.as_str()).collect::<Vec<_>>().join("; ");
+            return Err(Refusal::NotEnforcing { detail });
+        }
+        let known = self.find(wanted)?;
+        let generation = known.entry.generation;
+        let moment = now();
+        let ends_boot_ns = moment.boot_ns.saturating_add(u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX));
+        // One release at a time: a second one replaces the first.
+        self.close_leases(LeaseChange::Revoked, |lease| lease.generation == generation);
+        let lease = Lease {
+            id: format!("lease-{}", self.state.state.next_lease),
+            kind: LeaseKind::Release,
+            generation,
+            pool_id: known.pool.pool_id,
+            pool: known.pool.name.clone(),
+            mountpoint: known.pool.mountpoint.display().to_string(),
+            reason: reason.trim().to_owned(),
+            uid: peer.uid,
+            login_uid: peer.login_uid,
+            granted: moment.time,
+            ends: wall(ends_boot_ns).unwrap_or(moment.time),
+            ends_boot_ns,
+            ttl_seconds: ttl.as_secs(),
+        };
+        self.state.state.next_lease += 1;
+        self.state.state.leases.push(lease.clone());
+        self.overrides.released.insert(generation, ends_boot_ns);
+        self.write_lease(LeaseChange::Granted, &lease);
+        if let Err(refusal) = self.change_mode(&known, peer, mounts, "release") {
+            self.overrides.released.remove(&generation);
+            self.close_leases(LeaseChange::Revoked, |other| other.id == lease.id);
+            self.reconcile(mounts);
+            return Err(refusal);
+        }
+        Ok(Reply::Released(Box::new(lease_report(&lease))))
+    }
+
+    fn revoke(&mut self, id: &str, peer: &Peer, mounts: &MountWatch) -> Result<Reply, Refusal> {
+        let leases = &self.state.state.leases;
+        let Some(lease) = leases.iter().find(|lease| lease.id == id).cloned() else {
+            let leases = leases.iter().map(|lease| lease.id.clone()).collect();
+            return Err(Refusal::NoSuchLease { id: id.to_owned(), leases });
+        };
+        self.overrides.released.remove(&lease.generation);
+        self.close_leases(LeaseChange::Revoked, |other| other.id == lease.id);
+        if let Some(known) = self.pools.get(&lease.generation).cloned() {
+            self.change_mode(&known, peer, mounts, "revoke the lease")?;
+        }
+        Ok(Reply::LeaseRevoked(Box::new(lease_report(&lease))))
+    }
+
+    /// The pool that an operator means.
+    fn find(&self, wanted: &str) -> Result<KnownPool, Refusal> {
+        let known: Vec<&KnownPool> = self.pools.values().collect();
+        let texts: Vec<(String, String, Vec<String>)> = known
+            .iter()
+            .map(|known| {
+                let mountpoints = known.pool.mountpoints.iter().map(|path| path.display().to_string()).collect();
+                (pool_id_text(known.pool.pool_id), device_text(known.pool.dev), mountpoints)
+            })
+            .collect();
+        let addresses: Vec<PoolAddress<'_>> = known
+            .iter()
+            .zip(&texts)
+            .map(|(known, (pool_id, device, mountpoints))| PoolAddress {
+                name: &known.pool.name,
+                pool_id,
+                device,
+                mountpoints,
+            })
+            .collect();
+        find_pool(wanted, &addresses).map(|index| known[index].clone())
+    }
+
+    /// Brings a decision of an operator into the kernel, and says whether it is there.
+    fn change_mode(
+        &mut self,
+        known: &KnownPool,
+        peer: &Peer,
+        mounts: &MountWatch,
+        operation: &'static str,
+    ) -> Result<KnownPool, Refusal> {
+        if let Err(error) = self.state.save() {
+            tracing::error!(error = chain(&error), "state");
+            self.troubles.set(posture::STATE, chain(&error));
+        } else {
+            self.troubles.clear(posture::STATE);
+        }
+        self.write(Body::Mode(self.mode_request(known, peer, operation)));
+        self.reconcile(mounts);
+        if let Some(detail) = self.troubles.detail(posture::RECONCILE) {
+            return Err(Refusal::Failed { operation, detail });
+        }
+        let ended = || Refusal::Failed { operation, detail: "the pool has just ended".to_owned() };
+        self.pools.get(&known.entry.generation).cloned().ok_or_else(ended)
+    }
+}

@@ -1,0 +1,177 @@
+//! What survives a restart: seals of operators, and who was granted which lease.
+//!
+//! One JSON file, replaced whole (temporary file, fsync, rename, fsync of the directory). What the kernel
+//! enforces does not depend on it: a release ends by the kernel's clock, with or without this file.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::audit::record::LeaseKind;
+use crate::events::Time;
+
+const NAME: &str = "state.json";
+const VERSION: u32 = 1;
+
+/// The state could not be read or written.
+#[derive(Debug, Error)]
+#[error("{operation} {path}")]
+pub struct StateError {
+    operation: &'static str,
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+/// A granted lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lease {
+    pub id: String,
+    pub kind: LeaseKind,
+    pub generation: u64,
+    pub pool_id: u64,
+    pub pool: String,
+    pub mountpoint: String,
+    pub reason: String,
+    pub uid: u32,
+    pub login_uid: Option<u32>,
+    pub granted: Time,
+    pub ends: Time,
+    pub ends_boot_ns: u64,
+    pub ttl_seconds: u64,
+}
+
+/// Content of the file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    version: u32,
+    /// Leases are of this boot: generations and the boot clock begin anew with the next.
+    boot_id: String,
+    /// Pool ids that an operator has sealed.
+    pub sealed: BTreeSet<u64>,
+    pub leases: Vec<Lease>,
+    /// Number of the next lease.
+    pub next_lease: u64,
+}
+
+/// The file.
+#[derive(Debug)]
+pub struct StateFile {
+    path: PathBuf,
+    pub state: State,
+}
+
+impl StateFile {
+    /// Reads the file of this boot or an earlier one. One that cannot be understood is kept aside, and
+    /// the second value says so.
+    pub fn open(directory: &Path, boot_id: &str) -> Result<(Self, Option<String>), StateError> {
+        let path = directory.join(NAME);
+        let empty = State {
+            version: VERSION,
+            boot_id: boot_id.to_owned(),
+            sealed: BTreeSet::new(),
+            leases: Vec::new(),
+            next_lease: 1,
+        };
+        let (mut state, problem) = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => (empty, None),
+            Err(source) => return Err(StateError { operation: "read", path, source }),
+            Ok(bytes) => match serde_json::from_slice::<State>(&bytes) {
+                Ok(state) if state.version == VERSION => (state, None),
+                other => {
+                    let why = other.map_or_else(|error| error.to_string(), |state| format!("version {}", state.version));
+                    let aside = directory.join(format!("{NAME}.unreadable"));
+                    fs::rename(&path, &aside).map_err(|source| StateError { operation: "set aside", path: path.clone(), source })?;
+                    (empty, Some(format!("{why}; kept as {}", aside.display())))
+                }
+            },
+        };
+        if state.boot_id != boot_id {
+            state.leases.clear();
+            boot_id.clone_into(&mut state.boot_id);
+        }
+        Ok((Self { path, state }, problem))
+    }
+
+    /// Replaces the file.
+    pub fn save(&self) -> Result<(), StateError> {
+        let error = |operation, path: &Path| {
+            let path = path.to_owned();
+            move |source| StateError { operation, path, source }
+        };
+        let temporary = self.path.with_extension("json.new");
+        let bytes = serde_json::to_vec_pretty(&self.state).expect("the state has string keys and finite numbers");
+        let mut file = File::create(&temporary).map_err(error("create", &temporary))?;
+        file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(error("write", &temporary))?;
+        fs::rename(&temporary, &self.path).map_err(error("replace", &self.path))?;
+        let directory = self.path.parent().unwrap_or(Path::new("/"));
+        File::open(directory).and_then(|directory| directory.sync_all()).map_err(error("sync", directory))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lease() -> Lease {
+        let time: Time = serde_json::from_str("\"2026-01-02T03:04:05Z\"").unwrap();
+        Lease {
+            id: "lease-1".into(),
+            kind: LeaseKind::Release,
+            generation: 7,
+            pool_id: 9,
+            pool: "shared".into(),
+            mountpoint: "/var/lib/incus/storage-pools/shared".into(),
+            reason: "test".into(),
+            uid: 0,
+            login_uid: Some(1000),
+            granted: time,
+            ends: time,
+            ends_boot_ns: 5,
+            ttl_seconds: 600,
+        }
+    }
+
+    #[test]
+    fn seals_outlive_a_reboot_and_leases_do_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut file, _) = StateFile::open(directory.path(), "boot-1").unwrap();
+        file.state.sealed.insert(9);
+        file.state.leases.push(lease());
+        file.save().unwrap();
+        let (same_boot, problem) = StateFile::open(directory.path(), "boot-1").unwrap();
+        assert_eq!((same_boot.state.leases.len(), problem), (1, None));
+        let (next_boot, _) = StateFile::open(directory.path(), "boot-2").unwrap();
+        assert!(next_boot.state.leases.is_empty());
+        assert!(next_boot.state.sealed.contains(&9));
+    }
+
+    #[test]
+    fn a_damaged_file_is_kept_aside_and_told() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join(NAME), b"{\"version\":1,\"boo").unwrap();
+        let (file, problem) = StateFile::open(directory.path(), "boot-1").unwrap();
+        assert!(file.state.sealed.is_empty());
+        assert!(problem.unwrap().contains("state.json.unreadable"));
+        assert!(directory.path().join("state.json.unreadable").exists());
+    }
+
+    #[test]
+    fn a_save_that_fails_leaves_the_old_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut file, _) = StateFile::open(directory.path(), "boot-1").unwrap();
+        file.state.sealed.insert(1);
+        file.save().unwrap();
+        fs::create_dir(directory.path().join("state.json.new")).unwrap();
+        file.state.sealed.insert(2);
+        assert!(file.save().is_err());
+        let (old, _) = StateFile::open(directory.path(), "boot-1").unwrap();
+        assert_eq!(old.state.sealed.len(), 1);
+    }
+}

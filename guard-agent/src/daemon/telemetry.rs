@@ -1,0 +1,82 @@
+//! From the kernel's records and incidents to the audit log.
+
+use std::path::Path;
+
+use aya::maps::{MapData, RingBuf};
+use guard_common::Counter;
+
+use super::owner::{Owner, now};
+use super::{chain, posture};
+use crate::audit::record::{DecisionBody, IncidentBody};
+use crate::audit::{Body, Place};
+use crate::events::process::{is_alive, ticks_per_second};
+use crate::events::{Decision, clock, decode};
+
+impl Owner {
+    /// Writes down every record that waits in the ring.
+    pub fn drain_records(&mut self, ring: &mut RingBuf<MapData>) {
+        let Ok((offset, _)) = clock::now() else { return };
+        while let Some(bytes) = ring.next() {
+            match decode(&bytes) {
+                Ok(decision) => {
+                    let place = self.place_of(&decision);
+                    let body = DecisionBody::new(&decision, offset, place);
+                    self.write_at(offset.stamp(decision.boot_ns), Body::Decision(Box::new(body)));
+                }
+                Err(error) => {
+                    tracing::error!(%error, "a record of the kernel program could not be read");
+                    self.troubles.set(posture::RECORDS, error.to_string());
+                }
+            }
+        }
+    }
+
+    fn place_of(&self, decision: &Decision) -> Place {
+        match decision.generation {
+            Some(generation) => self.place(generation),
+            // Unclassified: the mount table may know where it is.
+            None => Place {
+                mountpoint: decision
+                    .mount_id
+                    .and_then(|id| self.snapshot.mount(id))
+                    .map(|mount| mount.mountpoint.display().to_string()),
+                ..Place::default()
+            },
+        }
+    }
+
+    fn place(&self, generation: u64) -> Place {
+        self.pools
+            .get(&generation)
+            .map(super::owner::KnownPool::place)
+            .or_else(|| self.past.get(&generation).cloned())
+            .unwrap_or_default()
+    }
+
+    /// Sums up incidents that are due, and closes those whose process is gone.
+    pub fn scan_incidents(&mut self) {
+        let entries = match self.maps.incidents.entries() {
+            Ok(entries) => entries,
+            Err(error) => return tracing::error!(error = chain(&error), "incidents"),
+        };
+        let ticks = ticks_per_second();
+        let scan = self.incidents.scan(now().boot_ns, &entries, |tgid, start| {
+            is_alive(Path::new("/proc"), tgid, start, ticks)
+        });
+        let Ok((offset, _)) = clock::now() else { return };
+        for summary in &scan.summaries {
+            let body = IncidentBody::new(summary, offset, self.place(summary.key.generation));
+            self.write(Body::Incident(Box::new(body)));
+        }
+        for key in &scan.remove {
+            if let Err(error) = self.maps.incidents.remove(key) {
+                tracing::warn!(error = chain(&error), "an incident stays");
+            }
+        }
+    }
+
+    /// Counter `pools_ended`.
+    pub(super) fn pools_ended(&self) -> u64 {
+        self.maps.counters().ok().and_then(|counters| counters.get(&Counter::PoolsEnded).copied()).unwrap_or(0)
+    }
+}
