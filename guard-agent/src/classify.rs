@@ -108,7 +108,8 @@ pub fn classify(snapshot: &Snapshot, policy: &Policy) -> Classification {
 fn pool(mounts: &[&MountEntry], kind: &Filesystem, policy: &Policy) -> Option<Pool> {
     let guarded = |entry: &&MountEntry| guarding_root(&entry.mountpoint, kind, policy);
     let whole = |entry: &&&MountEntry| entry.root == Path::new("/") && guarded(entry).is_some();
-    let primary = mounts.iter().find(whole).or_else(|| mounts.iter().find(|entry| guarded(entry).is_some()))?;
+    let primary =
+        mounts.iter().find(whole).or_else(|| mounts.iter().find(|entry| guarded(entry).is_some()))?;
     let name = primary.mountpoint.file_name().unwrap_or(primary.mountpoint.as_os_str());
     Some(Pool {
         dev: primary.dev(),

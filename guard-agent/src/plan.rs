@@ -36,10 +36,18 @@ pub enum MapOperation {
     PutActorExecutable(ExecutableKey, ActorMask),
     RemoveActorExecutable(ExecutableKey),
     /// Only if there is no entry (`BPF_NOEXIST`).
-    CreatePool { dev: u32, entry: PoolEntry },
+    CreatePool {
+        dev: u32,
+        entry: PoolEntry,
+    },
     /// Only if there is an entry (`BPF_EXIST`): the superblock may just have ended.
-    UpdatePool { dev: u32, entry: PoolEntry },
-    RemovePool { dev: u32 },
+    UpdatePool {
+        dev: u32,
+        entry: PoolEntry,
+    },
+    RemovePool {
+        dev: u32,
+    },
 }
 
 /// Operations in the order to apply them.

@@ -76,7 +76,8 @@ pub struct Resolution {
 impl Resolution {
     /// Roots that are reached through symbolic links: path in the policy, and where it leads.
     pub fn linked_roots<'a>(&'a self, policy: &'a Policy) -> impl Iterator<Item = (&'a Path, &'a Path)> {
-        let pairs = policy.roots().iter().map(|root| root.path()).zip(self.root_paths.iter().map(PathBuf::as_path));
+        let pairs =
+            policy.roots().iter().map(|root| root.path()).zip(self.root_paths.iter().map(PathBuf::as_path));
         pairs.filter(|(written, found)| written != found)
     }
 }

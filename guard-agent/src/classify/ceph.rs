@@ -98,7 +98,8 @@ mod tests {
 
     #[test]
     fn both_spellings() {
-        let new = read("admin@f0e1-2.testfs=/pool-a/", "rw,name=admin,mon_addr=10.99.0.1:3300/10.99.0.2:3300");
+        let new =
+            read("admin@f0e1-2.testfs=/pool-a/", "rw,name=admin,mon_addr=10.99.0.1:3300/10.99.0.2:3300");
         assert_eq!(new.fsid.as_deref(), Some("f0e1-2"));
         assert_eq!(new.filesystem.as_deref(), Some("testfs"));
         assert_eq!((new.path.as_str(), new.monitors.len()), ("/pool-a", 2));

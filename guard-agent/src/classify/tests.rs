@@ -24,8 +24,7 @@ fn table(lines: &[&str]) -> Classification {
     classify(&Snapshot::parse(lines.join("\n").as_bytes()), &policy())
 }
 
-const POOL: &str =
-    "78 31 0:43 / /var/lib/incus/storage-pools/shared rw shared:20 - ceph admin@f0.fs=/pool-a rw,mon_addr=10.0.0.1:3300";
+const POOL: &str = "78 31 0:43 / /var/lib/incus/storage-pools/shared rw shared:20 - ceph admin@f0.fs=/pool-a rw,mon_addr=10.0.0.1:3300";
 
 #[test]
 fn a_pool_and_its_aliases() {
@@ -44,7 +43,11 @@ fn a_pool_and_its_aliases() {
     let reasons: Vec<_> = found.ignored.iter().map(|ignored| (ignored.dev & 0xff, ignored.reason)).collect();
     assert_eq!(
         reasons,
-        [(0, IgnoredReason::OtherFilesystem), (44, IgnoredReason::OutsideRoots), (45, IgnoredReason::NotGuardedHere)]
+        [
+            (0, IgnoredReason::OtherFilesystem),
+            (44, IgnoredReason::OutsideRoots),
+            (45, IgnoredReason::NotGuardedHere)
+        ]
     );
 }
 
@@ -72,13 +75,7 @@ fn roots_are_compared_by_component_and_the_innermost_wins() {
     let pools: Vec<_> = found.pools.iter().map(|pool| (pool.dev, pool.root)).collect();
     assert_eq!(pools, [(1, 0), (3, 1), (4, 0), (5, 0), (6, 2)]);
     let reasons: Vec<_> = found.ignored.iter().map(|ignored| (ignored.dev, ignored.reason)).collect();
-    assert_eq!(
-        reasons,
-        [
-            (2, IgnoredReason::OutsideRoots),
-            (7, IgnoredReason::NotGuardedHere)
-        ]
-    );
+    assert_eq!(reasons, [(2, IgnoredReason::OutsideRoots), (7, IgnoredReason::NotGuardedHere)]);
 }
 
 #[test]

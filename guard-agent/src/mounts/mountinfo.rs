@@ -170,7 +170,9 @@ mod tests {
 
     #[test]
     fn hyphens_escapes_and_odd_fields() {
-        let entry = one("1 2 8:1 /a\\040-\\040b /x\\011y\\012z\\134\\043\\9 rw shared:1 master:2 unbindable - ext4 - a b");
+        let entry = one(
+            "1 2 8:1 /a\\040-\\040b /x\\011y\\012z\\134\\043\\9 rw shared:1 master:2 unbindable - ext4 - a b",
+        );
         assert_eq!(entry.root, PathBuf::from("/a - b"));
         assert_eq!(entry.mountpoint, PathBuf::from("/x\ty\nz\\#\\9"));
         assert_eq!(entry.propagation, ["shared:1", "master:2", "unbindable"]);
@@ -194,17 +196,16 @@ mod tests {
         let (entries, problems) = parse(table);
         assert_eq!(entries.iter().map(|entry| entry.mount_id).collect::<Vec<_>>(), [1, 5]);
         let found: Vec<_> = problems.iter().map(|problem| (problem.line, problem.problem)).collect();
-        assert_eq!(
-            found,
-            [(2, "mount id is no number"), (3, "minor is no number"), (4, "no separator")]
-        );
+        assert_eq!(found, [(2, "mount id is no number"), (3, "minor is no number"), (4, "no separator")]);
     }
 
     fn escape(path: &[u8]) -> Vec<u8> {
-        path.iter().flat_map(|byte| match byte {
-            b' ' | b'\t' | b'\n' | b'\\' | b'#' => format!("\\{byte:03o}").into_bytes(),
-            other => vec![*other],
-        }).collect()
+        path.iter()
+            .flat_map(|byte| match byte {
+                b' ' | b'\t' | b'\n' | b'\\' | b'#' => format!("\\{byte:03o}").into_bytes(),
+                other => vec![*other],
+            })
+            .collect()
     }
 
     proptest! {

@@ -85,7 +85,8 @@ impl Snapshot {
                 Some(_) => {}
             }
         }
-        diff.removed = self.entries.iter().filter(|entry| !after.contains(&identity(entry))).cloned().collect();
+        diff.removed =
+            self.entries.iter().filter(|entry| !after.contains(&identity(entry))).cloned().collect();
         diff
     }
 }

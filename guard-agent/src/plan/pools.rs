@@ -28,18 +28,28 @@ pub(super) fn is_canary(entry: &PoolEntry) -> bool {
 }
 
 pub(super) fn changes(desired: &Desired<'_>, observed: &Observed) -> Changes {
-    let mut changes = Changes { next_generation: desired.next_generation.max(1), ..Changes::default() };
+    // Whatever the counter says, no entry's generation is given out again.
+    let used = observed.pools.values().map(|entry| entry.generation).max().unwrap_or(0);
+    let next_generation = desired.next_generation.max(used + 1);
+    let mut changes = Changes { next_generation, ..Changes::default() };
     for pool in &desired.classification.pools {
         match observed.pools.get(&pool.dev) {
             // The canary's own superblock, seen below a root: it is not a pool while it has that entry.
             Some(entry) if is_canary(entry) => {}
-            Some(entry) => changes.update(pool.dev, entry, wanted(desired, pool, entry, changes.next_generation)),
+            Some(entry) => {
+                changes.update(pool.dev, entry, wanted(desired, pool, entry, changes.next_generation))
+            }
             None => changes.create(desired, pool),
         }
     }
-    let mounted: BTreeMap<u32, &str> =
-        desired.classification.ignored.iter().map(|ignored| (ignored.dev, ignored.fs_type.as_str())).collect();
-    for (dev, entry) in observed.pools.iter().filter(|(dev, _)| desired.classification.pool(**dev).is_none()) {
+    let mounted: BTreeMap<u32, &str> = desired
+        .classification
+        .ignored
+        .iter()
+        .map(|ignored| (ignored.dev, ignored.fs_type.as_str()))
+        .collect();
+    for (dev, entry) in observed.pools.iter().filter(|(dev, _)| desired.classification.pool(**dev).is_none())
+    {
         if is_canary(entry) {
             changes.kept_magics.insert(entry.magic);
         } else if let Some(root) = guarding_root(desired.policy, entry, mounted.get(dev).copied()) {

@@ -104,7 +104,8 @@ impl Filesystem {
 
     /// The key in the map `FILESYSTEMS`.
     pub fn key(&self) -> FilesystemKey {
-        FilesystemKey::new(self.magic, self.subtype.as_bytes()).expect("the subtype's length is checked by named()")
+        FilesystemKey::new(self.magic, self.subtype.as_bytes())
+            .expect("the subtype's length is checked by named()")
     }
 
     /// Whether a mount with this type in mountinfo is of this kind.

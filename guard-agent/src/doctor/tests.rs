@@ -1,0 +1,175 @@
+//! Hosts as trees of files.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use super::*;
+use crate::policy::parse;
+
+fn host(files: &[(&str, &str)]) -> HostFacts {
+    let directory = tempfile::tempdir().unwrap();
+    let btf = format!("{}\0bpf_lsm_inode_unlink\0bpf_lsm_path_unlink\0", "x".repeat(30));
+    let mounts =
+        "31 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n32 23 0:29 / /sys/fs/bpf rw - bpf bpf rw\n";
+    let usual = [
+        ("proc/sys/kernel/osrelease", "6.12.43+deb13-amd64\n"),
+        ("proc/cmdline", "root=/dev/vda quiet\n"),
+        ("sys/kernel/btf/vmlinux", btf.as_str()),
+        ("sys/kernel/security/lsm", "lockdown,capability,landlock,yama,apparmor,tomoyo,bpf"),
+        ("sys/kernel/security/lockdown", "[none] integrity confidentiality\n"),
+        ("proc/self/status", "Name:\tx\nCapEff:\t000001ffffffffff\n"),
+        ("proc/self/mountinfo", mounts),
+    ];
+    for (path, text) in usual.iter().chain(files) {
+        let file = directory.path().join(path);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        if *text == "absent" {
+            let _ = fs::remove_file(file);
+        } else {
+            fs::write(file, text).unwrap();
+        }
+    }
+    for process in ["self", "1"] {
+        let ns = directory.path().join(format!("proc/{process}/ns"));
+        fs::create_dir_all(&ns).unwrap();
+        symlink("mnt:[4026531841]", ns.join("mnt")).unwrap();
+    }
+    HostFacts::gather(directory.path())
+}
+
+fn check(facts: &HostFacts, code: &str) -> Check {
+    checks(facts).into_iter().find(|check| check.code == code).unwrap()
+}
+
+#[test]
+fn a_fit_host_as_the_operator_sees_it() {
+    let expected = "\
+ok    kernel version        6.12.43+deb13-amd64
+ok    kernel BTF            /sys/kernel/btf/vmlinux
+ok    CONFIG_BPF_LSM        built in (bpf_lsm hooks are in the BTF)
+ok    active LSM list       lockdown,capability,landlock,yama,apparmor,tomoyo,bpf
+ok    CONFIG_SECURITY_PATH  built in (path hooks are in the BTF)
+ok    kernel lockdown       not active
+ok    capabilities          all that are needed
+ok    bpffs                 /sys/fs/bpf
+ok    cgroup v2             /sys/fs/cgroup
+ok    mount namespace       the host's
+";
+    let checks = checks(&host(&[]));
+    assert_eq!(Report(&checks).to_string(), expected);
+    assert_eq!(worst(&checks), CheckState::Ok);
+}
+
+#[test]
+fn an_ubuntu_without_bpf_in_the_list() {
+    let facts = host(&[
+        ("sys/kernel/security/lsm", "lockdown,capability,landlock,yama,apparmor"),
+        ("usr/sbin/update-grub", ""),
+    ]);
+    let lsm = check(&facts, "bpf-not-in-lsm-list");
+    let expected = "\
+FAIL  active LSM list  lockdown,capability,landlock,yama,apparmor (without bpf: the kernel attaches programs and never calls them)
+                       > boot with lsm=lockdown,capability,landlock,yama,apparmor,bpf
+                       > add lsm=lockdown,capability,landlock,yama,apparmor,bpf in GRUB_CMDLINE_LINUX in /etc/default/grub, then: update-grub && reboot
+";
+    assert_eq!(Report(&[lsm]).to_string(), expected);
+}
+
+#[test]
+fn the_fix_names_the_hosts_boot_loader() {
+    for (files, expected) in [
+        (
+            &[
+                ("usr/sbin/proxmox-boot-tool", ""),
+                ("etc/kernel/proxmox-boot-uuids", ""),
+                ("etc/kernel/cmdline", ""),
+                ("usr/sbin/update-grub", ""),
+            ][..],
+            "proxmox-boot-tool refresh",
+        ),
+        (&[("usr/sbin/proxmox-boot-tool", ""), ("usr/sbin/update-grub", "")], "update-grub && reboot"),
+        (
+            &[("usr/sbin/grubby", "")],
+            "grubby --update-kernel=ALL --remove-args=\"lsm=a\" --args=\"lsm=yama,bpf\"",
+        ),
+        (&[("etc/default/grub", "")], "replace lsm=a by lsm=yama,bpf in GRUB_CMDLINE_LINUX"),
+        (&[("etc/kernel/cmdline", "")], "kernel-install add-all"),
+        (&[], "in the boot loader"),
+    ] {
+        let mut files = files.to_vec();
+        files.extend([("sys/kernel/security/lsm", "yama"), ("proc/cmdline", "lsm=x quiet lsm=a")]);
+        let fix = check(&host(&files), "bpf-not-in-lsm-list").fix.unwrap();
+        assert!(fix.contains(expected), "{fix}");
+    }
+}
+
+#[test]
+fn every_check_can_fail_or_warn() {
+    use CheckState::{Fail, Ok, Warn};
+    let no_btf = ("sys/kernel/btf/vmlinux", "absent");
+    let plain_btf = "x".repeat(40);
+    type Files<'f> = &'f [(&'f str, &'f str)];
+    let cases: &[(&str, CheckState, Files<'_>)] = &[
+        ("kernel-version", Warn, &[("proc/sys/kernel/osrelease", "5.15.0-91-generic")]),
+        ("kernel-version", Warn, &[("proc/sys/kernel/osrelease", "absent")]),
+        ("kernel-version", Ok, &[("proc/sys/kernel/osrelease", "7.0-rc1")]),
+        ("btf-missing", Fail, &[no_btf]),
+        ("bpf-lsm-not-built", Warn, &[no_btf]),
+        ("bpf-lsm-not-built", Fail, &[("sys/kernel/btf/vmlinux", &plain_btf)]),
+        ("bpf-lsm-not-built", Ok, &[no_btf, ("boot/config-6.12.43+deb13-amd64", "CONFIG_BPF_LSM=y\n")]),
+        (
+            "security-path-not-built",
+            Fail,
+            &[no_btf, ("boot/config-6.12.43+deb13-amd64", "# CONFIG_SECURITY_PATH is not set\n")],
+        ),
+        ("bpf-not-in-lsm-list", Warn, &[("sys/kernel/security/lsm", "absent")]),
+        (
+            "bpf-not-in-lsm-list",
+            Warn,
+            &[("sys/kernel/security/lsm", "absent"), ("proc/cmdline", "lsm=yama,bpf")],
+        ),
+        ("bpf-not-in-lsm-list", Fail, &[("sys/kernel/security/lsm", "absent"), ("proc/cmdline", "lsm=yama")]),
+        ("lockdown", Fail, &[("sys/kernel/security/lockdown", "none integrity [confidentiality]")]),
+        ("lockdown", Ok, &[("sys/kernel/security/lockdown", "none [integrity] confidentiality")]),
+        ("capabilities", Fail, &[("proc/self/status", "CapEff:\t0000000000000000\n")]),
+        ("capabilities", Warn, &[("proc/self/status", "")]),
+        ("bpffs-missing", Fail, &[("proc/self/mountinfo", "")]),
+        ("cgroup2-missing", Warn, &[("proc/self/mountinfo", "")]),
+        (
+            "cgroup2-missing",
+            Warn,
+            &[("proc/self/mountinfo", "38 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 none rw\n")],
+        ),
+    ];
+    for (code, state, files) in cases {
+        let check = check(&host(files), code);
+        assert_eq!(check.state, *state, "{check:?}");
+        assert_eq!(check.fix.is_some(), *state != Ok, "{check:?}");
+    }
+}
+
+#[test]
+fn an_empty_host_is_unknown_and_never_fit() {
+    let facts = HostFacts::gather(Path::new("/nonexistent"));
+    let checks = checks(&facts);
+    assert_eq!(worst(&checks), CheckState::Fail);
+    let round: Vec<Check> = serde_json::from_str(&serde_json::to_string(&checks).unwrap()).unwrap();
+    assert_eq!(round, checks);
+}
+
+#[test]
+fn the_agents_directories_lie_outside_the_roots() {
+    let policy = parse("version = 1\n[[root]]\npath = \"/var/lib/incus\"", Path::new("p")).unwrap();
+    let found =
+        directory_checks(&policy, &[Path::new("/var/lib/incus/guard"), Path::new("/run/guard-agent")]);
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].state, CheckState::Fail);
+    let found = directory_checks(&policy, &[Path::new("/var/lib/incus-guard")]);
+    assert_eq!(found[0].state, CheckState::Ok);
+}
+
+#[test]
+fn this_machine_is_looked_at_without_privileges() {
+    assert_eq!(checks(&HostFacts::gather(Path::new("/"))).len(), 10);
+}
