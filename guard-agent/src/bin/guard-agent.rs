@@ -1,30 +1,72 @@
-//! scratch
-use guard_agent::bpf;
-use guard_common::*;
-fn main() -> anyhow::Result<()> {
-    let pins = std::path::PathBuf::from("/sys/fs/bpf/guard-agent");
-    let prepared = match bpf::load::prepare(&pins) {
-        Ok(p) => p,
-        Err(e) => {
-            println!("{e:#?}");
-            return Err(e.into());
-        }
+//! The agent. Everything is in the library; this is the command line, the log and the signals.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use guard_agent::daemon::{self, DaemonError, Options};
+use guard_agent::exit::Exit;
+use guard_agent::{bpf, paths};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Stops deletions in live shared-storage mounts, in the kernel.
+#[derive(Debug, Parser)]
+#[command(name = "guard-agent", version = bpf::object::build())]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent. Enforcement goes on when it ends.
+    Run(Options),
+    /// Remove all pins: nothing is protected afterwards. The agent must not run.
+    Unload {
+        /// Pins of programs, maps and links.
+        #[arg(long, value_name = "DIR", default_value = paths::PIN_DIR)]
+        pin_dir: PathBuf,
+        /// State that survives a reboot.
+        #[arg(long, value_name = "DIR", default_value = paths::STATE_DIR)]
+        state_dir: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")))
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    let result = match cli.command {
+        Command::Run(options) => run(options),
+        Command::Unload { pin_dir, state_dir } => daemon::unload(&pin_dir, &state_dir),
     };
-    let mut maps = prepared.maps()?;
-    maps.config.write(Config {
-        magic_bloom: policy::magic_bit(policy::RAMFS_MAGIC),
-        host_mnt_ns: 0,
-        full_records: 8,
-    })?;
-    let programs = match prepared.attach() {
-        Ok(p) => p,
-        Err(e) => {
-            println!("{e}\n{e:?}");
-            return Err(e.into());
+    match result {
+        Ok(()) => Exit::Ok.into(),
+        Err(error) => {
+            tracing::error!(code = error.exit() as u8, "{:#}", anyhow::Error::new(&error));
+            error.exit().into()
         }
-    };
-    println!("{programs:?}");
-    bpf::canary::prove(&mut maps, programs.token())?;
-    println!("canary ok; counters {:?}", maps.counters()?);
-    Ok(())
+    }
+}
+
+fn run(options: Options) -> Result<(), DaemonError> {
+    let failed = |operation| move |source| DaemonError::Io { operation, source };
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed("start the runtime"))?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).map_err(failed("catch SIGTERM"))?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(failed("catch SIGINT"))?;
+        let shutdown = async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        daemon::run(options, shutdown).await
+    })
 }

@@ -59,6 +59,8 @@ pub enum Command {
     Pools,
     /// Deny every deletion in a pool, the storage daemon's too.
     Seal(seal::SealArgs),
+    /// Take a seal back: the pool returns to the mode that policy gives it.
+    Unseal(seal::SealArgs),
     /// Let everyone delete in a pool for a while.
     Release(release::ReleaseArgs),
     /// The running leases.
@@ -137,6 +139,7 @@ pub fn run(cli: &Cli, out: &mut impl Write) -> Result<Exit, CliError> {
         Command::Status => status::run(global, out),
         Command::Pools => pools::run(global, out),
         Command::Seal(args) => seal::run(global, args, out),
+        Command::Unseal(args) => seal::unseal(global, args, out),
         Command::Release(args) => release::run(global, args, out),
         Command::Lease(command) => lease::run(global, command, out),
         Command::Events(args) => events::run(global, args, out),

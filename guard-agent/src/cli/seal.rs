@@ -1,4 +1,4 @@
-//! `guardctl seal`: denies every deletion in a pool.
+//! `guardctl seal` and `guardctl unseal`: denies every deletion in a pool, and takes that back.
 
 use std::io::Write;
 
@@ -17,6 +17,18 @@ pub struct SealArgs {
 pub fn run(global: &Global, args: &SealArgs, out: &mut impl Write) -> Result<Exit, CliError> {
     let request = Request::Seal { pool: args.pool.clone() };
     let pool = expect_reply!(global, request, Reply::Sealed(pool) => pool);
+    if global.json {
+        write_json(out, &pool)?;
+    } else {
+        writeln!(out, "pool {} is {}", safe(&pool.name), pool.mode)?;
+    }
+    Ok(Exit::Ok)
+}
+
+/// Returns a pool to the mode that policy gives it.
+pub fn unseal(global: &Global, args: &SealArgs, out: &mut impl Write) -> Result<Exit, CliError> {
+    let request = Request::Unseal { pool: args.pool.clone() };
+    let pool = expect_reply!(global, request, Reply::Unsealed(pool) => pool);
     if global.json {
         write_json(out, &pool)?;
     } else {

@@ -42,6 +42,10 @@ pub enum Request {
     Seal {
         pool: String,
     },
+    /// Takes a seal back: the pool returns to the mode that policy gives it.
+    Unseal {
+        pool: String,
+    },
     Release {
         pool: String,
         ttl_seconds: u64,
@@ -58,7 +62,7 @@ impl Request {
     pub fn is_change(&self) -> bool {
         match self {
             Self::Status | Self::Pools | Self::Leases | Self::PolicyShow | Self::Events { .. } => false,
-            Self::Seal { .. } | Self::Release { .. } | Self::LeaseRevoke { .. } | Self::PolicyReload => true,
+            Self::Seal { .. } | Self::Unseal { .. } | Self::Release { .. } | Self::LeaseRevoke { .. } | Self::PolicyReload => true,
         }
     }
 
@@ -71,6 +75,7 @@ impl Request {
             Self::PolicyShow => "policy-show",
             Self::Events { .. } => "events",
             Self::Seal { .. } => "seal",
+            Self::Unseal { .. } => "unseal",
             Self::Release { .. } => "release",
             Self::LeaseRevoke { .. } => "lease-revoke",
             Self::PolicyReload => "policy-reload",
@@ -141,6 +146,7 @@ pub enum Reply {
         follow: bool,
     },
     Sealed(Box<PoolReport>),
+    Unsealed(Box<PoolReport>),
     Released(Box<LeaseReport>),
     LeaseRevoked(Box<LeaseReport>),
     /// Generation and hash of the policy that is in force now.
@@ -185,6 +191,7 @@ mod tests {
             Request::PolicyShow,
             Request::Events { follow: true, history: 10, filter },
             Request::Seal { pool: "a".to_owned() },
+            Request::Unseal { pool: "a".to_owned() },
             Request::Release { pool: "a".to_owned(), ttl_seconds: 600, reason: "r".to_owned() },
             Request::LeaseRevoke { id: "r-1".to_owned() },
             Request::PolicyReload,

@@ -96,6 +96,8 @@ pub struct Owner {
     pub(super) started: Time,
     pub(super) ended_seen: u64,
     pub(super) ticks: u64,
+    /// Who asked for what is being carried out.
+    pub(super) asked_by: Option<Peer>,
 }
 
 /// Ticks between two rounds that no event asked for.
@@ -143,6 +145,7 @@ impl Owner {
             started: now().time,
             ended_seen: 0,
             ticks: 0,
+            asked_by: None,
         })
     }
 
@@ -299,8 +302,8 @@ impl Owner {
             self.overrides.released.contains_key(&entry.generation) || self.overrides.sealed.contains(&entry.pool_id);
         let before = known.map(|known| (known.mode, known.entry.expires_boot_ns));
         let cause = match before {
-            Some((Mode::Released, _)) if mode != Mode::Released && !by_operator => ModeCause::Expiry,
-            _ if by_operator => ModeCause::Operator,
+            Some((Mode::Released, _)) if mode != Mode::Released && self.asked_by.is_none() => ModeCause::Expiry,
+            _ if by_operator || self.asked_by.is_some() => ModeCause::Operator,
             _ => ModeCause::Policy,
         };
         let now_known = KnownPool { pool, root, entry, mode, cause };
@@ -314,7 +317,9 @@ impl Owner {
                 tracing::info!(pool = now_known.pool.name, from = from.name(), to = mode.name(), ?cause, "mode changed");
                 let place = now_known.place();
                 let (from, to) = (Some(Name(from)), Name(mode));
-                self.write(Body::Mode(ModeBody { place, from, to, cause, uid: None, login_uid: None }));
+                let uid = self.asked_by.as_ref().map(|peer| peer.uid);
+                let login_uid = self.asked_by.as_ref().and_then(|peer| peer.login_uid);
+                self.write(Body::Mode(ModeBody { place, from, to, cause, uid, login_uid }));
             }
             Some(_) => {}
         }
@@ -446,11 +451,6 @@ impl Owner {
     pub(super) fn write_at(&mut self, stamp: Stamp, body: Body) {
         let appended = self.audit.append(stamp, body);
         publish(&self.events, appended.line);
-    }
-
-    /// Writes down a mode change that a person asked for.
-    pub(super) fn attribute(&self, peer: &Peer) -> (Option<u32>, Option<u32>) {
-        (Some(peer.uid), peer.login_uid)
     }
 
     fn write_agent(&mut self, change: AgentChange) {

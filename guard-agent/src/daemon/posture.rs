@@ -71,6 +71,11 @@ impl Troubles {
         self.0.remove(&trouble);
     }
 
+    /// What was found, if it is noted.
+    pub fn detail(&self, trouble: Trouble) -> Option<String> {
+        self.0.get(&trouble).cloned()
+    }
+
     /// Sets or clears.
     pub fn set_if(&mut self, trouble: Trouble, detail: impl FnOnce() -> Option<String>) {
         match detail() {

@@ -6,11 +6,10 @@ use super::owner::{KnownPool, Owner, now};
 use super::report::{lease_report, wall};
 use super::state::Lease;
 use super::{chain, is_active, posture};
-use crate::audit::record::{LeaseBody, LeaseChange, LeaseKind, ModeBody, ModeCause, device_text, pool_id_text};
+use crate::audit::record::{LeaseBody, LeaseChange, LeaseKind, device_text, pool_id_text};
 use crate::audit::{Body, Place};
 use crate::control::pool_name::{PoolAddress, find_pool};
 use crate::control::{Command, Peer, Refusal, Reply, Request};
-use crate::events::Name;
 use crate::mounts::MountWatch;
 
 impl Owner {
@@ -181,12 +180,49 @@ impl Owner {
         } else {
             self.troubles.clear(posture::STATE);
         }
-        self.write(Body::Mode(self.mode_request(known, peer, operation)));
+        self.asked_by = Some(peer.clone());
         self.reconcile(mounts);
+        self.asked_by = None;
         if let Some(detail) = self.troubles.detail(posture::RECONCILE) {
             return Err(Refusal::Failed { operation, detail });
         }
         let ended = || Refusal::Failed { operation, detail: "the pool has just ended".to_owned() };
         self.pools.get(&known.entry.generation).cloned().ok_or_else(ended)
+    }
+
+    /// Takes leases off the list and writes down why. The kernel's side is the caller's.
+    pub(super) fn close_leases(&mut self, change: LeaseChange, which: impl Fn(&Lease) -> bool) {
+        let (over, running): (Vec<Lease>, Vec<Lease>) =
+            std::mem::take(&mut self.state.state.leases).into_iter().partition(|lease| which(lease));
+        self.state.state.leases = running;
+        for lease in &over {
+            tracing::info!(lease = lease.id, pool = lease.pool, ?change, "lease");
+            self.write_lease(change, lease);
+        }
+        if !over.is_empty()
+            && let Err(error) = self.state.save()
+        {
+            self.troubles.set(posture::STATE, chain(&error));
+        }
+    }
+
+    fn write_lease(&mut self, change: LeaseChange, lease: &Lease) {
+        let place = Place {
+            pool_id: Some(pool_id_text(lease.pool_id)),
+            pool: Some(lease.pool.clone()),
+            mountpoint: Some(lease.mountpoint.clone()),
+            generation: Some(lease.generation),
+        };
+        self.write(Body::Lease(LeaseBody {
+            change,
+            id: lease.id.clone(),
+            lease_kind: lease.kind,
+            place,
+            ttl_seconds: lease.ttl_seconds,
+            ends: lease.ends,
+            reason: lease.reason.clone(),
+            uid: lease.uid,
+            login_uid: lease.login_uid,
+        }));
     }
 }

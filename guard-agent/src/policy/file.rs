@@ -11,11 +11,15 @@ const MAX_BYTES: u64 = 1 << 20;
 
 /// Reads and validates a policy file.
 pub fn load(path: &Path) -> Result<Policy, PolicyErrors> {
-    let text = read(path).map_err(|(what, hint)| PolicyErrors::whole_file(path.to_owned(), what, hint))?;
-    parse(&text, path)
+    parse(&read(path)?, path)
 }
 
-fn read(path: &Path) -> Result<String, (String, Option<String>)> {
+/// Reads the text of a policy file.
+pub fn read(path: &Path) -> Result<String, PolicyErrors> {
+    text(path).map_err(|(what, hint)| PolicyErrors::whole_file(path.to_owned(), what, hint))
+}
+
+fn text(path: &Path) -> Result<String, (String, Option<String>)> {
     let cannot = |error: std::io::Error| (format!("cannot be read: {error}"), None);
     let file = File::open(path).map_err(cannot)?;
     if !file.metadata().map_err(cannot)?.is_file() {
