@@ -1,17 +1,11 @@
-//! The tests that need root, a kernel of their own and a mounted filesystem: `cargo xtask test` boots
-//! a VM and runs this in it. Never run it on a host that matters: it mounts, seals and deletes.
-//!
-//! `harness` holds what tests use, `suites` the tests, `demo` the demonstration.
-
-mod demo;
-mod harness;
-mod suites;
+//! The command line of the tests in the VM. `cargo xtask test` and `cargo xtask demo` call it.
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use harness::registry::{Profile, Selection, Suite};
+use guard_tests::harness::registry::{Profile, Selection, Suite};
+use guard_tests::{demo, harness};
 
 #[derive(Parser)]
 #[command(name = "guard-tests", about = "Runs in the VM: use `cargo xtask test` and `cargo xtask demo`")]
