@@ -69,7 +69,11 @@ impl Sources {
             bail!(
                 "no entry in /etc/apt/sources.list or /etc/apt/sources.list.d to derive {suite} from: add your \
                  mirror's {} entry, then run this again",
-                if suite.ends_with("-security") { format!("{}-security", self.codename) } else { self.codename.clone() }
+                if suite.ends_with("-security") {
+                    format!("{}-security", self.codename)
+                } else {
+                    self.codename.clone()
+                }
             )
         };
         let (extension, text) = entry.with_suite(suite);
@@ -126,8 +130,11 @@ fn is_field(line: &str, name: &str) -> bool {
 
 /// The enabled binary stanzas of a deb822 file.
 fn stanzas(text: &str) -> Vec<Entry> {
-    let without_comments: String =
-        text.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{}\n", line.trim_end())).collect();
+    let without_comments: String = text
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| format!("{}\n", line.trim_end()))
+        .collect();
     without_comments.split("\n\n").filter_map(stanza).collect()
 }
 
@@ -244,7 +251,9 @@ mod tests {
 
     #[test]
     fn a_line_gets_another_suite_and_keeps_its_options() {
-        let found = lines("# x\ndeb [arch=amd64 signed-by=/k] mirror:/d bookworm main contrib # c\ndeb-src mirror:/d x y\n");
+        let found = lines(
+            "# x\ndeb [arch=amd64 signed-by=/k] mirror:/d bookworm main contrib # c\ndeb-src mirror:/d x y\n",
+        );
         assert_eq!(found.len(), 1);
         let (extension, derived) = found[0].with_suite("trixie-backports");
         assert_eq!(extension, "list");

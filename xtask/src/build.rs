@@ -24,6 +24,8 @@ const OBJECT_VARIABLE: &str = "GUARD_EBPF_OBJECT";
 /// Baked into the kernel program and the agent.
 const LABEL_VARIABLE: &str = "GUARD_BUILD_LABEL";
 const UPGRADE_LABEL: &str = "upgrade";
+/// The kernel program's part of the target directory.
+const KERNEL_PROGRAM: &str = "bpf";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Profile {
@@ -65,10 +67,24 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 pub fn for_tests() -> Result<TestBinaries> {
     let profile = Profile::Release;
     let target = workspace::target();
-    build(profile, &target, None, &["guard-agent", "guard-tests"], Report::Summary("build the agent and the tests"))?;
+    build(
+        profile,
+        &target,
+        None,
+        &["guard-agent", "guard-tests"],
+        Report::Summary("build the agent and the tests"),
+    )?;
     let upgrade = target.join("upgrade");
-    seed(&target, &upgrade, profile)?;
-    build(profile, &upgrade, Some(UPGRADE_LABEL), &["guard-agent"], Report::Summary("build the upgraded agent"))?;
+    for part in [profile.directory(), KERNEL_PROGRAM] {
+        seed(&target.join(part), &upgrade.join(part))?;
+    }
+    build(
+        profile,
+        &upgrade,
+        Some(UPGRADE_LABEL),
+        &["guard-agent"],
+        Report::Summary("build the upgraded agent"),
+    )?;
     let binary = |target: &Path, name: &str| target.join(profile.directory()).join(name);
     Ok(TestBinaries {
         agent: binary(&target, "guard-agent"),
@@ -98,7 +114,13 @@ impl Report {
     }
 }
 
-fn build(profile: Profile, target: &Path, label: Option<&str>, packages: &[&str], report: Report) -> Result<()> {
+fn build(
+    profile: Profile,
+    target: &Path,
+    label: Option<&str>,
+    packages: &[&str],
+    report: Report,
+) -> Result<()> {
     setup::ensure(&[Use::Bpf], &[])?;
     let object = kernel_program(profile, target, label, report)?;
     let mut cargo = workspace::cargo();
@@ -115,7 +137,7 @@ fn kernel_program(profile: Profile, target: &Path, label: Option<&str>, report: 
     // BTF is made from debug information; v3 has the 32-bit jumps that every supported kernel knows.
     const FLAGS: [&str; 6] = ["-C", "link-arg=--btf", "-C", "debuginfo=2", "-C", "target-cpu=v3"];
     let toolchain = toolchain::detect()?;
-    let target = target.join("bpf");
+    let target = target.join(KERNEL_PROGRAM);
     let mut cargo = toolchain.cargo()?;
     cargo
         .args(["build", "--package", "guard-ebpf"])
@@ -151,19 +173,18 @@ fn finish(cargo: &mut Command, profile: Profile, label: Option<&str>) {
 }
 
 /// Starts a second target directory from what the first one has compiled: the dependencies are the
-/// same, so that only the agent itself is built twice.
-fn seed(target: &Path, second: &Path, profile: Profile) -> Result<()> {
-    let place = second.join(profile.directory());
-    if place.exists() {
+/// same, so that only what the label is baked into is built twice.
+fn seed(from: &Path, to: &Path) -> Result<()> {
+    if to.exists() {
         return Ok(());
     }
-    let partial = second.join(format!("{}.partial", profile.directory()));
+    let partial = to.with_extension("partial");
     if partial.exists() {
         fs::remove_dir_all(&partial).with_context(|| format!("remove {}", partial.display()))?;
     }
-    fs::create_dir_all(second).with_context(|| format!("create {}", second.display()))?;
+    let parent = to.parent().context("a target directory has a parent")?;
+    fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
     // A copy, not links: cargo and rustc may write into the files.
-    let from = target.join(profile.directory());
-    progress::capture(Command::new("cp").args(["-a", "--reflink=auto"]).arg(&from).arg(&partial))?;
-    fs::rename(&partial, &place).with_context(|| format!("rename {} into place", partial.display()))
+    progress::capture(Command::new("cp").args(["-a", "--reflink=auto"]).arg(from).arg(&partial))?;
+    fs::rename(&partial, to).with_context(|| format!("rename {} into place", partial.display()))
 }

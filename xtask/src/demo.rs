@@ -22,7 +22,8 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     setup::ensure(&setup::Use::ALL, &[arguments.kernel])?;
     let binaries = build::for_tests()?;
-    let mut boot = Boot::new(arguments.kernel, format!("exec {} demo", vm::quoted(&binaries.tests.to_string_lossy())));
+    let mut boot =
+        Boot::new(arguments.kernel, format!("exec {} demo", vm::quoted(&binaries.tests.to_string_lossy())));
     boot.ceph = true;
     boot.environment = guest::environment(&binaries, arguments.kernel, "default");
     eprintln!("xtask: booting a VM with a Ceph cluster of its own …");

@@ -42,7 +42,11 @@ pub fn run(what: &str, command: &mut Command) -> Result<()> {
         thread::sleep(POLL);
     };
     if !status.success() {
-        bail!("{what} failed ({status}): {command:?}\nthe end of {}:\n{}", path.display(), tail(&path, SHOWN_ON_FAILURE));
+        bail!(
+            "{what} failed ({status}): {command:?}\nthe end of {}:\n{}",
+            path.display(),
+            tail(&path, SHOWN_ON_FAILURE)
+        );
     }
     eprintln!("xtask:   done in {:.1} s", start.elapsed().as_secs_f32());
     // Best effort: a log that stays is only litter.
@@ -59,7 +63,8 @@ pub fn capture(command: &mut Command) -> Result<String> {
     if !output.status.success() {
         bail!("{command:?} failed ({}): {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
     }
-    String::from_utf8(output.stdout).with_context(|| format!("{command:?} printed something that is not UTF-8"))
+    String::from_utf8(output.stdout)
+        .with_context(|| format!("{command:?} printed something that is not UTF-8"))
 }
 
 /// The last lines of a text file, or nothing if it cannot be read.

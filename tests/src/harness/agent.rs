@@ -94,9 +94,11 @@ impl Installation {
         if notify_path.exists() {
             fs::remove_file(&notify_path).with_context(|| format!("remove {}", notify_path.display()))?;
         }
-        let notify = UnixDatagram::bind(&notify_path).with_context(|| format!("bind {}", notify_path.display()))?;
+        let notify =
+            UnixDatagram::bind(&notify_path).with_context(|| format!("bind {}", notify_path.display()))?;
         let log_path = self.scratch.join(LOG);
-        let log = File::options().create(true).append(true).open(&log_path).context("open the agent's log")?;
+        let log =
+            File::options().create(true).append(true).open(&log_path).context("open the agent's log")?;
         let child = Command::new(program)
             .arg("run")
             .arg("--policy")
@@ -170,7 +172,9 @@ impl Agent {
             }
             let mut message = [0; 4096];
             match self.notify.recv(&mut message) {
-                Ok(size) => Ok(String::from_utf8_lossy(&message[..size]).lines().any(|line| line == "READY=1")),
+                Ok(size) => {
+                    Ok(String::from_utf8_lossy(&message[..size]).lines().any(|line| line == "READY=1"))
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
                 Err(error) => Err(error.into()),
             }
@@ -219,6 +223,7 @@ impl Drop for Agent {
 
 /// A program that `cargo xtask` names in the environment.
 pub fn binary(variable: &str) -> Result<PathBuf> {
-    let path = env::var_os(variable).with_context(|| format!("{variable} is not set: run this with `cargo xtask test`"))?;
+    let path = env::var_os(variable)
+        .with_context(|| format!("{variable} is not set: run this with `cargo xtask test`"))?;
     Ok(PathBuf::from(path))
 }

@@ -21,7 +21,9 @@ pub struct Cluster {
 impl Cluster {
     pub fn from_environment() -> Result<Self> {
         let variable = |name: &str| {
-            env::var(name).with_context(|| format!("{name} is not set: run this with `cargo xtask test --suite cephfs`"))
+            env::var(name).with_context(|| {
+                format!("{name} is not set: run this with `cargo xtask test --suite cephfs`")
+            })
         };
         Ok(Self {
             monitor: variable("CEPH_MON")?,

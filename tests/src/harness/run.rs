@@ -75,7 +75,8 @@ fn in_time(test: Test) -> Ended {
     let spawned = thread::Builder::new().name(test.name.to_owned()).spawn(move || {
         let outcome = panic::catch_unwind(AssertUnwindSafe(test.body));
         // The receiver is gone only after this test was reported as hanging.
-        let _ = sender.send(outcome.unwrap_or_else(|payload| Err(anyhow!("panicked: {}", message(&*payload)))));
+        let _ =
+            sender.send(outcome.unwrap_or_else(|payload| Err(anyhow!("panicked: {}", message(&*payload)))));
     });
     if let Err(error) = spawned {
         return Ended::Failed(anyhow!(error).context("start the test's thread"));
@@ -83,7 +84,9 @@ fn in_time(test: Test) -> Ended {
     match receiver.recv_timeout(test.limit) {
         Ok(Ok(())) => Ended::Passed,
         Ok(Err(error)) => Ended::Failed(error),
-        Err(RecvTimeoutError::Disconnected) => Ended::Failed(anyhow!("the test's thread ended without a result")),
+        Err(RecvTimeoutError::Disconnected) => {
+            Ended::Failed(anyhow!("the test's thread ended without a result"))
+        }
         Err(RecvTimeoutError::Timeout) => Ended::Hung(format!(
             "still running after {} s; every process that is stuck in the kernel:\n{}",
             test.limit.as_secs(),
@@ -106,9 +109,12 @@ fn kernel_stacks() -> String {
         if command.is_empty() {
             continue;
         }
-        for task in fs::read_dir(process.join("task")).into_iter().flatten().flatten().map(|entry| entry.path()) {
+        for task in
+            fs::read_dir(process.join("task")).into_iter().flatten().flatten().map(|entry| entry.path())
+        {
             let stack = fs::read_to_string(task.join("stack")).unwrap_or_default();
-            let top: Vec<&str> = stack.lines().take(6).map(|line| line.split(' ').nth(1).unwrap_or(line)).collect();
+            let top: Vec<&str> =
+                stack.lines().take(6).map(|line| line.split(' ').nth(1).unwrap_or(line)).collect();
             let id = task.file_name().unwrap_or_default().display().to_string();
             text.push_str(&format!("{id} {}: {}\n", command.replace('\0', " "), top.join(" < ")));
         }

@@ -13,7 +13,11 @@ pub fn until(what: &str, limit: Duration, mut condition: impl FnMut() -> Result<
 }
 
 /// Asks `question` until it has an answer, or fails naming `what` after `limit`.
-pub fn until_some<T>(what: &str, limit: Duration, mut question: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+pub fn until_some<T>(
+    what: &str,
+    limit: Duration,
+    mut question: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
     let end = Instant::now() + limit;
     loop {
         if let Some(answer) = question().with_context(|| format!("while waiting: {what}"))? {

@@ -50,7 +50,10 @@ fn filesystems_are_mounted() -> Result<()> {
     ];
     for (path, kind) in kinds {
         let lines = mount::mountinfo_of(Path::new(path))?;
-        ensure!(lines.iter().any(|line| line.contains(&format!(" - {kind} "))), "{path} is no {kind}: {lines:?}");
+        ensure!(
+            lines.iter().any(|line| line.contains(&format!(" - {kind} "))),
+            "{path} is no {kind}: {lines:?}"
+        );
     }
     let root = mount::mountinfo_of(Path::new("/"))?;
     ensure!(root.iter().any(|line| line.contains(" shared:")), "the root is not shared: {root:?}");

@@ -23,7 +23,10 @@ pub fn fetch(kernel: Kernel) -> Result<()> {
     }
     let apt_directory = workspace::cache()?.join("apt").join(kernel.name());
     let apt = PrivateApt::downloading(&apt_directory, &sources, &suites)?;
-    progress::run(&format!("list the packages of {}", suites.join(", ")), apt.command("apt-get").arg("update"))?;
+    progress::run(
+        &format!("list the packages of {}", suites.join(", ")),
+        apt.command("apt-get").arg("update"),
+    )?;
     let (release, packages) = resolve(&apt, kernel)?;
 
     let downloads = fresh_directory(apt_directory.join("download"))?;
@@ -35,7 +38,10 @@ pub fn fetch(kernel: Kernel) -> Result<()> {
     for entry in fs::read_dir(&downloads).with_context(|| format!("list {}", downloads.display()))? {
         let package = entry?.path();
         let name = package.file_name().unwrap_or_default().display().to_string();
-        progress::run(&format!("unpack {name}"), Command::new("dpkg-deb").arg("-x").arg(&package).arg(&unpacked))?;
+        progress::run(
+            &format!("unpack {name}"),
+            Command::new("dpkg-deb").arg("-x").arg(&package).arg(&unpacked),
+        )?;
     }
     let partial = fresh_directory(kernel.directory()?.with_extension("partial"))?;
     lay_out(&unpacked, &partial, &release)?;
@@ -57,7 +63,10 @@ fn resolve(apt: &PrivateApt, kernel: Kernel) -> Result<(String, Vec<String>)> {
         .filter(|name| name.starts_with("linux-image-") && !name.contains("<"))
         .collect();
     let [image] = images.as_slice() else {
-        bail!("{METAPACKAGE} of {} should depend on one kernel image, but depends on {images:?}", kernel.suite());
+        bail!(
+            "{METAPACKAGE} of {} should depend on one kernel image, but depends on {images:?}",
+            kernel.suite()
+        );
     };
     let release = image["linux-image-".len()..].to_owned();
     let mut packages = vec![image.clone()];
@@ -73,7 +82,8 @@ fn resolve(apt: &PrivateApt, kernel: Kernel) -> Result<(String, Vec<String>)> {
 
 fn dependencies(apt: &PrivateApt, package: &str) -> Result<Vec<String>> {
     let text = progress::capture(apt.command("apt-cache").args(["depends", package]))?;
-    let names = text.lines().filter_map(|line| line.trim_start().trim_start_matches('|').strip_prefix("Depends: "));
+    let names =
+        text.lines().filter_map(|line| line.trim_start().trim_start_matches('|').strip_prefix("Depends: "));
     Ok(names.map(|name| name.trim().to_owned()).collect())
 }
 
@@ -86,7 +96,10 @@ fn lay_out(unpacked: &Path, partial: &Path, release: &str) -> Result<()> {
     // 7.x keeps the image and its configuration in the modules' directory.
     let image_file = |name: &str| -> Result<PathBuf> {
         let places = [unpacked.join(format!("boot/{name}-{release}")), modules.join(name)];
-        places.into_iter().find(|path| path.is_file()).with_context(|| format!("the packages of {release} hold no {name}"))
+        places
+            .into_iter()
+            .find(|path| path.is_file())
+            .with_context(|| format!("the packages of {release} hold no {name}"))
     };
     for name in ["config", "System.map"] {
         let from = image_file(name)?;
@@ -101,7 +114,8 @@ fn lay_out(unpacked: &Path, partial: &Path, release: &str) -> Result<()> {
         Command::new("depmod").arg("-b").arg(partial).arg("-F").arg(partial.join("System.map")).arg(release),
     )?;
     fs::write(partial.join("release"), format!("{release}\n")).context("write the kernel's release")?;
-    let sums = format!("find . -type f ! -name '{CHECKSUMS}*' -print0 | sort -z | xargs -0 sha256sum > {CHECKSUMS}");
+    let sums =
+        format!("find . -type f ! -name '{CHECKSUMS}*' -print0 | sort -z | xargs -0 sha256sum > {CHECKSUMS}");
     progress::run(
         &format!("record the checksums of {release}"),
         Command::new("bash").args(["-ec", &format!("set -o pipefail; {sums}")]).current_dir(partial),

@@ -33,14 +33,15 @@ pub fn write(kernel: &Layout, target: &Path) -> Result<()> {
 fn load_order(kernel: &Layout) -> Result<Vec<String>> {
     let mut files: Vec<String> = Vec::new();
     for module in MODULES {
-        let shown = progress::capture(
-            Command::new("modprobe")
-                .arg("-d")
-                .arg(&kernel.directory)
-                .args(["-S", &kernel.release, "--show-depends", module]),
-        )?;
+        let shown = progress::capture(Command::new("modprobe").arg("-d").arg(&kernel.directory).args([
+            "-S",
+            &kernel.release,
+            "--show-depends",
+            module,
+        ]))?;
         // Built-in ones are listed as "builtin NAME": nothing to load.
-        let needed = shown.lines().filter_map(|line| line.strip_prefix("insmod ")).map(|path| path.trim().to_owned());
+        let needed =
+            shown.lines().filter_map(|line| line.strip_prefix("insmod ")).map(|path| path.trim().to_owned());
         for file in needed {
             if !files.contains(&file) {
                 files.push(file);
@@ -56,7 +57,8 @@ fn unpacked(module: &str) -> Result<Vec<u8>> {
         Some("zst") => "zstd",
         _ => return fs::read(module).with_context(|| format!("read {module}")),
     };
-    let output = Command::new(tool).args(["-dcq", module]).output().with_context(|| format!("start {tool}"))?;
+    let output =
+        Command::new(tool).args(["-dcq", module]).output().with_context(|| format!("start {tool}"))?;
     anyhow::ensure!(output.status.success(), "{tool} could not unpack {module} ({})", output.status);
     Ok(output.stdout)
 }

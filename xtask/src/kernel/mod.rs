@@ -125,10 +125,15 @@ pub fn verify_all(kernel: Kernel) -> Result<()> {
 fn verify(directory: &Path, names: &[&str]) -> Result<()> {
     let path = directory.join(CHECKSUMS);
     let sums = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-    let wanted = |line: &&str| names.is_empty() || names.iter().any(|name| line.ends_with(&format!("  ./{name}")));
+    let wanted =
+        |line: &&str| names.is_empty() || names.iter().any(|name| line.ends_with(&format!("  ./{name}")));
     let selected: Vec<&str> = sums.lines().filter(wanted).collect();
     if selected.len() < names.len() {
-        bail!("{} lacks some of {names:?}: remove {} and run `cargo xtask setup`", path.display(), directory.display());
+        bail!(
+            "{} lacks some of {names:?}: remove {} and run `cargo xtask setup`",
+            path.display(),
+            directory.display()
+        );
     }
     let list = std::env::temp_dir().join(format!("guard-sums-{}", std::process::id()));
     fs::write(&list, selected.join("\n") + "\n").with_context(|| format!("write {}", list.display()))?;

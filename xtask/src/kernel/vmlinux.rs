@@ -20,12 +20,17 @@ const APPENDED_SIZE: usize = 4;
 /// Writes the kernel of `image` to `target`.
 pub fn extract(image: &Path, target: &Path) -> Result<()> {
     let bytes = fs::read(image).with_context(|| format!("read {}", image.display()))?;
-    let payload = payload(&bytes).with_context(|| format!("{} is not an x86 kernel image", image.display()))?;
+    let payload =
+        payload(&bytes).with_context(|| format!("{} is not an x86 kernel image", image.display()))?;
     let (tool, arguments, payload): (&str, &[&str], &[u8]) = match payload {
         [0x28, 0xb5, 0x2f, 0xfd, ..] => ("zstd", &["-dcq"], &payload[..payload.len() - APPENDED_SIZE]),
         [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => ("xz", &["-dc", "--single-stream"], payload),
         [0x1f, 0x8b, ..] => ("gzip", &["-dcq"], payload),
-        other => bail!("{}: the payload is packed in an unknown way ({:02x?})", image.display(), &other[..8.min(other.len())]),
+        other => bail!(
+            "{}: the payload is packed in an unknown way ({:02x?})",
+            image.display(),
+            &other[..8.min(other.len())]
+        ),
     };
     decompress(tool, arguments, payload, target)?;
     let kernel = fs::read(target).with_context(|| format!("read {}", target.display()))?;

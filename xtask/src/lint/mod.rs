@@ -29,12 +29,23 @@ pub fn run() -> Result<ExitCode> {
     // For the host: clippy needs no BPF core. Without panic=abort a no_std binary does not check there.
     check(
         "clippy of the kernel program",
-        cargo(&["clippy", "--package", "guard-ebpf", "--config", "profile.dev.panic='abort'", "--", "-D", "warnings"]),
+        cargo(&[
+            "clippy",
+            "--package",
+            "guard-ebpf",
+            "--config",
+            "profile.dev.panic='abort'",
+            "--",
+            "-D",
+            "warnings",
+        ]),
     );
     if find_command("cargo-deny").is_some() {
         check("licences, advisories and bans", cargo_deny());
     } else {
-        eprintln!("xtask: lint licences, advisories and bans: NOT RUN, cargo-deny is not installed (`cargo install cargo-deny`)");
+        eprintln!(
+            "xtask: lint licences, advisories and bans: NOT RUN, cargo-deny is not installed (`cargo install cargo-deny`)"
+        );
     }
     check("rules about the sources", source_rules::check(workspace::root()));
     if failures.is_empty() {
@@ -75,6 +86,9 @@ fn ensure_components() -> Result<()> {
         return Ok(());
     }
     eprintln!("xtask: setup: adding {} to the Rust toolchain with rustup", missing.join(" and "));
-    progress::run("add the toolchain's components", Command::new("rustup").args(["component", "add"]).args(&missing))
-        .with_context(|| format!("{} not installed: install it for your Rust toolchain", missing.join(", ")))
+    progress::run(
+        "add the toolchain's components",
+        Command::new("rustup").args(["component", "add"]).args(&missing),
+    )
+    .with_context(|| format!("{} not installed: install it for your Rust toolchain", missing.join(", ")))
 }

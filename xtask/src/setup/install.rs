@@ -27,7 +27,8 @@ const INSTALL: [&str; 7] = [
 pub fn packages(missing: &[&Requirement]) -> Result<()> {
     let names: Vec<&str> = missing.iter().map(|requirement| requirement.package).collect();
     if find_command("apt-get").is_none() {
-        let proofs: Vec<String> = missing.iter().map(|r| format!("  {} ({})", r.proof(), r.purpose)).collect();
+        let proofs: Vec<String> =
+            missing.iter().map(|r| format!("  {} ({})", r.proof(), r.purpose)).collect();
         bail!(
             "this machine has no apt, so install by hand:\n{}\nFor the kernel program, rustup serves as well: \
              `rustup toolchain install nightly --component rust-src` and `cargo install bpf-linker`",
@@ -35,7 +36,10 @@ pub fn packages(missing: &[&Requirement]) -> Result<()> {
         );
     }
     if !is_root()? {
-        bail!("installing packages needs root: run `sudo apt-get install --no-install-recommends {}`", names.join(" "));
+        bail!(
+            "installing packages needs root: run `sudo apt-get install --no-install-recommends {}`",
+            names.join(" ")
+        );
     }
     finish_interrupted()?;
     progress::run("update the list of packages (apt-get update)", apt_get().args(["update", "-q"]))?;
@@ -45,7 +49,11 @@ pub fn packages(missing: &[&Requirement]) -> Result<()> {
             "the machine's package sources do not offer {}. On Debian bookworm rustc-web and llvm-22-dev are in the \
              release's security archive, the rest is in main: add the missing entry to /etc/apt, then run this again{}",
             unknown.join(", "),
-            if Sources::of_this_machine()?.have_security() { "" } else { " (there is no -security entry now)" }
+            if Sources::of_this_machine()?.have_security() {
+                ""
+            } else {
+                " (there is no -security entry now)"
+            }
         );
     }
     let (qemu, others): (Vec<&str>, Vec<&str>) = names.into_iter().partition(|name| *name == QEMU);
@@ -83,12 +91,18 @@ fn finish_interrupted() -> Result<()> {
     let mut configure = Command::new("dpkg");
     configure.args(["--configure", "-a"]).env("DEBIAN_FRONTEND", "noninteractive");
     progress::run("finish an interrupted installation (dpkg --configure -a)", &mut configure)?;
-    progress::run("repair dependencies", apt_get().args(["install", "--fix-broken", "--yes", "--no-remove", "-q"]))
+    progress::run(
+        "repair dependencies",
+        apt_get().args(["install", "--fix-broken", "--yes", "--no-remove", "-q"]),
+    )
 }
 
 fn is_available(package: &str) -> bool {
-    let shown = progress::capture(Command::new("apt-cache").args(["policy", package]).env("LC_ALL", "C.UTF-8"));
-    shown.is_ok_and(|text| text.lines().any(|line| line.trim_start().starts_with("Candidate:") && !line.contains("(none)")))
+    let shown =
+        progress::capture(Command::new("apt-cache").args(["policy", package]).env("LC_ALL", "C.UTF-8"));
+    shown.is_ok_and(|text| {
+        text.lines().any(|line| line.trim_start().starts_with("Candidate:") && !line.contains("(none)"))
+    })
 }
 
 fn apt_get() -> Command {
@@ -100,6 +114,9 @@ fn apt_get() -> Command {
 /// Whether this process is root.
 pub fn is_root() -> Result<bool> {
     let status = fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
-    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:")).context("/proc/self/status has no Uid line")?;
+    let uids = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Uid:"))
+        .context("/proc/self/status has no Uid line")?;
     Ok(uids.split_whitespace().nth(1) == Some("0"))
 }

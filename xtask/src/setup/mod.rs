@@ -12,8 +12,8 @@ use clap::Args;
 
 use crate::kernel::{self, Kernel, Selection};
 use crate::workspace;
-use requirement::Requirement;
 pub use install::is_root;
+use requirement::Requirement;
 pub use requirement::{Use, find_command};
 use toolchain::Toolchain;
 
@@ -63,10 +63,18 @@ impl Plan {
         }
         if self.bpf_linker {
             let place = toolchain::linker_root()?;
-            eprintln!("xtask:   bpf-linker {} built by cargo (2 minutes) into {}", toolchain::LINKER_VERSION, place.display());
+            eprintln!(
+                "xtask:   bpf-linker {} built by cargo (2 minutes) into {}",
+                toolchain::LINKER_VERSION,
+                place.display()
+            );
         }
         for kernel in &self.kernels {
-            eprintln!("xtask:   kernel {:<25} into {} (not installed)", kernel.name(), kernel.directory()?.display());
+            eprintln!(
+                "xtask:   kernel {:<25} into {} (not installed)",
+                kernel.name(),
+                kernel.directory()?.display()
+            );
         }
         Ok(())
     }

@@ -42,13 +42,23 @@ enum Proof {
 
 use Proof::{Command, File, StaticExecutable};
 
-const fn requirement(needed_for: Use, package: &'static str, proof: Proof, purpose: &'static str) -> Requirement {
+const fn requirement(
+    needed_for: Use,
+    package: &'static str,
+    proof: Proof,
+    purpose: &'static str,
+) -> Requirement {
     Requirement { package, purpose, needed_for, proof }
 }
 
 /// Everything, in the order in which it is shown.
 pub const ALL: &[Requirement] = &[
-    requirement(Use::Bpf, "rustc-web", File("/usr/bin/rustc"), "the compiler whose core library includes BPF"),
+    requirement(
+        Use::Bpf,
+        "rustc-web",
+        File("/usr/bin/rustc"),
+        "the compiler whose core library includes BPF",
+    ),
     requirement(Use::Bpf, "cargo-web", File("/usr/bin/cargo"), "cargo of the same version"),
     requirement(
         Use::Bpf,

@@ -88,7 +88,9 @@ pub fn detect() -> Result<Toolchain> {
 }
 
 fn nightly_has_source() -> bool {
-    let home = env::var_os("RUSTUP_HOME").map(PathBuf::from).or_else(|| env::home_dir().map(|home| home.join(".rustup")));
+    let home = env::var_os("RUSTUP_HOME")
+        .map(PathBuf::from)
+        .or_else(|| env::home_dir().map(|home| home.join(".rustup")));
     let toolchains = home.and_then(|home| fs::read_dir(home.join("toolchains")).ok());
     toolchains.into_iter().flatten().flatten().any(|entry| {
         entry.file_name().to_string_lossy().starts_with("nightly-")

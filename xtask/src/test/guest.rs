@@ -53,7 +53,8 @@ pub fn run(
         .with_context(|| format!("`guard-tests run --list` printed something unexpected: {listed}"))?;
     let profiles: BTreeSet<&str> = tests.iter().map(|(_, profile)| profile.as_str()).collect();
     for profile in profiles {
-        let names: Vec<&str> = tests.iter().filter(|test| test.1 == profile).map(|test| test.0.as_str()).collect();
+        let names: Vec<&str> =
+            tests.iter().filter(|test| test.1 == profile).map(|test| test.0.as_str()).collect();
         run_profile(suite, kernel, profile, &names, binaries, filter, report)?;
     }
     Ok(())
@@ -157,7 +158,8 @@ impl<'a> Reader<'a> {
         } else if let Some((name, passed, seconds)) = self.result(&line) {
             self.reported.insert(name.clone());
             let output = std::mem::take(&mut self.output).join("\n");
-            let detail = if passed || output.is_empty() { String::new() } else { format!("its output:\n{output}\n") };
+            let detail =
+                if passed || output.is_empty() { String::new() } else { format!("its output:\n{output}\n") };
             let entry = Entry { name: format!("{}::{name}", self.part), passed, seconds, detail };
             if passed { self.report.add(entry) } else { self.pending = Some(entry) }
         } else {
@@ -200,7 +202,8 @@ impl<'a> Reader<'a> {
         };
         let tail = self.output[self.output.len().saturating_sub(30)..].join("\n");
         let closing = self.closing.as_deref().unwrap_or("no closing line");
-        let why = format!("{closing}; no result of: {}\n{why}\nthe guest's last output:\n{tail}", lost.join(", "));
+        let why =
+            format!("{closing}; no result of: {}\n{why}\nthe guest's last output:\n{tail}", lost.join(", "));
         self.report.part_did_not_run(&self.part, &why);
         for name in lost {
             let detail = "did not run, see above".to_owned();

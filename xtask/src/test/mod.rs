@@ -10,9 +10,9 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 
+use crate::build;
 use crate::kernel::Selection;
 use crate::setup::{self, Use};
-use crate::build;
 use report::Report;
 
 #[derive(Args)]
@@ -55,14 +55,18 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if selected(Suite::Unit) {
         unit::run(filter, &mut report);
     }
-    let in_guests: Vec<Suite> = [Suite::Standin, Suite::Cephfs].into_iter().filter(|&suite| selected(suite)).collect();
+    let in_guests: Vec<Suite> =
+        [Suite::Standin, Suite::Cephfs].into_iter().filter(|&suite| selected(suite)).collect();
     if !in_guests.is_empty()
         && let Err(error) = run_in_guests(&in_guests, arguments, &mut report)
     {
         report.part_did_not_run("guests", &format!("{error:?}"));
     }
     if report.is_empty() {
-        report.part_did_not_run("selection", &format!("no test's name contains {:?}", filter.unwrap_or_default()));
+        report.part_did_not_run(
+            "selection",
+            &format!("no test's name contains {:?}", filter.unwrap_or_default()),
+        );
     }
     let path = report.write()?;
     eprintln!("xtask: report in {}", path.display());

@@ -63,7 +63,9 @@ impl Parser {
             self.failures.clear();
         } else if line.starts_with("test result: ") {
             self.close(report);
-        } else if let Some((name, outcome)) = line.strip_prefix("test ").and_then(|rest| rest.rsplit_once(" ... ")) {
+        } else if let Some((name, outcome)) =
+            line.strip_prefix("test ").and_then(|rest| rest.rsplit_once(" ... "))
+        {
             self.outcome(name, outcome, report);
         } else {
             self.failures.push(line.to_owned());
@@ -99,7 +101,10 @@ impl Parser {
         if self.seen < self.expected {
             self.any_failed = true;
             let why = format!("{} of {} tests gave no result", self.expected - self.seen, self.expected);
-            report.part_did_not_run(&format!("unit::{}", self.target), &format!("{why}\n{}", self.failures.join("\n")));
+            report.part_did_not_run(
+                &format!("unit::{}", self.target),
+                &format!("{why}\n{}", self.failures.join("\n")),
+            );
         }
     }
 
@@ -131,11 +136,14 @@ mod tests {
         report
     }
 
-    const HEAD: &str = "     Running unittests src/lib.rs (target/debug/deps/guard_agent-0123)\n\nrunning 2 tests\n";
+    const HEAD: &str =
+        "     Running unittests src/lib.rs (target/debug/deps/guard_agent-0123)\n\nrunning 2 tests\n";
 
     #[test]
     fn counts_passed_and_failed() {
-        let text = format!("{HEAD}test a::b ... ok\ntest c ... FAILED\n\nfailures:\nwhy\n\ntest result: FAILED. 1 passed\n");
+        let text = format!(
+            "{HEAD}test a::b ... ok\ntest c ... FAILED\n\nfailures:\nwhy\n\ntest result: FAILED. 1 passed\n"
+        );
         let report = parse(&text, false);
         assert_eq!((report.passed(), report.failed()), (1, 1));
     }

@@ -99,7 +99,8 @@ pid_file =
         ];
         let mut all = String::new();
         for (user, capabilities) in users {
-            let key = progress::capture(Command::new("ceph-authtool").arg("--gen-print-key"))?.trim().to_owned();
+            let key =
+                progress::capture(Command::new("ceph-authtool").arg("--gen-print-key"))?.trim().to_owned();
             let mut section = format!("[{user}]\n\tkey = {key}\n");
             for capability in capabilities {
                 writeln!(section, "\tcaps {capability}")?;
@@ -161,7 +162,8 @@ impl Drop for Cluster {
 fn remove_leftovers() {
     let entries = fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten();
     for path in entries.map(|entry| entry.path()) {
-        let owner = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix(PREFIX));
+        let owner =
+            path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix(PREFIX));
         if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
             let _ = fs::remove_dir_all(&path);
         }

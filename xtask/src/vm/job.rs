@@ -44,7 +44,8 @@ impl Job {
         }
         job.write("environment", &exports)?;
         let config = kernel.directory.join("config");
-        fs::copy(&config, job.directory.join("config")).with_context(|| format!("copy {}", config.display()))?;
+        fs::copy(&config, job.directory.join("config"))
+            .with_context(|| format!("copy {}", config.display()))?;
         initramfs::write(kernel, &job.initramfs())?;
         Ok(job)
     }
@@ -61,7 +62,11 @@ impl Job {
         writeln!(text, "INTERACTIVE={}", flag(boot.script.is_none()))?;
         let (rows, columns) = terminal_size().unwrap_or((24, 80));
         writeln!(text, "ROWS={rows} COLUMNS_={columns}")?;
-        writeln!(text, "export TERM={}", quoted(&std::env::var("TERM").unwrap_or_else(|_| "dumb".to_owned())))?;
+        writeln!(
+            text,
+            "export TERM={}",
+            quoted(&std::env::var("TERM").unwrap_or_else(|_| "dumb".to_owned()))
+        )?;
         Ok(text)
     }
 
@@ -98,7 +103,8 @@ impl Job {
 
 /// Rows and columns of the terminal, from `stty`.
 fn terminal_size() -> Option<(u16, u16)> {
-    let output = std::process::Command::new("stty").arg("size").stdin(std::process::Stdio::inherit()).output().ok()?;
+    let output =
+        std::process::Command::new("stty").arg("size").stdin(std::process::Stdio::inherit()).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     let (rows, columns) = text.trim().split_once(' ')?;
     Some((rows.parse().ok()?, columns.parse().ok()?))

@@ -170,7 +170,9 @@ pub fn boot(boot: &Boot, on_output: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> 
         (None, true) => Outcome::Broken { why: broken(&job, "the guest ended before its command did") },
         (None, false) => {
             let limit = boot.limit.unwrap_or_default().as_secs();
-            Outcome::Broken { why: broken(&job, &format!("the guest was still running after {limit} s and was ended")) }
+            Outcome::Broken {
+                why: broken(&job, &format!("the guest was still running after {limit} s and was ended")),
+            }
         }
     };
     if matches!(outcome, Outcome::Ended { .. }) {
@@ -208,7 +210,11 @@ impl Machine {
     }
 
     /// Passes the output on until the machine is off. False if the limit came first.
-    fn follow(&mut self, limit: Option<Duration>, on_output: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> Result<bool> {
+    fn follow(
+        &mut self,
+        limit: Option<Duration>,
+        on_output: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<bool> {
         let Some(mut output) = self.child.stdout.take() else {
             self.child.wait().context("wait for QEMU")?;
             return Ok(true);
@@ -224,7 +230,8 @@ impl Machine {
         });
         let end = limit.map(|limit| Instant::now() + limit);
         loop {
-            let left = end.map_or(Duration::from_secs(3600), |end| end.saturating_duration_since(Instant::now()));
+            let left =
+                end.map_or(Duration::from_secs(3600), |end| end.saturating_duration_since(Instant::now()));
             match receiver.recv_timeout(left) {
                 Ok(chunk) => on_output(&chunk).context("pass on the guest's output")?,
                 Err(RecvTimeoutError::Timeout) if end.is_none() => {}

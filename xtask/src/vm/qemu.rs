@@ -12,7 +12,8 @@ use crate::kernel::Layout;
 
 const QEMU: &str = "qemu-system-x86_64";
 /// Debian's default order without `bpf`.
-const LSM_WITHOUT_BPF: &str = "landlock,lockdown,yama,loadpin,safesetid,integrity,apparmor,selinux,smack,tomoyo";
+const LSM_WITHOUT_BPF: &str =
+    "landlock,lockdown,yama,loadpin,safesetid,integrity,apparmor,selinux,smack,tomoyo";
 
 /// How the guest's instructions are run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +42,18 @@ fn kvm_works() -> Result<bool> {
         return Ok(false);
     }
     let mut child = Command::new(QEMU)
-        .args(["-accel", "kvm", "-cpu", "host", "-machine", "q35", "-nodefaults", "-display", "none", "-no-reboot"])
+        .args([
+            "-accel",
+            "kvm",
+            "-cpu",
+            "host",
+            "-machine",
+            "q35",
+            "-nodefaults",
+            "-display",
+            "none",
+            "-no-reboot",
+        ])
         .args(["-chardev", "stdio,id=debug", "-device", "isa-debugcon,iobase=0x402,chardev=debug"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -101,7 +113,10 @@ pub fn command(boot: &Boot, kernel: &Layout, job: &Job, acceleration: Accelerati
     add("-device", "virtio-rng-pci,rng=random".to_owned());
     let mut share = |tag: &str, path: &str, access: &str| {
         // The shared tree spans several of the host's filesystems; their inode numbers must not meet.
-        add("-fsdev", format!("local,id={tag},path={},security_model=none,multidevs=remap{access}", escaped(path)));
+        add(
+            "-fsdev",
+            format!("local,id={tag},path={},security_model=none,multidevs=remap{access}", escaped(path)),
+        );
         add("-device", format!("virtio-9p-pci,fsdev={tag},mount_tag={tag}"));
     };
     share("root", "/", ",readonly=on");
