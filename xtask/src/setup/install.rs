@@ -12,6 +12,7 @@ use crate::{progress, workspace};
 /// The package that may have to come from backports: a newer `qemu-utils` on the machine conflicts
 /// with the release's own.
 const QEMU: &str = "qemu-system-x86";
+const NO_SECURITY: &str = " (the machine has no -security entry in its package sources, and needs one)";
 const INSTALL: [&str; 7] = [
     "install",
     "--yes",
@@ -44,6 +45,8 @@ pub fn packages(missing: &[&Requirement]) -> Result<()> {
     finish_interrupted()?;
     progress::run("update the list of packages (apt-get update)", apt_get().args(["update", "-q"]))?;
     let unknown: Vec<&str> = names.iter().copied().filter(|name| !is_available(name)).collect();
+    // Two packages' versions must match; without the security archive they may be offered and still not.
+    let hint = if Sources::of_this_machine()?.have_security() { "" } else { NO_SECURITY };
     if !unknown.is_empty() {
         bail!(
             "the machine's package sources do not offer {}. On Debian bookworm rustc-web and llvm-22-dev are in the \
@@ -59,7 +62,8 @@ pub fn packages(missing: &[&Requirement]) -> Result<()> {
     let (qemu, others): (Vec<&str>, Vec<&str>) = names.into_iter().partition(|name| *name == QEMU);
     if !others.is_empty() {
         let what = format!("install {} packages", others.len());
-        progress::run(&what, apt_get().args(INSTALL).args(&others))?;
+        progress::run(&what, apt_get().args(INSTALL).args(&others))
+            .with_context(|| format!("packages{hint}"))?;
     }
     if qemu.is_empty() { Ok(()) } else { install_qemu() }
 }

@@ -51,15 +51,21 @@ const fn requirement(
     Requirement { package, purpose, needed_for, proof }
 }
 
-/// Everything, in the order in which it is shown.
+/// Everything, in the order in which it is shown. Debian's plain `rustc` has the same files as
+/// `rustc-web` and no BPF core: those two are proven by dpkg's own list.
 pub const ALL: &[Requirement] = &[
     requirement(
         Use::Bpf,
         "rustc-web",
-        File("/usr/bin/rustc"),
+        File("/var/lib/dpkg/info/rustc-web.list"),
         "the compiler whose core library includes BPF",
     ),
-    requirement(Use::Bpf, "cargo-web", File("/usr/bin/cargo"), "cargo of the same version"),
+    requirement(
+        Use::Bpf,
+        "cargo-web",
+        File("/var/lib/dpkg/info/cargo-web.list"),
+        "cargo of the same version",
+    ),
     requirement(
         Use::Bpf,
         "libstd-rust-web-dev-bpf",
