@@ -1,1 +1,44 @@
-fn main() {}
+//! The command line of the tests in the VM. `cargo xtask test` and `cargo xtask demo` call it.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use guard_tests::harness::registry::{Profile, Selection, Suite};
+use guard_tests::{demo, harness};
+
+#[derive(Parser)]
+#[command(name = "guard-tests", about = "Runs in the VM: use `cargo xtask test` and `cargo xtask demo`")]
+struct Arguments {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Run the selected tests, one after the other, in the order of their table
+    Run {
+        #[arg(long, value_enum)]
+        suite: Suite,
+        /// Only the tests that need this boot profile: those of another one cannot pass here
+        #[arg(long, value_enum)]
+        profile: Option<Profile>,
+        /// Only print name and profile of each, separated by a tab
+        #[arg(long)]
+        list: bool,
+        /// Only the tests whose name contains this
+        filter: Option<String>,
+    },
+    /// The demonstration
+    Demo,
+}
+
+fn main() -> ExitCode {
+    match Arguments::parse().action {
+        Action::Run { suite, profile, list, filter } => {
+            let selection = Selection { suite, profile, filter };
+            if list { harness::run::list(&selection) } else { harness::run::all(&selection) }
+        }
+        Action::Demo => harness::run::report(demo::run()),
+    }
+}

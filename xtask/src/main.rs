@@ -1,1 +1,60 @@
-fn main() {}
+//! Each step of the project that a person can run by hand: `cargo xtask help`.
+//!
+//! Flow: `setup` installs what is missing → `build` makes the kernel program and the binaries →
+//! `vm` boots them in QEMU on a stock Debian kernel → `test` and `demo` run a command in such a VM.
+//! Nothing here decides what is tested or shown: that is package `guard-tests`.
+
+#![forbid(unsafe_code)]
+
+mod apt;
+mod build;
+mod demo;
+mod kernel;
+mod lint;
+mod progress;
+mod setup;
+mod test;
+mod vm;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The steps of this project, each runnable by hand")]
+struct Arguments {
+    #[command(subcommand)]
+    step: Step,
+}
+
+#[derive(Subcommand)]
+enum Step {
+    /// Install what building and testing need; says first what it will change
+    Setup(setup::Arguments),
+    /// Build the kernel program and the binaries around it
+    Build(build::Arguments),
+    /// Formatting, clippy, licences, and the rules of purity
+    Lint,
+    /// Run tests: all of them, or one suite, or those whose name contains FILTER
+    Test(test::Arguments),
+    /// Boot a VM on this machine's own root (read-only) and run a command in it as root
+    Vm(vm::Arguments),
+    /// Show the barrier at work on a real CephFS mount
+    Demo(demo::Arguments),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().step {
+        Step::Setup(arguments) => setup::run(&arguments),
+        Step::Build(arguments) => build::run(&arguments),
+        Step::Lint => lint::run(),
+        Step::Test(arguments) => test::run(&arguments),
+        Step::Vm(arguments) => vm::run(arguments),
+        Step::Demo(arguments) => demo::run(&arguments),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("xtask: {error:?}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,229 @@
+//! Starts and ends a guard-agent with files of its own.
+
+use std::fs::{self, File};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::Duration;
+use std::{env, io};
+
+use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::scratch::Scratch;
+use super::{command, wait};
+
+/// From start to READY, with programs loaded and the canary answered, on an emulated machine.
+const START_LIMIT: Duration = Duration::from_secs(60);
+const STOP_LIMIT: Duration = Duration::from_secs(20);
+const LOG: &str = "agent.log";
+
+/// One agent's policy, state, run directory, audit log and pins. They outlive the agent's process, so
+/// that it can be restarted on them; the pins are removed when this is dropped, which ends enforcement.
+#[derive(Debug)]
+pub struct Installation {
+    scratch: Scratch,
+    pin_dir: PathBuf,
+}
+
+impl Installation {
+    /// A fresh one with this policy text.
+    pub fn new(name: &str, policy: &str) -> Result<Self> {
+        let scratch = Scratch::new(name)?;
+        let own_name = scratch.path().file_name().unwrap_or_default().to_owned();
+        let installation = Self { pin_dir: Path::new("/sys/fs/bpf").join(own_name), scratch };
+        for directory in [installation.state_dir(), installation.run_dir()] {
+            fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
+        }
+        installation.write_policy(policy)?;
+        Ok(installation)
+    }
+
+    pub fn policy(&self) -> PathBuf {
+        self.scratch.join("policy.toml")
+    }
+
+    pub fn state_dir(&self) -> PathBuf {
+        self.scratch.join("state")
+    }
+
+    pub fn run_dir(&self) -> PathBuf {
+        self.scratch.join("run")
+    }
+
+    pub fn audit(&self) -> PathBuf {
+        self.scratch.join("audit.jsonl")
+    }
+
+    pub fn pin_dir(&self) -> &Path {
+        &self.pin_dir
+    }
+
+    /// Replaces the policy as an editor does: a new file, renamed over the old one.
+    pub fn write_policy(&self, text: &str) -> Result<()> {
+        let new = self.scratch.join("policy.toml.new");
+        fs::write(&new, text).with_context(|| format!("write {}", new.display()))?;
+        fs::rename(&new, self.policy()).with_context(|| format!("rename {} into place", new.display()))
+    }
+
+    /// The audit log's lines, parsed.
+    pub fn audit_records(&self) -> Result<Vec<serde_json::Value>> {
+        let path = self.audit();
+        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        text.lines().map(|line| serde_json::from_str(line).with_context(|| format!("parse {line}"))).collect()
+    }
+
+    /// Starts the agent and waits until it says that it is ready.
+    pub fn start(&self) -> Result<Agent> {
+        let mut agent = self.spawn(&binary("GUARD_AGENT")?, &[])?;
+        agent.wait_ready()?;
+        Ok(agent)
+    }
+
+    /// Starts the agent that was built with another label, and waits until it is ready.
+    pub fn start_upgraded(&self) -> Result<Agent> {
+        let mut agent = self.spawn(&binary("GUARD_AGENT_UPGRADE")?, &[])?;
+        agent.wait_ready()?;
+        Ok(agent)
+    }
+
+    /// Starts an agent that may well refuse to run: waits for nothing.
+    pub fn spawn(&self, program: &Path, more_arguments: &[&str]) -> Result<Agent> {
+        let notify_path = self.scratch.join("notify");
+        if notify_path.exists() {
+            fs::remove_file(&notify_path).with_context(|| format!("remove {}", notify_path.display()))?;
+        }
+        let notify =
+            UnixDatagram::bind(&notify_path).with_context(|| format!("bind {}", notify_path.display()))?;
+        let log_path = self.scratch.join(LOG);
+        let log =
+            File::options().create(true).append(true).open(&log_path).context("open the agent's log")?;
+        let child = Command::new(program)
+            .arg("run")
+            .arg("--policy")
+            .arg(self.policy())
+            .arg("--state-dir")
+            .arg(self.state_dir())
+            .arg("--run-dir")
+            .arg(self.run_dir())
+            .arg("--audit")
+            .arg(self.audit())
+            .arg("--pin-dir")
+            .arg(&self.pin_dir)
+            .args(more_arguments)
+            .env("NOTIFY_SOCKET", &notify_path)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("start {}", program.display()))?;
+        Ok(Agent { child, notify, log: log_path })
+    }
+
+    /// Runs guardctl against this agent, whatever comes of it.
+    pub fn guardctl(&self, arguments: &[&str]) -> Result<Output> {
+        let run_dir = self.run_dir();
+        let mut all = arguments.to_vec();
+        let run_dir = run_dir.to_string_lossy();
+        all.extend(["--run-dir", &*run_dir]);
+        command::attempt(&binary("GUARDCTL")?.to_string_lossy(), &all)
+    }
+
+    /// Runs guardctl, which must succeed, with `--json` and returns what it said.
+    pub fn guardctl_json(&self, arguments: &[&str]) -> Result<serde_json::Value> {
+        let mut all = arguments.to_vec();
+        all.push("--json");
+        let output = self.guardctl(&all)?;
+        let text = command::text(&output);
+        if !output.status.success() {
+            bail!("guardctl {}: {}: {}", all.join(" "), output.status, text.trim());
+        }
+        serde_json::from_slice(&output.stdout).with_context(|| format!("parse what guardctl said: {text}"))
+    }
+}
+
+impl Drop for Installation {
+    fn drop(&mut self) {
+        // Best effort: without pins the kernel lets go of programs and maps.
+        let _ = fs::remove_dir_all(&self.pin_dir);
+    }
+}
+
+/// A running agent. It is killed when dropped; its pins stay, as they do on a host.
+#[derive(Debug)]
+pub struct Agent {
+    child: Child,
+    notify: UnixDatagram,
+    log: PathBuf,
+}
+
+impl Agent {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for `READY=1`; fails at once if the agent ends before.
+    pub fn wait_ready(&mut self) -> Result<()> {
+        self.notify.set_nonblocking(true)?;
+        wait::until("guard-agent says READY=1", START_LIMIT, || {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("guard-agent ended before it was ready: {status}");
+            }
+            let mut message = [0; 4096];
+            match self.notify.recv(&mut message) {
+                Ok(size) => {
+                    Ok(String::from_utf8_lossy(&message[..size]).lines().any(|line| line == "READY=1"))
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+                Err(error) => Err(error.into()),
+            }
+        })
+        .with_context(|| format!("the agent's log:\n{}", self.log()))
+    }
+
+    /// Waits for it to end by itself.
+    pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
+        wait::until_some("guard-agent ends", limit, || Ok(self.child.try_wait()?))
+            .with_context(|| format!("the agent's log:\n{}", self.log()))
+    }
+
+    /// SIGTERM, and waits for it to end.
+    pub fn stop(mut self) -> Result<ExitStatus> {
+        self.signal(Signal::SIGTERM)?;
+        self.wait(STOP_LIMIT)
+    }
+
+    /// SIGKILL.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill().context("kill guard-agent")?;
+        self.child.wait().context("wait for guard-agent")?;
+        Ok(())
+    }
+
+    /// For SIGSTOP, SIGCONT and others.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = i32::try_from(self.child.id()).context("the agent's pid")?;
+        kill(Pid::from_raw(pid), signal).with_context(|| format!("send {signal} to guard-agent"))
+    }
+
+    /// What all agents of this installation have printed so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A program that `cargo xtask` names in the environment.
+pub fn binary(variable: &str) -> Result<PathBuf> {
+    let path = env::var_os(variable)
+        .with_context(|| format!("{variable} is not set: run this with `cargo xtask test`"))?;
+    Ok(PathBuf::from(path))
+}

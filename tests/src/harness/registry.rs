@@ -1,0 +1,97 @@
+//! What a test is, and which of them are selected.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+use crate::suites;
+
+/// A test ends, or is reported as hanging, within this time unless it says otherwise. Emulated
+/// machines are an order of magnitude slower than real ones.
+const USUAL_LIMIT: Duration = Duration::from_secs(120);
+
+/// What the tests of a suite stand on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Suite {
+    /// tmpfs in place of a shared filesystem.
+    Standin,
+    /// Real CephFS through the kernel client.
+    Cephfs,
+}
+
+impl Suite {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Standin => "standin",
+            Self::Cephfs => "cephfs",
+        }
+    }
+}
+
+/// The machine that a test needs. `cargo xtask test` boots one for each profile in use and knows the
+/// same names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Profile {
+    /// Debian as it is.
+    Default,
+    /// `bpf` is not in the list of active LSMs.
+    NoBpf,
+    /// One processor and counted instructions, for measurements.
+    Icount,
+}
+
+impl Profile {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::NoBpf => "no-bpf",
+            Self::Icount => "icount",
+        }
+    }
+}
+
+/// One test. A test that cannot do its work fails with the reason; there is no skipping.
+#[derive(Clone, Copy, Debug)]
+pub struct Test {
+    pub name: &'static str,
+    pub profile: Profile,
+    pub limit: Duration,
+    pub body: fn() -> Result<()>,
+}
+
+impl Test {
+    /// A test of the default profile with the usual time limit.
+    pub const fn new(name: &'static str, body: fn() -> Result<()>) -> Self {
+        Self { name, profile: Profile::Default, limit: USUAL_LIMIT, body }
+    }
+
+    /// The same on another machine.
+    pub const fn on(self, profile: Profile) -> Self {
+        Self { profile, ..self }
+    }
+
+    /// The same with another time limit.
+    pub const fn within_seconds(self, seconds: u64) -> Self {
+        Self { limit: Duration::from_secs(seconds), ..self }
+    }
+}
+
+/// Which tests to run.
+#[derive(Clone, Debug)]
+pub struct Selection {
+    pub suite: Suite,
+    pub profile: Option<Profile>,
+    pub filter: Option<String>,
+}
+
+impl Selection {
+    /// The selected tests, in the order of their tables.
+    pub fn tests(&self) -> Vec<Test> {
+        let filter = self.filter.as_deref().unwrap_or_default();
+        suites::of(self.suite)
+            .filter(|test| self.profile.is_none_or(|profile| profile == test.profile))
+            .filter(|test| format!("{}::{}", self.suite.name(), test.name).contains(filter))
+            .collect()
+    }
+}

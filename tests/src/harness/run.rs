@@ -1,0 +1,123 @@
+//! Runs tests in sequence. What is printed here is read by `cargo xtask test`: one result line for
+//! each test, the explanation of a failure behind `  | `, and a closing line.
+
+use std::any::Any;
+use std::fs;
+use std::panic::{self, AssertUnwindSafe};
+use std::process::ExitCode;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Instant;
+
+use anyhow::{Result, anyhow};
+
+use super::registry::{Selection, Test};
+
+/// Prints name and profile of the selected tests.
+pub fn list(selection: &Selection) -> ExitCode {
+    for test in selection.tests() {
+        println!("{}\t{}", test.name, test.profile.name());
+    }
+    ExitCode::SUCCESS
+}
+
+/// Runs the selected tests. After a test that hangs the machine's state is unknown, so the others are
+/// reported as not run.
+pub fn all(selection: &Selection) -> ExitCode {
+    let (mut passed, mut failed) = (0, 0);
+    let mut hung = None;
+    for test in selection.tests() {
+        let name = format!("{}::{}", selection.suite.name(), test.name);
+        let start = Instant::now();
+        let outcome = match hung {
+            Some(earlier) => Ended::Failed(anyhow!("did not run: {earlier} hung before it")),
+            None => in_time(test),
+        };
+        let seconds = start.elapsed().as_secs_f64();
+        let (word, explanation) = match outcome {
+            Ended::Passed => ("ok", None),
+            Ended::Failed(error) => ("FAILED", Some(format!("{error:#}"))),
+            Ended::Hung(explanation) => {
+                hung = Some(test.name);
+                ("FAILED", Some(explanation))
+            }
+        };
+        println!("test {name} ... {word} ({seconds:.1} s)");
+        for line in explanation.iter().flat_map(|text| text.lines()) {
+            println!("  | {line}");
+        }
+        if word == "ok" { passed += 1 } else { failed += 1 }
+    }
+    println!("guard-tests: {passed} passed, {failed} failed");
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// For what is not a test: the error goes to stderr.
+pub fn report(outcome: Result<()>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("guard-tests: {error:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+enum Ended {
+    Passed,
+    Failed(anyhow::Error),
+    Hung(String),
+}
+
+/// Each test has a thread of its own: namespaces it enters end with it, and it can be waited for.
+fn in_time(test: Test) -> Ended {
+    let (sender, receiver) = mpsc::channel();
+    let spawned = thread::Builder::new().name(test.name.to_owned()).spawn(move || {
+        let outcome = panic::catch_unwind(AssertUnwindSafe(test.body));
+        // The receiver is gone only after this test was reported as hanging.
+        let _ =
+            sender.send(outcome.unwrap_or_else(|payload| Err(anyhow!("panicked: {}", message(&*payload)))));
+    });
+    if let Err(error) = spawned {
+        return Ended::Failed(anyhow!(error).context("start the test's thread"));
+    }
+    match receiver.recv_timeout(test.limit) {
+        Ok(Ok(())) => Ended::Passed,
+        Ok(Err(error)) => Ended::Failed(error),
+        Err(RecvTimeoutError::Disconnected) => {
+            Ended::Failed(anyhow!("the test's thread ended without a result"))
+        }
+        Err(RecvTimeoutError::Timeout) => Ended::Hung(format!(
+            "still running after {} s; every process that is stuck in the kernel:\n{}",
+            test.limit.as_secs(),
+            kernel_stacks()
+        )),
+    }
+}
+
+fn message(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "(no message)".to_owned())
+}
+
+/// Where the threads of this process and all other processes with a user's memory stand in the kernel.
+fn kernel_stacks() -> String {
+    let mut text = String::new();
+    for process in fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path()) {
+        // Kernel threads have no command line.
+        let Ok(command) = fs::read_to_string(process.join("cmdline")) else { continue };
+        if command.is_empty() {
+            continue;
+        }
+        for task in
+            fs::read_dir(process.join("task")).into_iter().flatten().flatten().map(|entry| entry.path())
+        {
+            let stack = fs::read_to_string(task.join("stack")).unwrap_or_default();
+            let top: Vec<&str> =
+                stack.lines().take(6).map(|line| line.split(' ').nth(1).unwrap_or(line)).collect();
+            let id = task.file_name().unwrap_or_default().display().to_string();
+            text.push_str(&format!("{id} {}: {}\n", command.replace('\0', " "), top.join(" < ")));
+        }
+    }
+    text
+}

@@ -1,0 +1,31 @@
+//! Makes and counts files.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+/// Makes `files` files, spread over nested directories of at most `per_directory` files each.
+pub fn fill(root: &Path, files: usize, per_directory: usize) -> Result<()> {
+    for number in 0..files {
+        let directory = number / per_directory.max(1);
+        let place = root.join(format!("d{}", directory % 10)).join(format!("e{directory}"));
+        if number % per_directory.max(1) == 0 {
+            fs::create_dir_all(&place).with_context(|| format!("create {}", place.display()))?;
+        }
+        let file = place.join(format!("f{number}"));
+        fs::write(&file, format!("{number}\n")).with_context(|| format!("write {}", file.display()))?;
+    }
+    Ok(())
+}
+
+/// Counts what is not a directory below `root`, not following links.
+pub fn count(root: &Path) -> Result<usize> {
+    let mut files = 0;
+    for entry in fs::read_dir(root).with_context(|| format!("list {}", root.display()))? {
+        let entry = entry.with_context(|| format!("list {}", root.display()))?;
+        let kind = entry.file_type().with_context(|| format!("look at {}", entry.path().display()))?;
+        files += if kind.is_dir() { count(&entry.path())? } else { 1 };
+    }
+    Ok(files)
+}

@@ -1,0 +1,68 @@
+//! What the tests on stand-in filesystems take for granted of the machine.
+
+use std::path::Path;
+use std::{env, fs};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::harness::mount::{self, Mount};
+use crate::harness::registry::{Profile, Test};
+use crate::harness::tree;
+
+pub const TESTS: &[Test] = &[
+    Test::new("ground_kernel_is_the_one_asked_for", kernel_is_the_one_asked_for),
+    Test::new("ground_bpf_lsm_is_active", bpf_lsm_is_active),
+    Test::new("ground_bpf_lsm_is_inactive", bpf_lsm_is_inactive).on(Profile::NoBpf),
+    Test::new("ground_filesystems_are_mounted", filesystems_are_mounted),
+    Test::new("ground_tmpfs_holds_a_tree", tmpfs_holds_a_tree),
+];
+
+fn kernel_is_the_one_asked_for() -> Result<()> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let wanted = env::var("GUARD_KERNEL").context("GUARD_KERNEL is not set")?;
+    ensure!(release.starts_with(&format!("{wanted}.")), "wanted {wanted}, booted {release}");
+    Ok(())
+}
+
+fn active_lsms() -> Result<String> {
+    fs::read_to_string("/sys/kernel/security/lsm").context("read the list of active LSMs")
+}
+
+fn bpf_lsm_is_active() -> Result<()> {
+    let lsms = active_lsms()?;
+    ensure!(lsms.split(',').any(|lsm| lsm == "bpf"), "the active LSMs are {lsms}");
+    Ok(())
+}
+
+fn bpf_lsm_is_inactive() -> Result<()> {
+    let lsms = active_lsms()?;
+    ensure!(!lsms.is_empty() && lsms.split(',').all(|lsm| lsm != "bpf"), "the active LSMs are {lsms}");
+    Ok(())
+}
+
+fn filesystems_are_mounted() -> Result<()> {
+    let kinds = [
+        ("/sys/fs/cgroup", "cgroup2"),
+        ("/sys/fs/bpf", "bpf"),
+        ("/sys/kernel/security", "securityfs"),
+        ("/sys/kernel/tracing", "tracefs"),
+        ("/dev/shm", "tmpfs"),
+    ];
+    for (path, kind) in kinds {
+        let lines = mount::mountinfo_of(Path::new(path))?;
+        ensure!(
+            lines.iter().any(|line| line.contains(&format!(" - {kind} "))),
+            "{path} is no {kind}: {lines:?}"
+        );
+    }
+    let root = mount::mountinfo_of(Path::new("/"))?;
+    ensure!(root.iter().any(|line| line.contains(" shared:")), "the root is not shared: {root:?}");
+    Ok(())
+}
+
+fn tmpfs_holds_a_tree() -> Result<()> {
+    let mount = Mount::tmpfs("/run/guard-tests/ground")?;
+    tree::fill(mount.path(), 100, 7)?;
+    ensure!(tree::count(mount.path())? == 100, "counted {}", tree::count(mount.path())?);
+    Ok(())
+}

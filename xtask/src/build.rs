@@ -1,0 +1,190 @@
+//! Builds the kernel program, then the binaries that embed it; for the tests also a second agent with
+//! another build label, the "upgrade".
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+
+use crate::setup::toolchain::{self, Toolchain};
+use crate::setup::{self, Use};
+use crate::{progress, workspace};
+
+#[derive(Args)]
+pub struct Arguments {
+    /// Optimised, as it is shipped
+    #[arg(long)]
+    release: bool,
+}
+
+/// Read by `guard-agent/build.rs`.
+const OBJECT_VARIABLE: &str = "GUARD_EBPF_OBJECT";
+/// Baked into the kernel program and the agent.
+const LABEL_VARIABLE: &str = "GUARD_BUILD_LABEL";
+const UPGRADE_LABEL: &str = "upgrade";
+/// The kernel program's part of the target directory.
+const KERNEL_PROGRAM: &str = "bpf";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    Dev,
+    Release,
+}
+
+impl Profile {
+    fn directory(self) -> &'static str {
+        match self {
+            Self::Dev => "debug",
+            Self::Release => "release",
+        }
+    }
+}
+
+/// What the tests run.
+#[derive(Debug)]
+pub struct TestBinaries {
+    pub agent: PathBuf,
+    pub control: PathBuf,
+    /// The same agent with another build label.
+    pub upgraded_agent: PathBuf,
+    pub tests: PathBuf,
+}
+
+/// The command `cargo xtask build`.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let profile = if arguments.release { Profile::Release } else { Profile::Dev };
+    let target = workspace::target();
+    build(profile, &target, None, &["guard-agent"], Report::Stream)?;
+    for name in ["guard-agent", "guardctl"] {
+        println!("{}", target.join(profile.directory()).join(name).display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Builds all that runs in the VM: the agent as shipped, its upgrade, and the tests.
+pub fn for_tests() -> Result<TestBinaries> {
+    let profile = Profile::Release;
+    let target = workspace::target();
+    build(
+        profile,
+        &target,
+        None,
+        &["guard-agent", "guard-tests"],
+        Report::Summary("build the agent and the tests"),
+    )?;
+    let upgrade = target.join("upgrade");
+    for part in [profile.directory(), KERNEL_PROGRAM] {
+        seed(&target.join(part), &upgrade.join(part))?;
+    }
+    build(
+        profile,
+        &upgrade,
+        Some(UPGRADE_LABEL),
+        &["guard-agent"],
+        Report::Summary("build the upgraded agent"),
+    )?;
+    let binary = |target: &Path, name: &str| target.join(profile.directory()).join(name);
+    Ok(TestBinaries {
+        agent: binary(&target, "guard-agent"),
+        control: binary(&target, "guardctl"),
+        upgraded_agent: binary(&upgrade, "guard-agent"),
+        tests: binary(&target, "guard-tests"),
+    })
+}
+
+#[derive(Clone, Copy)]
+enum Report {
+    /// Cargo's own output, as it comes.
+    Stream,
+    /// One line, and cargo's output if it fails.
+    Summary(&'static str),
+}
+
+impl Report {
+    fn run(self, command: &mut Command) -> Result<()> {
+        match self {
+            Self::Summary(what) => progress::run(what, command),
+            Self::Stream => {
+                let status = command.status().with_context(|| format!("start {command:?}"))?;
+                if status.success() { Ok(()) } else { bail!("{command:?} failed ({status})") }
+            }
+        }
+    }
+}
+
+fn build(
+    profile: Profile,
+    target: &Path,
+    label: Option<&str>,
+    packages: &[&str],
+    report: Report,
+) -> Result<()> {
+    setup::ensure(&[Use::Bpf], &[])?;
+    let object = kernel_program(profile, target, label, report)?;
+    let mut cargo = workspace::cargo();
+    cargo.arg("build").arg("--target-dir").arg(target).env(OBJECT_VARIABLE, object);
+    for package in packages {
+        cargo.args(["--package", package]);
+    }
+    finish(&mut cargo, profile, label);
+    report.run(&mut cargo)
+}
+
+/// Builds the kernel program and returns its object.
+fn kernel_program(profile: Profile, target: &Path, label: Option<&str>, report: Report) -> Result<PathBuf> {
+    // BTF is made from debug information; v3 has the 32-bit jumps that every supported kernel knows.
+    const FLAGS: [&str; 6] = ["-C", "link-arg=--btf", "-C", "debuginfo=2", "-C", "target-cpu=v3"];
+    let toolchain = toolchain::detect()?;
+    let target = target.join(KERNEL_PROGRAM);
+    let mut cargo = toolchain.cargo()?;
+    cargo
+        .args(["build", "--package", "guard-ebpf"])
+        .args(toolchain.build_arguments())
+        .arg("--target-dir")
+        .arg(&target)
+        .env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f"))
+        // The workspace's release profile is for host binaries: small and stripped. bpf-linker does
+        // its own link-time optimisation, and stripping would take the BTF away.
+        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "3")
+        .env("CARGO_PROFILE_RELEASE_LTO", "off")
+        .env("CARGO_PROFILE_RELEASE_STRIP", "none")
+        // The verifier takes no unoptimised code with its calls and panics.
+        .env("CARGO_PROFILE_DEV_OPT_LEVEL", "3")
+        .env("CARGO_PROFILE_DEV_OVERFLOW_CHECKS", "false")
+        .env("CARGO_PROFILE_DEV_DEBUG_ASSERTIONS", "false");
+    finish(&mut cargo, profile, label);
+    match report {
+        Report::Stream => report.run(&mut cargo)?,
+        Report::Summary(_) => Report::Summary("build the kernel program").run(&mut cargo)?,
+    }
+    Ok(Toolchain::object(&target, profile.directory()))
+}
+
+fn finish(cargo: &mut Command, profile: Profile, label: Option<&str>) {
+    if profile == Profile::Release {
+        cargo.arg("--release");
+    }
+    match label {
+        Some(label) => cargo.env(LABEL_VARIABLE, label),
+        None => cargo.env_remove(LABEL_VARIABLE),
+    };
+}
+
+/// Starts a second target directory from what the first one has compiled: the dependencies are the
+/// same, so that only what the label is baked into is built twice.
+fn seed(from: &Path, to: &Path) -> Result<()> {
+    if to.exists() {
+        return Ok(());
+    }
+    let partial = to.with_extension("partial");
+    if partial.exists() {
+        fs::remove_dir_all(&partial).with_context(|| format!("remove {}", partial.display()))?;
+    }
+    let parent = to.parent().context("a target directory has a parent")?;
+    fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
+    // A copy, not links: cargo and rustc may write into the files.
+    progress::capture(Command::new("cp").args(["-a", "--reflink=auto"]).arg(from).arg(&partial))?;
+    fs::rename(&partial, to).with_context(|| format!("rename {} into place", partial.display()))
+}

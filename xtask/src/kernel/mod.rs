@@ -1,0 +1,148 @@
+//! The kernels under test: stock Debian ones, downloaded and laid out in the cache, never installed.
+
+mod fetch;
+pub mod initramfs;
+mod vmlinux;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+use clap::ValueEnum;
+
+use crate::{progress, workspace};
+
+/// A kernel of the matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum)]
+pub enum Kernel {
+    /// bookworm's own
+    #[value(name = "6.1")]
+    V6_1,
+    /// bookworm-backports
+    #[value(name = "6.12")]
+    V6_12,
+    /// trixie-backports
+    #[value(name = "7")]
+    V7,
+}
+
+/// What `--kernel` of the test command takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Selection {
+    #[value(name = "6.1")]
+    V6_1,
+    #[value(name = "6.12")]
+    V6_12,
+    #[value(name = "7")]
+    V7,
+    All,
+}
+
+impl Selection {
+    pub fn kernels(self) -> &'static [Kernel] {
+        match self {
+            Self::V6_1 => &[Kernel::V6_1],
+            Self::V6_12 => &[Kernel::V6_12],
+            Self::V7 => &[Kernel::V7],
+            Self::All => &[Kernel::V6_1, Kernel::V6_12, Kernel::V7],
+        }
+    }
+}
+
+impl Kernel {
+    /// The name on the command line, and of the directory in the cache.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::V6_1 => "6.1",
+            Self::V6_12 => "6.12",
+            Self::V7 => "7",
+        }
+    }
+
+    fn suite(self) -> &'static str {
+        match self {
+            Self::V6_1 => "bookworm",
+            Self::V6_12 => "bookworm-backports",
+            Self::V7 => "trixie-backports",
+        }
+    }
+
+    /// Where it is laid out.
+    pub fn directory(self) -> Result<PathBuf> {
+        Ok(workspace::cache()?.join("kernels").join(self.name()))
+    }
+
+    /// Whether it is laid out. The directory appears by one rename, so it is whole or absent.
+    pub fn is_ready(self) -> Result<bool> {
+        Ok(self.directory()?.join(CHECKSUMS).exists())
+    }
+
+    /// Downloads it and lays it out.
+    pub fn fetch(self) -> Result<()> {
+        fetch::fetch(self)
+    }
+}
+
+/// SHA-256 of every file of the layout, as `sha256sum` writes it.
+const CHECKSUMS: &str = "SHA256SUMS";
+/// The files whose sums are checked before every boot; `setup --verify` checks them all.
+const CHECKED_AT_BOOT: [&str; 4] = ["vmlinux", "config", "System.map", "release"];
+
+/// A kernel that is laid out in the cache and has been checked.
+#[derive(Debug)]
+pub struct Layout {
+    /// Holds `vmlinux`, `config` and `lib/modules/<release>`.
+    pub directory: PathBuf,
+    /// What `uname -r` will say.
+    pub release: String,
+}
+
+impl Layout {
+    pub fn open(kernel: Kernel) -> Result<Self> {
+        let directory = kernel.directory()?;
+        verify(&directory, &CHECKED_AT_BOOT)?;
+        let path = directory.join("release");
+        let release = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        Ok(Self { directory, release: release.trim().to_owned() })
+    }
+
+    pub fn vmlinux(&self) -> PathBuf {
+        self.directory.join("vmlinux")
+    }
+
+    pub fn modules(&self) -> PathBuf {
+        self.directory.join("lib/modules").join(&self.release)
+    }
+}
+
+/// Checks every file of a kernel in the cache.
+pub fn verify_all(kernel: Kernel) -> Result<()> {
+    verify(&kernel.directory()?, &[])
+}
+
+/// Checks the named files (all of them if none is named) against the recorded sums.
+fn verify(directory: &Path, names: &[&str]) -> Result<()> {
+    let path = directory.join(CHECKSUMS);
+    let sums = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let wanted =
+        |line: &&str| names.is_empty() || names.iter().any(|name| line.ends_with(&format!("  ./{name}")));
+    let selected: Vec<&str> = sums.lines().filter(wanted).collect();
+    if selected.len() < names.len() {
+        bail!(
+            "{} lacks some of {names:?}: remove {} and run `cargo xtask setup`",
+            path.display(),
+            directory.display()
+        );
+    }
+    let list = std::env::temp_dir().join(format!("guard-sums-{}", std::process::id()));
+    fs::write(&list, selected.join("\n") + "\n").with_context(|| format!("write {}", list.display()))?;
+    let outcome = progress::capture(
+        Command::new("sha256sum").args(["--check", "--quiet", "--strict"]).arg(&list).current_dir(directory),
+    );
+    let removed = fs::remove_file(&list);
+    outcome.with_context(|| {
+        format!("the kernel in {0} is damaged: remove {0} and run `cargo xtask setup`", directory.display())
+    })?;
+    removed.with_context(|| format!("remove {}", list.display()))
+}

@@ -1,0 +1,94 @@
+//! Everything that is checked without running the product: formatting, clippy, licences and
+//! advisories, and the project's own rules about its sources.
+
+mod source_rules;
+
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, Result};
+
+use crate::setup::find_command;
+use crate::{progress, workspace};
+
+/// Runs every check, also after one has failed.
+pub fn run() -> Result<ExitCode> {
+    ensure_components()?;
+    let mut failures = Vec::new();
+    let mut check = |name: &str, outcome: Result<()>| match outcome {
+        Ok(()) => eprintln!("xtask: lint {name}: ok"),
+        Err(error) => {
+            eprintln!("xtask: lint {name}: FAILED: {error:#}");
+            failures.push(name.to_owned());
+        }
+    };
+    check("formatting", cargo(&["fmt", "--all", "--", "--check"]));
+    check(
+        "clippy of the host crates",
+        cargo(&["clippy", "--workspace", "--exclude", "guard-ebpf", "--all-targets", "--", "-D", "warnings"]),
+    );
+    // For the host: clippy needs no BPF core. Without panic=abort a no_std binary does not check there.
+    check(
+        "clippy of the kernel program",
+        cargo(&[
+            "clippy",
+            "--package",
+            "guard-ebpf",
+            "--config",
+            "profile.dev.panic='abort'",
+            "--",
+            "-D",
+            "warnings",
+        ]),
+    );
+    if find_command("cargo-deny").is_some() {
+        check("licences, advisories and bans", cargo_deny());
+    } else {
+        eprintln!(
+            "xtask: lint licences, advisories and bans: NOT RUN, cargo-deny is not installed (`cargo install cargo-deny`)"
+        );
+    }
+    check("rules about the sources", source_rules::check(workspace::root()));
+    if failures.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!("xtask: lint failed: {}", failures.join(", "));
+    Ok(ExitCode::FAILURE)
+}
+
+fn cargo(arguments: &[&str]) -> Result<()> {
+    // What follows `--` is not cargo's own.
+    let own = arguments.iter().position(|argument| *argument == "--").unwrap_or(arguments.len());
+    let (own, passed_on) = arguments.split_at(own);
+    let status = workspace::cargo()
+        .args(own)
+        .arg("--quiet")
+        .args(passed_on)
+        .status()
+        .with_context(|| format!("start cargo {}", arguments.join(" ")))?;
+    anyhow::ensure!(status.success(), "cargo {} ({status})", arguments.join(" "));
+    Ok(())
+}
+
+fn cargo_deny() -> Result<()> {
+    let status = workspace::cargo().args(["deny", "check"]).status().context("start cargo deny")?;
+    anyhow::ensure!(status.success(), "cargo deny check ({status})");
+    Ok(())
+}
+
+/// A minimal rustup toolchain has neither.
+fn ensure_components() -> Result<()> {
+    let missing: Vec<&str> = [("rustfmt", "cargo-fmt"), ("clippy", "cargo-clippy")]
+        .into_iter()
+        .filter(|(_, command)| progress::capture(Command::new(command).arg("--version")).is_err())
+        .map(|(component, _)| component)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    eprintln!("xtask: setup: adding {} to the Rust toolchain with rustup", missing.join(" and "));
+    progress::run(
+        "add the toolchain's components",
+        Command::new("rustup").args(["component", "add"]).args(&missing),
+    )
+    .with_context(|| format!("{} not installed: install it for your Rust toolchain", missing.join(", ")))
+}

@@ -1,0 +1,214 @@
+//! Runs one suite of `guard-tests` on one kernel: one boot for each profile that its tests declare.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::Suite;
+use super::report::{Entry, Report};
+use crate::build::TestBinaries;
+use crate::kernel::{Kernel, Layout};
+use crate::progress;
+use crate::vm::{self, Boot, Lsm, Outcome, quoted};
+
+/// Longest time for one boot with all of its tests.
+const LIMIT: Duration = Duration::from_secs(1500);
+/// Starts the line that ends a suite: `guard-tests: 3 passed, 0 failed`.
+const CLOSING: &str = "guard-tests: ";
+/// Starts each line that explains the failure just reported.
+const EXPLANATION: &str = "  | ";
+
+/// What a test suite finds in its environment, beside what the Ceph cluster adds.
+pub fn environment(binaries: &TestBinaries, kernel: Kernel, profile: &str) -> Vec<(String, String)> {
+    let path = |path: &std::path::Path| path.to_string_lossy().into_owned();
+    let values = [
+        ("GUARD_AGENT", path(&binaries.agent)),
+        ("GUARDCTL", path(&binaries.control)),
+        ("GUARD_AGENT_UPGRADE", path(&binaries.upgraded_agent)),
+        ("GUARD_KERNEL", kernel.name().to_owned()),
+        ("GUARD_PROFILE", profile.to_owned()),
+        ("RUST_BACKTRACE", "0".to_owned()),
+    ];
+    values.map(|(name, value)| (name.to_owned(), value)).to_vec()
+}
+
+/// Runs the tests of `suite` whose name contains `filter`.
+pub fn run(
+    suite: Suite,
+    kernel: Kernel,
+    binaries: &TestBinaries,
+    filter: Option<&str>,
+    report: &mut Report,
+) -> Result<()> {
+    let listed = progress::capture(
+        Command::new(&binaries.tests).args(["run", "--list", "--suite", suite.name()]).args(filter),
+    )?;
+    let tests: Vec<(String, String)> = listed
+        .lines()
+        .map(|line| line.split_once('\t').map(|(name, profile)| (name.to_owned(), profile.to_owned())))
+        .collect::<Option<_>>()
+        .with_context(|| format!("`guard-tests run --list` printed something unexpected: {listed}"))?;
+    let profiles: BTreeSet<&str> = tests.iter().map(|(_, profile)| profile.as_str()).collect();
+    for profile in profiles {
+        let names: Vec<&str> =
+            tests.iter().filter(|test| test.1 == profile).map(|test| test.0.as_str()).collect();
+        run_profile(suite, kernel, profile, &names, binaries, filter, report)?;
+    }
+    Ok(())
+}
+
+fn run_profile(
+    suite: Suite,
+    kernel: Kernel,
+    profile: &str,
+    names: &[&str],
+    binaries: &TestBinaries,
+    filter: Option<&str>,
+    report: &mut Report,
+) -> Result<()> {
+    let script = format!(
+        "exec {} run --suite {} --profile {profile} {}",
+        quoted(&binaries.tests.to_string_lossy()),
+        suite.name(),
+        filter.map(quoted).unwrap_or_default()
+    );
+    let mut boot = boot_of_profile(kernel, profile, script)?;
+    boot.ceph = suite == Suite::Cephfs;
+    boot.limit = Some(LIMIT);
+    boot.environment = environment(binaries, kernel, profile);
+    let release = Layout::open(kernel)?.release;
+    eprintln!("xtask: {} on {release}, profile {profile}: {} tests …", suite.name(), names.len());
+
+    let mut reader = Reader::new(format!("{}[{}]", suite.name(), kernel.name()), suite.name(), report);
+    let outcome = vm::boot(&boot, &mut |output| {
+        reader.bytes(output);
+        io::Result::Ok(())
+    })?;
+    reader.end(names, &outcome);
+    Ok(())
+}
+
+/// The machine that a profile names. `guard-tests` declares the same names.
+fn boot_of_profile(kernel: Kernel, profile: &str, script: String) -> Result<Boot> {
+    let mut boot = Boot::new(kernel, script);
+    match profile {
+        "default" => {}
+        "no-bpf" => boot.lsm = Lsm::WithoutBpf,
+        "icount" => boot.icount = true,
+        other => bail!("guard-tests asks for the boot profile {other:?}, which xtask does not know"),
+    }
+    Ok(boot)
+}
+
+/// Reads the output of `guard-tests run` into the report.
+struct Reader<'a> {
+    /// Stands for the suite in the report.
+    part: String,
+    suite: &'static str,
+    report: &'a mut Report,
+    line: Vec<u8>,
+    /// Lines since the last result: the running test's own output.
+    output: Vec<String>,
+    /// A failure whose explanation is still coming.
+    pending: Option<Entry>,
+    reported: BTreeSet<String>,
+    closing: Option<String>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(part: String, suite: &'static str, report: &'a mut Report) -> Self {
+        Self {
+            part,
+            suite,
+            report,
+            line: Vec::new(),
+            output: Vec::new(),
+            pending: None,
+            reported: BTreeSet::new(),
+            closing: None,
+        }
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            if byte == b'\n' {
+                let line = String::from_utf8_lossy(&self.line).trim_end_matches('\r').to_owned();
+                self.line.clear();
+                self.take(line);
+            } else {
+                self.line.push(byte);
+            }
+        }
+    }
+
+    fn take(&mut self, line: String) {
+        if let Some(explanation) = line.strip_prefix(EXPLANATION)
+            && let Some(entry) = &mut self.pending
+        {
+            entry.detail.push_str(explanation);
+            entry.detail.push('\n');
+            return;
+        }
+        self.flush();
+        if let Some(closing) = line.strip_prefix(CLOSING) {
+            self.closing = Some(closing.to_owned());
+        } else if let Some((name, passed, seconds)) = self.result(&line) {
+            self.reported.insert(name.clone());
+            let output = std::mem::take(&mut self.output).join("\n");
+            let detail =
+                if passed || output.is_empty() { String::new() } else { format!("its output:\n{output}\n") };
+            let entry = Entry { name: format!("{}::{name}", self.part), passed, seconds, detail };
+            if passed { self.report.add(entry) } else { self.pending = Some(entry) }
+        } else {
+            self.output.push(line);
+        }
+    }
+
+    /// Reads `test suite::name ... ok (1.2 s)`.
+    fn result(&self, line: &str) -> Option<(String, bool, Option<f64>)> {
+        let rest = line.strip_prefix("test ")?.strip_prefix(self.suite)?.strip_prefix("::")?;
+        let (name, outcome) = rest.split_once(" ... ")?;
+        let (word, time) = outcome.split_once(' ').unwrap_or((outcome, ""));
+        let seconds = time.trim_start_matches('(').split(' ').next().and_then(|number| number.parse().ok());
+        match word {
+            "ok" => Some((name.to_owned(), true, seconds)),
+            "FAILED" => Some((name.to_owned(), false, seconds)),
+            _ => None,
+        }
+    }
+
+    fn flush(&mut self) {
+        if let Some(entry) = self.pending.take() {
+            self.report.add(entry);
+        }
+    }
+
+    /// The machine is off: every listed test must have a result, and the suite its closing line.
+    fn end(mut self, names: &[&str], outcome: &Outcome) {
+        self.flush();
+        let lost: Vec<&str> = names.iter().copied().filter(|name| !self.reported.contains(*name)).collect();
+        let whole = self.closing.is_some() && lost.is_empty();
+        if whole && matches!(outcome, Outcome::Ended { .. }) {
+            return;
+        }
+        let why = match outcome {
+            Outcome::Broken { why } => why.clone(),
+            Outcome::Ended { status, kernel_messages } => {
+                format!("guard-tests ended with status {status}\nthe kernel's last lines:\n{kernel_messages}")
+            }
+        };
+        let tail = self.output[self.output.len().saturating_sub(30)..].join("\n");
+        let closing = self.closing.as_deref().unwrap_or("no closing line");
+        let why =
+            format!("{closing}; no result of: {}\n{why}\nthe guest's last output:\n{tail}", lost.join(", "));
+        self.report.part_did_not_run(&self.part, &why);
+        for name in lost {
+            let detail = "did not run, see above".to_owned();
+            let name = format!("{}::{name}", self.part);
+            self.report.add(Entry { name, passed: false, seconds: None, detail });
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! Boots a stock Debian kernel in QEMU whose root is this machine's own root, read-only under a tmpfs,
+//! and runs a command in it as root. With or without a real Ceph cluster beside it.
+
+mod ceph;
+mod job;
+mod qemu;
+
+use std::io::{self, IsTerminal as _, Read as _, Write as _};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+use std::{fs::File, thread};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+
+use crate::kernel::{Kernel, Layout};
+use crate::progress;
+use crate::setup::{self, Use};
+use ceph::Cluster;
+use job::Job;
+use qemu::Acceleration;
+
+#[derive(Args)]
+pub struct Arguments {
+    #[arg(long, value_enum, default_value = "6.12")]
+    kernel: Kernel,
+    /// The kernel's lsm= parameter; without it, the kernel's own default
+    #[arg(long, value_name = "LIST", conflicts_with = "no_bpf_lsm")]
+    lsm: Option<String>,
+    /// Boot as hosts do on which bpf is not in the list of active LSMs
+    #[arg(long)]
+    no_bpf_lsm: bool,
+    /// Run a real Ceph cluster beside the VM; the guest finds it through CEPH_MON, CEPH_SECRET, …
+    #[arg(long)]
+    ceph: bool,
+    #[arg(long, default_value_t = 2)]
+    smp: u32,
+    #[arg(long, default_value = "4G")]
+    memory: String,
+    /// A further kernel parameter; may be given several times
+    #[arg(long, value_name = "PARAMETER")]
+    append: Vec<String>,
+    /// Count instructions: one processor, one thread, repeatable
+    #[arg(long)]
+    icount: bool,
+    /// End the VM after so many seconds (no limit for an interactive shell)
+    #[arg(long, value_name = "SECONDS", default_value_t = 900)]
+    limit: u64,
+    /// What to run as root: one argument is a shell script, several are a command and its arguments.
+    /// Nothing on a terminal: an interactive shell
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+#[derive(Clone, Debug)]
+pub enum Lsm {
+    KernelDefault,
+    WithoutBpf,
+    List(String),
+}
+
+/// What to boot.
+#[derive(Clone, Debug)]
+pub struct Boot {
+    pub kernel: Kernel,
+    pub lsm: Lsm,
+    pub ceph: bool,
+    pub smp: u32,
+    pub memory: String,
+    pub append: Vec<String>,
+    pub icount: bool,
+    pub limit: Option<Duration>,
+    /// Run by bash in the guest; `None` is an interactive shell on this terminal.
+    pub script: Option<String>,
+    pub environment: Vec<(String, String)>,
+}
+
+impl Boot {
+    /// The usual machine, running `script`.
+    pub fn new(kernel: Kernel, script: String) -> Self {
+        Self {
+            kernel,
+            lsm: Lsm::KernelDefault,
+            ceph: false,
+            smp: 2,
+            memory: "4G".to_owned(),
+            append: Vec::new(),
+            icount: false,
+            limit: Some(Duration::from_secs(900)),
+            script: Some(script),
+            environment: Vec::new(),
+        }
+    }
+}
+
+/// How a boot ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The command ran and ended with this status.
+    Ended { status: i32, kernel_messages: String },
+    /// It did not end by itself, or the guest died first.
+    Broken { why: String },
+}
+
+impl Outcome {
+    /// The command's own status; 125 if there is none.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Ended { status, .. } => ExitCode::from(u8::try_from(*status).unwrap_or(u8::MAX)),
+            Self::Broken { why } => {
+                eprintln!("xtask: {why}");
+                ExitCode::from(125)
+            }
+        }
+    }
+}
+
+/// The command `cargo xtask vm`.
+pub fn run(arguments: Arguments) -> Result<ExitCode> {
+    let script = match arguments.command.as_slice() {
+        [] if io::stdin().is_terminal() => None,
+        [] => bail!("no command, and the input is no terminal for a shell: give one after `--`"),
+        [script] => Some(script.clone()),
+        words => Some(words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")),
+    };
+    let boot_this = Boot {
+        lsm: match arguments.lsm {
+            Some(list) => Lsm::List(list),
+            None if arguments.no_bpf_lsm => Lsm::WithoutBpf,
+            None => Lsm::KernelDefault,
+        },
+        ceph: arguments.ceph,
+        smp: arguments.smp,
+        memory: arguments.memory,
+        append: arguments.append,
+        icount: arguments.icount,
+        limit: script.is_some().then(|| Duration::from_secs(arguments.limit)),
+        script,
+        kernel: arguments.kernel,
+        environment: Vec::new(),
+    };
+    let outcome = boot(&boot_this, &mut |output| {
+        let mut stdout = io::stdout().lock();
+        stdout.write_all(output)?;
+        stdout.flush()
+    })?;
+    Ok(outcome.exit_code())
+}
+
+/// Boots, hands the guest's output to `on_output` as it comes, and returns when the machine is off.
+pub fn boot(boot: &Boot, on_output: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> Result<Outcome> {
+    let uses: &[Use] = if boot.ceph { &[Use::Vm, Use::Ceph] } else { &[Use::Vm] };
+    setup::ensure(uses, &[boot.kernel])?;
+    let kernel = Layout::open(boot.kernel)?;
+    let cluster = if boot.ceph { Some(Cluster::prepare()?) } else { None };
+    let mut environment = boot.environment.clone();
+    environment.extend(cluster.iter().flat_map(Cluster::environment));
+    let job = Job::create(boot, &kernel, &environment)?;
+    let mut command = qemu::command(boot, &kernel, &job, Acceleration::choose(boot.icount)?);
+    if let Some(cluster) = &cluster {
+        command = cluster.wrap(&command, setup::is_root()?);
+    }
+    let mut machine = Machine::start(&command, &job, boot.script.is_none())?;
+    let in_time = machine.follow(boot.limit, on_output)?;
+    drop(machine);
+    let kernel_messages = progress::tail(&job.console(), 20);
+    let outcome = match (job.status(), in_time) {
+        (Some(status), _) => Outcome::Ended { status, kernel_messages },
+        (None, true) => Outcome::Broken { why: broken(&job, "the guest ended before its command did") },
+        (None, false) => {
+            let limit = boot.limit.unwrap_or_default().as_secs();
+            Outcome::Broken {
+                why: broken(&job, &format!("the guest was still running after {limit} s and was ended")),
+            }
+        }
+    };
+    if matches!(outcome, Outcome::Ended { .. }) {
+        job.remove();
+    }
+    Ok(outcome)
+}
+
+fn broken(job: &Job, what: &str) -> String {
+    format!(
+        "{what}; its files are kept in {}\nQEMU's complaints:\n{}\nthe kernel's last lines:\n{}",
+        job.directory.display(),
+        progress::tail(&job.complaints(), 25),
+        progress::tail(&job.console(), 25)
+    )
+}
+
+/// A running QEMU. It ends when this is dropped, and when this process dies.
+struct Machine {
+    child: Child,
+}
+
+impl Machine {
+    fn start(command: &[String], job: &Job, interactive: bool) -> Result<Self> {
+        let complaints = File::create(job.complaints()).context("create QEMU's log")?;
+        // The kernel ends it with us, however we end; killing `unshare` ends its whole namespace.
+        let mut start = Command::new("setpriv");
+        start.args(["--pdeathsig", "KILL", "--"]).args(command).stderr(complaints);
+        if interactive {
+            start.stdin(Stdio::inherit()).stdout(Stdio::inherit());
+        } else {
+            start.stdin(Stdio::null()).stdout(Stdio::piped());
+        }
+        Ok(Self { child: start.spawn().context("start setpriv (package util-linux)")? })
+    }
+
+    /// Passes the output on until the machine is off. False if the limit came first.
+    fn follow(
+        &mut self,
+        limit: Option<Duration>,
+        on_output: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<bool> {
+        let Some(mut output) = self.child.stdout.take() else {
+            self.child.wait().context("wait for QEMU")?;
+            return Ok(true);
+        };
+        let (sender, receiver) = mpsc::channel();
+        thread::spawn(move || {
+            let mut buffer = [0; 16 * 1024];
+            while let Ok(count @ 1..) = output.read(&mut buffer) {
+                if sender.send(buffer[..count].to_vec()).is_err() {
+                    break;
+                }
+            }
+        });
+        let end = limit.map(|limit| Instant::now() + limit);
+        loop {
+            let left =
+                end.map_or(Duration::from_secs(3600), |end| end.saturating_duration_since(Instant::now()));
+            match receiver.recv_timeout(left) {
+                Ok(chunk) => on_output(&chunk).context("pass on the guest's output")?,
+                Err(RecvTimeoutError::Timeout) if end.is_none() => {}
+                Err(RecvTimeoutError::Timeout) => return Ok(false),
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        self.child.wait().context("wait for QEMU")?;
+        Ok(true)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // Fails only if it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `word` as one word of a shell's line.
+pub fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}

@@ -1,0 +1,58 @@
+//! Where things are: the workspace, its target directory, and the cache that survives `cargo clean`.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, ffi::OsString};
+
+use anyhow::{Context as _, Result};
+
+/// The workspace's root.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a member of the workspace")
+}
+
+/// Cargo's target directory.
+pub fn target() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir))
+}
+
+/// Downloads and kernels: `$GUARD_CACHE`, or `guard-agent` in the user's cache directory.
+pub fn cache() -> Result<PathBuf> {
+    let directory = env::var_os("GUARD_CACHE")
+        .map(PathBuf::from)
+        .or_else(|| env::var_os("XDG_CACHE_HOME").map(|dir| Path::new(&dir).join("guard-agent")))
+        .or_else(|| env::home_dir().map(|home| home.join(".cache/guard-agent")))
+        .context("no place for the cache: set GUARD_CACHE, XDG_CACHE_HOME or HOME")?;
+    fs::create_dir_all(&directory).with_context(|| format!("create the cache {}", directory.display()))?;
+    Ok(directory)
+}
+
+/// Held while the cache or the machine is changed, so that two steps at once do not collide.
+pub fn lock_cache() -> Result<File> {
+    let path = cache()?.join("lock");
+    let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
+    if file.try_lock().is_err() {
+        eprintln!("xtask: another step holds {}, waiting for it", path.display());
+        file.lock().with_context(|| format!("lock {}", path.display()))?;
+    }
+    Ok(file)
+}
+
+/// The cargo that runs this, without what it told us about this very package.
+pub fn cargo() -> Command {
+    without_package_variables(Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"))))
+}
+
+/// Removes the variables that `cargo run` sets for xtask: seen by a nested cargo, they would make
+/// build scripts run again for nothing.
+pub fn without_package_variables(mut command: Command) -> Command {
+    for (name, _) in env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
+    command.current_dir(root());
+    command
+}
