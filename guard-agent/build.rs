@@ -9,6 +9,9 @@ use std::{env, fs};
 fn main() {
     println!("cargo::rerun-if-env-changed=GUARD_EBPF_OBJECT");
     println!("cargo::rerun-if-env-changed=GUARD_BUILD_LABEL");
+    let version = env::var("CARGO_PKG_VERSION").expect("cargo sets CARGO_PKG_VERSION");
+    let build = env::var("GUARD_BUILD_LABEL").map_or(version.clone(), |label| format!("{version}+{label}"));
+    println!("cargo::rustc-env=GUARD_BUILD={build}");
     let target = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("guard-ebpf.o");
     match env::var_os("GUARD_EBPF_OBJECT") {
         Some(object) => {

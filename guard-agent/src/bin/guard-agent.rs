@@ -13,7 +13,7 @@ use tracing_subscriber::EnvFilter;
 
 /// Stops deletions in live shared-storage mounts, in the kernel.
 #[derive(Debug, Parser)]
-#[command(name = "guard-agent", version = bpf::object::build())]
+#[command(name = "guard-agent", version = bpf::object::BUILD)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -48,16 +48,19 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => Exit::Ok.into(),
         Err(error) => {
-            tracing::error!(code = error.exit() as u8, "{:#}", anyhow::Error::new(&error));
-            error.exit().into()
+            let exit = error.exit();
+            tracing::error!(exit_code = exit as u8, "{:#}", anyhow::Error::new(error));
+            exit.into()
         }
     }
 }
 
 fn run(options: Options) -> Result<(), DaemonError> {
     let failed = |operation| move |source| DaemonError::Io { operation, source };
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed("start the runtime"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(failed("start the runtime"))?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).map_err(failed("catch SIGTERM"))?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed("catch SIGINT"))?;

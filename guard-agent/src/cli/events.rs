@@ -4,7 +4,7 @@ use std::io::Write;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::duration::parse_duration;
+use super::parse_duration;
 use super::text::{duration, safe, time};
 use super::{CliError, Global};
 use crate::audit::record::{Body, DecisionBody, IncidentBody, Place, Record};

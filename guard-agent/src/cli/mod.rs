@@ -4,9 +4,7 @@
 //! line). A reader that has seen enough (`| head`) ends it quietly.
 
 pub mod doctor;
-pub mod duration;
 pub mod events;
-mod host;
 pub mod lease;
 pub mod policy;
 pub mod pools;
@@ -18,6 +16,7 @@ pub mod text;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
@@ -25,6 +24,7 @@ use serde::Serialize;
 use crate::control::{Client, ClientError, Reply, Request};
 use crate::exit::Exit;
 use crate::paths;
+use crate::policy::duration;
 
 /// Asks and directs the guard-agent of this host.
 #[derive(Debug, Parser)]
@@ -82,10 +82,8 @@ pub enum CliError {
     Client(#[from] ClientError),
     #[error("cannot write the output")]
     Output(#[from] io::Error),
-    #[error("cannot read {path}")]
-    ReadPolicy { path: PathBuf, source: io::Error },
-    #[error("{what} is not part of this build")]
-    NotBuilt { what: &'static str },
+    #[error("the policy that the agent has in force is not understood by this guardctl")]
+    ForeignPolicy(#[source] crate::policy::PolicyErrors),
 }
 
 impl CliError {
@@ -94,16 +92,14 @@ impl CliError {
         match self {
             Self::Client(error) => error.exit(),
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Ok,
-            Self::Output(_) | Self::NotBuilt { .. } => Exit::Failure,
-            Self::ReadPolicy { .. } => Exit::Policy,
+            Self::Output(_) | Self::ForeignPolicy(_) => Exit::Failure,
         }
     }
 
     fn fix(&self) -> Option<String> {
         match self {
             Self::Client(error) => Some(error.fix()),
-            Self::ReadPolicy { .. } => Some("name the policy file, or create it".to_owned()),
-            Self::Output(_) | Self::NotBuilt { .. } => None,
+            Self::Output(_) | Self::ForeignPolicy(_) => None,
         }
     }
 }
@@ -192,3 +188,8 @@ fn write_json(out: &mut impl Write, value: &impl Serialize) -> Result<(), CliErr
 #[cfg(test)]
 #[path = "tests.rs"]
 mod tests;
+
+/// A duration on the command line, such as `10m`.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    duration::parse(text).ok_or_else(|| format!("`{text}` is no duration: write it like 90s, 10m or 1h30m"))
+}

@@ -1,17 +1,17 @@
 //! `guardctl policy`: check a file, show what is in force, compare the two.
 
-use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use super::text::safe;
-use super::{CliError, Global, expect_reply, host, write_json};
+use super::{CliError, Global, expect_reply, write_json};
 use crate::control::report::PolicyText;
 use crate::control::{Reply, Request};
 use crate::exit::Exit;
 use crate::paths;
+use crate::policy::{self, Policy, PolicyErrors, Problem};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum PolicyCommand {
@@ -35,11 +35,12 @@ pub enum PolicyCommand {
 pub fn run(global: &Global, command: &PolicyCommand, out: &mut impl Write) -> Result<Exit, CliError> {
     match command {
         PolicyCommand::Check { file } => {
-            let exit = verdict(global, file, &read(file)?, out)?;
-            if exit == Exit::Ok && !global.json {
+            let checked = policy::load(file);
+            if checked.is_ok() && !global.json {
                 writeln!(out, "{} is good", safe(&file.display().to_string()))?;
+                return Ok(Exit::Ok);
             }
-            Ok(exit)
+            verdict(global, file, checked.err().as_ref(), out)
         }
         PolicyCommand::Show => show(global, out),
         PolicyCommand::Diff { file } => diff(global, file, out),
@@ -51,20 +52,23 @@ pub fn run(global: &Global, command: &PolicyCommand, out: &mut impl Write) -> Re
 struct CheckReport<'a> {
     file: &'a Path,
     good: bool,
-    errors: &'a [String],
+    errors: &'a [Problem],
 }
 
-/// Shows what is wrong with a policy text.
-fn verdict(global: &Global, file: &Path, text: &str, out: &mut impl Write) -> Result<Exit, CliError> {
-    let errors = host::policy_problems(text, file)?;
+/// Shows what is wrong with a policy file.
+fn verdict(
+    global: &Global,
+    file: &Path,
+    errors: Option<&PolicyErrors>,
+    out: &mut impl Write,
+) -> Result<Exit, CliError> {
     if global.json {
-        write_json(out, &CheckReport { file, good: errors.is_empty(), errors: &errors })?;
-    } else {
-        for error in &errors {
-            writeln!(out, "{}", error.lines().map(safe).collect::<Vec<_>>().join("\n"))?;
-        }
+        let problems = errors.map_or(&[][..], PolicyErrors::problems);
+        write_json(out, &CheckReport { file, good: errors.is_none(), errors: problems })?;
+    } else if let Some(errors) = errors {
+        writeln!(out, "{}", errors.to_string().lines().map(safe).collect::<Vec<_>>().join("\n"))?;
     }
-    Ok(if errors.is_empty() { Exit::Ok } else { Exit::Policy })
+    Ok(if errors.is_none() { Exit::Ok } else { Exit::Policy })
 }
 
 fn in_force(global: &Global) -> Result<PolicyText, CliError> {
@@ -84,18 +88,21 @@ fn show(global: &Global, out: &mut impl Write) -> Result<Exit, CliError> {
 }
 
 fn diff(global: &Global, file: &Path, out: &mut impl Write) -> Result<Exit, CliError> {
-    let text = read(file)?;
-    if !host::policy_problems(&text, file)?.is_empty() {
-        return verdict(global, file, &text, out);
-    }
-    let changes = host::policy_changes(&in_force(global)?.text, &text)?;
+    let wanted = match policy::load(file) {
+        Ok(policy) => policy,
+        Err(errors) => return verdict(global, file, Some(&errors), out),
+    };
+    let text = in_force(global)?;
+    let current: Policy =
+        policy::parse(&text.text, Path::new(&text.path)).map_err(CliError::ForeignPolicy)?;
+    let diff = policy::diff::diff(&current, &wanted);
     if global.json {
-        write_json(out, &changes)?;
-    } else if changes.is_empty() {
+        write_json(out, &diff)?;
+    } else if diff.is_empty() {
         writeln!(out, "nothing changes")?;
     } else {
-        for change in changes {
-            writeln!(out, "{}", safe(&change))?;
+        for line in diff.to_string().lines() {
+            writeln!(out, "{}", safe(line))?;
         }
     }
     Ok(Exit::Ok)
@@ -113,8 +120,4 @@ fn reload(global: &Global, out: &mut impl Write) -> Result<Exit, CliError> {
         writeln!(out, "policy generation {generation} is in force, sha256 {}", safe(&hash))?;
     }
     Ok(Exit::Ok)
-}
-
-fn read(file: &Path) -> Result<String, CliError> {
-    fs::read_to_string(file).map_err(|source| CliError::ReadPolicy { path: file.to_owned(), source })
 }

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::time::Duration;
 
-use super::duration::parse_duration;
+use super::parse_duration;
 use super::text::{duration, safe, time};
 use super::{CliError, Global, expect_reply, write_json};
 use crate::control::{Reply, Request};

@@ -18,5 +18,5 @@ pub use client::{Client, ClientError};
 pub use protocol::{PROTOCOL, Reply, Request, Response};
 pub use refusal::{Refusal, RefusalReport};
 pub use report::StatusReport;
-pub use socket::SocketError;
 pub use server::{Command, Server, ServerOptions};
+pub use socket::SocketError;

@@ -62,7 +62,11 @@ impl Request {
     pub fn is_change(&self) -> bool {
         match self {
             Self::Status | Self::Pools | Self::Leases | Self::PolicyShow | Self::Events { .. } => false,
-            Self::Seal { .. } | Self::Unseal { .. } | Self::Release { .. } | Self::LeaseRevoke { .. } | Self::PolicyReload => true,
+            Self::Seal { .. }
+            | Self::Unseal { .. }
+            | Self::Release { .. }
+            | Self::LeaseRevoke { .. }
+            | Self::PolicyReload => true,
         }
     }
 

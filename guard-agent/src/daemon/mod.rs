@@ -63,7 +63,9 @@ pub struct Options {
 pub enum DaemonError {
     #[error("the policy is not usable:\n{0}")]
     Policy(PolicyErrors),
-    #[error("the state directory {directory} lies below the guarded root {root}: choose another with --state-dir")]
+    #[error(
+        "the state directory {directory} lies below the guarded root {root}: choose another with --state-dir"
+    )]
     StateBelowRoot { directory: PathBuf, root: PathBuf },
     #[error("another agent holds {lock}: stop it first (systemctl stop guard-agent)")]
     Locked { lock: PathBuf },
@@ -104,7 +106,8 @@ impl DaemonError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Policy(_) | Self::StateBelowRoot { .. } => Exit::Policy,
-            Self::Inactive { .. } | Self::Load(LoadError::NoHook { .. } | LoadError::NoBtf(_) | LoadError::Object(_)) => {
+            Self::Inactive { .. }
+            | Self::Load(LoadError::NoHook { .. } | LoadError::NoBtf(_) | LoadError::Object(_)) => {
                 Exit::Inactive
             }
             Self::Load(LoadError::Incompatible { .. }) => Exit::IncompatiblePins,

@@ -164,7 +164,7 @@ impl Owner {
         };
         self.write_agent(change);
         let (policy, generation) = (self.policy.policy.hash().to_owned(), self.policy.generation);
-        tracing::info!(build = object::build(), ?change, policy, generation, "agent is up");
+        tracing::info!(build = object::BUILD, ?change, policy, generation, "agent is up");
         self.write_policy(PolicyChange::Loaded, Vec::new());
         if let Err(error) = proven {
             self.canary_failed(&error);
@@ -276,11 +276,14 @@ impl Owner {
     fn note_pools(&mut self, effective: &Policy) -> Result<(), String> {
         let entries = self.maps.observed().map_err(|error| chain(&error))?.pools;
         let mut seen = BTreeSet::new();
-        for (dev, entry) in entries.iter().filter(|(_, entry)| entry.flags & guard_common::policy::POOL_CANARY == 0) {
+        for (dev, entry) in
+            entries.iter().filter(|(_, entry)| entry.flags & guard_common::policy::POOL_CANARY == 0)
+        {
             seen.insert(entry.generation);
             self.note_pool(*dev, *entry, effective);
         }
-        let gone: Vec<u64> = self.pools.keys().filter(|generation| !seen.contains(generation)).copied().collect();
+        let gone: Vec<u64> =
+            self.pools.keys().filter(|generation| !seen.contains(generation)).copied().collect();
         for generation in gone {
             if let Some(known) = self.pools.remove(&generation) {
                 self.note_end(&known);
@@ -297,24 +300,39 @@ impl Owner {
             (_, Some(known)) => known.pool.clone(),
             (_, None) => detached(dev, &entry),
         };
-        let root = effective.root_of_actor_set(entry.actor_set).map_or_else(PathBuf::new, |root| root.path().to_owned());
-        let by_operator =
-            self.overrides.released.contains_key(&entry.generation) || self.overrides.sealed.contains(&entry.pool_id);
+        let root = effective
+            .root_of_actor_set(entry.actor_set)
+            .map_or_else(PathBuf::new, |root| root.path().to_owned());
+        let by_operator = self.overrides.released.contains_key(&entry.generation)
+            || self.overrides.sealed.contains(&entry.pool_id);
         let before = known.map(|known| (known.mode, known.entry.expires_boot_ns));
         let cause = match before {
-            Some((Mode::Released, _)) if mode != Mode::Released && self.asked_by.is_none() => ModeCause::Expiry,
+            Some((Mode::Released, _)) if mode != Mode::Released && self.asked_by.is_none() => {
+                ModeCause::Expiry
+            }
             _ if by_operator || self.asked_by.is_some() => ModeCause::Operator,
             _ => ModeCause::Policy,
         };
         let now_known = KnownPool { pool, root, entry, mode, cause };
         match before {
             None => {
-                tracing::info!(pool = now_known.pool.name, dev = device_text(dev), mode = mode.name(), "pool appeared");
+                tracing::info!(
+                    pool = now_known.pool.name,
+                    dev = device_text(dev),
+                    mode = mode.name(),
+                    "pool appeared"
+                );
                 let body = self.pool_body(PoolChange::Appeared, &now_known);
                 self.write(Body::Pool(body));
             }
             Some((from, _)) if from != mode => {
-                tracing::info!(pool = now_known.pool.name, from = from.name(), to = mode.name(), ?cause, "mode changed");
+                tracing::info!(
+                    pool = now_known.pool.name,
+                    from = from.name(),
+                    to = mode.name(),
+                    ?cause,
+                    "mode changed"
+                );
                 let place = now_known.place();
                 let (from, to) = (Some(Name(from)), Name(mode));
                 let uid = self.asked_by.as_ref().map(|peer| peer.uid);
@@ -360,7 +378,11 @@ impl Owner {
             Ok(mut loaded) => {
                 loaded.generation = self.policy.generation + 1;
                 self.policy = loaded;
-                tracing::info!(generation = self.policy.generation, hash = self.policy.policy.hash(), "policy loaded");
+                tracing::info!(
+                    generation = self.policy.generation,
+                    hash = self.policy.policy.hash(),
+                    "policy loaded"
+                );
                 self.write_policy(PolicyChange::Loaded, Vec::new());
             }
             Err(errors) => {
@@ -396,7 +418,8 @@ impl Owner {
         }
         let audit = self.audit.status();
         self.troubles.set_if(posture::AUDIT, || {
-            (audit.pending > 0).then(|| format!("{} records wait for {}", audit.pending, audit.path.display()))
+            (audit.pending > 0)
+                .then(|| format!("{} records wait for {}", audit.pending, audit.path.display()))
         });
         self.judge_posture();
     }
@@ -457,7 +480,7 @@ impl Owner {
         self.write(Body::Agent(AgentBody {
             change,
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            build: object::build(),
+            build: object::BUILD.to_owned(),
             pid: std::process::id(),
             previous_build: None,
         }));

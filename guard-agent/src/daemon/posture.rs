@@ -28,8 +28,11 @@ pub const CANARY: Trouble = Trouble {
     fix: "run `guardctl doctor`: most often `bpf` is missing in the kernel's list of active LSMs (parameter lsm=)",
     leaves: Leaves::Nothing,
 };
-pub const UNPINNED: Trouble =
-    Trouble { code: "link-unpinned", fix: "restart the agent: it pins its programs anew", leaves: Leaves::Part };
+pub const UNPINNED: Trouble = Trouble {
+    code: "link-unpinned",
+    fix: "restart the agent: it pins its programs anew",
+    leaves: Leaves::Part,
+};
 pub const RECONCILE: Trouble = Trouble {
     code: "maps-not-current",
     fix: "new pools are still protected as unclassified; see the agent's log, then restart it",
@@ -89,7 +92,8 @@ impl Owner {
     /// Works the posture out, and writes it down if it is another one.
     pub(super) fn judge_posture(&mut self) {
         let posture = judge(&self.troubles, self.proven_at.is_some(), self.policy_only_observes());
-        if self.posture.as_ref().map(|old| (old.state, codes(old))) == Some((posture.state, codes(&posture))) {
+        if self.posture.as_ref().map(|old| (old.state, codes(old))) == Some((posture.state, codes(&posture)))
+        {
             self.posture = Some(posture);
             return;
         }

@@ -8,8 +8,8 @@ use super::state::Lease;
 use crate::audit::record::{device_text, pool_id_text};
 use crate::bpf::object;
 use crate::control::report::{
-    AgentReport, LeaseReport, PolicyReport, PolicyText, PoolCountersReport, PoolReport, PostureReport, Reconciled,
-    RootReport, StatusReport,
+    AgentReport, LeaseReport, PolicyReport, PolicyText, PoolCountersReport, PoolReport, PostureReport,
+    Reconciled, RootReport, StatusReport,
 };
 use crate::events::{Name, Time, clock};
 use crate::posture::{Posture, State};
@@ -29,7 +29,7 @@ impl Owner {
             },
             agent: AgentReport {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
-                build: object::build(),
+                build: object::BUILD.to_owned(),
                 pid: std::process::id(),
                 started: self.started,
             },
@@ -66,7 +66,8 @@ impl Owner {
         // The kernel's clock decides: an entry may say `released` when its time is over.
         let expired = known.mode == Mode::Released && known.entry.expires_boot_ns <= moment;
         let released = known.mode == Mode::Released && !expired;
-        let counters = self.maps.pool_counters.get(&known.entry.generation).ok().flatten().unwrap_or_default();
+        let counters =
+            self.maps.pool_counters.get(&known.entry.generation).ok().flatten().unwrap_or_default();
         PoolReport {
             name: known.pool.name.clone(),
             pool_id: pool_id_text(known.pool.pool_id),
@@ -94,8 +95,10 @@ impl Owner {
                     in_force: found.is_some(),
                     detail: found.is_none().then(|| {
                         let path = root.path().display().to_string();
-                        let problem = self.resolution.problems.iter().map(|p| chain(p)).find(|p| p.contains(&path));
-                        problem.unwrap_or_else(|| format!("{path} is not there: it is guarded when it appears"))
+                        let problem =
+                            self.resolution.problems.iter().map(|p| chain(p)).find(|p| p.contains(&path));
+                        problem
+                            .unwrap_or_else(|| format!("{path} is not there: it is guarded when it appears"))
                     }),
                     filesystems: root.filesystems().to_vec(),
                     mode: Name(root.default_mode().mode()),

@@ -92,7 +92,8 @@ impl Owner {
             return Err(Refusal::TtlTooLong { asked_seconds: ttl.as_secs(), max_seconds: limit.as_secs() });
         }
         if let Some(posture) = self.posture.as_ref().filter(|posture| !is_active(posture.state)) {
-            let detail = posture.reasons.iter().map(|reason| reason.detail.as_str()).collect::<Vec<_>>().join("; ");
+            let detail =
+                posture.reasons.iter().map(|reason| reason.detail.as_str()).collect::<Vec<_>>().join("; ");
             return Err(Refusal::NotEnforcing { detail });
         }
         let known = self.find(wanted)?;
@@ -149,7 +150,8 @@ impl Owner {
         let texts: Vec<(String, String, Vec<String>)> = known
             .iter()
             .map(|known| {
-                let mountpoints = known.pool.mountpoints.iter().map(|path| path.display().to_string()).collect();
+                let mountpoints =
+                    known.pool.mountpoints.iter().map(|path| path.display().to_string()).collect();
                 (pool_id_text(known.pool.pool_id), device_text(known.pool.dev), mountpoints)
             })
             .collect();

@@ -85,9 +85,14 @@ impl StateFile {
             Ok(bytes) => match serde_json::from_slice::<State>(&bytes) {
                 Ok(state) if state.version == VERSION => (state, None),
                 other => {
-                    let why = other.map_or_else(|error| error.to_string(), |state| format!("version {}", state.version));
+                    let why = other
+                        .map_or_else(|error| error.to_string(), |state| format!("version {}", state.version));
                     let aside = directory.join(format!("{NAME}.unreadable"));
-                    fs::rename(&path, &aside).map_err(|source| StateError { operation: "set aside", path: path.clone(), source })?;
+                    fs::rename(&path, &aside).map_err(|source| StateError {
+                        operation: "set aside",
+                        path: path.clone(),
+                        source,
+                    })?;
                     (empty, Some(format!("{why}; kept as {}", aside.display())))
                 }
             },
@@ -106,7 +111,8 @@ impl StateFile {
             move |source| StateError { operation, path, source }
         };
         let temporary = self.path.with_extension("json.new");
-        let bytes = serde_json::to_vec_pretty(&self.state).expect("the state has string keys and finite numbers");
+        let bytes =
+            serde_json::to_vec_pretty(&self.state).expect("the state has string keys and finite numbers");
         let mut file = File::create(&temporary).map_err(error("create", &temporary))?;
         file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(error("write", &temporary))?;
         fs::rename(&temporary, &self.path).map_err(error("replace", &self.path))?;

@@ -60,9 +60,9 @@ impl Owner {
             Err(error) => return tracing::error!(error = chain(&error), "incidents"),
         };
         let ticks = ticks_per_second();
-        let scan = self.incidents.scan(now().boot_ns, &entries, |tgid, start| {
-            is_alive(Path::new("/proc"), tgid, start, ticks)
-        });
+        let scan = self
+            .incidents
+            .scan(now().boot_ns, &entries, |tgid, start| is_alive(Path::new("/proc"), tgid, start, ticks));
         let Ok((offset, _)) = clock::now() else { return };
         for summary in &scan.summaries {
             let body = IncidentBody::new(summary, offset, self.place(summary.key.generation));
@@ -77,6 +77,10 @@ impl Owner {
 
     /// Counter `pools_ended`.
     pub(super) fn pools_ended(&self) -> u64 {
-        self.maps.counters().ok().and_then(|counters| counters.get(&Counter::PoolsEnded).copied()).unwrap_or(0)
+        self.maps
+            .counters()
+            .ok()
+            .and_then(|counters| counters.get(&Counter::PoolsEnded).copied())
+            .unwrap_or(0)
     }
 }
