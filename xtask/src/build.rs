@@ -163,7 +163,7 @@ fn kernel_program(profile: Profile, target: &Path, label: Option<&str>, report: 
         Report::Stream => report.run(&mut cargo)?,
         Report::Summary(_) => Report::Summary("build the kernel program").run(&mut cargo)?,
     }
-    Ok(Toolchain::object(&target, profile.directory()))
+    toolchain.stripped(Toolchain::object(&target, profile.directory()))
 }
 
 fn finish(cargo: &mut Command, profile: Profile, label: Option<&str>) {
