@@ -4,6 +4,7 @@
 //! `harness` holds what tests use, `peers` the programs that they set on the barrier, `suites` the tests,
 //! `demo` the demonstration.
 
+pub mod bench;
 pub mod demo;
 pub mod harness;
 pub mod peers;

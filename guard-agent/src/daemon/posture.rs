@@ -11,10 +11,10 @@ use crate::posture::{Posture, Reason, State};
 /// A stable code, and what to do about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Trouble {
+    /// How much is left in force. First: the worst is named first.
+    leaves: Leaves,
     code: &'static str,
     fix: &'static str,
-    /// How much is left in force.
-    leaves: Leaves,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
