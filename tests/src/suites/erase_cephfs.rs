@@ -47,7 +47,7 @@ fn one_incident(host: &Host, comm: &str) -> Result<()> {
                 && incident["reason"] == "guarded"
         }))
     })?;
-    let status = host.installation.guardctl_json(&["status"])?;
+    let status = host.ask(&["status"])?;
     let count = |name: &str| status["reconciled"][name].as_u64().unwrap_or_default();
     let sum = count("emitted") + count("aggregated") + count("lost");
     ensure!(count("decisions") == sum && count("lost") == 0, "{}", status["reconciled"]);

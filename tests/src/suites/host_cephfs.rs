@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::harness::agent::{Agent, Installation};
 use crate::harness::ceph::CephMount;
 use crate::harness::tree::{self, Contents};
-use crate::harness::{command, wait};
+use crate::harness::{command, run, wait};
 
 pub const ROOT: &str = "/var/lib/incus";
 pub const POOLS: &str = "/var/lib/incus/storage-pools";
@@ -100,8 +100,16 @@ impl Host {
     }
 
     fn pools(&self) -> Result<Vec<Value>> {
-        let pools = self.installation.guardctl_json(&["pools"])?;
+        let pools = self.ask(&["pools"])?;
         pools.as_array().cloned().context("guardctl pools printed no list")
+    }
+
+    /// Asks the agent through guardctl. If it does not answer, what it is doing is of interest.
+    pub fn ask(&self, arguments: &[&str]) -> Result<Value> {
+        self.installation.guardctl_json(arguments).map_err(|error| {
+            let log = self.agent.as_ref().map(Agent::log).unwrap_or_default();
+            error.context(format!("the agent's log:\n{log}\nprocesses:\n{}", run::kernel_stacks()))
+        })
     }
 
     /// What guardctl says of the pool's present superblock.
@@ -117,7 +125,7 @@ impl Host {
 
     /// One of the kernel program's counters.
     pub fn counter(&self, name: &str) -> Result<u64> {
-        let status = self.installation.guardctl_json(&["status"])?;
+        let status = self.ask(&["status"])?;
         status["counters"][name].as_u64().with_context(|| format!("no counter {name} in {status}"))
     }
 

@@ -99,7 +99,7 @@ fn remount_ends_a_release() -> Result<()> {
     host.find_pool()?;
     let mode = host.report()?["mode"].clone();
     ensure!(mode == "guarded", "the pool is {mode}");
-    let leases = host.installation.guardctl_json(&["lease", "list"])?;
+    let leases = host.ask(&["lease", "list"])?;
     ensure!(leases.as_array().is_some_and(Vec::is_empty), "leases: {leases}");
     host.withstands(FILES, || command::run_failing("rm", &["-rf", ROOT]))?;
     Ok(())
