@@ -3,6 +3,7 @@
 //!
 //! `harness` holds what tests use, `suites` the tests, `demo` the demonstration.
 
+pub mod bench;
 pub mod demo;
 pub mod harness;
 pub mod suites;

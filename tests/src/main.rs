@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use guard_tests::harness::registry::{Profile, Selection, Suite};
-use guard_tests::{demo, harness};
+use guard_tests::{bench, demo, harness};
 
 #[derive(Parser)]
 #[command(name = "guard-tests", about = "Runs in the VM: use `cargo xtask test` and `cargo xtask demo`")]
@@ -31,6 +31,8 @@ enum Action {
     },
     /// The demonstration
     Demo,
+    /// The benchmarks
+    Bench,
 }
 
 fn main() -> ExitCode {
@@ -40,5 +42,6 @@ fn main() -> ExitCode {
             if list { harness::run::list(&selection) } else { harness::run::all(&selection) }
         }
         Action::Demo => harness::run::report(demo::run()),
+        Action::Bench => harness::run::report(bench::run()),
     }
 }
