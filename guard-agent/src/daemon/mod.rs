@@ -4,6 +4,7 @@
 //! watched paths, the kernel's records, requests from the control socket, and time. Nothing here decides
 //! what to protect.
 
+mod last_good;
 mod owner;
 mod posture;
 mod report;
@@ -131,7 +132,8 @@ const FOLLOWERS_LAG: usize = 1024;
 
 /// Runs until `shutdown`. Enforcement goes on after it.
 pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result<(), DaemonError> {
-    let policy = owner::LoadedPolicy::load(&options.policy).map_err(DaemonError::Policy)?;
+    let policy = owner::LoadedPolicy::load_or_last_good(&options.policy, &options.state_dir)
+        .map_err(DaemonError::Policy)?;
     for root in policy.policy.roots() {
         if options.state_dir.starts_with(root.path()) {
             let (directory, root) = (options.state_dir.clone(), root.path().to_owned());
@@ -154,6 +156,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
         .map_err(failed("watch the records"))?;
     let mut owner = owner::Owner::new(&options, policy, maps, state, audit, events.clone())?;
     owner.note_state_problem(state_problem);
+    owner.keep_policy();
     // The policy is in the maps before anything is attached: the first decision already knows it.
     owner.reconcile(&mounts);
     owner.put_in_force(prepared.attach()?)?;
@@ -173,8 +176,8 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
 
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    let canary_every = owner.canary_interval();
-    let mut canary = interval_at(Instant::now() + canary_every, canary_every);
+    let canary_beat = |every| interval_at(Instant::now() + every, every);
+    let mut canary = canary_beat(owner.canary_interval());
     let mut records = records;
     let mut settle: Option<(Instant, Vec<PathBuf>)> = None;
     tokio::pin!(shutdown);
@@ -208,6 +211,9 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
                 }
                 owner.reconcile(&mounts);
                 rewatch(&mut watcher, &owner);
+                if canary.period() != owner.canary_interval() {
+                    canary = canary_beat(owner.canary_interval());
+                }
             }
             forwarded = forward(kernel_log.as_mut()), if kernel_log.is_some() => {
                 if let Err(error) = forwarded {

@@ -12,7 +12,7 @@ use tokio::sync::broadcast;
 
 use super::posture::Troubles;
 use super::state::StateFile;
-use super::{DaemonError, Options, chain, posture, publish};
+use super::{DaemonError, Options, chain, last_good, posture, publish};
 use crate::audit::record::{
     AgentBody, AgentChange, LeaseChange, ModeBody, ModeCause, PolicyBody, PolicyChange, PoolBody, PoolChange,
     device_text, pool_id_text,
@@ -45,6 +45,20 @@ impl LoadedPolicy {
         let text = file::read(path)?;
         let policy = crate::policy::parse(&text, path)?;
         Ok(Self { policy, text, generation: 1, loaded: now().time, rejected: None })
+    }
+
+    /// As [`load`](Self::load); if the file is wrong, the last policy that was in force, with the
+    /// problems noted: a host must not boot unprotected because of a misspelt key.
+    pub fn load_or_last_good(path: &Path, state_dir: &Path) -> Result<Self, PolicyErrors> {
+        let errors = match Self::load(path) {
+            Ok(loaded) => return Ok(loaded),
+            Err(errors) => errors,
+        };
+        let Ok(mut last) = Self::load(&last_good::path(state_dir)) else { return Err(errors) };
+        let lines: Vec<String> = errors.to_string().lines().map(str::to_owned).collect();
+        tracing::error!(file = %path.display(), errors = ?lines, "policy rejected, the last good one is in force");
+        last.rejected = Some(RejectedPolicy { at: now().time, errors: lines });
+        Ok(last)
     }
 }
 
@@ -123,7 +137,7 @@ impl Owner {
         let observed = maps.observed()?;
         let mut overrides = Overrides::adopt(&observed, &policy.policy, now().boot_ns);
         overrides.sealed.extend(&state.state.sealed);
-        let interval = policy.policy.incident_interval();
+        let interval = interval_ns(&policy.policy);
         Ok(Self {
             options: options.clone(),
             policy,
@@ -138,7 +152,7 @@ impl Owner {
             resolution: roots::Resolution::default(),
             pools: BTreeMap::new(),
             past: BTreeMap::new(),
-            incidents: IncidentTracker::new(u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX)),
+            incidents: IncidentTracker::new(interval),
             troubles: Troubles::default(),
             posture: None,
             proven_at: None,
@@ -398,6 +412,17 @@ impl Owner {
         self.judge_posture();
     }
 
+    /// Keeps the policy in force, for a start that finds a wrong file.
+    pub fn keep_policy(&mut self) {
+        match last_good::save(&self.options.state_dir, &self.policy.text) {
+            Ok(()) => self.troubles.clear(posture::LAST_GOOD),
+            Err(error) => {
+                tracing::error!(%error, "the policy in force could not be kept for the next start");
+                self.troubles.set(posture::LAST_GOOD, error.to_string());
+            }
+        }
+    }
+
     /// Everything that is due by time.
     pub fn tick(&mut self, mounts: &MountWatch) {
         self.ticks += 1;
@@ -495,6 +520,10 @@ impl Owner {
             errors,
         }));
     }
+}
+
+fn interval_ns(policy: &Policy) -> u64 {
+    u64::try_from(policy.incident_interval().as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// A pool that an earlier agent knew, whose mount is gone while its superblock lives.

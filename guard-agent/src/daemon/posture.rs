@@ -48,6 +48,11 @@ pub const STATE: Trouble = Trouble {
     fix: "check the space and permissions of the state directory; seal again what has to be sealed",
     leaves: Leaves::Part,
 };
+pub const LAST_GOOD: Trouble = Trouble {
+    leaves: Leaves::Part,
+    code: "policy-not-kept",
+    fix: "check the space and permissions of the state directory: a start with a wrong policy file would find none",
+};
 pub const AUDIT: Trouble = Trouble {
     code: "audit-not-written",
     fix: "make room for the audit log; waiting records are written then",
