@@ -495,6 +495,8 @@ impl Owner {
                 paths.extend(actor.executable().map(Path::to_owned));
             }
         }
+        // Watching follows links, which must never hang on a dead server.
+        paths.retain(|path| !roots::is_on_network(path, &self.snapshot));
         paths
     }
 
