@@ -27,7 +27,7 @@ use crate::mounts::{MountWatch, Snapshot};
 use crate::plan::{self, Desired, MapOperation, Overrides};
 use crate::policy::{Policy, PolicyErrors, file};
 use crate::posture::Posture;
-use crate::roots;
+use crate::roots::{self, ResolveError};
 
 /// The policy in force.
 #[derive(Debug)]
@@ -110,8 +110,8 @@ pub struct Owner {
     pub(super) started: Time,
     pub(super) ended_seen: u64,
     pub(super) ticks: u64,
-    /// Who asked for what is being carried out.
-    pub(super) asked_by: Option<Peer>,
+    /// Who asked for what is being carried out, and for which pool (its generation).
+    pub(super) asked_by: Option<(u64, Peer)>,
 }
 
 /// Ticks between two rounds that no event asked for.
@@ -187,7 +187,10 @@ impl Owner {
                 if !adopted {
                     programs.withdraw()?;
                 }
-                return Err(DaemonError::Inactive { source: error });
+                let reasons = self.posture.iter().flat_map(|posture| &posture.reasons);
+                let reasons =
+                    reasons.map(|reason| format!("{}: {}", reason.code, reason.detail)).collect::<Vec<_>>();
+                return Err(DaemonError::Inactive { reasons: reasons.join("; "), source: error });
             }
             self.programs = Some(programs);
             return Ok(());
@@ -220,6 +223,14 @@ impl Owner {
         self.judge_posture();
     }
 
+    /// At start nothing may be attached to maps that do not hold the policy.
+    pub fn check_reconciled(&self) -> Result<(), DaemonError> {
+        match self.troubles.detail(posture::RECONCILE) {
+            Some(detail) => Err(DaemonError::NotReconciled { detail }),
+            None => Ok(()),
+        }
+    }
+
     /// Makes the maps say what policy and mount table ask for.
     pub fn reconcile(&mut self, mounts: &MountWatch) {
         match self.try_reconcile(mounts) {
@@ -241,6 +252,16 @@ impl Owner {
             Some(format!("{} lines could not be read; the first: {problem}", self.snapshot.problems().len()))
         });
         self.resolution = roots::resolve(&self.policy.policy, &self.snapshot);
+        self.troubles.set_if(posture::UNRESOLVED, || {
+            // What is absent is waited for; what is there and cannot be looked at is a gap.
+            let gaps = self
+                .resolution
+                .problems
+                .iter()
+                .filter(|problem| !matches!(problem, ResolveError::Absent { .. }));
+            let gaps: Vec<String> = gaps.map(|problem| chain(problem)).collect();
+            (!gaps.is_empty()).then(|| gaps.join("; "))
+        });
         let effective = self.policy.policy.with_root_paths(&self.resolution.root_paths);
         self.classification = classify::classify(&self.snapshot, &effective);
 
@@ -321,10 +342,10 @@ impl Owner {
             || self.overrides.sealed.contains(&entry.pool_id);
         let before = known.map(|known| (known.mode, known.entry.expires_boot_ns));
         let cause = match before {
-            Some((Mode::Released, _)) if mode != Mode::Released && self.asked_by.is_none() => {
+            Some((Mode::Released, _)) if mode != Mode::Released && self.asker(&entry).is_none() => {
                 ModeCause::Expiry
             }
-            _ if by_operator || self.asked_by.is_some() => ModeCause::Operator,
+            _ if by_operator || self.asker(&entry).is_some() => ModeCause::Operator,
             _ => ModeCause::Policy,
         };
         let now_known = KnownPool { pool, root, entry, mode, cause };
@@ -349,13 +370,18 @@ impl Owner {
                 );
                 let place = now_known.place();
                 let (from, to) = (Some(Name(from)), Name(mode));
-                let uid = self.asked_by.as_ref().map(|peer| peer.uid);
-                let login_uid = self.asked_by.as_ref().and_then(|peer| peer.login_uid);
+                let uid = self.asker(&entry).map(|peer| peer.uid);
+                let login_uid = self.asker(&entry).and_then(|peer| peer.login_uid);
                 self.write(Body::Mode(ModeBody { place, from, to, cause, uid, login_uid }));
             }
             Some(_) => {}
         }
         self.pools.insert(entry.generation, now_known);
+    }
+
+    /// Who asked for the change of this pool, if someone did.
+    fn asker(&self, entry: &PoolEntry) -> Option<Peer> {
+        self.asked_by.filter(|(generation, _)| *generation == entry.generation).map(|(_, peer)| peer)
     }
 
     fn note_end(&mut self, known: &KnownPool) {
@@ -412,6 +438,12 @@ impl Owner {
         self.judge_posture();
     }
 
+    /// Whether the file differs from what was last taken from it: for hosts where it cannot be watched.
+    fn policy_file_changed(&self) -> bool {
+        self.policy.rejected.is_none()
+            && file::read(&self.options.policy).is_ok_and(|text| text != self.policy.text)
+    }
+
     /// Keeps the policy in force, for a start that finds a wrong file.
     pub fn keep_policy(&mut self) {
         match last_good::save(&self.options.state_dir, &self.policy.text) {
@@ -435,6 +467,9 @@ impl Owner {
         let ended = self.pools_ended();
         if expired || ended != self.ended_seen || self.ticks.is_multiple_of(ROUND) {
             self.ended_seen = ended;
+            if self.policy_file_changed() {
+                self.reload_policy();
+            }
             self.reconcile(mounts);
         }
         self.scan_incidents();
@@ -460,6 +495,8 @@ impl Owner {
                 paths.extend(actor.executable().map(Path::to_owned));
             }
         }
+        // Watching follows links, which must never hang on a dead server.
+        paths.retain(|path| !roots::is_on_network(path, &self.snapshot));
         paths
     }
 
