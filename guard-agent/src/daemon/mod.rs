@@ -5,6 +5,7 @@
 //! what to protect.
 
 mod last_good;
+mod notify;
 mod owner;
 mod posture;
 mod report;
@@ -187,7 +188,8 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     let (commands, mut requests) = mpsc::channel::<Command>(64);
     let (stop, stopping) = watch::channel(false);
     let serving = tokio::spawn(server.run(commands, events, stopped(stopping)));
-    notify(&[sd_notify::NotifyState::Ready]);
+    let manager = notify::Notify::from_environment();
+    manager.ready();
 
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -239,11 +241,11 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
             _ = canary.tick() => owner.prove(),
             _ = tick.tick() => {
                 owner.tick(&mounts);
-                notify(&[sd_notify::NotifyState::Watchdog]);
+                manager.alive();
             }
         }
     }
-    notify(&[sd_notify::NotifyState::Stopping]);
+    manager.stopping();
     // Whatever is in the ring is written before the agent goes.
     owner.drain_records(records.get_mut());
     owner.stop();
@@ -303,13 +305,6 @@ async fn forward(log: Option<&mut KernelLog>) -> io::Result<()> {
 async fn stopped(mut stopping: watch::Receiver<bool>) {
     // An error means that the sender is gone, which is a stop too.
     let _ = stopping.wait_for(|stop| *stop).await;
-}
-
-/// systemd may not be there: then nobody listens.
-fn notify(state: &[sd_notify::NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!(%error, "systemd was not notified");
-    }
 }
 
 /// An error with everything below it, for one line of the log.
