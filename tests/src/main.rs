@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use guard_tests::harness::registry::{Profile, Selection, Suite};
+use guard_tests::peer::Peer;
 use guard_tests::{demo, harness};
 
 #[derive(Parser)]
@@ -31,6 +32,9 @@ enum Action {
     },
     /// The demonstration
     Demo,
+    /// What a test runs beside itself
+    #[command(subcommand, hide = true)]
+    Peer(Peer),
 }
 
 fn main() -> ExitCode {
@@ -40,5 +44,6 @@ fn main() -> ExitCode {
             if list { harness::run::list(&selection) } else { harness::run::all(&selection) }
         }
         Action::Demo => harness::run::report(demo::run()),
+        Action::Peer(peer) => peer.run(),
     }
 }
