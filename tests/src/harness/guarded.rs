@@ -6,6 +6,7 @@ use std::process::Output;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 
 use super::agent::Installation;
@@ -21,15 +22,28 @@ const SOON: Duration = Duration::from_secs(30);
 pub struct Guarded {
     pub installation: Installation,
     root: PathBuf,
+    /// On the boot clock: older records are another test's.
+    made_boot_ns: u64,
 }
 
 impl Guarded {
     /// A fresh root that guards tmpfs. `settings` are further keys of the root, and what may follow them.
+    /// Its agent adopts the programs of earlier tests, if there are any.
     pub fn new(name: &str, settings: &str) -> Result<Self> {
-        let root = Path::new(PARENT).join(name);
-        fs::create_dir_all(&root).with_context(|| format!("create {}", root.display()))?;
-        let installation = Installation::new(name, &policy(&root, settings))?;
-        Ok(Self { installation, root })
+        let root = root(name)?;
+        Self::with(Installation::on_kept_pins(name, &policy(&root, settings))?, root)
+    }
+
+    /// The same with pins of its own, for tests about them.
+    pub fn with_own_pins(name: &str, settings: &str) -> Result<Self> {
+        let root = root(name)?;
+        Self::with(Installation::new(name, &policy(&root, settings))?, root)
+    }
+
+    fn with(installation: Installation, root: PathBuf) -> Result<Self> {
+        let now = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).context("read the boot clock")?);
+        let made_boot_ns = u64::try_from(now.as_nanos()).context("the boot clock")?;
+        Ok(Self { installation, root, made_boot_ns })
     }
 
     /// The policy with other settings.
@@ -92,10 +106,12 @@ impl Guarded {
         Ok(text)
     }
 
-    /// Waits for a record in the audit log.
+    /// Waits for a record in the audit log, of this test's time.
     pub fn wait_for_record(&self, what: &str, is_it: impl Fn(&Value) -> bool) -> Result<Value> {
         wait::until_some(&format!("the audit log has {what}"), SOON, || {
-            Ok(self.installation.audit_records()?.into_iter().find(|record| is_it(record)))
+            let is_new = |record: &Value| record["boot_ns"].as_u64() >= Some(self.made_boot_ns);
+            let records = self.installation.audit_records()?;
+            Ok(records.into_iter().find(|record| is_new(record) && is_it(record)))
         })
     }
 
@@ -118,6 +134,12 @@ impl Drop for Guarded {
         }
         let _ = fs::remove_dir(&self.root);
     }
+}
+
+fn root(name: &str) -> Result<PathBuf> {
+    let root = Path::new(PARENT).join(name);
+    fs::create_dir_all(&root).with_context(|| format!("create {}", root.display()))?;
+    Ok(root)
 }
 
 fn policy(root: &Path, settings: &str) -> String {

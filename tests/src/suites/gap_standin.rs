@@ -53,7 +53,7 @@ fn agent_stopped() -> Result<()> {
 }
 
 fn no_agent() -> Result<()> {
-    let ground = Guarded::new("gap-none", "")?;
+    let ground = Guarded::with_own_pins("gap-none", "")?;
     let status = ground.installation.start()?.stop()?;
     ensure!(status.success(), "the agent ended with {status}");
     let pool = first_moment(&ground, "pool")?;

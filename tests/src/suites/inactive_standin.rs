@@ -24,7 +24,7 @@ pub const TESTS: &[Test] = &[
 const SOON: Duration = Duration::from_secs(60);
 
 fn refuses() -> Result<()> {
-    let ground = Guarded::new("refuses", "")?;
+    let ground = Guarded::with_own_pins("refuses", "")?;
     let mut agent = ground.installation.spawn(&binary("GUARD_AGENT")?, &[])?;
     let status = agent.wait(SOON)?;
     ensure!(status.code() == Some(4), "it ended with {status}:\n{}", agent.log());
@@ -39,7 +39,7 @@ fn refuses() -> Result<()> {
 }
 
 fn runs() -> Result<()> {
-    let ground = Guarded::new("runs", "[agent]\non_inactive = \"run\"")?;
+    let ground = Guarded::with_own_pins("runs", "[agent]\non_inactive = \"run\"")?;
     let _agent = ground.installation.start()?;
     let pool = ground.pool("pool")?;
     let output = ground.installation.guardctl(&["status"])?;
@@ -90,7 +90,7 @@ fn doctor_agrees() -> Result<()> {
 }
 
 fn unpinned() -> Result<()> {
-    let ground = Guarded::new("unpinned", "[canary]\ninterval = \"1s\"")?;
+    let ground = Guarded::with_own_pins("unpinned", "[canary]\ninterval = \"1s\"")?;
     let agent = ground.installation.start()?;
     let pool = ground.pool("pool")?;
     rm_is_denied(&pool.path().join("file0"))?;

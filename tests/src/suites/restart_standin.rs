@@ -36,7 +36,7 @@ fn denials(ground: &Guarded) -> Result<u64> {
 }
 
 fn under_load() -> Result<()> {
-    let ground = Guarded::new("load", "")?;
+    let ground = Guarded::with_own_pins("load", "")?;
     let agent = ground.installation.start()?;
     let build = ground.status()?["agent"]["build"].clone();
     let pool = ground.pool("pool")?;
@@ -90,7 +90,7 @@ fn second_agent() -> Result<()> {
 }
 
 fn other_layout() -> Result<()> {
-    let ground = Guarded::new("layout", "")?;
+    let ground = Guarded::with_own_pins("layout", "")?;
     let agent = ground.installation.start()?;
     let pool = ground.pool("pool")?;
     ensure!(agent.stop()?.success(), "the agent did not end well");
@@ -125,7 +125,7 @@ fn unload_command(ground: &Guarded) -> Result<i32> {
 }
 
 fn unload() -> Result<()> {
-    let ground = Guarded::new("unload", "")?;
+    let ground = Guarded::with_own_pins("unload", "")?;
     let agent = ground.installation.start()?;
     let pool = ground.pool("pool")?;
     ensure!(agent.stop()?.success(), "the agent did not end well");
