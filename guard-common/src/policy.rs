@@ -223,3 +223,43 @@ crate::layout!(
     Meta: 16, Config: 16, PoolEntry: 48, RootKey: 16, RootEntry: 16, FilesystemKey: 32, CgroupKey: 16,
     ExecutableKey: 16, ActorMask: 16, LeaseKey: 16, LeaseEntry: 16, PoolCounters: 24,
 );
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// ext4, XFS, Btrfs, tmpfs, overlayfs, F2FS, ZFS, proc, cgroup2: what a host deletes on all day.
+    const LOCAL: [u64; 9] = [
+        0xEF53,
+        0x5846_5342,
+        0x9123_683E,
+        0x0102_1994,
+        0x794c_7630,
+        0xF2F5_2010,
+        0x2FC1_2FC1,
+        0x9fa0,
+        0x6367_7270,
+    ];
+
+    #[test]
+    fn the_default_policy_does_not_slow_down_local_filesystems() {
+        let guarded = magic_bit(CEPH_SUPER_MAGIC) | magic_bit(RAMFS_MAGIC);
+        for magic in LOCAL {
+            assert_eq!(guarded & magic_bit(magic), 0, "{magic:#x} shares a bit with ceph or ramfs");
+        }
+    }
+
+    #[test]
+    fn a_subtype_keeps_its_closing_nul() {
+        assert!(FilesystemKey::new(FUSE_SUPER_MAGIC, &[b'x'; SUBTYPE_BYTES]).is_none());
+        let key = FilesystemKey::new(FUSE_SUPER_MAGIC, b"ceph-fuse").unwrap();
+        assert_eq!(key.subtype[0].to_ne_bytes(), *b"ceph-fus");
+        assert_eq!(key.subtype[1].to_ne_bytes(), *b"e\0\0\0\0\0\0\0");
+    }
+
+    #[test]
+    fn device_numbers_are_encoded_as_the_kernel_does() {
+        assert_eq!(kernel_dev(0, 43), 43);
+        assert_eq!(kernel_dev(253, 1), 253 << 20 | 1);
+    }
+}

@@ -194,7 +194,9 @@ pub fn superblock_ends(superblock: Trusted) {
     let dev = superblock.device();
     report::count(Counter::SuperblocksEnded);
     // SAFETY: as in `with_mount`.
-    if unsafe { POOLS.get(dev) }.is_some() && POOLS.remove(dev).is_ok() {
+    let Some(entry) = (unsafe { POOLS.get(dev) }) else { return };
+    let canary = entry.flags & POOL_CANARY != 0;
+    if POOLS.remove(dev).is_ok() && !canary {
         report::count(Counter::PoolsEnded);
         diagnose(Diagnosis::SuperblockEnded, dev);
     }

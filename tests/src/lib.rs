@@ -4,6 +4,7 @@
 //! `harness` holds what tests use, `peer` the processes beside them, `suites` the tests, `demo` the
 //! demonstration.
 
+pub mod bench;
 pub mod demo;
 pub mod harness;
 pub mod peer;

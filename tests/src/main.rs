@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 
 use guard_tests::harness::registry::{Profile, Selection, Suite};
 use guard_tests::peer::Peer;
-use guard_tests::{demo, harness};
+use guard_tests::{bench, demo, harness};
 
 #[derive(Parser)]
 #[command(name = "guard-tests", about = "Runs in the VM: use `cargo xtask test` and `cargo xtask demo`")]
@@ -32,6 +32,8 @@ enum Action {
     },
     /// The demonstration
     Demo,
+    /// The benchmarks
+    Bench,
     /// What a test runs beside itself
     #[command(subcommand, hide = true)]
     Peer(Peer),
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
             if list { harness::run::list(&selection) } else { harness::run::all(&selection) }
         }
         Action::Demo => harness::run::report(demo::run()),
+        Action::Bench => harness::run::report(bench::run()),
         Action::Peer(peer) => peer.run(),
     }
 }

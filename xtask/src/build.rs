@@ -50,6 +50,8 @@ pub struct TestBinaries {
     /// The same agent with another build label.
     pub upgraded_agent: PathBuf,
     pub tests: PathBuf,
+    /// The yardstick of the benchmarks.
+    pub empty_object: PathBuf,
 }
 
 /// The command `cargo xtask build`.
@@ -91,6 +93,8 @@ pub fn for_tests() -> Result<TestBinaries> {
         control: binary(&target, "guardctl"),
         upgraded_agent: binary(&upgrade, "guard-agent"),
         tests: binary(&target, "guard-tests"),
+        empty_object: Toolchain::object(&target.join(KERNEL_PROGRAM), profile.directory())
+            .with_file_name("guard-ebpf-empty"),
     })
 }
 
@@ -159,7 +163,7 @@ fn kernel_program(profile: Profile, target: &Path, label: Option<&str>, report: 
         Report::Stream => report.run(&mut cargo)?,
         Report::Summary(_) => Report::Summary("build the kernel program").run(&mut cargo)?,
     }
-    Ok(Toolchain::object(&target, profile.directory()))
+    toolchain.stripped(Toolchain::object(&target, profile.directory()))
 }
 
 fn finish(cargo: &mut Command, profile: Profile, label: Option<&str>) {

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod apt;
+mod bench;
 mod build;
 mod demo;
 mod kernel;
@@ -40,6 +41,8 @@ enum Step {
     Test(test::Arguments),
     /// Boot a VM on this machine's own root (read-only) and run a command in it as root
     Vm(vm::Arguments),
+    /// Count instructions per decision, in a VM where a nanosecond is an instruction
+    Bench(bench::Arguments),
     /// Show the barrier at work on a real CephFS mount
     Demo(demo::Arguments),
 }
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Step::Lint => lint::run(),
         Step::Test(arguments) => test::run(&arguments),
         Step::Vm(arguments) => vm::run(arguments),
+        Step::Bench(arguments) => bench::run(&arguments),
         Step::Demo(arguments) => demo::run(&arguments),
     };
     outcome.unwrap_or_else(|error| {

@@ -63,6 +63,19 @@ impl Toolchain {
         }
     }
 
+    /// Takes DWARF out of an object, which is most of it; BTF stays. Without an objcopy the object is
+    /// used as it is: that only costs size.
+    pub fn stripped(self, object: PathBuf) -> Result<PathBuf> {
+        let objcopy = match self {
+            Self::Rustup => find_command("llvm-objcopy"),
+            Self::Debian { .. } | Self::Unneeded => Some(Path::new(LLVM).join("bin/llvm-objcopy")),
+        };
+        let Some(objcopy) = objcopy.filter(|objcopy| objcopy.exists()) else { return Ok(object) };
+        let stripped = object.with_extension("stripped");
+        progress::capture(Command::new(objcopy).arg("--strip-debug").arg(&object).arg(&stripped))?;
+        Ok(stripped)
+    }
+
     /// Where in the target directory the object will be.
     pub fn object(target: &Path, profile: &str) -> PathBuf {
         target.join(TARGET).join(profile).join("guard-ebpf")

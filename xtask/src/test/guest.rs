@@ -30,6 +30,7 @@ pub fn environment(binaries: &TestBinaries, kernel: Kernel, profile: &str) -> Ve
         ("GUARD_AGENT", path(&binaries.agent)),
         ("GUARDCTL", path(&binaries.control)),
         ("GUARD_AGENT_UPGRADE", path(&binaries.upgraded_agent)),
+        ("GUARD_EMPTY_OBJECT", path(&binaries.empty_object)),
         ("GUARD_KERNEL", kernel.name().to_owned()),
         ("GUARD_PROFILE", profile.to_owned()),
         ("RUST_BACKTRACE", "0".to_owned()),
