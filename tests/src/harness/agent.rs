@@ -87,6 +87,11 @@ impl Installation {
         text.lines().map(|line| serde_json::from_str(line).with_context(|| format!("parse {line}"))).collect()
     }
 
+    /// What all its agents have printed so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.scratch.join(LOG)).unwrap_or_default()
+    }
+
     /// Starts the agent and waits until it says that it is ready.
     pub fn start(&self) -> Result<Agent> {
         let mut agent = self.spawn(&binary("GUARD_AGENT")?, &[])?;

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::agent::Installation;
 use super::mount::Mount;
-use super::{command, wait};
+use super::{command, run, wait};
 
 const PARENT: &str = "/var/lib/guard-standin";
 /// For whatever the agent does about a change that it has been told of.
@@ -90,7 +90,12 @@ impl Guarded {
     pub fn status(&self) -> Result<Value> {
         let output = self.installation.guardctl(&["status", "--json"])?;
         serde_json::from_slice(&output.stdout)
-            .with_context(|| format!("parse the status: {}", command::text(&output)))
+            .with_context(|| format!("parse the status: {}\n{}", command::text(&output), self.whereabouts()))
+    }
+
+    /// What explains an agent that does not do what it should.
+    fn whereabouts(&self) -> String {
+        format!("the agent's log:\n{}\n{}", self.installation.log(), run::kernel_stacks())
     }
 
     /// One of the kernel's counters.
@@ -113,6 +118,7 @@ impl Guarded {
             let records = self.installation.audit_records()?;
             Ok(records.into_iter().find(|record| is_new(record) && is_it(record)))
         })
+        .with_context(|| self.whereabouts())
     }
 
     /// Waits for a decision with this reason on this path inside its pool.
