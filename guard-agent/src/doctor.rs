@@ -19,7 +19,7 @@ use crate::policy::Policy;
 pub const OLDEST_KERNEL: (u32, u32) = (6, 1);
 
 const CAP_SYS_ADMIN: u32 = 21;
-const CAP_NET_ADMIN: u32 = 12;
+const CAP_SYS_PTRACE: u32 = 19;
 const CAP_PERFMON: u32 = 38;
 const CAP_BPF: u32 = 39;
 
@@ -236,7 +236,7 @@ fn lockdown(facts: &HostFacts) -> Check {
 
 fn capabilities(facts: &HostFacts) -> Check {
     let (code, name) = ("capabilities", "capabilities");
-    let fix = "run as root; in a unit: AmbientCapabilities=CAP_SYS_ADMIN CAP_BPF CAP_PERFMON CAP_NET_ADMIN";
+    let fix = "run as root; in a unit: AmbientCapabilities=CAP_SYS_ADMIN CAP_BPF CAP_PERFMON CAP_SYS_PTRACE";
     let Some(effective) = facts.effective_capabilities else {
         return Check::warn(code, name, "cannot be told from /proc/self/status", fix);
     };
@@ -244,14 +244,13 @@ fn capabilities(facts: &HostFacts) -> Check {
         (CAP_SYS_ADMIN, "CAP_SYS_ADMIN (the canary mounts a filesystem)"),
         (CAP_BPF, "CAP_BPF"),
         (CAP_PERFMON, "CAP_PERFMON"),
+        (CAP_SYS_PTRACE, "CAP_SYS_PTRACE (the mount namespace of PID 1)"),
     ];
     let has = |capability: u32| effective & (1 << capability) != 0;
     let missing: Vec<&str> =
         wanted.iter().filter(|(capability, _)| !has(*capability)).map(|(_, name)| *name).collect();
     if missing.is_empty() {
-        let all =
-            if has(CAP_NET_ADMIN) { "all that are needed" } else { "all that are needed; no CAP_NET_ADMIN" };
-        return Check::ok(code, name, all);
+        return Check::ok(code, name, "all that are needed");
     }
     Check::fail(code, name, format!("missing: {}", missing.join(", ")), fix)
 }

@@ -115,6 +115,12 @@ impl Resolution {
     }
 }
 
+/// Whether a path leads through or to a network filesystem, where looking at it may block.
+pub fn is_on_network(path: &Path, snapshot: &Snapshot) -> bool {
+    let reached = canonical(path, snapshot).and_then(|path| untouchable(&path, snapshot));
+    matches!(reached, Err(ResolveError::OnNetwork { .. }))
+}
+
 /// A guarded root's directory; and its path with links followed as far as that is possible.
 pub fn resolve_root(path: &Path, snapshot: &Snapshot) -> (PathBuf, Result<Object, ResolveError>) {
     match canonical(path, snapshot) {

@@ -14,7 +14,7 @@ crate::wire_enum! {
     }
 }
 
-/// Identifies the pinned maps. `Array[1]`, written once when the maps are made.
+/// Identifies the pinned maps. `Array[1]`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Meta {

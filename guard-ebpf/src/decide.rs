@@ -348,10 +348,10 @@ pub extern "C" fn guarded_root(mut mount: u64, filesystems: u64) -> u32 {
     for _ in 0..WALK_STEPS {
         let key = RootKey { ino: reads.dentry_ino(dentry), dev, reserved: 0 };
         // SAFETY: as in `with_mount`.
-        if let Some(entry) = unsafe { ROOTS.get(key) } {
-            if entry.filesystems & filesystems != 0 {
-                return if entry.flags & ROOT_OBSERVED != 0 { WALK_OBSERVE } else { WALK_DENY };
-            }
+        if let Some(entry) = unsafe { ROOTS.get(key) }
+            && entry.filesystems & filesystems != 0
+        {
+            return if entry.flags & ROOT_OBSERVED != 0 { WALK_OBSERVE } else { WALK_DENY };
         }
         if dentry == root {
             let parent = reads.mount_parent(mount);
@@ -423,10 +423,9 @@ pub extern "C" fn actor_cgroup(actor_set: u32) -> u64 {
         if cgroup_id == 0 {
             break;
         }
+        let key = CgroupKey { cgroup_id, actor_set, reserved: 0 };
         // SAFETY: as in `with_mount`.
-        if let Some(ActorMask { alone, combined: bits }) =
-            unsafe { ACTOR_CGROUPS.get(CgroupKey { cgroup_id, actor_set, reserved: 0 }) }
-        {
+        if let Some(ActorMask { alone, combined: bits }) = unsafe { ACTOR_CGROUPS.get(key) } {
             if *alone != 0 {
                 return u64::MAX;
             }
@@ -452,10 +451,11 @@ pub extern "C" fn lease(dev: u32, generation: u64) -> u32 {
             break;
         }
         // SAFETY: as in `with_mount`.
-        if let Some(lease) = unsafe { LEASES.get(LeaseKey { cgroup_id, dev, reserved: 0 }) } {
-            if lease.generation == generation && boot_ns() < lease.expires_boot_ns {
-                return 1;
-            }
+        if let Some(lease) = unsafe { LEASES.get(LeaseKey { cgroup_id, dev, reserved: 0 }) }
+            && lease.generation == generation
+            && boot_ns() < lease.expires_boot_ns
+        {
+            return 1;
         }
     }
     0

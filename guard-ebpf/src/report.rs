@@ -30,35 +30,36 @@ pub fn count(counter: Counter) {
 /// Adds one to a counter in a map's value. (Rust's atomics need compare-and-swap, which the BPF target
 /// does not declare.)
 #[inline(always)]
+#[cfg(target_arch = "bpf")]
 fn add_one(value: *mut u64) {
-    #[cfg(target_arch = "bpf")]
     // SAFETY: points into a map's value, which lives as long as the program runs.
     unsafe {
         core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) value, in(reg) 1_u64);
     }
-    #[cfg(not(target_arch = "bpf"))]
-    unimplemented_on_host(value);
 }
 
 /// Adds one and returns the sum.
 #[inline(always)]
+#[cfg(target_arch = "bpf")]
 fn next_number(value: *mut u64) -> u64 {
-    let mut sum = 1_u64;
-    #[cfg(target_arch = "bpf")]
+    let mut before = 1_u64;
     // SAFETY: as in `add_one`.
     unsafe {
-        core::arch::asm!("{1} = atomic_fetch_add((u64 *)({0} + 0), {1})", in(reg) value, inout(reg) sum);
+        core::arch::asm!("{1} = atomic_fetch_add((u64 *)({0} + 0), {1})", in(reg) value, inout(reg) before);
     }
-    #[cfg(not(target_arch = "bpf"))]
-    unimplemented_on_host(value);
-    sum += 1;
-    sum
+    before + 1
 }
 
 /// The host only checks and lints this crate; nothing of it runs there.
 #[cfg(not(target_arch = "bpf"))]
-fn unimplemented_on_host(_: *mut u64) -> ! {
-    unreachable!("the kernel program runs in the kernel only")
+fn add_one(value: *mut u64) {
+    next_number(value);
+}
+
+/// As above.
+#[cfg(not(target_arch = "bpf"))]
+fn next_number(value: *mut u64) -> u64 {
+    unreachable!("the kernel program runs in the kernel only ({value:?})")
 }
 
 /// What the kernel program tells the agent's log.
@@ -208,7 +209,8 @@ pub extern "C" fn open_incident(key: *const IncidentKey, pool_id: u64) -> u32 {
     // SAFETY: not null, and the verifier has checked its size.
     let key = unsafe { ptr::read_volatile(key) };
     // Another thread of the process may have been quicker: then its entry is taken.
-    let _ = INCIDENTS.insert(&key, &value, BPF_NOEXIST);
+    let (key, value) = (&key, &value);
+    let _ = INCIDENTS.insert(key, value, BPF_NOEXIST);
     0
 }
 

@@ -225,8 +225,10 @@ fn u32_at(bytes: &[u8], at: usize) -> Result<u32, BtfError> {
 mod tests {
     use super::*;
 
-    /// Builds BTF from (name, kind, kind_flag, size or type, trailing words).
-    fn build(types: &[(&str, u32, bool, u32, Vec<(&str, u32, u32)>)]) -> Vec<u8> {
+    /// (name, kind, kind_flag, size or type, members: name, type, offset).
+    type Described<'a> = (&'a str, u32, bool, u32, Vec<(&'a str, u32, u32)>);
+
+    fn build(types: &[Described<'_>]) -> Vec<u8> {
         let (mut strings, mut body) = (vec![0_u8], Vec::new());
         let mut intern = |name: &str| {
             if name.is_empty() {

@@ -109,7 +109,7 @@ pub fn prepare(pin_directory: &Path) -> Result<Prepared, LoadError> {
     loader.override_global(global::OFFSETS, &offsets, true);
     loader.override_global(global::PROGRAM_TOKEN, &token, true);
     for name in map::ALL {
-        loader.map_pin_path(*name, pins.maps().join(name));
+        loader.map_pin_path(name, pins.maps().join(name));
     }
     let ebpf = loader.load(object).map_err(LoadError::Object)?;
     let mut maps = Maps::open(&pins.maps())?;

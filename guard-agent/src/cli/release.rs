@@ -13,9 +13,9 @@ use crate::exit::Exit;
 pub struct ReleaseArgs {
     /// Name, mountpoint, id or device of the pool.
     pub pool: String,
-    /// How long, e.g. 10m or 1h30m. The kernel ends it on time.
+    /// How long, e.g. 10m or 1h30m; the policy's default if it is left out. The kernel ends it on time.
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
-    pub ttl: Duration,
+    pub ttl: Option<Duration>,
     /// Why; it is written to the audit log.
     #[arg(long, value_name = "TEXT")]
     pub reason: String,
@@ -25,7 +25,7 @@ pub struct ReleaseArgs {
 pub fn run(global: &Global, args: &ReleaseArgs, out: &mut impl Write) -> Result<Exit, CliError> {
     let request = Request::Release {
         pool: args.pool.clone(),
-        ttl_seconds: args.ttl.as_secs(),
+        ttl_seconds: args.ttl.map(|ttl| ttl.as_secs()),
         reason: args.reason.clone(),
     };
     let lease = expect_reply!(global, request, Reply::Released(lease) => lease);

@@ -148,7 +148,7 @@ fn the_command_line_is_understood() {
     let cli = parse("guardctl release default --ttl 1h30m --reason why --json --run-dir /r").unwrap();
     assert!(cli.global.json && cli.global.run_dir == Path::new("/r"));
     let Command::Release(args) = cli.command else { panic!("another command") };
-    assert_eq!((args.ttl, args.reason.as_str()), (Duration::from_secs(5_400), "why"));
+    assert_eq!((args.ttl, args.reason.as_str()), (Some(Duration::from_secs(5_400)), "why"));
     let cli = parse("guardctl events -f -n 5 --kind lease --since 2026-09-21T14:13:20Z").unwrap();
     let Command::Events(args) = cli.command else { panic!("another command") };
     assert_eq!((args.follow, args.lines, args.since), (true, 5, Some(at(0))));

@@ -48,7 +48,9 @@ pub enum Request {
     },
     Release {
         pool: String,
-        ttl_seconds: u64,
+        /// The policy's default if it is left out.
+        #[serde(default)]
+        ttl_seconds: Option<u64>,
         reason: String,
     },
     LeaseRevoke {
@@ -196,7 +198,7 @@ mod tests {
             Request::Events { follow: true, history: 10, filter },
             Request::Seal { pool: "a".to_owned() },
             Request::Unseal { pool: "a".to_owned() },
-            Request::Release { pool: "a".to_owned(), ttl_seconds: 600, reason: "r".to_owned() },
+            Request::Release { pool: "a".to_owned(), ttl_seconds: Some(600), reason: "r".to_owned() },
             Request::LeaseRevoke { id: "r-1".to_owned() },
             Request::PolicyReload,
         ]

@@ -4,6 +4,7 @@
 //! watched paths, the kernel's records, requests from the control socket, and time. Nothing here decides
 //! what to protect.
 
+mod last_good;
 mod owner;
 mod posture;
 mod report;
@@ -76,13 +77,16 @@ pub enum DaemonError {
         source: io::Error,
     },
     #[error(
-        "nothing is enforced: {source}; run `guardctl doctor` for the fix (policy `[agent] on_inactive = \"run\"` keeps \
-         the agent running all the same)"
+        "nothing is enforced ({reasons}); run `guardctl doctor` for the fix (policy `[agent] on_inactive = \"run\"` \
+         keeps the agent running all the same)"
     )]
     Inactive {
+        reasons: String,
         #[source]
         source: CanaryError,
     },
+    #[error("the policy could not be brought into the kernel's maps: {detail}")]
+    NotReconciled { detail: String },
     #[error(transparent)]
     State(#[from] StateError),
     #[error(transparent)]
@@ -107,9 +111,14 @@ impl DaemonError {
         match self {
             Self::Policy(_) | Self::StateBelowRoot { .. } => Exit::Policy,
             Self::Inactive { .. }
-            | Self::Load(LoadError::NoHook { .. } | LoadError::NoBtf(_) | LoadError::Object(_)) => {
-                Exit::Inactive
-            }
+            | Self::Load(
+                LoadError::NoHook { .. }
+                | LoadError::NoBtf(_)
+                | LoadError::Btf(_)
+                | LoadError::NoObject
+                | LoadError::Object(_)
+                | LoadError::Program { .. },
+            ) => Exit::Inactive,
             Self::Load(LoadError::Incompatible { .. }) => Exit::IncompatiblePins,
             _ => Exit::Failure,
         }
@@ -131,7 +140,8 @@ const FOLLOWERS_LAG: usize = 1024;
 
 /// Runs until `shutdown`. Enforcement goes on after it.
 pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result<(), DaemonError> {
-    let policy = owner::LoadedPolicy::load(&options.policy).map_err(DaemonError::Policy)?;
+    let policy = owner::LoadedPolicy::load_or_last_good(&options.policy, &options.state_dir)
+        .map_err(DaemonError::Policy)?;
     for root in policy.policy.roots() {
         if options.state_dir.starts_with(root.path()) {
             let (directory, root) = (options.state_dir.clone(), root.path().to_owned());
@@ -154,11 +164,19 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
         .map_err(failed("watch the records"))?;
     let mut owner = owner::Owner::new(&options, policy, maps, state, audit, events.clone())?;
     owner.note_state_problem(state_problem);
+    owner.keep_policy();
     // The policy is in the maps before anything is attached: the first decision already knows it.
     owner.reconcile(&mounts);
+    owner.check_reconciled()?;
     owner.put_in_force(prepared.attach()?)?;
 
-    let mut watcher = PathWatcher::new(owner.watched_paths()).map_err(failed("watch files"))?;
+    let mut watcher = match PathWatcher::new(owner.watched_paths()) {
+        Ok(watcher) => Some(watcher),
+        Err(error) => {
+            tracing::warn!(%error, "files are not watched: their changes are found by the tick");
+            None
+        }
+    };
     let mut kernel_log = match KernelLog::open(&owner.any_program()) {
         Ok(log) => Some(log),
         Err(error) => {
@@ -173,8 +191,8 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
 
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    let canary_every = owner.canary_interval();
-    let mut canary = interval_at(Instant::now() + canary_every, canary_every);
+    let canary_beat = |every| interval_at(Instant::now() + every, every);
+    let mut canary = canary_beat(owner.canary_interval());
     let mut records = records;
     let mut settle: Option<(Instant, Vec<PathBuf>)> = None;
     tokio::pin!(shutdown);
@@ -197,17 +215,20 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
                 owner.handle(command, &mounts);
                 rewatch(&mut watcher, &owner);
             }
-            changed = watcher.changed() => match changed {
+            changed = watched(watcher.as_mut()) => match changed {
                 Ok(paths) => settle.get_or_insert((Instant::now() + SETTLE, Vec::new())).1.extend(paths),
                 Err(error) => tracing::error!(%error, "watched files"),
             },
             () = settled(settle.as_ref()), if settle.is_some() => {
                 let (_, paths) = settle.take().unwrap_or((Instant::now(), Vec::new()));
-                if paths.iter().any(|path| *path == options.policy) {
+                if paths.contains(&options.policy) {
                     owner.reload_policy();
                 }
                 owner.reconcile(&mounts);
                 rewatch(&mut watcher, &owner);
+                if canary.period() != owner.canary_interval() {
+                    canary = canary_beat(owner.canary_interval());
+                }
             }
             forwarded = forward(kernel_log.as_mut()), if kernel_log.is_some() => {
                 if let Err(error) = forwarded {
@@ -253,8 +274,8 @@ fn lock(state_dir: &Path) -> Result<Flock<std::fs::File>, DaemonError> {
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| DaemonError::Locked { lock: path })
 }
 
-fn rewatch(watcher: &mut PathWatcher, owner: &owner::Owner) {
-    if let Err(error) = watcher.set_paths(owner.watched_paths()) {
+fn rewatch(watcher: &mut Option<PathWatcher>, owner: &owner::Owner) {
+    if let Some(Err(error)) = watcher.as_mut().map(|watcher| watcher.set_paths(owner.watched_paths())) {
         tracing::warn!(%error, "not every file is watched: changes are found by the tick");
     }
 }
@@ -262,6 +283,13 @@ fn rewatch(watcher: &mut PathWatcher, owner: &owner::Owner) {
 async fn settled(settle: Option<&(Instant, Vec<PathBuf>)>) {
     if let Some((when, _)) = settle {
         sleep_until(*when).await;
+    }
+}
+
+async fn watched(watcher: Option<&mut PathWatcher>) -> io::Result<Vec<PathBuf>> {
+    match watcher {
+        Some(watcher) => watcher.changed().await,
+        None => std::future::pending().await,
     }
 }
 

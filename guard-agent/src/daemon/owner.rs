@@ -12,7 +12,7 @@ use tokio::sync::broadcast;
 
 use super::posture::Troubles;
 use super::state::StateFile;
-use super::{DaemonError, Options, chain, posture, publish};
+use super::{DaemonError, Options, chain, last_good, posture, publish};
 use crate::audit::record::{
     AgentBody, AgentChange, LeaseChange, ModeBody, ModeCause, PolicyBody, PolicyChange, PoolBody, PoolChange,
     device_text, pool_id_text,
@@ -27,7 +27,7 @@ use crate::mounts::{MountWatch, Snapshot};
 use crate::plan::{self, Desired, MapOperation, Overrides};
 use crate::policy::{Policy, PolicyErrors, file};
 use crate::posture::Posture;
-use crate::roots;
+use crate::roots::{self, ResolveError};
 
 /// The policy in force.
 #[derive(Debug)]
@@ -45,6 +45,20 @@ impl LoadedPolicy {
         let text = file::read(path)?;
         let policy = crate::policy::parse(&text, path)?;
         Ok(Self { policy, text, generation: 1, loaded: now().time, rejected: None })
+    }
+
+    /// As [`load`](Self::load); if the file is wrong, the last policy that was in force, with the
+    /// problems noted: a host must not boot unprotected because of a misspelt key.
+    pub fn load_or_last_good(path: &Path, state_dir: &Path) -> Result<Self, PolicyErrors> {
+        let errors = match Self::load(path) {
+            Ok(loaded) => return Ok(loaded),
+            Err(errors) => errors,
+        };
+        let Ok(mut last) = Self::load(&last_good::path(state_dir)) else { return Err(errors) };
+        let lines: Vec<String> = errors.to_string().lines().map(str::to_owned).collect();
+        tracing::error!(file = %path.display(), errors = ?lines, "policy rejected, the last good one is in force");
+        last.rejected = Some(RejectedPolicy { at: now().time, errors: lines });
+        Ok(last)
     }
 }
 
@@ -96,8 +110,8 @@ pub struct Owner {
     pub(super) started: Time,
     pub(super) ended_seen: u64,
     pub(super) ticks: u64,
-    /// Who asked for what is being carried out.
-    pub(super) asked_by: Option<Peer>,
+    /// Who asked for what is being carried out, and for which pool (its generation).
+    pub(super) asked_by: Option<(u64, Peer)>,
 }
 
 /// Ticks between two rounds that no event asked for.
@@ -123,7 +137,7 @@ impl Owner {
         let observed = maps.observed()?;
         let mut overrides = Overrides::adopt(&observed, &policy.policy, now().boot_ns);
         overrides.sealed.extend(&state.state.sealed);
-        let interval = policy.policy.incident_interval();
+        let interval = interval_ns(&policy.policy);
         Ok(Self {
             options: options.clone(),
             policy,
@@ -138,7 +152,7 @@ impl Owner {
             resolution: roots::Resolution::default(),
             pools: BTreeMap::new(),
             past: BTreeMap::new(),
-            incidents: IncidentTracker::new(u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX)),
+            incidents: IncidentTracker::new(interval),
             troubles: Troubles::default(),
             posture: None,
             proven_at: None,
@@ -173,7 +187,10 @@ impl Owner {
                 if !adopted {
                     programs.withdraw()?;
                 }
-                return Err(DaemonError::Inactive { source: error });
+                let reasons = self.posture.iter().flat_map(|posture| &posture.reasons);
+                let reasons =
+                    reasons.map(|reason| format!("{}: {}", reason.code, reason.detail)).collect::<Vec<_>>();
+                return Err(DaemonError::Inactive { reasons: reasons.join("; "), source: error });
             }
             self.programs = Some(programs);
             return Ok(());
@@ -206,6 +223,14 @@ impl Owner {
         self.judge_posture();
     }
 
+    /// At start nothing may be attached to maps that do not hold the policy.
+    pub fn check_reconciled(&self) -> Result<(), DaemonError> {
+        match self.troubles.detail(posture::RECONCILE) {
+            Some(detail) => Err(DaemonError::NotReconciled { detail }),
+            None => Ok(()),
+        }
+    }
+
     /// Makes the maps say what policy and mount table ask for.
     pub fn reconcile(&mut self, mounts: &MountWatch) {
         match self.try_reconcile(mounts) {
@@ -227,6 +252,16 @@ impl Owner {
             Some(format!("{} lines could not be read; the first: {problem}", self.snapshot.problems().len()))
         });
         self.resolution = roots::resolve(&self.policy.policy, &self.snapshot);
+        self.troubles.set_if(posture::UNRESOLVED, || {
+            // What is absent is waited for; what is there and cannot be looked at is a gap.
+            let gaps = self
+                .resolution
+                .problems
+                .iter()
+                .filter(|problem| !matches!(problem, ResolveError::Absent { .. }));
+            let gaps: Vec<String> = gaps.map(|problem| chain(problem)).collect();
+            (!gaps.is_empty()).then(|| gaps.join("; "))
+        });
         let effective = self.policy.policy.with_root_paths(&self.resolution.root_paths);
         self.classification = classify::classify(&self.snapshot, &effective);
 
@@ -307,10 +342,10 @@ impl Owner {
             || self.overrides.sealed.contains(&entry.pool_id);
         let before = known.map(|known| (known.mode, known.entry.expires_boot_ns));
         let cause = match before {
-            Some((Mode::Released, _)) if mode != Mode::Released && self.asked_by.is_none() => {
+            Some((Mode::Released, _)) if mode != Mode::Released && self.asker(&entry).is_none() => {
                 ModeCause::Expiry
             }
-            _ if by_operator || self.asked_by.is_some() => ModeCause::Operator,
+            _ if by_operator || self.asker(&entry).is_some() => ModeCause::Operator,
             _ => ModeCause::Policy,
         };
         let now_known = KnownPool { pool, root, entry, mode, cause };
@@ -335,13 +370,18 @@ impl Owner {
                 );
                 let place = now_known.place();
                 let (from, to) = (Some(Name(from)), Name(mode));
-                let uid = self.asked_by.as_ref().map(|peer| peer.uid);
-                let login_uid = self.asked_by.as_ref().and_then(|peer| peer.login_uid);
+                let uid = self.asker(&entry).map(|peer| peer.uid);
+                let login_uid = self.asker(&entry).and_then(|peer| peer.login_uid);
                 self.write(Body::Mode(ModeBody { place, from, to, cause, uid, login_uid }));
             }
             Some(_) => {}
         }
         self.pools.insert(entry.generation, now_known);
+    }
+
+    /// Who asked for the change of this pool, if someone did.
+    fn asker(&self, entry: &PoolEntry) -> Option<Peer> {
+        self.asked_by.filter(|(generation, _)| *generation == entry.generation).map(|(_, peer)| peer)
     }
 
     fn note_end(&mut self, known: &KnownPool) {
@@ -398,6 +438,23 @@ impl Owner {
         self.judge_posture();
     }
 
+    /// Whether the file differs from what was last taken from it: for hosts where it cannot be watched.
+    fn policy_file_changed(&self) -> bool {
+        self.policy.rejected.is_none()
+            && file::read(&self.options.policy).is_ok_and(|text| text != self.policy.text)
+    }
+
+    /// Keeps the policy in force, for a start that finds a wrong file.
+    pub fn keep_policy(&mut self) {
+        match last_good::save(&self.options.state_dir, &self.policy.text) {
+            Ok(()) => self.troubles.clear(posture::LAST_GOOD),
+            Err(error) => {
+                tracing::error!(%error, "the policy in force could not be kept for the next start");
+                self.troubles.set(posture::LAST_GOOD, error.to_string());
+            }
+        }
+    }
+
     /// Everything that is due by time.
     pub fn tick(&mut self, mounts: &MountWatch) {
         self.ticks += 1;
@@ -410,6 +467,9 @@ impl Owner {
         let ended = self.pools_ended();
         if expired || ended != self.ended_seen || self.ticks.is_multiple_of(ROUND) {
             self.ended_seen = ended;
+            if self.policy_file_changed() {
+                self.reload_policy();
+            }
             self.reconcile(mounts);
         }
         self.scan_incidents();
@@ -435,6 +495,8 @@ impl Owner {
                 paths.extend(actor.executable().map(Path::to_owned));
             }
         }
+        // Watching follows links, which must never hang on a dead server.
+        paths.retain(|path| !roots::is_on_network(path, &self.snapshot));
         paths
     }
 
@@ -495,6 +557,10 @@ impl Owner {
             errors,
         }));
     }
+}
+
+fn interval_ns(policy: &Policy) -> u64 {
+    u64::try_from(policy.incident_interval().as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// A pool that an earlier agent knew, whose mount is gone while its superblock lives.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::owner::Owner;
 use crate::audit::Body;
 use crate::audit::record::PostureBody;
+use crate::doctor;
 use crate::policy::DefaultMode;
 use crate::posture::{Posture, Reason, State};
 
@@ -38,6 +39,11 @@ pub const RECONCILE: Trouble = Trouble {
     fix: "new pools are still protected as unclassified; see the agent's log, then restart it",
     leaves: Leaves::Part,
 };
+pub const UNRESOLVED: Trouble = Trouble {
+    leaves: Leaves::Part,
+    code: "path-unresolved",
+    fix: "make the path readable for the agent, or correct the policy: what it names is not in force",
+};
 pub const MOUNT_TABLE: Trouble = Trouble {
     code: "mount-table-unclear",
     fix: "report the line: a mount in it has no entry of its own",
@@ -47,6 +53,11 @@ pub const STATE: Trouble = Trouble {
     code: "state-file",
     fix: "check the space and permissions of the state directory; seal again what has to be sealed",
     leaves: Leaves::Part,
+};
+pub const LAST_GOOD: Trouble = Trouble {
+    leaves: Leaves::Part,
+    code: "policy-not-kept",
+    fix: "check the space and permissions of the state directory: a start with a wrong policy file would find none",
 };
 pub const AUDIT: Trouble = Trouble {
     code: "audit-not-written",
@@ -91,7 +102,11 @@ impl Troubles {
 impl Owner {
     /// Works the posture out, and writes it down if it is another one.
     pub(super) fn judge_posture(&mut self) {
-        let posture = judge(&self.troubles, self.proven_at.is_some(), self.policy_only_observes());
+        let mut posture = judge(&self.troubles, self.proven_at.is_some(), self.policy_only_observes());
+        if posture.state == State::Inactive {
+            // The canary only knows that nothing answered; the host's preconditions tell why.
+            posture.reasons.extend(failed_preconditions());
+        }
         if self.posture.as_ref().map(|old| (old.state, codes(old))) == Some((posture.state, codes(&posture)))
         {
             self.posture = Some(posture);
@@ -114,6 +129,15 @@ impl Owner {
 
 fn codes(posture: &Posture) -> Vec<&str> {
     posture.reasons.iter().map(|reason| reason.code.as_str()).collect()
+}
+
+/// What `doctor` finds wrong with this host.
+fn failed_preconditions() -> Vec<Reason> {
+    let checks = doctor::checks(&doctor::HostFacts::gather(std::path::Path::new("/")));
+    let failed = checks.into_iter().filter(|check| check.state == doctor::CheckState::Fail);
+    failed
+        .map(|check| Reason { code: check.code, detail: check.found, fix: check.fix.unwrap_or_default() })
+        .collect()
 }
 
 /// The posture that follows from what is known. Pure.

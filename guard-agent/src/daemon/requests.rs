@@ -33,7 +33,9 @@ impl Owner {
             Request::Seal { pool } => self.seal(&pool, peer, mounts),
             Request::Unseal { pool } => self.unseal(&pool, peer, mounts),
             Request::Release { pool, ttl_seconds, reason } => {
-                self.release(&pool, Duration::from_secs(ttl_seconds), &reason, peer, mounts)
+                let default = self.policy.policy.lease().default_ttl();
+                let ttl = ttl_seconds.map_or(default, Duration::from_secs);
+                self.release(&pool, ttl, &reason, peer, mounts)
             }
             Request::LeaseRevoke { id } => self.revoke(&id, peer, mounts),
             Request::PolicyReload => {
@@ -182,7 +184,7 @@ impl Owner {
         } else {
             self.troubles.clear(posture::STATE);
         }
-        self.asked_by = Some(peer.clone());
+        self.asked_by = Some((known.entry.generation, *peer));
         self.reconcile(mounts);
         self.asked_by = None;
         if let Some(detail) = self.troubles.detail(posture::RECONCILE) {

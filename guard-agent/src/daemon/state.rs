@@ -106,19 +106,26 @@ impl StateFile {
 
     /// Replaces the file.
     pub fn save(&self) -> Result<(), StateError> {
-        let error = |operation, path: &Path| {
-            let path = path.to_owned();
-            move |source| StateError { operation, path, source }
-        };
-        let temporary = self.path.with_extension("json.new");
         let bytes =
             serde_json::to_vec_pretty(&self.state).expect("the state has string keys and finite numbers");
-        let mut file = File::create(&temporary).map_err(error("create", &temporary))?;
-        file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(error("write", &temporary))?;
-        fs::rename(&temporary, &self.path).map_err(error("replace", &self.path))?;
-        let directory = self.path.parent().unwrap_or(Path::new("/"));
-        File::open(directory).and_then(|directory| directory.sync_all()).map_err(error("sync", directory))
+        replace(&self.path, &bytes).map_err(|(operation, source)| StateError {
+            operation,
+            path: self.path.clone(),
+            source,
+        })
     }
+}
+
+/// Replaces a file whole, or leaves it as it was. On failure says what could not be done.
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), (&'static str, io::Error)> {
+    let failed = |operation| move |error| (operation, error);
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    let mut file = File::create(&temporary).map_err(failed("create the successor of"))?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed("write the successor of"))?;
+    fs::rename(&temporary, path).map_err(failed("replace"))?;
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed("sync the directory of"))
 }
 
 #[cfg(test)]

@@ -82,6 +82,11 @@ impl IncidentTracker {
         Self { interval_ns, told: HashMap::new() }
     }
 
+    /// Changes how often a running incident is told of.
+    pub fn set_interval(&mut self, interval_ns: u64) {
+        self.interval_ns = interval_ns;
+    }
+
     /// Looks at all entries of the map, read before this call.
     ///
     /// An entry goes only when its process was found gone by the *previous* scan: the values at hand may
