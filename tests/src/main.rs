@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use guard_tests::harness::registry::{Profile, Selection, Suite};
+use guard_tests::peers::own::Peer;
 use guard_tests::{bench, demo, harness};
 
 #[derive(Parser)]
@@ -33,6 +34,9 @@ enum Action {
     Demo,
     /// The benchmarks
     Bench,
+    /// What a test runs beside itself
+    #[command(subcommand, hide = true)]
+    Peer(Peer),
 }
 
 fn main() -> ExitCode {
@@ -43,5 +47,6 @@ fn main() -> ExitCode {
         }
         Action::Demo => harness::run::report(demo::run()),
         Action::Bench => harness::run::report(bench::run()),
+        Action::Peer(peer) => peer.run(),
     }
 }

@@ -25,18 +25,31 @@ const LOG: &str = "agent.log";
 pub struct Installation {
     scratch: Scratch,
     pin_dir: PathBuf,
+    keeps_pins: bool,
 }
+
+/// Where the pins are that one test leaves to the next.
+const KEPT_PINS: &str = "/sys/fs/bpf/guard-tests-kept";
 
 impl Installation {
     /// A fresh one with this policy text.
     pub fn new(name: &str, policy: &str) -> Result<Self> {
         let scratch = Scratch::new(name)?;
         let own_name = scratch.path().file_name().unwrap_or_default().to_owned();
-        let installation = Self { pin_dir: Path::new("/sys/fs/bpf").join(own_name), scratch };
+        let pin_dir = Path::new("/sys/fs/bpf").join(own_name);
+        let installation = Self { pin_dir, scratch, keeps_pins: false };
         for directory in [installation.state_dir(), installation.run_dir()] {
             fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
         }
         installation.write_policy(policy)?;
+        Ok(installation)
+    }
+
+    /// The same on pins that are kept from test to test. Its agent adopts what an earlier one has loaded,
+    /// which saves the verifier's seconds; counters and records of earlier tests are still there.
+    pub fn on_kept_pins(name: &str, policy: &str) -> Result<Self> {
+        let mut installation = Self::new(name, policy)?;
+        (installation.pin_dir, installation.keeps_pins) = (KEPT_PINS.into(), true);
         Ok(installation)
     }
 
@@ -72,6 +85,11 @@ impl Installation {
         let path = self.audit();
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
         text.lines().map(|line| serde_json::from_str(line).with_context(|| format!("parse {line}"))).collect()
+    }
+
+    /// What all its agents have printed so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.scratch.join(LOG)).unwrap_or_default()
     }
 
     /// Starts the agent and waits until it says that it is ready.
@@ -145,8 +163,10 @@ impl Installation {
 
 impl Drop for Installation {
     fn drop(&mut self) {
-        // Best effort: without pins the kernel lets go of programs and maps.
-        let _ = fs::remove_dir_all(&self.pin_dir);
+        if !self.keeps_pins {
+            // Best effort: without pins the kernel lets go of programs and maps.
+            let _ = fs::remove_dir_all(&self.pin_dir);
+        }
     }
 }
 

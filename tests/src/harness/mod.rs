@@ -2,12 +2,15 @@
 //!
 //! `registry` and `run`: the tests' table, and running it. For tests: `command` runs programs, `wait`
 //! waits for conditions, `scratch` makes directories that go away, `mount` and `ceph` mount
-//! filesystems that go away, `agent` starts and ends a guard-agent, `tree` makes and counts files.
+//! filesystems that go away, `agent` starts and ends a guard-agent, `guarded` adds a guarded root and
+//! pools to it, `attempt` tries what must be denied or pass, `tree` makes and counts files.
 //! Everything is undone when its value is dropped, also when a test fails.
 
 pub mod agent;
+pub mod attempt;
 pub mod ceph;
 pub mod command;
+pub mod guarded;
 pub mod mount;
 pub mod registry;
 pub mod run;

@@ -3,4 +3,5 @@
 
 pub mod container;
 pub mod go;
+pub mod own;
 pub mod uring;

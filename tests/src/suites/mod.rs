@@ -1,17 +1,41 @@
 //! The tests, one file for each group, in the order in which they run.
 
+mod actors_standin;
 mod allow_cephfs;
+mod audit_standin;
+mod control_standin;
 mod detour_cephfs;
 mod erase_cephfs;
+mod gap_standin;
 mod ground_cephfs;
 mod ground_standin;
 mod host_cephfs;
+mod inactive_standin;
+mod lease_standin;
+mod million_standin;
+mod modes_standin;
+mod policy_standin;
+mod restart_standin;
 mod seal_cephfs;
+mod views_standin;
 mod window_cephfs;
 
 use crate::harness::registry::{Suite, Test};
 
-const STANDIN: &[&[Test]] = &[ground_standin::TESTS];
+const STANDIN: &[&[Test]] = &[
+    ground_standin::TESTS,
+    modes_standin::TESTS,
+    actors_standin::TESTS,
+    views_standin::TESTS,
+    gap_standin::TESTS,
+    restart_standin::TESTS,
+    lease_standin::TESTS,
+    inactive_standin::TESTS,
+    policy_standin::TESTS,
+    audit_standin::TESTS,
+    control_standin::TESTS,
+    million_standin::TESTS,
+];
 const CEPHFS: &[&[Test]] = &[
     ground_cephfs::TESTS,
     erase_cephfs::TESTS,

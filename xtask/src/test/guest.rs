@@ -20,6 +20,8 @@ const LIMIT: Duration = Duration::from_secs(1500);
 const CLOSING: &str = "guard-tests: ";
 /// Starts each line that explains the failure just reported.
 const EXPLANATION: &str = "  | ";
+/// Starts a figure that a test has measured: shown also when the test passes.
+const NOTE: &str = "note: ";
 
 /// What a test suite finds in its environment, beside what the Ceph cluster adds.
 pub fn environment(binaries: &TestBinaries, kernel: Kernel, profile: &str) -> Vec<(String, String)> {
@@ -164,6 +166,9 @@ impl<'a> Reader<'a> {
             let entry = Entry { name: format!("{}::{name}", self.part), passed, seconds, detail };
             if passed { self.report.add(entry) } else { self.pending = Some(entry) }
         } else {
+            if line.starts_with(NOTE) {
+                println!("  {line}");
+            }
             self.output.push(line);
         }
     }

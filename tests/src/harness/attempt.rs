@@ -1,0 +1,83 @@
+//! What must be denied, and what must pass.
+
+use std::fmt::Debug;
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+
+use super::command;
+
+/// Fails unless it was denied with EPERM, as the barrier does.
+pub fn denied<T: Debug>(what: &str, outcome: io::Result<T>) -> Result<()> {
+    match outcome {
+        Err(error) if error.raw_os_error() == Some(Errno::EPERM as i32) => Ok(()),
+        Err(error) => bail!("{what}: had to be denied with EPERM, and failed otherwise: {error}"),
+        Ok(_) => bail!("{what}: had to be denied, and passed"),
+    }
+}
+
+/// Fails unless it went well.
+pub fn passes<T>(what: &str, outcome: io::Result<T>) -> Result<T> {
+    outcome.with_context(|| format!("{what}: had to pass"))
+}
+
+/// `rm -rf` must leave it there.
+pub fn rm_is_denied(path: &Path) -> Result<()> {
+    let text = command::run_failing("rm", &["-rf", &path.to_string_lossy()])?;
+    ensure!(text.contains("Operation not permitted"), "rm failed otherwise: {text}");
+    ensure!(path.exists(), "rm was denied, and {} is gone", path.display());
+    Ok(())
+}
+
+/// `rm -rf` must remove it.
+pub fn rm_passes(path: &Path) -> Result<()> {
+    ensure!(path.exists(), "{} is not there", path.display());
+    command::run("rm", &["-rf", &path.to_string_lossy()])?;
+    ensure!(!path.exists(), "rm succeeded, and {} is there", path.display());
+    Ok(())
+}
+
+/// `RENAME_EXCHANGE`.
+pub fn exchange(one: &Path, other: &Path) -> io::Result<()> {
+    Ok(renameat2(AT_FDCWD, one, AT_FDCWD, other, RenameFlags::RENAME_EXCHANGE)?)
+}
+
+/// `open` with `O_TRUNC`.
+pub fn open_truncating(path: &Path) -> io::Result<File> {
+    File::options().write(true).truncate(true).open(path)
+}
+
+/// `ftruncate`.
+pub fn truncate_open(path: &Path) -> io::Result<()> {
+    File::options().write(true).open(path)?.set_len(0)
+}
+
+/// `truncate`, by name.
+pub fn truncate(path: &Path) -> io::Result<()> {
+    Ok(nix::unistd::truncate(path, 0)?)
+}
+
+/// A copy of `rm` that policy can tell from the host's.
+pub fn copy_rm(to: &Path) -> Result<()> {
+    let directory = to.parent().context("no directory")?;
+    fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
+    let rm = command::run("sh", &["-c", "readlink -f \"$(command -v rm)\""])?;
+    fs::copy(rm.trim(), to).with_context(|| format!("copy {} to {}", rm.trim(), to.display()))?;
+    Ok(())
+}
+
+/// Whether a program, run in a cgroup that is made for it, ends well with these arguments.
+pub fn in_cgroup(cgroup: &Path, program: &Path, argument: &Path) -> Result<bool> {
+    fs::create_dir_all(cgroup).with_context(|| format!("create {}", cgroup.display()))?;
+    let status = Command::new("sh")
+        .args(["-c", "echo $$ > \"$1/cgroup.procs\" && exec \"$2\" -f \"$3\" 2>/dev/null", "sh"])
+        .args([cgroup, program, argument])
+        .status()
+        .context("start sh")?;
+    Ok(status.success())
+}

@@ -1,0 +1,89 @@
+//! Processes that tests run beside themselves: this program again, under a hidden command.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::Subcommand;
+use nix::errno::Errno;
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+/// What a peer does.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Peer {
+    /// Unlinks one file so often; ends well if every time was denied
+    Unlink { file: PathBuf, times: u64 },
+}
+
+impl Peer {
+    pub fn run(&self) -> ExitCode {
+        let Self::Unlink { file, times } = self;
+        match unlink(file, *times) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("peer: {error:#}");
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+fn unlink(file: &Path, times: u64) -> Result<()> {
+    let directory = file.parent().context("no directory")?;
+    let directory = File::open(directory).with_context(|| format!("open {}", directory.display()))?;
+    let name = file.file_name().context("no name")?;
+    for number in 0..times {
+        let outcome = unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir);
+        ensure!(outcome == Err(Errno::EPERM), "attempt {number} was not denied: {outcome:?}");
+    }
+    Ok(())
+}
+
+/// A running peer. It is killed when dropped.
+#[derive(Debug)]
+pub struct Running(Child);
+
+impl Running {
+    /// Unlinks `file` again and again; ends with an error when one attempt is not denied.
+    pub fn unlinking(file: &Path, times: u64) -> Result<Self> {
+        let program = std::env::current_exe().context("where is this program?")?;
+        let mut command = Command::new(program);
+        command.args(["peer", "unlink"]).arg(file).arg(times.to_string()).stdin(Stdio::null());
+        Ok(Self(command.spawn().context("start a peer")?))
+    }
+
+    /// `rm -rf` of everything in a directory, again and again.
+    pub fn removing(directory: &Path) -> Result<Self> {
+        let script = "while :; do rm -rf \"$1\" 2>/dev/null; done";
+        let mut command = Command::new("sh");
+        command.args(["-c", script, "sh"]).arg(directory).stdin(Stdio::null());
+        Ok(Self(command.spawn().context("start sh")?))
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Fails if it has ended.
+    pub fn must_run(&mut self) -> Result<()> {
+        let ended = self.0.try_wait().context("wait for a peer")?;
+        ensure!(ended.is_none(), "a peer has ended: {ended:?}");
+        Ok(())
+    }
+
+    /// Waits for its end, which must be a good one.
+    pub fn must_end_well(mut self) -> Result<()> {
+        let status = self.0.wait().context("wait for a peer")?;
+        ensure!(status.success(), "a peer ended with {status}");
+        Ok(())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

@@ -1,0 +1,118 @@
+//! A kernel that does not call the programs: the agent must not say that it protects.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::Value;
+
+use crate::harness::agent::binary;
+use crate::harness::attempt::{passes, rm_is_denied, rm_passes};
+use crate::harness::command;
+use crate::harness::guarded::{Guarded, exit_code};
+use crate::harness::registry::{Profile, Test};
+use crate::harness::wait;
+
+pub const TESTS: &[Test] = &[
+    Test::new("inactive_without_bpf_the_agent_refuses_with_the_canarys_reason", refuses).on(Profile::NoBpf),
+    Test::new("inactive_without_bpf_a_willing_agent_says_so_everywhere", runs).on(Profile::NoBpf),
+    Test::new("inactive_without_bpf_doctor_gives_the_fix", doctor_fails).on(Profile::NoBpf),
+    Test::new("inactive_not_with_bpf_and_doctor_agrees", doctor_agrees),
+    Test::new("inactive_when_a_link_is_unpinned_by_hand", unpinned),
+];
+
+const SOON: Duration = Duration::from_secs(60);
+
+fn refuses() -> Result<()> {
+    let ground = Guarded::with_own_pins("refuses", "")?;
+    let mut agent = ground.installation.spawn(&binary("GUARD_AGENT")?, &[])?;
+    let status = agent.wait(SOON)?;
+    ensure!(status.code() == Some(4), "it ended with {status}:\n{}", agent.log());
+    for part in ["nothing is enforced", "path_unlink", "guardctl doctor"] {
+        ensure!(agent.log().contains(part), "its reason does not name {part:?}:\n{}", agent.log());
+    }
+    // It leaves nothing behind that looks like protection.
+    let left = fs::read_dir(ground.installation.pin_dir())?.flatten();
+    let left: Vec<_> = left.map(|entry| entry.file_name()).filter(|name| name != "maps").collect();
+    ensure!(left.is_empty(), "pins are left: {left:?}");
+    Ok(())
+}
+
+fn runs() -> Result<()> {
+    let ground = Guarded::with_own_pins("runs", "[agent]\non_inactive = \"run\"")?;
+    let _agent = ground.installation.start()?;
+    let pool = ground.pool("pool")?;
+    let output = ground.installation.guardctl(&["status"])?;
+    let text = command::text(&output);
+    ensure!(exit_code(&output)? == 4 && text.contains("posture    inactive"), "{}: {text}", output.status);
+    let posture = ground.status()?["posture"].clone();
+    ensure!(posture["state"] == "inactive", "{posture}");
+    let reason = &posture["reasons"][0];
+    ensure!(reason["code"] == "canary-failed", "{posture}");
+    ensure!(reason["detail"].as_str().is_some_and(|detail| detail.contains("path_unlink")), "{posture}");
+    ensure!(reason["fix"].as_str().is_some_and(|fix| fix.contains("lsm=")), "{posture}");
+    // It really is so, and a release of what is not held would be a lie.
+    rm_passes(&pool.path().join("volume"))?;
+    let release = ground.installation.guardctl(&["release", "pool", "--ttl", "1m", "--reason", "x"])?;
+    ensure!(exit_code(&release)? == 6, "a release: {}", command::text(&release));
+    ground.wait_for_record("the posture", |record| {
+        record["kind"] == "posture" && record["posture"]["state"] == "inactive"
+    })?;
+    Ok(())
+}
+
+fn doctor_fails() -> Result<()> {
+    let ground = Guarded::new("doctor", "")?;
+    let output = ground.installation.guardctl(&["doctor"])?;
+    let text = command::text(&output);
+    ensure!(exit_code(&output)? == 7, "{}: {text}", output.status);
+    let active = fs::read_to_string("/sys/kernel/security/lsm")?;
+    let fix = format!("lsm={},bpf", active.trim());
+    ensure!(text.contains(&fix), "the fix is not {fix}: {text}");
+    ensure!(text.contains("active LSM list"), "the check is not named: {text}");
+    Ok(())
+}
+
+fn doctor_agrees() -> Result<()> {
+    let ground = Guarded::new("agrees", "")?;
+    let output = ground.installation.guardctl(&["doctor", "--json"])?;
+    ensure!(exit_code(&output)? == 0, "{}: {}", output.status, command::text(&output));
+    let checks: Value = serde_json::from_slice(&output.stdout)?;
+    let check = checks.as_array().and_then(|all| all.iter().find(|c| c["code"] == "bpf-not-in-lsm-list"));
+    ensure!(check.is_some_and(|check| check["state"] == "ok"), "{checks}");
+    let none = ground.installation.guardctl(&["status"])?;
+    ensure!(exit_code(&none)? == 5, "status with no agent: {}", command::text(&none));
+    let _agent = ground.installation.start()?;
+    let output = ground.installation.guardctl(&["status"])?;
+    ensure!(exit_code(&output)? == 0, "{}: {}", output.status, command::text(&output));
+    ensure!(command::text(&output).contains("posture    enforcing"), "{}", command::text(&output));
+    Ok(())
+}
+
+fn unpinned() -> Result<()> {
+    let ground = Guarded::with_own_pins("unpinned", "[canary]\ninterval = \"1s\"")?;
+    let agent = ground.installation.start()?;
+    let pool = ground.pool("pool")?;
+    rm_is_denied(&pool.path().join("file0"))?;
+    let load = fs::read_dir(ground.installation.pin_dir())?.flatten().map(|entry| entry.path());
+    let loads: Vec<_> = load.filter(|path| !path.ends_with("maps")).collect();
+    ensure!(loads.len() == 1, "the loads are {loads:?}");
+    fs::remove_file(loads[0].join("guard_path_unlink_link"))?;
+    wait::until("the canary notices", SOON, || Ok(ground.status()?["posture"]["state"] == "inactive"))?;
+    let codes: Vec<Value> = ground.status()?["posture"]["reasons"]
+        .as_array()
+        .map(|reasons| reasons.iter().map(|reason| reason["code"].clone()).collect())
+        .unwrap_or_default();
+    ensure!(codes.contains(&"canary-failed".into()) && codes.contains(&"link-unpinned".into()), "{codes:?}");
+    ensure!(exit_code(&ground.installation.guardctl(&["status"])?)? == 4, "status does not end with 4");
+    // What still answers still denies; the posture did not exaggerate about the rest.
+    fs::create_dir(pool.path().join("empty"))?;
+    rm_is_denied(&pool.path().join("empty"))?;
+    passes("the unlink that nobody answers for", fs::remove_file(pool.path().join("file0")))?;
+
+    // What it advises helps.
+    ensure!(agent.stop()?.success(), "the agent did not end well");
+    let _agent = ground.installation.start()?;
+    ensure!(ground.status()?["posture"]["state"] == "enforcing", "{}", ground.status()?["posture"]);
+    rm_is_denied(&pool.path().join("file1"))
+}

@@ -1,0 +1,125 @@
+//! Through which mounts a pool is reached: guests' views pass, the host's ways around do not.
+
+use std::ffi::CString;
+use std::fs;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::process::Output;
+
+use anyhow::{Context as _, Result, ensure};
+use nix::errno::Errno;
+use nix::libc;
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use crate::harness::attempt::{denied, rm_is_denied, rm_passes};
+use crate::harness::guarded::{Guarded, populate};
+use crate::harness::mount::Mount;
+use crate::harness::registry::Test;
+use crate::harness::scratch::Scratch;
+use crate::harness::{command, tree};
+
+pub const TESTS: &[Test] = &[
+    Test::new("views_of_guests_pass_and_the_hosts_aliases_do_not", views),
+    Test::new("views_outside_every_root_and_other_filesystems_pass", outside),
+];
+
+/// Runs a script in a mount namespace of its own, a private copy of the host's.
+fn in_new_namespace(script: &str, arguments: &[&Path]) -> Result<Output> {
+    let mut all = vec!["-m", "--propagation", "private", "sh", "-c", script, "sh"];
+    let arguments: Vec<String> = arguments.iter().map(|path| path.display().to_string()).collect();
+    all.extend(arguments.iter().map(String::as_str));
+    command::attempt("unshare", &all)
+}
+
+fn must_be_denied(what: &str, output: &Output) -> Result<()> {
+    let text = command::text(output);
+    ensure!(
+        !output.status.success() && text.contains("Operation not permitted"),
+        "{what}: not denied: {text}"
+    );
+    Ok(())
+}
+
+fn views() -> Result<()> {
+    let ground = Guarded::new("views", "")?;
+    let _agent = ground.installation.start()?;
+    let pool = ground.pool("pool")?;
+    let volume = pool.path().join("volume");
+    let scratch = Scratch::new("views")?;
+    let place = scratch.join("guest");
+    fs::create_dir(&place)?;
+
+    let before = ground.counter("allowed_guest_view")?;
+    // A volume, bound into another namespace outside every root: a guest's own business.
+    let bind_and_remove = "mount --bind \"$1\" \"$2\" && rm \"$2/file0\" && mkdir \"$2/d\" && rmdir \"$2/d\"";
+    let guest = in_new_namespace(bind_and_remove, &[&volume, &place])?;
+    ensure!(guest.status.success(), "the guest was denied: {}", command::text(&guest));
+    ensure!(!volume.join("file0").exists(), "the guest's deletion did not reach the volume");
+    let counted = ground.counter("allowed_guest_view")? - before;
+    ensure!(counted == 2, "2 deletions by the guest, {counted} counted");
+
+    // The whole pool is no volume, and a private copy of the host's mounts is no guest.
+    let whole = in_new_namespace("mount --bind \"$1\" \"$2\" && rm \"$2/file1\"", &[pool.path(), &place])?;
+    must_be_denied("the whole pool in another namespace", &whole)?;
+    must_be_denied("a private copy", &in_new_namespace("rm \"$1/file1\"", &[&volume])?)?;
+    let below = ground.root().join("below");
+    fs::create_dir(&below)?;
+    let bound = in_new_namespace("mount --bind \"$1\" \"$2\" && rm \"$2/file1\"", &[&volume, &below])?;
+    must_be_denied("a volume bound below the root in a private copy", &bound)?;
+    // The same volume at the same place, in the host's namespace.
+    let alias = Mount::bind(&volume, &place)?;
+    rm_is_denied(&alias.path().join("file1"))?;
+    let whole_alias = Mount::bind(pool.path(), scratch.join("whole"))?;
+    rm_is_denied(&whole_alias.path().join("file1"))?;
+    // A mount in no namespace at all.
+    let detached = detached_copy(&volume)?;
+    denied("unlink in a detached mount", unlink_in(&detached))?;
+    ensure!(tree::count(pool.path())? == 19, "{} of 19 files are left", tree::count(pool.path())?);
+    Ok(())
+}
+
+fn unlink_in(directory: &OwnedFd) -> std::io::Result<()> {
+    Ok(unlinkat(directory, "file1", UnlinkatFlags::NoRemoveDir)?)
+}
+
+/// open_tree(2): a copy of a mount, from this directory on.
+fn detached_copy(path: &Path) -> Result<OwnedFd> {
+    const OPEN_TREE_CLONE: libc::c_uint = 1;
+    const OPEN_TREE_CLOEXEC: libc::c_uint = libc::O_CLOEXEC as libc::c_uint;
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: a system call with a NUL-closed path; the result is checked.
+    let result = unsafe {
+        let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC;
+        libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, name.as_ptr(), flags)
+    };
+    let descriptor = i32::try_from(Errno::result(result).context("open_tree")?)?;
+    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+    let tree = unsafe { OwnedFd::from_raw_fd(descriptor) };
+    ensure!(tree.as_raw_fd() > 2, "not a new descriptor");
+    Ok(tree)
+}
+
+fn outside() -> Result<()> {
+    let ground = Guarded::new("outside", "")?;
+    let _agent = ground.installation.start()?;
+    let pool = ground.pool("pool")?;
+    rm_is_denied(&pool.path().join("volume"))?;
+    // The same kind of filesystem, outside every root.
+    let elsewhere = Mount::tmpfs("/var/lib/guard-standin-elsewhere")?;
+    populate(elsewhere.path())?;
+    rm_passes(&elsewhere.path().join("volume"))?;
+    // Another kind, below the root.
+    let ramfs = Mount::new("ramfs", "standin", ground.root().join("ramfs"), "mode=755")?;
+    populate(ramfs.path())?;
+    rm_passes(&ramfs.path().join("volume"))?;
+    // No mount, below the root.
+    let directory = ground.root().join("directory");
+    populate(&directory)?;
+    rm_passes(&directory)?;
+    // A path that only begins like the root's.
+    let sibling = Mount::tmpfs(ground.root().with_extension("old"))?;
+    populate(sibling.path())?;
+    rm_passes(&sibling.path().join("volume"))?;
+    rm_is_denied(&pool.path().join("file0"))
+}
