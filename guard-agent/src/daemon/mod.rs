@@ -193,7 +193,12 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
 
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    let canary_beat = |every| interval_at(Instant::now() + every, every);
+    let canary_beat = |every| {
+        let mut beat = interval_at(Instant::now() + every, every);
+        // On a host so busy that one proof outlasts the interval, proofs must not pile up.
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        beat
+    };
     let mut canary = canary_beat(owner.canary_interval());
     let mut records = records;
     let mut settle: Option<(Instant, Vec<PathBuf>)> = None;
