@@ -94,20 +94,24 @@ fn truncation() -> Result<()> {
     })
 }
 
-/// With the name in this client's cache, and from a mount that has never looked at it.
+/// With the name in this client's cache, and from a mount that has never looked at it: there the kernel
+/// client opens in one request to the server. With O_CREAT it is what `>` of a shell does.
 fn open_with_truncation() -> Result<()> {
     on_sealed(|host| {
         let victim = Path::new(DATA).join("d0/e0/f0");
         fs::read(&victim)?;
-        for cached in [true, false] {
+        for (cached, create) in [(true, false), (true, true), (false, false), (false, true)] {
+            let what = format!("cached: {cached}, O_CREAT: {create}");
             if !cached {
                 host.pool.mount().unmount()?;
                 host.mount_again()?;
                 host.find_pool()?;
             }
-            let open = || Ok(OpenOptions::new().write(true).truncate(true).open(&victim).map(drop));
-            let outcome = host.withstands(1, open).with_context(|| format!("cached: {cached}"))?;
-            ensure!(outcome.is_err(), "cached {cached}: opened");
+            let mut options = OpenOptions::new();
+            options.write(true).truncate(true).create(create);
+            let open = || Ok(options.open(&victim).map(drop));
+            let outcome = host.withstands(1, open).context(what.clone())?;
+            ensure!(outcome.is_err(), "{what}: opened");
         }
         Ok(())
     })
