@@ -5,6 +5,7 @@
 //! what to protect.
 
 mod last_good;
+mod notify;
 mod owner;
 mod posture;
 mod report;
@@ -156,6 +157,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     let audit = AuditFile::open(&options.audit, origin, AuditOptions::default())?;
     let server = Server::bind(ServerOptions::new(options.run_dir.clone(), options.audit.clone()))?;
     let (events, _) = broadcast::channel(FOLLOWERS_LAG);
+    let mut notifier = notify::Notifier::from_environment().map_err(failed("find systemd's socket"))?;
 
     let prepared = load::prepare(&options.pin_dir)?;
     let maps_directory = prepared.map_directory();
@@ -187,11 +189,16 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     let (commands, mut requests) = mpsc::channel::<Command>(64);
     let (stop, stopping) = watch::channel(false);
     let serving = tokio::spawn(server.run(commands, events, stopped(stopping)));
-    notify(&[sd_notify::NotifyState::Ready]);
+    notifier.ready();
 
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    let canary_beat = |every| interval_at(Instant::now() + every, every);
+    let canary_beat = |every| {
+        let mut beat = interval_at(Instant::now() + every, every);
+        // On a host so busy that one proof outlasts the interval, proofs must not pile up.
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        beat
+    };
     let mut canary = canary_beat(owner.canary_interval());
     let mut records = records;
     let mut settle: Option<(Instant, Vec<PathBuf>)> = None;
@@ -239,11 +246,11 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
             _ = canary.tick() => owner.prove(),
             _ = tick.tick() => {
                 owner.tick(&mounts);
-                notify(&[sd_notify::NotifyState::Watchdog]);
+                notifier.watchdog();
             }
         }
     }
-    notify(&[sd_notify::NotifyState::Stopping]);
+    notifier.stopping();
     // Whatever is in the ring is written before the agent goes.
     owner.drain_records(records.get_mut());
     owner.stop();
@@ -303,13 +310,6 @@ async fn forward(log: Option<&mut KernelLog>) -> io::Result<()> {
 async fn stopped(mut stopping: watch::Receiver<bool>) {
     // An error means that the sender is gone, which is a stop too.
     let _ = stopping.wait_for(|stop| *stop).await;
-}
-
-/// systemd may not be there: then nobody listens.
-fn notify(state: &[sd_notify::NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!(%error, "systemd was not notified");
-    }
 }
 
 /// An error with everything below it, for one line of the log.
