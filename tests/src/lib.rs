@@ -1,11 +1,11 @@
 //! The tests that need root, a kernel of their own and a mounted filesystem: `cargo xtask test` boots
 //! a VM and runs this in it. Never run it on a host that matters: it mounts, seals and deletes.
 //!
-//! `harness` holds what tests use, `peer` the processes beside them, `suites` the tests, `demo` the
-//! demonstration.
+//! `harness` holds what tests use, `peers` the programs that they set on the barrier, `suites` the tests,
+//! `demo` the demonstration.
 
 pub mod bench;
 pub mod demo;
 pub mod harness;
-pub mod peer;
+pub mod peers;
 pub mod suites;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use guard_tests::harness::registry::{Profile, Selection, Suite};
-use guard_tests::peer::Peer;
+use guard_tests::peers::own::Peer;
 use guard_tests::{bench, demo, harness};
 
 #[derive(Parser)]

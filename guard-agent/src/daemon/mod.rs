@@ -157,7 +157,6 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     let audit = AuditFile::open(&options.audit, origin, AuditOptions::default())?;
     let server = Server::bind(ServerOptions::new(options.run_dir.clone(), options.audit.clone()))?;
     let (events, _) = broadcast::channel(FOLLOWERS_LAG);
-    let mut notifier = notify::Notifier::from_environment().map_err(failed("find systemd's socket"))?;
 
     let prepared = load::prepare(&options.pin_dir)?;
     let maps_directory = prepared.map_directory();
@@ -189,7 +188,8 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     let (commands, mut requests) = mpsc::channel::<Command>(64);
     let (stop, stopping) = watch::channel(false);
     let serving = tokio::spawn(server.run(commands, events, stopped(stopping)));
-    notifier.ready();
+    let manager = notify::Notify::from_environment();
+    manager.ready();
 
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -246,11 +246,11 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
             _ = canary.tick() => owner.prove(),
             _ = tick.tick() => {
                 owner.tick(&mounts);
-                notifier.watchdog();
+                manager.alive();
             }
         }
     }
-    notifier.stopping();
+    manager.stopping();
     // Whatever is in the ring is written before the agent goes.
     owner.drain_records(records.get_mut());
     owner.stop();

@@ -1,105 +1,106 @@
-//! Tells systemd how the agent is doing, as sd_notify(3) describes.
-//!
-//! It never waits: a manager that does not read its socket must not stop the one task that owns
-//! everything. What could not be sent is left out, except for `READY=1`, which is said again later.
+//! Tells systemd how the agent is. Never waits for it: the socket's queue is shared by all services of the
+//! host, and a manager that reads none of it must not keep the owner of the state from its work.
 
-use std::env;
-use std::ffi::OsStr;
-use std::io::{self, ErrorKind};
+use std::ffi::OsString;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
+use std::{env, io};
 
-/// The socket that the environment names; without one, nobody listens and nothing is sent.
-#[derive(Debug, Default)]
-pub struct Notifier {
-    socket: Option<(UnixDatagram, SocketAddr)>,
-    owes_ready: bool,
+/// How long the messages that come once may take. Losing `READY=1` would end the agent.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The service manager's socket, if there is one.
+#[derive(Debug)]
+pub struct Notify {
+    manager: Option<SocketAddr>,
+    /// systemd wants to hear from the agent regularly.
+    watchdog: bool,
 }
 
-impl Notifier {
-    /// The one in `NOTIFY_SOCKET`.
-    pub fn from_environment() -> io::Result<Self> {
-        match env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()) {
-            Some(name) => Self::new(&name),
-            None => Ok(Self::default()),
+impl Notify {
+    /// From `NOTIFY_SOCKET` and `WATCHDOG_USEC`.
+    pub fn from_environment() -> Self {
+        let manager = env::var_os("NOTIFY_SOCKET").and_then(|path| {
+            address(&path)
+                .inspect_err(|error| tracing::warn!(?path, %error, "NOTIFY_SOCKET is no address"))
+                .ok()
+        });
+        Self { manager, watchdog: env::var_os("WATCHDOG_USEC").is_some() }
+    }
+
+    pub fn ready(&self) {
+        self.tell("READY=1\n", Some(PATIENCE));
+    }
+
+    pub fn stopping(&self) {
+        self.tell("STOPPING=1\n", Some(PATIENCE));
+    }
+
+    /// A message that finds the queue full is left out: the next one will do.
+    pub fn alive(&self) {
+        if self.watchdog {
+            self.tell("WATCHDOG=1\n", None);
         }
     }
 
-    fn new(name: &OsStr) -> io::Result<Self> {
-        let address = match name.as_bytes() {
-            [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
-            _ => SocketAddr::from_pathname(name)?,
-        };
-        let socket = UnixDatagram::unbound()?;
-        socket.set_nonblocking(true)?;
-        Ok(Self { socket: Some((socket, address)), owes_ready: false })
-    }
-
-    /// The start is over.
-    pub fn ready(&mut self) {
-        self.owes_ready = !self.send("READY=1");
-    }
-
-    /// There is progress.
-    pub fn watchdog(&mut self) {
-        if self.owes_ready {
-            self.ready();
-        }
-        self.send("WATCHDOG=1");
-    }
-
-    /// The end begins.
-    pub fn stopping(&mut self) {
-        self.send("STOPPING=1");
-    }
-
-    /// Whether nothing is left to say.
-    fn send(&self, message: &str) -> bool {
-        let Some((socket, address)) = &self.socket else { return true };
-        match socket.send_to_addr(message.as_bytes(), address) {
-            Ok(_) => true,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => false,
-            Err(error) => {
-                tracing::warn!(%error, message, "systemd was not notified");
-                false
+    fn tell(&self, message: &str, patience: Option<Duration>) {
+        let Some(manager) = &self.manager else { return };
+        match send(manager, message, patience) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                tracing::warn!(message = message.trim(), "systemd does not read its notifications");
             }
+            Err(error) => tracing::warn!(message = message.trim(), %error, "systemd was not notified"),
+            Ok(()) => {}
         }
     }
+}
+
+/// A path, or an abstract name behind `@`.
+fn address(path: &OsString) -> io::Result<SocketAddr> {
+    match path.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(path),
+    }
+}
+
+fn send(manager: &SocketAddr, message: &str, patience: Option<Duration>) -> io::Result<()> {
+    let socket = UnixDatagram::unbound()?;
+    match patience {
+        Some(_) => socket.set_write_timeout(patience)?,
+        None => socket.set_nonblocking(true)?,
+    }
+    socket.send_to_addr(message.as_bytes(), manager).map(drop)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn next(manager: &UnixDatagram) -> String {
-        let mut message = [0; 64];
-        let length = manager.recv(&mut message).unwrap();
-        String::from_utf8_lossy(&message[..length]).into_owned()
-    }
-
+    /// The agent once hung when nobody read what it sent each second (seen on CephFS in the VM).
     #[test]
     fn a_manager_that_does_not_read_is_not_waited_for() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("notify");
         let manager = UnixDatagram::bind(&path).unwrap();
-        let mut notifier = Notifier::new(path.as_os_str()).unwrap();
-        // More than any host's net.unix.max_dgram_qlen: a blocking send would never return.
-        let sent = (0..100_000).take_while(|_| notifier.send("WATCHDOG=1")).count();
-        notifier.ready();
-        assert!(notifier.owes_ready);
-        for _ in 0..sent {
-            assert_eq!(next(&manager), "WATCHDOG=1");
-        }
-        notifier.watchdog();
-        assert_eq!((next(&manager), next(&manager)), ("READY=1".to_owned(), "WATCHDOG=1".to_owned()));
-        assert!(!notifier.owes_ready);
+        let notify = Notify { manager: Some(SocketAddr::from_pathname(&path).unwrap()), watchdog: true };
+        let queue_is_full = |_: &u32| {
+            let sent = send(notify.manager.as_ref().unwrap(), "WATCHDOG=1\n", None);
+            sent.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+        };
+        assert!((0..100_000).find(queue_is_full).is_some(), "the queue never fills");
+        notify.alive();
+        let mut message = [0; 64];
+        let size = manager.recv(&mut message).unwrap();
+        assert_eq!(&message[..size], b"WATCHDOG=1\n");
     }
 
     #[test]
-    fn nobody_listens_without_systemd() {
-        let mut notifier = Notifier::default();
-        notifier.ready();
-        assert!(!notifier.owes_ready);
+    fn without_a_manager_nothing_is_sent() {
+        let notify = Notify { manager: None, watchdog: true };
+        notify.ready();
+        notify.alive();
+        assert!(address(&OsString::from("@/org/manager")).unwrap().as_abstract_name().is_some());
     }
 }

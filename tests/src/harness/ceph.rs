@@ -79,6 +79,17 @@ impl CephMount {
         Ok(Self { mount: Mount::new("ceph", &device, path, &with_more(&options, more_options))? })
     }
 
+    /// As incusd 6.0.4 mounts a pool: the new syntax, and these options.
+    pub fn as_incusd(directory: &str, path: impl Into<PathBuf>) -> Result<Self> {
+        let cluster = Cluster::from_environment()?;
+        let monitor = cluster.monitor.replace(":6789", ":3300");
+        let options = format!(
+            "name={},secret={},ms_mode=prefer-crc,acl,mon_addr={monitor}",
+            cluster.user, cluster.secret
+        );
+        Ok(Self { mount: Mount::new("ceph", &cluster.device(directory), path, &options)? })
+    }
+
     pub fn path(&self) -> &Path {
         self.mount.path()
     }

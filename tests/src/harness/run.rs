@@ -101,7 +101,7 @@ fn message(payload: &(dyn Any + Send)) -> String {
 }
 
 /// Where the threads of this process and all other processes with a user's memory stand in the kernel.
-pub(super) fn kernel_stacks() -> String {
+pub fn kernel_stacks() -> String {
     let mut text = String::new();
     for process in fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path()) {
         // Kernel threads have no command line.

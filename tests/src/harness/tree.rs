@@ -1,7 +1,8 @@
 //! Makes and counts files.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
@@ -28,4 +29,27 @@ pub fn count(root: &Path) -> Result<usize> {
         files += if kind.is_dir() { count(&entry.path())? } else { 1 };
     }
     Ok(files)
+}
+
+/// Everything below `root` by its path from there: the size of what is not a directory, `None` for what is.
+pub type Contents = BTreeMap<PathBuf, Option<u64>>;
+
+/// Reads the contents of a tree, not following links.
+pub fn contents(root: &Path) -> Result<Contents> {
+    let mut all = Contents::new();
+    collect(root, root, &mut all)?;
+    Ok(all)
+}
+
+fn collect(root: &Path, directory: &Path, all: &mut Contents) -> Result<()> {
+    for entry in fs::read_dir(directory).with_context(|| format!("list {}", directory.display()))? {
+        let path = entry.with_context(|| format!("list {}", directory.display()))?.path();
+        let metadata = fs::symlink_metadata(&path).with_context(|| format!("look at {}", path.display()))?;
+        let name = path.strip_prefix(root).unwrap_or(&path).to_owned();
+        all.insert(name, (!metadata.is_dir()).then_some(metadata.len()));
+        if metadata.is_dir() {
+            collect(root, &path, all)?;
+        }
+    }
+    Ok(())
 }

@@ -10,7 +10,7 @@ use crate::harness::attempt::{rm_is_denied, rm_passes};
 use crate::harness::guarded::{Guarded, populate};
 use crate::harness::mount::Mount;
 use crate::harness::registry::Test;
-use crate::peer::Running;
+use crate::peers::own::Running;
 
 pub const TESTS: &[Test] =
     &[Test::new("million_denied_unlinks_reconcile_and_stay_small", million).within_seconds(600)];

@@ -1,18 +1,24 @@
 //! The tests, one file for each group, in the order in which they run.
 
 mod actors_standin;
+mod allow_cephfs;
 mod audit_standin;
 mod control_standin;
+mod detour_cephfs;
+mod erase_cephfs;
 mod gap_standin;
 mod ground_cephfs;
 mod ground_standin;
+mod host_cephfs;
 mod inactive_standin;
 mod lease_standin;
 mod million_standin;
 mod modes_standin;
 mod policy_standin;
 mod restart_standin;
+mod seal_cephfs;
 mod views_standin;
+mod window_cephfs;
 
 use crate::harness::registry::{Suite, Test};
 
@@ -30,7 +36,14 @@ const STANDIN: &[&[Test]] = &[
     control_standin::TESTS,
     million_standin::TESTS,
 ];
-const CEPHFS: &[&[Test]] = &[ground_cephfs::TESTS];
+const CEPHFS: &[&[Test]] = &[
+    ground_cephfs::TESTS,
+    erase_cephfs::TESTS,
+    detour_cephfs::TESTS,
+    allow_cephfs::TESTS,
+    seal_cephfs::TESTS,
+    window_cephfs::TESTS,
+];
 
 /// All tests of a suite.
 pub fn of(suite: Suite) -> impl Iterator<Item = Test> {

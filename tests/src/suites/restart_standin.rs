@@ -14,7 +14,7 @@ use crate::harness::guarded::{Guarded, exit_code, populate};
 use crate::harness::mount::Mount;
 use crate::harness::registry::Test;
 use crate::harness::{tree, wait};
-use crate::peer::Running;
+use crate::peers::own::Running;
 
 pub const TESTS: &[Test] = &[
     Test::new("restart_kill_and_upgrade_under_load_pass_not_one_deletion", under_load).within_seconds(240),
