@@ -3,7 +3,6 @@
 
 use std::env;
 use std::fs::{self, File};
-use std::io::{self, IsTerminal as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -19,6 +18,8 @@ const ROOT: &str = "/var/lib/incus";
 const POOL: &str = "/var/lib/incus/storage-pools/shared";
 const WITNESS: &str = "/mnt/witness";
 const POLICY: &str = "/etc/guard-agent/policy.toml";
+/// Set by `cargo xtask demo` on a terminal. The VM's console always is one, and says nothing of the reader's.
+const COLOUR: &str = "GUARD_DEMO_COLOUR";
 /// From start to enforcing, on an emulated machine.
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// The line that sums up an incident comes when its process has ended.
@@ -76,7 +77,7 @@ struct Stage {
 impl Stage {
     fn new() -> Result<Self> {
         let cluster = Cluster::from_environment()?;
-        Ok(Self { cluster, colour: io::stdout().is_terminal() })
+        Ok(Self { cluster, colour: env::var_os(COLOUR).is_some() })
     }
 
     fn paint(&self, code: &str, text: &str) -> String {

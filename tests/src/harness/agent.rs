@@ -80,11 +80,15 @@ impl Installation {
         fs::rename(&new, self.policy()).with_context(|| format!("rename {} into place", new.display()))
     }
 
-    /// The audit log's lines, parsed.
+    /// The audit log's lines, parsed. A line that is just being written is none yet.
     pub fn audit_records(&self) -> Result<Vec<serde_json::Value>> {
         let path = self.audit();
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-        text.lines().map(|line| serde_json::from_str(line).with_context(|| format!("parse {line}"))).collect()
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        whole
+            .lines()
+            .map(|line| serde_json::from_str(line).with_context(|| format!("parse {line}")))
+            .collect()
     }
 
     /// What all its agents have printed so far.
