@@ -80,7 +80,7 @@ pub const POOL_EXPORTED: u32 = 1 << 0;
 pub const POOL_GUARD_TRUNCATE: u32 = 1 << 1;
 /// The agent's own private superblock, on which it proves that the hooks answer. Never recorded.
 pub const POOL_CANARY: u32 = 1 << 2;
-/// With [`POOL_CANARY`]: the `path_*` hooks stand aside, so that the `inode_*` hooks are proven.
+/// With [`POOL_CANARY`]: only the `inode_*` hooks answer; without this flag, only the `path_*` and `file_*` hooks.
 pub const POOL_CANARY_BACKSTOP: u32 = 1 << 3;
 
 /// A guarded root's directory.

@@ -132,7 +132,7 @@ pub fn with_mount(access: &mut Access) -> i32 {
         // The magic is compared so that an entry never speaks for another kind of superblock.
         Some(entry) if entry.magic == access.magic => {
             if entry.flags & POOL_CANARY != 0 {
-                return canary(entry, POOL_CANARY_BACKSTOP);
+                return canary(entry, entry.flags & POOL_CANARY_BACKSTOP == 0);
             }
             access.set_pool(entry);
             by_mode(access, entry)
@@ -158,7 +158,7 @@ pub fn backstop(access: &mut Access) -> i32 {
         _ => return 0,
     };
     if entry.flags & POOL_CANARY != 0 {
-        return canary(entry, 0);
+        return canary(entry, entry.flags & POOL_CANARY_BACKSTOP != 0);
     }
     // Fail open if it cannot be read: sealed mode, where it matters, denies user's threads as well.
     let kernel_thread = Task::current().is_kernel_thread().unwrap_or(false);
@@ -225,10 +225,11 @@ fn constant<const VALUE: i32>() -> i32 {
     VALUE
 }
 
-/// The agent's own superblock: only the load that it names answers, and only the hooks it means.
+/// The agent's own superblock: only the load that it names answers, and only the kind of hooks it means. Of
+/// the two hooks that see one deletion, neither may answer for the other.
 #[inline(always)]
-fn canary(entry: &PoolEntry, stand_aside: u32) -> i32 {
-    if entry.canary_token == kernel::program_token() && entry.flags & stand_aside == 0 { -EPERM } else { 0 }
+fn canary(entry: &PoolEntry, is_meant: bool) -> i32 {
+    if is_meant && entry.canary_token == kernel::program_token() { -EPERM } else { 0 }
 }
 
 /// A superblock that has an entry. `None`: allowed, and nobody needs to know.

@@ -26,7 +26,7 @@ use crate::events::{IncidentTracker, Name, Stamp, Time, clock};
 use crate::mounts::{MountWatch, Snapshot};
 use crate::plan::{self, Desired, MapOperation, Overrides};
 use crate::policy::{Policy, PolicyErrors, file};
-use crate::posture::Posture;
+use crate::posture::{Posture, Reason};
 use crate::roots::{self, ResolveError};
 
 /// The policy in force.
@@ -106,6 +106,8 @@ pub struct Owner {
     pub(super) incidents: IncidentTracker,
     pub(super) troubles: Troubles,
     pub(super) posture: Option<Posture>,
+    /// What the host lacks; known once it was asked for.
+    pub(super) preconditions: Option<Vec<Reason>>,
     pub(super) proven_at: Option<Time>,
     pub(super) started: Time,
     pub(super) ended_seen: u64,
@@ -155,6 +157,7 @@ impl Owner {
             incidents: IncidentTracker::new(interval),
             troubles: Troubles::default(),
             posture: None,
+            preconditions: None,
             proven_at: None,
             started: now().time,
             ended_seen: 0,

@@ -104,8 +104,10 @@ impl Owner {
     pub(super) fn judge_posture(&mut self) {
         let mut posture = judge(&self.troubles, self.proven_at.is_some(), self.policy_only_observes());
         if posture.state == State::Inactive {
-            // The canary only knows that nothing answered; the host's preconditions tell why.
-            posture.reasons.extend(failed_preconditions());
+            // The canary only knows that nothing answered; the host's preconditions tell why. They are
+            // looked at once: that takes seconds on a slow host (all of the kernel's BTF), and they
+            // change with a boot.
+            posture.reasons.extend(self.preconditions.get_or_insert_with(failed_preconditions).clone());
         }
         if self.posture.as_ref().map(|old| (old.state, codes(old))) == Some((posture.state, codes(&posture)))
         {

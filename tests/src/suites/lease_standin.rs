@@ -46,7 +46,8 @@ fn on_time() -> Result<()> {
     let (longest, shortest) = (before.elapsed(), after.elapsed());
     ensure!(longest >= TTL, "it ended after {longest:?}, granted were {TTL:?}");
     let late = shortest.saturating_sub(TTL);
-    ensure!(late < Duration::from_millis(500), "it ended {late:?} late");
+    // A whole second is for the machine, which may be busy: the kernel decides to the nanosecond.
+    ensure!(late < Duration::from_secs(1), "it ended {late:?} late");
     println!("note: a lease of {TTL:?} was over between {shortest:?} and {longest:?} after it began");
     // Over is over for everyone, truncation included, until an agent says what holds now.
     denied("truncation after the lease", fs::write(&file, "y"))?;

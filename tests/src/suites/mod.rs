@@ -3,6 +3,7 @@
 mod actors_standin;
 mod allow_cephfs;
 mod audit_standin;
+mod command_lease_standin;
 mod control_standin;
 mod detour_cephfs;
 mod erase_cephfs;
@@ -30,6 +31,7 @@ const STANDIN: &[&[Test]] = &[
     gap_standin::TESTS,
     restart_standin::TESTS,
     lease_standin::TESTS,
+    command_lease_standin::TESTS,
     inactive_standin::TESTS,
     policy_standin::TESTS,
     audit_standin::TESTS,
