@@ -183,6 +183,10 @@ impl Owner {
         let (policy, generation) = (self.policy.policy.hash().to_owned(), self.policy.generation);
         tracing::info!(build = object::BUILD, ?change, policy, generation, "agent is up");
         self.write_policy(PolicyChange::Loaded, Vec::new());
+        if let Some(rejected) = &self.policy.rejected {
+            // The file is wrong, and the last good policy was taken instead.
+            self.write_policy(PolicyChange::Rejected, rejected.errors.clone());
+        }
         if let Err(error) = proven {
             self.canary_failed(&error);
             if !self.policy.policy.allow_inactive() {
@@ -206,9 +210,9 @@ impl Owner {
     /// Proves enforcement anew.
     pub fn prove(&mut self) {
         let Some(programs) = &self.programs else { return };
-        if !programs.is_pinned() {
-            self.troubles.set(posture::UNPINNED, "a link is no longer pinned".to_owned());
-        }
+        let pinned = programs.is_pinned();
+        self.troubles
+            .set_if(posture::UNPINNED, || (!pinned).then(|| "a link is no longer pinned".to_owned()));
         match canary::prove(&mut self.maps, programs.token()) {
             Ok(()) => self.canary_passed(),
             Err(error) => self.canary_failed(&error),
@@ -421,6 +425,8 @@ impl Owner {
             Ok(mut loaded) => {
                 loaded.generation = self.policy.generation + 1;
                 self.policy = loaded;
+                self.incidents.set_interval(interval_ns(&self.policy.policy));
+                self.keep_policy();
                 tracing::info!(
                     generation = self.policy.generation,
                     hash = self.policy.policy.hash(),
