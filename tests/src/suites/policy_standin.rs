@@ -16,6 +16,7 @@ use crate::harness::wait;
 pub const TESTS: &[Test] = &[
     Test::new("policy_good_edits_are_in_force_within_a_second", good_edits),
     Test::new("policy_bad_edits_change_nothing_and_are_reported", bad_edits),
+    Test::new("policy_a_start_with_a_wrong_file_takes_the_last_good_edit", start_with_a_wrong_file),
 ];
 
 const SOON: Duration = Duration::from_secs(30);
@@ -62,6 +63,30 @@ fn good_edits() -> Result<()> {
     until_answer(&elsewhere, false)?;
     until_answer(&pool, true)?;
     rm_passes(&pool.path().join("file0"))
+}
+
+fn start_with_a_wrong_file() -> Result<()> {
+    let ground = Guarded::new("last-good", "mode = \"observed\"")?;
+    let agent = ground.installation.start()?;
+    let pool = ground.pool("pool")?;
+    rm_passes(&pool.path().join("file0"))?;
+    // The edit, not the policy of the start, is what has to be kept.
+    ground.installation.write_policy(&ground.policy(""))?;
+    until_answer(&pool, false)?;
+    ensure!(agent.stop()?.success(), "the agent did not end well");
+
+    ground.installation.write_policy("version = 1\n[[root]]\npreset = \"incuss\"\n")?;
+    let _agent = ground.installation.start()?;
+    rm_is_denied(&pool.path().join("file1"))?;
+    let rejected = ground.status()?["policy"]["rejected"].clone();
+    ensure!(rejected["errors"][0].as_str().is_some_and(|error| error.contains(":3")), "{rejected}");
+    ground.wait_for_record("the rejection", |record| {
+        record["kind"] == "policy" && record["policy"]["change"] == "rejected"
+    })?;
+    ground.installation.write_policy(&ground.policy("mode = \"observed\""))?;
+    until_answer(&pool, true)?;
+    ensure!(ground.status()?["policy"]["rejected"].is_null(), "{}", ground.status()?["policy"]);
+    Ok(())
 }
 
 /// Each with the line that must be named, and a part of the hint.
