@@ -17,7 +17,7 @@ pub fn save(state_dir: &Path, text: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::owner::LoadedPolicy;
+    use super::super::policy::LoadedPolicy;
     use super::*;
 
     #[test]

@@ -7,6 +7,8 @@
 mod last_good;
 mod notify;
 mod owner;
+mod policy;
+mod pools;
 mod posture;
 mod report;
 mod requests;
@@ -141,7 +143,7 @@ const FOLLOWERS_LAG: usize = 1024;
 
 /// Runs until `shutdown`. Enforcement goes on after it.
 pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result<(), DaemonError> {
-    let policy = owner::LoadedPolicy::load_or_last_good(&options.policy, &options.state_dir)
+    let policy = policy::LoadedPolicy::load_or_last_good(&options.policy, &options.state_dir)
         .map_err(DaemonError::Policy)?;
     for root in policy.policy.roots() {
         if options.state_dir.starts_with(root.path()) {

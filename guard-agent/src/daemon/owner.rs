@@ -3,88 +3,27 @@
 //! [`Owner::reconcile`] is the heart: read the mount table and the maps, plan, apply, and write down what
 //! became different. It may be called at any time and as often as one likes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use guard_common::{Mode, PoolEntry};
 use tokio::sync::broadcast;
 
+use super::policy::{LoadedPolicy, interval_ns};
+use super::pools::KnownPool;
 use super::posture::Troubles;
 use super::state::StateFile;
-use super::{DaemonError, Options, chain, last_good, posture, publish};
-use crate::audit::record::{
-    AgentBody, AgentChange, LeaseChange, ModeBody, ModeCause, PolicyBody, PolicyChange, PoolBody, PoolChange,
-    device_text, pool_id_text,
-};
+use super::{DaemonError, Options, chain, posture, publish};
+use crate::audit::record::{AgentBody, AgentChange, LeaseChange, PolicyChange};
 use crate::audit::{AuditFile, Body, Place};
 use crate::bpf::{CanaryError, Maps, Programs, canary, object};
-use crate::classify::{self, Classification, Pool};
+use crate::classify::{self, Classification};
 use crate::control::Peer;
-use crate::control::report::RejectedPolicy;
-use crate::events::{IncidentTracker, Name, Stamp, Time, clock};
+use crate::events::{IncidentTracker, Stamp, Time, clock};
 use crate::mounts::{MountWatch, Snapshot};
 use crate::plan::{self, Desired, MapOperation, Overrides};
-use crate::policy::{Policy, PolicyErrors, file};
 use crate::posture::{Posture, Reason};
 use crate::roots::{self, ResolveError};
-
-/// The policy in force.
-#[derive(Debug)]
-pub struct LoadedPolicy {
-    pub policy: Policy,
-    pub text: String,
-    pub generation: u64,
-    pub loaded: Time,
-    pub rejected: Option<RejectedPolicy>,
-}
-
-impl LoadedPolicy {
-    /// Reads and validates a policy file.
-    pub fn load(path: &Path) -> Result<Self, PolicyErrors> {
-        let text = file::read(path)?;
-        let policy = crate::policy::parse(&text, path)?;
-        Ok(Self { policy, text, generation: 1, loaded: now().time, rejected: None })
-    }
-
-    /// As [`load`](Self::load); if the file is wrong, the last policy that was in force, with the
-    /// problems noted: a host must not boot unprotected because of a misspelt key.
-    pub fn load_or_last_good(path: &Path, state_dir: &Path) -> Result<Self, PolicyErrors> {
-        let errors = match Self::load(path) {
-            Ok(loaded) => return Ok(loaded),
-            Err(errors) => errors,
-        };
-        let Ok(mut last) = Self::load(&last_good::path(state_dir)) else { return Err(errors) };
-        let lines: Vec<String> = errors.to_string().lines().map(str::to_owned).collect();
-        tracing::error!(file = %path.display(), errors = ?lines, "policy rejected, the last good one is in force");
-        last.rejected = Some(RejectedPolicy { at: now().time, errors: lines });
-        Ok(last)
-    }
-}
-
-/// A pool that has an entry in the kernel.
-#[derive(Clone, Debug)]
-pub struct KnownPool {
-    /// What the mount table says; as it was last seen, if the mount is gone and the superblock lives.
-    pub pool: Pool,
-    /// Path of the guarded root.
-    pub root: PathBuf,
-    pub entry: PoolEntry,
-    pub mode: Mode,
-    pub cause: ModeCause,
-}
-
-impl KnownPool {
-    /// How the audit log names it.
-    pub fn place(&self) -> Place {
-        Place {
-            pool_id: Some(pool_id_text(self.pool.pool_id)),
-            pool: Some(self.pool.name.clone()),
-            mountpoint: Some(self.pool.mountpoint.display().to_string()),
-            generation: Some(self.entry.generation),
-        }
-    }
-}
 
 /// Everything the agent knows.
 pub struct Owner {
@@ -118,9 +57,6 @@ pub struct Owner {
 
 /// Ticks between two rounds that no event asked for.
 const ROUND: u64 = 5;
-/// Places of ended pools that are remembered.
-const PAST: usize = 1024;
-
 /// Both clocks. They cannot fail on Linux with these arguments.
 pub fn now() -> Stamp {
     clock::now().expect("CLOCK_BOOTTIME and CLOCK_REALTIME exist").1
@@ -314,156 +250,6 @@ impl Owner {
         Ok(())
     }
 
-    /// Compares the pools in the kernel with those known, and writes down the differences.
-    fn note_pools(&mut self, effective: &Policy) -> Result<(), String> {
-        let entries = self.maps.observed().map_err(|error| chain(&error))?.pools;
-        let mut seen = BTreeSet::new();
-        for (dev, entry) in
-            entries.iter().filter(|(_, entry)| entry.flags & guard_common::policy::POOL_CANARY == 0)
-        {
-            seen.insert(entry.generation);
-            self.note_pool(*dev, *entry, effective);
-        }
-        let gone: Vec<u64> =
-            self.pools.keys().filter(|generation| !seen.contains(generation)).copied().collect();
-        for generation in gone {
-            if let Some(known) = self.pools.remove(&generation) {
-                self.note_end(&known);
-            }
-        }
-        Ok(())
-    }
-
-    fn note_pool(&mut self, dev: u32, entry: PoolEntry, effective: &Policy) {
-        let mode = Mode::from_u32(entry.mode).unwrap_or(Mode::Sealed);
-        let known = self.pools.get(&entry.generation);
-        let pool = match (self.classification.pool(dev), known) {
-            (Some(pool), _) if pool.pool_id == entry.pool_id => pool.clone(),
-            (_, Some(known)) => known.pool.clone(),
-            (_, None) => detached(dev, &entry),
-        };
-        let root = effective
-            .root_of_actor_set(entry.actor_set)
-            .map_or_else(PathBuf::new, |root| root.path().to_owned());
-        let by_operator = self.overrides.released.contains_key(&entry.generation)
-            || self.overrides.sealed.contains(&entry.pool_id);
-        let before = known.map(|known| (known.mode, known.entry.expires_boot_ns));
-        let cause = match before {
-            Some((Mode::Released, _)) if mode != Mode::Released && self.asker(&entry).is_none() => {
-                ModeCause::Expiry
-            }
-            _ if by_operator || self.asker(&entry).is_some() => ModeCause::Operator,
-            _ => ModeCause::Policy,
-        };
-        let now_known = KnownPool { pool, root, entry, mode, cause };
-        match before {
-            None => {
-                tracing::info!(
-                    pool = now_known.pool.name,
-                    dev = device_text(dev),
-                    mode = mode.name(),
-                    "pool appeared"
-                );
-                let body = self.pool_body(PoolChange::Appeared, &now_known);
-                self.write(Body::Pool(body));
-            }
-            Some((from, _)) if from != mode => {
-                tracing::info!(
-                    pool = now_known.pool.name,
-                    from = from.name(),
-                    to = mode.name(),
-                    ?cause,
-                    "mode changed"
-                );
-                let place = now_known.place();
-                let (from, to) = (Some(Name(from)), Name(mode));
-                let uid = self.asker(&entry).map(|peer| peer.uid);
-                let login_uid = self.asker(&entry).and_then(|peer| peer.login_uid);
-                self.write(Body::Mode(ModeBody { place, from, to, cause, uid, login_uid }));
-            }
-            Some(_) => {}
-        }
-        self.pools.insert(entry.generation, now_known);
-    }
-
-    /// Who asked for the change of this pool, if someone did.
-    fn asker(&self, entry: &PoolEntry) -> Option<Peer> {
-        self.asked_by.filter(|(generation, _)| *generation == entry.generation).map(|(_, peer)| peer)
-    }
-
-    fn note_end(&mut self, known: &KnownPool) {
-        let generation = known.entry.generation;
-        tracing::info!(pool = known.pool.name, generation, "pool ended");
-        self.past.insert(generation, known.place());
-        while self.past.len() > PAST {
-            self.past.pop_first();
-        }
-        let body = self.pool_body(PoolChange::Ended, known);
-        self.write(Body::Pool(body));
-        self.overrides.released.remove(&generation);
-        self.close_leases(LeaseChange::Ended, |lease| lease.generation == generation);
-        if let Err(error) = self.maps.pool_counters.remove(&generation) {
-            tracing::warn!(error = chain(&error), "counters of an ended pool stay");
-        }
-    }
-
-    fn pool_body(&self, change: PoolChange, known: &KnownPool) -> PoolBody {
-        PoolBody {
-            change,
-            place: known.place(),
-            device: device_text(known.pool.dev),
-            filesystem: known.pool.fs_type.clone(),
-            source: known.pool.source.clone(),
-            mode: Some(Name(known.mode)),
-        }
-    }
-
-    /// Reads the policy file again. A bad one changes nothing but the report.
-    pub fn reload_policy(&mut self) {
-        match LoadedPolicy::load(&self.options.policy) {
-            Ok(loaded) if loaded.text == self.policy.text => self.policy.rejected = None,
-            Ok(mut loaded) => {
-                loaded.generation = self.policy.generation + 1;
-                self.policy = loaded;
-                self.incidents.set_interval(interval_ns(&self.policy.policy));
-                self.keep_policy();
-                tracing::info!(
-                    generation = self.policy.generation,
-                    hash = self.policy.policy.hash(),
-                    "policy loaded"
-                );
-                self.write_policy(PolicyChange::Loaded, Vec::new());
-            }
-            Err(errors) => {
-                let errors: Vec<String> = errors.to_string().lines().map(str::to_owned).collect();
-                tracing::error!(file = %self.options.policy.display(), ?errors, "policy rejected, the old one stays");
-                let rejected = RejectedPolicy { at: now().time, errors: errors.clone() };
-                if self.policy.rejected.as_ref().map(|old| &old.errors) != Some(&errors) {
-                    self.write_policy(PolicyChange::Rejected, errors);
-                }
-                self.policy.rejected = Some(rejected);
-            }
-        }
-        self.judge_posture();
-    }
-
-    /// Whether the file differs from what was last taken from it: for hosts where it cannot be watched.
-    fn policy_file_changed(&self) -> bool {
-        self.policy.rejected.is_none()
-            && file::read(&self.options.policy).is_ok_and(|text| text != self.policy.text)
-    }
-
-    /// Keeps the policy in force, for a start that finds a wrong file.
-    pub fn keep_policy(&mut self) {
-        match last_good::save(&self.options.state_dir, &self.policy.text) {
-            Ok(()) => self.troubles.clear(posture::LAST_GOOD),
-            Err(error) => {
-                tracing::error!(%error, "the policy in force could not be kept for the next start");
-                self.troubles.set(posture::LAST_GOOD, error.to_string());
-            }
-        }
-    }
-
     /// Everything that is due by time.
     pub fn tick(&mut self, mounts: &MountWatch) {
         self.ticks += 1;
@@ -555,35 +341,6 @@ impl Owner {
             pid: std::process::id(),
             previous_build: None,
         }));
-    }
-
-    fn write_policy(&mut self, change: PolicyChange, errors: Vec<String>) {
-        self.write(Body::Policy(PolicyBody {
-            change,
-            path: self.options.policy.display().to_string(),
-            generation: self.policy.generation,
-            hash: self.policy.policy.hash().to_owned(),
-            errors,
-        }));
-    }
-}
-
-fn interval_ns(policy: &Policy) -> u64 {
-    u64::try_from(policy.incident_interval().as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// A pool that an earlier agent knew, whose mount is gone while its superblock lives.
-fn detached(dev: u32, entry: &PoolEntry) -> Pool {
-    Pool {
-        dev,
-        pool_id: entry.pool_id,
-        name: pool_id_text(entry.pool_id),
-        fs_type: String::new(),
-        magic: entry.magic,
-        source: String::new(),
-        mountpoint: PathBuf::new(),
-        mountpoints: Vec::new(),
-        root: 0,
     }
 }
 

@@ -3,7 +3,8 @@
 use guard_common::{Counter, Mode};
 
 use super::chain;
-use super::owner::{KnownPool, Owner, now};
+use super::owner::{Owner, now};
+use super::pools::KnownPool;
 use super::state::Lease;
 use crate::audit::record::{device_text, pool_id_text};
 use crate::bpf::object;

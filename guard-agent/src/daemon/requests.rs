@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::owner::{KnownPool, Owner, now};
+use super::owner::{Owner, now};
+use super::pools::KnownPool;
 use super::report::{lease_report, wall};
 use super::state::Lease;
 use super::{chain, is_active, posture};

@@ -48,7 +48,7 @@ impl Owner {
     fn place(&self, generation: u64) -> Place {
         self.pools
             .get(&generation)
-            .map(super::owner::KnownPool::place)
+            .map(super::pools::KnownPool::place)
             .or_else(|| self.past.get(&generation).cloned())
             .unwrap_or_default()
     }
