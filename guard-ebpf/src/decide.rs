@@ -1,30 +1,20 @@
 //! The decision: structure first, map second.
 //!
-//! What loops is a global function (`extern "C"`, numbers only): the verifier checks each of those once
-//! and by itself, instead of once for every way that leads to it.
-//!
 //! Each place where a choice is made between failing closed and failing open says so there.
 
-use aya_ebpf::helpers::generated;
 use guard_common::policy::{
-    FUSE_SUPER_MAGIC, POOL_CANARY, POOL_CANARY_BACKSTOP, POOL_EXPORTED, POOL_GUARD_TRUNCATE, ROOT_OBSERVED,
-    magic_bit,
+    FUSE_SUPER_MAGIC, POOL_CANARY, POOL_CANARY_BACKSTOP, POOL_EXPORTED, POOL_GUARD_TRUNCATE, magic_bit,
 };
-use guard_common::{
-    ActorMask, CgroupKey, Counter, ExecutableKey, FilesystemKey, Hook, LeaseKey, Mode, Operation, PoolEntry,
-    Reason, RootKey, Verdict,
-};
+use guard_common::{Counter, FilesystemKey, Hook, Mode, Operation, PoolEntry, Reason, Verdict};
 
-use crate::kernel::{self, Lenient, ReadError, Task, Trusted};
-use crate::maps::{ACTOR_CGROUPS, ACTOR_EXES, CONFIG, FILESYSTEMS, LEASES, POOLS, ROOTS};
+use crate::identity::{
+    WALK_BOUND, WALK_DENY, WALK_OBSERVE, WALK_OUTSIDE, guarded_root, has_lease, is_actor, is_guest_view,
+};
+use crate::kernel::{self, ReadError, Task, Trusted, boot_ns};
+use crate::maps::{CONFIG, FILESYSTEMS, POOLS};
 use crate::report::{self, Diagnosis, diagnose};
 
 const EPERM: i32 = 1;
-/// Steps of the walk from a mount to a guarded root: names and mounts together.
-const WALK_STEPS: u32 = 256;
-/// Levels of the cgroup tree that are looked at, from the root down.
-const CGROUP_LEVELS: i32 = 24;
-
 /// What is being done to what, and what became of it. Plain numbers: it is handed to `report::audit`,
 /// a global function.
 #[repr(C)]
@@ -311,12 +301,6 @@ fn is_released(entry: &PoolEntry) -> bool {
     boot_ns() < entry.expires_boot_ns
 }
 
-#[inline(always)]
-pub fn boot_ns() -> u64 {
-    // SAFETY: always allowed. The boot clock counts suspended time, and nobody can set it.
-    unsafe { generated::bpf_ktime_get_boot_ns() }
-}
-
 /// The bit of the superblock's kind of filesystem; 0 if policy does not name that kind.
 #[inline(always)]
 fn filesystem_bit(access: &Access) -> Result<u64, ReadError> {
@@ -329,135 +313,4 @@ fn filesystem_bit(access: &Access) -> Result<u64, ReadError> {
     }
     // SAFETY: as in `with_mount`.
     Ok(unsafe { FILESYSTEMS.get(key) }.map_or(0, |bit| 1 << (*bit & 63)))
-}
-
-const WALK_OUTSIDE: u32 = 0;
-const WALK_DENY: u32 = 1;
-const WALK_OBSERVE: u32 = 2;
-const WALK_BOUND: u32 = 3;
-const WALK_READ_ERROR: u32 = 4;
-
-/// Whether a mount lies at or below a guarded root: walks from its root through names and mounts up
-/// to the top of its namespace. Any root that guards one of `filesystems` counts.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn guarded_root(mut mount: u64, filesystems: u64) -> u32 {
-    let mut reads = Lenient::new();
-    let mut root = reads.mount_root(mount);
-    let mut dentry = root;
-    let mut dev = reads.mount_device(mount);
-    for _ in 0..WALK_STEPS {
-        let key = RootKey { ino: reads.dentry_ino(dentry), dev, reserved: 0 };
-        // SAFETY: as in `with_mount`.
-        if let Some(entry) = unsafe { ROOTS.get(key) }
-            && entry.filesystems & filesystems != 0
-        {
-            return if entry.flags & ROOT_OBSERVED != 0 { WALK_OBSERVE } else { WALK_DENY };
-        }
-        if dentry == root {
-            let parent = reads.mount_parent(mount);
-            if parent == mount {
-                return WALK_OUTSIDE;
-            }
-            dentry = reads.mount_mountpoint(mount);
-            mount = parent;
-            root = reads.mount_root(mount);
-            dev = reads.mount_device(mount);
-        } else {
-            dentry = reads.dentry_parent(dentry);
-        }
-        if reads.failed() {
-            return WALK_READ_ERROR;
-        }
-    }
-    WALK_BOUND
-}
-
-/// A bind mount of a part of the pool, in a mount namespace other than the host's, that does not lie
-/// below a guarded root there either: a service's private copy of the host's mounts is no guest.
-#[inline(always)]
-fn is_guest_view(access: &Access) -> Result<bool, ReadError> {
-    if access.mount == 0 {
-        return Ok(false);
-    }
-    let namespace = kernel::mount_namespace(access.mount)?;
-    let host = CONFIG.get(0).map_or(0, |config| config.host_mnt_ns);
-    if namespace == 0 || namespace == host {
-        return Ok(false);
-    }
-    if kernel::mount_root(access.mount)? == kernel::superblock_root(access.superblock)? {
-        return Ok(false);
-    }
-    match guarded_root(access.mount, u64::MAX) {
-        WALK_OUTSIDE => Ok(true),
-        WALK_READ_ERROR => Err(ReadError),
-        _ => Ok(false),
-    }
-}
-
-/// Whether the running process may delete in the pools of a set.
-#[inline(always)]
-fn is_actor(actor_set: u32) -> Result<bool, ReadError> {
-    let cgroup = actor_cgroup(actor_set);
-    if cgroup == u64::MAX {
-        return Ok(true);
-    }
-    let Some((dev, ino)) = Task::current().executable()? else {
-        return Ok(false);
-    };
-    // SAFETY: as in `with_mount`.
-    Ok(match unsafe { ACTOR_EXES.get(ExecutableKey { ino, dev, actor_set }) } {
-        Some(mask) => mask.alone != 0 || mask.combined & cgroup != 0,
-        None => false,
-    })
-}
-
-/// What the process's cgroup and its ancestors say: `u64::MAX` if one of them alone makes an actor,
-/// else the `combined` bits of them all (of which the last is never given out).
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn actor_cgroup(actor_set: u32) -> u64 {
-    let mut combined = 0;
-    for level in 0..CGROUP_LEVELS {
-        // SAFETY: always allowed; 0 below the process's own cgroup.
-        let cgroup_id = unsafe { generated::bpf_get_current_ancestor_cgroup_id(level) };
-        if cgroup_id == 0 {
-            break;
-        }
-        let key = CgroupKey { cgroup_id, actor_set, reserved: 0 };
-        // SAFETY: as in `with_mount`.
-        if let Some(ActorMask { alone, combined: bits }) = unsafe { ACTOR_CGROUPS.get(key) } {
-            if *alone != 0 {
-                return u64::MAX;
-            }
-            combined |= *bits;
-        }
-    }
-    combined
-}
-
-#[inline(always)]
-fn has_lease(dev: u32, generation: u64) -> bool {
-    lease(dev, generation) != 0
-}
-
-/// 1 if the process belongs to a command tree with a lease on this pool.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn lease(dev: u32, generation: u64) -> u32 {
-    for level in 0..CGROUP_LEVELS {
-        // SAFETY: always allowed; 0 below the process's own cgroup.
-        let cgroup_id = unsafe { generated::bpf_get_current_ancestor_cgroup_id(level) };
-        if cgroup_id == 0 {
-            break;
-        }
-        // SAFETY: as in `with_mount`.
-        if let Some(lease) = unsafe { LEASES.get(LeaseKey { cgroup_id, dev, reserved: 0 }) }
-            && lease.generation == generation
-            && boot_ns() < lease.expires_boot_ns
-        {
-            return 1;
-        }
-    }
-    0
 }

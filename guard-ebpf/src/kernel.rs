@@ -313,6 +313,13 @@ pub fn read_text(destination: *mut c_void, capacity: u32, source: u64) -> Result
     u32::try_from(length).map_err(|_| ReadError)
 }
 
+/// Now, on the boot clock.
+#[inline(always)]
+pub fn boot_ns() -> u64 {
+    // SAFETY: always allowed. The boot clock counts suspended time, and nobody can set it.
+    unsafe { generated::bpf_ktime_get_boot_ns() }
+}
+
 /// The running task.
 #[derive(Clone, Copy)]
 pub struct Task(u64);

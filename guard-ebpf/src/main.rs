@@ -1,7 +1,7 @@
 //! The kernel program: BPF LSM hooks that decide about every deletion.
 //!
 //! ```text
-//! hooks ─► decide ─► kernel (every read of kernel memory)
+//! hooks ─► decide ─► identity (who asks, and from where) ─► kernel (every read of kernel memory)
 //!             │
 //!             └────► report (counters, incidents, records)      maps: what the agent supplies
 //! ```
@@ -14,6 +14,7 @@
 
 mod decide;
 mod hooks;
+mod identity;
 mod kernel;
 mod maps;
 mod report;

@@ -11,8 +11,8 @@ use guard_common::record::{
 };
 use guard_common::{Counter, IncidentKey, IncidentValue, Record, Verdict};
 
-use crate::decide::{Access, Outcome, boot_ns};
-use crate::kernel::{self, Lenient, Task};
+use crate::decide::{Access, Outcome};
+use crate::kernel::{self, Lenient, Task, boot_ns};
 use crate::maps::{CONFIG, COUNTERS, INCIDENTS, POOL_COUNTERS, RECORDS};
 
 const BPF_NOEXIST: u64 = 1;
@@ -79,7 +79,7 @@ pub fn diagnose(what: Diagnosis, dev: u32) {
     write_log(what as u32, dev);
 }
 
-/// A global function (see `decide`): the verifier looks into the formatting once.
+/// A global function (see `identity`): the verifier looks into the formatting once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn write_log(what: u32, dev: u32) -> u32 {
@@ -123,7 +123,7 @@ pub fn outcome(access: &mut Access, outcome: Outcome) {
 
 /// Adds a decision to its incident, and sends a record of it if it is one of the incident's first.
 ///
-/// A global function: see `decide`.
+/// A global function: see `identity`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn audit(access: *const Access) -> u32 {
@@ -185,7 +185,7 @@ fn incident(key: &IncidentKey, pool_id: u64) -> Option<*mut IncidentValue> {
     INCIDENTS.get_ptr_mut(key)
 }
 
-/// A global function (see `decide`): its stack is not added to that of a known incident's way.
+/// A global function (see `identity`): its stack is not added to that of a known incident's way.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn open_incident(key: *const IncidentKey, pool_id: u64) -> u32 {
@@ -274,7 +274,7 @@ fn fill(record: *mut Record, access: &Access, key: &IncidentKey, now: u64, numbe
 /// Writes the names from the target up to the superblock's root, each closed by a NUL, and how many
 /// bytes they take. Returns the flag that says whether the root was reached.
 ///
-/// A global function: see `decide`.
+/// A global function: see `identity`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn write_path(record: *mut Record, superblock: u64, target: u64) -> u32 {

@@ -1,0 +1,148 @@
+//! Who asks, and from where: guarded roots, guest views, actors, leases.
+//!
+//! What loops is a global function (`extern "C"`, numbers only): the verifier checks each of those once
+//! and by itself, instead of once for every way that leads to it.
+
+use aya_ebpf::helpers::generated;
+use guard_common::policy::ROOT_OBSERVED;
+use guard_common::{ActorMask, CgroupKey, ExecutableKey, LeaseKey, RootKey};
+
+use crate::decide::Access;
+use crate::kernel::{self, Lenient, ReadError, Task, boot_ns};
+use crate::maps::{ACTOR_CGROUPS, ACTOR_EXES, CONFIG, LEASES, ROOTS};
+
+/// Steps of the walk from a mount to a guarded root: names and mounts together.
+const WALK_STEPS: u32 = 256;
+/// Levels of the cgroup tree that are looked at, from the root down.
+const CGROUP_LEVELS: i32 = 24;
+
+pub const WALK_OUTSIDE: u32 = 0;
+pub const WALK_DENY: u32 = 1;
+pub const WALK_OBSERVE: u32 = 2;
+pub const WALK_BOUND: u32 = 3;
+pub const WALK_READ_ERROR: u32 = 4;
+
+/// Whether a mount lies at or below a guarded root: walks from its root through names and mounts up
+/// to the top of its namespace. Any root that guards one of `filesystems` counts.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn guarded_root(mut mount: u64, filesystems: u64) -> u32 {
+    let mut reads = Lenient::new();
+    let mut root = reads.mount_root(mount);
+    let mut dentry = root;
+    let mut dev = reads.mount_device(mount);
+    for _ in 0..WALK_STEPS {
+        let key = RootKey { ino: reads.dentry_ino(dentry), dev, reserved: 0 };
+        // SAFETY: as in `decide::with_mount`.
+        if let Some(entry) = unsafe { ROOTS.get(key) }
+            && entry.filesystems & filesystems != 0
+        {
+            return if entry.flags & ROOT_OBSERVED != 0 { WALK_OBSERVE } else { WALK_DENY };
+        }
+        if dentry == root {
+            let parent = reads.mount_parent(mount);
+            if parent == mount {
+                return WALK_OUTSIDE;
+            }
+            dentry = reads.mount_mountpoint(mount);
+            mount = parent;
+            root = reads.mount_root(mount);
+            dev = reads.mount_device(mount);
+        } else {
+            dentry = reads.dentry_parent(dentry);
+        }
+        if reads.failed() {
+            return WALK_READ_ERROR;
+        }
+    }
+    WALK_BOUND
+}
+
+/// A bind mount of a part of the pool, in a mount namespace other than the host's, that does not lie
+/// below a guarded root there either: a service's private copy of the host's mounts is no guest.
+#[inline(always)]
+pub fn is_guest_view(access: &Access) -> Result<bool, ReadError> {
+    if access.mount == 0 {
+        return Ok(false);
+    }
+    let namespace = kernel::mount_namespace(access.mount)?;
+    let host = CONFIG.get(0).map_or(0, |config| config.host_mnt_ns);
+    if namespace == 0 || namespace == host {
+        return Ok(false);
+    }
+    if kernel::mount_root(access.mount)? == kernel::superblock_root(access.superblock)? {
+        return Ok(false);
+    }
+    match guarded_root(access.mount, u64::MAX) {
+        WALK_OUTSIDE => Ok(true),
+        WALK_READ_ERROR => Err(ReadError),
+        _ => Ok(false),
+    }
+}
+
+/// Whether the running process may delete in the pools of a set.
+#[inline(always)]
+pub fn is_actor(actor_set: u32) -> Result<bool, ReadError> {
+    let cgroup = actor_cgroup(actor_set);
+    if cgroup == u64::MAX {
+        return Ok(true);
+    }
+    let Some((dev, ino)) = Task::current().executable()? else {
+        return Ok(false);
+    };
+    // SAFETY: as in `decide::with_mount`.
+    Ok(match unsafe { ACTOR_EXES.get(ExecutableKey { ino, dev, actor_set }) } {
+        Some(mask) => mask.alone != 0 || mask.combined & cgroup != 0,
+        None => false,
+    })
+}
+
+/// What the process's cgroup and its ancestors say: `u64::MAX` if one of them alone makes an actor,
+/// else the `combined` bits of them all (of which the last is never given out).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn actor_cgroup(actor_set: u32) -> u64 {
+    let mut combined = 0;
+    for level in 0..CGROUP_LEVELS {
+        // SAFETY: always allowed; 0 below the process's own cgroup.
+        let cgroup_id = unsafe { generated::bpf_get_current_ancestor_cgroup_id(level) };
+        if cgroup_id == 0 {
+            break;
+        }
+        let key = CgroupKey { cgroup_id, actor_set, reserved: 0 };
+        // SAFETY: as in `decide::with_mount`.
+        if let Some(ActorMask { alone, combined: bits }) = unsafe { ACTOR_CGROUPS.get(key) } {
+            if *alone != 0 {
+                return u64::MAX;
+            }
+            combined |= *bits;
+        }
+    }
+    combined
+}
+
+#[inline(always)]
+pub fn has_lease(dev: u32, generation: u64) -> bool {
+    lease(dev, generation) != 0
+}
+
+/// 1 if the process belongs to a command tree with a lease on this pool.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn lease(dev: u32, generation: u64) -> u32 {
+    for level in 0..CGROUP_LEVELS {
+        // SAFETY: always allowed; 0 below the process's own cgroup.
+        let cgroup_id = unsafe { generated::bpf_get_current_ancestor_cgroup_id(level) };
+        if cgroup_id == 0 {
+            break;
+        }
+        // SAFETY: as in `decide::with_mount`.
+        if let Some(lease) = unsafe { LEASES.get(LeaseKey { cgroup_id, dev, reserved: 0 }) }
+            && lease.generation == generation
+            && boot_ns() < lease.expires_boot_ns
+        {
+            return 1;
+        }
+    }
+    0
+}
