@@ -166,9 +166,14 @@ pub struct ExecutableKey {
 pub struct ActorMask {
     /// Not zero: this identity alone makes an actor.
     pub alone: u64,
-    /// One bit for each actor of the set that needs its cgroup and its executable together.
+    /// One bit, below [`COMBINED_ACTORS`], for each actor of the set that needs its cgroup and its
+    /// executable together.
     pub combined: u64,
 }
+
+/// Actors of one set that need cgroup and executable together. One less than a `u64` has bits: the kernel
+/// program says "an actor alone" by setting them all.
+pub const COMBINED_ACTORS: u32 = u64::BITS - 1;
 
 /// A command tree with a lease on one pool.
 #[repr(C)]

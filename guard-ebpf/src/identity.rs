@@ -98,7 +98,7 @@ pub fn is_actor(actor_set: u32) -> Result<bool, ReadError> {
 }
 
 /// What the process's cgroup and its ancestors say: `u64::MAX` if one of them alone makes an actor,
-/// else the `combined` bits of them all (of which the last is never given out).
+/// else the `combined` bits of them all (which are fewer, see `COMBINED_ACTORS`).
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn actor_cgroup(actor_set: u32) -> u64 {

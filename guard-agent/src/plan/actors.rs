@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use guard_common::policy::COMBINED_ACTORS;
 use guard_common::{ActorMask, CgroupKey, ExecutableKey};
 
 use super::{Desired, MapOperation, Observed};
@@ -75,10 +76,10 @@ fn set(
 
 /// The bit of each pair. A pair keeps the bit that stands for it alone in the maps, and a new pair gets
 /// one that stands for nothing: so no cgroup ever meets the executable of another pair half-way.
-/// (Only where an edit replaces more than 64 pairs at once do bits have to change hands.)
+/// (Only where an edit replaces more than 63 pairs at once do bits have to change hands.)
 fn pair_bits(pairs: &BTreeSet<Pair>, observed: &Observed, set: u32) -> Vec<(Pair, u32)> {
     let (mut bits, mut used): (BTreeMap<Pair, u32>, u64) = (BTreeMap::new(), 0);
-    for bit in 0..u64::BITS {
+    for bit in 0..COMBINED_ACTORS {
         let has = |mask: &ActorMask| mask.combined & (1 << bit) != 0;
         let groups = observed.actor_cgroups.iter().filter(|(key, mask)| key.actor_set == set && has(mask));
         let programs =
@@ -99,8 +100,8 @@ fn pair_bits(pairs: &BTreeSet<Pair>, observed: &Observed, set: u32) -> Vec<(Pair
         if bits.contains_key(pair) {
             continue;
         }
-        let free = (0..u64::BITS).find(|bit| (used | kept) & (1 << bit) == 0);
-        if let Some(bit) = free.or_else(|| (0..u64::BITS).find(|bit| kept & (1 << bit) == 0)) {
+        let free = (0..COMBINED_ACTORS).find(|bit| (used | kept) & (1 << bit) == 0);
+        if let Some(bit) = free.or_else(|| (0..COMBINED_ACTORS).find(|bit| kept & (1 << bit) == 0)) {
             kept |= 1 << bit;
             bits.insert(*pair, bit);
         }

@@ -15,7 +15,7 @@ use super::{
 };
 
 /// Actors of one root that need cgroup and executable together: each has a bit in a `u64`.
-const MAX_COMBINED: usize = 64;
+const MAX_COMBINED: usize = guard_common::policy::COMBINED_ACTORS as usize;
 const DEFAULT_FILESYSTEMS: &[&str] = &["ceph"];
 
 /// Reads a policy's text. `file` is only named in messages.
