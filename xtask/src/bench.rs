@@ -1,7 +1,6 @@
 //! Runs the benchmarks in a VM that counts instructions. What is measured is package `guard-tests`'
 //! business (`guard-tests bench`); this boots, streams, and passes the status on.
 
-use std::io::{self, Write as _};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -32,10 +31,5 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     boot.limit = Some(LIMIT);
     boot.environment = guest::environment(&binaries, arguments.kernel, "icount");
     eprintln!("xtask: booting a VM with one CPU that counts instructions …");
-    let outcome = vm::boot(&boot, &mut |output| {
-        let mut stdout = io::stdout().lock();
-        stdout.write_all(output)?;
-        stdout.flush()
-    })?;
-    Ok(outcome.exit_code())
+    vm::show(&boot)
 }

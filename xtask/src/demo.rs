@@ -1,7 +1,7 @@
 //! Runs the demonstration in the VM with a real Ceph cluster beside it. What is shown is package
 //! `guard-tests`' business (`guard-tests demo`); this boots, streams, and passes the status on.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -30,10 +30,5 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         boot.environment.push(("GUARD_DEMO_COLOUR".to_owned(), "1".to_owned()));
     }
     eprintln!("xtask: booting a VM with a Ceph cluster of its own …");
-    let outcome = vm::boot(&boot, &mut |output| {
-        let mut stdout = io::stdout().lock();
-        stdout.write_all(output)?;
-        stdout.flush()
-    })?;
-    Ok(outcome.exit_code())
+    vm::show(&boot)
 }

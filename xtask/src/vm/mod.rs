@@ -140,7 +140,12 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         kernel: arguments.kernel,
         environment: Vec::new(),
     };
-    let outcome = boot(&boot_this, &mut |output| {
+    show(&boot_this)
+}
+
+/// Boots, shows the guest's output as it comes, and passes its exit status on.
+pub fn show(boot_this: &Boot) -> Result<ExitCode> {
+    let outcome = boot(boot_this, &mut |output| {
         let mut stdout = io::stdout().lock();
         stdout.write_all(output)?;
         stdout.flush()
