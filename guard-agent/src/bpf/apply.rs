@@ -42,16 +42,39 @@ impl Maps {
             Op::PutActorExecutable(key, mask) => self.actor_executables.write(key, mask, Write::Put),
             Op::RemoveActorExecutable(key) => self.actor_executables.remove(&key),
             Op::CreatePool { dev, entry } => {
-                self.pool_counters.write(entry.generation, PoolCounters::default(), Write::Put)?;
+                self.provide_counters(entry.generation);
                 self.pools.write(dev, entry, Write::Create)
             }
-            Op::UpdatePool { dev, entry } => match self.pools.write(dev, entry, Write::Update) {
-                // The superblock has just ended, and the kernel removed its entry.
-                Err(_) if self.pools.get(&dev)?.is_none() => Ok(()),
-                result => result,
-            },
+            Op::UpdatePool { dev, entry } => {
+                // The entry may speak for another superblock from now on.
+                self.provide_counters(entry.generation);
+                match self.pools.write(dev, entry, Write::Update) {
+                    // The superblock has just ended, and the kernel removed its entry.
+                    Err(_) if self.pools.get(&dev)?.is_none() => Ok(()),
+                    result => result,
+                }
+            }
             Op::RemovePool { dev } => self.pools.remove(&dev),
         }
+    }
+
+    /// Makes a pool's counters, if there are none. Without them the pool is protected all the same.
+    fn provide_counters(&mut self, generation: u64) {
+        if let Ok(None) = self.pool_counters.get(&generation)
+            && let Err(error) = self.pool_counters.write(generation, PoolCounters::default(), Write::Put)
+        {
+            tracing::warn!(%error, generation, "a pool has no counters");
+        }
+    }
+
+    /// Removes the counters of pools that ended while no agent ran.
+    pub fn sweep_counters(&mut self, pools: &Observed) -> Result<(), MapAccessError> {
+        for (generation, _) in self.pool_counters.entries()? {
+            if pools.pools.values().all(|entry| entry.generation != generation) {
+                self.pool_counters.remove(&generation)?;
+            }
+        }
+        Ok(())
     }
 
     /// How many superblocks of guarded kinds have ended since the maps were made.

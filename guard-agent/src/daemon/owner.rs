@@ -67,12 +67,13 @@ impl Owner {
     pub fn new(
         options: &Options,
         policy: LoadedPolicy,
-        maps: Maps,
+        mut maps: Maps,
         state: StateFile,
         audit: AuditFile,
         events: broadcast::Sender<Arc<str>>,
     ) -> Result<Self, DaemonError> {
         let observed = maps.observed()?;
+        maps.sweep_counters(&observed)?;
         let mut overrides = Overrides::adopt(&observed, &policy.policy, now().boot_ns);
         overrides.sealed.extend(&state.state.sealed);
         let interval = interval_ns(&policy.policy);
