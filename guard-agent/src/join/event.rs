@@ -1,0 +1,66 @@
+//! What happens to a node, and what its state machine wants done about it.
+
+use std::collections::BTreeSet;
+
+use guard_common::Mode;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::{Evidence, State};
+
+/// Orders questions and answers: an answer counts for weakening only if its question was asked after the last
+/// event that spoke for something stronger.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Epoch(pub u64);
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// A look that was asked for in an epoch has an answer.
+    Looked { asked: Epoch, evidence: Evidence },
+    /// Generations of the superblocks of this node's pools that are alive (mounted, or still held after a lazy
+    /// unmount).
+    Pools { alive: BTreeSet<u64> },
+    /// Incus's event stream: the operation "Joining cluster" began.
+    JoinBegan,
+    /// Incus's event stream: it ended. A failure is ambiguous: a late step can fail after the node has joined.
+    JoinEnded { succeeded: bool },
+    /// Lifecycle event `cluster-member-added` on this server.
+    MemberAdded,
+    /// Lifecycle event `cluster-disabled` on this server.
+    ClusterDisabled,
+    /// The event stream broke: what came meanwhile is lost.
+    EventsLost,
+    /// `guardctl join` is about to start a join.
+    JoinPrepared,
+    /// An operator asked for a rollback.
+    RollbackAsked,
+    /// A rollback is over. `alive` as in `Pools`.
+    RollbackEnded { alive: BTreeSet<u64> },
+}
+
+/// What the state machine wants done, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Write the state down, before what follows.
+    Persist,
+    /// Give the node's pools this mode.
+    SetMode(Mode),
+    /// Look at the node again, and answer with this epoch.
+    Look { asked: Epoch },
+    /// Unmount what the join left.
+    RollBack,
+    /// Tell people: a transition, and what drove it.
+    Transition { from: State, to: State, because: String },
+}
+
+/// A request that the state machine does not grant now. Not an error.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Refusal {
+    #[error("a rollback would unmount the pools of a node in state {state}")]
+    NotFailed { state: &'static str },
+    #[error("a join cannot be prepared in state {state}")]
+    NotFitToJoin { state: &'static str },
+    #[error("a rollback is already running")]
+    RollingBack,
+}
