@@ -23,6 +23,7 @@ pub mod daemon;
 pub mod doctor;
 pub mod events;
 pub mod exit;
+pub mod incus;
 pub mod join;
 pub mod mounts;
 pub mod paths;
