@@ -33,3 +33,4 @@ pub mod reactor;
 pub mod rollback;
 pub mod roots;
 pub mod watch;
+pub mod wipe;
