@@ -44,7 +44,9 @@ impl Default for Limits {
 pub enum Progress {
     Step(StepReport),
     /// Nothing is mounted any more; the kernel still has to say that it is gone.
-    Waiting { superblocks: usize },
+    Waiting {
+        superblocks: usize,
+    },
 }
 
 /// Rounds at most. A round in which nothing moves is the last one; each other round removes a mount, and who
@@ -210,8 +212,9 @@ impl<H: Host> Engine<'_, H> {
         (self.progress)(Progress::Waiting { superblocks: unmounted.len() });
         match self.host.wait_for_end(&unmounted) {
             Ok(still) => {
-                let lives =
-                    |target: &Target| !unmounted.contains(&target.generation) || still.contains(&target.generation);
+                let lives = |target: &Target| {
+                    !unmounted.contains(&target.generation) || still.contains(&target.generation)
+                };
                 live.into_iter().filter(lives).collect()
             }
             Err(problem) => {
@@ -247,8 +250,8 @@ fn remaining(
 ) -> Remaining {
     let mounts = places(tables, target.dev);
     let concerns = |obstacle: &&Obstacle| {
-        let (Obstacle::Foreign { namespace, on: at, .. } | Obstacle::Hidden { namespace, mountpoint: at, .. }) =
-            obstacle;
+        let (Obstacle::Foreign { namespace, on: at, .. }
+        | Obstacle::Hidden { namespace, mountpoint: at, .. }) = obstacle;
         mounts.iter().any(|place| place.namespace == *namespace && Path::new(&place.mountpoint) == at)
     };
     let obstacles: Vec<Obstacle> = obstacles.iter().filter(concerns).cloned().collect();

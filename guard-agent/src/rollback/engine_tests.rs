@@ -35,7 +35,15 @@ struct Machine {
 }
 
 impl Machine {
-    fn mount(mut self, namespace: u64, id: u32, parent: u32, dev: u32, at: &str, fs_type: &'static str) -> Self {
+    fn mount(
+        mut self,
+        namespace: u64,
+        id: u32,
+        parent: u32,
+        dev: u32,
+        at: &str,
+        fs_type: &'static str,
+    ) -> Self {
         self.mounts.push(Mounted { namespace, id, parent, dev, at: at.to_owned(), fs_type });
         self
     }
@@ -206,7 +214,8 @@ fn machines() -> impl Strategy<Value = Machine> {
             .mount(1, 2, 1, 8, ROOT, "ext4")
             .mount(2, 3, 0, 9, "/", "ext4");
         for (index, ((dev, fs_type), parent, namespace, busy, name)) in choices.into_iter().enumerate() {
-            let inside: Vec<&Mounted> = machine.mounts.iter().filter(|m| m.namespace == namespace + 1).collect();
+            let inside: Vec<&Mounted> =
+                machine.mounts.iter().filter(|m| m.namespace == namespace + 1).collect();
             let parent = inside[parent % inside.len()].clone();
             // One mount of a parent and a place; a second one would be stacked on the first.
             let at = format!("{}/{name}", parent.at.trim_end_matches('/'));

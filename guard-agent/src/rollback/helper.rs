@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -24,6 +24,7 @@ use thiserror::Error;
 
 use super::holders::{self, Wanted};
 use super::report::UnmountOutcome;
+use crate::exit::Exit;
 use crate::mounts;
 
 /// What the child does. It answers with one JSON value on standard output.
@@ -56,18 +57,19 @@ pub struct UnmountArgs {
 pub const NAME: &str = "helper";
 
 /// The child's side.
-pub fn run(command: &HelperCommand) -> ExitCode {
+pub fn run(command: &HelperCommand) -> Exit {
     let answer = match command {
         HelperCommand::Unmount(args) => serde_json::to_string(&unmount(args)),
         HelperCommand::Holders => serde_json::to_string(&find_holders()),
     };
     // Nobody is left to be told of a failure to write.
     let written = answer.is_ok_and(|answer| io::stdout().write_all(answer.as_bytes()).is_ok());
-    if written { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if written { Exit::Ok } else { Exit::Failure }
 }
 
 fn find_holders() -> Result<Vec<holders::Holder>, String> {
-    let wanted: Vec<Wanted> = serde_json::from_reader(io::stdin().lock()).map_err(|error| error.to_string())?;
+    let wanted: Vec<Wanted> =
+        serde_json::from_reader(io::stdin().lock()).map_err(|error| error.to_string())?;
     holders::find(Path::new("/proc"), &wanted).map_err(|error| crate::daemon::chain(&error))
 }
 
@@ -113,9 +115,9 @@ fn check(proc: &File, args: &UnmountArgs) -> io::Result<Option<UnmountOutcome>> 
     };
     let on_it = snapshot.entries().iter().find(|other| other.parent_id == entry.mount_id);
     let on_top = on_it.or_else(|| snapshot.mount_of(&args.mountpoint));
-    Ok(on_top.filter(|top| top.mount_id != args.mount_id).map(|top| UnmountOutcome::Covered {
-        by: top.mountpoint.to_string_lossy().into_owned(),
-    }))
+    Ok(on_top
+        .filter(|top| top.mount_id != args.mount_id)
+        .map(|top| UnmountOutcome::Covered { by: top.mountpoint.to_string_lossy().into_owned() }))
 }
 
 /// The child had no answer.
@@ -131,6 +133,8 @@ pub enum HelperError {
     },
     #[error("talk to the helper process")]
     Talk(#[source] io::Error),
+    #[error("{message}")]
+    Program { message: String },
     #[error("the helper process ended without an answer")]
     Answer(#[source] serde_json::Error),
 }
@@ -165,7 +169,11 @@ impl Helper {
     }
 
     /// Finds who uses superblocks.
-    pub fn holders(&self, wanted: &[Wanted], limit: Duration) -> Result<Result<Vec<holders::Holder>, String>, HelperError> {
+    pub fn holders(
+        &self,
+        wanted: &[Wanted],
+        limit: Duration,
+    ) -> Result<Result<Vec<holders::Holder>, String>, HelperError> {
         let input = serde_json::to_vec(wanted).map_err(HelperError::Answer)?;
         self.ask(&["holders".into()], Stdio::piped(), Some(&input), limit)
     }
@@ -187,6 +195,24 @@ impl Helper {
         std::thread::spawn(move || child.wait());
         serde_json::from_slice(&answer?).map_err(HelperError::Answer)
     }
+}
+
+/// What any program prints, within a limit; an error if it ends with one. It is killed when it takes longer.
+pub fn ask_program(program: &str, arguments: &[&str], limit: Duration) -> Result<Vec<u8>, HelperError> {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child =
+        command.spawn().map_err(|source| HelperError::Start { program: PathBuf::from(program), source })?;
+    let answer = talk(&mut child, None, limit);
+    if answer.is_err() {
+        let _ = child.kill();
+    }
+    let output = child.wait_with_output().map_err(HelperError::Talk)?;
+    if !output.status.success() && answer.is_ok() {
+        let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        return Err(HelperError::Program { message });
+    }
+    answer
 }
 
 /// Writes the input, and reads until the child closes its output.

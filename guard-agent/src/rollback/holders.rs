@@ -70,8 +70,12 @@ pub fn find(proc_root: &Path, wanted: &[Wanted]) -> Result<Vec<Holder>, Namespac
         ways.extend(process.files(wanted));
         ways.extend(process.mappings(wanted));
         for each in wanted {
-            let via: Vec<Via> =
-                ways.iter().filter(|way| way.0 == each.generation).map(|way| way.1.clone()).take(WAYS).collect();
+            let via: Vec<Via> = ways
+                .iter()
+                .filter(|way| way.0 == each.generation)
+                .map(|way| way.1.clone())
+                .take(WAYS)
+                .collect();
             if !via.is_empty() && holders.len() < HOLDERS {
                 holders.push(Holder { generation: each.generation, pid, command: process.command(), via });
             }
@@ -164,8 +168,11 @@ mod tests {
             symlink("/", directory.join("root")).unwrap();
             symlink(cwd, directory.join("cwd")).unwrap();
             symlink("/detached/file", directory.join("fd/3")).unwrap();
-            fs::write(directory.join("fdinfo/3"), format!("pos:\t0\nflags:\t02\nmnt_id:\t{mount_id}\nino:\t5\n"))
-                .unwrap();
+            fs::write(
+                directory.join("fdinfo/3"),
+                format!("pos:\t0\nflags:\t02\nmnt_id:\t{mount_id}\nino:\t5\n"),
+            )
+            .unwrap();
             fs::write(directory.join("comm"), format!("p{pid}\n")).unwrap();
             fs::write(directory.join("maps"), maps).unwrap();
             let table = "1 0 8:1 / / rw - ext4 a rw\n78 1 0:43 / /pool rw - ceph a rw\n79 1 0:44 / /pool2 rw - ceph a rw\n";

@@ -90,7 +90,8 @@ fn enter(namespace: u64) -> Result<Option<File>, UnmountOutcome> {
     if own.is_ok_and(|own| own == namespace) {
         return Ok(None);
     }
-    let failed = |error: String| UnmountOutcome::Failed { error: format!("open the mount namespace: {error}") };
+    let failed =
+        |error: String| UnmountOutcome::Failed { error: format!("open the mount namespace: {error}") };
     let processes = namespaces::processes(proc).map_err(|error| failed(chain(&error)))?;
     for pid in processes {
         if namespaces::namespace_of(proc, pid).ok() != Some(namespace) {
@@ -98,7 +99,8 @@ fn enter(namespace: u64) -> Result<Option<File>, UnmountOutcome> {
         }
         let Ok(file) = File::open(proc.join(format!("{pid}/ns/mnt"))) else { continue };
         // The file is the namespace itself: its inode says which one it is, whoever the pid belongs to by now.
-        let is_it = std::os::unix::fs::MetadataExt::ino(&file.metadata().map_err(|error| failed(error.to_string()))?);
+        let is_it =
+            std::os::unix::fs::MetadataExt::ino(&file.metadata().map_err(|error| failed(error.to_string()))?);
         if is_it == namespace {
             return Ok(Some(file));
         }

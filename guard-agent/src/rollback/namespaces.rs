@@ -121,7 +121,8 @@ mod tests {
         let tables = all(proc.0.path()).unwrap();
         let found: Vec<_> = tables.iter().map(|table| (table.namespace, table.is_host, table.pid)).collect();
         assert_eq!(found, [(10, true, 1), (11, false, 9)]);
-        let places: Vec<_> = tables[0].mounts.entries().iter().map(|entry| entry.mountpoint.clone()).collect();
+        let places: Vec<_> =
+            tables[0].mounts.entries().iter().map(|entry| entry.mountpoint.clone()).collect();
         assert_eq!(places, [Path::new("/"), Path::new("/srv/jail"), Path::new("/srv/jail/x")]);
     }
 

@@ -34,9 +34,11 @@ fn what_is_on_top_goes_first() {
     let cases: [(&str, &[&str], &[u32]); 6] = [
         ("nothing of ours", &[HOST, "79 1 0:45 / /mnt rw - ceph a rw"], &[]),
         ("a pool", &[HOST, POOL], &[78]),
-        ("stacked on itself", &[HOST, POOL, "80 78 0:43 / /var/lib/incus/storage-pools/shared rw - ceph a rw"], &[
-            80, 78,
-        ]),
+        (
+            "stacked on itself",
+            &[HOST, POOL, "80 78 0:43 / /var/lib/incus/storage-pools/shared rw - ceph a rw"],
+            &[80, 78],
+        ),
         (
             "a pool on a pool, and a bind of it elsewhere",
             &[
@@ -59,7 +61,11 @@ fn what_is_on_top_goes_first() {
         ),
         (
             "a pool in the daemon's tmpfs: the tmpfs stays",
-            &[HOST, "85 1 0:51 / /var/lib/incus/devices rw - tmpfs t rw", "86 85 0:43 /v /var/lib/incus/devices/v rw - ceph a rw"],
+            &[
+                HOST,
+                "85 1 0:51 / /var/lib/incus/devices rw - tmpfs t rw",
+                "86 85 0:43 /v /var/lib/incus/devices/v rw - ceph a rw",
+            ],
             &[86],
         ),
     ];
@@ -110,14 +116,26 @@ fn a_hidden_mount_waits_for_what_hides_it() {
 
 #[test]
 fn the_hosts_namespace_comes_first_and_all_of_them_come() {
-    let guest = table(2, false, &["50 0 8:9 / / rw - ext4 /dev/vdc rw", "51 50 0:43 /v /data rw - ceph a rw"]);
-    let copy = table(3, false, &["60 0 8:1 / / rw - ext4 /dev/vda rw", "61 60 0:43 / /var/lib/incus/storage-pools/shared rw - ceph a rw"]);
+    let guest =
+        table(2, false, &["50 0 8:9 / / rw - ext4 /dev/vdc rw", "51 50 0:43 /v /data rw - ceph a rw"]);
+    let copy = table(
+        3,
+        false,
+        &[
+            "60 0 8:1 / / rw - ext4 /dev/vda rw",
+            "61 60 0:43 / /var/lib/incus/storage-pools/shared rw - ceph a rw",
+        ],
+    );
     let plan = plan(&[guest, copy, table(9, true, &[HOST, POOL])], &targets(), Path::new(ROOT));
     assert_eq!(steps(&plan), [(9, 78), (2, 51), (3, 61)]);
 }
 
 #[test]
 fn a_table_that_contradicts_itself_ends() {
-    let plan = planned(&["1 2 0:43 / /a rw - ceph a rw", "2 1 0:43 / /a/b rw - ceph a rw", "3 3 0:43 / /c rw - ceph a rw"]);
+    let plan = planned(&[
+        "1 2 0:43 / /a rw - ceph a rw",
+        "2 1 0:43 / /a/b rw - ceph a rw",
+        "3 3 0:43 / /c rw - ceph a rw",
+    ]);
     assert_eq!(steps(&plan), [(1, 3)]);
 }

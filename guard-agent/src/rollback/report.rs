@@ -4,7 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Holder, Obstacle};
+use super::{Holder, Obstacle, Target};
+use crate::audit::record::device_text;
 
 /// What became of one unmount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,12 +18,16 @@ pub enum UnmountOutcome {
     /// Somebody uses it.
     Busy,
     /// Another mount is on it or hides it.
-    Covered { by: String },
+    Covered {
+        by: String,
+    },
     /// The namespace holds it as its maker set it up: it goes where it came from.
     Locked,
     /// The kernel has not answered: the filesystem's servers do not. The unmount goes on by itself.
     TimedOut,
-    Failed { error: String },
+    Failed {
+        error: String,
+    },
 }
 
 impl UnmountOutcome {
@@ -118,6 +123,21 @@ impl RollbackOutcome {
     pub fn is_complete(&self) -> bool {
         self.remaining.is_empty()
     }
+
+    /// Nothing is known, so everything remains.
+    pub fn unknown(targets: &[Target], problem: &str) -> Self {
+        let remains = |target: &Target| Remaining {
+            pool: target.name.clone(),
+            generation: target.generation,
+            device: device_text(target.dev),
+            mounts: Vec::new(),
+            obstacles: Vec::new(),
+            holders: Vec::new(),
+            fix: "see the agent's log (journalctl -u guard-agent), then guardctl rollback again".to_owned(),
+        };
+        let (remaining, problems) = (targets.iter().map(remains).collect(), vec![problem.to_owned()]);
+        Self { steps: Vec::new(), remaining, problems }
+    }
 }
 
 /// An obstacle in words.
@@ -153,13 +173,16 @@ pub(super) fn fix(
     }
     if !holders.is_empty() {
         let pids: Vec<String> = holders.iter().map(|holder| holder.pid.to_string()).collect();
-        let detach = if mounts.is_empty() { "" } else { "; or detach it from the tree: guardctl rollback --lazy" };
+        let detach =
+            if mounts.is_empty() { "" } else { "; or detach it from the tree: guardctl rollback --lazy" };
         let list = pids.join(" ");
         return format!("end the processes that hold it ({list}), then guardctl rollback again{detach}");
     }
     if let Some(place) = mounts.iter().find(|place| !place.in_host) {
         let pid = place.pid;
-        return format!("it stays mounted in the mount namespace of process {pid}: end that service or container");
+        return format!(
+            "it stays mounted in the mount namespace of process {pid}: end that service or container"
+        );
     }
     if !mounts.is_empty() {
         return "something in the kernel uses it (a loop device, an overlay, an NFS export, swap): end that, then \

@@ -60,9 +60,10 @@ struct Counter<'a> {
 impl Counter<'_> {
     fn add(&mut self, path: &Path, part: Part) {
         let relative = path.strip_prefix(self.root).unwrap_or(path);
-        let first = relative.components().next().map_or_else(String::new, |first| {
-            first.as_os_str().to_string_lossy().into_owned()
-        });
+        let first = relative
+            .components()
+            .next()
+            .map_or_else(String::new, |first| first.as_os_str().to_string_lossy().into_owned());
         let of_name = self.census.parts.entry(first).or_default();
         for sum in [&mut self.census.all, of_name] {
             sum.files += part.files;
@@ -88,7 +89,10 @@ impl Visitor for Counter<'_> {
             Ok(metadata) if metadata.is_dir() => return Ok(Found::Directory),
             // A file of several names is counted with each: what is freed is less.
             Ok(metadata) => {
-                self.add(path, Part { files: 1, directories: 0, bytes: metadata.blocks().saturating_mul(512) });
+                self.add(
+                    path,
+                    Part { files: 1, directories: 0, bytes: metadata.blocks().saturating_mul(512) },
+                );
             }
             Err(error) => self.failed(path, error),
         }

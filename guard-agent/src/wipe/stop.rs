@@ -49,7 +49,12 @@ pub fn has_systemd() -> bool {
 pub fn units(unit: &str) -> Vec<String> {
     let name = unit.strip_suffix(".service").unwrap_or(unit);
     // Sockets first: whoever asks after the service has ended must not start it again.
-    vec![format!("{name}.socket"), format!("{name}-user.socket"), format!("{name}-user.service"), unit.to_owned()]
+    vec![
+        format!("{name}.socket"),
+        format!("{name}-user.socket"),
+        format!("{name}-user.service"),
+        unit.to_owned(),
+    ]
 }
 
 /// Stops those units that systemd knows. Returns their names.
@@ -142,10 +147,13 @@ pub fn instances(proc_root: &Path, root: &Path) -> io::Result<Vec<(u32, String)>
     let below = format!("{}/", root.display());
     let mut found = Vec::new();
     for entry in fs::read_dir(proc_root)? {
-        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
         let arguments = fs::read(proc_root.join(format!("{pid}/cmdline"))).unwrap_or_default();
         let text = String::from_utf8_lossy(&arguments).replace('\0', " ");
-        let is_instance = text.starts_with("[lxc monitor]") || text.contains("qemu-system") || text.contains("forkstart");
+        let is_instance =
+            text.starts_with("[lxc monitor]") || text.contains("qemu-system") || text.contains("forkstart");
         if is_instance && text.contains(&below) {
             found.push((pid, text.trim().chars().take(120).collect()));
         }
@@ -183,7 +191,10 @@ mod tests {
         let proc = tempfile::tempdir().unwrap();
         for (pid, arguments) in [
             (10, "[lxc monitor] /var/lib/incus/containers c1"),
-            (11, "/opt/incus/bin/qemu-system-x86_64\0-S\0-name\0v1\0-pidfile\0/var/lib/incus/logs/v1/qemu.pid"),
+            (
+                11,
+                "/opt/incus/bin/qemu-system-x86_64\0-S\0-name\0v1\0-pidfile\0/var/lib/incus/logs/v1/qemu.pid",
+            ),
             (12, "vi\0/var/lib/incus/x"),
             (13, "[lxc monitor] /var/lib/other/containers c1"),
         ] {

@@ -47,11 +47,15 @@ impl WipeError {
         match self {
             Self::Mountpoint { path } | Self::OtherMount { path } => {
                 let path = path.display();
-                format!("what is mounted there? findmnt {path}; unmount it if it may go, then guardctl wipe again")
+                format!(
+                    "what is mounted there? findmnt {path}; unmount it if it may go, then guardctl wipe again"
+                )
             }
             Self::Moved { .. } => "end who moves directories in there, then guardctl wipe again".to_owned(),
             Self::Stopped => "guardctl wipe again goes on where it stopped".to_owned(),
-            Self::Io { .. } => "correct that, then guardctl wipe again: it goes on where it stopped".to_owned(),
+            Self::Io { .. } => {
+                "correct that, then guardctl wipe again: it goes on where it stopped".to_owned()
+            }
         }
     }
 }
@@ -130,7 +134,8 @@ struct Frame {
 
 /// Walks through everything below a root, files before directories, depth first.
 pub(super) fn walk(root: &Root, visitor: &mut impl Visitor) -> Result<(), WipeError> {
-    let current = open_below(root.directory.as_fd(), c".").map_err(|error| failed("open", &root.path, error))?;
+    let current =
+        open_below(root.directory.as_fd(), c".").map_err(|error| failed("open", &root.path, error))?;
     let mut walk = Walk { root, current, path: root.path.clone(), frames: Vec::new() };
     walk.enter(CString::default(), root.identity, visitor)?;
     while let Some(frame) = walk.frames.last_mut() {
@@ -151,7 +156,12 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     /// Visits the files of the current directory, and notes its directories.
-    fn enter(&mut self, name: CString, identity: Identity, visitor: &mut impl Visitor) -> Result<(), WipeError> {
+    fn enter(
+        &mut self,
+        name: CString,
+        identity: Identity,
+        visitor: &mut impl Visitor,
+    ) -> Result<(), WipeError> {
         let mut directories = Vec::new();
         match names(&self.current) {
             Ok(names) => {
@@ -179,7 +189,9 @@ impl Walk<'_> {
             Err(Errno::EXDEV) => return Err(WipeError::Mountpoint { path }),
             // It went, or became something else, meanwhile.
             Err(Errno::ENOENT) => return Ok(()),
-            Err(Errno::ENOTDIR | Errno::ELOOP) => return visitor.file(&self.current, &name, &path).map(|_| ()),
+            Err(Errno::ENOTDIR | Errno::ELOOP) => {
+                return visitor.file(&self.current, &name, &path).map(|_| ());
+            }
             Err(error) => {
                 visitor.failed(&path, error.into());
                 return Ok(());
@@ -197,9 +209,12 @@ impl Walk<'_> {
     fn ascend(&mut self, visitor: &mut impl Visitor) -> Result<(), WipeError> {
         let (Some(done), Some(parent)) = (self.frames.pop(), self.frames.last()) else { return Ok(()) };
         let how = OpenHow::new().flags(directory_flags()).resolve(
-            ResolveFlag::RESOLVE_NO_XDEV | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS,
+            ResolveFlag::RESOLVE_NO_XDEV
+                | ResolveFlag::RESOLVE_NO_SYMLINKS
+                | ResolveFlag::RESOLVE_NO_MAGICLINKS,
         );
-        let above = openat2(self.current.as_fd(), c"..", how).map_err(|error| failed("open", &self.path, error))?;
+        let above =
+            openat2(self.current.as_fd(), c"..", how).map_err(|error| failed("open", &self.path, error))?;
         let above = File::from(above);
         let identity = Identity::of(&above).map_err(|source| io_error("look at", &self.path, source))?;
         if identity != parent.identity {
