@@ -226,7 +226,7 @@ fn describe(file: &File, path: &Path) -> Result<(u32, u64), ResolveError> {
     })
 }
 
-fn parse_fdinfo(text: &str) -> Option<(u32, u64)> {
+pub(crate) fn parse_fdinfo(text: &str) -> Option<(u32, u64)> {
     let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
     Some((field("mnt_id:")?.parse().ok()?, field("ino:")?.parse().ok()?))
 }
