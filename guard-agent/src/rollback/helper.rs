@@ -151,6 +151,11 @@ impl Helper {
         Self { program: PathBuf::from("/proc/self/exe") }
     }
 
+    /// Another one that knows the hidden command.
+    pub fn of(program: PathBuf) -> Self {
+        Self { program }
+    }
+
     /// Unmounts one mount: in the mount namespace given, or in that of this process.
     pub fn unmount(
         &self,

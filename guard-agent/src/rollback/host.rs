@@ -33,8 +33,8 @@ pub struct LiveHost {
 
 impl LiveHost {
     /// With the maps that are pinned in a directory.
-    pub fn new(map_directory: PathBuf, limits: Limits) -> Self {
-        Self { map_directory, helper: Helper::this_program(), limits, pools: None }
+    pub fn new(map_directory: PathBuf, helper: Helper, limits: Limits) -> Self {
+        Self { map_directory, helper, limits, pools: None }
     }
 }
 
