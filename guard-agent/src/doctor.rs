@@ -50,19 +50,25 @@ pub struct Check {
 }
 
 impl Check {
-    fn new(code: &str, name: &str, state: CheckState, found: impl Into<String>, fix: Option<String>) -> Self {
+    pub(crate) fn new(
+        code: &str,
+        name: &str,
+        state: CheckState,
+        found: impl Into<String>,
+        fix: Option<String>,
+    ) -> Self {
         Self { name: name.to_owned(), state, found: found.into(), fix, code: code.to_owned() }
     }
 
-    fn ok(code: &str, name: &str, found: impl Into<String>) -> Self {
+    pub(crate) fn ok(code: &str, name: &str, found: impl Into<String>) -> Self {
         Self::new(code, name, CheckState::Ok, found, None)
     }
 
-    fn warn(code: &str, name: &str, found: impl Into<String>, fix: impl Into<String>) -> Self {
+    pub(crate) fn warn(code: &str, name: &str, found: impl Into<String>, fix: impl Into<String>) -> Self {
         Self::new(code, name, CheckState::Warn, found, Some(fix.into()))
     }
 
-    fn fail(code: &str, name: &str, found: impl Into<String>, fix: impl Into<String>) -> Self {
+    pub(crate) fn fail(code: &str, name: &str, found: impl Into<String>, fix: impl Into<String>) -> Self {
         Self::new(code, name, CheckState::Fail, found, Some(fix.into()))
     }
 }

@@ -31,5 +31,7 @@ pub mod plan;
 pub mod policy;
 pub mod posture;
 pub mod reactor;
+pub mod rollback;
 pub mod roots;
 pub mod watch;
+pub mod wipe;

@@ -226,7 +226,7 @@ fn describe(file: &File, path: &Path) -> Result<(u32, u64), ResolveError> {
     })
 }
 
-fn parse_fdinfo(text: &str) -> Option<(u32, u64)> {
+pub(crate) fn parse_fdinfo(text: &str) -> Option<(u32, u64)> {
     let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
     Some((field("mnt_id:")?.parse().ok()?, field("ino:")?.parse().ok()?))
 }
@@ -246,8 +246,11 @@ mod tests {
 
     use super::*;
 
-    fn host() -> Snapshot {
-        crate::mounts::read(&File::open("/proc/self/mountinfo").unwrap()).unwrap()
+    /// A table of one mount, the one that a directory lies on. The host's own table will not do: it leaves
+    /// out the root's mount if this runs in a chroot.
+    fn host(directory: &Path) -> Snapshot {
+        let (mount_id, _) = describe(&File::open(directory).unwrap(), directory).unwrap();
+        Snapshot::parse(format!("{mount_id} 1 254:0 / / rw - ext4 /dev/vda rw\n").as_bytes())
     }
 
     #[test]
@@ -257,11 +260,12 @@ mod tests {
         fs::create_dir_all(real.join("data/incus")).unwrap();
         symlink("data", real.join("lib")).unwrap();
         symlink("../lib/./incus", real.join("data/root")).unwrap();
-        let (path, object) = resolve_root(&real.join("lib/root"), &host());
+        let host = host(&real);
+        let (path, object) = resolve_root(&real.join("lib/root"), &host);
         assert_eq!(path, real.join("data/incus"));
         assert_eq!(object.unwrap().ino, fs::metadata(&path).unwrap().ino());
         symlink("loop", real.join("loop")).unwrap();
-        let (_, object) = resolve_root(&real.join("loop"), &host());
+        let (_, object) = resolve_root(&real.join("loop"), &host);
         assert!(matches!(object, Err(ResolveError::TooManyLinks { .. })));
     }
 
@@ -270,11 +274,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("file");
         fs::write(&file, "").unwrap();
-        let resolve = |path: &Path| resolve_root(path, &host()).1;
+        let host = host(directory.path());
+        let resolve = |path: &Path| resolve_root(path, &host).1;
         assert!(matches!(resolve(&directory.path().join("none/x")), Err(ResolveError::Absent { .. })));
         assert!(matches!(resolve(&file), Err(ResolveError::NotDirectory { .. })));
         assert!(matches!(resolve(&file.join("x")), Err(ResolveError::NotDirectory { .. })));
-        assert_eq!(resolve_executable(&file, &host()).unwrap().ino, fs::metadata(&file).unwrap().ino());
+        assert_eq!(resolve_executable(&file, &host).unwrap().ino, fs::metadata(&file).unwrap().ino());
         let unknown = resolve_executable(&file, &Snapshot::default());
         assert!(matches!(unknown, Err(ResolveError::UnknownMount { .. })));
     }

@@ -139,7 +139,8 @@ impl Stage {
     fn start_agent(&self) -> Result<Agent> {
         let parent = Path::new(POLICY).parent().context("the policy is in a directory")?;
         fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
-        fs::write(POLICY, "version = 1\n\n[[root]]\npreset = \"incus\"\n").context("write the policy")?;
+        fs::write(POLICY, "version = 1\n\n[[root]]\npreset = \"incus\"\njoin = \"none\"\n")
+            .context("write the policy")?;
         self.run(&format!("cat {POLICY}"), Expect::Success, usize::MAX)?;
         self.prompt("guard-agent run &");
         let log = File::create("/run/guard-agent.log").context("create the agent's log")?;

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use guard_agent::daemon::{self, DaemonError, Options};
 use guard_agent::exit::Exit;
+use guard_agent::rollback::helper::{self, HelperCommand};
 use guard_agent::{bpf, paths};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -32,6 +33,9 @@ enum Command {
         #[arg(long, value_name = "DIR", default_value = paths::STATE_DIR)]
         state_dir: PathBuf,
     },
+    /// What the agent runs beside itself.
+    #[command(subcommand, hide = true)]
+    Helper(HelperCommand),
 }
 
 fn main() -> ExitCode {
@@ -44,6 +48,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(options) => run(options),
         Command::Unload { pin_dir, state_dir } => daemon::unload(&pin_dir, &state_dir),
+        Command::Helper(command) => return helper::run(&command).into(),
     };
     match result {
         Ok(()) => Exit::Ok.into(),

@@ -171,6 +171,7 @@ fn single<V: Pod>(directory: &Path, name: &'static str) -> Result<Single<V>, Map
     Ok(Single(opened(name, data(directory, name).map(Map::Array))?, name))
 }
 
-fn table<K: Pod, V: Pod>(directory: &Path, name: &'static str) -> Result<Table<K, V>, MapAccessError> {
+/// Opens one hash map.
+pub fn table<K: Pod, V: Pod>(directory: &Path, name: &'static str) -> Result<Table<K, V>, MapAccessError> {
     Ok(Table(opened(name, data(directory, name).map(Map::HashMap))?, name))
 }

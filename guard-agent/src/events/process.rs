@@ -29,7 +29,7 @@ fn is_gone(error: &io::Error) -> bool {
 
 /// Field 22: the start on the boot clock in ticks. The command name (field 2) is in parentheses and may
 /// itself hold blanks and parentheses: fields are counted from the last closing one.
-fn start_ticks(stat: &[u8]) -> Option<u64> {
+pub(crate) fn start_ticks(stat: &[u8]) -> Option<u64> {
     let close = stat.iter().rposition(|byte| *byte == b')')?;
     let rest = std::str::from_utf8(&stat[close + 1..]).ok()?;
     rest.split_ascii_whitespace().nth(19)?.parse().ok()

@@ -2,11 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use guard_common::Mode;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::{Evidence, State};
+use super::{Evidence, NodeMode, State};
 
 /// Orders questions and answers: an answer counts for weakening only if its question was asked after the last
 /// event that spoke for something stronger.
@@ -33,19 +32,21 @@ pub enum Event {
     EventsLost,
     /// `guardctl join` is about to start a join.
     JoinPrepared,
-    /// An operator asked for a rollback.
-    RollbackAsked,
+    /// What `guardctl join` started is over, or it did not come in time: evidence alone decides from here on.
+    PreparationEnded,
+    /// An operator or the policy asked for a rollback.
+    RollbackAsked { by: String },
     /// A rollback is over. `alive` as in `Pools`.
     RollbackEnded { alive: BTreeSet<u64> },
 }
 
-/// What the state machine wants done, in this order.
+/// What the state machine wants done, in the order in which it says so.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Write the state down, before what follows.
+    /// Write the state down. What follows waits until that is done.
     Persist,
     /// Give the node's pools this mode.
-    SetMode(Mode),
+    SetMode(NodeMode),
     /// Look at the node again, and answer with this epoch.
     Look { asked: Epoch },
     /// Unmount what the join left.

@@ -4,10 +4,14 @@
 //! Loss of evidence never weakens; weakening needs positive evidence that was asked for after the last sign of
 //! something stronger ([`Epoch`]). One task, the daemon's owner, holds the machine; everything else sends it events.
 
+mod conclude;
 mod event;
 mod evidence;
+mod machine;
 mod state;
 
+pub use conclude::GRACE_SECONDS;
 pub use event::{Effect, Epoch, Event, Refusal};
 pub use evidence::{Config, Daemon, Evidence, Incarnation, JoinOperation, Membership};
-pub use state::{Kept, State};
+pub use machine::Machine;
+pub use state::{JoinSeen, Kept, NodeMode, State};

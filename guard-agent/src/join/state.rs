@@ -1,4 +1,6 @@
-//! The states of a node.
+//! The states of a node, and the mode of its pools in each.
+
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +15,7 @@ pub enum State {
     /// No cluster is configured.
     Standalone,
     /// A join runs, or is about to.
-    Joining,
+    Joining { seen: JoinSeen },
     /// A member of its cluster, as this life of the daemon has confirmed.
     Joined { confirmed_by: Incarnation },
     /// A join ended without membership, or one was begun and nothing runs any more.
@@ -32,8 +34,87 @@ pub enum State {
 pub enum Kept {
     /// Nothing: its pools are sealed.
     Nothing,
-    /// A member, confirmed by this life of the daemon: guests may be running, its pools stay guarded.
+    /// A member, confirmed by this life of the daemon: guests may be running, policy's mode stays.
     Joined { confirmed_by: Incarnation },
-    /// Standalone: its pools stay guarded.
+    /// Standalone: policy's mode stays.
     Standalone,
+}
+
+/// How a join is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum JoinSeen {
+    /// `guardctl join` said that it will start one. Evidence cannot show it yet.
+    Prepared,
+    /// Incus runs it.
+    Running,
+}
+
+/// What a state makes of the node's pools.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NodeMode {
+    /// What policy says: guarded, if it says nothing else.
+    Policy,
+    /// Everyone is denied, the storage daemon included.
+    Sealed,
+}
+
+impl State {
+    /// The mode of the node's pools.
+    pub fn mode(&self) -> NodeMode {
+        match self {
+            Self::Standalone
+            | Self::Joined { .. }
+            | Self::Unknown { kept: Kept::Joined { .. } | Kept::Standalone } => NodeMode::Policy,
+            Self::Unknown { kept: Kept::Nothing }
+            | Self::Joining { .. }
+            | Self::JoinFailed
+            | Self::JoinPartial
+            | Self::RollingBack
+            // No pool is left; one that appears all the same is sealed.
+            | Self::Released => NodeMode::Sealed,
+        }
+    }
+
+    /// Stable name, as in the journal, on the socket and in the audit log.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Unknown { .. } => "unknown",
+            Self::Standalone => "standalone",
+            Self::Joining { .. } => "joining",
+            Self::Joined { .. } => "joined",
+            Self::JoinFailed => "join-failed",
+            Self::JoinPartial => "join-partial",
+            Self::RollingBack => "rolling-back",
+            Self::Released => "released",
+        }
+    }
+
+    /// What an agent that starts may still believe of what the one before has written down.
+    #[must_use]
+    pub fn after_restart(self) -> Self {
+        match self {
+            Self::Joined { confirmed_by } => Self::Unknown { kept: Kept::Joined { confirmed_by } },
+            Self::Standalone => Self::Unknown { kept: Kept::Standalone },
+            // Whoever prepared it may be gone, and would have to say so again: sealed until evidence decides.
+            Self::Joining { .. } => Self::Joining { seen: JoinSeen::Running },
+            Self::Unknown { .. }
+            | Self::JoinFailed
+            | Self::JoinPartial
+            | Self::RollingBack
+            | Self::Released => self,
+        }
+    }
+
+    /// A join runs or has left something: what is mounted now may be its remains.
+    pub(super) fn is_between(&self) -> bool {
+        matches!(self, Self::Joining { .. } | Self::JoinFailed | Self::JoinPartial | Self::RollingBack)
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
+    }
 }

@@ -33,6 +33,10 @@ impl Snapshot {
     /// Reads the table's text.
     pub fn parse(table: &[u8]) -> Self {
         let (entries, problems) = parse(table);
+        Self::of(entries, problems)
+    }
+
+    fn of(entries: Vec<MountEntry>, problems: Vec<ParseProblem>) -> Self {
         let by_id = entries.iter().enumerate().map(|(index, entry)| (entry.mount_id, index)).collect();
         Self { entries, problems, by_id }
     }
@@ -70,6 +74,27 @@ impl Snapshot {
         };
         // A mount that shares its parent and lies above it can only have come later.
         self.entries.iter().any(over)
+    }
+
+    /// The same mounts as a process sees them for whom `root` is not the root directory.
+    #[must_use]
+    pub fn below(&self, root: &Path) -> Self {
+        let mut entries = self.entries.clone();
+        for entry in &mut entries {
+            let relative = entry.mountpoint.strip_prefix("/").unwrap_or(&entry.mountpoint);
+            // Joining an empty path would add a slash to the end.
+            entry.mountpoint =
+                if relative.as_os_str().is_empty() { root.to_owned() } else { root.join(relative) };
+        }
+        Self::of(entries, self.problems.clone())
+    }
+
+    /// These mounts, and those of another view of the same namespace that this one does not show.
+    #[must_use]
+    pub fn joined(&self, other: &Self) -> Self {
+        let more = other.entries.iter().filter(|entry| self.mount(entry.mount_id).is_none());
+        let entries = self.entries.iter().chain(more).cloned().collect();
+        Self::of(entries, self.problems.iter().chain(&other.problems).cloned().collect())
     }
 
     /// What changed from here to `next`.

@@ -139,6 +139,8 @@ pub struct Root {
     actors: Vec<Actor>,
     guard_truncate: bool,
     exported: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    incus: Option<IncusNode>,
     actor_set: u32,
 }
 
@@ -178,11 +180,56 @@ impl Root {
         self.exported
     }
 
+    /// The Incus whose join into a cluster gives its pools their modes, if one is followed.
+    pub fn incus(&self) -> Option<&IncusNode> {
+        self.incus.as_ref()
+    }
+
     /// Names its set of actors in the maps. Made of the path, not of the place in the file: it stays
     /// the same when roots are added, removed or reordered, so that no pool ever meets another's actors.
     pub fn actor_set(&self) -> u32 {
         self.actor_set
     }
+}
+
+/// An Incus daemon that is followed. Its directory (`INCUS_DIR`) is the root's path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct IncusNode {
+    socket: PathBuf,
+    unit: String,
+    on_join_failure: OnJoinFailure,
+}
+
+impl IncusNode {
+    /// Its Unix socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Name of its systemd unit.
+    pub fn unit(&self) -> &str {
+        &self.unit
+    }
+
+    /// Path of the cgroup in which the unit runs it.
+    pub fn cgroup(&self) -> String {
+        format!("/system.slice/{}", self.unit)
+    }
+
+    /// What the agent does by itself when a join has failed.
+    pub fn on_join_failure(&self) -> OnJoinFailure {
+        self.on_join_failure
+    }
+}
+
+/// What the agent does by itself when a join has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnJoinFailure {
+    /// Keeps the pools sealed, and waits for an operator.
+    Hold,
+    /// Unmounts what the join left.
+    Rollback,
 }
 
 /// The mode of a root's pools where nobody says otherwise. `released` is never a default.

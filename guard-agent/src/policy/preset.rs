@@ -8,6 +8,8 @@ pub(super) struct Preset {
     pub(super) filesystems: &'static [&'static str],
     pub(super) cgroups: &'static [&'static str],
     pub(super) executables: &'static [&'static str],
+    /// The daemon's join into a cluster is followed (`join = "incus"`).
+    pub(super) follows_incus: bool,
 }
 
 pub(super) const PRESETS: &[Preset] = &[
@@ -18,6 +20,7 @@ pub(super) const PRESETS: &[Preset] = &[
         cgroups: &["/system.slice/incus.service"],
         // Debian's and Zabbly's packages.
         executables: &["/usr/libexec/incus/incusd", "/opt/incus/bin/incusd"],
+        follows_incus: true,
     },
     Preset {
         name: "lxd",
@@ -25,6 +28,7 @@ pub(super) const PRESETS: &[Preset] = &[
         filesystems: &["ceph"],
         cgroups: &["/system.slice/snap.lxd.daemon.service"],
         executables: &[],
+        follows_incus: false,
     },
     Preset {
         name: "kubelet",
@@ -34,6 +38,7 @@ pub(super) const PRESETS: &[Preset] = &[
         // the incident (kubernetes#7360, k3s#3264).
         cgroups: &["/kubepods.slice", "/kubepods"],
         executables: &[],
+        follows_incus: false,
     },
 ];
 

@@ -33,6 +33,10 @@ pub(super) struct RawRoot {
     pub(super) preset: Option<At<String>>,
     pub(super) path: Option<At<String>>,
     pub(super) actors: Option<Vec<RawActor>>,
+    pub(super) join: Option<At<String>>,
+    pub(super) incus_socket: Option<At<String>>,
+    pub(super) incus_unit: Option<At<String>>,
+    pub(super) on_join_failure: Option<At<String>>,
     pub(super) settings: RawSettings,
 }
 
@@ -96,7 +100,19 @@ fn policy(file: &Table<'_>, problems: &mut Problems<'_>) -> RawPolicy {
 }
 
 fn roots(file: &Table<'_>, problems: &mut Problems<'_>) -> Vec<RawRoot> {
-    const KEYS: [&str; 7] = ["preset", "path", "filesystems", "mode", "truncate", "exported", "actors"];
+    const KEYS: [&str; 11] = [
+        "preset",
+        "path",
+        "filesystems",
+        "mode",
+        "truncate",
+        "exported",
+        "actors",
+        "join",
+        "incus_socket",
+        "incus_unit",
+        "on_join_failure",
+    ];
     let tables = file.tables("root", "[[root]]", problems).unwrap_or_default();
     let root = |(span, table): (Range<usize>, Table<'_>)| {
         table.only(&KEYS, problems);
@@ -105,6 +121,10 @@ fn roots(file: &Table<'_>, problems: &mut Problems<'_>) -> Vec<RawRoot> {
             preset: table.string("preset", problems),
             path: table.string("path", problems),
             actors: actors(&table, problems),
+            join: table.string("join", problems),
+            incus_socket: table.string("incus_socket", problems),
+            incus_unit: table.string("incus_unit", problems),
+            on_join_failure: table.string("on_join_failure", problems),
             settings: settings(&table, problems),
         }
     };

@@ -158,6 +158,12 @@ fn single_problems() {
         (&format!("{incus}[canary]\ninterval = \"1ms\""), "out of range"),
         (&format!("{incus}actors = [{{ cgroup = \"/\" }}]"), "every process could delete"),
         (&format!("{incus}exported = \"yes\""), "must be true or false, not string"),
+        (&format!("{incus}join = \"lxd\""), "known are incus, none"),
+        (&format!("{incus}join = \"none\"\nincus_unit = \"a.service\""), "follows no Incus"),
+        (&format!("{incus}incus_unit = \"incus\""), "is not the name of a service"),
+        (&format!("{incus}incus_socket = \"unix.socket\""), "is not absolute"),
+        (&format!("{incus}on_join_failure = \"ask\""), "known are hold, rollback"),
+        ("version = 1\n[[root]]\npath = \"/a\"\non_join_failure = \"hold\"", "follows no Incus"),
         (&format!("{incus}[agent]\non_inactive = \"panic\""), "known are exit, run"),
     ] {
         let message = refusal(text);
@@ -213,4 +219,23 @@ proptest::proptest! {
         let _ = read(&text);
         let _ = read(&format!("version = 1\n[[root]]\n{text}"));
     }
+}
+
+#[test]
+fn a_node_is_followed_where_policy_says_so() {
+    let policy = good(
+        "version = 1\n[[root]]\npreset = \"incus\"\n[[root]]\npath = \"/srv/two\"\njoin = \"incus\"\nincus_unit = \"two.service\"\non_join_failure = \"rollback\"\n[[root]]\npreset = \"lxd\"",
+    );
+    let first = policy.roots()[0].incus().unwrap();
+    assert_eq!(first.socket(), Path::new("/var/lib/incus/unix.socket"));
+    assert_eq!((first.unit(), first.on_join_failure()), ("incus.service", OnJoinFailure::Hold));
+    let second = policy.roots()[1].incus().unwrap();
+    assert_eq!(
+        (second.socket(), second.cgroup().as_str()),
+        (Path::new("/srv/two/unix.socket"), "/system.slice/two.service")
+    );
+    assert_eq!(second.on_join_failure(), OnJoinFailure::Rollback);
+    assert!(policy.roots()[2].incus().is_none());
+    let off = good("version = 1\n[[root]]\npreset = \"incus\"\njoin = \"none\"\n");
+    assert!(off.roots()[0].incus().is_none());
 }

@@ -11,7 +11,8 @@ use super::error::{Problems, nearest};
 use super::preset::{self, PRESETS, Preset};
 use super::raw::{At, RawActor, RawPolicy, RawRoot, RawSettings};
 use super::{
-    Actor, DefaultMode, Filesystem, LeaseLimits, MAX_TTL, Policy, PolicyErrors, Root, duration, raw,
+    Actor, DefaultMode, Filesystem, IncusNode, LeaseLimits, MAX_TTL, OnJoinFailure, Policy, PolicyErrors,
+    Root, duration, raw,
 };
 
 /// Actors of one root that need cgroup and executable together: each has a bit in a `u64`.
@@ -108,6 +109,7 @@ fn root(
         problems.at(raw.span.clone(), what, "name some of them by one of the two".to_owned());
     }
     let path = root_path(raw, preset, before, problems)?;
+    let incus = incus(raw, preset, &path, problems);
     Some(Root {
         actor_set: actor_set(&path, before),
         path,
@@ -116,7 +118,49 @@ fn root(
         actors,
         guard_truncate,
         exported: raw.settings.exported.or(defaults.exported).unwrap_or(false),
+        incus,
     })
+}
+
+/// The Incus to follow. Settings of one that is not followed are a mistake: they would do nothing.
+fn incus(
+    raw: &RawRoot,
+    preset: Option<&Preset>,
+    path: &Path,
+    problems: &mut Problems<'_>,
+) -> Option<IncusNode> {
+    let follows = match one_of(raw.join.as_ref(), "join", &["incus", "none"], problems) {
+        Some(choice) => choice == 0,
+        None => raw.join.is_none() && preset.is_some_and(|preset| preset.follows_incus),
+    };
+    let settings = [
+        ("incus_socket", &raw.incus_socket),
+        ("incus_unit", &raw.incus_unit),
+        ("on_join_failure", &raw.on_join_failure),
+    ];
+    if !follows {
+        for (key, value) in settings {
+            if let Some(value) = value {
+                let what = format!("`{key}` in a root that follows no Incus");
+                problems.at(value.span(), what, "add join = \"incus\", or leave the key out".to_owned());
+            }
+        }
+        return None;
+    }
+    let socket = match &raw.incus_socket {
+        Some(text) => absolute(text.get_ref(), "incus_socket", &text.span(), problems)?,
+        None => path.join("unix.socket"),
+    };
+    let unit = raw.incus_unit.as_ref().map_or("incus.service", |unit| unit.get_ref());
+    if let Some(value) = &raw.incus_unit
+        && (unit.contains('/') || !unit.ends_with(".service"))
+    {
+        let what = format!("incus_unit `{unit}` is not the name of a service");
+        problems.at(value.span(), what, "write it as in incus_unit = \"incus.service\"".to_owned());
+    }
+    let on_failure = one_of(raw.on_join_failure.as_ref(), "on_join_failure", &["hold", "rollback"], problems);
+    let on_join_failure = if on_failure == Some(1) { OnJoinFailure::Rollback } else { OnJoinFailure::Hold };
+    Some(IncusNode { socket, unit: unit.to_owned(), on_join_failure })
 }
 
 fn preset(name: &At<String>, problems: &mut Problems<'_>) -> Option<&'static Preset> {

@@ -3,5 +3,6 @@
 
 pub mod container;
 pub mod go;
+pub mod holder;
 pub mod own;
 pub mod uring;

@@ -18,8 +18,10 @@ mod modes_standin;
 mod policy_standin;
 mod restart_standin;
 mod seal_cephfs;
+mod unmount_standin;
 mod views_standin;
 mod window_cephfs;
+mod wipe_standin;
 
 use crate::harness::registry::{Suite, Test};
 
@@ -36,6 +38,8 @@ const STANDIN: &[&[Test]] = &[
     policy_standin::TESTS,
     audit_standin::TESTS,
     control_standin::TESTS,
+    unmount_standin::TESTS,
+    wipe_standin::TESTS,
     million_standin::TESTS,
 ];
 const CEPHFS: &[&[Test]] = &[

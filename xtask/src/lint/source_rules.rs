@@ -21,6 +21,10 @@ const PURE: &[&str] = &[
     "guard-agent/src/incus/procfs.rs",
     "guard-agent/src/audit/record.rs",
     "guard-agent/src/audit/record",
+    "guard-agent/src/rollback/plan.rs",
+    "guard-agent/src/rollback/engine.rs",
+    "guard-agent/src/rollback/report.rs",
+    "guard-agent/src/wipe/mounts.rs",
     "guard-agent/src/control/protocol.rs",
     "guard-agent/src/control/protocol",
 ];

@@ -1,0 +1,208 @@
+//! One node's state machine: a state, and what it has to remember to judge evidence.
+//!
+//! Loss of evidence never weakens. Weakening needs a look that was asked for in the present epoch, and every sign
+//! of something stronger begins a new one: so an answer that was delayed, repeated or overtaken can seal, never
+//! unseal. What strengthens is applied before it is written down, what weakens after: an agent may die anywhere.
+
+use std::collections::BTreeSet;
+
+use super::conclude::conclude;
+use super::{Effect, Epoch, Event, JoinSeen, Kept, NodeMode, Refusal, State};
+
+/// The machine. One owner holds it; everybody else sends events.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Machine {
+    state: State,
+    epoch: Epoch,
+    /// Generations of the pools' superblocks that live; not known before the first word of it.
+    alive: Option<BTreeSet<u64>>,
+    /// Those of them that lived while a join ran or had failed, or while the node was a member. While one lives, a
+    /// configuration that says "standalone" is not believed: Incus would delete the cluster's data as its own.
+    suspect: BTreeSet<u64>,
+}
+
+impl Machine {
+    /// A node that nothing is known of.
+    pub fn unknown() -> Self {
+        Self::restored(State::Unknown { kept: Kept::Nothing })
+    }
+
+    /// What an agent that starts makes of the state that was written down. It has to be followed by a look.
+    pub fn restored(state: State) -> Self {
+        Self { state: state.after_restart(), epoch: Epoch(1), alive: None, suspect: BTreeSet::new() }
+    }
+
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// What a look that is asked for now has to answer with.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    pub fn mode(&self) -> NodeMode {
+        self.state.mode()
+    }
+
+    /// Whether pools of the node live, as far as is known.
+    pub(super) fn has_pools(&self) -> bool {
+        self.alive.as_ref().is_none_or(|alive| !alive.is_empty())
+    }
+
+    /// Whether what is mounted may be the remains of a join or of a membership.
+    pub(super) fn has_remains(&self) -> bool {
+        match &self.alive {
+            Some(alive) => self.suspect.iter().any(|generation| alive.contains(generation)),
+            // Not known yet: only a node that was standalone before can have none.
+            None => !matches!(
+                self.state,
+                State::Standalone | State::Unknown { kept: Kept::Standalone | Kept::Nothing }
+            ),
+        }
+    }
+
+    /// Takes one event. A refusal changes nothing: the machine comes back as it was.
+    pub fn step(mut self, event: Event, effects: &mut Vec<Effect>) -> (Self, Result<(), Refusal>) {
+        let result = self.take(event, effects);
+        (self, result)
+    }
+
+    fn take(&mut self, event: Event, effects: &mut Vec<Effect>) -> Result<(), Refusal> {
+        match event {
+            Event::Looked { asked, evidence } => {
+                let (state, because) = conclude(self, &evidence);
+                let weaker = state.mode() < self.state.mode();
+                if weaker && asked < self.epoch {
+                    return Ok(());
+                }
+                let stronger = state.mode() > self.state.mode();
+                self.change(state, &because, effects);
+                if stronger {
+                    self.look_anew(effects);
+                }
+            }
+            Event::Pools { alive } => self.pools(alive, effects),
+            Event::JoinBegan => {
+                self.change(
+                    State::Joining { seen: JoinSeen::Running },
+                    "Incus has begun to join a cluster",
+                    effects,
+                );
+                self.look_anew(effects);
+            }
+            Event::JoinEnded { .. } | Event::MemberAdded | Event::EventsLost => self.look_anew(effects),
+            Event::ClusterDisabled => {
+                if self.mode() == NodeMode::Policy {
+                    let unknown = State::Unknown { kept: Kept::Nothing };
+                    self.change(unknown, "Incus says that it has left its cluster", effects);
+                }
+                self.look_anew(effects);
+            }
+            Event::JoinPrepared => match &self.state {
+                State::Joined { .. } | State::Unknown { kept: Kept::Joined { .. } } | State::RollingBack => {
+                    return Err(Refusal::NotFitToJoin { state: self.state.name() });
+                }
+                _ => {
+                    let state = State::Joining { seen: JoinSeen::Prepared };
+                    self.change(state, "an operator is about to let the node join", effects);
+                    self.look_anew(effects);
+                }
+            },
+            Event::PreparationEnded => {
+                if self.state == (State::Joining { seen: JoinSeen::Prepared }) {
+                    let state = State::Joining { seen: JoinSeen::Running };
+                    self.change(state, "the prepared join has ended, or did not come in time", effects);
+                }
+                self.look_anew(effects);
+            }
+            Event::RollbackAsked { by } => return self.roll_back(&by, effects),
+            Event::RollbackEnded { alive } => {
+                if self.state == State::RollingBack {
+                    let clean = alive.is_empty();
+                    self.alive = Some(alive);
+                    let (state, because) = if clean {
+                        (State::Released, "the rollback has ended, and no superblock of a pool is left")
+                    } else {
+                        (State::JoinFailed, "the rollback has ended, and superblocks of pools are left")
+                    };
+                    self.change(state, because, effects);
+                    self.look_anew(effects);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn pools(&mut self, alive: BTreeSet<u64>, effects: &mut Vec<Effect>) {
+        let appeared = match &self.alive {
+            Some(before) => alive.difference(before).next().is_some(),
+            // The first word of it: they were there already, and what was written down knew of them.
+            None => false,
+        };
+        self.suspect.retain(|generation| alive.contains(generation));
+        self.alive = Some(alive);
+        self.suspect_pools();
+        if !appeared {
+            return;
+        }
+        match self.state {
+            // It may come from a join whose beginning was not heard of: sealed until a look has said otherwise.
+            State::Standalone | State::Unknown { kept: Kept::Standalone } => {
+                let unknown = State::Unknown { kept: Kept::Nothing };
+                self.change(unknown, "a pool has appeared on a standalone node", effects);
+            }
+            State::Released => {
+                self.change(State::JoinFailed, "a pool has appeared after the rollback", effects)
+            }
+            _ => {}
+        }
+        self.look_anew(effects);
+    }
+
+    fn roll_back(&mut self, by: &str, effects: &mut Vec<Effect>) -> Result<(), Refusal> {
+        match self.state {
+            State::RollingBack => return Err(Refusal::RollingBack),
+            State::JoinFailed
+            | State::JoinPartial
+            | State::Released
+            | State::Unknown { kept: Kept::Nothing } => {}
+            _ => return Err(Refusal::NotFailed { state: self.state.name() }),
+        }
+        self.change(State::RollingBack, &format!("{by} asked for a rollback"), effects);
+        self.look_anew(effects);
+        effects.push(Effect::RollBack);
+        Ok(())
+    }
+
+    fn change(&mut self, state: State, because: &str, effects: &mut Vec<Effect>) {
+        if state == self.state {
+            return;
+        }
+        let (from, to) = (std::mem::replace(&mut self.state, state.clone()), state);
+        self.suspect_pools();
+        let set = Effect::SetMode(to.mode());
+        // Strengthening first, writing down first: whichever keeps the pools safer if the agent dies in between.
+        match from.mode().cmp(&to.mode()) {
+            std::cmp::Ordering::Less => effects.extend([set, Effect::Persist]),
+            std::cmp::Ordering::Equal => effects.push(Effect::Persist),
+            std::cmp::Ordering::Greater => effects.extend([Effect::Persist, set]),
+        }
+        effects.push(Effect::Transition { from, to, because: because.to_owned() });
+    }
+
+    /// What lives while the node is between the worlds, or a member, is not the node's own.
+    fn suspect_pools(&mut self) {
+        let not_its_own = self.state.is_between()
+            || matches!(self.state, State::Joined { .. } | State::Unknown { kept: Kept::Joined { .. } });
+        if let (true, Some(alive)) = (not_its_own, &self.alive) {
+            self.suspect.clone_from(alive);
+        }
+    }
+
+    /// Begins a new epoch: no answer to a question asked before can weaken any more.
+    fn look_anew(&mut self, effects: &mut Vec<Effect>) {
+        self.epoch.0 += 1;
+        effects.push(Effect::Look { asked: self.epoch });
+    }
+}

@@ -1,0 +1,135 @@
+//! The mount tables of every mount namespace that some process lives in.
+//!
+//! A table is read through a process, and shows what lies below that process's root directory only; so one table is
+//! read for each distinct root in a namespace, and they are put together with paths as the namespace's own root
+//! shows them. Namespaces that no process lives in any more (kept by a file descriptor or a bind mount) are not
+//! seen here: their pools' superblocks stay alive, and are reported as held.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use crate::mounts::{self, Snapshot};
+
+/// What is mounted in one mount namespace.
+#[derive(Clone, Debug)]
+pub struct NamespaceTable {
+    /// Inode of the namespace.
+    pub namespace: u64,
+    /// Whether it is that of PID 1.
+    pub is_host: bool,
+    /// A process that lives in it.
+    pub pid: u32,
+    pub mounts: Snapshot,
+}
+
+/// The mount tables could not be read.
+#[derive(Debug, Error)]
+#[error("{operation} {path}: which mounts exist cannot be told")]
+pub struct NamespaceError {
+    operation: &'static str,
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+/// Reads all of them below `proc_root` (`/proc`). Processes that end meanwhile are passed over.
+pub fn all(proc_root: &Path) -> Result<Vec<NamespaceTable>, NamespaceError> {
+    let host = namespace_of(proc_root, 1).map_err(|source| NamespaceError {
+        operation: "read",
+        path: proc_root.join("1/ns/mnt"),
+        source,
+    })?;
+    let mut tables: BTreeMap<u64, NamespaceTable> = BTreeMap::new();
+    let mut seen: BTreeSet<(u64, PathBuf)> = BTreeSet::new();
+    for pid in processes(proc_root)? {
+        let Ok(namespace) = namespace_of(proc_root, pid) else { continue };
+        let Ok(root) = fs::read_link(proc_root.join(format!("{pid}/root"))) else { continue };
+        if seen.contains(&(namespace, root.clone())) {
+            continue;
+        }
+        let path = proc_root.join(format!("{pid}/mountinfo"));
+        let Ok(snapshot) = File::open(&path).and_then(|table| mounts::read(&table)) else { continue };
+        // It may have moved to another namespace before its table was opened.
+        if namespace_of(proc_root, pid).ok() != Some(namespace) {
+            continue;
+        }
+        let snapshot = snapshot.below(&root);
+        seen.insert((namespace, root));
+        match tables.get_mut(&namespace) {
+            Some(table) => table.mounts = table.mounts.joined(&snapshot),
+            None => {
+                let is_host = namespace == host;
+                tables.insert(namespace, NamespaceTable { namespace, is_host, pid, mounts: snapshot });
+            }
+        }
+    }
+    Ok(tables.into_values().collect())
+}
+
+/// All processes, PID 1 first.
+pub(super) fn processes(proc_root: &Path) -> Result<Vec<u32>, NamespaceError> {
+    let failed = |source| NamespaceError { operation: "list", path: proc_root.to_owned(), source };
+    let mut processes = Vec::new();
+    for entry in fs::read_dir(proc_root).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        processes.extend(name.to_str().and_then(|name| name.parse::<u32>().ok()));
+    }
+    processes.sort_unstable();
+    Ok(processes)
+}
+
+/// Inode of the mount namespace of a process.
+pub(super) fn namespace_of(proc_root: &Path, pid: u32) -> io::Result<u64> {
+    let link = fs::read_link(proc_root.join(format!("{pid}/ns/mnt")))?;
+    let text = link.to_string_lossy();
+    let inode = text.strip_prefix("mnt:[").and_then(|rest| rest.strip_suffix(']'));
+    let inode = inode.and_then(|inode| inode.parse().ok());
+    inode.ok_or_else(|| io::Error::other(format!("{text} is no mount namespace")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    struct Proc(tempfile::TempDir);
+
+    impl Proc {
+        fn add(&self, pid: u32, namespace: u64, root: &str, table: &str) {
+            let directory = self.0.path().join(pid.to_string());
+            fs::create_dir_all(directory.join("ns")).unwrap();
+            symlink(format!("mnt:[{namespace}]"), directory.join("ns/mnt")).unwrap();
+            symlink(root, directory.join("root")).unwrap();
+            fs::write(directory.join("mountinfo"), table).unwrap();
+        }
+    }
+
+    #[test]
+    fn each_namespace_once_and_chrooted_views_completed() {
+        let proc = Proc(tempfile::tempdir().unwrap());
+        fs::create_dir(proc.0.path().join("self")).unwrap();
+        let root = "1 0 8:1 / / rw - ext4 /dev/vda rw\n";
+        proc.add(1, 10, "/", root);
+        proc.add(7, 10, "/", "must not be read twice");
+        proc.add(8, 10, "/srv/jail", "90 1 0:43 / / rw - ceph a rw\n91 90 0:44 / /x rw - tmpfs t rw\n");
+        proc.add(9, 11, "/", "50 0 0:43 / /pool rw - ceph a rw\n");
+        let tables = all(proc.0.path()).unwrap();
+        let found: Vec<_> = tables.iter().map(|table| (table.namespace, table.is_host, table.pid)).collect();
+        assert_eq!(found, [(10, true, 1), (11, false, 9)]);
+        let places: Vec<_> =
+            tables[0].mounts.entries().iter().map(|entry| entry.mountpoint.clone()).collect();
+        assert_eq!(places, [Path::new("/"), Path::new("/srv/jail"), Path::new("/srv/jail/x")]);
+    }
+
+    #[test]
+    fn without_pid_1_nothing_can_be_told() {
+        let proc = Proc(tempfile::tempdir().unwrap());
+        proc.add(7, 10, "/", "");
+        assert!(all(proc.0.path()).is_err());
+    }
+}
