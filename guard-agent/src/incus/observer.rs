@@ -304,3 +304,7 @@ async fn changed(files: &mut Option<PathWatcher>) {
         *files = None;
     }
 }
+
+#[cfg(test)]
+#[path = "observer_tests.rs"]
+mod tests;

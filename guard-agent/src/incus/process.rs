@@ -236,3 +236,7 @@ fn unless_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
         Err(error) => Err(error),
     }
 }
+
+#[cfg(test)]
+#[path = "process_tests.rs"]
+mod tests;
