@@ -3,14 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use futures_util::SinkExt as _;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use nix::sys::socket::{MsgFlags, recv};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_tungstenite::tungstenite::Message;
 
@@ -30,6 +32,9 @@ pub(super) enum Behaviour {
     Babbles,
 }
 
+/// Where to send events to whoever follows them.
+type Follower = Option<mpsc::Sender<Option<String>>>;
+
 /// A node, its files and its daemon.
 pub(super) struct Fake {
     pub directory: tempfile::TempDir,
@@ -37,7 +42,7 @@ pub(super) struct Fake {
     answers: Arc<Mutex<BTreeMap<&'static str, Behaviour>>>,
     /// Connections that were made.
     pub connections: Arc<Mutex<usize>>,
-    streams: Arc<Mutex<Option<mpsc::Sender<Option<String>>>>>,
+    streams: Arc<watch::Sender<Follower>>,
     serving: JoinSet<()>,
 }
 
@@ -89,7 +94,7 @@ impl Fake {
             options,
             answers: Arc::new(Mutex::new(answers)),
             connections: Arc::default(),
-            streams: Arc::default(),
+            streams: Arc::new(watch::Sender::new(None)),
             serving: JoinSet::new(),
         }
     }
@@ -161,17 +166,21 @@ impl Fake {
     pub fn stop(&self) {
         fs::remove_dir_all(self.path(std::process::id())).unwrap();
         fs::remove_dir_all(self.cgroup_path()).unwrap();
-        self.streams.lock().unwrap().take();
+        self.streams.send_replace(None);
     }
 
     pub fn answer(&self, path: &'static str, behaviour: Behaviour) {
         self.answers.lock().unwrap().insert(path, behaviour);
     }
 
-    /// Sends an event to whoever follows; `None` ends the stream.
+    /// Sends an event as soon as somebody follows; `None` ends the stream.
     pub async fn event(&self, frame: Option<String>) {
-        let stream = self.streams.lock().unwrap().clone();
-        stream.expect("somebody follows").send(frame).await.unwrap();
+        let ends = frame.is_none();
+        let follower = self.streams.subscribe().wait_for(Option::is_some).await.unwrap().clone();
+        follower.expect("it was waited for").send(frame).await.unwrap();
+        if ends {
+            self.streams.send_replace(None);
+        }
     }
 }
 
@@ -182,7 +191,7 @@ fn stat(pid: u32, name: &str, parent: u32, start: u64) -> String {
 async fn serve(
     mut stream: UnixStream,
     answers: Arc<Mutex<BTreeMap<&'static str, Behaviour>>>,
-    streams: Arc<Mutex<Option<mpsc::Sender<Option<String>>>>>,
+    streams: Arc<watch::Sender<Follower>>,
 ) {
     let path = peek_path(&stream).await;
     if path == "/1.0/events" {
@@ -218,12 +227,11 @@ async fn peek_path(stream: &UnixStream) -> String {
     let mut bytes = [0; 1024];
     loop {
         stream.readable().await.unwrap();
-        let peeked = nix::sys::socket::recv(
-            std::os::fd::AsRawFd::as_raw_fd(stream),
-            &mut bytes,
-            nix::sys::socket::MsgFlags::MSG_PEEK | nix::sys::socket::MsgFlags::MSG_DONTWAIT,
-        );
-        let count = peeked.unwrap_or(0);
+        let peek = || {
+            let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+            Ok(recv(stream.as_raw_fd(), &mut bytes, flags)?)
+        };
+        let Ok(count) = stream.try_io(Interest::READABLE, peek) else { continue };
         let text = String::from_utf8_lossy(&bytes[..count]);
         if count == 0 || text.contains("\r\n\r\n") {
             let target = text.split(' ').nth(1).unwrap_or_default();
@@ -233,10 +241,10 @@ async fn peek_path(stream: &UnixStream) -> String {
     }
 }
 
-async fn serve_events(stream: UnixStream, streams: Arc<Mutex<Option<mpsc::Sender<Option<String>>>>>) {
+async fn serve_events(stream: UnixStream, streams: Arc<watch::Sender<Follower>>) {
     let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
     let (sender, mut frames) = mpsc::channel(8);
-    *streams.lock().unwrap() = Some(sender);
+    streams.send_replace(Some(sender));
     while let Some(Some(frame)) = frames.recv().await {
         socket.send(Message::text(frame)).await.unwrap();
     }
