@@ -1,0 +1,175 @@
+//! Incus's answers → evidence. Pure; any bytes give a value.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::join::{Config, JoinOperation, Membership};
+
+/// The description of the operation by which a server joins a cluster.
+pub(super) const JOINING: &str = "Joining cluster";
+/// Where Incus listens if an address names no port.
+const PORT: &str = "8443";
+/// Bytes of an unexpected answer that are shown.
+const SHOWN: usize = 200;
+
+/// An HTTP answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Answer {
+    pub status: u16,
+    pub body: Vec<u8>,
+}
+
+/// What every body is wrapped in. Errors have `error` and `error_code`, others `status_code` and `metadata`.
+#[derive(Debug, Deserialize)]
+struct Envelope {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    status_code: Option<i64>,
+    error_code: Option<i64>,
+    error: Option<String>,
+    metadata: Option<Value>,
+}
+
+/// An answer, understood.
+#[derive(Debug, PartialEq)]
+enum Content {
+    Metadata(Value),
+    Error {
+        code: i64,
+        text: String,
+    },
+    /// Not one of Incus's.
+    Other,
+}
+
+impl Answer {
+    fn content(&self) -> Content {
+        let Ok(envelope) = serde_json::from_slice::<Envelope>(&self.body) else {
+            // Whatever the body is: a server that is starting may not answer in JSON.
+            return match self.status {
+                503 => Content::Error { code: 503, text: self.shown() },
+                _ => Content::Other,
+            };
+        };
+        let failed = envelope.kind.as_deref() == Some("error") || self.status >= 400;
+        let code = [envelope.error_code, envelope.status_code].into_iter().flatten().find(|code| *code != 0);
+        match envelope.metadata {
+            _ if failed => Content::Error {
+                code: code.unwrap_or(i64::from(self.status)),
+                text: envelope.error.unwrap_or_default(),
+            },
+            Some(metadata) if self.status == 200 => Content::Metadata(metadata),
+            _ => Content::Other,
+        }
+    }
+
+    /// Its beginning, for people.
+    fn shown(&self) -> String {
+        let end = self.body.len().min(SHOWN);
+        String::from_utf8_lossy(&self.body[..end]).into_owned()
+    }
+
+    fn unexpected(&self) -> String {
+        format!("unexpected answer {}: {}", self.status, self.shown())
+    }
+}
+
+/// Where operations "Joining cluster" are running: the names of their servers, as far as they have one.
+pub(super) fn joins(answer: &Answer) -> Result<Vec<String>, String> {
+    match answer.content() {
+        Content::Metadata(Value::Object(by_status)) => {
+            let all = by_status.values().filter_map(Value::as_array).flatten();
+            Ok(all.filter(|operation| is_running_join(operation)).map(location).collect())
+        }
+        // No operation at all.
+        Content::Metadata(Value::Null) => Ok(Vec::new()),
+        Content::Error { code, text } => Err(format!("{code}: {text}")),
+        Content::Metadata(_) | Content::Other => Err(answer.unexpected()),
+    }
+}
+
+fn is_running_join(operation: &Value) -> bool {
+    let running = operation["status_code"].as_i64().is_none_or(|code| code < 200);
+    operation["description"].as_str() == Some(JOINING) && running
+}
+
+/// The server that an operation or event is of: empty if it has no name of its own.
+pub(super) fn location(value: &Value) -> String {
+    value["location"].as_str().filter(|location| *location != "none").unwrap_or_default().to_owned()
+}
+
+/// What the list of members says of this server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Members {
+    pub membership: Membership,
+    /// This server's name, if it is a member.
+    pub own: Option<String>,
+}
+
+impl From<Membership> for Members {
+    fn from(membership: Membership) -> Self {
+        Self { membership, own: None }
+    }
+}
+
+/// Looks for this server, by its cluster address, in the list of members.
+pub(super) fn members(answer: &Answer, config: &Config) -> Members {
+    match answer.content() {
+        Content::Metadata(Value::Array(list)) => find(&list, config),
+        Content::Error { code: 503, .. } => Membership::Starting.into(),
+        Content::Error { text, .. } if says_not_clustered(&text) => Membership::NotClustered.into(),
+        Content::Error { code, text } => Membership::NoAnswer { why: format!("{code}: {text}") }.into(),
+        Content::Metadata(_) | Content::Other => Membership::NoAnswer { why: answer.unexpected() }.into(),
+    }
+}
+
+fn says_not_clustered(text: &str) -> bool {
+    let text = text.to_lowercase();
+    text.contains("server is not clustered") || text.contains("server isn't clustered")
+}
+
+fn find(list: &[Value], config: &Config) -> Members {
+    let own = match config {
+        Config::Read { cluster_address: Some(address), .. } => normal(address),
+        _ => {
+            let why = "a list of members, but no cluster.https_address to look for in it".to_owned();
+            return Membership::NoAnswer { why }.into();
+        }
+    };
+    let urls: Option<Vec<_>> =
+        list.iter().map(|member| Some((member, normal(member["url"].as_str()?)))).collect();
+    let Some(urls) = urls else {
+        return Membership::NoAnswer { why: "a list of members without addresses".to_owned() }.into();
+    };
+    match urls.iter().find(|(_, url)| *url == own) {
+        Some((member, _)) => {
+            Members { membership: Membership::Member, own: member["server_name"].as_str().map(str::to_owned) }
+        }
+        None => Membership::NotListed.into(),
+    }
+}
+
+/// An address as everybody writes it: host and port.
+fn normal(address: &str) -> (String, String) {
+    let address = address.trim().trim_start_matches("https://").trim_end_matches('/');
+    let bare = address.parse::<std::net::Ipv6Addr>().is_ok();
+    let (host, port) = match address.rsplit_once(':') {
+        Some((host, port)) if !bare && port.bytes().all(|byte| byte.is_ascii_digit()) => (host, port),
+        _ => (address, ""),
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let host = host.parse::<std::net::IpAddr>().map_or_else(|_| host.to_lowercase(), |ip| ip.to_string());
+    let port = if port.is_empty() { PORT } else { port };
+    (host, port.to_owned())
+}
+
+/// Whether one of the running joins is this server's. A member of a cluster sees those of other servers too, and
+/// cannot itself join.
+pub(super) fn join_operation(joins: &Result<Vec<String>, String>, members: &Members) -> JoinOperation {
+    let Ok(joins) = joins else { return JoinOperation::Unknown };
+    let of_another = |location: &String| {
+        let own = members.own.as_ref().filter(|_| members.membership == Membership::Member);
+        !location.is_empty() && own.is_some_and(|own| own != location)
+    };
+    if joins.iter().all(of_another) { JoinOperation::None } else { JoinOperation::Running }
+}

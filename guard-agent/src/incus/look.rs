@@ -1,0 +1,197 @@
+//! One look at a node: process and `local.db`, then, only if the daemon runs and listens, its answers. Every part has
+//! its own time-out and says by itself what it could not see.
+
+use std::error::Error;
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+use super::answers::{self, Members};
+use super::api::{AskError, Socket};
+use super::process::{self, Listener, Sighting};
+use super::{Options, local_db};
+use crate::events::process::ticks_per_second;
+use crate::join::{Config, Daemon, Evidence, JoinOperation, Membership};
+use crate::mounts::{self, Snapshot};
+use crate::roots;
+
+/// `recursion=1` gives the objects, not their names.
+const OPERATIONS: &str = "/1.0/operations?recursion=1&all-projects=true";
+const MEMBERS: &str = "/1.0/cluster/members?recursion=1";
+
+/// Time-outs of the parts of a look: files once, answers twice.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// For what is read from files.
+    pub files: Duration,
+    /// For the daemon's answers.
+    pub answers: Duration,
+}
+
+impl Limits {
+    pub const USUAL: Self = Self { files: Duration::from_secs(2), answers: Duration::from_secs(3) };
+
+    /// A look within `total`.
+    pub fn within(total: Duration) -> Self {
+        Self { files: total / 3, answers: total / 3 }
+    }
+}
+
+/// What a look has seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Seen {
+    pub evidence: Evidence,
+    /// This server's name, if it is a member of its cluster.
+    pub own: Option<String>,
+    /// Where the daemon may be asked, and followed.
+    pub served_by: Option<Vec<u32>>,
+}
+
+/// Looks at nodes. At most one reading of each kind hangs, however often it is asked.
+#[derive(Clone, Debug)]
+pub(super) struct Looker {
+    options: Arc<Options>,
+    limits: Limits,
+    reading_processes: Arc<Semaphore>,
+    reading_database: Arc<Semaphore>,
+}
+
+/// Looks once, within `total`: for the start, before anything is decided.
+pub async fn observe_once(options: Options, total: Duration) -> Evidence {
+    Looker::new(Arc::new(options), Limits::within(total)).look().await.evidence
+}
+
+impl Looker {
+    pub fn new(options: Arc<Options>, limits: Limits) -> Self {
+        let one = || Arc::new(Semaphore::new(1));
+        Self { options, limits, reading_processes: one(), reading_database: one() }
+    }
+
+    /// How the daemon's socket is asked by those processes' daemon.
+    pub fn socket(&self, processes: Vec<u32>) -> Socket {
+        Socket { path: self.options.socket.clone(), processes, timeout: self.limits.answers }
+    }
+
+    /// Looks at everything.
+    pub async fn look(&self) -> Seen {
+        let (sighting, config) = tokio::join!(self.sighting(), self.config());
+        let unasked = |why: Option<String>, sighting: Sighting| Seen {
+            evidence: Evidence {
+                config: config.clone(),
+                daemon: sighting.daemon,
+                operation: JoinOperation::Unknown,
+                membership: why.map_or(Membership::NotAsked, |why| Membership::NoAnswer { why }),
+            },
+            own: None,
+            served_by: None,
+        };
+        match (&sighting.daemon, sighting.listener) {
+            (Daemon::Running { incarnation, .. }, Listener::NotDaemon) => {
+                let socket = self.options.socket.display();
+                let why = format!(
+                    "process {} does not listen on {socket}: it is starting or ending, or incus_socket is another",
+                    incarnation.pid
+                );
+                unasked(Some(why), sighting)
+            }
+            (Daemon::Running { .. }, _) => self.ask(sighting, config).await,
+            (Daemon::Stopped | Daemon::Unknown, _) => unasked(None, sighting),
+        }
+    }
+
+    async fn ask(&self, sighting: Sighting, config: Config) -> Seen {
+        let socket = self.socket(sighting.processes.clone());
+        // One after the other: a join that ended before the first answer shows in the second.
+        let joins = socket.ask(OPERATIONS).await;
+        let members = socket.ask(MEMBERS).await;
+        let joins = joins.map_err(|error| chain(&error)).and_then(|answer| answers::joins(&answer));
+        if let Err(why) = &joins {
+            tracing::debug!(directory = %self.options.directory.display(), why, "operations could not be listed");
+        }
+        let served = !matches!(members, Err(AskError::Peer { .. }));
+        let members = match members {
+            Ok(answer) => answers::members(&answer, &config),
+            Err(error) => Members::from(Membership::NoAnswer { why: chain(&error) }),
+        };
+        Seen {
+            evidence: Evidence {
+                config,
+                daemon: sighting.daemon,
+                operation: answers::join_operation(&joins, &members),
+                membership: members.membership,
+            },
+            own: members.own,
+            served_by: served.then_some(sighting.processes),
+        }
+    }
+
+    async fn sighting(&self) -> Sighting {
+        let options = Arc::clone(&self.options);
+        let read = move || {
+            let snapshot = snapshot(&options)?;
+            Ok(process::sight(&options, &snapshot, ticks_per_second()))
+        };
+        self.read(&self.reading_processes, read).await.unwrap_or_else(|why| {
+            tracing::debug!(directory = %self.options.directory.display(), why, "the daemon's process could not be looked for");
+            Sighting::unknown()
+        })
+    }
+
+    async fn config(&self) -> Config {
+        let options = Arc::clone(&self.options);
+        let read = move || {
+            let snapshot = snapshot(&options)?;
+            Ok(Config::from(&local_db::read(&options.local_db(), &snapshot)))
+        };
+        let read = self.read(&self.reading_database, read).await;
+        read.unwrap_or_else(|why| Config::Unreadable { why })
+    }
+
+    /// Which processes of the unit run: see [`process::pulse`].
+    pub async fn pulse(&self, known: Option<u32>) -> Option<Vec<(u32, u64)>> {
+        let options = Arc::clone(&self.options);
+        let read = move || Ok(process::pulse(&options, &snapshot(&options)?, known));
+        self.read(&self.reading_processes, read).await.ok()
+    }
+
+    /// Whether looking at a path may block; so it is, if that cannot be told.
+    pub async fn is_on_network(&self, path: &Path) -> bool {
+        let (options, path) = (Arc::clone(&self.options), path.to_owned());
+        let read = move || Ok(roots::is_on_network(&path, &snapshot(&options)?));
+        self.read(&self.reading_database, read).await.unwrap_or(true)
+    }
+
+    /// Reads where that may block, but waits for it no longer than it may take; and not at all while an earlier
+    /// reading still hangs.
+    async fn read<T: Send + 'static>(
+        &self,
+        one: &Arc<Semaphore>,
+        read: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+    ) -> Result<T, String> {
+        let limited = async {
+            let Ok(permit) = Arc::clone(one).acquire_owned().await else { return Err("closed".to_owned()) };
+            let read = tokio::task::spawn_blocking(move || {
+                let result = read();
+                drop(permit);
+                result
+            });
+            read.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+        };
+        let hangs = |_| Err(format!("reading takes longer than {} s", self.limits.files.as_secs_f32()));
+        timeout(self.limits.files, limited).await.unwrap_or_else(hangs)
+    }
+}
+
+fn snapshot(options: &Options) -> std::io::Result<Snapshot> {
+    mounts::read(&File::open(options.proc_root.join("1/mountinfo"))?)
+}
+
+/// An error with its sources.
+pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
+    let sources = std::iter::successors(Some(error), |error| (*error).source());
+    sources.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

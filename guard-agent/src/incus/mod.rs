@@ -1,0 +1,63 @@
+//! What can be seen of an Incus node from outside: the adapters that gather [`Evidence`](crate::join::Evidence).
+//!
+//! None of them touches a pool's filesystem, each has a time-out, and what cannot be had is said, never guessed.
+//! The daemon's socket is dialled only while the daemon runs and listens: connecting to an idle one would start
+//! Incus through socket activation, which mounts pools.
+//!
+//! ```text
+//! /proc, cgroup ─► process ─┐
+//! local.db ─► local_db ─────┤
+//! socket ─► api ─► answers ─┼─► look ─► observer ─► the node's owner
+//! event stream ─► events ───┘             ▲ requests
+//! ```
+//!
+//! `answers`, `frames` and `procfs` are pure: they turn text into values.
+
+mod answers;
+mod api;
+mod events;
+mod frames;
+pub mod local_db;
+mod look;
+mod observer;
+mod process;
+mod procfs;
+
+use std::path::{Path, PathBuf};
+
+pub use look::observe_once;
+pub use observer::{Observation, Observer};
+pub use process::{Listener, Sighting, sight};
+
+/// Where a node is found on this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// `INCUS_DIR`: the guarded root.
+    pub directory: PathBuf,
+    /// The daemon's socket.
+    pub socket: PathBuf,
+    /// The cgroup of the daemon's unit, as in `/proc/PID/cgroup`.
+    pub cgroup: String,
+    /// Executables that are the daemon's, beside whatever is called `incusd`.
+    pub executables: Vec<PathBuf>,
+    /// `/proc`.
+    pub proc_root: PathBuf,
+}
+
+impl Options {
+    /// The node of a guarded root, of a systemd unit, with the usual socket.
+    pub fn new(directory: &Path, unit: &str) -> Self {
+        Self {
+            directory: directory.to_owned(),
+            socket: directory.join("unix.socket"),
+            cgroup: format!("/system.slice/{unit}"),
+            executables: Vec::new(),
+            proc_root: PathBuf::from("/proc"),
+        }
+    }
+
+    /// Incus's own database.
+    pub fn local_db(&self) -> PathBuf {
+        self.directory.join("database/local.db")
+    }
+}
