@@ -42,6 +42,11 @@ impl Machine {
         self.epoch
     }
 
+    /// Generations of the pools' superblocks that live, as far as is known.
+    pub fn alive(&self) -> Option<&BTreeSet<u64>> {
+        self.alive.as_ref()
+    }
+
     pub fn mode(&self) -> NodeMode {
         self.state.mode()
     }
