@@ -101,3 +101,23 @@ fn the_pulse_changes_with_the_daemon() {
     fs::remove_dir_all(fake.path(410)).unwrap();
     assert_eq!(beat(), []);
 }
+
+#[test]
+fn the_real_proc_reads_as_the_fake_one_does() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = Options::new(&directory.path().canonicalize().unwrap(), "no-such-unit.service");
+    let table = fs::read("/proc/self/mountinfo").unwrap();
+    let snapshot = Snapshot::parse(&table);
+    assert_eq!(sight(&options, &snapshot, 100), Sighting { daemon: Daemon::Stopped, ..Sighting::unknown() });
+    let host = Host { options: &options, snapshot: &snapshot };
+    let own = std::process::id();
+    assert_eq!(host.listener(own), Listener::NotDaemon);
+    let listener = std::os::unix::net::UnixListener::bind(&options.socket).unwrap();
+    let client = std::os::unix::net::UnixStream::connect(&options.socket).unwrap();
+    let accepted = listener.accept().unwrap();
+    assert_eq!(host.listener(own), Listener::Daemon);
+    drop(listener);
+    assert_eq!(host.listener(own), Listener::NotDaemon, "a connection that is left is no listener");
+    drop((client, accepted));
+    assert!(host.stat(own).unwrap().unwrap().start_ticks > 0);
+}
