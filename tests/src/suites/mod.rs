@@ -1,6 +1,8 @@
 //! The tests, one file for each group, in the order in which they run.
 
 mod actors_standin;
+mod alias_cephfs;
+mod alias_standin;
 mod allow_cephfs;
 mod audit_standin;
 mod command_lease_standin;
@@ -29,6 +31,7 @@ const STANDIN: &[&[Test]] = &[
     ground_standin::TESTS,
     modes_standin::TESTS,
     actors_standin::TESTS,
+    alias_standin::TESTS,
     views_standin::TESTS,
     gap_standin::TESTS,
     restart_standin::TESTS,
@@ -48,6 +51,7 @@ const CEPHFS: &[&[Test]] = &[
     detour_cephfs::TESTS,
     allow_cephfs::TESTS,
     seal_cephfs::TESTS,
+    alias_cephfs::TESTS,
     window_cephfs::TESTS,
 ];
 
