@@ -5,6 +5,7 @@
 
 pub mod doctor;
 pub mod events;
+pub mod exec;
 pub mod history;
 pub mod lease;
 pub mod node;
@@ -67,6 +68,8 @@ pub enum Command {
     Unseal(seal::SealArgs),
     /// Let everyone delete in a pool for a while.
     Release(release::ReleaseArgs),
+    /// Let one command, and what it starts, delete in a pool.
+    Exec(exec::ExecArgs),
     /// The running leases.
     #[command(subcommand)]
     Lease(lease::LeaseCommand),
@@ -96,6 +99,8 @@ pub enum CliError {
     #[error("the policy that the agent has in force is not understood by this guardctl")]
     ForeignPolicy(#[source] crate::policy::PolicyErrors),
     #[error(transparent)]
+    Exec(#[from] exec::ExecError),
+    #[error(transparent)]
     Node(#[from] node::NodeError),
 }
 
@@ -106,7 +111,7 @@ impl CliError {
             Self::Client(error) => error.exit(),
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Ok,
             Self::Node(error) => error.exit(),
-            Self::Output(_) | Self::ForeignPolicy(_) => Exit::Failure,
+            Self::Output(_) | Self::ForeignPolicy(_) | Self::Exec(_) => Exit::Failure,
         }
     }
 
@@ -114,6 +119,7 @@ impl CliError {
         match self {
             Self::Client(error) => Some(error.fix()),
             Self::Node(error) => Some(error.fix()),
+            Self::Exec(error) => Some(error.fix()),
             Self::Output(_) | Self::ForeignPolicy(_) => None,
         }
     }
@@ -152,6 +158,7 @@ pub fn run(cli: &Cli, out: &mut impl Write) -> Result<Exit, CliError> {
         Command::Seal(args) => seal::run(global, args, out),
         Command::Unseal(args) => seal::unseal(global, args, out),
         Command::Release(args) => release::run(global, args, out),
+        Command::Exec(args) => exec::run(global, args),
         Command::Lease(command) => lease::run(global, command, out),
         Command::History(args) => history::run(global, args, out),
         Command::Events(args) => events::run(global, args, out),

@@ -271,6 +271,7 @@ impl Owner {
             self.overrides.released.retain(|_, ends| *ends > moment);
         }
         self.close_leases(LeaseChange::Expired, |lease| lease.ends_boot_ns <= moment);
+        self.watch_commands();
         let ended = self.pools_ended();
         let written = self.retry_journals();
         if expired || written || ended != self.ended_seen || self.ticks.is_multiple_of(ROUND) {

@@ -9,6 +9,7 @@ mod command_lease_standin;
 mod control_standin;
 mod detour_cephfs;
 mod erase_cephfs;
+mod exec_standin;
 mod gap_standin;
 mod ground_cephfs;
 mod ground_standin;
@@ -37,6 +38,7 @@ const STANDIN: &[&[Test]] = &[
     restart_standin::TESTS,
     lease_standin::TESTS,
     command_lease_standin::TESTS,
+    exec_standin::TESTS,
     inactive_standin::TESTS,
     policy_standin::TESTS,
     audit_standin::TESTS,
