@@ -26,6 +26,14 @@ pub enum Refusal {
     PolicyRejected { errors: Vec<String> },
     #[error("nothing is enforced on this host: {detail}")]
     NotEnforcing { detail: String },
+    #[error("there is no node `{root}`; {}", listed("nodes", nodes))]
+    NoSuchNode { root: String, nodes: Vec<String> },
+    #[error("{refusal}")]
+    NodeState { root: String, refusal: crate::join::Refusal },
+    #[error(
+        "Incus runs (process {pid}): it would mount its pools again, or go on to work on what is not mounted"
+    )]
+    DaemonRuns { root: String, pid: u32 },
     #[error("{operation} failed: {detail}")]
     Failed { operation: &'static str, detail: String },
     #[error("the audit log cannot be read: {detail}")]
@@ -56,6 +64,9 @@ impl Refusal {
             Self::NoSuchLease { .. } => "no-such-lease",
             Self::PolicyRejected { .. } => "policy-rejected",
             Self::NotEnforcing { .. } => "not-enforcing",
+            Self::NoSuchNode { .. } => "no-such-node",
+            Self::NodeState { .. } => "node-state",
+            Self::DaemonRuns { .. } => "daemon-runs",
             Self::Failed { .. } => "failed",
             Self::AuditUnreadable { .. } => "audit-unreadable",
             Self::Malformed { .. } => "malformed",
@@ -81,6 +92,14 @@ impl Refusal {
             Self::NoSuchLease { .. } => "see guardctl lease list".to_owned(),
             Self::PolicyRejected { .. } => "correct the file: guardctl policy check".to_owned(),
             Self::NotEnforcing { .. } => "see guardctl doctor".to_owned(),
+            Self::NoSuchNode { .. } => {
+                "name it by its guarded root: --root DIR; the policy makes a root a node: join = \"incus\""
+                    .to_owned()
+            }
+            Self::NodeState { root, refusal } => node_fix(root, refusal),
+            Self::DaemonRuns { root, .. } => {
+                format!("stop it first: guardctl rollback --stop-incus --root {root}")
+            }
             Self::Failed { .. } | Self::AuditUnreadable { .. } => {
                 "see the agent's log: journalctl -u guard-agent".to_owned()
             }
@@ -98,6 +117,23 @@ impl Refusal {
     /// As it is sent.
     pub fn report(&self) -> RefusalReport {
         RefusalReport { code: self.code().to_owned(), message: self.to_string(), fix: self.fix() }
+    }
+}
+
+fn node_fix(root: &str, refusal: &crate::join::Refusal) -> String {
+    use crate::join::Refusal as Node;
+    match refusal {
+        Node::NotFailed { state: "joining" } => "wait until the join has ended: guardctl status".to_owned(),
+        Node::NotFailed { state: "joined" } => {
+            "a member leaves by `incus cluster remove`, on another member; its pools go with that".to_owned()
+        }
+        Node::NotFailed { .. } => {
+            "no join has failed here: its pools are its own (incus admin shutdown unmounts them)".to_owned()
+        }
+        Node::NotFitToJoin { state: "rolling-back" } | Node::RollingBack => {
+            format!("wait for its end: guardctl status; guardctl rollback --root {root} follows it")
+        }
+        Node::NotFitToJoin { .. } => "it is a member already: incus cluster list".to_owned(),
     }
 }
 

@@ -12,6 +12,7 @@ mod pools;
 mod posture;
 mod report;
 mod requests;
+mod rollback;
 mod state;
 mod telemetry;
 
