@@ -5,6 +5,7 @@
 
 pub mod doctor;
 pub mod events;
+pub mod history;
 pub mod join;
 pub mod lease;
 pub mod node;
@@ -74,6 +75,8 @@ pub enum Command {
     /// The running leases.
     #[command(subcommand)]
     Lease(lease::LeaseCommand),
+    /// How nodes came to be where they stand on their way into a cluster.
+    History(history::HistoryArgs),
     /// The audit log: history, and what happens now.
     Events(events::EventsArgs),
     /// Every precondition on this host, and how to fix what fails. Needs no agent.
@@ -173,6 +176,7 @@ pub fn run(cli: &Cli, out: &mut impl Write) -> Result<Exit, CliError> {
         Command::Unseal(args) => seal::unseal(global, args, out),
         Command::Release(args) => release::run(global, args, out),
         Command::Lease(command) => lease::run(global, command, out),
+        Command::History(args) => history::run(global, args, out),
         Command::Events(args) => events::run(global, args, out),
         Command::Doctor => doctor::run(global, out),
         Command::Policy(command) => policy::run(global, command, out),

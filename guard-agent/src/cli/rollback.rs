@@ -102,7 +102,9 @@ fn status(global: &Global, root: &Option<String>) -> Result<RollbackReport, CliE
 
 /// Whether nothing is left, as kernel and state machine say.
 pub fn is_released(report: &RollbackReport) -> bool {
-    !report.running && report.outcome.as_ref().is_some_and(RollbackOutcome::is_complete)
+    // An agent that has gone on with it from the journal alone knows no outcome if it was over by then.
+    let ended = report.outcome.as_ref().map(RollbackOutcome::is_complete);
+    !report.running && ended.unwrap_or(report.state == "released")
 }
 
 /// How it ended.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::refusal::{Refusal, RefusalReport};
-use super::report::{LeaseReport, PolicyText, PoolReport, RollbackReport, StatusReport};
+use super::report::{LeaseReport, NodeHistory, PolicyText, PoolReport, RollbackReport, StatusReport};
 use crate::audit::Filter;
 
 /// Version of the protocol; every request carries it.
@@ -80,6 +80,11 @@ pub enum Request {
         #[serde(default)]
         root: Option<String>,
     },
+    /// How nodes came to be where they stand. Without a root: all of them.
+    History {
+        #[serde(default)]
+        root: Option<String>,
+    },
 }
 
 impl Request {
@@ -91,6 +96,7 @@ impl Request {
             | Self::Leases
             | Self::PolicyShow
             | Self::Events { .. }
+            | Self::History { .. }
             | Self::RollbackStatus { .. } => false,
             Self::Seal { .. }
             | Self::Unseal { .. }
@@ -116,6 +122,7 @@ impl Request {
             Self::Release { .. } => "release",
             Self::LeaseRevoke { .. } => "lease-revoke",
             Self::PolicyReload => "policy-reload",
+            Self::History { .. } => "history",
             Self::Rollback { .. } => "rollback",
             Self::RollbackStatus { .. } => "rollback-status",
             Self::JoinPrepare { .. } => "join-prepare",
@@ -190,6 +197,7 @@ pub enum Reply {
     Unsealed(Box<PoolReport>),
     Released(Box<LeaseReport>),
     LeaseRevoked(Box<LeaseReport>),
+    History(Vec<NodeHistory>),
     /// Generation and hash of the policy that is in force now.
     PolicyReloaded {
         generation: u64,
@@ -243,6 +251,7 @@ mod tests {
             Request::Release { pool: "a".to_owned(), ttl_seconds: Some(600), reason: "r".to_owned() },
             Request::LeaseRevoke { id: "r-1".to_owned() },
             Request::PolicyReload,
+            Request::History { root: Some("/a".to_owned()) },
             Request::Rollback { root: Some("/a".to_owned()), lazy: true },
             Request::RollbackStatus { root: None },
             Request::JoinPrepare { root: None },

@@ -24,12 +24,14 @@ pub enum Refusal {
     NoSuchLease { id: String, leases: Vec<String> },
     #[error("the policy was rejected, the old one stays in force: {}", errors.join("; "))]
     PolicyRejected { errors: Vec<String> },
-    #[error("nothing is enforced on this host: {detail}")]
-    NotEnforcing { detail: String },
     #[error("there is no node `{root}`; {}", listed("nodes", nodes))]
     NoSuchNode { root: String, nodes: Vec<String> },
+    #[error("nothing is enforced on this host: {detail}")]
+    NotEnforcing { detail: String },
     #[error("{refusal}")]
     NodeState { root: String, refusal: crate::join::Refusal },
+    #[error("which node? {}", listed("nodes", nodes))]
+    AmbiguousNode { nodes: Vec<String> },
     #[error(
         "Incus runs (process {pid}): it would mount its pools again, or go on to work on what is not mounted"
     )]
@@ -63,8 +65,9 @@ impl Refusal {
             Self::ReasonMissing => "reason-missing",
             Self::NoSuchLease { .. } => "no-such-lease",
             Self::PolicyRejected { .. } => "policy-rejected",
-            Self::NotEnforcing { .. } => "not-enforcing",
             Self::NoSuchNode { .. } => "no-such-node",
+            Self::NotEnforcing { .. } => "not-enforcing",
+            Self::AmbiguousNode { .. } => "ambiguous-node",
             Self::NodeState { .. } => "node-state",
             Self::DaemonRuns { .. } => "daemon-runs",
             Self::Failed { .. } => "failed",
@@ -91,11 +94,12 @@ impl Refusal {
             Self::ReasonMissing => "give --reason: it is written to the audit log".to_owned(),
             Self::NoSuchLease { .. } => "see guardctl lease list".to_owned(),
             Self::PolicyRejected { .. } => "correct the file: guardctl policy check".to_owned(),
-            Self::NotEnforcing { .. } => "see guardctl doctor".to_owned(),
             Self::NoSuchNode { .. } => {
                 "name it by its guarded root: --root DIR; the policy makes a root a node: join = \"incus\""
                     .to_owned()
             }
+            Self::NotEnforcing { .. } => "see guardctl doctor".to_owned(),
+            Self::AmbiguousNode { .. } => "name one: --root DIR".to_owned(),
             Self::NodeState { root, refusal } => node_fix(root, refusal),
             Self::DaemonRuns { root, .. } => {
                 format!("stop it first: guardctl rollback --stop-incus --root {root}")

@@ -5,7 +5,9 @@
 //! what to protect.
 
 mod last_good;
+mod nodes;
 mod notify;
+mod operator;
 mod owner;
 mod policy;
 mod pools;
@@ -166,9 +168,12 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     let maps = prepared.maps()?;
     let records = reactor::watch(maps::records(&maps_directory)?, Interest::READABLE)
         .map_err(failed("watch the records"))?;
-    let mut owner = owner::Owner::new(&options, policy, maps, state, audit, events.clone())?;
+    let (rollbacks, mut rolling) = rollback::Rollbacks::new(maps_directory);
+    let (nodes, mut observations) = nodes::Nodes::new(&options.state_dir, rollbacks);
+    let mut owner = owner::Owner::new(&options, policy, maps, state, audit, events.clone(), nodes)?;
     owner.note_state_problem(state_problem);
     owner.keep_policy();
+    owner.open_nodes().await;
     // The policy is in the maps before anything is attached: the first decision already knows it.
     owner.reconcile(&mounts);
     owner.check_reconciled()?;
@@ -221,6 +226,10 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
                 owner.drain_records(ready.get_inner_mut());
                 ready.clear_ready();
             }
+            Some((root, observation)) = observations.recv() => {
+                owner.observed(&root, observation, &mounts);
+            }
+            Some(happening) = rolling.recv() => owner.rollback_happened(&happening, &mounts),
             Some(command) = requests.recv() => {
                 owner.handle(command, &mounts);
                 rewatch(&mut watcher, &owner);

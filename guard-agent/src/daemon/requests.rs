@@ -30,6 +30,7 @@ impl Owner {
             Request::Status => Ok(Reply::Status(Box::new(self.status()))),
             Request::Pools => Ok(Reply::Pools(self.pool_reports())),
             Request::Leases => Ok(Reply::Leases(self.lease_reports())),
+            Request::History { root } => self.histories(root.as_deref()).map(Reply::History),
             Request::PolicyShow => Ok(Reply::PolicyText(self.policy_text())),
             Request::Seal { pool } => self.seal(&pool, peer, mounts),
             Request::Unseal { pool } => self.unseal(&pool, peer, mounts),
@@ -50,6 +51,10 @@ impl Owner {
                     }),
                 }
             }
+            Request::Rollback { root, lazy } => self.roll_back(root.as_deref(), lazy, peer, mounts),
+            Request::RollbackStatus { root } => self.rollback_status_of(root.as_deref()),
+            Request::JoinPrepare { root } => self.prepare_join(root.as_deref(), mounts),
+            Request::JoinCommandEnded { root } => self.end_preparation(root.as_deref(), mounts),
             // The server answers it itself.
             Request::Events { .. } => {
                 Err(Refusal::Unavailable { detail: "events are not served here".to_owned() })

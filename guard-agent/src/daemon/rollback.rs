@@ -3,7 +3,7 @@
 //! The state machine knows that a rollback runs, and its journal says so; a thread that dies with its agent is begun
 //! anew by the next one. Unmounting twice does no harm.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -20,7 +20,10 @@ use crate::rollback::{Limits, LiveHost, Progress, RollbackOutcome, StepReport, T
 #[derive(Debug)]
 pub struct Rollbacks {
     sender: UnboundedSender<Happening>,
+    map_directory: PathBuf,
     by_root: BTreeMap<PathBuf, Rollback>,
+    /// Roots for which the next rollback is to detach what is busy.
+    lazy: BTreeSet<PathBuf>,
 }
 
 /// The last rollback of a node.
@@ -50,10 +53,19 @@ pub enum What {
 }
 
 impl Rollbacks {
-    /// The other end is for the owner's loop.
-    pub fn new() -> (Self, UnboundedReceiver<Happening>) {
+    /// With the directory of the pinned maps. The other end is for the owner's loop.
+    pub fn new(map_directory: PathBuf) -> (Self, UnboundedReceiver<Happening>) {
         let (sender, happenings) = unbounded_channel();
-        (Self { sender, by_root: BTreeMap::new() }, happenings)
+        (Self { sender, map_directory, by_root: BTreeMap::new(), lazy: BTreeSet::new() }, happenings)
+    }
+
+    /// How the next one of a node is to be done.
+    pub fn set_lazy(&mut self, root: &Path, lazy: bool) {
+        if lazy {
+            self.lazy.insert(root.to_owned());
+        } else {
+            self.lazy.remove(root);
+        }
     }
 
     /// The last one of a node.
@@ -61,18 +73,15 @@ impl Rollbacks {
         self.by_root.get(root)
     }
 
-    /// Begins one. It ends with [`What::Ended`], whatever happens to its thread.
-    pub fn start(
-        &mut self,
-        root: &Path,
-        targets: Vec<Target>,
-        lazy: bool,
-        map_directory: PathBuf,
-    ) -> io::Result<()> {
-        let (sender, path) = (self.sender.clone(), root.to_owned());
+    /// Begins one of a node. `path` is its root with links followed, as the mount table has it. It ends with
+    /// [`What::Ended`], whatever happens to its thread.
+    pub fn start(&mut self, root: &Path, path: PathBuf, targets: Vec<Target>) -> io::Result<()> {
+        let lazy = self.lazy.remove(root);
+        let (sender, map_directory, name) =
+            (self.sender.clone(), self.map_directory.clone(), root.to_owned());
         std::thread::Builder::new().name("rollback".to_owned()).spawn(move || {
             // The owner may have gone; then nobody has to be told.
-            let tell = |what| drop(sender.send(Happening { root: path.clone(), what }));
+            let tell = |what| drop(sender.send(Happening { root: name.clone(), what }));
             let work = || {
                 let mut host = LiveHost::new(map_directory, Helper::this_program(), Limits::default());
                 run(&mut host, &targets, &path, lazy, &mut |progress| tell(What::Progress(progress)))
@@ -166,10 +175,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_rollback_without_maps_ends_with_everything_remaining() {
-        let (mut rollbacks, mut happenings) = Rollbacks::new();
+        let (mut rollbacks, mut happenings) = Rollbacks::new(PathBuf::from("/nonexistent"));
         let root = Path::new("/var/lib/incus");
         let target = Target { dev: 43, generation: 7, name: "shared".to_owned() };
-        rollbacks.start(root, vec![target], false, PathBuf::from("/nonexistent")).unwrap();
+        rollbacks.start(root, root.to_owned(), vec![target]).unwrap();
         assert!(rollbacks.of(root).unwrap().running);
         while let Some(happening) = happenings.recv().await {
             rollbacks.note(&happening);
