@@ -21,6 +21,7 @@ pub mod cli;
 pub mod control;
 pub mod daemon;
 pub mod doctor;
+pub mod durable;
 pub mod events;
 pub mod exit;
 pub mod incus;

@@ -21,6 +21,7 @@ use guard_common::{
 };
 
 use crate::classify::Classification;
+use crate::join::NodeMode;
 use crate::policy::{DefaultMode, Policy};
 
 /// One change of one map entry.
@@ -80,7 +81,7 @@ pub struct Resolved {
     pub executables: BTreeMap<PathBuf, (u32, u64)>,
 }
 
-/// What operators decided about single pools, beside the policy.
+/// What operators decided about single pools, and what nodes' states make of their pools, beside the policy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overrides {
     /// Pool ids that are sealed, also after a remount.
@@ -88,11 +89,23 @@ pub struct Overrides {
     /// Releases: generation → end on the boot clock in nanoseconds. A release dies with its superblock,
     /// and goes before a seal while it lasts.
     pub released: BTreeMap<u64, u64>,
+    /// By the actor set of the node's root. A root without an entry is no node.
+    pub nodes: BTreeMap<u32, NodeMode>,
+}
+
+/// The mode of a node's pools by policy and state. A root that is only observed denies nothing: its operator is
+/// trying the barrier.
+pub fn node_mode(policy: DefaultMode, state: NodeMode) -> Mode {
+    match (policy, state) {
+        (DefaultMode::Observed, _) | (_, NodeMode::Policy) => policy.mode(),
+        (_, NodeMode::Sealed) => Mode::Sealed,
+    }
 }
 
 impl Overrides {
     /// What a starting agent finds in force. Releases go on until they end, and a pool that is sealed
-    /// although policy says otherwise stays sealed: weakening needs an operator, not a restart.
+    /// although policy says otherwise stays sealed: weakening needs an operator, not a restart. (Where an Incus is
+    /// followed, its state says whether it stays sealed; operators' seals are in the state file.)
     pub fn adopt(observed: &Observed, policy: &Policy, now_boot_ns: u64) -> Self {
         let mut overrides = Self::default();
         for entry in observed.pools.values().filter(|entry| !pools::is_canary(entry)) {
@@ -101,7 +114,11 @@ impl Overrides {
                 Some(Mode::Released) if entry.expires_boot_ns > now_boot_ns => {
                     overrides.released.insert(entry.generation, entry.expires_boot_ns);
                 }
-                Some(Mode::Sealed) if root.is_some_and(|root| root.default_mode() != DefaultMode::Sealed) => {
+                Some(Mode::Sealed)
+                    if root.is_some_and(|root| {
+                        root.default_mode() != DefaultMode::Sealed && root.incus().is_none()
+                    }) =>
+                {
                     overrides.sealed.insert(entry.pool_id);
                 }
                 _ => {}

@@ -35,6 +35,8 @@ pub enum ModeCause {
     Policy,
     Operator,
     Expiry,
+    /// The state of the node on its way into a cluster.
+    Join,
 }
 
 /// A pool's mode changed.
@@ -138,4 +140,18 @@ pub struct AgentBody {
     pub pid: u32,
     /// The build that was there before, for adopted and upgraded.
     pub previous_build: Option<String>,
+}
+
+/// A node went from one state of its join to another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeBody {
+    /// The node's guarded root.
+    pub root: String,
+    /// Names of states, see `docs/JOIN.md`.
+    pub from: String,
+    pub to: String,
+    /// The mode that the state gives the node's pools.
+    pub mode: Name<Mode>,
+    /// The evidence that drove it.
+    pub because: String,
 }

@@ -69,6 +69,7 @@ pub enum Kind {
     Policy,
     Posture,
     Agent,
+    Node,
 }
 
 /// The kind-specific part.
@@ -91,6 +92,8 @@ pub enum Body {
     Posture(PostureBody),
     /// The agent itself.
     Agent(AgentBody),
+    /// A node came into another state on its way into a cluster.
+    Node(NodeBody),
 }
 
 impl Body {
@@ -105,6 +108,7 @@ impl Body {
             Self::Policy(_) => Kind::Policy,
             Self::Posture(_) => Kind::Posture,
             Self::Agent(_) => Kind::Agent,
+            Self::Node(_) => Kind::Node,
         }
     }
 
@@ -116,7 +120,7 @@ impl Body {
             Self::Pool(body) => Some(&body.place),
             Self::Mode(body) => Some(&body.place),
             Self::Lease(body) => Some(&body.place),
-            Self::Policy(_) | Self::Posture(_) | Self::Agent(_) => None,
+            Self::Policy(_) | Self::Posture(_) | Self::Agent(_) | Self::Node(_) => None,
         }
     }
 }

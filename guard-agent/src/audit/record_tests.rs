@@ -136,6 +136,14 @@ fn one_a_kind() -> Vec<Body> {
             pid: 700,
             previous_build: Some("def456".to_owned()),
         }),
+        Body::Node(NodeBody {
+            root: "/var/lib/incus".to_owned(),
+            from: "joining".to_owned(),
+            to: "join-failed".to_owned(),
+            mode: Name(Mode::Sealed),
+            because: "cluster.https_address is 10.0.0.2:8443, and there are no raft nodes; no join runs"
+                .to_owned(),
+        }),
     ]
 }
 

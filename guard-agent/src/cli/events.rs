@@ -119,6 +119,9 @@ fn describe(body: &Body) -> String {
         Body::Agent(body) => {
             format!("agent {}  {} ({}), pid {}", word(&body.change), body.version, body.build, body.pid)
         }
+        Body::Node(body) => {
+            format!("node {}  {} -> {}  {}  {}", body.root, body.from, body.to, body.mode, body.because)
+        }
     }
 }
 

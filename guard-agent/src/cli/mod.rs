@@ -6,6 +6,7 @@
 pub mod doctor;
 pub mod events;
 pub mod lease;
+pub mod nodes;
 pub mod policy;
 pub mod pools;
 pub mod release;
@@ -66,6 +67,8 @@ pub enum Command {
     /// The running leases.
     #[command(subcommand)]
     Lease(lease::LeaseCommand),
+    /// How nodes came to be where they stand on their way into a cluster.
+    History(nodes::HistoryArgs),
     /// The audit log: history, and what happens now.
     Events(events::EventsArgs),
     /// Every precondition on this host, and how to fix what fails. Needs no agent.
@@ -138,6 +141,7 @@ pub fn run(cli: &Cli, out: &mut impl Write) -> Result<Exit, CliError> {
         Command::Unseal(args) => seal::unseal(global, args, out),
         Command::Release(args) => release::run(global, args, out),
         Command::Lease(command) => lease::run(global, command, out),
+        Command::History(args) => nodes::run(global, args, out),
         Command::Events(args) => events::run(global, args, out),
         Command::Doctor => doctor::run(global, out),
         Command::Policy(command) => policy::run(global, command, out),

@@ -63,5 +63,6 @@ pub fn cause_name(cause: ModeCause) -> &'static str {
         ModeCause::Policy => "policy",
         ModeCause::Operator => "operator",
         ModeCause::Expiry => "expiry",
+        ModeCause::Join => "join",
     }
 }

@@ -10,6 +10,7 @@ use super::*;
 use crate::audit::record::{LeaseKind, ModeCause};
 use crate::control::report::*;
 use crate::events::{BootOffset, Name, Time};
+use crate::join::{Config, Daemon, Evidence, JoinOperation, Membership};
 use crate::posture::{Posture, Reason, State};
 
 fn at(second: u64) -> Time {
@@ -74,6 +75,24 @@ fn status() -> StatusReport {
             filesystems: vec!["ceph".to_owned(), "nfs".to_owned()],
             mode: Name(Mode::Guarded),
         }],
+        nodes: vec![NodeReport {
+            root: "/var/lib/incus".to_owned(),
+            state: "join-failed".to_owned(),
+            kept: None,
+            mode: Name(Mode::Sealed),
+            since: at(40),
+            because: Some(
+                "cluster.https_address is 10.0.0.2:8443, and there are no raft nodes; no join runs"
+                    .to_owned(),
+            ),
+            evidence: Some(Evidence {
+                config: Config::Read { cluster_address: Some("10.0.0.2:8443".to_owned()), raft_nodes: 0 },
+                daemon: Daemon::Stopped,
+                operation: JoinOperation::Unknown,
+                membership: Membership::NotAsked,
+            }),
+            looked: Some(at(60)),
+        }],
         leases: vec![LeaseReport {
             id: "r-1".to_owned(),
             pool: "scratch".to_owned(),
@@ -105,6 +124,7 @@ fn empty() -> StatusReport {
     };
     status.policy.rejected = None;
     (status.pools, status.roots, status.leases) = (Vec::new(), Vec::new(), Vec::new());
+    status.nodes = Vec::new();
     status.counters = BTreeMap::new();
     (status.reconciled, status.audit.write_failures) = (Reconciled::default(), 0);
     status

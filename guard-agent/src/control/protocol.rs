@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::refusal::{Refusal, RefusalReport};
-use super::report::{LeaseReport, PolicyText, PoolReport, StatusReport};
+use super::report::{LeaseReport, NodeHistory, PolicyText, PoolReport, StatusReport};
 use crate::audit::Filter;
 
 /// Version of the protocol; every request carries it.
@@ -57,13 +57,23 @@ pub enum Request {
         id: String,
     },
     PolicyReload,
+    /// How nodes came to be where they stand. Without a root: all of them.
+    History {
+        #[serde(default)]
+        root: Option<String>,
+    },
 }
 
 impl Request {
     /// Whether it changes something: those need uid 0.
     pub fn is_change(&self) -> bool {
         match self {
-            Self::Status | Self::Pools | Self::Leases | Self::PolicyShow | Self::Events { .. } => false,
+            Self::Status
+            | Self::Pools
+            | Self::Leases
+            | Self::PolicyShow
+            | Self::Events { .. }
+            | Self::History { .. } => false,
             Self::Seal { .. }
             | Self::Unseal { .. }
             | Self::Release { .. }
@@ -85,6 +95,7 @@ impl Request {
             Self::Release { .. } => "release",
             Self::LeaseRevoke { .. } => "lease-revoke",
             Self::PolicyReload => "policy-reload",
+            Self::History { .. } => "history",
         }
     }
 
@@ -155,6 +166,7 @@ pub enum Reply {
     Unsealed(Box<PoolReport>),
     Released(Box<LeaseReport>),
     LeaseRevoked(Box<LeaseReport>),
+    History(Vec<NodeHistory>),
     /// Generation and hash of the policy that is in force now.
     PolicyReloaded {
         generation: u64,
@@ -201,6 +213,7 @@ mod tests {
             Request::Release { pool: "a".to_owned(), ttl_seconds: Some(600), reason: "r".to_owned() },
             Request::LeaseRevoke { id: "r-1".to_owned() },
             Request::PolicyReload,
+            Request::History { root: Some("/a".to_owned()) },
         ]
     }
 

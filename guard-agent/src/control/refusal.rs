@@ -24,6 +24,8 @@ pub enum Refusal {
     NoSuchLease { id: String, leases: Vec<String> },
     #[error("the policy was rejected, the old one stays in force: {}", errors.join("; "))]
     PolicyRejected { errors: Vec<String> },
+    #[error("there is no node `{root}`; {}", listed("nodes", nodes))]
+    NoSuchNode { root: String, nodes: Vec<String> },
     #[error("nothing is enforced on this host: {detail}")]
     NotEnforcing { detail: String },
     #[error("{operation} failed: {detail}")]
@@ -55,6 +57,7 @@ impl Refusal {
             Self::ReasonMissing => "reason-missing",
             Self::NoSuchLease { .. } => "no-such-lease",
             Self::PolicyRejected { .. } => "policy-rejected",
+            Self::NoSuchNode { .. } => "no-such-node",
             Self::NotEnforcing { .. } => "not-enforcing",
             Self::Failed { .. } => "failed",
             Self::AuditUnreadable { .. } => "audit-unreadable",
@@ -80,6 +83,10 @@ impl Refusal {
             Self::ReasonMissing => "give --reason: it is written to the audit log".to_owned(),
             Self::NoSuchLease { .. } => "see guardctl lease list".to_owned(),
             Self::PolicyRejected { .. } => "correct the file: guardctl policy check".to_owned(),
+            Self::NoSuchNode { .. } => {
+                "name it by its guarded root: --root DIR; the policy makes a root a node: join = \"incus\""
+                    .to_owned()
+            }
             Self::NotEnforcing { .. } => "see guardctl doctor".to_owned(),
             Self::Failed { .. } | Self::AuditUnreadable { .. } => {
                 "see the agent's log: journalctl -u guard-agent".to_owned()

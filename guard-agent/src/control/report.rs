@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::audit::record::{LeaseKind, ModeCause};
 use crate::events::{Name, Time};
+use crate::join::Evidence;
 use crate::posture::Posture;
 
 /// Everything that `guardctl status` shows.
@@ -17,6 +18,9 @@ pub struct StatusReport {
     pub policy: PolicyReport,
     pub pools: Vec<PoolReport>,
     pub roots: Vec<RootReport>,
+    /// The nodes whose join is followed.
+    #[serde(default)]
+    pub nodes: Vec<NodeReport>,
     pub leases: Vec<LeaseReport>,
     /// By the names of `guard_common::Counter`.
     pub counters: BTreeMap<String, u64>,
@@ -119,6 +123,44 @@ pub struct RootReport {
     pub detail: Option<String>,
     pub filesystems: Vec<String>,
     pub mode: Name<Mode>,
+}
+
+/// A node: a root whose Incus is followed on its way into a cluster.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeReport {
+    /// Its guarded root.
+    pub root: String,
+    /// Name of its state.
+    pub state: String,
+    /// For an unknown node: what it was last proven to be.
+    pub kept: Option<String>,
+    /// The mode that the state gives its pools.
+    pub mode: Name<Mode>,
+    pub since: Time,
+    /// The evidence that drove the last transition.
+    pub because: Option<String>,
+    /// The last look at it.
+    pub evidence: Option<Evidence>,
+    pub looked: Option<Time>,
+}
+
+/// How a node came to be where it stands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeHistory {
+    pub root: String,
+    pub state: String,
+    pub since: Time,
+    /// The newest last.
+    pub transitions: Vec<TransitionReport>,
+}
+
+/// A node went from one state to another.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TransitionReport {
+    pub time: Time,
+    pub from: String,
+    pub to: String,
+    pub because: String,
 }
 
 /// A running lease.

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::state::replace;
+use crate::durable::replace;
 
 /// Where it is.
 pub fn path(state_dir: &Path) -> PathBuf {

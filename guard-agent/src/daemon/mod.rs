@@ -5,6 +5,7 @@
 //! what to protect.
 
 mod last_good;
+mod nodes;
 mod notify;
 mod owner;
 mod policy;
@@ -165,9 +166,11 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     let maps = prepared.maps()?;
     let records = reactor::watch(maps::records(&maps_directory)?, Interest::READABLE)
         .map_err(failed("watch the records"))?;
-    let mut owner = owner::Owner::new(&options, policy, maps, state, audit, events.clone())?;
+    let (nodes, mut observations) = nodes::Nodes::new(&options.state_dir);
+    let mut owner = owner::Owner::new(&options, policy, maps, state, audit, events.clone(), nodes)?;
     owner.note_state_problem(state_problem);
     owner.keep_policy();
+    owner.open_nodes().await;
     // The policy is in the maps before anything is attached: the first decision already knows it.
     owner.reconcile(&mounts);
     owner.check_reconciled()?;
@@ -219,6 +222,9 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
                 let mut ready = ready.map_err(failed("wait for records"))?;
                 owner.drain_records(ready.get_inner_mut());
                 ready.clear_ready();
+            }
+            Some((root, observation)) = observations.recv() => {
+                owner.observed(&root, observation, &mounts);
             }
             Some(command) = requests.recv() => {
                 owner.handle(command, &mounts);

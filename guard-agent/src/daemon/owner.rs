@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use tokio::sync::broadcast;
 
+use super::nodes::Nodes;
 use super::policy::{LoadedPolicy, interval_ns};
 use super::pools::KnownPool;
 use super::posture::Troubles;
@@ -43,6 +44,7 @@ pub struct Owner {
     /// Places of pools that ended, for records that come after the end.
     pub(super) past: BTreeMap<u64, Place>,
     pub(super) incidents: IncidentTracker,
+    pub(super) nodes: Nodes,
     pub(super) troubles: Troubles,
     pub(super) posture: Option<Posture>,
     /// What the host lacks; known once it was asked for.
@@ -71,6 +73,7 @@ impl Owner {
         state: StateFile,
         audit: AuditFile,
         events: broadcast::Sender<Arc<str>>,
+        nodes: Nodes,
     ) -> Result<Self, DaemonError> {
         let observed = maps.observed()?;
         maps.sweep_counters(&observed)?;
@@ -92,6 +95,7 @@ impl Owner {
             pools: BTreeMap::new(),
             past: BTreeMap::new(),
             incidents: IncidentTracker::new(interval),
+            nodes,
             troubles: Troubles::default(),
             posture: None,
             preconditions: None,
@@ -177,7 +181,12 @@ impl Owner {
 
     /// Makes the maps say what policy and mount table ask for.
     pub fn reconcile(&mut self, mounts: &MountWatch) {
-        match self.try_reconcile(mounts) {
+        let mut result = self.try_reconcile(mounts);
+        // A pool that has appeared or ended may give its node another state, and that other modes.
+        if self.tell_nodes_of_pools() {
+            result = self.try_reconcile(mounts);
+        }
+        match result {
             Ok(()) => self.troubles.clear(posture::RECONCILE),
             Err(error) => {
                 tracing::error!(%error, "the kernel's maps could not be brought up to date");
@@ -261,7 +270,8 @@ impl Owner {
         }
         self.close_leases(LeaseChange::Expired, |lease| lease.ends_boot_ns <= moment);
         let ended = self.pools_ended();
-        if expired || ended != self.ended_seen || self.ticks.is_multiple_of(ROUND) {
+        let written = self.retry_journals();
+        if expired || written || ended != self.ended_seen || self.ticks.is_multiple_of(ROUND) {
             self.ended_seen = ended;
             if self.policy_file_changed() {
                 self.reload_policy();

@@ -53,6 +53,7 @@ impl Owner {
                 self.policy = loaded;
                 self.incidents.set_interval(interval_ns(&self.policy.policy));
                 self.keep_policy();
+                self.follow_policy();
                 tracing::info!(
                     generation = self.policy.generation,
                     hash = self.policy.policy.hash(),

@@ -83,6 +83,7 @@ impl Owner {
                 ModeCause::Expiry
             }
             _ if by_operator || self.asker(&entry).is_some() => ModeCause::Operator,
+            _ if self.overrides.nodes.contains_key(&entry.actor_set) => ModeCause::Join,
             _ => ModeCause::Policy,
         };
         let now_known = KnownPool { pool, root, entry, mode, cause };

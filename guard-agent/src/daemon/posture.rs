@@ -54,6 +54,11 @@ pub const STATE: Trouble = Trouble {
     fix: "check the space and permissions of the state directory; seal again what has to be sealed",
     leaves: Leaves::Part,
 };
+pub const JOURNAL: Trouble = Trouble {
+    code: "journal-not-written",
+    fix: "check the space and permissions of the state directory: until then no node's pools are weakened",
+    leaves: Leaves::Part,
+};
 pub const LAST_GOOD: Trouble = Trouble {
     leaves: Leaves::Part,
     code: "policy-not-kept",

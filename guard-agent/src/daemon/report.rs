@@ -2,18 +2,23 @@
 
 use guard_common::{Counter, Mode};
 
+use std::path::Path;
+
 use super::chain;
+use super::nodes::Node;
 use super::owner::{Owner, now};
 use super::pools::KnownPool;
 use super::state::Lease;
 use crate::audit::record::{device_text, pool_id_text};
 use crate::bpf::object;
+use crate::control::Refusal;
 use crate::control::report::{
-    AgentReport, LeaseReport, PolicyReport, PolicyText, PoolCountersReport, PoolReport, PostureReport,
-    Reconciled, RootReport, StatusReport,
+    AgentReport, LeaseReport, NodeHistory, NodeReport, PolicyReport, PolicyText, PoolCountersReport,
+    PoolReport, PostureReport, Reconciled, RootReport, StatusReport, TransitionReport,
 };
 use crate::events::{Name, Time, clock};
-use crate::posture::{Posture, State};
+use crate::join::{Kept, State, Transition};
+use crate::posture::{self, Posture};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -22,7 +27,7 @@ impl Owner {
     pub(super) fn status(&self) -> StatusReport {
         let counters = self.maps.counters().unwrap_or_default();
         let count = |counter: Counter| counters.get(&counter).copied().unwrap_or(0);
-        let unknown = Posture { state: State::Inactive, reasons: Vec::new() };
+        let unknown = Posture { state: posture::State::Inactive, reasons: Vec::new() };
         StatusReport {
             posture: PostureReport {
                 posture: self.posture.clone().unwrap_or(unknown),
@@ -43,6 +48,7 @@ impl Owner {
             },
             pools: self.pool_reports(),
             roots: self.root_reports(),
+            nodes: self.node_reports(),
             leases: self.lease_reports(),
             reconciled: Reconciled {
                 decisions: counters.iter().filter(|(counter, _)| counter.is_audited()).map(|(_, n)| n).sum(),
@@ -108,6 +114,46 @@ impl Owner {
             .collect()
     }
 
+    fn node_reports(&self) -> Vec<NodeReport> {
+        let report = |(root, node): (&Path, &Node)| {
+            let state = node.state();
+            let kept = match state {
+                State::Unknown { kept: Kept::Joined { .. } } => Some("joined"),
+                State::Unknown { kept: Kept::Standalone } => Some("standalone"),
+                _ => None,
+            };
+            NodeReport {
+                root: root.display().to_string(),
+                state: state.name().to_owned(),
+                kept: kept.map(str::to_owned),
+                mode: self.node_mode_name(root, state.mode()),
+                since: node.journal.since,
+                because: node.journal.because().map(str::to_owned),
+                evidence: node.seen.as_ref().map(|(_, evidence)| evidence.clone()),
+                looked: node.seen.as_ref().map(|(time, _)| *time),
+            }
+        };
+        self.nodes.iter().map(report).collect()
+    }
+
+    /// How a node, or each, came to be where it stands.
+    pub(super) fn histories(&self, root: Option<&str>) -> Result<Vec<NodeHistory>, Refusal> {
+        let wanted = |path: &Path| root.is_none_or(|root| path == Path::new(root));
+        let histories: Vec<NodeHistory> = self
+            .nodes
+            .iter()
+            .filter(|(path, _)| wanted(path))
+            .map(|(path, node)| history(path, node))
+            .collect();
+        match root {
+            Some(root) if histories.is_empty() => {
+                let nodes = self.nodes.iter().map(|(path, _)| path.display().to_string()).collect();
+                Err(Refusal::NoSuchNode { root: root.to_owned(), nodes })
+            }
+            _ => Ok(histories),
+        }
+    }
+
     /// All leases that run.
     pub(super) fn lease_reports(&self) -> Vec<LeaseReport> {
         self.state.state.leases.iter().map(lease_report).collect()
@@ -122,6 +168,21 @@ impl Owner {
             text: self.policy.text.clone(),
             effective: serde_json::to_value(&self.policy.policy).unwrap_or(serde_json::Value::Null),
         }
+    }
+}
+
+fn history(root: &Path, node: &Node) -> NodeHistory {
+    let transition = |transition: &Transition| TransitionReport {
+        time: transition.time,
+        from: transition.from.name().to_owned(),
+        to: transition.to.name().to_owned(),
+        because: transition.because.clone(),
+    };
+    NodeHistory {
+        root: root.display().to_string(),
+        state: node.state().name().to_owned(),
+        since: node.journal.since,
+        transitions: node.journal.history.iter().map(transition).collect(),
     }
 }
 

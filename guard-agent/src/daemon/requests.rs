@@ -30,6 +30,7 @@ impl Owner {
             Request::Status => Ok(Reply::Status(Box::new(self.status()))),
             Request::Pools => Ok(Reply::Pools(self.pool_reports())),
             Request::Leases => Ok(Reply::Leases(self.lease_reports())),
+            Request::History { root } => self.histories(root.as_deref()).map(Reply::History),
             Request::PolicyShow => Ok(Reply::PolicyText(self.policy_text())),
             Request::Seal { pool } => self.seal(&pool, peer, mounts),
             Request::Unseal { pool } => self.unseal(&pool, peer, mounts),

@@ -4,14 +4,15 @@
 //! enforces does not depend on it: a release ends by the kernel's clock, with or without this file.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::audit::record::LeaseKind;
+use crate::durable;
 use crate::events::Time;
 
 const NAME: &str = "state.json";
@@ -87,8 +88,7 @@ impl StateFile {
                 other => {
                     let why = other
                         .map_or_else(|error| error.to_string(), |state| format!("version {}", state.version));
-                    let aside = directory.join(format!("{NAME}.unreadable"));
-                    fs::rename(&path, &aside).map_err(|source| StateError {
+                    let aside = durable::set_aside(&path).map_err(|source| StateError {
                         operation: "set aside",
                         path: path.clone(),
                         source,
@@ -108,24 +108,12 @@ impl StateFile {
     pub fn save(&self) -> Result<(), StateError> {
         let bytes =
             serde_json::to_vec_pretty(&self.state).expect("the state has string keys and finite numbers");
-        replace(&self.path, &bytes).map_err(|(operation, source)| StateError {
+        durable::replace(&self.path, &bytes).map_err(|(operation, source)| StateError {
             operation,
             path: self.path.clone(),
             source,
         })
     }
-}
-
-/// Replaces a file whole, or leaves it as it was. On failure says what could not be done.
-pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), (&'static str, io::Error)> {
-    let failed = |operation| move |error| (operation, error);
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".new");
-    let mut file = File::create(&temporary).map_err(failed("create the successor of"))?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed("write the successor of"))?;
-    fs::rename(&temporary, path).map_err(failed("replace"))?;
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed("sync the directory of"))
 }
 
 #[cfg(test)]

@@ -43,6 +43,8 @@ pub enum Event {
 /// What the state machine wants done, in the order in which it says so.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
+    /// A transition, and what drove it: for the journal and for people. Comes before the rest that it causes.
+    Transition { from: State, to: State, because: String },
     /// Write the state down. What follows waits until that is done.
     Persist,
     /// Give the node's pools this mode.
@@ -51,8 +53,6 @@ pub enum Effect {
     Look { asked: Epoch },
     /// Unmount what the join left.
     RollBack,
-    /// Tell people: a transition, and what drove it.
-    Transition { from: State, to: State, because: String },
 }
 
 /// A request that the state machine does not grant now. Not an error.

@@ -4,6 +4,7 @@
 //! of something stronger begins a new one: so an answer that was delayed, repeated or overtaken can seal, never
 //! unseal. What strengthens is applied before it is written down, what weakens after: an agent may die anywhere.
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
 use super::conclude::conclude;
@@ -39,6 +40,11 @@ impl Machine {
     /// What a look that is asked for now has to answer with.
     pub fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    /// Generations of the pools' superblocks that live, as far as is known.
+    pub fn alive(&self) -> Option<&BTreeSet<u64>> {
+        self.alive.as_ref()
     }
 
     pub fn mode(&self) -> NodeMode {
@@ -182,13 +188,14 @@ impl Machine {
         let (from, to) = (std::mem::replace(&mut self.state, state.clone()), state);
         self.suspect_pools();
         let set = Effect::SetMode(to.mode());
-        // Strengthening first, writing down first: whichever keeps the pools safer if the agent dies in between.
-        match from.mode().cmp(&to.mode()) {
-            std::cmp::Ordering::Less => effects.extend([set, Effect::Persist]),
-            std::cmp::Ordering::Equal => effects.push(Effect::Persist),
-            std::cmp::Ordering::Greater => effects.extend([Effect::Persist, set]),
-        }
+        let order = from.mode().cmp(&to.mode());
         effects.push(Effect::Transition { from, to, because: because.to_owned() });
+        // Strengthening before writing it down, weakening after: whichever is safer if the agent dies in between.
+        match order {
+            Ordering::Less => effects.extend([set, Effect::Persist]),
+            Ordering::Equal => effects.push(Effect::Persist),
+            Ordering::Greater => effects.extend([Effect::Persist, set]),
+        }
     }
 
     /// What lives while the node is between the worlds, or a member, is not the node's own.

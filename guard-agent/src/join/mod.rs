@@ -7,11 +7,13 @@
 mod conclude;
 mod event;
 mod evidence;
+pub mod journal;
 mod machine;
 mod state;
 
 pub use conclude::GRACE_SECONDS;
 pub use event::{Effect, Epoch, Event, Refusal};
 pub use evidence::{Config, Daemon, Evidence, Incarnation, JoinOperation, Membership};
+pub use journal::{Journal, Transition};
 pub use machine::Machine;
 pub use state::{JoinSeen, Kept, NodeMode, State};

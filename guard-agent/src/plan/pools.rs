@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use guard_common::policy::{POOL_CANARY, POOL_EXPORTED, POOL_GUARD_TRUNCATE};
 use guard_common::{Mode, PoolEntry};
 
-use super::{Desired, MapOperation, Observed};
+use super::{Desired, MapOperation, Observed, node_mode};
 use crate::classify::Pool;
+use crate::join::NodeMode;
 use crate::policy::{Policy, Root};
 
 /// Operations on `POOLS`, by when they are due.
@@ -121,7 +122,10 @@ fn mode(desired: &Desired<'_>, root: &Root, pool_id: u64, generation: u64) -> (M
     match desired.overrides.released.get(&generation) {
         Some(end) if *end > desired.now_boot_ns => (Mode::Released, *end),
         _ if desired.overrides.sealed.contains(&pool_id) => (Mode::Sealed, 0),
-        _ => (root.default_mode().mode(), 0),
+        _ => {
+            let state = desired.overrides.nodes.get(&root.actor_set()).copied().unwrap_or(NodeMode::Policy);
+            (node_mode(root.default_mode(), state), 0)
+        }
     }
 }
 

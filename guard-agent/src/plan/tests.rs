@@ -136,7 +136,7 @@ fn a_first_start_in_order() {
 
 #[test]
 fn seal_release_and_expiry() {
-    let (mut host, mut maps) = started(INCUS, POOL);
+    let (mut host, mut maps) = started(&format!("{INCUS}join = \"none\"\n"), POOL);
     let PoolEntry { generation, pool_id, .. } = maps.pools[&43];
     host.overrides.sealed.insert(pool_id);
     host.apply(&mut maps);
@@ -156,6 +156,41 @@ fn seal_release_and_expiry() {
     host.apply(&mut maps);
     assert_eq!(mode(&maps, 43), Some(Mode::Guarded));
     assert_eq!(maps.pools[&43].generation, generation);
+}
+
+#[test]
+fn a_nodes_state_seals_below_operators_and_releases() {
+    let (mut host, mut maps) = started(INCUS, POOL);
+    let PoolEntry { generation, pool_id, actor_set, .. } = maps.pools[&43];
+    host.overrides.nodes.insert(actor_set, NodeMode::Sealed);
+    host.apply(&mut maps);
+    assert_eq!(mode(&maps, 43), Some(Mode::Sealed));
+    // Not an operator's seal: a starting agent leaves it to the node's journal.
+    assert!(Overrides::adopt(&maps, &host.policy, 0).sealed.is_empty());
+    host.overrides.released.insert(generation, 5000);
+    host.apply(&mut maps);
+    assert_eq!(mode(&maps, 43), Some(Mode::Released));
+    host.overrides.released.clear();
+    host.overrides.sealed.insert(pool_id);
+    host.overrides.nodes.insert(actor_set, NodeMode::Policy);
+    host.apply(&mut maps);
+    assert_eq!(mode(&maps, 43), Some(Mode::Sealed), "the operator's seal stays");
+    host.overrides.sealed.clear();
+    // Lazily unmounted: the state still counts.
+    host.table = String::new();
+    host.apply(&mut maps);
+    assert_eq!(mode(&maps, 43), Some(Mode::Guarded));
+    host.overrides.nodes.insert(actor_set, NodeMode::Sealed);
+    host.apply(&mut maps);
+    assert_eq!(mode(&maps, 43), Some(Mode::Sealed));
+}
+
+#[test]
+fn a_root_that_is_only_observed_is_not_sealed_by_a_node() {
+    assert_eq!(node_mode(DefaultMode::Observed, NodeMode::Sealed), Mode::Observed);
+    assert_eq!(node_mode(DefaultMode::Guarded, NodeMode::Sealed), Mode::Sealed);
+    assert_eq!(node_mode(DefaultMode::Sealed, NodeMode::Policy), Mode::Sealed);
+    assert_eq!(node_mode(DefaultMode::Guarded, NodeMode::Policy), Mode::Guarded);
 }
 
 #[test]
@@ -366,6 +401,13 @@ proptest! {
                 match choice >> (2 * index) & 3 {
                     0 => drop(host.overrides.sealed.insert(entry.pool_id)),
                     1 => drop(host.overrides.released.insert(entry.generation, 2)),
+                    _ => {}
+                }
+            }
+            for (index, root) in host.policy.roots().iter().enumerate() {
+                match choice >> (2 * index + 40) & 3 {
+                    0 => drop(host.overrides.nodes.insert(root.actor_set(), NodeMode::Sealed)),
+                    1 => drop(host.overrides.nodes.insert(root.actor_set(), NodeMode::Policy)),
                     _ => {}
                 }
             }

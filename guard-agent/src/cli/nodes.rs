@@ -1,0 +1,133 @@
+//! `guardctl history`, and how nodes look in `guardctl status`.
+
+use std::io::Write;
+
+use super::text::{safe, time};
+use super::{CliError, Global, expect_reply, text, write_json};
+use crate::control::report::{NodeHistory, NodeReport};
+use crate::control::{Reply, Request};
+use crate::exit::Exit;
+use crate::join::{Config, Daemon, Evidence, JoinOperation, Membership};
+
+#[derive(Debug, clap::Args)]
+pub struct HistoryArgs {
+    /// The node's guarded root; without it, all nodes.
+    #[arg(long, value_name = "DIR")]
+    pub root: Option<String>,
+    /// The newest transitions of each node only.
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 20)]
+    pub lines: usize,
+}
+
+/// Shows how nodes came to be where they stand.
+pub fn run(global: &Global, args: &HistoryArgs, out: &mut impl Write) -> Result<Exit, CliError> {
+    let request = Request::History { root: args.root.clone() };
+    let mut histories = expect_reply!(global, request, Reply::History(histories) => histories);
+    for history in &mut histories {
+        let surplus = history.transitions.len().saturating_sub(args.lines);
+        history.transitions.drain(..surplus);
+    }
+    if global.json {
+        write_json(out, &histories)?;
+    } else if histories.is_empty() {
+        writeln!(out, "no node is followed")?;
+    } else {
+        out.write_all(render_histories(&histories).as_bytes())?;
+    }
+    Ok(Exit::Ok)
+}
+
+fn render_histories(histories: &[NodeHistory]) -> String {
+    let mut shown = String::new();
+    for history in histories {
+        let (root, state) = (safe(&history.root), safe(&history.state));
+        shown.push_str(&format!("{root}: {state} since {}\n", time(history.since)));
+        for transition in &history.transitions {
+            let (from, to) = (safe(&transition.from), safe(&transition.to));
+            let because = safe(&transition.because);
+            shown.push_str(&format!("  {}  {from} -> {to}: {because}\n", time(transition.time)));
+        }
+    }
+    shown
+}
+
+/// The nodes as a table, each with its last look; empty if there are none.
+pub fn render(nodes: &[NodeReport]) -> String {
+    let mut shown = String::new();
+    for node in nodes {
+        let kept = node.kept.as_ref().map(|kept| format!(" (was {})", safe(kept))).unwrap_or_default();
+        let row = vec![safe(&node.root), format!("{}{kept}", safe(&node.state)), node.mode.to_string()];
+        shown.push_str(&text::table("  ", &[row]));
+        if let Some(because) = &node.because {
+            shown.push_str(&format!("    since {}: {}\n", time(node.since), safe(because)));
+        }
+        if let (Some(evidence), Some(looked)) = (&node.evidence, node.looked) {
+            shown.push_str(&format!("    seen {}: {}\n", time(looked), safe(&describe(evidence))));
+        }
+    }
+    shown
+}
+
+fn describe(evidence: &Evidence) -> String {
+    let config = match &evidence.config {
+        Config::Unreadable { why } => format!("local.db unreadable ({why})"),
+        Config::Absent => "no local.db".to_owned(),
+        Config::Read { cluster_address, raft_nodes } => {
+            let address = cluster_address.as_deref().unwrap_or("none");
+            format!("cluster address {address}, {raft_nodes} raft nodes")
+        }
+    };
+    let daemon = match &evidence.daemon {
+        Daemon::Unknown => "daemon unknown".to_owned(),
+        Daemon::Stopped => "daemon stopped".to_owned(),
+        Daemon::Running { incarnation, age_seconds } => {
+            format!("daemon running (pid {}, for {age_seconds} s)", incarnation.pid)
+        }
+    };
+    let operation = match evidence.operation {
+        JoinOperation::Unknown => "joins unknown",
+        JoinOperation::None => "no join runs",
+        JoinOperation::Running => "a join runs",
+    };
+    let membership = match &evidence.membership {
+        Membership::NotAsked => "membership not asked".to_owned(),
+        Membership::Starting => "daemon starting".to_owned(),
+        Membership::NoAnswer { why } => format!("no answer ({why})"),
+        Membership::NotClustered => "not clustered".to_owned(),
+        Membership::NotListed => "not a member".to_owned(),
+        Membership::Member => "member".to_owned(),
+    };
+    [config, daemon, operation.to_owned(), membership].join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use guard_common::Mode;
+
+    use super::*;
+    use crate::events::Name;
+
+    #[test]
+    fn a_node_is_shown_with_its_evidence() {
+        let moment = serde_json::from_str("\"2026-01-02T03:04:05Z\"").unwrap();
+        let node = NodeReport {
+            root: "/var/lib/incus".to_owned(),
+            state: "unknown".to_owned(),
+            kept: Some("joined".to_owned()),
+            mode: Name(Mode::Guarded),
+            since: moment,
+            because: Some("there are 2 raft nodes; the daemon does not run".to_owned()),
+            evidence: Some(Evidence {
+                config: Config::Read { cluster_address: Some("10.0.0.2:8443".to_owned()), raft_nodes: 2 },
+                daemon: Daemon::Stopped,
+                operation: JoinOperation::Unknown,
+                membership: Membership::NotAsked,
+            }),
+            looked: Some(moment),
+        };
+        let shown = render(&[node]);
+        assert!(shown.contains("unknown (was joined)") && shown.contains("guarded"), "{shown}");
+        assert!(shown.contains("cluster address 10.0.0.2:8443, 2 raft nodes; daemon stopped"), "{shown}");
+        assert_eq!(render(&[]), "");
+    }
+}

@@ -1,0 +1,367 @@
+//! The nodes whose way into a cluster is followed: one state machine, journal and observer for each root that
+//! policy says so of. Decisions are `join`'s; here its effects are carried out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::owner::{Owner, now};
+use super::posture;
+use crate::audit::Body;
+use crate::audit::record::NodeBody;
+use crate::durable;
+use crate::events::Time;
+use crate::incus::{self, Observation, Observer};
+use crate::join::journal::file_name;
+use crate::join::{Effect, Event, Evidence, Journal, Machine, NodeMode, Refusal, State, Transition};
+use crate::mounts::MountWatch;
+use crate::policy::{Policy, Root};
+
+/// How long a start waits for a first look at its nodes, so that a healthy one is guarded from the first moment.
+const FIRST_LOOK: Duration = Duration::from_secs(3);
+/// How often to look at a node without any reason: while its state may change soon, and else.
+const OFTEN: Duration = Duration::from_secs(2);
+const SELDOM: Duration = Duration::from_secs(10);
+/// Observations that wait for the owner.
+const WAITING: usize = 256;
+
+/// All nodes, by their guarded root.
+#[derive(Debug)]
+pub struct Nodes {
+    directory: PathBuf,
+    sender: mpsc::Sender<(Arc<Path>, Observation)>,
+    nodes: BTreeMap<PathBuf, Node>,
+}
+
+/// One node.
+#[derive(Debug)]
+pub struct Node {
+    pub(super) actor_set: u32,
+    options: incus::Options,
+    machine: Option<Machine>,
+    pub(super) journal: Journal,
+    file: PathBuf,
+    observer: Option<Observer>,
+    /// The last look, and when it arrived.
+    pub(super) seen: Option<(Time, Evidence)>,
+    /// Why the journal on disk is not current, if it is not. Then nothing is weakened.
+    unwritten: Option<String>,
+}
+
+impl Nodes {
+    /// The other end is for the owner's loop.
+    pub fn new(state_dir: &Path) -> (Self, mpsc::Receiver<(Arc<Path>, Observation)>) {
+        let (sender, observations) = mpsc::channel(WAITING);
+        (Self { directory: state_dir.join("nodes"), sender, nodes: BTreeMap::new() }, observations)
+    }
+
+    /// All nodes, with their roots.
+    pub fn iter(&self) -> impl Iterator<Item = (&Path, &Node)> {
+        self.nodes.iter().map(|(root, node)| (root.as_path(), node))
+    }
+
+    /// The node of a root.
+    pub fn of(&self, root: &Path) -> Option<&Node> {
+        self.nodes.get(root)
+    }
+}
+
+impl Node {
+    /// Reads the journal of a root. The second value says what was wrong with it.
+    fn open(directory: &Path, root: &Root, options: incus::Options) -> (Self, Option<String>) {
+        let name = root.path().display().to_string();
+        let file = directory.join(file_name(&name));
+        let read = match fs::read(&file) {
+            Ok(bytes) => Journal::parse(&bytes, &name).map(Some),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.to_string()),
+        };
+        let (journal, problem) = match read {
+            Ok(journal) => (journal, None),
+            Err(why) => {
+                // What cannot be understood speaks for nothing: sealed until evidence says otherwise.
+                let aside = match durable::set_aside(&file) {
+                    Ok(aside) => format!("kept as {}", aside.display()),
+                    Err(error) => format!("it could not be put aside: {error}"),
+                };
+                (None, Some(format!("{}: {why}; {aside}", file.display())))
+            }
+        };
+        let machine = journal
+            .as_ref()
+            .map_or_else(Machine::unknown, |journal| Machine::restored(journal.state.clone()));
+        let journal = match journal {
+            Some(mut journal) => {
+                journal.state = machine.state().clone();
+                journal
+            }
+            None => Journal::new(name, machine.state().clone(), now().time),
+        };
+        let node = Self {
+            actor_set: root.actor_set(),
+            options,
+            machine: Some(machine),
+            journal,
+            file,
+            observer: None,
+            seen: None,
+            unwritten: None,
+        };
+        (node, problem)
+    }
+
+    fn machine(&self) -> &Machine {
+        self.machine.as_ref().expect("the machine is only away while it takes a step")
+    }
+
+    /// Where the node stands.
+    pub fn state(&self) -> &State {
+        self.machine().state()
+    }
+
+    /// How often to look without a reason.
+    fn every(&self) -> Duration {
+        match self.state() {
+            State::Standalone | State::Joined { .. } | State::Released => SELDOM,
+            _ => OFTEN,
+        }
+    }
+
+    fn step(&mut self, event: Event, effects: &mut Vec<Effect>) -> Result<(), Refusal> {
+        let machine = self.machine.take().expect("the machine is only away while it takes a step");
+        let (machine, result) = machine.step(event, effects);
+        self.machine = Some(machine);
+        result
+    }
+
+    fn write(&mut self) {
+        let written = match self.file.parent().map_or(Ok(()), fs::create_dir_all) {
+            Ok(()) => durable::replace(&self.file, self.journal.to_text().as_bytes()),
+            Err(error) => Err(("create the directory of", error)),
+        };
+        self.unwritten =
+            written.err().map(|(what, error)| format!("{what} {}: {error}", self.file.display()));
+    }
+}
+
+impl Owner {
+    /// Takes up the nodes of the policy, and looks at each before anything is decided about its pools.
+    pub async fn open_nodes(&mut self) {
+        self.take_up_nodes();
+        let mut looks = JoinSet::new();
+        for (root, node) in &self.nodes.nodes {
+            let (root, asked, options) = (root.clone(), node.machine().epoch(), node.options.clone());
+            looks.spawn(async move { (root, asked, incus::observe_once(options, FIRST_LOOK).await) });
+        }
+        while let Some(look) = looks.join_next().await {
+            // A look that has panicked has seen nothing.
+            let Ok((root, asked, evidence)) = look else { continue };
+            let observation = Observation::Looked { asked, evidence };
+            self.observe(&root, observation);
+        }
+        self.start_observers();
+    }
+
+    /// Makes the nodes those of the policy. A root that is followed no longer falls back to the policy's mode.
+    pub(super) fn follow_policy(&mut self) {
+        self.take_up_nodes();
+        self.start_observers();
+    }
+
+    fn take_up_nodes(&mut self) {
+        let wanted: BTreeMap<PathBuf, incus::Options> = self
+            .policy
+            .policy
+            .roots()
+            .iter()
+            .filter_map(|root| Some((root.path().into(), options(root)?)))
+            .collect();
+        let changed = |root: &PathBuf, node: &Node| wanted.get(root) != Some(&node.options);
+        let gone: Vec<PathBuf> = self
+            .nodes
+            .nodes
+            .iter()
+            .filter(|(root, node)| changed(root, node))
+            .map(|(root, _)| root.clone())
+            .collect();
+        for root in gone {
+            if let Some(node) = self.nodes.nodes.remove(&root) {
+                self.overrides.nodes.remove(&node.actor_set);
+                tracing::info!(root = %root.display(), "the node is followed no longer, or otherwise");
+            }
+        }
+        for (path, options) in wanted {
+            let Some(root) = root_at(&self.policy.policy, &path) else { continue };
+            if self.nodes.nodes.contains_key(&path) {
+                continue;
+            }
+            let (node, problem) = Node::open(&self.nodes.directory, root, options);
+            tracing::info!(root = %path.display(), state = node.state().name(), "node");
+            if let Some(problem) = problem {
+                tracing::error!(problem, "a node's journal could not be understood: its pools are sealed");
+                self.troubles.set(posture::STATE, problem);
+            }
+            self.overrides.nodes.insert(node.actor_set, node.machine().mode());
+            self.nodes.nodes.insert(path, node);
+        }
+    }
+
+    fn start_observers(&mut self) {
+        let sender = self.nodes.sender.clone();
+        for node in self.nodes.nodes.values_mut().filter(|node| node.observer.is_none()) {
+            let (asked, every) = (node.machine().epoch(), node.every());
+            node.observer = Some(Observer::spawn(node.options.clone(), asked, every, sender.clone()));
+        }
+    }
+
+    /// Takes what an observer has seen.
+    pub fn observed(&mut self, root: &Path, observation: Observation, mounts: &MountWatch) {
+        if self.observe(root, observation) {
+            self.reconcile(mounts);
+        }
+    }
+
+    fn observe(&mut self, root: &Path, observation: Observation) -> bool {
+        let event = match observation {
+            Observation::Looked { asked, evidence } => {
+                if let Some(node) = self.nodes.nodes.get_mut(root) {
+                    node.seen = Some((now().time, evidence.clone()));
+                }
+                Event::Looked { asked, evidence }
+            }
+            Observation::Event(event) => event,
+        };
+        let (changed, result) = self.tell_node(root, event);
+        if let Err(refusal) = result {
+            tracing::debug!(root = %root.display(), %refusal, "an observation was refused");
+        }
+        changed
+    }
+
+    /// Sends an event to a node and carries out what comes of it. Returns whether the maps have to follow.
+    pub(super) fn tell_node(&mut self, root: &Path, event: Event) -> (bool, Result<(), Refusal>) {
+        let Some(node) = self.nodes.nodes.get_mut(root) else { return (false, Ok(())) };
+        let mut effects = Vec::new();
+        let result = node.step(event, &mut effects);
+        let mut changed = false;
+        for effect in effects {
+            changed |= self.carry_out(root, effect);
+        }
+        self.judge_journals();
+        (changed, result)
+    }
+
+    fn carry_out(&mut self, root: &Path, effect: Effect) -> bool {
+        let Some(node) = self.nodes.nodes.get_mut(root) else { return false };
+        match effect {
+            Effect::Transition { from, to, because } => {
+                let transition = Transition { time: now().time, from, to, because };
+                node.journal.note(transition.clone());
+                self.note_transition(root, transition);
+                false
+            }
+            Effect::Persist => {
+                node.write();
+                false
+            }
+            // Withheld until the journal is written: an agent that starts again must not find an older, stronger
+            // state contradicted by what the kernel already allows.
+            Effect::SetMode(NodeMode::Policy) if node.unwritten.is_some() => false,
+            Effect::SetMode(mode) => self.overrides.nodes.insert(node.actor_set, mode) != Some(mode),
+            Effect::Look { asked } => {
+                let every = node.every();
+                if let Some(observer) = &node.observer {
+                    observer.look(asked, every);
+                }
+                false
+            }
+            // Nothing asks for one yet.
+            Effect::RollBack => false,
+        }
+    }
+
+    fn note_transition(&mut self, root: &Path, transition: Transition) {
+        let Transition { from, to, because, .. } = transition;
+        tracing::info!(root = %root.display(), from = from.name(), to = to.name(), because, "node");
+        let mode = self.node_mode_name(root, to.mode());
+        let root = root.display().to_string();
+        let (from, to) = (from.name().to_owned(), to.name().to_owned());
+        self.write(Body::Node(NodeBody { root, from, to, mode, because }));
+    }
+
+    /// The mode that a node's pools have by its state.
+    pub(super) fn node_mode_name(
+        &self,
+        root: &Path,
+        mode: NodeMode,
+    ) -> crate::events::Name<guard_common::Mode> {
+        let policy = root_at(&self.policy.policy, root).map(|root| root.default_mode());
+        crate::events::Name(crate::plan::node_mode(
+            policy.unwrap_or(crate::policy::DefaultMode::Guarded),
+            mode,
+        ))
+    }
+
+    /// Tells each node which of its pools live. Returns whether the maps have to follow.
+    pub(super) fn tell_nodes_of_pools(&mut self) -> bool {
+        let roots: Vec<(PathBuf, u32)> =
+            self.nodes.nodes.iter().map(|(root, node)| (root.clone(), node.actor_set)).collect();
+        let mut changed = false;
+        for (root, actor_set) in roots {
+            let alive = self.alive(actor_set);
+            let known = self.nodes.of(&root).and_then(|node| node.machine().alive().cloned());
+            if known.as_ref() != Some(&alive) {
+                changed |= self.tell_node(&root, Event::Pools { alive }).0;
+            }
+        }
+        changed
+    }
+
+    /// Generations of the live superblocks of a set's pools.
+    pub(super) fn alive(&self, actor_set: u32) -> BTreeSet<u64> {
+        let pools = self.pools.values().filter(|known| known.entry.actor_set == actor_set);
+        pools.map(|known| known.entry.generation).collect()
+    }
+
+    /// Writes journals that could not be written before. Returns whether the maps have to follow.
+    pub(super) fn retry_journals(&mut self) -> bool {
+        let mut changed = false;
+        for node in self.nodes.nodes.values_mut().filter(|node| node.unwritten.is_some()) {
+            node.write();
+            if node.unwritten.is_none() {
+                let mode = node.machine().mode();
+                changed |= self.overrides.nodes.insert(node.actor_set, mode) != Some(mode);
+            }
+        }
+        self.judge_journals();
+        changed
+    }
+
+    fn judge_journals(&mut self) {
+        let nodes = &self.nodes;
+        let unwritten: Vec<&str> =
+            nodes.nodes.values().filter_map(|node| node.unwritten.as_deref()).collect();
+        self.troubles.set_if(posture::JOURNAL, || (!unwritten.is_empty()).then(|| unwritten.join("; ")));
+    }
+}
+
+fn options(root: &Root) -> Option<incus::Options> {
+    let settings = root.incus()?;
+    let executables =
+        root.actors().iter().filter_map(|actor| actor.executable()).map(Path::to_owned).collect();
+    Some(incus::Options {
+        socket: settings.socket().to_owned(),
+        executables,
+        ..incus::Options::new(root.path(), settings.unit())
+    })
+}
+
+fn root_at<'p>(policy: &'p Policy, path: &Path) -> Option<&'p Root> {
+    policy.roots().iter().find(|root| root.path() == path)
+}
