@@ -66,7 +66,7 @@ fn run(options: Options) -> Result<(), DaemonError> {
         .enable_all()
         .build()
         .map_err(failed("start the runtime"))?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).map_err(failed("catch SIGTERM"))?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed("catch SIGINT"))?;
         let shutdown = async move {
@@ -76,5 +76,8 @@ fn run(options: Options) -> Result<(), DaemonError> {
             }
         };
         daemon::run(options, shutdown).await
-    })
+    });
+    // A reading that hangs on a dead disk or process must not hold up the end.
+    runtime.shutdown_background();
+    result
 }
