@@ -31,6 +31,7 @@ pub mod paths;
 pub mod plan;
 pub mod policy;
 pub mod posture;
+pub mod preflight;
 pub mod reactor;
 pub mod rollback;
 pub mod roots;

@@ -5,10 +5,12 @@
 
 pub mod doctor;
 pub mod events;
+pub mod history;
 pub mod lease;
-pub mod nodes;
+pub mod node;
 pub mod policy;
 pub mod pools;
+pub mod preflight;
 pub mod release;
 pub mod seal;
 pub mod status;
@@ -26,6 +28,7 @@ use crate::control::{Client, ClientError, Reply, Request};
 use crate::exit::Exit;
 use crate::paths;
 use crate::policy::duration;
+use crate::rollback::helper::{self, HelperCommand};
 
 /// Asks and directs the guard-agent of this host.
 #[derive(Debug, Parser)]
@@ -68,7 +71,7 @@ pub enum Command {
     #[command(subcommand)]
     Lease(lease::LeaseCommand),
     /// How nodes came to be where they stand on their way into a cluster.
-    History(nodes::HistoryArgs),
+    History(history::HistoryArgs),
     /// The audit log: history, and what happens now.
     Events(events::EventsArgs),
     /// Every precondition on this host, and how to fix what fails. Needs no agent.
@@ -76,6 +79,11 @@ pub enum Command {
     /// The policy: check a file, show what is in force, compare.
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
+    /// Is this node fit to join a cluster? Every finding, with what to do.
+    Preflight(preflight::PreflightArgs),
+    /// What guardctl runs beside itself.
+    #[command(subcommand, hide = true)]
+    Helper(HelperCommand),
 }
 
 /// Why a command has no result.
@@ -87,6 +95,8 @@ pub enum CliError {
     Output(#[from] io::Error),
     #[error("the policy that the agent has in force is not understood by this guardctl")]
     ForeignPolicy(#[source] crate::policy::PolicyErrors),
+    #[error(transparent)]
+    Node(#[from] node::NodeError),
 }
 
 impl CliError {
@@ -95,6 +105,7 @@ impl CliError {
         match self {
             Self::Client(error) => error.exit(),
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Ok,
+            Self::Node(error) => error.exit(),
             Self::Output(_) | Self::ForeignPolicy(_) => Exit::Failure,
         }
     }
@@ -102,6 +113,7 @@ impl CliError {
     fn fix(&self) -> Option<String> {
         match self {
             Self::Client(error) => Some(error.fix()),
+            Self::Node(error) => Some(error.fix()),
             Self::Output(_) | Self::ForeignPolicy(_) => None,
         }
     }
@@ -141,25 +153,33 @@ pub fn run(cli: &Cli, out: &mut impl Write) -> Result<Exit, CliError> {
         Command::Unseal(args) => seal::unseal(global, args, out),
         Command::Release(args) => release::run(global, args, out),
         Command::Lease(command) => lease::run(global, command, out),
-        Command::History(args) => nodes::run(global, args, out),
+        Command::History(args) => history::run(global, args, out),
         Command::Events(args) => events::run(global, args, out),
         Command::Doctor => doctor::run(global, out),
         Command::Policy(command) => policy::run(global, command, out),
+        Command::Preflight(args) => preflight::run(global, args, out),
+        Command::Helper(command) => Ok(helper::run(command)),
     }
 }
 
 fn explain(error: &CliError, out: &mut impl Write) {
-    let mut message = format!("guardctl: {}", text::safe(&error.to_string()));
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        message.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
+    let mut message = format!("guardctl: {}", text::safe(&explained(error)));
     if let Some(fix) = error.fix() {
         message.push_str(&format!("\n  fix: {}", text::safe(&fix)));
     }
     // Nobody is left to be told.
     let _ = writeln!(out, "{message}");
+}
+
+/// An error with its causes, in one line.
+fn explained(error: &CliError) -> String {
+    let mut message = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        message.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    message
 }
 
 impl Global {

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::Write;
 
 use super::text::{safe, time};
-use super::{CliError, Global, expect_reply, lease, nodes, pools, text, write_json};
+use super::{CliError, Global, expect_reply, history, lease, pools, text, write_json};
 use crate::control::report::{AuditReport, PolicyReport, PostureReport, RootReport, StatusReport};
 use crate::control::{Reply, Request};
 use crate::exit::Exit;
@@ -62,7 +62,7 @@ pub fn render(status: &StatusReport) -> String {
     );
     line(&mut text, "audit", audit(&status.audit));
     section(&mut text, "guarded roots", roots(&status.roots));
-    section(&mut text, "nodes", nodes::render(&status.nodes));
+    section(&mut text, "nodes", history::render_nodes(&status.nodes));
     section(&mut text, "pools", pools::render(&status.pools));
     section(&mut text, "leases", lease::render(&status.leases));
     section(&mut text, "counters", counters(status));

@@ -70,6 +70,7 @@ pub fn run(
         mount_ids: BTreeMap::new(),
         held: Vec::new(),
         timed_out: BTreeSet::new(),
+        stuck: BTreeSet::new(),
     };
     if let Err(problem) = engine.unmount_all(lazy) {
         engine.outcome.problems.push(problem);
@@ -89,6 +90,8 @@ struct Engine<'a, H> {
     /// Who held something before it was detached: afterwards a working directory cannot be told by its path.
     held: Vec<Holder>,
     timed_out: BTreeSet<u64>,
+    /// Mounts whose unmount has not come back: they are not tried twice. By namespace and id.
+    stuck: BTreeSet<(u64, u32)>,
 }
 
 impl<H: Host> Engine<'_, H> {
@@ -107,6 +110,9 @@ impl<H: Host> Engine<'_, H> {
             let (plan, tables) = self.look()?;
             let (mut moved, mut busy) = (false, false);
             for step in &plan.steps {
+                if self.stuck.contains(&(step.namespace, step.mount_id)) {
+                    continue;
+                }
                 let outcome = self.host.unmount(step, lazy);
                 moved |= outcome.is_done();
                 busy |= outcome == UnmountOutcome::Busy;
@@ -151,6 +157,7 @@ impl<H: Host> Engine<'_, H> {
             StepKind::Own => None,
         };
         if outcome == UnmountOutcome::TimedOut {
+            self.stuck.insert((step.namespace, step.mount_id));
             self.timed_out.extend(generation);
         }
         let pool = self.targets.iter().find(|target| Some(target.generation) == generation);

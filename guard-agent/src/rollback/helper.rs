@@ -196,6 +196,10 @@ impl Helper {
         let mut child =
             started.map_err(|source| HelperError::Start { program: self.program.clone(), source })?;
         let answer = talk(&mut child, input, limit);
+        if input.is_some() && answer.is_err() {
+            // It only reads. (An unmount goes on: half of it is no better than all of it.)
+            let _ = child.kill();
+        }
         // One that is stuck in the kernel cannot even be killed; it is reaped when it ends.
         std::thread::spawn(move || child.wait());
         serde_json::from_slice(&answer?).map_err(HelperError::Answer)

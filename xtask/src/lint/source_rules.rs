@@ -26,6 +26,8 @@ const PURE: &[&str] = &[
     "guard-agent/src/rollback/engine.rs",
     "guard-agent/src/rollback/report.rs",
     "guard-agent/src/wipe/mounts.rs",
+    "guard-agent/src/preflight/mod.rs",
+    "guard-agent/src/preflight/members.rs",
     "guard-agent/src/control/protocol.rs",
     "guard-agent/src/control/protocol",
 ];

@@ -52,7 +52,7 @@ fn render_histories(histories: &[NodeHistory]) -> String {
 }
 
 /// The nodes as a table, each with its last look; empty if there are none.
-pub fn render(nodes: &[NodeReport]) -> String {
+pub fn render_nodes(nodes: &[NodeReport]) -> String {
     let mut shown = String::new();
     for node in nodes {
         let kept = node.kept.as_ref().map(|kept| format!(" (was {})", safe(kept))).unwrap_or_default();
@@ -125,9 +125,9 @@ mod tests {
             }),
             looked: Some(moment),
         };
-        let shown = render(&[node]);
+        let shown = render_nodes(&[node]);
         assert!(shown.contains("unknown (was joined)") && shown.contains("guarded"), "{shown}");
         assert!(shown.contains("cluster address 10.0.0.2:8443, 2 raft nodes; daemon stopped"), "{shown}");
-        assert_eq!(render(&[]), "");
+        assert_eq!(render_nodes(&[]), "");
     }
 }

@@ -1,0 +1,135 @@
+//! `guardctl preflight`: is this node fit to join a cluster? Every finding with what to do. Needs no agent, and says
+//! so as a finding when there is none.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use super::node::{Node, NodeError};
+use super::text::safe;
+use super::{CliError, Global, expect_reply, write_json};
+use crate::control::{Reply, Request};
+use crate::doctor::{self, Check, CheckState};
+use crate::exit::Exit;
+use crate::policy;
+use crate::preflight::{self, Agent, Question, Source};
+
+#[derive(Clone, Debug, clap::Args)]
+pub struct PreflightArgs {
+    /// The node's guarded root; may be left out if there is only one node.
+    #[arg(long, value_name = "DIR")]
+    pub root: Option<PathBuf>,
+    /// The cluster's members: what `incus cluster list --format json` says on one of them.
+    #[arg(long, value_name = "FILE", conflicts_with = "remote")]
+    pub members: Option<PathBuf>,
+    /// Ask a member that the incus client on this host knows by this name.
+    #[arg(long, value_name = "NAME")]
+    pub remote: Option<String>,
+    /// A file with the join token; `-`: standard input.
+    #[arg(long, value_name = "FILE")]
+    pub token: Option<PathBuf>,
+    /// The name that this node will have; its host name if it is left out.
+    #[arg(long, value_name = "NAME")]
+    pub server_name: Option<String>,
+    /// The address that this node will have.
+    #[arg(long, value_name = "ADDRESS")]
+    pub address: Option<String>,
+}
+
+/// Shows every finding. Exit 7 if one of them forbids the join.
+pub fn run(global: &Global, args: &PreflightArgs, out: &mut impl Write) -> Result<Exit, CliError> {
+    let (_, checks) = check(global, args, None)?;
+    if global.json {
+        write_json(out, &checks)?;
+    } else {
+        show(&checks, out)?;
+    }
+    Ok(if is_fit(&checks) { Exit::Ok } else { Exit::Degraded })
+}
+
+/// Whether no finding forbids the join.
+pub fn is_fit(checks: &[Check]) -> bool {
+    doctor::worst(checks) != CheckState::Fail
+}
+
+/// As `doctor` shows it.
+pub fn show(checks: &[Check], out: &mut impl Write) -> Result<(), CliError> {
+    let text = doctor::Report(checks).to_string();
+    // What others chose (members, mounts) must not steer the terminal.
+    text.lines().try_for_each(|line| Ok(writeln!(out, "{}", safe(line))?))
+}
+
+/// Makes all checks; `preseed` is the text of one, which names the node to be.
+pub fn check(
+    global: &Global,
+    args: &PreflightArgs,
+    preseed: Option<&str>,
+) -> Result<(PathBuf, Vec<Check>), CliError> {
+    let preseed = preseed.map(preflight::members::parse_preseed).unwrap_or_default();
+    let (node, agent) = node_and_agent(global, args.root.as_deref())?;
+    let token = match &args.token {
+        Some(path) => Some(read_token(path)?),
+        None => preseed.cluster_token,
+    };
+    let members = match (&args.members, &args.remote) {
+        (Some(path), _) => Source::File(path.clone()),
+        (None, Some(name)) => Source::Remote(name.clone()),
+        (None, None) => Source::Nowhere,
+    };
+    let host_name =
+        || nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let root = node.root.clone();
+    let facts = preflight::gather(Question {
+        root: node.root,
+        incus: node.incus,
+        policy: node.policy,
+        agent,
+        server_name: args.server_name.clone().or(preseed.server_name).unwrap_or_else(host_name),
+        address: args.address.clone().or(preseed.server_address),
+        members,
+        token,
+    });
+    Ok((root, preflight::checks(&facts)))
+}
+
+/// Without an agent, or with one that does not know the node, the preset's node is looked at.
+fn node_and_agent(global: &Global, root: Option<&Path>) -> Result<(Node, Agent), CliError> {
+    let status = match global.ask(&Request::Status) {
+        Ok(Reply::Status(status)) => status,
+        Ok(_) => return Err(crate::control::ClientError::OtherAnswer { request: "status" }.into()),
+        Err(error) if error.exit() == Exit::Unreachable => {
+            return Ok((preset(root)?, Agent::Unreachable(super::explained(&error))));
+        }
+        Err(error) => return Err(error),
+    };
+    let posture = status.posture.posture;
+    let text = expect_reply!(global, Request::PolicyShow, Reply::PolicyText(policy) => policy);
+    let policy = policy::parse(&text.text, Path::new(&text.path)).map_err(CliError::ForeignPolicy)?;
+    match Node::of(policy, root) {
+        Ok(node) => {
+            let report = status.roots.iter().find(|report| Path::new(&report.path) == node.root);
+            let in_force = report.is_some_and(|report| report.in_force);
+            Ok((node, Agent::Guards { posture, in_force }))
+        }
+        Err(NodeError::NoNode | NodeError::Unknown { .. }) => Ok((preset(root)?, Agent::Unguarded(posture))),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What the preset `incus` says, at another path if one is given.
+fn preset(root: Option<&Path>) -> Result<Node, CliError> {
+    let path = root.map(|root| format!("path = {:?}\n", root.display().to_string())).unwrap_or_default();
+    let text = format!("version = 1\n[[root]]\npreset = \"incus\"\n{path}");
+    let policy = policy::parse(&text, Path::new("(the preset)")).map_err(CliError::ForeignPolicy)?;
+    Ok(Node::of(policy, root)?)
+}
+
+fn read_token(path: &Path) -> Result<String, CliError> {
+    let failed = |source| NodeError::Io { operation: "read the token", source };
+    if path == Path::new("-") {
+        let mut text = String::new();
+        io::stdin().lock().read_to_string(&mut text).map_err(failed)?;
+        return Ok(text);
+    }
+    Ok(fs::read_to_string(path).map_err(failed)?)
+}

@@ -1,0 +1,346 @@
+//! Is this node fit to join a cluster? Each finding with what was seen and what to do. The checks are pure; `gather`
+//! reads the facts, `members` what the cluster says.
+
+mod gather;
+pub mod members;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+
+use crate::doctor::Check;
+use crate::events::Time;
+use crate::join::{Config, Daemon};
+use crate::posture::{Posture, State as PostureState};
+use crate::rollback::MountPlace;
+
+pub use gather::{Question, Source, gather};
+use members::{Member, Token};
+
+/// Everything that the checks look at. Whatever could not be had says so by itself.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// The guarded root: `INCUS_DIR`.
+    pub root: PathBuf,
+    /// Mounts of shared filesystems at or below the root, in any mount namespace; and those that Incus makes for a
+    /// moment in a temporary directory.
+    pub leftovers: Result<Vec<Leftover>, String>,
+    pub config: Config,
+    /// Names in `database/global`.
+    pub global_database: Result<usize, String>,
+    /// Those of `server.crt`, `cluster.crt`, `cluster.key` that are there.
+    pub certificates: Vec<String>,
+    /// Directories in `storage-pools` on which nothing is mounted, with whether something is in them.
+    pub pool_directories: Result<Vec<(String, bool)>, String>,
+    pub daemon: Daemon,
+    pub agent: Agent,
+    /// The name that the node will have.
+    pub server_name: String,
+    /// The address that it will have, if that is known.
+    pub address: Option<String>,
+    /// `None`: nobody was asked.
+    pub members: Option<Result<Vec<Member>, String>>,
+    pub token: Option<Result<Token, String>>,
+    pub now: Time,
+}
+
+/// A mount that an earlier join has left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leftover {
+    pub place: MountPlace,
+    pub fs_type: String,
+    pub source: String,
+}
+
+/// What the agent says.
+#[derive(Clone, Debug)]
+pub enum Agent {
+    /// Why it does not answer.
+    Unreachable(String),
+    /// It answers, and the root is none of its policy.
+    Unguarded(Posture),
+    /// It guards the root; whether the kernel program knows the directory.
+    Guards { posture: Posture, in_force: bool },
+}
+
+/// All checks.
+pub fn checks(facts: &Facts) -> Vec<Check> {
+    let mut checks = agent(facts);
+    checks.extend([leftover_mounts(facts), membership(facts), certificates(facts), global_database(facts)]);
+    checks.extend([pool_directories(facts), daemon(facts)]);
+    checks.extend(token(facts));
+    checks.extend(conflicts(facts));
+    checks
+}
+
+const ROLLBACK: &str = "guardctl rollback";
+
+fn agent(facts: &Facts) -> Vec<Check> {
+    let name = "agent";
+    let (posture, guarded) = match &facts.agent {
+        Agent::Unreachable(why) => {
+            let fix = "start it first: systemctl start guard-agent (a join without it is not guarded)";
+            return vec![Check::fail("agent-unreachable", name, why, fix)];
+        }
+        Agent::Unguarded(posture) => {
+            let found =
+                format!("{} is no guarded root with join = \"incus\" in its policy", facts.root.display());
+            let fix = "add [[root]] preset = \"incus\" (or path and join = \"incus\") to the policy; guardctl policy check";
+            (posture, Check::fail("root-unguarded", "guarded root", found, fix))
+        }
+        Agent::Guards { posture, in_force } => {
+            let root = facts.root.display();
+            let check = match in_force {
+                true => Check::ok("root-in-force", "guarded root", format!("{root} is guarded")),
+                false => {
+                    let found =
+                        format!("{root} is in the policy, and not in force: does the directory exist?");
+                    Check::warn(
+                        "root-in-force",
+                        "guarded root",
+                        found,
+                        format!("mkdir -p {root}; guardctl status"),
+                    )
+                }
+            };
+            (posture, check)
+        }
+    };
+    let reasons = || {
+        let reasons = posture.reasons.iter().map(|reason| format!("{}: {}", reason.code, reason.detail));
+        reasons.collect::<Vec<_>>().join("; ")
+    };
+    let (code, fix) = ("posture", "see guardctl status and guardctl doctor");
+    let check = match posture.state {
+        PostureState::Enforcing => Check::ok(code, name, "enforcing"),
+        PostureState::Degraded => Check::warn(code, name, format!("degraded ({})", reasons()), fix),
+        PostureState::AuditOnly => {
+            let fix = "give the root another mode than observed: it denies nothing";
+            Check::fail(code, name, "audit-only: nothing would be denied", fix)
+        }
+        PostureState::Inactive => Check::fail(code, name, format!("inactive ({})", reasons()), fix),
+    };
+    vec![check, guarded]
+}
+
+fn leftover_mounts(facts: &Facts) -> Check {
+    let (code, name) = ("leftover-mounts", "leftover mounts");
+    match &facts.leftovers {
+        Err(why) => Check::fail(code, name, why, "run it as root"),
+        Ok(mounts) if mounts.is_empty() => Check::ok(code, name, "none, in no mount namespace"),
+        Ok(mounts) => {
+            let list: Vec<String> = mounts
+                .iter()
+                .map(|Leftover { place, fs_type, source }| format!("{fs_type} {source} at {place}"))
+                .collect();
+            let fix =
+                format!("{ROLLBACK} unmounts them and proves that they are gone (Incus must be stopped)");
+            Check::fail(code, name, list.join("; "), fix)
+        }
+    }
+}
+
+/// What `local.db` says.
+fn membership(facts: &Facts) -> Check {
+    let (code, name) = ("local-database", "local database");
+    match &facts.config {
+        Config::Unreadable { why } => {
+            let fix =
+                "is another process writing it, or is it damaged? guardctl wipe empties the whole directory";
+            Check::fail(code, name, format!("database/local.db cannot be read: {why}"), fix)
+        }
+        Config::Absent => Check::ok(code, name, "none: a fresh node"),
+        Config::Read { raft_nodes: 0, cluster_address: None, .. } => {
+            Check::ok(code, name, "no cluster address, no raft nodes")
+        }
+        Config::Read { raft_nodes: 0, cluster_address: Some(address), .. } => {
+            let found = format!(
+                "cluster.https_address is {address}, without raft nodes: a join was begun and has failed"
+            );
+            let fix =
+                format!("{ROLLBACK}, then the join can be tried again; or guardctl wipe for a fresh start");
+            Check::warn("cluster-address", name, found, fix)
+        }
+        Config::Read { raft_nodes, .. } => {
+            let found = format!("{raft_nodes} raft nodes: this node is a member, or a join broke off late");
+            let fix = format!(
+                "a member does not join again. If the cluster does not list it: there, incus cluster remove --force \
+                 {}; here, guardctl wipe",
+                facts.server_name
+            );
+            Check::fail("raft-nodes", name, found, fix)
+        }
+    }
+}
+
+fn certificates(facts: &Facts) -> Check {
+    let (code, name) = ("certificates", "certificates");
+    let of_cluster: Vec<&str> =
+        facts.certificates.iter().map(String::as_str).filter(|file| file.starts_with("cluster.")).collect();
+    if of_cluster.is_empty() {
+        let found = if facts.certificates.is_empty() { "none" } else { "the server's own only" };
+        return Check::ok(code, name, found);
+    }
+    let found = format!("{}: an earlier join was accepted by a cluster", of_cluster.join(", "));
+    let list: Vec<String> =
+        of_cluster.iter().map(|file| facts.root.join(file).display().to_string()).collect();
+    let fix = format!("if it joins another cluster now: rm {} (with Incus stopped)", list.join(" "));
+    Check::warn(code, name, found, fix)
+}
+
+fn global_database(facts: &Facts) -> Check {
+    let (code, name) = ("global-database", "global database");
+    match &facts.global_database {
+        Err(why) => Check::warn(code, name, why, "run it as root"),
+        Ok(0) => Check::ok(code, name, "empty"),
+        // A standalone daemon has one of its own, which the join replaces.
+        Ok(_) if matches!(facts.config, Config::Read { raft_nodes: 0, cluster_address: None, .. }) => {
+            Check::ok(code, name, "that of a standalone server: the join replaces it")
+        }
+        Ok(files) => {
+            let found = format!("{files} files in database/global that no standalone server wrote");
+            Check::warn(code, name, found, "guardctl wipe, if nothing of this node is needed")
+        }
+    }
+}
+
+fn pool_directories(facts: &Facts) -> Check {
+    let (code, name) = ("pool-directories", "pool directories");
+    match &facts.pool_directories {
+        Err(why) => Check::warn(code, name, why, "run it as root"),
+        Ok(directories) if directories.is_empty() => Check::ok(code, name, "none"),
+        Ok(directories) => {
+            let (full, empty): (Vec<_>, Vec<_>) =
+                directories.iter().partition(|(_, has_content)| *has_content);
+            let names = |list: &[&(String, bool)]| {
+                list.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")
+            };
+            let pools = facts.root.join("storage-pools");
+            if full.is_empty() {
+                let found = format!("empty and not mounted: {}", names(&empty));
+                return Check::warn(
+                    code,
+                    name,
+                    found,
+                    format!("rmdir {}/NAME: a join makes them anew", pools.display()),
+                );
+            }
+            let found = format!("not mounted, with something in them: {}", names(&full));
+            let fix = format!(
+                "look into {} before a mount hides it: local data, or what was written while a pool was not mounted",
+                pools.display()
+            );
+            Check::warn(code, name, found, fix)
+        }
+    }
+}
+
+fn daemon(facts: &Facts) -> Check {
+    let (code, name) = ("daemon", "incus daemon");
+    match &facts.daemon {
+        Daemon::Unknown => Check::warn(code, name, "could not be told whether it runs", "run it as root"),
+        Daemon::Stopped => Check::ok(code, name, "stopped: the join starts it"),
+        Daemon::Running { incarnation, age_seconds } => {
+            Check::ok(code, name, format!("running (process {}, for {age_seconds} s)", incarnation.pid))
+        }
+    }
+}
+
+fn token(facts: &Facts) -> Option<Check> {
+    let (code, name) = ("token", "join token");
+    let fix = "make a new one on a member: incus cluster add NAME";
+    Some(match facts.token.as_ref()? {
+        Err(why) => Check::fail(code, name, why, fix),
+        Ok(token) => match token.expires_at {
+            Some(expires) if expires.0 <= facts.now.0 => {
+                Check::fail("token-expired", name, format!("it has expired at {:.0}", expires.0), fix)
+            }
+            expires => {
+                let until =
+                    expires.map_or("without end".to_owned(), |expires| format!("until {:.0}", expires.0));
+                let (server, addresses) = (&token.server_name, token.addresses.join(", "));
+                Check::ok(code, name, format!("for {server}, {until}, by {addresses}"))
+            }
+        },
+    })
+}
+
+/// Name and address against the list of members.
+fn conflicts(facts: &Facts) -> Vec<Check> {
+    let (code, name) = ("members", "cluster members");
+    let members = match &facts.members {
+        None => {
+            let fix = "on a member: incus cluster list --format json > FILE; then --members FILE here (or --remote NAME)";
+            return vec![Check::warn(
+                code,
+                name,
+                "not asked: conflicts of name and address were not looked for",
+                fix,
+            )];
+        }
+        Some(Err(why)) => return vec![Check::fail(code, name, why, "give --members FILE instead")],
+        Some(Ok(members)) => members,
+    };
+    let mut checks = Vec::new();
+    let remove = |member: &Member| {
+        let name = &member.server_name;
+        let (name, status) = (name, &member.status);
+        format!(
+            "is it this node's own old entry ({status})? on a member: incus cluster remove --force {name}"
+        )
+    };
+    let wanted = match &facts.token {
+        Some(Ok(token)) => &token.server_name,
+        _ => &facts.server_name,
+    };
+    if let Some(member) = members.iter().find(|member| member.server_name == *wanted) {
+        let found = format!("a member is called {wanted} already (at {})", member.address());
+        checks.push(Check::fail("name-conflict", name, found, remove(member)));
+    }
+    let address = facts.address.as_deref().map(with_port);
+    if let Some(address) = &address
+        && let Some(member) = members.iter().find(|member| with_port(member.address()) == *address)
+    {
+        let found = format!(
+            "{} has the address {address} already: such a join fails after it has mounted the pools",
+            member.server_name
+        );
+        checks.push(Check::fail("address-conflict", name, found, remove(member)));
+    }
+    if !checks.is_empty() {
+        return checks;
+    }
+    let found = match address {
+        Some(address) => format!("{}: none is called {wanted} or has {address}", members.len()),
+        None => format!(
+            "{}: none is called {wanted} (addresses were not compared: give --address)",
+            members.len()
+        ),
+    };
+    vec![Check::ok(code, name, found)]
+}
+
+/// Incus's port, if none is given.
+fn with_port(address: &str) -> String {
+    let has_port = match address.rsplit_once(':') {
+        Some((host, port)) => {
+            !port.is_empty()
+                && port.bytes().all(|b| b.is_ascii_digit())
+                && (!host.contains(':') || host.ends_with(']'))
+        }
+        None => false,
+    };
+    if has_port { address.to_owned() } else { format!("{}:8443", bracketed(address)) }
+}
+
+fn bracketed(host: &str) -> String {
+    if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() }
+}
+
+/// The directory in which Incus makes its temporary mounts is named like this.
+const TEMPORARY: &str = "incus_cephfs_";
+
+/// Whether a mountpoint is one of those that Incus makes for a moment, with the whole filesystem in it.
+pub fn is_temporary(mountpoint: &Path) -> bool {
+    mountpoint.components().any(|part| part.as_os_str().to_string_lossy().starts_with(TEMPORARY))
+}
