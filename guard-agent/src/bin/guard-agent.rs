@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use guard_agent::daemon::{self, DaemonError, Options};
@@ -11,6 +12,9 @@ use guard_agent::rollback::helper::{self, HelperCommand};
 use guard_agent::{bpf, paths};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+
+/// How long readings of files that still run may hold up the end.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// Stops deletions in live shared-storage mounts, in the kernel.
 #[derive(Debug, Parser)]
@@ -77,7 +81,7 @@ fn run(options: Options) -> Result<(), DaemonError> {
         };
         daemon::run(options, shutdown).await
     });
-    // A reading that hangs on a dead disk or process must not hold up the end.
-    runtime.shutdown_background();
+    // One that hangs is left behind.
+    runtime.shutdown_timeout(GRACE);
     result
 }

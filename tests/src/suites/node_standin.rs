@@ -128,7 +128,8 @@ fn join_fails() -> Result<()> {
     node.wait_for_looks(&ground, 2)?;
     is_sealed(&node, pool.path())?;
     ground.guardctl(&["seal", "shared"])?;
-    ground.guardctl(&["unseal", "shared"])?;
+    let text = ground.guardctl(&["unseal", "shared"])?;
+    ensure!(text.contains("keeps it sealed") && text.contains("guardctl history"), "{text}");
     is_sealed(&node, pool.path())?;
     let report = ground.report(pool.path())?.context("the pool is not there")?;
     ensure!(report["mode"] == "sealed" && report["mode_cause"] == "join", "{report}");
