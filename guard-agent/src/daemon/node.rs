@@ -33,8 +33,14 @@ pub struct Node {
 }
 
 impl Node {
-    /// Reads the journal of a root. The second value says what was wrong with it.
-    pub fn open(directory: &Path, root: &Root, options: incus::Options) -> (Self, Option<String>) {
+    /// Reads the journal of a root, of whose pools one was found sealed or none. The second value says what was wrong
+    /// with the journal.
+    pub fn open(
+        directory: &Path,
+        root: &Root,
+        options: incus::Options,
+        found_sealed: bool,
+    ) -> (Self, Option<String>) {
         let name = root.path().display().to_string();
         let file = directory.join(file_name(&name));
         let read = match fs::read(&file) {
@@ -55,7 +61,7 @@ impl Node {
         };
         let machine = journal
             .as_ref()
-            .map_or_else(Machine::unknown, |journal| Machine::restored(journal.state.clone()));
+            .map_or_else(Machine::unknown, |journal| Machine::restored(journal.state.clone(), found_sealed));
         let journal = match journal {
             Some(mut journal) => {
                 journal.state = machine.state().clone();
@@ -128,7 +134,7 @@ mod tests {
         let text = "version = 1\n[[root]]\npreset = \"incus\"\n";
         let policy = crate::policy::parse(text, Path::new("policy.toml")).unwrap();
         let root = &policy.roots()[0];
-        Node::open(directory, root, incus::Options::new(root.path(), "incus.service"))
+        Node::open(directory, root, incus::Options::new(root.path(), "incus.service"), false)
     }
 
     /// Carries the effects out as far as the journal goes.

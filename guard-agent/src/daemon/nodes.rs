@@ -18,7 +18,7 @@ use crate::incus::{self, Observation, Observer};
 use crate::join::{Effect, Event, NodeMode, Refusal, State};
 use crate::mounts::MountWatch;
 use crate::plan::Overrides;
-use crate::policy::{Policy, Root};
+use crate::policy::{DefaultMode, Policy, Root};
 
 /// How long a start waits for a first look at its nodes, so that a healthy one is guarded from the first moment.
 const FIRST_LOOK: Duration = Duration::from_secs(3);
@@ -106,7 +106,8 @@ impl Owner {
             if self.nodes.nodes.contains_key(&path) {
                 continue;
             }
-            let (node, problem) = Node::open(&self.nodes.directory, root, options);
+            let found_sealed = self.is_found_sealed(root);
+            let (node, problem) = Node::open(&self.nodes.directory, root, options, found_sealed);
             tracing::info!(root = %path.display(), state = node.state().name(), "node");
             if let Some(problem) = problem {
                 tracing::error!(problem, "a node's journal could not be understood: its pools are sealed");
@@ -114,6 +115,34 @@ impl Owner {
             }
             self.overrides.nodes.insert(node.actor_set, node.machine().mode());
             self.nodes.nodes.insert(path, node);
+        }
+    }
+
+    /// Whether a pool of the root is sealed in the kernel, and neither policy nor an operator has said so.
+    fn is_found_sealed(&self, root: &Root) -> bool {
+        let sealed = |entry: &guard_common::PoolEntry| {
+            entry.actor_set == root.actor_set()
+                && guard_common::Mode::from_u32(entry.mode) == Some(guard_common::Mode::Sealed)
+                && !self.overrides.sealed.contains(&entry.pool_id)
+        };
+        // Maps that cannot be read are told of by the reconciliation that follows.
+        root.default_mode() != DefaultMode::Sealed
+            && self.maps.observed().is_ok_and(|observed| observed.pools.values().any(sealed))
+    }
+
+    /// Tells nodes of pools that have no entry in the kernel yet, before they get one.
+    pub(super) fn tell_nodes_of_new_pools(&mut self, entries: &BTreeMap<u32, guard_common::PoolEntry>) {
+        let new = self.classification.pools.iter().filter(|pool| {
+            entries
+                .get(&pool.dev)
+                .is_none_or(|entry| entry.pool_id != pool.pool_id || entry.magic != pool.magic)
+        });
+        let roots: BTreeSet<PathBuf> = new
+            .filter_map(|pool| Some(self.policy.policy.roots().get(pool.root)?.path().to_owned()))
+            .collect();
+        for root in roots {
+            // The plan that is about to be made takes the new mode.
+            self.inform_node(&root, Event::PoolFound);
         }
     }
 
@@ -142,9 +171,14 @@ impl Owner {
             }
             Observation::Event(event) => event,
         };
+        self.inform_node(root, event)
+    }
+
+    /// Tells a node what has happened, which it cannot refuse. Returns whether the maps have to follow.
+    fn inform_node(&mut self, root: &Path, event: Event) -> bool {
         let (changed, result) = self.tell_node(root, event);
         if let Err(refusal) = result {
-            tracing::debug!(root = %root.display(), %refusal, "an observation was refused");
+            tracing::warn!(root = %root.display(), %refusal, "the node has refused to be told what happened");
         }
         changed
     }
@@ -211,10 +245,7 @@ impl Owner {
         mode: NodeMode,
     ) -> crate::events::Name<guard_common::Mode> {
         let policy = root_at(&self.policy.policy, root).map(|root| root.default_mode());
-        crate::events::Name(crate::plan::node_mode(
-            policy.unwrap_or(crate::policy::DefaultMode::Guarded),
-            mode,
-        ))
+        crate::events::Name(crate::plan::node_mode(policy.unwrap_or(DefaultMode::Guarded), mode))
     }
 
     /// Tells each node which of its pools live. Returns whether the maps have to follow.
@@ -226,7 +257,7 @@ impl Owner {
             let alive = self.alive(actor_set);
             let known = self.nodes.of(&root).and_then(|node| node.machine().alive().cloned());
             if known.as_ref() != Some(&alive) {
-                changed |= self.tell_node(&root, Event::Pools { alive }).0;
+                changed |= self.inform_node(&root, Event::Pools { alive });
             }
         }
         changed

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -26,6 +26,8 @@ pub const TESTS: &[Test] = &[
         .within_seconds(400),
     Test::new("node_without_evidence_and_journal_is_sealed", nothing_is_known).within_seconds(240),
     Test::new("node_socket_is_not_dialled_while_its_daemon_is_stopped", idle_socket).within_seconds(240),
+    Test::new("node_agent_killed_before_it_wrote_a_seal_down_leaves_it", agent_killed_before_writing)
+        .within_seconds(240),
     Test::new("node_journal_that_cannot_be_written_withholds_what_weakens", unwritable_journal)
         .within_seconds(300),
 ];
@@ -239,12 +241,7 @@ fn unwritable_journal() -> Result<()> {
     node.wait_for_state(&ground, "standalone")?;
     let pool = ground.pool("shared")?;
     wait_until_guarded(&ground, &node, pool.path())?;
-    // Nothing can be made in a file: as full as a disk can be.
-    let (journals, aside) =
-        (ground.installation.state_dir().join("nodes"), ground.installation.state_dir().join("nodes.aside"));
-    ensure!(fs::read_dir(&journals)?.count() > 0, "no journal in {}", journals.display());
-    fs::rename(&journals, &aside)?;
-    fs::write(&journals, "")?;
+    let journals = Unwritable::new(&ground)?;
     // What strengthens is in force all the same.
     node.begin_join()?;
     node.wait_for_state(&ground, "joining")?;
@@ -260,8 +257,52 @@ fn unwritable_journal() -> Result<()> {
     node.wait_for_state(&ground, "joined")?;
     node.wait_for_looks(&ground, 1)?;
     is_sealed(&node, pool.path())?;
-    fs::remove_file(&journals)?;
-    fs::rename(&aside, &journals)?;
+    journals.repair()?;
     wait_until_guarded(&ground, &node, pool.path())?;
     wait::until("the posture is good again", SOON, || Ok(!is_degraded(&ground)?))
+}
+
+/// Journals of nodes that cannot be replaced: nothing can be made in a file, as on a disk that is full.
+struct Unwritable {
+    journals: PathBuf,
+    aside: PathBuf,
+}
+
+impl Unwritable {
+    fn new(ground: &Guarded) -> Result<Self> {
+        let journals = ground.installation.state_dir().join("nodes");
+        let aside = journals.with_extension("aside");
+        ensure!(fs::read_dir(&journals)?.count() > 0, "no journal in {}", journals.display());
+        fs::rename(&journals, &aside)?;
+        fs::write(&journals, "")?;
+        Ok(Self { journals, aside })
+    }
+
+    /// They are as they were before.
+    fn repair(self) -> Result<()> {
+        fs::remove_file(&self.journals)?;
+        Ok(fs::rename(&self.aside, &self.journals)?)
+    }
+}
+
+fn agent_killed_before_writing() -> Result<()> {
+    let (ground, mut node) = ground("unwritten", "")?;
+    node.start()?;
+    let agent = ground.installation.start()?;
+    node.wait_for_state(&ground, "standalone")?;
+    let pool = ground.pool("shared")?;
+    wait_until_guarded(&ground, &node, pool.path())?;
+    let journals = Unwritable::new(&ground)?;
+    node.begin_join()?;
+    node.wait_for_state(&ground, "joining")?;
+    is_sealed(&node, pool.path())?;
+    // The next agent finds a journal that says "standalone", and no evidence.
+    agent.kill()?;
+    journals.repair()?;
+    node.damage()?;
+    node.hang()?;
+    let _agent = ground.installation.start()?;
+    is_sealed(&node, pool.path())?;
+    node.wait_for_looks(&ground, 1)?;
+    is_sealed(&node, pool.path())
 }
