@@ -5,6 +5,7 @@
 //! what to protect.
 
 mod last_good;
+mod node;
 mod nodes;
 mod notify;
 mod operator;

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::nodes::Node;
+use super::node::Node;
 use super::owner::Owner;
 use super::rollback::{Happening, What, begins_by_itself, may_begin};
 use crate::control::report::RollbackReport;

@@ -25,12 +25,19 @@ pub struct Machine {
 impl Machine {
     /// A node that nothing is known of.
     pub fn unknown() -> Self {
-        Self::restored(State::Unknown { kept: Kept::Nothing })
+        Self::restored(State::Unknown { kept: Kept::Nothing }, false)
     }
 
-    /// What an agent that starts makes of the state that was written down. It has to be followed by a look.
-    pub fn restored(state: State) -> Self {
-        Self { state: state.after_restart(), epoch: Epoch(1), alive: None, suspect: BTreeSet::new() }
+    /// What an agent that starts makes of the state that was written down, and of the kernel's maps: the agent before
+    /// it may have died between sealing the node's pools and writing down why. It has to be followed by a look.
+    pub fn restored(state: State, found_sealed: bool) -> Self {
+        let state = match state.after_restart() {
+            believed if found_sealed && believed.mode() == NodeMode::Policy => {
+                State::Unknown { kept: Kept::Nothing }
+            }
+            believed => believed,
+        };
+        Self { state, epoch: Epoch(1), alive: None, suspect: BTreeSet::new() }
     }
 
     pub fn state(&self) -> &State {
@@ -88,6 +95,7 @@ impl Machine {
                     self.look_anew(effects);
                 }
             }
+            Event::PoolFound => self.pool_found(effects),
             Event::Pools { alive } => self.pools(alive, effects),
             Event::JoinBegan => {
                 self.change(
@@ -149,9 +157,13 @@ impl Machine {
         self.suspect.retain(|generation| alive.contains(generation));
         self.alive = Some(alive);
         self.suspect_pools();
-        if !appeared {
-            return;
+        // Found by an agent before this one, or while the maps could not be written.
+        if appeared && self.mode() == NodeMode::Policy {
+            self.pool_found(effects);
         }
+    }
+
+    fn pool_found(&mut self, effects: &mut Vec<Effect>) {
         match self.state {
             // It may come from a join whose beginning was not heard of: sealed until a look has said otherwise.
             State::Standalone | State::Unknown { kept: Kept::Standalone } => {
@@ -159,7 +171,7 @@ impl Machine {
                 self.change(unknown, "a pool has appeared on a standalone node", effects);
             }
             State::Released => {
-                self.change(State::JoinFailed, "a pool has appeared after the rollback", effects)
+                self.change(State::JoinFailed, "a pool has appeared after the rollback", effects);
             }
             _ => {}
         }

@@ -19,6 +19,7 @@ mod node_standin;
 mod node_trouble_standin;
 mod policy_standin;
 mod restart_standin;
+mod rollback_standin;
 mod seal_cephfs;
 mod unmount_standin;
 mod views_standin;
@@ -43,6 +44,7 @@ const STANDIN: &[&[Test]] = &[
     unmount_standin::TESTS,
     wipe_standin::TESTS,
     node_standin::TESTS,
+    rollback_standin::TESTS,
     node_trouble_standin::TESTS,
     million_standin::TESTS,
 ];
