@@ -146,7 +146,8 @@ fn remains() -> Result<()> {
     ensure!(Path::new(&inside).exists(), "the holder has lost its file");
     drop(holder);
     wait::until("the rollback comes to its end", SOON, || Ok(rollback(&ground, &[])?.0 == 0))?;
-    node.wait_for_state(&ground, "released")
+    node.wait_for_state(&ground, "released")?;
+    Ok(())
 }
 
 fn killed() -> Result<()> {
@@ -179,7 +180,8 @@ fn killed() -> Result<()> {
     drop(directory);
     // … and well once nobody does.
     wait::until("the rollback comes to its end", SOON, || Ok(rollback(&ground, &[])?.0 == 0))?;
-    node.wait_for_state(&ground, "released")
+    node.wait_for_state(&ground, "released")?;
+    Ok(())
 }
 
 fn by_policy() -> Result<()> {
@@ -188,7 +190,8 @@ fn by_policy() -> Result<()> {
     let _agent = ground.installation.start()?;
     wait::until("the pool is unmounted", SOON, || Ok(mountinfo_of(pool.path())?.is_empty()))
         .with_context(|| ground.installation.log())?;
-    node.wait_for_state(&ground, "released")
+    node.wait_for_state(&ground, "released")?;
+    Ok(())
 }
 
 fn wiped() -> Result<()> {
