@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use guard_agent::daemon::{self, DaemonError, Options};
@@ -11,6 +12,9 @@ use guard_agent::rollback::helper::{self, HelperCommand};
 use guard_agent::{bpf, paths};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+
+/// How long readings of files that still run may hold up the end.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// Stops deletions in live shared-storage mounts, in the kernel.
 #[derive(Debug, Parser)]
@@ -66,7 +70,7 @@ fn run(options: Options) -> Result<(), DaemonError> {
         .enable_all()
         .build()
         .map_err(failed("start the runtime"))?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).map_err(failed("catch SIGTERM"))?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed("catch SIGINT"))?;
         let shutdown = async move {
@@ -76,5 +80,8 @@ fn run(options: Options) -> Result<(), DaemonError> {
             }
         };
         daemon::run(options, shutdown).await
-    })
+    });
+    // One that hangs is left behind.
+    runtime.shutdown_timeout(GRACE);
+    result
 }

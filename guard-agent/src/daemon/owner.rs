@@ -279,6 +279,7 @@ impl Owner {
             }
             self.reconcile(mounts);
         }
+        self.drive_nodes(mounts);
         self.scan_incidents();
         if let Err(error) = self.audit.flush() {
             tracing::error!(error = chain(&error), "audit log");

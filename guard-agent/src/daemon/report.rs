@@ -5,7 +5,7 @@ use guard_common::{Counter, Mode};
 use std::path::Path;
 
 use super::chain;
-use super::nodes::Node;
+use super::node::Node;
 use super::owner::{Owner, now};
 use super::pools::KnownPool;
 use super::state::Lease;

@@ -173,3 +173,7 @@ pub(super) fn join_operation(joins: &Result<Vec<String>, String>, members: &Memb
     };
     if joins.iter().all(of_another) { JoinOperation::None } else { JoinOperation::Running }
 }
+
+#[cfg(test)]
+#[path = "answers_tests.rs"]
+mod tests;

@@ -277,3 +277,7 @@ impl From<&Result<LocalDb, LocalDbError>> for Config {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "local_db_tests.rs"]
+mod tests;

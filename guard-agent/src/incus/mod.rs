@@ -23,6 +23,9 @@ mod observer;
 mod process;
 mod procfs;
 
+#[cfg(test)]
+mod fake;
+
 use std::path::{Path, PathBuf};
 
 pub use look::observe_once;

@@ -17,7 +17,7 @@ use super::Options;
 use super::events::{Streamed, follow};
 use super::frames::{News, Report};
 use super::look::{Limits, Looker, Seen, chain};
-use crate::join::{Daemon, Epoch, Event, Evidence, Incarnation};
+use crate::join::{Daemon, Epoch, Event, Evidence, Incarnation, Membership};
 use crate::watch::PathWatcher;
 
 /// How often to see whether the daemon still runs, or runs again.
@@ -193,11 +193,16 @@ impl Watching {
                 return Ok(());
             }
         };
-        self.daemon = match &seen.evidence.daemon {
+        let daemon = match &seen.evidence.daemon {
             Daemon::Running { incarnation, .. } => Some(incarnation.clone()),
             Daemon::Stopped | Daemon::Unknown => None,
         };
-        self.own = seen.own;
+        // A cluster that does not answer for a moment takes no name away.
+        let unanswered = matches!(seen.evidence.membership, Membership::NoAnswer { .. });
+        if !(unanswered && daemon == self.daemon) {
+            self.own = seen.own;
+        }
+        self.daemon = daemon;
         self.tell(Observation::Looked { asked, evidence: seen.evidence }).await?;
         self.follow_events(seen.served_by).await
     }
@@ -304,3 +309,7 @@ async fn changed(files: &mut Option<PathWatcher>) {
         *files = None;
     }
 }
+
+#[cfg(test)]
+#[path = "observer_tests.rs"]
+mod tests;

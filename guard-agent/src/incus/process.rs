@@ -168,9 +168,9 @@ impl Host<'_> {
     }
 
     fn listener(&self, pid: u32) -> Listener {
+        let Some(real) = self.real_socket() else { return Listener::NotDaemon };
         let Ok(table) = fs::read(self.path(pid, "net/unix")) else { return Listener::Unknown };
         let written = self.options.socket.as_path();
-        let Some(real) = self.real_socket() else { return Listener::NotDaemon };
         let inodes = listeners(&table, &[written, &real]);
         let Ok(descriptors) = fs::read_dir(self.path(pid, "fd")) else { return Listener::Unknown };
         let names: Vec<PathBuf> =
@@ -236,3 +236,7 @@ fn unless_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
         Err(error) => Err(error),
     }
 }
+
+#[cfg(test)]
+#[path = "process_tests.rs"]
+mod tests;

@@ -1,0 +1,129 @@
+//! Incus's answers, as 6.0.4 gives them, and others.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn answer(status: u16, body: &str) -> Answer {
+    Answer { status, body: body.as_bytes().to_vec() }
+}
+
+fn success(metadata: &str) -> Answer {
+    let head =
+        r#""type":"sync","status":"Success","status_code":200,"operation":"","error_code":0,"error":"""#;
+    answer(200, &format!(r#"{{{head},"metadata":{metadata}}}"#))
+}
+
+fn failure(code: u16, text: &str) -> Answer {
+    let head = r#""type":"error","status":"","status_code":0,"operation":"""#;
+    answer(code, &format!(r#"{{{head},"error_code":{code},"error":"{text}","metadata":null}}"#))
+}
+
+fn config(address: &str) -> Config {
+    Config::Read { cluster_address: Some(address.to_owned()), raft_nodes: 2 }
+}
+
+fn two_members() -> Answer {
+    let member = |name: &str, address: &str| {
+        format!(
+            r#"{{"server_name":"{name}","url":"https://{address}","database":true,"status":"Online","message":"Fully operational","architecture":"x86_64","failure_domain":"default","description":"","config":{{}},"groups":["default"],"roles":["database"]}}"#
+        )
+    };
+    success(&format!("[{},{}]", member("node1", "10.0.2.11:8443"), member("node2", "10.0.2.15:8443")))
+}
+
+fn membership(answer: &Answer, config: &Config) -> Membership {
+    members(answer, config).membership
+}
+
+#[test]
+fn this_server_is_found_by_its_address() {
+    let found = members(&two_members(), &config("10.0.2.15:8443"));
+    assert_eq!(found, Members { membership: Membership::Member, own: Some("node2".to_owned()) });
+    assert_eq!(membership(&two_members(), &config("10.0.2.15")), Membership::Member, "the usual port");
+    assert_eq!(membership(&two_members(), &config("10.0.2.1:8443")), Membership::NotListed);
+    assert_eq!(membership(&two_members(), &config("10.0.2.15:8444")), Membership::NotListed);
+    assert_eq!(membership(&success("[]"), &config("10.0.2.15:8443")), Membership::NotListed);
+}
+
+#[test]
+fn addresses_are_compared_as_they_are_meant() {
+    for (one, other) in [
+        ("https://[fd00::1]:8443", "[fd00:0:0::1]:8443"),
+        ("https://[fd00::1]:8443", "fd00::1"),
+        ("https://Node2.example:8443/", "node2.example"),
+    ] {
+        assert_eq!(normal(one), normal(other));
+    }
+    assert_ne!(normal("10.0.2.15:8443"), normal("10.0.2.15:443"));
+    assert_ne!(normal("[fd00::1]:8443"), normal("[fd00::2]:8443"));
+}
+
+#[test]
+fn what_is_no_list_says_what_it_says() {
+    let own = config("10.0.2.15:8443");
+    for code in [400, 500] {
+        assert_eq!(membership(&failure(code, "Server is not clustered"), &own), Membership::NotClustered);
+    }
+    assert_eq!(membership(&failure(503, "Daemon is starting up"), &own), Membership::Starting);
+    assert_eq!(membership(&answer(503, "busy"), &own), Membership::Starting);
+    let no_answer = |answer: &Answer, config: &Config| match membership(answer, config) {
+        Membership::NoAnswer { why } => why,
+        other => panic!("{other:?}"),
+    };
+    assert!(
+        no_answer(&failure(500, "Failed to begin transaction"), &own).contains("Failed to begin transaction")
+    );
+    assert!(no_answer(&answer(200, "<html>Server is not clustered"), &own).contains("<html>"));
+    assert!(no_answer(&success("null"), &own).contains("unexpected"));
+    assert!(no_answer(&success(r#"[{"server_name":"node2"}]"#), &own).contains("without addresses"));
+    assert!(no_answer(&success(r#"["/1.0/cluster/members/node2"]"#), &own).contains("without addresses"));
+    let unreadable = Config::Unreadable { why: "locked".to_owned() };
+    let none = Config::Read { cluster_address: None, raft_nodes: 0 };
+    for config in [unreadable, none, Config::Absent] {
+        assert!(no_answer(&two_members(), &config).contains("no cluster.https_address"));
+    }
+}
+
+fn operation(description: &str, code: u16, location: &str) -> String {
+    format!(
+        r#"{{"id":"5d1c","class":"task","description":"{description}","status":"x","status_code":{code},"resources":null,"metadata":null,"may_cancel":false,"err":"","location":"{location}"}}"#
+    )
+}
+
+#[test]
+fn a_running_join_is_seen_among_operations() {
+    let other = operation("Creating instance", 103, "none");
+    let running = success(&format!(r#"{{"running":[{other},{}]}}"#, operation(JOINING, 103, "none")));
+    let ended =
+        success(&format!(r#"{{"failure":[{}],"running":[{other}]}}"#, operation(JOINING, 400, "none")));
+    let unclustered = Members::from(Membership::NotClustered);
+    let of = |answer: &Answer| join_operation(&joins(answer), &unclustered);
+    assert_eq!(of(&running), JoinOperation::Running);
+    assert_eq!(of(&ended), JoinOperation::None);
+    assert_eq!(of(&success("{}")), JoinOperation::None);
+    assert_eq!(of(&failure(503, "Daemon is starting up")), JoinOperation::Unknown);
+    assert_eq!(of(&answer(200, "{")), JoinOperation::Unknown);
+    assert_eq!(of(&success("[]")), JoinOperation::Unknown);
+}
+
+#[test]
+fn another_members_join_is_not_this_servers() {
+    let running = |location| success(&format!(r#"{{"running":[{}]}}"#, operation(JOINING, 103, location)));
+    let member = members(&two_members(), &config("10.0.2.15:8443"));
+    assert_eq!(join_operation(&joins(&running("node3")), &member), JoinOperation::None);
+    assert_eq!(join_operation(&joins(&running("node2")), &member), JoinOperation::Running);
+    assert_eq!(join_operation(&joins(&running("none")), &member), JoinOperation::Running);
+    let not_listed = members(&two_members(), &config("10.0.2.1:8443"));
+    assert_eq!(join_operation(&joins(&running("node3")), &not_listed), JoinOperation::Running);
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_give_evidence_and_never_membership(status: u16, body: Vec<u8>) {
+        let answer = Answer { status, body };
+        let members = members(&answer, &config("10.0.2.15:8443"));
+        prop_assert!(!matches!(members.membership, Membership::Member | Membership::NotAsked));
+        let _ = joins(&answer);
+    }
+}
