@@ -7,15 +7,18 @@ pub mod doctor;
 pub mod events;
 pub mod exec;
 pub mod history;
+pub mod join;
 pub mod lease;
 pub mod node;
 pub mod policy;
 pub mod pools;
 pub mod preflight;
 pub mod release;
+pub mod rollback;
 pub mod seal;
 pub mod status;
 pub mod text;
+pub mod wipe;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -29,7 +32,9 @@ use crate::control::{Client, ClientError, Reply, Request};
 use crate::exit::Exit;
 use crate::paths;
 use crate::policy::duration;
-use crate::rollback::helper::{self, HelperCommand};
+use crate::rollback::helper::{self, HelperCommand, HelperError};
+use crate::wipe::WipeError;
+use crate::wipe::stop::StopError;
 
 /// Asks and directs the guard-agent of this host.
 #[derive(Debug, Parser)]
@@ -84,6 +89,12 @@ pub enum Command {
     Policy(policy::PolicyCommand),
     /// Is this node fit to join a cluster? Every finding, with what to do.
     Preflight(preflight::PreflightArgs),
+    /// Join a cluster: checked before, sealed meanwhile, guarded once the node is a member.
+    Join(join::JoinArgs),
+    /// Unmount what a failed join has left, in every mount namespace, and prove that it is gone.
+    Rollback(rollback::RollbackArgs),
+    /// Empty a node's directory for a fresh start, without ever crossing a mount.
+    Wipe(wipe::WipeArgs),
     /// What guardctl runs beside itself.
     #[command(subcommand, hide = true)]
     Helper(HelperCommand),
@@ -102,6 +113,12 @@ pub enum CliError {
     Exec(#[from] exec::ExecError),
     #[error(transparent)]
     Node(#[from] node::NodeError),
+    #[error("Incus could not be stopped")]
+    Stop(#[source] StopError),
+    #[error(transparent)]
+    Wipe(#[from] WipeError),
+    #[error("the helper process did not do its work")]
+    Helper(#[source] HelperError),
 }
 
 impl CliError {
@@ -111,7 +128,12 @@ impl CliError {
             Self::Client(error) => error.exit(),
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Ok,
             Self::Node(error) => error.exit(),
-            Self::Output(_) | Self::ForeignPolicy(_) | Self::Exec(_) => Exit::Failure,
+            Self::Output(_)
+            | Self::ForeignPolicy(_)
+            | Self::Exec(_)
+            | Self::Stop(_)
+            | Self::Wipe(_)
+            | Self::Helper(_) => Exit::Failure,
         }
     }
 
@@ -120,7 +142,11 @@ impl CliError {
             Self::Client(error) => Some(error.fix()),
             Self::Node(error) => Some(error.fix()),
             Self::Exec(error) => Some(error.fix()),
-            Self::Output(_) | Self::ForeignPolicy(_) => None,
+            Self::Wipe(error) => Some(error.fix()),
+            Self::Stop(_) => {
+                Some("stop Incus by hand (systemctl stop incus.socket incus.service)".to_owned())
+            }
+            Self::Output(_) | Self::ForeignPolicy(_) | Self::Helper(_) => None,
         }
     }
 }
@@ -165,6 +191,9 @@ pub fn run(cli: &Cli, out: &mut impl Write) -> Result<Exit, CliError> {
         Command::Doctor => doctor::run(global, out),
         Command::Policy(command) => policy::run(global, command, out),
         Command::Preflight(args) => preflight::run(global, args, out),
+        Command::Join(args) => join::run(global, args, out),
+        Command::Rollback(args) => rollback::run(global, args, out),
+        Command::Wipe(args) => wipe::run(global, args, out),
         Command::Helper(command) => Ok(helper::run(command)),
     }
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::refusal::{Refusal, RefusalReport};
-use super::report::{LeaseReport, NodeHistory, PolicyText, PoolReport, StatusReport};
+use super::report::{LeaseReport, NodeHistory, PolicyText, PoolReport, RollbackReport, StatusReport};
 use crate::audit::Filter;
 
 /// Version of the protocol; every request carries it.
@@ -65,6 +65,29 @@ pub enum Request {
         id: String,
     },
     PolicyReload,
+    /// Unmounts what a failed join has left of a node. Nodes are named by their root; without one it is the only one.
+    Rollback {
+        #[serde(default)]
+        root: Option<String>,
+        /// Detaches what is busy.
+        #[serde(default)]
+        lazy: bool,
+    },
+    /// How the last rollback of a node goes, or went.
+    RollbackStatus {
+        #[serde(default)]
+        root: Option<String>,
+    },
+    /// A join is about to be started: the node's pools are sealed from now on, until it is known how it ended.
+    JoinPrepare {
+        #[serde(default)]
+        root: Option<String>,
+    },
+    /// What was prepared is over, however it ended: evidence alone decides from here on.
+    JoinCommandEnded {
+        #[serde(default)]
+        root: Option<String>,
+    },
     /// How nodes came to be where they stand. Without a root: all of them.
     History {
         #[serde(default)]
@@ -81,13 +104,17 @@ impl Request {
             | Self::Leases
             | Self::PolicyShow
             | Self::Events { .. }
-            | Self::History { .. } => false,
+            | Self::History { .. }
+            | Self::RollbackStatus { .. } => false,
             Self::Seal { .. }
             | Self::Unseal { .. }
             | Self::Release { .. }
             | Self::ExecLease { .. }
             | Self::LeaseRevoke { .. }
-            | Self::PolicyReload => true,
+            | Self::PolicyReload
+            | Self::Rollback { .. }
+            | Self::JoinPrepare { .. }
+            | Self::JoinCommandEnded { .. } => true,
         }
     }
 
@@ -106,6 +133,10 @@ impl Request {
             Self::LeaseRevoke { .. } => "lease-revoke",
             Self::PolicyReload => "policy-reload",
             Self::History { .. } => "history",
+            Self::Rollback { .. } => "rollback",
+            Self::RollbackStatus { .. } => "rollback-status",
+            Self::JoinPrepare { .. } => "join-prepare",
+            Self::JoinCommandEnded { .. } => "join-command-ended",
         }
     }
 
@@ -187,6 +218,13 @@ pub enum Reply {
         generation: u64,
         hash: String,
     },
+    /// To `rollback` and `rollback-status`.
+    Rollback(Box<RollbackReport>),
+    /// A node's root and state: to `join-prepare` and `join-command-ended`.
+    NodeState {
+        root: String,
+        state: String,
+    },
 }
 
 /// Between the lines of followed events: so many were missed by a reader that was too slow.
@@ -230,6 +268,10 @@ mod tests {
             Request::LeaseRevoke { id: "r-1".to_owned() },
             Request::PolicyReload,
             Request::History { root: Some("/a".to_owned()) },
+            Request::Rollback { root: Some("/a".to_owned()), lazy: true },
+            Request::RollbackStatus { root: None },
+            Request::JoinPrepare { root: None },
+            Request::JoinCommandEnded { root: None },
         ]
     }
 

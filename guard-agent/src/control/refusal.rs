@@ -28,6 +28,14 @@ pub enum Refusal {
     NoSuchNode { root: String, nodes: Vec<String> },
     #[error("nothing is enforced on this host: {detail}")]
     NotEnforcing { detail: String },
+    #[error("{refusal}")]
+    NodeState { root: String, refusal: crate::join::Refusal },
+    #[error("which node? {}", listed("nodes", nodes))]
+    AmbiguousNode { nodes: Vec<String> },
+    #[error(
+        "Incus runs (process {pid}): it would mount its pools again, or go on to work on what is not mounted"
+    )]
+    DaemonRuns { root: String, pid: u32 },
     #[error("{operation} failed: {detail}")]
     Failed { operation: &'static str, detail: String },
     #[error("the audit log cannot be read: {detail}")]
@@ -59,6 +67,9 @@ impl Refusal {
             Self::PolicyRejected { .. } => "policy-rejected",
             Self::NoSuchNode { .. } => "no-such-node",
             Self::NotEnforcing { .. } => "not-enforcing",
+            Self::AmbiguousNode { .. } => "ambiguous-node",
+            Self::NodeState { .. } => "node-state",
+            Self::DaemonRuns { .. } => "daemon-runs",
             Self::Failed { .. } => "failed",
             Self::AuditUnreadable { .. } => "audit-unreadable",
             Self::Malformed { .. } => "malformed",
@@ -88,6 +99,11 @@ impl Refusal {
                     .to_owned()
             }
             Self::NotEnforcing { .. } => "see guardctl doctor".to_owned(),
+            Self::AmbiguousNode { .. } => "name one: --root DIR".to_owned(),
+            Self::NodeState { root, refusal } => node_fix(root, refusal),
+            Self::DaemonRuns { root, .. } => {
+                format!("stop it first: guardctl rollback --stop-incus --root {root}")
+            }
             Self::Failed { .. } | Self::AuditUnreadable { .. } => {
                 "see the agent's log: journalctl -u guard-agent".to_owned()
             }
@@ -105,6 +121,23 @@ impl Refusal {
     /// As it is sent.
     pub fn report(&self) -> RefusalReport {
         RefusalReport { code: self.code().to_owned(), message: self.to_string(), fix: self.fix() }
+    }
+}
+
+fn node_fix(root: &str, refusal: &crate::join::Refusal) -> String {
+    use crate::join::Refusal as Node;
+    match refusal {
+        Node::NotFailed { state: "joining" } => "wait until the join has ended: guardctl status".to_owned(),
+        Node::NotFailed { state: "joined" } => {
+            "a member leaves by `incus cluster remove`, on another member; its pools go with that".to_owned()
+        }
+        Node::NotFailed { .. } => {
+            "no join has failed here: its pools are its own (incus admin shutdown unmounts them)".to_owned()
+        }
+        Node::NotFitToJoin { state: "rolling-back" } | Node::RollingBack => {
+            format!("wait for its end: guardctl status; guardctl rollback --root {root} follows it")
+        }
+        Node::NotFitToJoin { .. } => "it is a member already: incus cluster list".to_owned(),
     }
 }
 

@@ -9,6 +9,7 @@ use crate::audit::record::{LeaseKind, ModeCause};
 use crate::events::{Name, Time};
 use crate::join::Evidence;
 use crate::posture::Posture;
+use crate::rollback::{RollbackOutcome, StepReport};
 
 /// Everything that `guardctl status` shows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -175,6 +176,24 @@ pub struct LeaseReport {
     pub granted: Time,
     pub ends: Time,
     pub remaining_seconds: u64,
+}
+
+/// A rollback of one node: how it goes, or went. Polled while it runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RollbackReport {
+    /// The node's guarded root.
+    pub root: String,
+    /// State of the node now.
+    pub state: String,
+    /// Whether this agent is at it.
+    pub running: bool,
+    pub lazy: bool,
+    /// Unmounts so far.
+    pub steps: Vec<StepReport>,
+    /// Superblocks that nobody has mounted any more, and whose end is waited for.
+    pub waiting_for: usize,
+    /// How it ended.
+    pub outcome: Option<RollbackOutcome>,
 }
 
 /// `decisions = emitted + aggregated + lost`.

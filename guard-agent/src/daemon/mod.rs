@@ -6,14 +6,17 @@
 
 mod exec;
 mod last_good;
+mod node;
 mod nodes;
 mod notify;
+mod operator;
 mod owner;
 mod policy;
 mod pools;
 mod posture;
 mod report;
 mod requests;
+mod rollback;
 mod state;
 mod telemetry;
 
@@ -167,7 +170,8 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     let maps = prepared.maps()?;
     let records = reactor::watch(maps::records(&maps_directory)?, Interest::READABLE)
         .map_err(failed("watch the records"))?;
-    let (nodes, mut observations) = nodes::Nodes::new(&options.state_dir);
+    let (rollbacks, mut rolling) = rollback::Rollbacks::new(maps_directory);
+    let (nodes, mut observations) = nodes::Nodes::new(&options.state_dir, rollbacks);
     let mut owner = owner::Owner::new(&options, policy, maps, state, audit, events.clone(), nodes)?;
     owner.note_state_problem(state_problem);
     owner.keep_policy();
@@ -228,6 +232,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
             Some((root, observation)) = observations.recv() => {
                 owner.observed(&root, observation, &mounts);
             }
+            Some(happening) = rolling.recv() => owner.rollback_happened(&happening, &mounts),
             Some(command) = requests.recv() => {
                 owner.handle(command, &mounts);
                 rewatch(&mut watcher, &owner);

@@ -2,32 +2,27 @@
 //! policy says so of. Decisions are `join`'s; here its effects are carried out.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::node::Node;
 use super::owner::{Owner, now};
 use super::posture;
+use super::rollback::Rollbacks;
 use crate::audit::Body;
 use crate::audit::record::NodeBody;
-use crate::durable;
-use crate::events::Time;
 use crate::incus::{self, Observation, Observer};
-use crate::join::journal::file_name;
-use crate::join::{Effect, Event, Evidence, Journal, Machine, NodeMode, Refusal, State, Transition};
+use crate::join::{Effect, Event, NodeMode, Refusal, State};
 use crate::mounts::MountWatch;
-use crate::policy::{Policy, Root};
+use crate::plan::Overrides;
+use crate::policy::{DefaultMode, Policy, Root};
 
 /// How long a start waits for a first look at its nodes, so that a healthy one is guarded from the first moment.
 const FIRST_LOOK: Duration = Duration::from_secs(3);
-/// How often to look at a node without any reason: while its state may change soon, and else.
-const OFTEN: Duration = Duration::from_secs(2);
-const SELDOM: Duration = Duration::from_secs(10);
 /// Observations that wait for the owner.
 const WAITING: usize = 256;
 
@@ -37,28 +32,17 @@ pub struct Nodes {
     directory: PathBuf,
     sender: mpsc::Sender<(Arc<Path>, Observation)>,
     nodes: BTreeMap<PathBuf, Node>,
-}
-
-/// One node.
-#[derive(Debug)]
-pub struct Node {
-    pub(super) actor_set: u32,
-    options: incus::Options,
-    machine: Option<Machine>,
-    pub(super) journal: Journal,
-    file: PathBuf,
-    observer: Option<Observer>,
-    /// The last look, and when it arrived.
-    pub(super) seen: Option<(Time, Evidence)>,
-    /// Why the journal on disk is not current, if it is not. Then nothing is weakened.
-    unwritten: Option<String>,
+    pub(super) rollbacks: Rollbacks,
+    /// When the preparation of a join ends by itself.
+    pub(super) prepared: BTreeMap<PathBuf, Instant>,
 }
 
 impl Nodes {
     /// The other end is for the owner's loop.
-    pub fn new(state_dir: &Path) -> (Self, mpsc::Receiver<(Arc<Path>, Observation)>) {
+    pub fn new(state_dir: &Path, rollbacks: Rollbacks) -> (Self, mpsc::Receiver<(Arc<Path>, Observation)>) {
         let (sender, observations) = mpsc::channel(WAITING);
-        (Self { directory: state_dir.join("nodes"), sender, nodes: BTreeMap::new() }, observations)
+        let (directory, nodes, prepared) = (state_dir.join("nodes"), BTreeMap::new(), BTreeMap::new());
+        (Self { directory, sender, nodes, rollbacks, prepared }, observations)
     }
 
     /// All nodes, with their roots.
@@ -69,84 +53,6 @@ impl Nodes {
     /// The node of a root.
     pub fn of(&self, root: &Path) -> Option<&Node> {
         self.nodes.get(root)
-    }
-}
-
-impl Node {
-    /// Reads the journal of a root. The second value says what was wrong with it.
-    fn open(directory: &Path, root: &Root, options: incus::Options) -> (Self, Option<String>) {
-        let name = root.path().display().to_string();
-        let file = directory.join(file_name(&name));
-        let read = match fs::read(&file) {
-            Ok(bytes) => Journal::parse(&bytes, &name).map(Some),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error.to_string()),
-        };
-        let (journal, problem) = match read {
-            Ok(journal) => (journal, None),
-            Err(why) => {
-                // What cannot be understood speaks for nothing: sealed until evidence says otherwise.
-                let aside = match durable::set_aside(&file) {
-                    Ok(aside) => format!("kept as {}", aside.display()),
-                    Err(error) => format!("it could not be put aside: {error}"),
-                };
-                (None, Some(format!("{}: {why}; {aside}", file.display())))
-            }
-        };
-        let machine = journal
-            .as_ref()
-            .map_or_else(Machine::unknown, |journal| Machine::restored(journal.state.clone()));
-        let journal = match journal {
-            Some(mut journal) => {
-                journal.state = machine.state().clone();
-                journal
-            }
-            None => Journal::new(name, machine.state().clone(), now().time),
-        };
-        let node = Self {
-            actor_set: root.actor_set(),
-            options,
-            machine: Some(machine),
-            journal,
-            file,
-            observer: None,
-            seen: None,
-            unwritten: None,
-        };
-        (node, problem)
-    }
-
-    fn machine(&self) -> &Machine {
-        self.machine.as_ref().expect("the machine is only away while it takes a step")
-    }
-
-    /// Where the node stands.
-    pub fn state(&self) -> &State {
-        self.machine().state()
-    }
-
-    /// How often to look without a reason.
-    fn every(&self) -> Duration {
-        match self.state() {
-            State::Standalone | State::Joined { .. } | State::Released => SELDOM,
-            _ => OFTEN,
-        }
-    }
-
-    fn step(&mut self, event: Event, effects: &mut Vec<Effect>) -> Result<(), Refusal> {
-        let machine = self.machine.take().expect("the machine is only away while it takes a step");
-        let (machine, result) = machine.step(event, effects);
-        self.machine = Some(machine);
-        result
-    }
-
-    fn write(&mut self) {
-        let written = match self.file.parent().map_or(Ok(()), fs::create_dir_all) {
-            Ok(()) => durable::replace(&self.file, self.journal.to_text().as_bytes()),
-            Err(error) => Err(("create the directory of", error)),
-        };
-        self.unwritten =
-            written.err().map(|(what, error)| format!("{what} {}: {error}", self.file.display()));
     }
 }
 
@@ -191,7 +97,11 @@ impl Owner {
             .map(|(root, _)| root.clone())
             .collect();
         for root in gone {
-            if let Some(node) = self.nodes.nodes.remove(&root) {
+            if let Some(mut node) = self.nodes.nodes.remove(&root) {
+                if node.unwritten.is_some() {
+                    // The last chance: who follows the root again has only the file.
+                    node.write();
+                }
                 self.overrides.nodes.remove(&node.actor_set);
                 tracing::info!(root = %root.display(), "the node is followed no longer, or otherwise");
             }
@@ -201,7 +111,8 @@ impl Owner {
             if self.nodes.nodes.contains_key(&path) {
                 continue;
             }
-            let (node, problem) = Node::open(&self.nodes.directory, root, options);
+            let found_sealed = self.is_found_sealed(root);
+            let (node, problem) = Node::open(&self.nodes.directory, root, options, found_sealed);
             tracing::info!(root = %path.display(), state = node.state().name(), "node");
             if let Some(problem) = problem {
                 tracing::error!(problem, "a node's journal could not be understood: its pools are sealed");
@@ -209,6 +120,34 @@ impl Owner {
             }
             self.overrides.nodes.insert(node.actor_set, node.machine().mode());
             self.nodes.nodes.insert(path, node);
+        }
+    }
+
+    /// Whether a pool of the root is sealed in the kernel, and neither policy nor an operator has said so.
+    fn is_found_sealed(&self, root: &Root) -> bool {
+        let sealed = |entry: &guard_common::PoolEntry| {
+            entry.actor_set == root.actor_set()
+                && guard_common::Mode::from_u32(entry.mode) == Some(guard_common::Mode::Sealed)
+                && !self.overrides.sealed.contains(&entry.pool_id)
+        };
+        // Maps that cannot be read are told of by the reconciliation that follows.
+        root.default_mode() != DefaultMode::Sealed
+            && self.maps.observed().is_ok_and(|observed| observed.pools.values().any(sealed))
+    }
+
+    /// Tells nodes of pools that have no entry in the kernel yet, before they get one.
+    pub(super) fn tell_nodes_of_new_pools(&mut self, entries: &BTreeMap<u32, guard_common::PoolEntry>) {
+        let new = self.classification.pools.iter().filter(|pool| {
+            entries
+                .get(&pool.dev)
+                .is_none_or(|entry| entry.pool_id != pool.pool_id || entry.magic != pool.magic)
+        });
+        let roots: BTreeSet<PathBuf> = new
+            .filter_map(|pool| Some(self.policy.policy.roots().get(pool.root)?.path().to_owned()))
+            .collect();
+        for root in roots {
+            // The plan that is about to be made takes the new mode.
+            self.inform_node(&root, Event::PoolFound);
         }
     }
 
@@ -222,6 +161,11 @@ impl Owner {
 
     /// Takes what an observer has seen.
     pub fn observed(&mut self, root: &Path, observation: Observation, mounts: &MountWatch) {
+        let sealed = self.nodes.of(root).is_some_and(|node| node.machine().mode() == NodeMode::Sealed);
+        if sealed && matches!(observation, Observation::Looked { .. }) {
+            // A look can only speak for pools that the node has been told of: they are, before it is.
+            self.reconcile(mounts);
+        }
         if self.observe(root, observation) {
             self.reconcile(mounts);
         }
@@ -237,9 +181,14 @@ impl Owner {
             }
             Observation::Event(event) => event,
         };
+        self.inform_node(root, event)
+    }
+
+    /// Tells a node what has happened, which it cannot refuse. Returns whether the maps have to follow.
+    fn inform_node(&mut self, root: &Path, event: Event) -> bool {
         let (changed, result) = self.tell_node(root, event);
         if let Err(refusal) = result {
-            tracing::debug!(root = %root.display(), %refusal, "an observation was refused");
+            tracing::warn!(root = %root.display(), %refusal, "the node has refused to be told what happened");
         }
         changed
     }
@@ -247,13 +196,19 @@ impl Owner {
     /// Sends an event to a node and carries out what comes of it. Returns whether the maps have to follow.
     pub(super) fn tell_node(&mut self, root: &Path, event: Event) -> (bool, Result<(), Refusal>) {
         let Some(node) = self.nodes.nodes.get_mut(root) else { return (false, Ok(())) };
-        let mut effects = Vec::new();
-        let result = node.step(event, &mut effects);
+        let every = node.every();
+        let (effects, result) = node.step(event);
         let mut changed = false;
         for effect in effects {
             changed |= self.carry_out(root, effect);
         }
         self.judge_journals();
+        // A state in which more or less is to be expected than before.
+        if let Some(node) = self.nodes.nodes.get(root).filter(|node| node.every() != every)
+            && let Some(observer) = &node.observer
+        {
+            observer.look(node.machine().epoch(), node.every());
+        }
         (changed, result)
     }
 
@@ -261,19 +216,18 @@ impl Owner {
         let Some(node) = self.nodes.nodes.get_mut(root) else { return false };
         match effect {
             Effect::Transition { from, to, because } => {
-                let transition = Transition { time: now().time, from, to, because };
-                node.journal.note(transition.clone());
-                self.note_transition(root, transition);
+                self.note_transition(root, &from, &to, because);
                 false
             }
             Effect::Persist => {
                 node.write();
-                false
+                // A mode that was withheld before is withheld no longer.
+                node.unwritten.is_none() && set_mode(&mut self.overrides, node)
             }
             // Withheld until the journal is written: an agent that starts again must not find an older, stronger
             // state contradicted by what the kernel already allows.
             Effect::SetMode(NodeMode::Policy) if node.unwritten.is_some() => false,
-            Effect::SetMode(mode) => self.overrides.nodes.insert(node.actor_set, mode) != Some(mode),
+            Effect::SetMode(_) => set_mode(&mut self.overrides, node),
             Effect::Look { asked } => {
                 let every = node.every();
                 if let Some(observer) = &node.observer {
@@ -281,13 +235,14 @@ impl Owner {
                 }
                 false
             }
-            // Nothing asks for one yet.
-            Effect::RollBack => false,
+            Effect::RollBack => {
+                self.begin_rollback(root);
+                false
+            }
         }
     }
 
-    fn note_transition(&mut self, root: &Path, transition: Transition) {
-        let Transition { from, to, because, .. } = transition;
+    fn note_transition(&mut self, root: &Path, from: &State, to: &State, because: String) {
         tracing::info!(root = %root.display(), from = from.name(), to = to.name(), because, "node");
         let mode = self.node_mode_name(root, to.mode());
         let root = root.display().to_string();
@@ -302,10 +257,7 @@ impl Owner {
         mode: NodeMode,
     ) -> crate::events::Name<guard_common::Mode> {
         let policy = root_at(&self.policy.policy, root).map(|root| root.default_mode());
-        crate::events::Name(crate::plan::node_mode(
-            policy.unwrap_or(crate::policy::DefaultMode::Guarded),
-            mode,
-        ))
+        crate::events::Name(crate::plan::node_mode(policy.unwrap_or(DefaultMode::Guarded), mode))
     }
 
     /// Tells each node which of its pools live. Returns whether the maps have to follow.
@@ -317,7 +269,7 @@ impl Owner {
             let alive = self.alive(actor_set);
             let known = self.nodes.of(&root).and_then(|node| node.machine().alive().cloned());
             if known.as_ref() != Some(&alive) {
-                changed |= self.tell_node(&root, Event::Pools { alive }).0;
+                changed |= self.inform_node(&root, Event::Pools { alive });
             }
         }
         changed
@@ -335,8 +287,7 @@ impl Owner {
         for node in self.nodes.nodes.values_mut().filter(|node| node.unwritten.is_some()) {
             node.write();
             if node.unwritten.is_none() {
-                let mode = node.machine().mode();
-                changed |= self.overrides.nodes.insert(node.actor_set, mode) != Some(mode);
+                changed |= set_mode(&mut self.overrides, node);
             }
         }
         self.judge_journals();
@@ -349,6 +300,12 @@ impl Owner {
             nodes.nodes.values().filter_map(|node| node.unwritten.as_deref()).collect();
         self.troubles.set_if(posture::JOURNAL, || (!unwritten.is_empty()).then(|| unwritten.join("; ")));
     }
+}
+
+/// Gives a node's pools the mode of its state. Returns whether that is another one.
+fn set_mode(overrides: &mut Overrides, node: &Node) -> bool {
+    let mode = node.machine().mode();
+    overrides.nodes.insert(node.actor_set, mode) != Some(mode)
 }
 
 fn options(root: &Root) -> Option<incus::Options> {

@@ -219,6 +219,7 @@ impl Owner {
         self.classification = classify::classify(&self.snapshot, &effective);
 
         let observed = self.maps.observed().map_err(text)?;
+        self.tell_nodes_of_new_pools(&observed.pools);
         let moment = now().boot_ns;
         let meta = self.maps.meta.read().map_err(text)?;
         let plan = plan::plan(
@@ -281,6 +282,7 @@ impl Owner {
             }
             self.reconcile(mounts);
         }
+        self.drive_nodes(mounts);
         self.scan_incidents();
         if let Err(error) = self.audit.flush() {
             tracing::error!(error = chain(&error), "audit log");

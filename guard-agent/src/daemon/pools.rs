@@ -81,7 +81,11 @@ impl Owner {
             Some((Mode::Released, _)) if mode != Mode::Released && self.asker(&entry).is_none() => {
                 ModeCause::Expiry
             }
-            _ if by_operator || self.asker(&entry).is_some() => ModeCause::Operator,
+            _ if by_operator => ModeCause::Operator,
+            // Whoever takes a seal back has not set the mode that stays all the same.
+            _ if self.asker(&entry).is_some() && before.is_some_and(|(from, _)| from != mode) => {
+                ModeCause::Operator
+            }
             _ if self.overrides.nodes.contains_key(&entry.actor_set) => ModeCause::Join,
             _ => ModeCause::Policy,
         };

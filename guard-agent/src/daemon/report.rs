@@ -5,7 +5,7 @@ use guard_common::{Counter, Mode};
 use std::path::Path;
 
 use super::chain;
-use super::nodes::Node;
+use super::node::Node;
 use super::owner::{Owner, now};
 use super::pools::KnownPool;
 use super::state::Lease;
@@ -118,7 +118,7 @@ impl Owner {
         let report = |(root, node): (&Path, &Node)| {
             let state = node.state();
             let kept = match state {
-                State::Unknown { kept: Kept::Joined { .. } } => Some("joined"),
+                State::Unknown { kept: Kept::Joined { .. } | Kept::Unconfirmed { .. } } => Some("joined"),
                 State::Unknown { kept: Kept::Standalone } => Some("standalone"),
                 _ => None,
             };

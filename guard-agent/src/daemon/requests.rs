@@ -55,6 +55,10 @@ impl Owner {
                     }),
                 }
             }
+            Request::Rollback { root, lazy } => self.roll_back(root.as_deref(), lazy, peer, mounts),
+            Request::RollbackStatus { root } => self.rollback_status_of(root.as_deref()),
+            Request::JoinPrepare { root } => self.prepare_join(root.as_deref(), mounts),
+            Request::JoinCommandEnded { root } => self.end_preparation(root.as_deref(), mounts),
             // The server answers it itself.
             Request::Events { .. } => {
                 Err(Refusal::Unavailable { detail: "events are not served here".to_owned() })

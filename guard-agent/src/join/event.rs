@@ -20,6 +20,8 @@ pub enum Event {
     /// Generations of the superblocks of this node's pools that are alive (mounted, or still held after a lazy
     /// unmount).
     Pools { alive: BTreeSet<u64> },
+    /// A pool has been found that has no entry in the kernel yet: everyone is denied on it until it gets one.
+    PoolFound,
     /// Incus's event stream: the operation "Joining cluster" began.
     JoinBegan,
     /// Incus's event stream: it ended. A failure is ambiguous: a late step can fail after the node has joined.

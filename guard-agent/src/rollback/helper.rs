@@ -70,7 +70,8 @@ pub fn run(command: &HelperCommand) -> Exit {
 fn find_holders() -> Result<Vec<holders::Holder>, String> {
     let wanted: Vec<Wanted> =
         serde_json::from_reader(io::stdin().lock()).map_err(|error| error.to_string())?;
-    holders::find(Path::new("/proc"), &wanted).map_err(|error| crate::daemon::chain(&error))
+    holders::find(Path::new("/proc"), Path::new("/sys"), &wanted)
+        .map_err(|error| crate::daemon::chain(&error))
 }
 
 fn unmount(args: &UnmountArgs) -> UnmountOutcome {

@@ -22,10 +22,11 @@ pub struct Wanted {
     pub mount_ids: BTreeSet<u32>,
 }
 
-/// A process that uses a superblock.
+/// A process that uses a superblock, or something in the kernel that does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
     pub generation: u64,
+    /// 0 for the kernel.
     pub pid: u32,
     /// Its command name.
     pub command: String,
@@ -37,10 +38,28 @@ pub struct Holder {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "by", rename_all = "kebab-case")]
 pub enum Via {
-    WorkingDirectory { path: String },
-    RootDirectory { path: String },
-    OpenFile { descriptor: u32, path: String },
-    Mapping { path: String },
+    WorkingDirectory {
+        path: String,
+    },
+    RootDirectory {
+        path: String,
+    },
+    OpenFile {
+        descriptor: u32,
+        path: String,
+    },
+    Mapping {
+        path: String,
+    },
+    LoopDevice {
+        device: String,
+        path: String,
+    },
+    /// An overlay that has a layer on it.
+    Overlay {
+        mountpoint: String,
+        path: String,
+    },
 }
 
 impl std::fmt::Display for Via {
@@ -50,6 +69,10 @@ impl std::fmt::Display for Via {
             Self::RootDirectory { path } => write!(out, "root directory {path}"),
             Self::OpenFile { descriptor, path } => write!(out, "open file {path} (descriptor {descriptor})"),
             Self::Mapping { path } => write!(out, "mapped file {path}"),
+            Self::LoopDevice { device, path } => write!(out, "loop device {device} on {path}"),
+            Self::Overlay { mountpoint, path } => {
+                write!(out, "overlay at {mountpoint} with a layer in {path}")
+            }
         }
     }
 }
@@ -59,11 +82,12 @@ const WAYS: usize = 4;
 /// Processes that are named.
 const HOLDERS: usize = 64;
 
-/// Looks at every process below `proc_root`. Processes that end meanwhile hold nothing.
-pub fn find(proc_root: &Path, wanted: &[Wanted]) -> Result<Vec<Holder>, NamespaceError> {
+/// Looks at every process below `proc_root` (`/proc`), and at what of the kernel shows there and below `sys_root`
+/// (`/sys`). Processes that end meanwhile hold nothing.
+pub fn find(proc_root: &Path, sys_root: &Path, wanted: &[Wanted]) -> Result<Vec<Holder>, NamespaceError> {
     let tables: BTreeMap<u64, NamespaceTable> =
         namespaces::all(proc_root)?.into_iter().map(|table| (table.namespace, table)).collect();
-    let mut holders = Vec::new();
+    let mut holders = of_the_kernel(&tables, sys_root, wanted);
     for pid in namespaces::processes(proc_root)? {
         let process = Process { directory: proc_root.join(pid.to_string()), pid, tables: &tables };
         let mut ways = process.directories(proc_root, wanted);
@@ -82,6 +106,45 @@ pub fn find(proc_root: &Path, wanted: &[Wanted]) -> Result<Vec<Holder>, Namespac
         }
     }
     Ok(holders)
+}
+
+/// Loop devices and overlays.
+fn of_the_kernel(tables: &BTreeMap<u64, NamespaceTable>, sys_root: &Path, wanted: &[Wanted]) -> Vec<Holder> {
+    let on = |table: &NamespaceTable, path: &Path| {
+        let dev = table.mounts.mount_of(path)?.dev();
+        wanted.iter().find(|each| each.dev == dev).map(|each| each.generation)
+    };
+    let mut found = Vec::new();
+    let host = tables.values().find(|table| table.is_host);
+    for entry in fs::read_dir(sys_root.join("block")).into_iter().flatten().flatten() {
+        let Ok(backing) = fs::read(entry.path().join("loop/backing_file")) else { continue };
+        let path = Path::new(std::ffi::OsStr::from_bytes(backing.trim_ascii_end()));
+        if let Some(generation) = host.and_then(|table| on(table, path)) {
+            let device = entry.file_name().to_string_lossy().into_owned();
+            found.push((generation, Via::LoopDevice { device, path: path.to_string_lossy().into_owned() }));
+        }
+    }
+    for table in tables.values() {
+        for entry in table.mounts.entries().iter().filter(|entry| entry.fs_type == "overlay") {
+            for path in layers(&entry.super_options) {
+                if let Some(generation) = on(table, Path::new(path)) {
+                    let mountpoint = entry.mountpoint.to_string_lossy().into_owned();
+                    found.push((generation, Via::Overlay { mountpoint, path: path.to_owned() }));
+                }
+            }
+        }
+    }
+    let holder =
+        |(generation, via)| Holder { generation, pid: 0, command: "kernel".to_owned(), via: vec![via] };
+    found.into_iter().map(holder).collect()
+}
+
+/// The directories of an overlay, as its options have them.
+fn layers(options: &str) -> impl Iterator<Item = &str> {
+    let is_layer = |key: &str| matches!(key, "lowerdir" | "upperdir" | "workdir" | "lowerdir+" | "datadir+");
+    let values = options.split(',').filter_map(|option| option.split_once('='));
+    let values = values.filter(move |(key, _)| is_layer(key)).map(|(_, value)| value);
+    values.flat_map(|value| value.split(':')).filter(|path| path.starts_with('/'))
 }
 
 struct Process<'a> {
@@ -183,13 +246,32 @@ mod tests {
         add(21, "/pool2", 99, "");
         add(22, "/poolx", 1, "7f1c-7f1d rw-p 0 00:00 0 \n7f1c-7f1d r--s 00001000 00:2b 12   /pool/a\n");
         let wanted = [Wanted { generation: 5, dev: 43, mount_ids: BTreeSet::from([78, 99]) }];
-        let found = find(proc.path(), &wanted).unwrap();
+        let found = find(proc.path(), &proc.path().join("sys"), &wanted).unwrap();
         let pids: Vec<_> = found.iter().map(|holder| (holder.pid, holder.via.len())).collect();
         assert_eq!(pids, [(20, 1), (21, 1), (22, 1)]);
         assert_eq!(found[0].via[0], Via::WorkingDirectory { path: "/pool/volume".to_owned() });
         assert_eq!(found[1].via[0], Via::OpenFile { descriptor: 3, path: "/detached/file".to_owned() });
         assert_eq!(found[2].via[0], Via::Mapping { path: "/pool/a".to_owned() });
         assert_eq!(found[2].command, "p22");
+    }
+
+    #[test]
+    fn loop_devices_and_overlays_hold_too() {
+        let proc = tempfile::tempdir().unwrap();
+        let (process, device) = (proc.path().join("1"), proc.path().join("sys/block/loop3/loop"));
+        fs::create_dir_all(process.join("ns")).unwrap();
+        fs::create_dir_all(&device).unwrap();
+        symlink("mnt:[10]", process.join("ns/mnt")).unwrap();
+        symlink("/", process.join("root")).unwrap();
+        fs::write(device.join("backing_file"), "/pool/disk.img\n").unwrap();
+        let table = "1 0 8:1 / / rw - ext4 a rw\n78 1 0:43 / /pool rw - ceph a rw\n\
+            80 1 0:50 / /o rw - overlay o rw,lowerdir=/a:/pool/l,upperdir=/u,workdir=/w\n";
+        fs::write(process.join("mountinfo"), table).unwrap();
+        let wanted = [Wanted { generation: 5, dev: 43, mount_ids: BTreeSet::new() }];
+        let found = find(proc.path(), &proc.path().join("sys"), &wanted).unwrap();
+        let ways: Vec<String> =
+            found.iter().flat_map(|holder| &holder.via).map(ToString::to_string).collect();
+        assert_eq!(ways, ["loop device loop3 on /pool/disk.img", "overlay at /o with a layer in /pool/l"]);
     }
 
     #[test]

@@ -171,6 +171,11 @@ pub(super) fn fix(
                 run guardctl rollback again; or reboot, with the storage daemon disabled"
             .to_owned();
     }
+    if holders.iter().any(|holder| holder.pid == 0) {
+        return "end what the kernel does with it (losetup --detach, unmount the overlay), then guardctl rollback \
+                again"
+            .to_owned();
+    }
     if !holders.is_empty() {
         let pids: Vec<String> = holders.iter().map(|holder| holder.pid.to_string()).collect();
         let detach =

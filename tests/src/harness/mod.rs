@@ -3,7 +3,7 @@
 //! `registry` and `run`: the tests' table, and running it. For tests: `command` runs programs, `wait`
 //! waits for conditions, `scratch` makes directories that go away, `mount` and `ceph` mount
 //! filesystems that go away, `agent` starts and ends a guard-agent, `guarded` adds a guarded root and
-//! pools to it, `attempt` tries what must be denied or pass, `tree` makes and counts files.
+//! pools to it, `standin_node` an Incus that is not real, `attempt` tries what must be denied or pass, `tree` makes and counts files.
 //! Everything is undone when its value is dropped, also when a test fails.
 
 pub mod agent;
@@ -15,5 +15,6 @@ pub mod mount;
 pub mod registry;
 pub mod run;
 pub mod scratch;
+pub mod standin_node;
 pub mod tree;
 pub mod wait;

@@ -4,5 +4,6 @@
 pub mod container;
 pub mod go;
 pub mod holder;
+pub mod incusd;
 pub mod own;
 pub mod uring;

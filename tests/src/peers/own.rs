@@ -14,12 +14,17 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 pub enum Peer {
     /// Unlinks one file so often; ends well if every time was denied
     Unlink { file: PathBuf, times: u64 },
+    /// Answers like an Incus daemon, as it is told on standard input
+    Incusd { socket: PathBuf },
 }
 
 impl Peer {
     pub fn run(&self) -> ExitCode {
-        let Self::Unlink { file, times } = self;
-        match unlink(file, *times) {
+        let result = match self {
+            Self::Unlink { file, times } => unlink(file, *times),
+            Self::Incusd { socket } => super::incusd::serve(socket),
+        };
+        match result {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("peer: {error:#}");

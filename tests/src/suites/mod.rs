@@ -18,8 +18,11 @@ mod inactive_standin;
 mod lease_standin;
 mod million_standin;
 mod modes_standin;
+mod node_standin;
+mod node_trouble_standin;
 mod policy_standin;
 mod restart_standin;
+mod rollback_standin;
 mod seal_cephfs;
 mod unmount_standin;
 mod views_standin;
@@ -45,6 +48,9 @@ const STANDIN: &[&[Test]] = &[
     control_standin::TESTS,
     unmount_standin::TESTS,
     wipe_standin::TESTS,
+    node_standin::TESTS,
+    rollback_standin::TESTS,
+    node_trouble_standin::TESTS,
     million_standin::TESTS,
 ];
 const CEPHFS: &[&[Test]] = &[

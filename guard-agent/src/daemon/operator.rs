@@ -1,0 +1,214 @@
+//! What operators ask of a node, and what the policy asks in their place: rollbacks, and joins that are prepared.
+//! Whether it is granted is the state machine's to say.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::node::Node;
+use super::owner::Owner;
+use super::rollback::{Happening, What, begins_by_itself, may_begin};
+use crate::control::report::RollbackReport;
+use crate::control::{Peer, Refusal, Reply};
+use crate::join::{Daemon, Event, JoinSeen, State};
+use crate::mounts::MountWatch;
+use crate::policy::OnJoinFailure;
+use crate::rollback::{RollbackOutcome, Target};
+
+/// How long what was prepared may let wait for itself. Afterwards evidence alone decides.
+const PREPARATION: Duration = Duration::from_secs(600);
+
+impl Owner {
+    /// Begins a rollback; one that runs already is shown.
+    pub(super) fn roll_back(
+        &mut self,
+        root: Option<&str>,
+        lazy: bool,
+        peer: &Peer,
+        mounts: &MountWatch,
+    ) -> Result<Reply, Refusal> {
+        let root = self.meant(root)?;
+        if self.nodes.of(&root).is_some_and(|node| *node.state() == State::RollingBack) {
+            return self.rollback_status(&root);
+        }
+        may_begin(&root, self.daemon_of(&root))?;
+        self.nodes.rollbacks.set_lazy(&root, lazy);
+        let asked = self.ask_node(&root, Event::RollbackAsked { by: format!("uid {}", peer.uid) }, mounts);
+        if asked.is_err() {
+            self.nodes.rollbacks.set_lazy(&root, false);
+        }
+        asked?;
+        self.rollback_status(&root)
+    }
+
+    /// How the last one goes, or went.
+    pub(super) fn rollback_status_of(&self, root: Option<&str>) -> Result<Reply, Refusal> {
+        self.rollback_status(&self.meant(root)?)
+    }
+
+    fn rollback_status(&self, root: &Path) -> Result<Reply, Refusal> {
+        let state = self.nodes.of(root).map_or(&State::Released, Node::state);
+        let last = self.nodes.rollbacks.of(root).cloned().unwrap_or_default();
+        Ok(Reply::Rollback(Box::new(RollbackReport {
+            root: root.display().to_string(),
+            state: state.name().to_owned(),
+            running: last.running || *state == State::RollingBack,
+            lazy: last.lazy,
+            steps: last.steps,
+            waiting_for: last.waiting_for,
+            outcome: last.outcome,
+        })))
+    }
+
+    /// Seals a node's pools for a join that is about to be started.
+    pub(super) fn prepare_join(&mut self, root: Option<&str>, mounts: &MountWatch) -> Result<Reply, Refusal> {
+        let root = self.meant(root)?;
+        self.ask_node(&root, Event::JoinPrepared, mounts)?;
+        self.nodes.prepared.insert(root.clone(), Instant::now() + PREPARATION);
+        Ok(self.state_of(&root))
+    }
+
+    /// What was prepared is over.
+    pub(super) fn end_preparation(
+        &mut self,
+        root: Option<&str>,
+        mounts: &MountWatch,
+    ) -> Result<Reply, Refusal> {
+        let root = self.meant(root)?;
+        self.nodes.prepared.remove(&root);
+        self.ask_node(&root, Event::PreparationEnded, mounts)?;
+        Ok(self.state_of(&root))
+    }
+
+    fn state_of(&self, root: &Path) -> Reply {
+        let state = self.nodes.of(root).map_or("unknown", |node| node.state().name());
+        Reply::NodeState { root: root.display().to_string(), state: state.to_owned() }
+    }
+
+    /// The node that is meant: by its root, or the only one.
+    fn meant(&self, root: Option<&str>) -> Result<PathBuf, Refusal> {
+        let all = || self.nodes.iter().map(|(root, _)| root.display().to_string()).collect::<Vec<_>>();
+        let mut wanted = self
+            .nodes
+            .iter()
+            .map(|(path, _)| path)
+            .filter(|path| root.is_none_or(|root| *path == Path::new(root)));
+        match (wanted.next(), wanted.next()) {
+            (Some(path), None) => Ok(path.to_owned()),
+            (Some(_), Some(_)) => Err(Refusal::AmbiguousNode { nodes: all() }),
+            (None, _) => Err(Refusal::NoSuchNode { root: root.unwrap_or("any").to_owned(), nodes: all() }),
+        }
+    }
+
+    fn daemon_of(&self, root: &Path) -> &Daemon {
+        let seen = self.nodes.of(root).and_then(|node| node.seen.as_ref());
+        seen.map_or(&Daemon::Unknown, |(_, evidence)| &evidence.daemon)
+    }
+
+    /// Sends a request to a node's machine, and brings what comes of it into the kernel before it is answered.
+    fn ask_node(&mut self, root: &Path, event: Event, mounts: &MountWatch) -> Result<(), Refusal> {
+        let (changed, result) = self.tell_node(root, event);
+        if changed {
+            self.reconcile(mounts);
+        }
+        result.map_err(|refusal| Refusal::NodeState { root: root.display().to_string(), refusal })
+    }
+
+    /// Begins to unmount what lives of a node's pools.
+    pub(super) fn begin_rollback(&mut self, root: &Path) {
+        let Some(node) = self.nodes.of(root) else { return };
+        let pools = self.pools.values().filter(|known| known.entry.actor_set == node.actor_set);
+        let target = |known: &super::pools::KnownPool| Target {
+            dev: known.pool.dev,
+            generation: known.entry.generation,
+            name: known.pool.name.clone(),
+        };
+        let targets: Vec<Target> = pools.map(target).collect();
+        tracing::info!(root = %root.display(), pools = targets.len(), "rollback begins");
+        let path = self.followed(root);
+        if let Err(error) = self.nodes.rollbacks.start(root, path, targets) {
+            // The next tick tries again.
+            tracing::error!(root = %root.display(), %error, "the rollback could not be begun");
+        }
+    }
+
+    /// A root with links followed.
+    fn followed(&self, root: &Path) -> PathBuf {
+        let roots = self.policy.policy.roots().iter().zip(&self.resolution.root_paths);
+        let found =
+            roots.filter(|(policy, _)| policy.path() == root).map(|(_, followed)| followed.clone()).next();
+        found.unwrap_or_else(|| root.to_owned())
+    }
+
+    /// Takes what a rollback's thread tells.
+    pub fn rollback_happened(&mut self, happening: &Happening, mounts: &MountWatch) {
+        self.nodes.rollbacks.note(happening);
+        let What::Ended(outcome) = &happening.what else { return };
+        let root = &happening.root;
+        log_outcome(root, outcome);
+        // What lives now is the kernel's word, not the thread's.
+        self.reconcile(mounts);
+        let Some(actor_set) = self.nodes.of(root).map(|node| node.actor_set) else { return };
+        let alive = self.alive(actor_set);
+        if self.tell_node(root, Event::RollbackEnded { alive }).0 {
+            self.reconcile(mounts);
+        }
+    }
+
+    /// What is due without anybody asking: rollbacks that an agent before this one has begun, those that policy wants,
+    /// and preparations that nothing has followed.
+    pub fn drive_nodes(&mut self, mounts: &MountWatch) {
+        let now = Instant::now();
+        let roots: Vec<PathBuf> = self.nodes.iter().map(|(root, _)| root.to_owned()).collect();
+        for root in roots {
+            let Some(node) = self.nodes.of(&root) else { continue };
+            let last = self.nodes.rollbacks.of(&root);
+            let is_running = last.is_some_and(|last| last.running);
+            let has_pools = !self.alive(node.actor_set).is_empty();
+            if *node.state() == State::RollingBack && !is_running {
+                self.begin_rollback(&root);
+            } else if self.wants_rollback(&root)
+                && begins_by_itself(node.state(), self.daemon_of(&root), has_pools, last, now)
+            {
+                let by = "the policy (on_join_failure = \"rollback\")".to_owned();
+                if let Err(refusal) = self.ask_node(&root, Event::RollbackAsked { by }, mounts) {
+                    tracing::warn!(root = %root.display(), %refusal, "no rollback");
+                }
+            }
+            self.end_late_preparation(&root, now, mounts);
+        }
+    }
+
+    fn wants_rollback(&self, root: &Path) -> bool {
+        let mut roots = self.policy.policy.roots().iter();
+        let incus = roots.find(|known| known.path() == root).and_then(|known| known.incus());
+        incus.is_some_and(|incus| incus.on_join_failure() == OnJoinFailure::Rollback)
+    }
+
+    fn end_late_preparation(&mut self, root: &Path, now: Instant, mounts: &MountWatch) {
+        if self.nodes.prepared.get(root).is_none_or(|ends| now < *ends) {
+            return;
+        }
+        self.nodes.prepared.remove(root);
+        let prepared = State::Joining { seen: JoinSeen::Prepared };
+        if self.nodes.of(root).is_some_and(|node| *node.state() == prepared) {
+            // The machine refuses nothing of the kind.
+            let _ = self.ask_node(root, Event::PreparationEnded, mounts);
+        }
+    }
+}
+
+fn log_outcome(root: &Path, outcome: &RollbackOutcome) {
+    let (root, unmounts) =
+        (root.display(), outcome.steps.iter().filter(|step| step.outcome.is_done()).count());
+    if outcome.is_complete() {
+        return tracing::info!(%root, unmounts, "rollback has ended: nothing is left");
+    }
+    for problem in &outcome.problems {
+        tracing::error!(%root, problem, "rollback");
+    }
+    for remaining in &outcome.remaining {
+        let (pool, fix) = (&remaining.pool, &remaining.fix);
+        let (mounts, holders) = (remaining.mounts.len(), remaining.holders.len());
+        tracing::warn!(%root, pool, mounts, holders, fix, "rollback has ended: a superblock remains");
+    }
+}

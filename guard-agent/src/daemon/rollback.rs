@@ -1,0 +1,195 @@
+//! Rollbacks beside the owner: the engine blocks, so each has a thread of its own, and tells the owner what happens.
+//!
+//! The state machine knows that a rollback runs, and its journal says so; a thread that dies with its agent is begun
+//! anew by the next one. Unmounting twice does no harm.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use crate::control::Refusal;
+use crate::join::{Daemon, State};
+use crate::rollback::helper::Helper;
+use crate::rollback::{Limits, LiveHost, Progress, RollbackOutcome, StepReport, Target, run};
+
+/// All rollbacks that this agent has begun, by the node's root.
+#[derive(Debug)]
+pub struct Rollbacks {
+    sender: UnboundedSender<Happening>,
+    map_directory: PathBuf,
+    by_root: BTreeMap<PathBuf, Rollback>,
+    /// Roots for which the next rollback is to detach what is busy.
+    lazy: BTreeSet<PathBuf>,
+}
+
+/// The last rollback of a node.
+#[derive(Clone, Debug, Default)]
+pub struct Rollback {
+    pub running: bool,
+    pub lazy: bool,
+    pub steps: Vec<StepReport>,
+    pub waiting_for: usize,
+    pub outcome: Option<RollbackOutcome>,
+    /// When.
+    pub ended: Option<Instant>,
+}
+
+/// What a rollback's thread tells.
+#[derive(Debug)]
+pub struct Happening {
+    pub root: PathBuf,
+    pub what: What,
+}
+
+/// How it goes, or how it ended.
+#[derive(Debug)]
+pub enum What {
+    Progress(Progress),
+    Ended(RollbackOutcome),
+}
+
+impl Rollbacks {
+    /// With the directory of the pinned maps. The other end is for the owner's loop.
+    pub fn new(map_directory: PathBuf) -> (Self, UnboundedReceiver<Happening>) {
+        let (sender, happenings) = unbounded_channel();
+        (Self { sender, map_directory, by_root: BTreeMap::new(), lazy: BTreeSet::new() }, happenings)
+    }
+
+    /// How the next one of a node is to be done.
+    pub fn set_lazy(&mut self, root: &Path, lazy: bool) {
+        if lazy {
+            self.lazy.insert(root.to_owned());
+        } else {
+            self.lazy.remove(root);
+        }
+    }
+
+    /// The last one of a node.
+    pub fn of(&self, root: &Path) -> Option<&Rollback> {
+        self.by_root.get(root)
+    }
+
+    /// Begins one of a node. `path` is its root with links followed, as the mount table has it. It ends with
+    /// [`What::Ended`], whatever happens to its thread.
+    pub fn start(&mut self, root: &Path, path: PathBuf, targets: Vec<Target>) -> io::Result<()> {
+        let lazy = self.lazy.remove(root);
+        let (sender, map_directory, name) =
+            (self.sender.clone(), self.map_directory.clone(), root.to_owned());
+        std::thread::Builder::new().name("rollback".to_owned()).spawn(move || {
+            // The owner may have gone; then nobody has to be told.
+            let tell = |what| drop(sender.send(Happening { root: name.clone(), what }));
+            let work = || {
+                let mut host = LiveHost::new(map_directory, Helper::this_program(), Limits::default());
+                run(&mut host, &targets, &path, lazy, &mut |progress| tell(What::Progress(progress)))
+            };
+            let died = |_| RollbackOutcome::unknown(&targets, "the rollback's thread has panicked");
+            tell(What::Ended(catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(died)));
+        })?;
+        self.by_root.insert(root.to_owned(), Rollback { running: true, lazy, ..Rollback::default() });
+        Ok(())
+    }
+
+    /// Notes what a thread has told.
+    pub fn note(&mut self, happening: &Happening) {
+        let rollback = self.by_root.entry(happening.root.clone()).or_default();
+        match &happening.what {
+            What::Progress(Progress::Step(step)) => rollback.steps.push(step.clone()),
+            What::Progress(Progress::Waiting { superblocks }) => rollback.waiting_for = *superblocks,
+            What::Ended(outcome) => {
+                (rollback.running, rollback.waiting_for) = (false, 0);
+                rollback.outcome = Some(outcome.clone());
+                rollback.ended = Some(Instant::now());
+            }
+        }
+    }
+}
+
+/// How long after a rollback that left something the next one begins by itself.
+pub const AGAIN: Duration = Duration::from_secs(60);
+
+/// Whether the policy `on_join_failure = "rollback"` begins one now. Only for a join that has failed for certain: a
+/// member whose cluster is out of reach looks like a join that broke off late (`join-partial`). And only while the
+/// daemon is certainly stopped: a running one takes its pools for mounted.
+pub fn begins_by_itself(
+    state: &State,
+    daemon: &Daemon,
+    has_pools: bool,
+    last: Option<&Rollback>,
+    now: Instant,
+) -> bool {
+    let waits = last.is_some_and(|last| last.running || last.ended.is_some_and(|ended| now < ended + AGAIN));
+    *state == State::JoinFailed && *daemon == Daemon::Stopped && has_pools && !waits
+}
+
+/// An operator's rollback is not begun while the daemon runs. What cannot be told does not keep it: the operator may
+/// know, and what is mounted again is sealed.
+pub fn may_begin(root: &Path, daemon: &Daemon) -> Result<(), Refusal> {
+    match daemon {
+        Daemon::Running { incarnation, .. } => {
+            Err(Refusal::DaemonRuns { root: root.to_string_lossy().into_owned(), pid: incarnation.pid })
+        }
+        Daemon::Stopped | Daemon::Unknown => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::join::{Incarnation, Kept};
+
+    #[test]
+    fn a_rollback_begins_by_itself_only_when_that_is_certain() {
+        let running = Daemon::Running {
+            incarnation: Incarnation { boot_id: "b".to_owned(), pid: 7, start_ticks: 1 },
+            age_seconds: 1,
+        };
+        let now = Instant::now();
+        let begins =
+            |state: State, daemon: &Daemon, pools| begins_by_itself(&state, daemon, pools, None, now);
+        assert!(begins(State::JoinFailed, &Daemon::Stopped, true));
+        assert!(!begins(State::JoinFailed, &Daemon::Stopped, false));
+        assert!(!begins(State::JoinFailed, &Daemon::Unknown, true));
+        assert!(!begins(State::JoinFailed, &running, true));
+        for state in [
+            State::JoinPartial,
+            State::Standalone,
+            State::RollingBack,
+            State::Released,
+            State::Unknown { kept: Kept::Nothing },
+        ] {
+            assert!(!begins(state, &Daemon::Stopped, true));
+        }
+        let left = |ended| Rollback { ended: Some(ended), ..Rollback::default() };
+        let again =
+            |last: &Rollback| begins_by_itself(&State::JoinFailed, &Daemon::Stopped, true, Some(last), now);
+        assert!(!again(&left(now)));
+        assert!(now.checked_sub(AGAIN).is_none_or(|long_ago| again(&left(long_ago))));
+        assert!(!again(&Rollback { running: true, ..Rollback::default() }));
+        assert!(may_begin(Path::new("/x"), &running).is_err());
+        assert!(may_begin(Path::new("/x"), &Daemon::Unknown).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_rollback_without_maps_ends_with_everything_remaining() {
+        let (mut rollbacks, mut happenings) = Rollbacks::new(PathBuf::from("/nonexistent"));
+        let root = Path::new("/var/lib/incus");
+        let target = Target { dev: 43, generation: 7, name: "shared".to_owned() };
+        rollbacks.start(root, root.to_owned(), vec![target]).unwrap();
+        assert!(rollbacks.of(root).unwrap().running);
+        while let Some(happening) = happenings.recv().await {
+            rollbacks.note(&happening);
+            if matches!(happening.what, What::Ended(_)) {
+                break;
+            }
+        }
+        let ended = rollbacks.of(root).unwrap();
+        assert!(!ended.running);
+        let outcome = ended.outcome.as_ref().unwrap();
+        assert_eq!(outcome.remaining[0].generation, 7);
+        assert!(!outcome.problems.is_empty());
+    }
+}
