@@ -9,7 +9,9 @@
 mod apt;
 mod bench;
 mod build;
+mod checksums;
 mod demo;
+mod incus;
 mod kernel;
 mod lint;
 mod progress;
