@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::harness::incus::Step;
 use crate::harness::incus::machine::{self, JOINER_ADDRESS};
-use crate::harness::incus::stage::{Stage, pool_mounts};
+use crate::harness::incus::stage::{Stage, pool_mounts, remember_old_member};
 use crate::harness::registry::Test;
 
 pub const TESTS: &[Test] = &[
@@ -94,7 +94,7 @@ fn link_down_in_raft() -> Result<()> {
 fn name_conflict() -> Result<()> {
     let mut stage = Stage::new("name conflict")?;
     let preseed = crate::harness::incus::join::preseed(&stage.seed, "node2")?;
-    stage.remember_old_member("node2", "10.0.2.99")?;
+    remember_old_member(&stage.seed, "node2", "10.0.2.99")?;
     let said = crate::harness::incus::join::begin("node2", &preseed)?.fails()?;
     stage.becomes(FAILED, "sealed").with_context(|| format!("the join said: {said}"))?;
     stage.clean_up()?;

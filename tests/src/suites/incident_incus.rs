@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 
 use crate::harness::command;
 use crate::harness::incus::machine::JOINER_ADDRESS;
-use crate::harness::incus::stage::{POOL, Stage, pool_mounts};
+use crate::harness::incus::stage::{POOL, Stage, pool_mounts, remember_old_member};
 use crate::harness::registry::Test;
 
 pub const TESTS: &[Test] =
@@ -14,7 +14,7 @@ pub const TESTS: &[Test] =
 
 fn the_incident() -> Result<()> {
     let mut stage = Stage::new("incident")?;
-    stage.remember_old_member("oldnode2", JOINER_ADDRESS)?;
+    remember_old_member(&stage.seed, "oldnode2", JOINER_ADDRESS)?;
     let said = stage.join("node2")?.fails()?;
     ensure!(!pool_mounts()?.is_empty(), "the failed join left no pool mounted: {said}");
     stage.becomes(&["join-failed"], "sealed")?;

@@ -41,6 +41,11 @@ pub fn environment(binaries: &TestBinaries, kernel: Kernel, profile: &str) -> Ve
     values.map(|(name, value)| (name.to_owned(), value)).to_vec()
 }
 
+/// Where the guest finds Incus, once its programs are checked.
+pub fn incus() -> Result<(String, String)> {
+    Ok(("GUARD_INCUS".to_owned(), incus::open()?.to_string_lossy().into_owned()))
+}
+
 /// Which tests of a suite.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted<'a> {
@@ -104,7 +109,7 @@ fn run_profile(
     boot.limit = Some(if suite == Suite::Incus { INCUS_LIMIT } else { LIMIT });
     boot.environment = environment(binaries, kernel, profile);
     if suite == Suite::Incus {
-        boot.environment.push(("GUARD_INCUS".to_owned(), incus::open()?.to_string_lossy().into_owned()));
+        boot.environment.push(incus()?);
     }
     let release = Layout::open(kernel)?.release;
     eprintln!("xtask: {} on {release}, profile {profile}: {} tests …", suite.name(), names.len());

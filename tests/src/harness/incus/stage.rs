@@ -21,8 +21,8 @@ use crate::harness::{command, tree, wait};
 /// The pool's name, and where the joiner mounts it.
 pub const POOL: &str = "shared";
 pub const MOUNTPOINT: &str = "/var/lib/incus/storage-pools/shared";
-const WITNESS: &str = "/mnt/witness";
-const ON_CEPH: &str = "pool-a";
+pub const WITNESS: &str = "/mnt/witness";
+pub const ON_CEPH: &str = "pool-a";
 const VOLUME: &str = "custom/default_vol1";
 /// The cluster's files before anything happens.
 pub const FILES: usize = 200;
@@ -51,12 +51,7 @@ pub struct Stage {
 impl Stage {
     /// The seed has a pool with files, the agent runs, and the joiner's incusd is up.
     pub fn new(name: &'static str) -> Result<Self> {
-        machine::prepare()?;
-        clean()?;
-        let witness = CephMount::independent(WITNESS)?;
-        remove(&witness.path().join(ON_CEPH))?;
-        let seed = bootstrap()?;
-        tree::fill(&witness.path().join(ON_CEPH).join(VOLUME), FILES, 20)?;
+        let (seed, witness) = found_cluster()?;
         let installation = Installation::on_kept_pins("incus", POLICY)?;
         let agent = Some(installation.start()?);
         let mut stage = Self { agent, joiner: None, seed, witness, installation, name };
@@ -103,20 +98,6 @@ impl Stage {
         ensure!(!joined.success, "the join succeeded although incusd was killed at {step:?}");
         self.joiner()?.wait_end(NOTICE)?;
         Ok(!pool_mounts()?.is_empty())
-    }
-
-    /// Makes the seed know an offline member, as one whose machine was reinstalled.
-    pub fn remember_old_member(&self, name: &str, address: &str) -> Result<()> {
-        let row = format!(
-            "INSERT INTO nodes (name, address, schema, api_extensions, heartbeat, arch, description) SELECT \
-             '{name}', '{address}:8443', schema, api_extensions, '2020-01-01T00:00:00Z', arch, '' FROM nodes WHERE \
-             id = 1"
-        );
-        self.seed.client(&["admin", "sql", "global", &row])?;
-        wait::until("the seed sees the old member offline", OFFLINE_LIMIT, || {
-            let members = self.seed.client(&["cluster", "list", "--format", "csv"])?;
-            Ok(members.lines().any(|line| line.starts_with(name) && line.contains("OFFLINE")))
-        })
     }
 
     /// Removes a member's row, as `incus cluster remove --force`.
@@ -277,6 +258,31 @@ impl Drop for Stage {
         // What cannot be cleaned now is seen, and said, by the next scenario.
         let _ = clean();
     }
+}
+
+/// A cluster of one node with a pool and files in it, on a clean machine, and the independent mount.
+pub fn found_cluster() -> Result<(Node, CephMount)> {
+    machine::prepare()?;
+    clean()?;
+    let witness = CephMount::independent(WITNESS)?;
+    remove(&witness.path().join(ON_CEPH))?;
+    let seed = bootstrap()?;
+    tree::fill(&witness.path().join(ON_CEPH).join(VOLUME), FILES, 20)?;
+    Ok((seed, witness))
+}
+
+/// Makes the seed know an offline member, as one whose machine was reinstalled.
+pub fn remember_old_member(seed: &Node, name: &str, address: &str) -> Result<()> {
+    let row = format!(
+        "INSERT INTO nodes (name, address, schema, api_extensions, heartbeat, arch, description) SELECT \
+         '{name}', '{address}:8443', schema, api_extensions, '2020-01-01T00:00:00Z', arch, '' FROM nodes WHERE \
+         id = 1"
+    );
+    seed.client(&["admin", "sql", "global", &row])?;
+    wait::until("the seed sees the old member offline", OFFLINE_LIMIT, || {
+        let members = seed.client(&["cluster", "list", "--format", "csv"])?;
+        Ok(members.lines().any(|line| line.starts_with(name) && line.contains("OFFLINE")))
+    })
 }
 
 /// The first node of a cluster, with the pool.
