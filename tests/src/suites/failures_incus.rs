@@ -69,10 +69,13 @@ fn link_down_after_mount() -> Result<()> {
     let joined = stage.join_and("node2", Step::Mounted, || machine::link(false))?;
     ensure!(!joined.success, "the join succeeded without a link");
     ensure!(!pool_mounts()?.is_empty(), "the failed join left no pool mounted: {}", joined.text);
+    // incusd may wait for the seed longer than its client did.
+    stage.becomes(&["join-failed", "join-partial", "joining"], "sealed")?;
+    stage.joiner()?.kill()?;
     stage.becomes(FAILED, "sealed")?;
     machine::link(true)?;
     stage.clean_up()?;
-    stage.note("storage delete, stopped, rm -rf")
+    stage.note("SIGKILL, restarted, storage delete, stopped, rm -rf")
 }
 
 fn link_down_in_raft() -> Result<()> {
