@@ -51,8 +51,8 @@ fn still_sealed(pool: &PoolReport) -> Option<String> {
         _ if pool.mode.0 != Mode::Sealed => None,
         ModeCause::Join => Some(format!(
             "the operator's seal is gone; the state of the node {root} keeps it sealed until evidence or a rollback \
-             changes that\n  why: guardctl history --root {root}\n  for a while all the same: guardctl release {} \
-             --reason TEXT",
+             changes that\n  why: guardctl history --root {root}\n  after a failed join: guardctl rollback --root \
+             {root}\n  for a while all the same: guardctl release {} --reason TEXT",
             safe(&pool.name)
         )),
         ModeCause::Policy => Some(format!("the policy of the root {root} seals it: mode = \"sealed\"")),
@@ -85,6 +85,7 @@ mod tests {
         };
         let why = still_sealed(&pool(Mode::Sealed, ModeCause::Join)).unwrap();
         assert!(why.contains("guardctl history --root /var/lib/incus"), "{why}");
+        assert!(why.contains("guardctl rollback --root /var/lib/incus"), "{why}");
         assert!(why.contains("guardctl release shared --reason"), "{why}");
         assert!(still_sealed(&pool(Mode::Sealed, ModeCause::Policy)).unwrap().contains("policy"));
         assert_eq!(still_sealed(&pool(Mode::Guarded, ModeCause::Join)), None);

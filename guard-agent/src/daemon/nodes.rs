@@ -161,6 +161,11 @@ impl Owner {
 
     /// Takes what an observer has seen.
     pub fn observed(&mut self, root: &Path, observation: Observation, mounts: &MountWatch) {
+        let sealed = self.nodes.of(root).is_some_and(|node| node.machine().mode() == NodeMode::Sealed);
+        if sealed && matches!(observation, Observation::Looked { .. }) {
+            // A look can only speak for pools that the node has been told of: they are, before it is.
+            self.reconcile(mounts);
+        }
         if self.observe(root, observation) {
             self.reconcile(mounts);
         }

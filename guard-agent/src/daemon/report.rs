@@ -118,7 +118,7 @@ impl Owner {
         let report = |(root, node): (&Path, &Node)| {
             let state = node.state();
             let kept = match state {
-                State::Unknown { kept: Kept::Joined { .. } } => Some("joined"),
+                State::Unknown { kept: Kept::Joined { .. } | Kept::Unconfirmed { .. } } => Some("joined"),
                 State::Unknown { kept: Kept::Standalone } => Some("standalone"),
                 _ => None,
             };

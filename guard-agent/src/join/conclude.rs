@@ -52,8 +52,9 @@ fn absent(machine: &Machine) -> (State, String) {
         let state = if *now == State::Released { State::Released } else { unknown() };
         return (state, "there is no local.db, and no pool".to_owned());
     }
-    // Files that vanish while a pool is mounted are the sign of a deletion that is already running.
-    let state = if now.is_between() { now.clone() } else { unknown() };
+    // Files that vanish while a pool is mounted are the sign of a deletion that is already running. Whatever the node
+    // was, its pools are its remains.
+    let state = if now.is_between() { now.clone() } else { State::JoinPartial };
     (state, "there is no local.db while a pool is mounted: a deletion may be running".to_owned())
 }
 
@@ -77,10 +78,12 @@ fn unclustered(machine: &Machine) -> (State, String) {
     if !machine.has_remains() {
         return (State::Standalone, CLEAN.to_owned());
     }
-    let now = machine.state();
-    let state = if now.is_between() { now.clone() } else { unknown() };
-    // A join that is over and left nothing but mounts.
-    let state = if matches!(state, State::Joining { .. }) { State::JoinFailed } else { state };
+    let state = match machine.state() {
+        // A join that is over and left nothing but mounts.
+        State::Joining { .. } | State::JoinFailed => State::JoinFailed,
+        State::RollingBack => State::RollingBack,
+        _ => State::JoinPartial,
+    };
     (state, format!("{CLEAN}, but pools that came with a cluster are still there"))
 }
 
@@ -108,7 +111,9 @@ fn unanswered(now: &State, rows: &str, daemon: &Daemon, membership: &Membership)
         _ => "the daemon could not be asked".to_owned(),
     };
     let because = format!("{rows}; {why}");
-    if let State::Joined { confirmed_by } | State::Unknown { kept: Kept::Joined { confirmed_by } } = now {
+    if let State::Joined { confirmed_by }
+    | State::Unknown { kept: Kept::Joined { confirmed_by } | Kept::Unconfirmed { confirmed_by } } = now
+    {
         if may_still_answer(confirmed_by, daemon) {
             let kept = Kept::Joined { confirmed_by: confirmed_by.clone() };
             return (State::Unknown { kept }, because);

@@ -81,15 +81,21 @@ impl Machine {
         (self, result)
     }
 
+    /// For the model checker, to which all epochs but the present one are alike.
+    #[cfg(test)]
+    pub(super) fn at_epoch(self, epoch: Epoch) -> Self {
+        Self { epoch, ..self }
+    }
+
     fn take(&mut self, event: Event, effects: &mut Vec<Effect>) -> Result<(), Refusal> {
         match event {
             Event::Looked { asked, evidence } => {
                 let (state, because) = conclude(self, &evidence);
-                let weaker = state.mode() < self.state.mode();
-                if weaker && asked < self.epoch {
+                let stronger = state.mode() > self.state.mode();
+                // An answer to a question that is overtaken can only seal.
+                if asked < self.epoch && !stronger {
                     return Ok(());
                 }
-                let stronger = state.mode() > self.state.mode();
                 self.change(state, &because, effects);
                 if stronger {
                     self.look_anew(effects);
@@ -108,13 +114,14 @@ impl Machine {
             Event::JoinEnded { .. } | Event::MemberAdded | Event::EventsLost => self.look_anew(effects),
             Event::ClusterDisabled => {
                 if self.mode() == NodeMode::Policy {
-                    let unknown = State::Unknown { kept: Kept::Nothing };
-                    self.change(unknown, "Incus says that it has left its cluster", effects);
+                    self.change(State::JoinPartial, "Incus says that it has left its cluster", effects);
                 }
                 self.look_anew(effects);
             }
             Event::JoinPrepared => match &self.state {
-                State::Joined { .. } | State::Unknown { kept: Kept::Joined { .. } } | State::RollingBack => {
+                State::Joined { .. }
+                | State::Unknown { kept: Kept::Joined { .. } | Kept::Unconfirmed { .. } }
+                | State::RollingBack => {
                     return Err(Refusal::NotFitToJoin { state: self.state.name() });
                 }
                 _ => {
@@ -134,6 +141,7 @@ impl Machine {
             Event::RollbackEnded { alive } => {
                 if self.state == State::RollingBack {
                     let clean = alive.is_empty();
+                    self.suspect.retain(|generation| alive.contains(generation));
                     self.alive = Some(alive);
                     let (state, because) = if clean {
                         (State::Released, "the rollback has ended, and no superblock of a pool is left")
@@ -164,7 +172,7 @@ impl Machine {
     }
 
     fn pool_found(&mut self, effects: &mut Vec<Effect>) {
-        match self.state {
+        match &self.state {
             // It may come from a join whose beginning was not heard of: sealed until a look has said otherwise.
             State::Standalone | State::Unknown { kept: Kept::Standalone } => {
                 let unknown = State::Unknown { kept: Kept::Nothing };
@@ -172,6 +180,11 @@ impl Machine {
             }
             State::Released => {
                 self.change(State::JoinFailed, "a pool has appeared after the rollback", effects);
+            }
+            // Or from a join after a removal that was not heard of: sealed until its configuration could be read.
+            State::Joined { confirmed_by } | State::Unknown { kept: Kept::Joined { confirmed_by } } => {
+                let kept = Kept::Unconfirmed { confirmed_by: confirmed_by.clone() };
+                self.change(State::Unknown { kept }, "a pool has appeared on a member", effects);
             }
             _ => {}
         }
@@ -202,7 +215,8 @@ impl Machine {
         let set = Effect::SetMode(to.mode());
         let order = from.mode().cmp(&to.mode());
         effects.push(Effect::Transition { from, to, because: because.to_owned() });
-        // Strengthening before writing it down, weakening after: whichever is safer if the agent dies in between.
+        // Strengthening must not wait for the disk, weakening has to be written down before. (The daemon brings a mode
+        // into the kernel's maps after all effects of an event: an agent that starts again goes by what was written.)
         match order {
             Ordering::Less => effects.extend([set, Effect::Persist]),
             Ordering::Equal => effects.push(Effect::Persist),
@@ -213,7 +227,11 @@ impl Machine {
     /// What lives while the node is between the worlds, or a member, is not the node's own.
     fn suspect_pools(&mut self) {
         let not_its_own = self.state.is_between()
-            || matches!(self.state, State::Joined { .. } | State::Unknown { kept: Kept::Joined { .. } });
+            || matches!(
+                self.state,
+                State::Joined { .. }
+                    | State::Unknown { kept: Kept::Joined { .. } | Kept::Unconfirmed { .. } }
+            );
         if let (true, Some(alive)) = (not_its_own, &self.alive) {
             self.suspect.clone_from(alive);
         }

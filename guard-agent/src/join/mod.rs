@@ -9,6 +9,8 @@ mod event;
 mod evidence;
 pub mod journal;
 mod machine;
+#[cfg(test)]
+mod model;
 mod state;
 
 pub use conclude::GRACE_SECONDS;

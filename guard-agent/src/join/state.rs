@@ -36,6 +36,8 @@ pub enum Kept {
     Nothing,
     /// A member, confirmed by this life of the daemon: guests may be running, policy's mode stays.
     Joined { confirmed_by: Incarnation },
+    /// A member, on which a pool has appeared since its configuration was last read: sealed until it can be read.
+    Unconfirmed { confirmed_by: Incarnation },
     /// Standalone: policy's mode stays.
     Standalone,
 }
@@ -67,7 +69,7 @@ impl State {
             Self::Standalone
             | Self::Joined { .. }
             | Self::Unknown { kept: Kept::Joined { .. } | Kept::Standalone } => NodeMode::Policy,
-            Self::Unknown { kept: Kept::Nothing }
+            Self::Unknown { kept: Kept::Nothing | Kept::Unconfirmed { .. } }
             | Self::Joining { .. }
             | Self::JoinFailed
             | Self::JoinPartial
@@ -99,11 +101,9 @@ impl State {
             Self::Standalone => Self::Unknown { kept: Kept::Standalone },
             // Whoever prepared it may be gone, and would have to say so again: sealed until evidence decides.
             Self::Joining { .. } => Self::Joining { seen: JoinSeen::Running },
-            Self::Unknown { .. }
-            | Self::JoinFailed
-            | Self::JoinPartial
-            | Self::RollingBack
-            | Self::Released => self,
+            // What was unmounting died with the agent: whoever asked for it may ask again.
+            Self::RollingBack => Self::JoinFailed,
+            Self::Unknown { .. } | Self::JoinFailed | Self::JoinPartial | Self::Released => self,
         }
     }
 
