@@ -10,10 +10,11 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 
 use crate::harness::agent::binary;
+use crate::harness::incus::clean;
+use crate::harness::incus::cluster::{self, FILES, ON_CEPH, WITNESS};
 use crate::harness::incus::join;
 use crate::harness::incus::machine::JOINER_ADDRESS;
 use crate::harness::incus::node::{Node, Role};
-use crate::harness::incus::stage::{self, FILES, ON_CEPH, WITNESS};
 use crate::harness::{command, wait};
 
 const ROOT: &str = "/var/lib/incus";
@@ -32,12 +33,12 @@ pub fn run() -> Result<()> {
     stage.say(
         "node1, a cluster's only member, with a CephFS pool. It is made now, which takes half a minute …",
     );
-    let (seed, _witness) = stage::found_cluster()?;
+    let (seed, _witness) = cluster::found()?;
     stage.say(
         "It remembers a member whose machine was reinstalled. What the pool really has is counted through",
     );
     stage.say(&format!("{WITNESS}, a Ceph client of its own that nothing guards."));
-    stage::remember_old_member(&seed, "oldnode2", JOINER_ADDRESS)?;
+    cluster::remember_old_member(&seed, "oldnode2", JOINER_ADDRESS)?;
     stage.on_node1(&seed, &["cluster", "list", "--columns", "nus", "--format", "compact"])?;
     stage.count()?;
 
@@ -84,7 +85,7 @@ pub fn run() -> Result<()> {
     ));
     drop(joiner);
     drop(seed);
-    stage::clean()
+    clean::all()
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

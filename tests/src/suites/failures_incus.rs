@@ -5,9 +5,10 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 
+use crate::harness::incus::Stage;
 use crate::harness::incus::Step;
+use crate::harness::incus::cluster::{pool_mounts, remember_old_member};
 use crate::harness::incus::machine::{self, JOINER_ADDRESS};
-use crate::harness::incus::stage::{Stage, pool_mounts, remember_old_member};
 use crate::harness::registry::Test;
 
 pub const TESTS: &[Test] = &[

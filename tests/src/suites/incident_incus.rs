@@ -5,8 +5,9 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use crate::harness::command;
+use crate::harness::incus::Stage;
+use crate::harness::incus::cluster::{POOL, pool_mounts, remember_old_member};
 use crate::harness::incus::machine::JOINER_ADDRESS;
-use crate::harness::incus::stage::{POOL, Stage, pool_mounts, remember_old_member};
 use crate::harness::registry::Test;
 
 pub const TESTS: &[Test] =

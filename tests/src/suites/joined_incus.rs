@@ -6,8 +6,9 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 
 use crate::harness::command;
+use crate::harness::incus::Stage;
+use crate::harness::incus::cluster::{MOUNTPOINT, POOL};
 use crate::harness::incus::node::Role;
-use crate::harness::incus::stage::{MOUNTPOINT, POOL, Stage};
 use crate::harness::registry::Test;
 
 pub const TESTS: &[Test] =

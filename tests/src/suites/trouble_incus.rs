@@ -12,10 +12,11 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 
+use crate::harness::incus::Stage;
 use crate::harness::incus::Step;
+use crate::harness::incus::cluster::{MOUNTPOINT, POOL, pool_mounts};
 use crate::harness::incus::machine;
 use crate::harness::incus::node::{Node, Role};
-use crate::harness::incus::stage::{MOUNTPOINT, POOL, Stage, pool_mounts};
 use crate::harness::registry::Test;
 use crate::harness::{command, tree};
 

@@ -1,34 +1,23 @@
 //! A cluster of one node with a pool and files in it, a joiner that may come in, a guard-agent, and the
 //! independent mount. Made anew for each scenario.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use nix::mount::{MntFlags, umount2};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use super::clean;
+use super::cluster::{self, FILES, ON_CEPH, POOL, pool_mounts};
 use super::join::{self, Joining, Step};
-use super::machine;
-use super::node::{Node, Role, initialise, log_tail};
+use super::node::{Node, Role, log_tail};
 use crate::harness::agent::{Agent, Installation};
-use crate::harness::ceph::{CephMount, Cluster};
+use crate::harness::ceph::CephMount;
 use crate::harness::{command, tree, wait};
 
-/// The pool's name, and where the joiner mounts it.
-pub const POOL: &str = "shared";
-pub const MOUNTPOINT: &str = "/var/lib/incus/storage-pools/shared";
-pub const WITNESS: &str = "/mnt/witness";
-pub const ON_CEPH: &str = "pool-a";
-const VOLUME: &str = "custom/default_vol1";
-/// The cluster's files before anything happens.
-pub const FILES: usize = 200;
 const POLICY: &str = "version = 1\n[[root]]\npreset = \"incus\"\n";
-/// For the seed to notice that a member is away.
-const OFFLINE_LIMIT: Duration = Duration::from_secs(60);
 /// For the agent to take note of what has happened.
 pub const NOTICE: Duration = Duration::from_secs(30);
 
@@ -51,7 +40,7 @@ pub struct Stage {
 impl Stage {
     /// The seed has a pool with files, the agent runs, and the joiner's incusd is up.
     pub fn new(name: &'static str) -> Result<Self> {
-        let (seed, witness) = found_cluster()?;
+        let (seed, witness) = cluster::found()?;
         let installation = Installation::on_kept_pins("incus", POLICY)?;
         let agent = Some(installation.start()?);
         let mut stage = Self { agent, joiner: None, seed, witness, installation, name };
@@ -256,99 +245,6 @@ impl Drop for Stage {
         self.joiner = None;
         self.agent = None;
         // What cannot be cleaned now is seen, and said, by the next scenario.
-        let _ = clean();
+        let _ = clean::all();
     }
-}
-
-/// A cluster of one node with a pool and files in it, on a clean machine, and the independent mount.
-pub fn found_cluster() -> Result<(Node, CephMount)> {
-    machine::prepare()?;
-    clean()?;
-    let witness = CephMount::independent(WITNESS)?;
-    remove(&witness.path().join(ON_CEPH))?;
-    let seed = bootstrap()?;
-    tree::fill(&witness.path().join(ON_CEPH).join(VOLUME), FILES, 20)?;
-    Ok((seed, witness))
-}
-
-/// Makes the seed know an offline member, as one whose machine was reinstalled.
-pub fn remember_old_member(seed: &Node, name: &str, address: &str) -> Result<()> {
-    let row = format!(
-        "INSERT INTO nodes (name, address, schema, api_extensions, heartbeat, arch, description) SELECT \
-         '{name}', '{address}:8443', schema, api_extensions, '2020-01-01T00:00:00Z', arch, '' FROM nodes WHERE \
-         id = 1"
-    );
-    seed.client(&["admin", "sql", "global", &row])?;
-    wait::until("the seed sees the old member offline", OFFLINE_LIMIT, || {
-        let members = seed.client(&["cluster", "list", "--format", "csv"])?;
-        Ok(members.lines().any(|line| line.starts_with(name) && line.contains("OFFLINE")))
-    })
-}
-
-/// The first node of a cluster, with the pool.
-fn bootstrap() -> Result<Node> {
-    let seed = Node::start(Role::Seed)?;
-    let user = Cluster::from_environment()?;
-    let preseed = format!(
-        "config: {{core.https_address: \"{}:8443\"}}\nstorage_pools:\n- name: {POOL}\n  driver: cephfs\n  config: \
-         {{source: {}/{ON_CEPH}, cephfs.cluster_name: ceph, cephfs.user.name: {}}}\ncluster: {{server_name: node1, \
-         enabled: true}}\n",
-        Role::Seed.address(),
-        user.filesystem,
-        user.user
-    );
-    let output = initialise(Role::Seed, &preseed)?.wait_with_output().context("wait for incus admin init")?;
-    if !output.status.success() {
-        bail!("bootstrap: {}\n{}", command::text(&output).trim(), log_tail(Role::Seed));
-    }
-    // In the preseed this would make incusd 6.0.4 panic.
-    seed.client(&["config", "set", "cluster.offline_threshold", "11"])?;
-    seed.client(&["storage", "volume", "create", POOL, "vol1"])?;
-    Ok(seed)
-}
-
-/// Ends what is left of the nodes, unmounts and removes all of it.
-pub fn clean() -> Result<()> {
-    machine::link(true)?;
-    for role in [Role::Joiner, Role::Seed] {
-        let kill = role.cgroup().join("cgroup.kill");
-        if kill.exists() {
-            fs::write(&kill, "1").with_context(|| format!("end the {role:?}'s processes"))?;
-            wait::until("the node's processes end", NOTICE, || {
-                Ok(fs::read_to_string(role.cgroup().join("cgroup.procs"))?.is_empty())
-            })?;
-        }
-    }
-    for mountpoint in remains()?.iter().rev() {
-        umount2(mountpoint.as_path(), MntFlags::MNT_DETACH)
-            .with_context(|| format!("unmount {}", mountpoint.display()))?;
-    }
-    let left = remains()?;
-    ensure!(left.is_empty(), "still mounted: {left:?}");
-    for role in [Role::Joiner, Role::Seed] {
-        remove(role.directory())?;
-        remove(role.logs())?;
-    }
-    remove(Path::new("/run/incus"))
-}
-
-/// What the nodes have left mounted.
-fn remains() -> Result<Vec<PathBuf>> {
-    let table = fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
-    let mountpoints = table.lines().filter_map(|line| line.split(' ').nth(4));
-    let own =
-        |path: &&str| ["/var/lib/incus", "/tmp/incus_cephfs_"].iter().any(|prefix| path.starts_with(prefix));
-    Ok(mountpoints.filter(own).map(PathBuf::from).collect())
-}
-
-fn remove(path: &Path) -> Result<()> {
-    if path.exists() {
-        fs::remove_dir_all(path).with_context(|| format!("remove {}", path.display()))?;
-    }
-    Ok(())
-}
-
-/// The pool's mounts of the joiner, as the initial mount namespace has them.
-pub fn pool_mounts() -> Result<Vec<String>> {
-    crate::harness::mount::mountinfo_of(Path::new(MOUNTPOINT))
 }
