@@ -45,7 +45,9 @@ fn programs() -> Result<()> {
     let root = env::var("GUARD_INCUS")
         .context("GUARD_INCUS is not set: run this with `cargo xtask test --suite incus`")?;
     let line = format!(
-        "rm -rf /usr/libexec/incus && cp -a {root}/usr/libexec/incus /usr/libexec/ && cp -rsn {root}/usr/. /usr/"
+        "set -e
+        for part in bin sbin lib; do cp -rsf {root}/usr/$part/. /usr/$part/; done
+        rm -rf /usr/libexec/incus; cp -a {root}/usr/libexec/incus /usr/libexec/"
     );
     command::run("sh", &["-c", &line]).map(drop)
 }
