@@ -260,10 +260,16 @@ pub fn log_path(role: Role) -> PathBuf {
 /// The last lines of what a node's daemon has logged and printed.
 pub fn log_tail(role: Role) -> String {
     const LINES: usize = 12;
+    const WIDTH: usize = 240;
     let tail = |path: &Path| {
         let text = fs::read(path).unwrap_or_default();
         let text = String::from_utf8_lossy(&text).into_owned();
-        let lines: Vec<&str> = text.lines().collect();
+        // Requests and answers in full say little here.
+        let lines: Vec<String> = text
+            .lines()
+            .filter(|line| !line.contains("msg=\"WriteJSON") && !line.contains("msg=\"API Request"))
+            .map(|line| line.chars().take(WIDTH).collect())
+            .collect();
         lines[lines.len().saturating_sub(LINES)..].join("\n")
     };
     format!(
