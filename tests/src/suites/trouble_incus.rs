@@ -16,7 +16,6 @@ use crate::harness::incus::Stage;
 use crate::harness::incus::Step;
 use crate::harness::incus::cluster::{MOUNTPOINT, POOL, pool_mounts};
 use crate::harness::incus::machine;
-use crate::harness::incus::node::{Node, Role};
 use crate::harness::registry::Test;
 use crate::harness::{command, tree};
 
@@ -119,7 +118,7 @@ fn reboot() -> Result<()> {
 
     stage.agent = Some(stage.installation.start()?);
     let deleter = Deleter::start()?;
-    stage.joiner = Some(Node::start(Role::Joiner)?);
+    stage.start_joiner()?;
     ensure!(!pool_mounts()?.is_empty(), "incusd did not mount the pool again");
     stage.becomes(&["join-failed"], "sealed")?;
     let refused = deleter.end()?;

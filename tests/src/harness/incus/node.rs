@@ -257,24 +257,17 @@ pub fn log_path(role: Role) -> PathBuf {
     role.logs().join("incusd.log")
 }
 
-/// The last lines of what a node's daemon has logged and printed.
+/// The last lines of what a node's daemon has printed, its log among it.
 pub fn log_tail(role: Role) -> String {
-    const LINES: usize = 12;
+    const LINES: usize = 15;
     const WIDTH: usize = 240;
-    let tail = |path: &Path| {
-        let text = fs::read(path).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text).into_owned();
-        // Requests and answers in full say little here.
-        let lines: Vec<String> = text
-            .lines()
-            .filter(|line| !line.contains("msg=\"WriteJSON") && !line.contains("msg=\"API Request"))
-            .map(|line| line.chars().take(WIDTH).collect())
-            .collect();
-        lines[lines.len().saturating_sub(LINES)..].join("\n")
-    };
-    format!(
-        "the end of the {role:?}'s log:\n{}\n{}",
-        tail(&log_path(role)),
-        tail(&role.logs().join("printed"))
-    )
+    let text = fs::read(role.logs().join("printed")).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    // Requests and answers in full say little here.
+    let lines: Vec<String> = text
+        .lines()
+        .filter(|line| !line.contains("msg=\"WriteJSON") && !line.contains("msg=\"API Request"))
+        .map(|line| line.chars().take(WIDTH).collect())
+        .collect();
+    format!("the end of the {role:?}'s log:\n{}", lines[lines.len().saturating_sub(LINES)..].join("\n"))
 }

@@ -51,6 +51,8 @@ impl Stage {
 
     /// Starts the joiner's incusd and waits until it is ready.
     pub fn start_joiner(&mut self) -> Result<()> {
+        // The last one takes everything in its cgroup with it when it goes.
+        self.joiner = None;
         self.joiner = Some(Node::start(Role::Joiner)?);
         Ok(())
     }
@@ -173,11 +175,10 @@ impl Stage {
     /// that does not come up any more cannot be asked.
     pub fn clean_up(&mut self) -> Result<()> {
         if !self.joiner()?.runs()? {
-            let mut joiner = Node::spawn(Role::Joiner)?;
-            let ready = joiner.wait_ready(RESTART_LIMIT);
-            self.joiner = Some(joiner);
-            if let Err(error) = ready {
-                println!("incusd of the failed node does not come up: {error:#}");
+            self.joiner = None;
+            let joiner = self.joiner.insert(Node::spawn(Role::Joiner)?);
+            if let Err(error) = joiner.wait_ready(RESTART_LIMIT) {
+                println!("incusd of the failed node does not come up: {}", error.root_cause());
             }
         }
         let joiner = self.joiner()?;
