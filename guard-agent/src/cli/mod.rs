@@ -15,6 +15,7 @@ pub mod preflight;
 pub mod release;
 pub mod rollback;
 pub mod seal;
+pub mod state_machine;
 pub mod status;
 pub mod text;
 pub mod wipe;
@@ -77,6 +78,8 @@ pub enum Command {
     Lease(lease::LeaseCommand),
     /// How nodes came to be where they stand on their way into a cluster.
     History(history::HistoryArgs),
+    /// The join state machine as a drawing. Needs no agent.
+    StateMachine(state_machine::StateMachineArgs),
     /// The audit log: history, and what happens now.
     Events(events::EventsArgs),
     /// Every precondition on this host, and how to fix what fails. Needs no agent.
@@ -177,6 +180,7 @@ pub fn run(cli: &Cli, out: &mut impl Write) -> Result<Exit, CliError> {
         Command::Release(args) => release::run(global, args, out),
         Command::Lease(command) => lease::run(global, command, out),
         Command::History(args) => history::run(global, args, out),
+        Command::StateMachine(args) => state_machine::run(args, out),
         Command::Events(args) => events::run(global, args, out),
         Command::Doctor => doctor::run(global, out),
         Command::Policy(command) => policy::run(global, command, out),

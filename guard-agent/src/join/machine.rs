@@ -40,6 +40,13 @@ impl Machine {
         Self { state, epoch: Epoch(1), alive: None, suspect: BTreeSet::new() }
     }
 
+    /// A machine in the middle of things, for drawings.
+    pub(super) fn at(state: State, alive: BTreeSet<u64>) -> Self {
+        let mut machine = Self { state, epoch: Epoch(1), alive: Some(alive), suspect: BTreeSet::new() };
+        machine.suspect_pools();
+        machine
+    }
+
     pub fn state(&self) -> &State {
         &self.state
     }

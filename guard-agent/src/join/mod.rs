@@ -5,6 +5,7 @@
 //! something stronger ([`Epoch`]). One task, the daemon's owner, holds the machine; everything else sends it events.
 
 mod conclude;
+pub mod diagram;
 mod event;
 mod evidence;
 pub mod journal;

