@@ -41,10 +41,7 @@ pub fn run() -> Result<ExitCode> {
         ]),
     );
     if find_command("cargo-deny").is_some() {
-        check(
-            "licences, bans and sources of dependencies",
-            cargo(&["deny", "check", "licenses", "bans", "sources"]),
-        );
+        check("licences, bans and sources of dependencies", dependencies());
         match advisories() {
             Ok(Some(outcome)) => check("advisories", outcome),
             Ok(None) => {
@@ -76,6 +73,14 @@ fn cargo(arguments: &[&str]) -> Result<()> {
         .status()
         .with_context(|| format!("start cargo {}", arguments.join(" ")))?;
     anyhow::ensure!(status.success(), "cargo {} ({status})", arguments.join(" "));
+    Ok(())
+}
+
+fn dependencies() -> Result<()> {
+    let mut command = workspace::cargo();
+    let output = command.args(["deny", "check", "licenses", "bans", "sources"]).output();
+    let output = output.context("start cargo deny check")?;
+    anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
 
