@@ -24,6 +24,9 @@ enum Action {
         /// Only the tests that need this boot profile: those of another one cannot pass here
         #[arg(long, value_enum)]
         profile: Option<Profile>,
+        /// Also the tests that are left out otherwise
+        #[arg(long)]
+        full: bool,
         /// Only print name and profile of each, separated by a tab
         #[arg(long)]
         list: bool,
@@ -41,8 +44,8 @@ enum Action {
 
 fn main() -> ExitCode {
     match Arguments::parse().action {
-        Action::Run { suite, profile, list, filter } => {
-            let selection = Selection { suite, profile, filter };
+        Action::Run { suite, profile, full, list, filter } => {
+            let selection = Selection { suite, profile, full, filter };
             if list { harness::run::list(&selection) } else { harness::run::all(&selection) }
         }
         Action::Demo => harness::run::report(demo::run()),

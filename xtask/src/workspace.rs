@@ -39,6 +39,15 @@ pub fn lock_cache() -> Result<File> {
     Ok(file)
 }
 
+/// An empty directory at `path`, whatever was there.
+pub fn fresh_directory(path: PathBuf) -> Result<PathBuf> {
+    if path.exists() {
+        fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))?;
+    }
+    fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
+    Ok(path)
+}
+
 /// The cargo that runs this, without what it told us about this very package.
 pub fn cargo() -> Command {
     without_package_variables(Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"))))

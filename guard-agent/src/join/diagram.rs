@@ -33,7 +33,7 @@ fn mermaid(edges: &Edges) -> String {
     for ((from, to), causes) in edges {
         let _ = writeln!(text, "    {} --> {}: {}", node(from), node(to), join(causes));
     }
-    let sealed: Vec<String> = sealed().map(|name| node(name)).collect();
+    let sealed: Vec<String> = sealed().map(node).collect();
     let _ =
         writeln!(text, "    classDef sealed fill:#f6d5d5,stroke:#a33\n    class {} sealed", sealed.join(","));
     text

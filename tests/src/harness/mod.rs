@@ -3,7 +3,8 @@
 //! `registry` and `run`: the tests' table, and running it. For tests: `command` runs programs, `wait`
 //! waits for conditions, `scratch` makes directories that go away, `mount` and `ceph` mount
 //! filesystems that go away, `agent` starts and ends a guard-agent, `guarded` adds a guarded root and
-//! pools to it, `standin_node` an Incus that is not real, `attempt` tries what must be denied or pass, `tree` makes and counts files.
+//! pools to it, `standin_node` an Incus that is not real, `incus` makes a real two-node cluster, `attempt`
+//! tries what must be denied or pass, `tree` makes and counts files.
 //! Everything is undone when its value is dropped, also when a test fails.
 
 pub mod agent;
@@ -11,6 +12,7 @@ pub mod attempt;
 pub mod ceph;
 pub mod command;
 pub mod guarded;
+pub mod incus;
 pub mod mount;
 pub mod registry;
 pub mod run;

@@ -18,6 +18,8 @@ pub enum Suite {
     Standin,
     /// Real CephFS through the kernel client.
     Cephfs,
+    /// A real Incus cluster of two nodes on real CephFS.
+    Incus,
 }
 
 impl Suite {
@@ -25,6 +27,7 @@ impl Suite {
         match self {
             Self::Standin => "standin",
             Self::Cephfs => "cephfs",
+            Self::Incus => "incus",
         }
     }
 }
@@ -57,18 +60,25 @@ pub struct Test {
     pub name: &'static str,
     pub profile: Profile,
     pub limit: Duration,
+    /// Only with `--full`: it takes long, and what it shows is rarely touched.
+    pub only_in_full: bool,
     pub body: fn() -> Result<()>,
 }
 
 impl Test {
     /// A test of the default profile with the usual time limit.
     pub const fn new(name: &'static str, body: fn() -> Result<()>) -> Self {
-        Self { name, profile: Profile::Default, limit: USUAL_LIMIT, body }
+        Self { name, profile: Profile::Default, limit: USUAL_LIMIT, only_in_full: false, body }
     }
 
     /// The same on another machine.
     pub const fn on(self, profile: Profile) -> Self {
         Self { profile, ..self }
+    }
+
+    /// The same, but only with `--full`.
+    pub const fn only_in_full(self) -> Self {
+        Self { only_in_full: true, ..self }
     }
 
     /// The same with another time limit.
@@ -82,6 +92,7 @@ impl Test {
 pub struct Selection {
     pub suite: Suite,
     pub profile: Option<Profile>,
+    pub full: bool,
     pub filter: Option<String>,
 }
 
@@ -91,6 +102,7 @@ impl Selection {
         let filter = self.filter.as_deref().unwrap_or_default();
         suites::of(self.suite)
             .filter(|test| self.profile.is_none_or(|profile| profile == test.profile))
+            .filter(|test| self.full || !test.only_in_full)
             .filter(|test| format!("{}::{}", self.suite.name(), test.name).contains(filter))
             .collect()
     }

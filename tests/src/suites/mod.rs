@@ -10,11 +10,14 @@ mod control_standin;
 mod detour_cephfs;
 mod erase_cephfs;
 mod exec_standin;
+mod failures_incus;
 mod gap_standin;
 mod ground_cephfs;
 mod ground_standin;
 mod host_cephfs;
 mod inactive_standin;
+mod incident_incus;
+mod joined_incus;
 mod lease_standin;
 mod million_standin;
 mod modes_standin;
@@ -24,6 +27,7 @@ mod policy_standin;
 mod restart_standin;
 mod rollback_standin;
 mod seal_cephfs;
+mod trouble_incus;
 mod unmount_standin;
 mod views_standin;
 mod window_cephfs;
@@ -62,12 +66,15 @@ const CEPHFS: &[&[Test]] = &[
     alias_cephfs::TESTS,
     window_cephfs::TESTS,
 ];
+const INCUS: &[&[Test]] =
+    &[incident_incus::TESTS, joined_incus::TESTS, failures_incus::TESTS, trouble_incus::TESTS];
 
 /// All tests of a suite.
 pub fn of(suite: Suite) -> impl Iterator<Item = Test> {
     let tables = match suite {
         Suite::Standin => STANDIN,
         Suite::Cephfs => CEPHFS,
+        Suite::Incus => INCUS,
     };
     tables.iter().flat_map(|table| table.iter().copied())
 }

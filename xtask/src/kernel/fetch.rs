@@ -6,9 +6,10 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{CHECKSUMS, Kernel, vmlinux};
+use super::{Kernel, vmlinux};
 use crate::apt::{PrivateApt, Sources};
-use crate::{progress, workspace};
+use crate::workspace::{self, fresh_directory};
+use crate::{checksums, progress};
 
 /// The package that depends on the suite's newest kernel.
 const METAPACKAGE: &str = "linux-image-amd64";
@@ -114,18 +115,5 @@ fn lay_out(unpacked: &Path, partial: &Path, release: &str) -> Result<()> {
         Command::new("depmod").arg("-b").arg(partial).arg("-F").arg(partial.join("System.map")).arg(release),
     )?;
     fs::write(partial.join("release"), format!("{release}\n")).context("write the kernel's release")?;
-    let sums =
-        format!("find . -type f ! -name '{CHECKSUMS}*' -print0 | sort -z | xargs -0 sha256sum > {CHECKSUMS}");
-    progress::run(
-        &format!("record the checksums of {release}"),
-        Command::new("bash").args(["-ec", &format!("set -o pipefail; {sums}")]).current_dir(partial),
-    )
-}
-
-fn fresh_directory(path: PathBuf) -> Result<PathBuf> {
-    if path.exists() {
-        fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))?;
-    }
-    fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
-    Ok(path)
+    checksums::record(partial)
 }

@@ -5,13 +5,13 @@ pub mod initramfs;
 mod vmlinux;
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 
-use crate::{progress, workspace};
+use crate::checksums;
+use crate::workspace;
 
 /// A kernel of the matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum)]
@@ -75,7 +75,7 @@ impl Kernel {
 
     /// Whether it is laid out. The directory appears by one rename, so it is whole or absent.
     pub fn is_ready(self) -> Result<bool> {
-        Ok(self.directory()?.join(CHECKSUMS).exists())
+        Ok(self.directory()?.join(checksums::FILE).exists())
     }
 
     /// Downloads it and lays it out.
@@ -84,8 +84,6 @@ impl Kernel {
     }
 }
 
-/// SHA-256 of every file of the layout, as `sha256sum` writes it.
-const CHECKSUMS: &str = "SHA256SUMS";
 /// The files whose sums are checked before every boot; `setup --verify` checks them all.
 const CHECKED_AT_BOOT: [&str; 4] = ["vmlinux", "config", "System.map", "release"];
 
@@ -101,7 +99,7 @@ pub struct Layout {
 impl Layout {
     pub fn open(kernel: Kernel) -> Result<Self> {
         let directory = kernel.directory()?;
-        verify(&directory, &CHECKED_AT_BOOT)?;
+        checksums::verify(&directory, &CHECKED_AT_BOOT)?;
         let path = directory.join("release");
         let release = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
         Ok(Self { directory, release: release.trim().to_owned() })
@@ -118,31 +116,5 @@ impl Layout {
 
 /// Checks every file of a kernel in the cache.
 pub fn verify_all(kernel: Kernel) -> Result<()> {
-    verify(&kernel.directory()?, &[])
-}
-
-/// Checks the named files (all of them if none is named) against the recorded sums.
-fn verify(directory: &Path, names: &[&str]) -> Result<()> {
-    let path = directory.join(CHECKSUMS);
-    let sums = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-    let wanted =
-        |line: &&str| names.is_empty() || names.iter().any(|name| line.ends_with(&format!("  ./{name}")));
-    let selected: Vec<&str> = sums.lines().filter(wanted).collect();
-    if selected.len() < names.len() {
-        bail!(
-            "{} lacks some of {names:?}: remove {} and run `cargo xtask setup`",
-            path.display(),
-            directory.display()
-        );
-    }
-    let list = std::env::temp_dir().join(format!("guard-sums-{}", std::process::id()));
-    fs::write(&list, selected.join("\n") + "\n").with_context(|| format!("write {}", list.display()))?;
-    let outcome = progress::capture(
-        Command::new("sha256sum").args(["--check", "--quiet", "--strict"]).arg(&list).current_dir(directory),
-    );
-    let removed = fs::remove_file(&list);
-    outcome.with_context(|| {
-        format!("the kernel in {0} is damaged: remove {0} and run `cargo xtask setup`", directory.display())
-    })?;
-    removed.with_context(|| format!("remove {}", list.display()))
+    checksums::verify(&kernel.directory()?, &[])
 }

@@ -41,10 +41,17 @@ pub fn run() -> Result<ExitCode> {
         ]),
     );
     if find_command("cargo-deny").is_some() {
-        check("licences, advisories and bans", cargo_deny());
+        check("licences, bans and sources of dependencies", dependencies());
+        match advisories() {
+            Ok(Some(outcome)) => check("advisories", outcome),
+            Ok(None) => {
+                eprintln!("xtask: lint advisories: NOT RUN, their database cannot be reached from here")
+            }
+            Err(error) => check("advisories", Err(error)),
+        }
     } else {
         eprintln!(
-            "xtask: lint licences, advisories and bans: NOT RUN, cargo-deny is not installed (`cargo install cargo-deny`)"
+            "xtask: lint dependencies: NOT RUN, cargo-deny is not installed (`cargo install cargo-deny`)"
         );
     }
     check("rules about the sources", source_rules::check(workspace::root()));
@@ -69,10 +76,27 @@ fn cargo(arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn cargo_deny() -> Result<()> {
-    let status = workspace::cargo().args(["deny", "check"]).status().context("start cargo deny")?;
-    anyhow::ensure!(status.success(), "cargo deny check ({status})");
+fn dependencies() -> Result<()> {
+    let mut command = workspace::cargo();
+    let output = command.args(["deny", "check", "licenses", "bans", "sources"]).output();
+    let output = output.context("start cargo deny check")?;
+    anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(())
+}
+
+/// Whether a dependency has a known hole; `None` if the database of advisories cannot be fetched.
+fn advisories() -> Result<Option<Result<()>>> {
+    let mut command = workspace::cargo();
+    command.args(["deny", "check", "advisories"]).env("GIT_TERMINAL_PROMPT", "0");
+    let output = command.output().context("start cargo deny check advisories")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    if output.status.success() {
+        return Ok(Some(Ok(())));
+    }
+    if said.contains("failed to fetch advisory database") {
+        return Ok(None);
+    }
+    Ok(Some(Err(anyhow::anyhow!("{said}"))))
 }
 
 /// A minimal rustup toolchain has neither.

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use clap::Args;
 
+use crate::incus;
 use crate::kernel::{self, Kernel, Selection};
 use crate::workspace;
 pub use install::is_root;
@@ -25,7 +26,7 @@ pub struct Arguments {
     /// Which kernels to have in the cache
     #[arg(long, value_enum, default_value = "6.12")]
     kernel: Selection,
-    /// Check every file of the cached kernels against its recorded checksum
+    /// Check every file of the cached kernels and of Incus against its recorded checksum
     #[arg(long)]
     verify: bool,
 }
@@ -35,6 +36,7 @@ struct Plan {
     packages: Vec<&'static Requirement>,
     bpf_linker: bool,
     kernels: Vec<Kernel>,
+    incus: bool,
 }
 
 impl Plan {
@@ -49,11 +51,12 @@ impl Plan {
                 missing.push(kernel);
             }
         }
-        Ok(Self { packages, bpf_linker: toolchain.lacks_linker(), kernels: missing })
+        let incus = uses.contains(&Use::Incus) && !incus::is_ready()?;
+        Ok(Self { packages, bpf_linker: toolchain.lacks_linker(), kernels: missing, incus })
     }
 
     fn is_empty(&self) -> bool {
-        self.packages.is_empty() && !self.bpf_linker && self.kernels.is_empty()
+        self.packages.is_empty() && !self.bpf_linker && self.kernels.is_empty() && !self.incus
     }
 
     fn print(&self) -> Result<()> {
@@ -76,6 +79,9 @@ impl Plan {
                 kernel.directory()?.display()
             );
         }
+        if self.incus {
+            eprintln!("xtask:   Incus {:<26} into {} (not installed)", "", incus::directory()?.display());
+        }
         Ok(())
     }
 
@@ -86,7 +92,8 @@ impl Plan {
         if self.bpf_linker {
             toolchain::install_linker()?;
         }
-        self.kernels.iter().try_for_each(|kernel| kernel.fetch())
+        self.kernels.iter().try_for_each(|kernel| kernel.fetch())?;
+        if self.incus { incus::fetch() } else { Ok(()) }
     }
 }
 
@@ -105,7 +112,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     ensure(&Use::ALL, kernels)?;
     if arguments.verify {
         kernels.iter().try_for_each(|&kernel| kernel::verify_all(kernel))?;
-        eprintln!("xtask: every file of the cached kernels has its recorded checksum");
+        incus::verify_all()?;
+        eprintln!("xtask: every file of the cached kernels and of Incus has its recorded checksum");
     }
     eprintln!("xtask: everything is in place; BPF toolchain: {}", toolchain::detect()?);
     Ok(ExitCode::SUCCESS)

@@ -16,10 +16,12 @@ pub enum Use {
     Ceph,
     /// Tools that the test suites run in the VM.
     Suites,
+    /// Incus, unpacked in the cache, and what the machine must have beside it.
+    Incus,
 }
 
 impl Use {
-    pub const ALL: [Self; 4] = [Self::Bpf, Self::Vm, Self::Ceph, Self::Suites];
+    pub const ALL: [Self; 5] = [Self::Bpf, Self::Vm, Self::Ceph, Self::Suites, Self::Incus];
 }
 
 /// One thing that must be there.
@@ -90,6 +92,7 @@ pub const ALL: &[Requirement] = &[
     requirement(Use::Suites, "ceph-fuse", Command("ceph-fuse"), "CephFS through FUSE"),
     requirement(Use::Suites, "python3", Command("python3"), "shutil.rmtree"),
     requirement(Use::Suites, "rsync", Command("rsync"), "rsync --delete"),
+    requirement(Use::Incus, "util-linux", Command("nsenter"), "a second node in namespaces of its own"),
 ];
 
 impl Requirement {

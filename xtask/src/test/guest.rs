@@ -10,12 +10,15 @@ use anyhow::{Context as _, Result, bail};
 use super::Suite;
 use super::report::{Entry, Report};
 use crate::build::TestBinaries;
+use crate::incus;
 use crate::kernel::{Kernel, Layout};
 use crate::progress;
 use crate::vm::{self, Boot, Lsm, Outcome, quoted};
 
 /// Longest time for one boot with all of its tests.
 const LIMIT: Duration = Duration::from_secs(1500);
+/// The same for real clusters: each test starts and joins nodes, which takes an emulated machine a minute.
+const INCUS_LIMIT: Duration = Duration::from_secs(3600);
 /// Starts the line that ends a suite: `guard-tests: 3 passed, 0 failed`.
 const CLOSING: &str = "guard-tests: ";
 /// Starts each line that explains the failure just reported.
@@ -38,16 +41,38 @@ pub fn environment(binaries: &TestBinaries, kernel: Kernel, profile: &str) -> Ve
     values.map(|(name, value)| (name.to_owned(), value)).to_vec()
 }
 
-/// Runs the tests of `suite` whose name contains `filter`.
+/// Where the guest finds Incus, once its programs are checked.
+pub fn incus() -> Result<(String, String)> {
+    Ok(("GUARD_INCUS".to_owned(), incus::open()?.to_string_lossy().into_owned()))
+}
+
+/// Which tests of a suite.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// Also those that are left out otherwise.
+    pub full: bool,
+    /// Those whose name contains this.
+    pub filter: Option<&'a str>,
+}
+
+impl Wanted<'_> {
+    fn arguments(&self) -> impl Iterator<Item = &str> {
+        self.full.then_some("--full").into_iter().chain(self.filter)
+    }
+}
+
+/// Runs the wanted tests of `suite`.
 pub fn run(
     suite: Suite,
     kernel: Kernel,
     binaries: &TestBinaries,
-    filter: Option<&str>,
+    wanted: &Wanted<'_>,
     report: &mut Report,
 ) -> Result<()> {
     let listed = progress::capture(
-        Command::new(&binaries.tests).args(["run", "--list", "--suite", suite.name()]).args(filter),
+        Command::new(&binaries.tests)
+            .args(["run", "--list", "--suite", suite.name()])
+            .args(wanted.arguments()),
     )?;
     let tests: Vec<(String, String)> = listed
         .lines()
@@ -58,7 +83,7 @@ pub fn run(
     for profile in profiles {
         let names: Vec<&str> =
             tests.iter().filter(|test| test.1 == profile).map(|test| test.0.as_str()).collect();
-        run_profile(suite, kernel, profile, &names, binaries, filter, report)?;
+        run_profile(suite, kernel, profile, &names, binaries, wanted, report)?;
     }
     Ok(())
 }
@@ -69,19 +94,23 @@ fn run_profile(
     profile: &str,
     names: &[&str],
     binaries: &TestBinaries,
-    filter: Option<&str>,
+    wanted: &Wanted<'_>,
     report: &mut Report,
 ) -> Result<()> {
+    let arguments: Vec<String> = wanted.arguments().map(quoted).collect();
     let script = format!(
         "exec {} run --suite {} --profile {profile} {}",
         quoted(&binaries.tests.to_string_lossy()),
         suite.name(),
-        filter.map(quoted).unwrap_or_default()
+        arguments.join(" ")
     );
     let mut boot = boot_of_profile(kernel, profile, script)?;
-    boot.ceph = suite == Suite::Cephfs;
-    boot.limit = Some(LIMIT);
+    boot.ceph = suite != Suite::Standin;
+    boot.limit = Some(if suite == Suite::Incus { INCUS_LIMIT } else { LIMIT });
     boot.environment = environment(binaries, kernel, profile);
+    if suite == Suite::Incus {
+        boot.environment.push(incus()?);
+    }
     let release = Layout::open(kernel)?.release;
     eprintln!("xtask: {} on {release}, profile {profile}: {} tests …", suite.name(), names.len());
 

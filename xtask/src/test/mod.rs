@@ -23,6 +23,9 @@ pub struct Arguments {
     /// The kernels on which to run the suites in VMs
     #[arg(long, value_enum, default_value = "6.12")]
     kernel: Selection,
+    /// Also the tests that take long: all of the table of failed joins
+    #[arg(long)]
+    full: bool,
     /// Only the tests whose name contains this
     filter: Option<String>,
 }
@@ -35,6 +38,8 @@ pub enum Suite {
     Standin,
     /// In a VM, on real CephFS through the kernel client
     Cephfs,
+    /// In a VM, a real Incus cluster of two nodes on real CephFS
+    Incus,
 }
 
 impl Suite {
@@ -43,6 +48,7 @@ impl Suite {
             Self::Unit => "unit",
             Self::Standin => "standin",
             Self::Cephfs => "cephfs",
+            Self::Incus => "incus",
         }
     }
 }
@@ -56,7 +62,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         unit::run(filter, &mut report);
     }
     let in_guests: Vec<Suite> =
-        [Suite::Standin, Suite::Cephfs].into_iter().filter(|&suite| selected(suite)).collect();
+        [Suite::Standin, Suite::Cephfs, Suite::Incus].into_iter().filter(|&suite| selected(suite)).collect();
     if !in_guests.is_empty()
         && let Err(error) = run_in_guests(&in_guests, arguments, &mut report)
     {
@@ -79,9 +85,10 @@ fn run_in_guests(suites: &[Suite], arguments: &Arguments, report: &mut Report) -
     let kernels = arguments.kernel.kernels();
     setup::ensure(&Use::ALL, kernels)?;
     let binaries = build::for_tests()?;
+    let wanted = guest::Wanted { full: arguments.full, filter: arguments.filter.as_deref() };
     for &kernel in kernels {
         for &suite in suites {
-            if let Err(error) = guest::run(suite, kernel, &binaries, arguments.filter.as_deref(), report) {
+            if let Err(error) = guest::run(suite, kernel, &binaries, &wanted, report) {
                 let part = format!("{}[{}]", suite.name(), kernel.name());
                 report.part_did_not_run(&part, &format!("{error:?}"));
             }

@@ -1,0 +1,57 @@
+//! Ends and removes what a scenario has left, however it ended.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use nix::mount::{MntFlags, umount2};
+
+use super::machine;
+use super::node::Role;
+use crate::harness::wait;
+
+/// For killed processes to be gone.
+const END_LIMIT: Duration = Duration::from_secs(30);
+
+/// Ends what is left of the nodes, unmounts and removes all of it.
+pub fn all() -> Result<()> {
+    machine::link(true)?;
+    for role in [Role::Joiner, Role::Seed] {
+        let kill = role.cgroup().join("cgroup.kill");
+        if kill.exists() {
+            fs::write(&kill, "1").with_context(|| format!("end the {role:?}'s processes"))?;
+            wait::until("the node's processes end", END_LIMIT, || {
+                Ok(fs::read_to_string(role.cgroup().join("cgroup.procs"))?.is_empty())
+            })?;
+        }
+    }
+    for mountpoint in remains()?.iter().rev() {
+        umount2(mountpoint.as_path(), MntFlags::MNT_DETACH)
+            .with_context(|| format!("unmount {}", mountpoint.display()))?;
+    }
+    let left = remains()?;
+    ensure!(left.is_empty(), "still mounted: {left:?}");
+    for role in [Role::Joiner, Role::Seed] {
+        remove(role.directory())?;
+        remove(role.logs())?;
+    }
+    remove(Path::new("/run/incus"))
+}
+
+/// What the nodes have left mounted.
+fn remains() -> Result<Vec<PathBuf>> {
+    let table = fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
+    let mountpoints = table.lines().filter_map(|line| line.split(' ').nth(4));
+    let own =
+        |path: &&str| ["/var/lib/incus", "/tmp/incus_cephfs_"].iter().any(|prefix| path.starts_with(prefix));
+    Ok(mountpoints.filter(own).map(PathBuf::from).collect())
+}
+
+/// Removes a directory, if it is there.
+pub fn remove(path: &Path) -> Result<()> {
+    if path.exists() {
+        fs::remove_dir_all(path).with_context(|| format!("remove {}", path.display()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,138 @@
+//! The joiner's way into the cluster, and what is done to it on the way.
+
+use std::fs::{self, File};
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::process::Child;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use super::node::{Node, Role, initialise, log_path, log_tail};
+use crate::harness::command;
+
+const INTERVAL: Duration = Duration::from_micros(100);
+/// For a step to be reached, on an emulated machine.
+const STEP_LIMIT: Duration = Duration::from_secs(120);
+
+/// A moment of a join, by what incusd's debug log says or what is in its directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The pool is mounted, the seed has not accepted.
+    Mounted,
+    /// The seed has accepted; the certificate is written.
+    Accepted,
+    /// The node is in the raft cluster's list.
+    Raft,
+    /// Local data moves into the cluster's database.
+    Migrating,
+}
+
+impl Step {
+    /// What the log says when it is reached.
+    fn log_line(self) -> Option<&'static str> {
+        match self {
+            Self::Mounted => Some("Marked storage pool local status as created"),
+            Self::Accepted => None,
+            Self::Raft => Some("Joining dqlite raft cluster"),
+            Self::Migrating => Some("Migrate local data to cluster database"),
+        }
+    }
+}
+
+/// A join that runs.
+#[derive(Debug)]
+pub struct Joining {
+    child: Child,
+    name: String,
+}
+
+/// How a join ended.
+#[derive(Debug)]
+pub struct Joined {
+    pub success: bool,
+    pub text: String,
+}
+
+/// Takes a token from the seed, as `incus cluster add`, and returns the preseed of the joiner.
+pub fn preseed(seed: &Node, name: &str) -> Result<String> {
+    let text = seed.client(&["cluster", "add", name, "--quiet"])?;
+    let token = text.lines().last().context("the seed gave no token")?;
+    Ok(format!(
+        "cluster:\n  enabled: true\n  server_name: {name}\n  server_address: {}:8443\n  cluster_token: {token}\n  \
+         member_config: []\n",
+        Role::Joiner.address()
+    ))
+}
+
+/// Starts a join: `incus admin init --preseed`.
+pub fn begin(name: &str, preseed: &str) -> Result<Joining> {
+    let child = initialise(Role::Joiner, preseed)?;
+    Ok(Joining { child, name: name.to_owned() })
+}
+
+impl Joining {
+    /// Waits for its end.
+    pub fn end(self) -> Result<Joined> {
+        let output = self.child.wait_with_output().context("wait for incus admin init")?;
+        Ok(Joined { success: output.status.success(), text: command::text(&output).trim().to_owned() })
+    }
+
+    /// It must succeed.
+    pub fn succeeds(self) -> Result<()> {
+        let name = self.name.clone();
+        let joined = self.end()?;
+        ensure!(joined.success, "{name} did not join: {}\n{}", joined.text, log_tail(Role::Joiner));
+        Ok(())
+    }
+
+    /// It must fail; returns what it said.
+    pub fn fails(self) -> Result<String> {
+        let name = self.name.clone();
+        let joined = self.end()?;
+        ensure!(!joined.success, "{name} joined, but had to fail");
+        Ok(joined.text)
+    }
+}
+
+/// Does `act` the moment the joiner reaches `step`. To be called before the join begins.
+pub fn at(step: Step, act: impl FnOnce() -> Result<()> + Send + 'static) -> Result<JoinHandle<Result<()>>> {
+    let mut follow = Follow::new(step)?;
+    let follower = move || {
+        let end = Instant::now() + STEP_LIMIT;
+        while !follow.is_reached()? {
+            if Instant::now() >= end {
+                bail!("the join did not reach {step:?} in {} s", STEP_LIMIT.as_secs());
+            }
+            thread::sleep(INTERVAL);
+        }
+        act()
+    };
+    thread::Builder::new().name("follow".to_owned()).spawn(follower).context("start a thread")
+}
+
+/// Reads the joiner's log from where it ends now.
+struct Follow {
+    step: Step,
+    log: File,
+    text: Vec<u8>,
+}
+
+impl Follow {
+    fn new(step: Step) -> Result<Self> {
+        let path = log_path(Role::Joiner);
+        let mut log = File::open(&path).with_context(|| format!("open {}", path.display()))?;
+        log.seek(SeekFrom::End(0))?;
+        Ok(Self { step, log, text: Vec::new() })
+    }
+
+    fn is_reached(&mut self) -> Result<bool> {
+        let Some(line) = self.step.log_line() else {
+            return Ok(fs::exists(Role::Joiner.directory().join("cluster.key"))?);
+        };
+        let before = self.text.len();
+        self.log.read_to_end(&mut self.text)?;
+        let from = before.saturating_sub(line.len());
+        Ok(self.text[from..].windows(line.len()).any(|window| window == line.as_bytes()))
+    }
+}
