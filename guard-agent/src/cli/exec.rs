@@ -9,7 +9,7 @@ use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
 use nix::libc;
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill};
 use nix::sys::signalfd::SignalFd;
 use nix::unistd::Pid;
 
@@ -92,9 +92,9 @@ fn start_and_wait(cgroup: &Path, command: &[OsString]) -> Result<i32, ExecError>
     let entrance = OpenOptions::new().write(true).open(&procs).map_err(failed("open", &procs))?;
     let Some((program, arguments)) = command.split_first() else { return Ok(0) };
     // Before it starts, so that no signal is lost in between.
-    let signals =
+    let (signals, mask) =
         signals().map_err(io::Error::from).map_err(failed("watch for signals to", Path::new(program)))?;
-    let child = match spawn(program, arguments, entrance) {
+    let child = match spawn(program, arguments, entrance, mask) {
         Ok(child) => child,
         Err(error) => {
             let code = match error.kind() {
@@ -110,23 +110,23 @@ fn start_and_wait(cgroup: &Path, command: &[OsString]) -> Result<i32, ExecError>
     Ok(status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1))
 }
 
-/// In the cgroup from its first instruction.
-fn spawn(program: &OsString, arguments: &[OsString], entrance: File) -> io::Result<Child> {
+/// In the cgroup from its first instruction, and with the signal mask that guardctl was started with.
+fn spawn(program: &OsString, arguments: &[OsString], entrance: File, mask: SigSet) -> io::Result<Child> {
     let mut command = Command::new(program);
     command.args(arguments);
-    // SAFETY: between fork and exec only one write(2) to a descriptor that is open: async-signal-safe, and
-    // nothing is allocated. `0` is whoever writes. The signal mask is reset by `Command` itself.
+    // SAFETY: between fork and exec only write(2) to a descriptor that is open, and sigprocmask: both are
+    // async-signal-safe, and nothing is allocated. `0` is whoever writes.
     unsafe {
-        command.pre_exec(move || match nix::unistd::write(&entrance, b"0") {
-            Ok(_) => Ok(()),
-            Err(error) => Err(error.into()),
+        command.pre_exec(move || {
+            nix::unistd::write(&entrance, b"0")?;
+            Ok(mask.thread_set_mask()?)
         });
     }
     command.spawn()
 }
 
-/// What is passed on to the command, and news of its end.
-fn signals() -> nix::Result<SignalFd> {
+/// What is passed on to the command, and news of its end; and the mask from before.
+fn signals() -> nix::Result<(SignalFd, SigSet)> {
     let mut set = SigSet::empty();
     for signal in [
         Signal::SIGCHLD,
@@ -139,8 +139,8 @@ fn signals() -> nix::Result<SignalFd> {
     ] {
         set.add(signal);
     }
-    set.thread_block()?;
-    SignalFd::new(&set)
+    let before = set.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    Ok((SignalFd::new(&set)?, before))
 }
 
 fn wait(mut child: Child, signals: &SignalFd) -> io::Result<ExitStatus> {
