@@ -146,9 +146,10 @@ impl Installation {
     /// Runs guardctl against this agent, whatever comes of it.
     pub fn guardctl(&self, arguments: &[&str]) -> Result<Output> {
         let run_dir = self.run_dir();
-        let mut all = arguments.to_vec();
         let run_dir = run_dir.to_string_lossy();
-        all.extend(["--run-dir", &*run_dir]);
+        // In front: behind a `--` it would be an argument of the command there.
+        let mut all = vec!["--run-dir", &*run_dir];
+        all.extend(arguments);
         command::attempt(&binary("GUARDCTL")?.to_string_lossy(), &all)
     }
 
