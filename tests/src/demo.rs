@@ -40,7 +40,7 @@ pub fn run() -> Result<()> {
     stage.say(&format!("{WITNESS}, a Ceph client of its own that nothing guards."));
     cluster::remember_old_member(&seed, "oldnode2", JOINER_ADDRESS)?;
     stage.on_node1(&seed, &["cluster", "list", "--columns", "nus", "--format", "compact"])?;
-    stage.count()?;
+    stage.count(FILES)?;
 
     stage.say("This host is to become node2. The barrier, then Incus:");
     let _agent = stage.start_agent()?;
@@ -56,12 +56,12 @@ pub fn run() -> Result<()> {
     );
     let output = stage.run("incus storage delete shared", Expect::Failure, 4)?;
     ensure!(output.contains("not permitted"), "storage delete was not refused by the barrier");
-    stage.count()?;
+    stage.count(FILES)?;
     stage.stop_incus(&mut joiner)?;
     let output = stage.run(&format!("rm -rf {ROOT}"), Expect::Failure, 3)?;
     let refused = output.lines().filter(|line| line.ends_with("Operation not permitted")).count();
     ensure!(refused >= FILES, "rm was refused {refused} times, not {FILES}");
-    stage.count()?;
+    stage.count(FILES)?;
     stage.await_incident()?;
     stage.run("guardctl events -n 8", Expect::Success, usize::MAX)?;
 
@@ -78,10 +78,16 @@ pub fn run() -> Result<()> {
     stage.run("incus storage volume create shared trial", Expect::Success, 4)?;
     stage.run("incus storage volume delete shared trial", Expect::Success, 4)?;
     stage.run("rm -rf /var/lib/incus/storage-pools/shared/custom", Expect::Failure, 2)?;
-    stage.count()?;
+    stage.count(FILES)?;
+    stage.say("On purpose, for a minute, with a reason:");
+    let release = "guardctl release shared --ttl 1m --reason 'pool is retired, ticket 4711'";
+    stage.run(release, Expect::Success, usize::MAX)?;
+    stage.run("rm -rf /var/lib/incus/storage-pools/shared/custom/*", Expect::Success, 3)?;
+    stage.count(0)?;
+    stage.run("guardctl events -n 2 --kind lease", Expect::Success, usize::MAX)?;
     stage.close(&format!(
         "Shown: a join of a real Incus failed with its pool mounted; storage delete and rm -rf {ROOT} were refused and \
-         lost none of {FILES} files; after rollback and wipe the node joined."
+         lost none of {FILES} files; after rollback and wipe the node joined; after a release the files could be deleted."
     ));
     drop(joiner);
     drop(seed);
@@ -207,10 +213,10 @@ impl Stage {
     }
 
     /// Counts the files of the pool through the independent mount.
-    fn count(&self) -> Result<()> {
+    fn count(&self, expected: usize) -> Result<()> {
         let line = format!("find {WITNESS}/{ON_CEPH} -type f | wc -l");
         let output = self.run(&line, Expect::Success, usize::MAX)?;
-        ensure!(output.trim() == FILES.to_string(), "counted {} files, not {FILES}", output.trim());
+        ensure!(output.trim() == expected.to_string(), "counted {} files, not {expected}", output.trim());
         Ok(())
     }
 
