@@ -36,6 +36,19 @@ pub struct Pool {
     pub mountpoints: Vec<PathBuf>,
     /// Index of the root in the policy.
     pub root: usize,
+    /// What the kernel client of Ceph says of it.
+    #[serde(skip)]
+    pub ceph: Option<ceph::Identity>,
+}
+
+/// A superblock of a guarded kind that is no pool. It may show a pool's data all the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outsider {
+    pub dev: u32,
+    /// As for a pool.
+    pub pool_id: u64,
+    pub magic: u64,
+    pub ceph: Option<ceph::Identity>,
 }
 
 /// A mount that is no pool.
@@ -66,6 +79,9 @@ pub struct Classification {
     pub pools: Vec<Pool>,
     /// In the order of the mount table.
     pub ignored: Vec<Ignored>,
+    /// In the order of `dev`.
+    #[serde(skip)]
+    pub outsiders: Vec<Outsider>,
 }
 
 impl Classification {
@@ -88,7 +104,12 @@ pub fn classify(snapshot: &Snapshot, policy: &Policy) -> Classification {
     let kind_of = |entry: &MountEntry| kinds.get(entry.fs_type.as_str()).copied().flatten();
     let pools: Vec<Pool> =
         superblocks.values().filter_map(|mounts| pool(mounts, kind_of(mounts[0])?, policy)).collect();
-    let mut classification = Classification { pools, ignored: Vec::new() };
+    let mut classification = Classification { pools, ..Classification::default() };
+    for (dev, mounts) in &superblocks {
+        let Some(kind) = kind_of(mounts[0]).filter(|_| classification.pool(*dev).is_none()) else { continue };
+        let (pool_id, magic, ceph) = (pool_id(mounts[0], kind), kind.magic(), ceph_identity(mounts[0], kind));
+        classification.outsiders.push(Outsider { dev: *dev, pool_id, magic, ceph });
+    }
     for entry in snapshot.entries() {
         if classification.pool(entry.dev()).is_some() {
             continue;
@@ -121,6 +142,7 @@ fn pool(mounts: &[&MountEntry], kind: &Filesystem, policy: &Policy) -> Option<Po
         mountpoint: primary.mountpoint.clone(),
         mountpoints: mounts.iter().map(|entry| entry.mountpoint.clone()).collect(),
         root: guarded(primary)?,
+        ceph: ceph_identity(primary, kind),
     })
 }
 
@@ -131,15 +153,20 @@ pub fn guarding_root(path: &Path, kind: &Filesystem, policy: &Policy) -> Option<
     above.max_by_key(|(_, root)| root.path().components().count()).map(|(index, _)| index)
 }
 
+/// Only for mounts through Ceph's kernel client.
+fn ceph_identity(entry: &MountEntry, kind: &Filesystem) -> Option<ceph::Identity> {
+    ceph::identity(&entry.source, &entry.super_options).filter(|_| kind.name() == "ceph")
+}
+
 /// The first eight bytes of a SHA-256 over kind and identity.
 fn pool_id(entry: &MountEntry, kind: &Filesystem) -> u64 {
     let mut hash = Sha256::new();
     hash.update(kind.name());
     hash.update([0]);
     let source = entry.source.as_bytes();
-    match ceph::identity(&entry.source, &entry.super_options) {
-        Some(identity) if kind.name() == "ceph" => hash.update(identity.canonical()),
-        _ => hash.update(source),
+    match ceph_identity(entry, kind) {
+        Some(identity) => hash.update(identity.canonical()),
+        None => hash.update(source),
     }
     // A source such as `none` or `ceph-fuse` names nothing: the place has to.
     if !source.iter().any(|byte| matches!(byte, b'/' | b':' | b'@')) {

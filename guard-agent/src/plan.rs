@@ -9,13 +9,16 @@
 //! of its root (`mv /var/lib/incus /var/lib/incus.old`) stays too. Only policy itself takes a pool out.
 
 mod actors;
+mod aliases;
 mod kinds;
 mod pools;
+
+pub use pools::is_pool;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use guard_common::policy::{RAMFS_MAGIC, ROOT_OBSERVED, magic_bit};
+use guard_common::policy::{CONFIG_ALIASES, RAMFS_MAGIC, ROOT_OBSERVED, magic_bit};
 use guard_common::{
     ActorMask, CgroupKey, Config, ExecutableKey, FilesystemKey, Mode, PoolEntry, RootEntry, RootKey,
 };
@@ -108,7 +111,7 @@ impl Overrides {
     /// followed, its state says whether it stays sealed; operators' seals are in the state file.)
     pub fn adopt(observed: &Observed, policy: &Policy, now_boot_ns: u64) -> Self {
         let mut overrides = Self::default();
-        for entry in observed.pools.values().filter(|entry| !pools::is_canary(entry)) {
+        for entry in observed.pools.values().filter(|entry| is_pool(entry)) {
             let root = policy.root_of_actor_set(entry.actor_set);
             match Mode::from_u32(entry.mode) {
                 Some(Mode::Released) if entry.expires_boot_ns > now_boot_ns => {
@@ -146,17 +149,23 @@ pub struct Desired<'a> {
 pub fn plan(desired: &Desired<'_>, observed: &Observed) -> Plan {
     let bits = kinds::bits(desired.policy, &observed.filesystems);
     let roots = roots(desired, observed, &bits);
-    let pools = pools::changes(desired, observed);
-    let actors = actors::changes(desired, observed);
-    let config = config(desired, &pools.kept_magics);
+    let mut pools = pools::changes(desired, observed);
+    let aliases = aliases::changes(desired, observed, &mut pools);
+    let actors = actors::changes(desired, observed, &aliases.sealed);
+    let config = config(desired, &pools.kept_magics, !aliases.sealed.is_empty());
 
     let mut operations = Vec::new();
     // From here on every superblock that is guarded before or after comes past the filter.
-    let wide = Config { magic_bloom: config.magic_bloom | observed.config.magic_bloom, ..config };
+    let wide = Config {
+        magic_bloom: config.magic_bloom | observed.config.magic_bloom,
+        flags: config.flags | observed.config.flags,
+        ..config
+    };
     if wide != observed.config {
         operations.push(MapOperation::PutConfig(wide));
     }
     operations.extend(pools.strengthened);
+    operations.extend(aliases.ended);
     // A filesystem's number may only be given away when no root refers to it any more: see `kinds`.
     operations.extend(bits.narrow(observed));
     operations.extend(bits.added(observed));
@@ -170,13 +179,14 @@ pub fn plan(desired: &Desired<'_>, observed: &Observed) -> Plan {
     operations.extend(removed_roots(&roots, observed));
     operations.extend(bits.removed(observed));
     operations.extend(pools.removed);
+    operations.extend(aliases.exempted);
     if wide != config {
         operations.push(MapOperation::PutConfig(config));
     }
     Plan { operations, next_generation: pools.next_generation }
 }
 
-fn config(desired: &Desired<'_>, kept_magics: &BTreeSet<u64>) -> Config {
+fn config(desired: &Desired<'_>, kept_magics: &BTreeSet<u64>, aliases: bool) -> Config {
     let policy = desired.policy;
     let magics = policy.filesystems().iter().map(|filesystem| filesystem.magic());
     let magics = magics.chain(kept_magics.iter().copied()).chain([RAMFS_MAGIC]);
@@ -184,6 +194,8 @@ fn config(desired: &Desired<'_>, kept_magics: &BTreeSet<u64>) -> Config {
         magic_bloom: magics.fold(0, |bloom, magic| bloom | magic_bit(magic)),
         host_mnt_ns: desired.host_mnt_ns,
         full_records: policy.full_records(),
+        flags: if aliases { CONFIG_ALIASES } else { 0 },
+        reserved: 0,
     }
 }
 

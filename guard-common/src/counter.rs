@@ -43,6 +43,8 @@ crate::wire_enum! {
         /// A superblock that could have held a pool ended, with or without an entry. The agent tells by
         /// it whether a device number may have changed hands while it wrote an entry.
         SuperblocksEnded = 21 => "superblocks_ended",
+        /// A storage daemon of a sealed pool, on another superblock that may show the same data.
+        DeniedAlias = 22 => "denied_alias",
     }
 }
 
@@ -60,6 +62,7 @@ impl Counter {
                 | Self::DeniedExpired
                 | Self::DeniedKernelThread
                 | Self::DeniedReadError
+                | Self::DeniedAlias
                 | Self::WouldDeny
                 | Self::AllowedReleased
                 | Self::AllowedLease

@@ -21,7 +21,7 @@ pub use record::{Hook, IncidentKey, IncidentValue, Operation, Reason, Record, Ve
 
 /// Version of everything in this crate that pinned maps are made of. An agent that finds pins of
 /// another version refuses to touch them.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Declares an enum whose values cross the line as `u32`, with its name in map, log and JSON.
 macro_rules! wire_enum {

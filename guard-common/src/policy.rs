@@ -36,7 +36,17 @@ pub struct Config {
     pub host_mnt_ns: u32,
     /// How many full records an incident gets before its denials are only counted.
     pub full_records: u32,
+    /// `CONFIG_*` flags.
+    pub flags: u32,
+    pub reserved: u32,
 }
+
+/// Some pool is sealed: the actors in the set [`ALIAS_ACTORS`] delete on no superblock of a guarded kind
+/// outside the roots either, unless its entry says [`POOL_NO_ALIAS`].
+pub const CONFIG_ALIASES: u32 = 1 << 0;
+
+/// The set of all actors of sealed pools. No root has this set.
+pub const ALIAS_ACTORS: u32 = u32::MAX;
 
 /// The bit of `Config::magic_bloom` that stands for a superblock's magic.
 #[inline(always)]
@@ -82,6 +92,9 @@ pub const POOL_GUARD_TRUNCATE: u32 = 1 << 1;
 pub const POOL_CANARY: u32 = 1 << 2;
 /// With [`POOL_CANARY`]: only the `inode_*` hooks answer; without this flag, only the `path_*` and `file_*` hooks.
 pub const POOL_CANARY_BACKSTOP: u32 = 1 << 3;
+/// Not a pool: a superblock outside all roots that certainly does not show the data of a sealed pool. It is
+/// decided about as if it had no entry, but for [`CONFIG_ALIASES`].
+pub const POOL_NO_ALIAS: u32 = 1 << 4;
 
 /// A guarded root's directory.
 #[repr(C)]
@@ -225,7 +238,7 @@ crate::pod!(
     RootKey,
 );
 crate::layout!(
-    Meta: 16, Config: 16, PoolEntry: 48, RootKey: 16, RootEntry: 16, FilesystemKey: 32, CgroupKey: 16,
+    Meta: 16, Config: 24, PoolEntry: 48, RootKey: 16, RootEntry: 16, FilesystemKey: 32, CgroupKey: 16,
     ExecutableKey: 16, ActorMask: 16, LeaseKey: 16, LeaseEntry: 16, PoolCounters: 24,
 );
 

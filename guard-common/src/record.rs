@@ -62,6 +62,8 @@ crate::wire_enum! {
         GuestView = 10 => "guest-view",
         /// A cgroup or executable that policy lets delete.
         Actor = 11 => "actor",
+        /// An actor of a sealed pool, on another superblock of a guarded kind that may show the same data.
+        Alias = 12 => "alias",
     }
 }
 

@@ -3,12 +3,14 @@
 //! Each place where a choice is made between failing closed and failing open says so there.
 
 use guard_common::policy::{
-    FUSE_SUPER_MAGIC, POOL_CANARY, POOL_CANARY_BACKSTOP, POOL_EXPORTED, POOL_GUARD_TRUNCATE, magic_bit,
+    CONFIG_ALIASES, FUSE_SUPER_MAGIC, POOL_CANARY, POOL_CANARY_BACKSTOP, POOL_EXPORTED, POOL_GUARD_TRUNCATE,
+    POOL_NO_ALIAS, magic_bit,
 };
 use guard_common::{Counter, FilesystemKey, Hook, Mode, Operation, PoolEntry, Reason, Verdict};
 
 use crate::identity::{
-    WALK_BOUND, WALK_DENY, WALK_OBSERVE, WALK_OUTSIDE, guarded_root, has_lease, is_actor, is_guest_view,
+    WALK_BOUND, WALK_DENY, WALK_OBSERVE, WALK_OUTSIDE, guarded_root, has_lease, is_actor, is_alias_actor,
+    is_guest_view,
 };
 use crate::kernel::{self, ReadError, Task, Trusted, boot_ns};
 use crate::maps::{CONFIG, FILESYSTEMS, POOLS};
@@ -99,6 +101,7 @@ impl Outcome {
             (Verdict::Denied, Reason::ReleaseExpired) => Counter::DeniedExpired,
             (Verdict::Denied, Reason::KernelThread) => Counter::DeniedKernelThread,
             (Verdict::Denied, Reason::ReadError) => Counter::DeniedReadError,
+            (Verdict::Denied, Reason::Alias) => Counter::DeniedAlias,
             (Verdict::Denied, _) => Counter::DeniedSealed,
         }
     }
@@ -118,16 +121,17 @@ pub fn may_hold_pool(superblock: Trusted) -> bool {
 pub fn with_mount(access: &mut Access) -> i32 {
     // SAFETY: entries are replaced whole and never freed while a program runs (RCU).
     let entry = unsafe { POOLS.get(access.dev) };
-    let outcome = match entry {
-        // The magic is compared so that an entry never speaks for another kind of superblock.
-        Some(entry) if entry.magic == access.magic => {
+    // The magic is compared so that an entry never speaks for another kind of superblock.
+    let known = entry.filter(|entry| entry.magic == access.magic);
+    let outcome = match known {
+        Some(entry) if entry.flags & POOL_NO_ALIAS == 0 => {
             if entry.flags & POOL_CANARY != 0 {
                 return canary(entry, entry.flags & POOL_CANARY_BACKSTOP == 0);
             }
             access.set_pool(entry);
             by_mode(access, entry)
         }
-        _ => unclassified(access),
+        _ => unclassified(access, known.is_none() && seals_aliases()),
     };
     if let Some(outcome) = outcome {
         report::outcome(access, outcome);
@@ -138,7 +142,8 @@ pub fn with_mount(access: &mut Access) -> i32 {
 /// The decision of the hooks that carry only the inode: what never passes a `path_*` hook.
 ///
 /// It must not contradict a `path_*` hook that has just allowed the same deletion. So it allows
-/// whatever that hook could have allowed to a user's thread, and refuses what no one may do.
+/// whatever that hook could have allowed to a user's thread, and refuses what no one may do. Aliases of
+/// sealed pools are left to the `path_*` hooks: only the mount tells them from what lies below a root.
 #[inline(always)]
 pub fn backstop(access: &mut Access) -> i32 {
     // SAFETY: as in `with_mount`.
@@ -149,6 +154,9 @@ pub fn backstop(access: &mut Access) -> i32 {
     };
     if entry.flags & POOL_CANARY != 0 {
         return canary(entry, entry.flags & POOL_CANARY_BACKSTOP != 0);
+    }
+    if entry.flags & POOL_NO_ALIAS != 0 {
+        return 0;
     }
     // Fail open if it cannot be read: sealed mode, where it matters, denies user's threads as well.
     let kernel_thread = Task::current().is_kernel_thread().unwrap_or(false);
@@ -185,8 +193,8 @@ pub fn superblock_ends(superblock: Trusted) {
     report::count(Counter::SuperblocksEnded);
     // SAFETY: as in `with_mount`.
     let Some(entry) = (unsafe { POOLS.get(dev) }) else { return };
-    let canary = entry.flags & POOL_CANARY != 0;
-    if POOLS.remove(dev).is_ok() && !canary {
+    let is_pool = entry.flags & (POOL_CANARY | POOL_NO_ALIAS) == 0;
+    if POOLS.remove(dev).is_ok() && is_pool {
         report::count(Counter::PoolsEnded);
         diagnose(Diagnosis::SuperblockEnded, dev);
     }
@@ -263,10 +271,12 @@ fn by_mode(access: &Access, entry: &PoolEntry) -> Option<Outcome> {
 
 /// A superblock that has no entry: denied if it is of a guarded kind and lies below a guarded root.
 ///
-/// Truncation is left alone: a pool's usual mode allows it, and its first moment must not differ.
+/// Truncation below a root is left alone: a pool's usual mode allows it, and its first moment must not differ.
+/// With `aliases`, a superblock outside all roots is denied to the actors of sealed pools, truncation too.
 #[inline(always)]
-fn unclassified(access: &Access) -> Option<Outcome> {
-    if matches!(access.operation, Operation::Truncate) {
+fn unclassified(access: &Access, aliases: bool) -> Option<Outcome> {
+    let truncates = matches!(access.operation, Operation::Truncate);
+    if truncates && !aliases {
         return None;
     }
     let filesystem = match filesystem_bit(access) {
@@ -275,7 +285,9 @@ fn unclassified(access: &Access) -> Option<Outcome> {
         Err(ReadError) => return fail_open(access),
     };
     match guarded_root(access.mount, filesystem) {
+        WALK_OUTSIDE if aliases => alias(access),
         WALK_OUTSIDE => None,
+        _ if truncates => None,
         WALK_DENY => Some(denied(Reason::Unclassified)),
         WALK_OBSERVE => Some(Outcome { verdict: Verdict::WouldDeny, reason: Reason::Unclassified }),
         WALK_BOUND => {
@@ -285,6 +297,21 @@ fn unclassified(access: &Access) -> Option<Outcome> {
             None
         }
         _ => fail_open(access),
+    }
+}
+
+#[inline(always)]
+fn seals_aliases() -> bool {
+    CONFIG.get(0).is_some_and(|config| config.flags & CONFIG_ALIASES != 0)
+}
+
+/// Outside all roots, while a pool is sealed: its data may be reached here, under another superblock.
+#[inline(always)]
+fn alias(access: &Access) -> Option<Outcome> {
+    match is_alias_actor() {
+        Ok(true) => Some(denied(Reason::Alias)),
+        Ok(false) => None,
+        Err(ReadError) => fail_open(access),
     }
 }
 

@@ -4,7 +4,7 @@
 //! and by itself, instead of once for every way that leads to it.
 
 use aya_ebpf::helpers::generated;
-use guard_common::policy::ROOT_OBSERVED;
+use guard_common::policy::{ALIAS_ACTORS, ROOT_OBSERVED};
 use guard_common::{ActorMask, CgroupKey, ExecutableKey, LeaseKey, RootKey};
 
 use crate::decide::Access;
@@ -95,6 +95,26 @@ pub fn is_actor(actor_set: u32) -> Result<bool, ReadError> {
         Some(mask) => mask.alone != 0 || mask.combined & cgroup != 0,
         None => false,
     })
+}
+
+/// Whether the process is an actor of a sealed pool.
+#[inline(always)]
+pub fn is_alias_actor() -> Result<bool, ReadError> {
+    match alias_actor(ALIAS_ACTORS) {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(ReadError),
+    }
+}
+
+/// 1 if the process is an actor of this set, 2 if that cannot be read.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn alias_actor(actor_set: u32) -> u32 {
+    match is_actor(actor_set) {
+        Ok(is_actor) => u32::from(is_actor),
+        Err(ReadError) => 2,
+    }
 }
 
 /// What the process's cgroup and its ancestors say: `u64::MAX` if one of them alone makes an actor,

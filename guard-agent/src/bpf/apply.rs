@@ -1,9 +1,9 @@
 //! Carries out a plan, and reads back what the maps hold.
 
-use guard_common::{Counter, Meta, PoolCounters};
+use guard_common::{Counter, Meta, PoolCounters, PoolEntry};
 
 use super::maps::{MapAccessError, Maps, Write};
-use crate::plan::{MapOperation, Observed, Plan};
+use crate::plan::{self, MapOperation, Observed, Plan};
 
 impl Maps {
     /// Everything that a plan is made against.
@@ -42,12 +42,12 @@ impl Maps {
             Op::PutActorExecutable(key, mask) => self.actor_executables.write(key, mask, Write::Put),
             Op::RemoveActorExecutable(key) => self.actor_executables.remove(&key),
             Op::CreatePool { dev, entry } => {
-                self.provide_counters(entry.generation);
+                self.provide_counters(entry);
                 self.pools.write(dev, entry, Write::Create)
             }
             Op::UpdatePool { dev, entry } => {
                 // The entry may speak for another superblock from now on.
-                self.provide_counters(entry.generation);
+                self.provide_counters(entry);
                 match self.pools.write(dev, entry, Write::Update) {
                     // The superblock has just ended, and the kernel removed its entry.
                     Err(_) if self.pools.get(&dev)?.is_none() => Ok(()),
@@ -59,8 +59,10 @@ impl Maps {
     }
 
     /// Makes a pool's counters, if there are none. Without them the pool is protected all the same.
-    fn provide_counters(&mut self, generation: u64) {
-        if let Ok(None) = self.pool_counters.get(&generation)
+    fn provide_counters(&mut self, entry: PoolEntry) {
+        let generation = entry.generation;
+        if plan::is_pool(&entry)
+            && let Ok(None) = self.pool_counters.get(&generation)
             && let Err(error) = self.pool_counters.write(generation, PoolCounters::default(), Write::Put)
         {
             tracing::warn!(%error, generation, "a pool has no counters");

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use serde::Serialize;
 
@@ -33,6 +34,18 @@ impl Identity {
             _ => self.monitors.iter().any(|monitor| other.monitors.contains(monitor)),
         };
         cluster && self.filesystem == other.filesystem
+    }
+
+    /// Whether neither shows anything of the other: certainly two filesystems, or paths beside each other.
+    /// What a mount does not tell (an id, the name of the default filesystem) proves nothing.
+    pub fn certainly_apart(&self, other: &Self) -> bool {
+        let differ = |left: &Option<String>, right: &Option<String>| {
+            left.as_ref().zip(right.as_ref()).is_some_and(|(left, right)| left != right)
+        };
+        let (left, right) = (Path::new(&self.path), Path::new(&other.path));
+        differ(&self.fsid, &other.fsid)
+            || differ(&self.filesystem, &other.filesystem)
+            || !(left.starts_with(right) || right.starts_with(left))
     }
 }
 
@@ -109,6 +122,37 @@ mod tests {
         assert!(old.same_filesystem(&new));
         let other = read("admin@f0e1-2.other=/", "mon_addr=10.99.0.1:3300");
         assert!(!other.same_filesystem(&new));
+    }
+
+    #[test]
+    fn only_what_is_certain_sets_two_mounts_apart() {
+        let pool = read("admin@f0.fs=/pool", "mon_addr=10.99.0.1:3300");
+        let apart = |source: &str, options: &str| {
+            let other = read(source, options);
+            assert_eq!(other.certainly_apart(&pool), pool.certainly_apart(&other));
+            other.certainly_apart(&pool)
+        };
+        for (source, options) in [
+            ("admin@f0.fs=/", ""),
+            ("admin@f0.fs=/pool", ""),
+            ("admin@f0.fs=/pool/below", ""),
+            // Neither id nor name; monitors may have several addresses.
+            ("10.98.0.7:/", ""),
+            ("10.98.0.7:/", "mds_namespace=fs"),
+            ("admin@.fs=/", ""),
+        ] {
+            assert!(!apart(source, options), "{source}");
+        }
+        for (source, options) in [
+            ("admin@f0.fs=/poo", ""),
+            ("admin@f0.fs=/pool-b", ""),
+            ("admin@f1.fs=/", ""),
+            ("admin@f0.other=/", ""),
+            ("10.99.0.1:/", "mds_namespace=other"),
+            ("10.99.0.1:/other", ""),
+        ] {
+            assert!(apart(source, options), "{source}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 pub mod doctor;
 pub mod events;
+pub mod exec;
 pub mod history;
 pub mod join;
 pub mod lease;
@@ -73,6 +74,8 @@ pub enum Command {
     Unseal(seal::SealArgs),
     /// Let everyone delete in a pool for a while.
     Release(release::ReleaseArgs),
+    /// Let one command, and what it starts, delete in a pool.
+    Exec(exec::ExecArgs),
     /// The running leases.
     #[command(subcommand)]
     Lease(lease::LeaseCommand),
@@ -110,6 +113,8 @@ pub enum CliError {
     #[error("the policy that the agent has in force is not understood by this guardctl")]
     ForeignPolicy(#[source] crate::policy::PolicyErrors),
     #[error(transparent)]
+    Exec(#[from] exec::ExecError),
+    #[error(transparent)]
     Node(#[from] node::NodeError),
     #[error("Incus could not be stopped")]
     Stop(#[source] StopError),
@@ -126,9 +131,12 @@ impl CliError {
             Self::Client(error) => error.exit(),
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Ok,
             Self::Node(error) => error.exit(),
-            Self::Output(_) | Self::ForeignPolicy(_) | Self::Stop(_) | Self::Wipe(_) | Self::Helper(_) => {
-                Exit::Failure
-            }
+            Self::Output(_)
+            | Self::ForeignPolicy(_)
+            | Self::Exec(_)
+            | Self::Stop(_)
+            | Self::Wipe(_)
+            | Self::Helper(_) => Exit::Failure,
         }
     }
 
@@ -136,6 +144,7 @@ impl CliError {
         match self {
             Self::Client(error) => Some(error.fix()),
             Self::Node(error) => Some(error.fix()),
+            Self::Exec(error) => Some(error.fix()),
             Self::Wipe(error) => Some(error.fix()),
             Self::Stop(_) => {
                 Some("stop Incus by hand (systemctl stop incus.socket incus.service)".to_owned())
@@ -178,6 +187,7 @@ pub fn run(cli: &Cli, out: &mut impl Write) -> Result<Exit, CliError> {
         Command::Seal(args) => seal::run(global, args, out),
         Command::Unseal(args) => seal::unseal(global, args, out),
         Command::Release(args) => release::run(global, args, out),
+        Command::Exec(args) => exec::run(global, args),
         Command::Lease(command) => lease::run(global, command, out),
         Command::History(args) => history::run(global, args, out),
         Command::StateMachine(args) => state_machine::run(args, out),

@@ -53,6 +53,14 @@ pub enum Request {
         ttl_seconds: Option<u64>,
         reason: String,
     },
+    /// A lease for one command tree. The agent makes a cgroup, and what is put into it may delete.
+    ExecLease {
+        pool: String,
+        /// The policy's default if it is left out.
+        #[serde(default)]
+        ttl_seconds: Option<u64>,
+        reason: String,
+    },
     LeaseRevoke {
         id: String,
     },
@@ -101,6 +109,7 @@ impl Request {
             Self::Seal { .. }
             | Self::Unseal { .. }
             | Self::Release { .. }
+            | Self::ExecLease { .. }
             | Self::LeaseRevoke { .. }
             | Self::PolicyReload
             | Self::Rollback { .. }
@@ -120,6 +129,7 @@ impl Request {
             Self::Seal { .. } => "seal",
             Self::Unseal { .. } => "unseal",
             Self::Release { .. } => "release",
+            Self::ExecLease { .. } => "exec-lease",
             Self::LeaseRevoke { .. } => "lease-revoke",
             Self::PolicyReload => "policy-reload",
             Self::History { .. } => "history",
@@ -196,6 +206,11 @@ pub enum Reply {
     Sealed(Box<PoolReport>),
     Unsealed(Box<PoolReport>),
     Released(Box<LeaseReport>),
+    /// The cgroup's directory, as the agent sees it.
+    ExecLeased {
+        lease: Box<LeaseReport>,
+        cgroup: String,
+    },
     LeaseRevoked(Box<LeaseReport>),
     History(Vec<NodeHistory>),
     /// Generation and hash of the policy that is in force now.
@@ -249,6 +264,7 @@ mod tests {
             Request::Seal { pool: "a".to_owned() },
             Request::Unseal { pool: "a".to_owned() },
             Request::Release { pool: "a".to_owned(), ttl_seconds: Some(600), reason: "r".to_owned() },
+            Request::ExecLease { pool: "a".to_owned(), ttl_seconds: None, reason: "r".to_owned() },
             Request::LeaseRevoke { id: "r-1".to_owned() },
             Request::PolicyReload,
             Request::History { root: Some("/a".to_owned()) },

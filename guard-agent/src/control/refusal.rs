@@ -14,11 +14,11 @@ pub enum Refusal {
     UnknownPool { pool: String, pools: Vec<String> },
     #[error("`{pool}` names more than one pool; {}", listed("candidates", candidates))]
     AmbiguousPool { pool: String, candidates: Vec<String> },
-    #[error("a release of {asked_seconds} s is longer than the policy's limit of {max_seconds} s")]
+    #[error("a lease of {asked_seconds} s is longer than the policy's limit of {max_seconds} s")]
     TtlTooLong { asked_seconds: u64, max_seconds: u64 },
-    #[error("a release needs a duration of at least one second")]
+    #[error("a lease needs a duration of at least one second")]
     TtlZero,
-    #[error("a release needs a reason")]
+    #[error("a lease needs a reason")]
     ReasonMissing,
     #[error("there is no lease `{id}`; {}", listed("leases", leases))]
     NoSuchLease { id: String, leases: Vec<String> },

@@ -236,7 +236,7 @@ async fn the_blocking_client_speaks_with_it() {
         assert_eq!(client.request(&Request::Leases).unwrap(), Reply::Leases(Vec::new()));
         let refused = client.request(&Request::Seal { pool: "a".to_owned() }).unwrap_err();
         assert_eq!(refused.exit(), Exit::Refused);
-        assert_eq!(refused.to_string(), "refused (reason-missing): a release needs a reason");
+        assert_eq!(refused.to_string(), "refused (reason-missing): a lease needs a reason");
         let events = Request::Events { follow: false, history: 9, filter: Default::default() };
         assert_eq!(client.request(&events).unwrap(), Reply::Events { lines: 1, follow: false });
         assert_eq!(Wire::sequence(&client.line().unwrap().unwrap()), 1);

@@ -4,6 +4,7 @@
 //! watched paths, the kernel's records, requests from the control socket, and time. Nothing here decides
 //! what to protect.
 
+mod exec;
 mod last_good;
 mod node;
 mod nodes;
@@ -174,6 +175,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     let mut owner = owner::Owner::new(&options, policy, maps, state, audit, events.clone(), nodes)?;
     owner.note_state_problem(state_problem);
     owner.keep_policy();
+    owner.adopt_commands()?;
     owner.open_nodes().await;
     // The policy is in the maps before anything is attached: the first decision already knows it.
     owner.reconcile(&mounts);

@@ -254,7 +254,9 @@ impl Owner {
         let effective = self.policy.policy.with_root_paths(&self.resolution.root_paths);
         let classification = classify::classify(&snapshot, &effective);
         for (dev, pool_id) in created {
-            if classification.pool(dev).is_none_or(|pool| pool.pool_id != pool_id) {
+            let pool = classification.pool(dev).map(|pool| pool.pool_id);
+            let outsider = classification.outsiders.iter().find(|outsider| outsider.dev == dev);
+            if pool.or(outsider.map(|outsider| outsider.pool_id)) != Some(pool_id) {
                 self.maps.pools.remove(&dev).map_err(|error| chain(&error))?;
             }
         }
@@ -270,6 +272,7 @@ impl Owner {
             self.overrides.released.retain(|_, ends| *ends > moment);
         }
         self.close_leases(LeaseChange::Expired, |lease| lease.ends_boot_ns <= moment);
+        self.watch_commands();
         let ended = self.pools_ended();
         let written = self.retry_journals();
         if expired || written || ended != self.ended_seen || self.ticks.is_multiple_of(ROUND) {

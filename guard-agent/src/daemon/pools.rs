@@ -14,6 +14,7 @@ use crate::audit::{Body, Place};
 use crate::classify::Pool;
 use crate::control::Peer;
 use crate::events::Name;
+use crate::plan;
 use crate::policy::Policy;
 
 /// Places of ended pools that are remembered.
@@ -48,9 +49,7 @@ impl Owner {
     pub(super) fn note_pools(&mut self, effective: &Policy) -> Result<(), String> {
         let entries = self.maps.observed().map_err(|error| chain(&error))?.pools;
         let mut seen = BTreeSet::new();
-        for (dev, entry) in
-            entries.iter().filter(|(_, entry)| entry.flags & guard_common::policy::POOL_CANARY == 0)
-        {
+        for (dev, entry) in entries.iter().filter(|(_, entry)| plan::is_pool(entry)) {
             seen.insert(entry.generation);
             self.note_pool(*dev, *entry, effective);
         }
@@ -166,5 +165,6 @@ fn detached(dev: u32, entry: &PoolEntry) -> Pool {
         mountpoint: PathBuf::new(),
         mountpoints: Vec::new(),
         root: 0,
+        ceph: None,
     }
 }

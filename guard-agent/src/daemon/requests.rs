@@ -39,6 +39,10 @@ impl Owner {
                 let ttl = ttl_seconds.map_or(default, Duration::from_secs);
                 self.release(&pool, ttl, &reason, peer, mounts)
             }
+            Request::ExecLease { pool, ttl_seconds, reason } => {
+                let default = self.policy.policy.lease().default_ttl();
+                self.exec_lease(&pool, ttl_seconds.map_or(default, Duration::from_secs), &reason, peer)
+            }
             Request::LeaseRevoke { id } => self.revoke(&id, peer, mounts),
             Request::PolicyReload => {
                 self.reload_policy();
@@ -89,6 +93,28 @@ impl Owner {
         peer: &Peer,
         mounts: &MountWatch,
     ) -> Result<Reply, Refusal> {
+        self.may_grant(ttl, reason)?;
+        let known = self.find(wanted)?;
+        let generation = known.entry.generation;
+        // One release at a time: a second one replaces the first.
+        self.close_leases(LeaseChange::Revoked, |lease| {
+            lease.generation == generation && lease.kind == LeaseKind::Release
+        });
+        let lease = self.new_lease(LeaseKind::Release, &known, ttl, reason, peer);
+        self.state.state.leases.push(lease.clone());
+        self.overrides.released.insert(generation, lease.ends_boot_ns);
+        self.write_lease(LeaseChange::Granted, &lease);
+        if let Err(refusal) = self.change_mode(&known, peer, mounts, "release") {
+            self.overrides.released.remove(&generation);
+            self.close_leases(LeaseChange::Revoked, |other| other.id == lease.id);
+            self.reconcile(mounts);
+            return Err(refusal);
+        }
+        Ok(Reply::Released(Box::new(lease_report(&lease))))
+    }
+
+    /// Whether a lease may be granted at all.
+    pub(super) fn may_grant(&self, ttl: Duration, reason: &str) -> Result<(), Refusal> {
         let limit = self.policy.policy.lease().max_ttl();
         if reason.trim().is_empty() {
             return Err(Refusal::ReasonMissing);
@@ -104,16 +130,26 @@ impl Owner {
                 posture.reasons.iter().map(|reason| reason.detail.as_str()).collect::<Vec<_>>().join("; ");
             return Err(Refusal::NotEnforcing { detail });
         }
-        let known = self.find(wanted)?;
-        let generation = known.entry.generation;
+        Ok(())
+    }
+
+    /// A lease from now on, with a number of its own. It is not in force by that.
+    pub(super) fn new_lease(
+        &mut self,
+        kind: LeaseKind,
+        known: &KnownPool,
+        ttl: Duration,
+        reason: &str,
+        peer: &Peer,
+    ) -> Lease {
         let moment = now();
         let ends_boot_ns = moment.boot_ns.saturating_add(u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX));
-        // One release at a time: a second one replaces the first.
-        self.close_leases(LeaseChange::Revoked, |lease| lease.generation == generation);
-        let lease = Lease {
-            id: format!("lease-{}", self.state.state.next_lease),
-            kind: LeaseKind::Release,
-            generation,
+        let number = self.state.state.next_lease;
+        self.state.state.next_lease += 1;
+        Lease {
+            id: format!("lease-{number}"),
+            kind,
+            generation: known.entry.generation,
             pool_id: known.pool.pool_id,
             pool: known.pool.name.clone(),
             mountpoint: known.pool.mountpoint.display().to_string(),
@@ -124,18 +160,8 @@ impl Owner {
             ends: wall(ends_boot_ns).unwrap_or(moment.time),
             ends_boot_ns,
             ttl_seconds: ttl.as_secs(),
-        };
-        self.state.state.next_lease += 1;
-        self.state.state.leases.push(lease.clone());
-        self.overrides.released.insert(generation, ends_boot_ns);
-        self.write_lease(LeaseChange::Granted, &lease);
-        if let Err(refusal) = self.change_mode(&known, peer, mounts, "release") {
-            self.overrides.released.remove(&generation);
-            self.close_leases(LeaseChange::Revoked, |other| other.id == lease.id);
-            self.reconcile(mounts);
-            return Err(refusal);
+            command: None,
         }
-        Ok(Reply::Released(Box::new(lease_report(&lease))))
     }
 
     fn revoke(&mut self, id: &str, peer: &Peer, mounts: &MountWatch) -> Result<Reply, Refusal> {
@@ -144,7 +170,9 @@ impl Owner {
             let leases = leases.iter().map(|lease| lease.id.clone()).collect();
             return Err(Refusal::NoSuchLease { id: id.to_owned(), leases });
         };
-        self.overrides.released.remove(&lease.generation);
+        if lease.kind == LeaseKind::Release {
+            self.overrides.released.remove(&lease.generation);
+        }
         self.close_leases(LeaseChange::Revoked, |other| other.id == lease.id);
         if let Some(known) = self.pools.get(&lease.generation).cloned() {
             self.change_mode(&known, peer, mounts, "revoke the lease")?;
@@ -153,7 +181,7 @@ impl Owner {
     }
 
     /// The pool that an operator means.
-    fn find(&self, wanted: &str) -> Result<KnownPool, Refusal> {
+    pub(super) fn find(&self, wanted: &str) -> Result<KnownPool, Refusal> {
         let known: Vec<&KnownPool> = self.pools.values().collect();
         let texts: Vec<(String, String, Vec<String>)> = known
             .iter()
@@ -200,12 +228,13 @@ impl Owner {
         self.pools.get(&known.entry.generation).cloned().ok_or_else(ended)
     }
 
-    /// Takes leases off the list and writes down why. The kernel's side is the caller's.
+    /// Takes leases off the list and writes down why. The kernel's side of a release is the caller's.
     pub(super) fn close_leases(&mut self, change: LeaseChange, which: impl Fn(&Lease) -> bool) {
         let (over, running): (Vec<Lease>, Vec<Lease>) =
             std::mem::take(&mut self.state.state.leases).into_iter().partition(|lease| which(lease));
         self.state.state.leases = running;
         for lease in &over {
+            self.end_command(lease);
             tracing::info!(lease = lease.id, pool = lease.pool, ?change, "lease");
             self.write_lease(change, lease);
         }
@@ -216,7 +245,7 @@ impl Owner {
         }
     }
 
-    fn write_lease(&mut self, change: LeaseChange, lease: &Lease) {
+    pub(super) fn write_lease(&mut self, change: LeaseChange, lease: &Lease) {
         let place = Place {
             pool_id: Some(pool_id_text(lease.pool_id)),
             pool: Some(lease.pool.clone()),

@@ -45,6 +45,20 @@ pub struct Lease {
     pub ends: Time,
     pub ends_boot_ns: u64,
     pub ttl_seconds: u64,
+    /// Of a lease for a command tree: its cgroup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<CommandTree>,
+}
+
+/// The cgroup that a lease is bound to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CommandTree {
+    pub cgroup_id: u64,
+    /// `s_dev` of the pool.
+    pub dev: u32,
+    /// Something was seen to run in it.
+    pub begun: bool,
 }
 
 /// Content of the file.
@@ -136,6 +150,7 @@ mod tests {
             ends: time,
             ends_boot_ns: 5,
             ttl_seconds: 600,
+            command: None,
         }
     }
 

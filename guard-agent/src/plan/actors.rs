@@ -1,12 +1,12 @@
-//! Which cgroups and executables may delete, one set for each root.
+//! Which cgroups and executables may delete, one set for each root, and who may not delete on aliases.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use guard_common::policy::COMBINED_ACTORS;
+use guard_common::policy::{ALIAS_ACTORS, COMBINED_ACTORS};
 use guard_common::{ActorMask, CgroupKey, ExecutableKey};
 
 use super::{Desired, MapOperation, Observed};
-use crate::policy::Root;
+use crate::policy::{Actor, Root};
 
 /// Operations on `ACTOR_CGROUPS` and `ACTOR_EXES`, by when they are due.
 #[derive(Debug, Default)]
@@ -17,11 +17,17 @@ pub(super) struct Changes {
 
 type Pair = (CgroupKey, ExecutableKey);
 
-pub(super) fn changes(desired: &Desired<'_>, observed: &Observed) -> Changes {
+/// `sealed` are the actor sets of the roots that have a sealed pool.
+pub(super) fn changes(desired: &Desired<'_>, observed: &Observed, sealed: &BTreeSet<u32>) -> Changes {
     let (mut cgroups, mut executables) = (BTreeMap::new(), BTreeMap::new());
-    for root in desired.policy.roots() {
-        set(desired, root, observed, &mut cgroups, &mut executables);
+    let roots = desired.policy.roots();
+    for root in roots {
+        let actors = root.actors().iter();
+        set(desired, root.actor_set(), actors, observed, &mut cgroups, &mut executables);
     }
+    let sealed = roots.iter().filter(|root| sealed.contains(&root.actor_set()));
+    let actors = sealed.flat_map(Root::actors);
+    set(desired, ALIAS_ACTORS, actors, observed, &mut cgroups, &mut executables);
     let mut changes = Changes::default();
     let new = different(&cgroups, &observed.actor_cgroups);
     changes.put.extend(new.map(|(key, mask)| MapOperation::PutActorCgroup(key, mask)));
@@ -34,15 +40,15 @@ pub(super) fn changes(desired: &Desired<'_>, observed: &Observed) -> Changes {
     changes
 }
 
-/// The masks of one root's actors. An actor whose path is not there now is left out.
-fn set(
+/// The masks of one set's actors. An actor whose path is not there now is left out.
+fn set<'p>(
     desired: &Desired<'_>,
-    root: &Root,
+    actor_set: u32,
+    actors: impl Iterator<Item = &'p Actor>,
     observed: &Observed,
     cgroups: &mut BTreeMap<CgroupKey, ActorMask>,
     executables: &mut BTreeMap<ExecutableKey, ActorMask>,
 ) {
-    let actor_set = root.actor_set();
     let cgroup = |path: &str| {
         let id = desired.resolved.cgroups.get(path)?;
         Some(CgroupKey { cgroup_id: *id, actor_set, reserved: 0 })
@@ -52,7 +58,7 @@ fn set(
         Some(ExecutableKey { ino: *ino, dev: *dev, actor_set })
     };
     let mut pairs: BTreeSet<Pair> = BTreeSet::new();
-    for actor in root.actors() {
+    for actor in actors {
         match (actor.cgroup(), actor.executable()) {
             (Some(path), None) => {
                 if let Some(key) = cgroup(path) {
@@ -68,7 +74,16 @@ fn set(
             (None, None) => {}
         }
     }
-    for ((cgroup, executable), bit) in pair_bits(&pairs, observed, actor_set) {
+    let bits = pair_bits(&pairs, observed, actor_set);
+    if actor_set == ALIAS_ACTORS && bits.len() < pairs.len() {
+        // Policy bounds each root's pairs, not those of all roots together: the set denies, so the rest are
+        // denied in any cgroup.
+        let with_bits: BTreeSet<Pair> = bits.iter().map(|(pair, _)| *pair).collect();
+        for (_, executable) in pairs.difference(&with_bits) {
+            executables.entry(*executable).or_default().alone = 1;
+        }
+    }
+    for ((cgroup, executable), bit) in bits {
         cgroups.entry(cgroup).or_default().combined |= 1 << bit;
         executables.entry(executable).or_default().combined |= 1 << bit;
     }

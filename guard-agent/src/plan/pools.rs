@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use guard_common::policy::{POOL_CANARY, POOL_EXPORTED, POOL_GUARD_TRUNCATE};
+use guard_common::policy::{POOL_CANARY, POOL_EXPORTED, POOL_GUARD_TRUNCATE, POOL_NO_ALIAS};
 use guard_common::{Mode, PoolEntry};
 
 use super::{Desired, MapOperation, Observed, node_mode};
@@ -22,6 +22,13 @@ pub(super) struct Changes {
     /// Magics of all pools that remain.
     pub(super) kept_magics: BTreeSet<u64>,
     pub(super) next_generation: u64,
+    /// The pools that remain, as they will be.
+    pub(super) after: BTreeMap<u32, PoolEntry>,
+}
+
+/// Whether an entry speaks for a pool: it may also be the canary's, or say that something is none.
+pub fn is_pool(entry: &PoolEntry) -> bool {
+    entry.flags & (POOL_CANARY | POOL_NO_ALIAS) == 0
 }
 
 pub(super) fn is_canary(entry: &PoolEntry) -> bool {
@@ -37,10 +44,12 @@ pub(super) fn changes(desired: &Desired<'_>, observed: &Observed) -> Changes {
         match observed.pools.get(&pool.dev) {
             // The canary's own superblock, seen below a root: it is not a pool while it has that entry.
             Some(entry) if is_canary(entry) => {}
+            // It lay outside all roots before.
+            Some(entry) if !is_pool(entry) => changes.create(desired, pool, true),
             Some(entry) => {
                 changes.update(pool.dev, entry, wanted(desired, pool, entry, changes.next_generation))
             }
-            None => changes.create(desired, pool),
+            None => changes.create(desired, pool, false),
         }
     }
     let mounted: BTreeMap<u32, &str> = desired
@@ -53,12 +62,15 @@ pub(super) fn changes(desired: &Desired<'_>, observed: &Observed) -> Changes {
     {
         if is_canary(entry) {
             changes.kept_magics.insert(entry.magic);
+        } else if !is_pool(entry) {
+            // See `aliases`.
         } else if let Some(root) = guarding_root(desired.policy, entry, mounted.get(dev).copied()) {
             let mode = mode(desired, root, entry.pool_id, entry.generation);
             changes.update(*dev, entry, with_mode(settings(root, *entry), mode));
         } else if mounted.contains_key(dev) {
             changes.removed.push(MapOperation::RemovePool { dev: *dev });
         } else {
+            changes.after.insert(*dev, *entry);
             changes.kept_magics.insert(entry.magic);
         }
     }
@@ -66,7 +78,7 @@ pub(super) fn changes(desired: &Desired<'_>, observed: &Observed) -> Changes {
 }
 
 impl Changes {
-    fn create(&mut self, desired: &Desired<'_>, pool: &Pool) {
+    fn create(&mut self, desired: &Desired<'_>, pool: &Pool, replaces: bool) {
         let root = &desired.policy.roots()[pool.root];
         let generation = self.next_generation;
         let entry =
@@ -74,12 +86,19 @@ impl Changes {
         let entry = with_mode(settings(root, entry), mode(desired, root, pool.pool_id, generation));
         self.next_generation += 1;
         self.kept_magics.insert(pool.magic);
-        self.created.push(MapOperation::CreatePool { dev: pool.dev, entry });
+        let dev = pool.dev;
+        self.after.insert(dev, entry);
+        self.created.push(if replaces {
+            MapOperation::UpdatePool { dev, entry }
+        } else {
+            MapOperation::CreatePool { dev, entry }
+        });
     }
 
     fn update(&mut self, dev: u32, before: &PoolEntry, after: PoolEntry) {
         self.next_generation = self.next_generation.max(after.generation + 1);
         self.kept_magics.insert(after.magic);
+        self.after.insert(dev, after);
         if *before == after {
             return;
         }

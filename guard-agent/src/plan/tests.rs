@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use guard_common::policy::{CEPH_SUPER_MAGIC, POOL_CANARY};
+use guard_common::policy::{ALIAS_ACTORS, CEPH_SUPER_MAGIC, POOL_CANARY, POOL_NO_ALIAS};
 use proptest::prelude::*;
 
 use super::*;
@@ -291,6 +291,52 @@ fn unresolved_actors_are_left_out() {
     assert!(maps.actor_cgroups.is_empty() && maps.actor_executables.is_empty());
 }
 
+#[test]
+fn while_a_pool_is_sealed_its_actors_are_denied_on_whatever_may_show_it() {
+    let sealed = |maps: &Observed| (alias_actors(maps), exempt(maps));
+    // The filesystem's root, a path beside the pool, one below it, and a kind that tells nothing.
+    let table = format!(
+        "{POOL}80 31 0:50 / /tmp/x rw - ceph m:/ rw\n81 31 0:51 / /mnt rw - ceph m:/b rw\n\
+         82 31 0:52 / /mnt2 rw - ceph m:/a/below rw\n"
+    );
+    let (mut host, mut maps) = started(INCUS, &table);
+    let actor_set = maps.pools[&43].actor_set;
+    assert_eq!(sealed(&maps), (BTreeSet::new(), BTreeSet::new()));
+    host.overrides.sealed.insert(maps.pools[&43].pool_id);
+    host.apply(&mut maps);
+    assert_eq!(sealed(&maps), (actors(&maps, actor_set), [51].into()));
+    assert!(!alias_actors(&maps).is_empty());
+    // What was exempt becomes a pool; what was a pool stays one.
+    let bound = format!("{table}83 31 0:51 / /var/lib/incus/other rw - ceph m:/b rw\n");
+    host.table.clone_from(&bound);
+    host.apply(&mut maps);
+    assert_eq!((mode(&maps, 51), exempt(&maps)), (Some(Mode::Guarded), [].into()));
+    // Mounted no more: what the sealed pool shows is not known to a starting agent.
+    host.table = table.replace(POOL, "").replace("0:51", "0:53");
+    host.apply(&mut maps);
+    assert_eq!(exempt(&maps), [].into());
+    host.overrides.sealed.clear();
+    host.apply(&mut maps);
+    assert_eq!(sealed(&maps), (BTreeSet::new(), BTreeSet::new()));
+    assert!(maps.actor_cgroups.keys().all(|key| key.actor_set == actor_set));
+}
+
+#[test]
+fn a_sealed_nodes_pools_may_be_anywhere_even_before_they_are_mounted() {
+    let (mut host, mut maps) = started(INCUS, "81 31 0:51 / /mnt rw - ceph m:/b rw\n");
+    let actor_set = host.policy.roots()[0].actor_set();
+    host.overrides.nodes.insert(actor_set, NodeMode::Sealed);
+    host.apply(&mut maps);
+    assert_eq!((alias_actors(&maps), exempt(&maps)), (actors(&maps, actor_set), [].into()));
+    host.table += POOL;
+    host.apply(&mut maps);
+    assert_eq!(exempt(&maps), [].into(), "another pool may follow");
+    // An operator's release of the only pool goes before.
+    host.overrides.released.insert(maps.pools[&43].generation, 5000);
+    host.apply(&mut maps);
+    assert!(alias_actors(&maps).is_empty());
+}
+
 /// Names of kinds guarded below a root's directory, as the kernel sees them.
 fn guarded_kinds(maps: &Observed, key: &RootKey) -> BTreeSet<FilesystemKey> {
     let mask = maps.roots.get(key).map_or(0, |entry| entry.filesystems);
@@ -315,10 +361,30 @@ fn actors(maps: &Observed, set: u32) -> BTreeSet<(u64, u64)> {
     actors
 }
 
+/// Who is denied outside the roots, on a superblock that has no entry.
+fn alias_actors(maps: &Observed) -> BTreeSet<(u64, u64)> {
+    if maps.config.flags & CONFIG_ALIASES == 0 { BTreeSet::new() } else { actors(maps, ALIAS_ACTORS) }
+}
+
+fn exempt(maps: &Observed) -> BTreeSet<u32> {
+    maps.pools.iter().filter(|(_, entry)| entry.flags & POOL_NO_ALIAS != 0).map(|(dev, _)| *dev).collect()
+}
+
+fn check_aliases(before: &Observed, after: &Observed, now: &Observed, operation: &MapOperation) {
+    let (old, new, denied) = (alias_actors(before), alias_actors(after), alias_actors(now));
+    let both: BTreeSet<_> = old.intersection(&new).copied().collect();
+    assert!(denied.is_superset(&both), "aliases opened at {operation:?}");
+    let either: BTreeSet<_> = old.union(&new).copied().collect();
+    assert!(denied.is_subset(&either), "aliases closed to others at {operation:?}");
+    let either: BTreeSet<_> = exempt(before).union(&exempt(after)).copied().collect();
+    assert!(exempt(now).is_subset(&either), "an alias exempt at {operation:?}");
+}
+
 fn check_steps(before: &Observed, after: &Observed, operations: &[MapOperation]) {
     let mut maps = before.clone();
     for operation in operations {
         apply(&mut maps, operation);
+        check_aliases(before, after, &maps, operation);
         for (dev, entry) in &maps.pools {
             assert_ne!(maps.config.magic_bloom & magic_bit(entry.magic), 0, "the filter hides {dev}");
         }
@@ -327,7 +393,7 @@ fn check_steps(before: &Observed, after: &Observed, operations: &[MapOperation])
             let now = maps.pools.get(dev).unwrap_or_else(|| panic!("pool {dev} without entry"));
             let weaker = pools::strength(old.mode).min(pools::strength(new.mode));
             assert!(pools::strength(now.mode) >= weaker, "pool {dev} weaker at {operation:?}");
-            if now.mode != Mode::Guarded as u32 {
+            if now.mode != Mode::Guarded as u32 || !is_pool(now) {
                 continue;
             }
             let allowed: BTreeSet<_> =
@@ -382,7 +448,9 @@ fn any_table() -> impl Strategy<Value = String> {
     );
     proptest::collection::vec(mount, 0..6).prop_map(|mounts| {
         let line = |(dev, place, kind): (u32, &str, &str)| {
-            format!("{dev} 1 0:{dev} / {place} rw - {kind} s:/{dev} rw\n")
+            // The first shows what all others of its kind do; the others lie beside each other.
+            let path = if dev == 0 { String::new() } else { dev.to_string() };
+            format!("{dev} 1 0:{dev} / {place} rw - {kind} s:/{path} rw\n")
         };
         let mut seen = BTreeSet::new();
         mounts.into_iter().filter(|mount| seen.insert(mount.0)).map(line).collect()

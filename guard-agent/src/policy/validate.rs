@@ -4,6 +4,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use guard_common::names::capacity;
+use guard_common::policy::ALIAS_ACTORS;
 use sha2::{Digest, Sha256};
 use toml::Spanned;
 
@@ -274,7 +275,7 @@ fn actor_set(path: &Path, before: &[Root]) -> u32 {
         .as_encoded_bytes()
         .iter()
         .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
-    let free = |set: &u32| before.iter().all(|root| root.actor_set != *set);
+    let free = |set: &u32| *set != ALIAS_ACTORS && before.iter().all(|root| root.actor_set != *set);
     (0..=u32::MAX).map(|offset| hash.wrapping_add(offset)).find(free).unwrap_or(hash)
 }
 

@@ -1,5 +1,5 @@
-//! A lease lets one command tree through, and nobody else. (Nothing grants such leases yet: the test
-//! writes the kernel's map itself.)
+//! A lease in the kernel lets one command tree through, and nobody else: the test writes the map itself. What
+//! grants such leases is tested in `exec_standin`.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;

@@ -1,12 +1,15 @@
 //! The tests, one file for each group, in the order in which they run.
 
 mod actors_standin;
+mod alias_cephfs;
+mod alias_standin;
 mod allow_cephfs;
 mod audit_standin;
 mod command_lease_standin;
 mod control_standin;
 mod detour_cephfs;
 mod erase_cephfs;
+mod exec_standin;
 mod failures_incus;
 mod gap_standin;
 mod ground_cephfs;
@@ -36,11 +39,13 @@ const STANDIN: &[&[Test]] = &[
     ground_standin::TESTS,
     modes_standin::TESTS,
     actors_standin::TESTS,
+    alias_standin::TESTS,
     views_standin::TESTS,
     gap_standin::TESTS,
     restart_standin::TESTS,
     lease_standin::TESTS,
     command_lease_standin::TESTS,
+    exec_standin::TESTS,
     inactive_standin::TESTS,
     policy_standin::TESTS,
     audit_standin::TESTS,
@@ -58,6 +63,7 @@ const CEPHFS: &[&[Test]] = &[
     detour_cephfs::TESTS,
     allow_cephfs::TESTS,
     seal_cephfs::TESTS,
+    alias_cephfs::TESTS,
     window_cephfs::TESTS,
 ];
 const INCUS: &[&[Test]] =

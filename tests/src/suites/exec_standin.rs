@@ -1,0 +1,204 @@
+//! `guardctl exec`: one command tree deletes while everybody else is denied; with it the permission ends.
+
+use std::fs;
+use std::io::Read as _;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::harness::attempt::{rm_is_denied, rm_passes};
+use crate::harness::guarded::{Guarded, exit_code};
+use crate::harness::registry::Test;
+use crate::harness::{command, wait};
+
+pub const TESTS: &[Test] = &[
+    Test::new("exec_lets_one_tree_through_and_ends_with_it", one_tree),
+    Test::new("exec_lease_lives_as_long_as_its_cgroup_when_guardctl_is_killed", guardctl_killed),
+    Test::new("exec_lease_survives_the_agents_restart", restart),
+    Test::new("exec_lease_ends_by_time_revocation_and_seal", early_ends),
+];
+
+const CGROUPS: &str = "/sys/fs/cgroup/guard-agent.exec";
+const SOON: Duration = Duration::from_secs(30);
+
+fn exec(ground: &Guarded, ttl: &str, line: &str) -> Result<Command> {
+    let mut command = Command::new(std::env::var_os("GUARDCTL").context("GUARDCTL is not set")?);
+    command
+        .arg("--run-dir")
+        .arg(ground.installation.run_dir())
+        .args(["exec", "--pool", "pool", "--reason", "test", "--ttl", ttl, "--", "sh", "-c", line]);
+    Ok(command)
+}
+
+/// A command that runs until its standard input is closed, then removes a file and says how that went.
+struct Waiting {
+    child: Child,
+}
+
+impl Waiting {
+    fn start(ground: &Guarded, ttl: &str, file: &Path) -> Result<Self> {
+        let line = format!("echo ready; cat >/dev/null; rm -f {} 2>/dev/null; echo $?", file.display());
+        let mut command = exec(ground, ttl, &line)?;
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().context("start guardctl exec")?;
+        let mut ready = [0; 6];
+        let output = child.stdout.as_mut().context("its output")?;
+        output.read_exact(&mut ready).context("wait for the command to begin")?;
+        ensure!(&ready == b"ready\n", "the command said {ready:?}");
+        Ok(Self { child })
+    }
+
+    /// Has it do its deletion; returns `rm`'s code.
+    fn finish(mut self) -> Result<String> {
+        drop(self.child.stdin.take());
+        let mut said = String::new();
+        // To its end: also when guardctl is gone, the command holds the other end.
+        self.child.stdout.take().context("its output")?.read_to_string(&mut said)?;
+        self.child.wait()?;
+        Ok(said.trim().to_owned())
+    }
+}
+
+fn leases(ground: &Guarded) -> Result<Vec<Value>> {
+    let leases = ground.installation.guardctl_json(&["lease", "list"])?;
+    leases.as_array().cloned().context("guardctl lease list printed no list")
+}
+
+fn nothing_is_left(ground: &Guarded) -> Result<()> {
+    wait::until("the lease is over and its cgroup gone", SOON, || {
+        let cgroups = fs::read_dir(CGROUPS).context("list the cgroups")?.flatten();
+        Ok(leases(ground)?.is_empty() && cgroups.filter(|entry| entry.path().is_dir()).count() == 0)
+    })
+}
+
+fn ended(ground: &Guarded, change: &str) -> Result<()> {
+    ground.wait_for_record(&format!("a lease of a command that is {change}"), |record| {
+        record["kind"] == "lease"
+            && record["lease"]["lease_kind"] == "command"
+            && record["lease"]["change"] == change
+    })?;
+    Ok(())
+}
+
+fn run(ground: &Guarded, line: &str) -> Result<Output> {
+    exec(ground, "5m", line)?.output().context("run guardctl exec")
+}
+
+fn one_tree() -> Result<()> {
+    let ground = Guarded::new("exec", "")?;
+    let _agent = ground.installation.start()?;
+    let pool = ground.pool("pool")?;
+    let at = |name: &str| pool.path().join(name);
+
+    let waiting = Waiting::start(&ground, "5m", &at("file0"))?;
+    rm_is_denied(&at("file0"))?;
+    ensure!(leases(&ground)?.len() == 1, "the lease is not listed");
+    ensure!(waiting.finish()? == "0" && !at("file0").exists(), "the command was denied");
+    nothing_is_left(&ground)?;
+    ground.wait_for_decision("lease", "/file0")?;
+    ended(&ground, "granted")?;
+    ground.wait_for_record("the lease's end", |record| {
+        let lease = &record["lease"];
+        // Guardctl asks for it; the agent may see the empty cgroup first.
+        lease["lease_kind"] == "command" && (lease["change"] == "revoked" || lease["change"] == "ended")
+    })?;
+
+    // From its first instruction, with what it starts, also in a sealed pool.
+    ground.guardctl(&["seal", "pool"])?;
+    let output = run(&ground, &format!("sh -c 'rm {}' && cat /proc/self/cgroup", at("file1").display()))?;
+    ensure!(output.status.success() && !at("file1").exists(), "{}", command::text(&output));
+    ensure!(command::text(&output).contains("guard-agent.exec/lease-"), "{}", command::text(&output));
+    rm_is_denied(&at("file2"))?;
+    ground.guardctl(&["unseal", "pool"])?;
+
+    // What it leaves behind is denied when guardctl has ended.
+    let fifo = at("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU)?;
+    let line = format!("(cat {}; rm {}) >/dev/null 2>&1 &", fifo.display(), at("file3").display());
+    ensure!(exit_code(&run(&ground, &line)?)? == 0, "the shell failed");
+    ensure!(leases(&ground)?.is_empty(), "the lease outlives guardctl's end");
+    fs::write(&fifo, "go")?;
+    nothing_is_left(&ground)?;
+    ensure!(at("file3").exists(), "what the command left behind was let through");
+
+    for (line, code) in [("exit 7", 7), ("kill -TERM $$", 143)] {
+        let output = run(&ground, line)?;
+        ensure!(exit_code(&output)? == code, "`{line}` ended with {}", output.status);
+    }
+    let guardctl = ["exec", "--pool", "pool", "--reason", "test", "--", "/no/such/command"];
+    ensure!(exit_code(&ground.installation.guardctl(&guardctl)?)? == 127, "a command that is not there");
+    let guardctl = ["exec", "--pool", "pool", "--reason", " ", "--", "true"];
+    ensure!(exit_code(&ground.installation.guardctl(&guardctl)?)? == 6, "a lease without a reason");
+
+    let terminated = Waiting::start(&ground, "5m", &at("file4"))?;
+    kill(Pid::from_raw(i32::try_from(terminated.child.id())?), Signal::SIGTERM)?;
+    let mut child = terminated.child;
+    let status = child.wait()?;
+    ensure!(status.code() == Some(143), "SIGTERM was not passed on: {status}");
+    nothing_is_left(&ground)?;
+    rm_is_denied(&at("file4"))
+}
+
+fn guardctl_killed() -> Result<()> {
+    let ground = Guarded::new("exec-killed", "")?;
+    let _agent = ground.installation.start()?;
+    let pool = ground.pool("pool")?;
+    let mut waiting = Waiting::start(&ground, "5m", &pool.path().join("file0"))?;
+    waiting.child.kill()?;
+    waiting.child.wait()?;
+    rm_is_denied(&pool.path().join("file0"))?;
+    ensure!(leases(&ground)?.len() == 1, "the lease went with guardctl");
+    ensure!(waiting.finish()? == "0", "the command was denied after guardctl's death");
+    ended(&ground, "ended")?;
+    nothing_is_left(&ground)?;
+    rm_is_denied(&pool.path().join("file1"))
+}
+
+fn restart() -> Result<()> {
+    let ground = Guarded::new("exec-restart", "")?;
+    let agent = ground.installation.start()?;
+    let pool = ground.pool("pool")?;
+    let waiting = Waiting::start(&ground, "5m", &pool.path().join("file0"))?;
+    drop(agent);
+    let _agent = ground.installation.start()?;
+    ensure!(leases(&ground)?.len() == 1, "the new agent does not know the lease");
+    rm_is_denied(&pool.path().join("file0"))?;
+    ensure!(waiting.finish()? == "0", "the command was denied after the restart");
+    nothing_is_left(&ground)
+}
+
+fn early_ends() -> Result<()> {
+    let ground = Guarded::new("exec-ends", "")?;
+    let _agent = ground.installation.start()?;
+    let pool = ground.pool("pool")?;
+    let file = pool.path().join("file0");
+
+    let waiting = Waiting::start(&ground, "3s", &file)?;
+    ended(&ground, "expired")?;
+    ensure!(waiting.finish()? == "1" && file.exists(), "let through after its time");
+
+    let waiting = Waiting::start(&ground, "5m", &file)?;
+    let id = leases(&ground)?.first().and_then(|lease| lease["id"].as_str().map(str::to_owned));
+    ground.guardctl(&["lease", "revoke", &id.context("the lease's id")?])?;
+    ended(&ground, "revoked")?;
+    ensure!(waiting.finish()? == "1" && file.exists(), "let through after the revocation");
+
+    let waiting = Waiting::start(&ground, "5m", &file)?;
+    ground.guardctl(&["seal", "pool"])?;
+    ensure!(leases(&ground)?.is_empty(), "the lease outlives the seal");
+    ensure!(waiting.finish()? == "1" && file.exists(), "let through after the seal");
+    ground.guardctl(&["unseal", "pool"])?;
+
+    // A release beside it goes its own way.
+    let waiting = Waiting::start(&ground, "5m", &file)?;
+    ground.guardctl(&["release", "pool", "--ttl", "5m", "--reason", "test"])?;
+    ensure!(leases(&ground)?.len() == 2, "the release replaced the command's lease");
+    ensure!(waiting.finish()? == "0", "the command was denied");
+    rm_passes(&pool.path().join("file1"))?;
+    Ok(())
+}
