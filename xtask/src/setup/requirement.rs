@@ -21,6 +21,8 @@ pub enum Use {
 }
 
 impl Use {
+    /// What everything but the suite `incus` needs.
+    pub const WITHOUT_INCUS: [Self; 4] = [Self::Bpf, Self::Vm, Self::Ceph, Self::Suites];
     pub const ALL: [Self; 5] = [Self::Bpf, Self::Vm, Self::Ceph, Self::Suites, Self::Incus];
 }
 
