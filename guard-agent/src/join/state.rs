@@ -101,9 +101,12 @@ impl State {
             Self::Standalone => Self::Unknown { kept: Kept::Standalone },
             // Whoever prepared it may be gone, and would have to say so again: sealed until evidence decides.
             Self::Joining { .. } => Self::Joining { seen: JoinSeen::Running },
-            // What was unmounting died with the agent: whoever asked for it may ask again.
-            Self::RollingBack => Self::JoinFailed,
-            Self::Unknown { .. } | Self::JoinFailed | Self::JoinPartial | Self::Released => self,
+            // A rollback died with its agent, and the next one begins it anew (`Owner::drive_nodes`).
+            Self::Unknown { .. }
+            | Self::JoinFailed
+            | Self::JoinPartial
+            | Self::RollingBack
+            | Self::Released => self,
         }
     }
 
