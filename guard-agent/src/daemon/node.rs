@@ -91,6 +91,11 @@ impl Node {
         self.machine().state()
     }
 
+    /// Whether a rollback may begin in this state.
+    pub fn may_roll_back(&self) -> Result<(), crate::join::Refusal> {
+        self.machine().may_roll_back()
+    }
+
     /// How often to look without a reason.
     pub fn every(&self) -> Duration {
         match self.state() {

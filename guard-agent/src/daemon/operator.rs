@@ -30,6 +30,10 @@ impl Owner {
         if self.nodes.of(&root).is_some_and(|node| *node.state() == State::RollingBack) {
             return self.rollback_status(&root);
         }
+        // The state says more than that Incus runs.
+        if let Some(Err(refusal)) = self.nodes.of(&root).map(Node::may_roll_back) {
+            return Err(Refusal::NodeState { root: root.display().to_string(), refusal });
+        }
         may_begin(&root, self.daemon_of(&root))?;
         self.nodes.rollbacks.set_lazy(&root, lazy);
         let asked = self.ask_node(&root, Event::RollbackAsked { by: format!("uid {}", peer.uid) }, mounts);

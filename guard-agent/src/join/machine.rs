@@ -65,9 +65,9 @@ impl Machine {
         self.state.mode()
     }
 
-    /// Whether pools of the node live, as far as is known.
+    /// Whether pools of the node live. Not known yet: they may, but for what was written down as released.
     pub(super) fn has_pools(&self) -> bool {
-        self.alive.as_ref().is_none_or(|alive| !alive.is_empty())
+        self.alive.as_ref().map_or(self.state != State::Released, |alive| !alive.is_empty())
     }
 
     /// Whether what is mounted may be the remains of a join or of a membership.
@@ -173,7 +173,8 @@ impl Machine {
         self.alive = Some(alive);
         self.suspect_pools();
         // Found by an agent before this one, or while the maps could not be written.
-        if appeared && self.mode() == NodeMode::Policy {
+        let returned = self.state == State::Released && self.has_pools();
+        if returned || (appeared && self.mode() == NodeMode::Policy) {
             self.pool_found(effects);
         }
     }
@@ -198,15 +199,20 @@ impl Machine {
         self.look_anew(effects);
     }
 
-    fn roll_back(&mut self, by: &str, effects: &mut Vec<Effect>) -> Result<(), Refusal> {
+    /// Whether a rollback may begin in this state.
+    pub fn may_roll_back(&self) -> Result<(), Refusal> {
         match self.state {
-            State::RollingBack => return Err(Refusal::RollingBack),
+            State::RollingBack => Err(Refusal::RollingBack),
             State::JoinFailed
             | State::JoinPartial
             | State::Released
-            | State::Unknown { kept: Kept::Nothing } => {}
-            _ => return Err(Refusal::NotFailed { state: self.state.name() }),
+            | State::Unknown { kept: Kept::Nothing } => Ok(()),
+            _ => Err(Refusal::NotFailed { state: self.state.name() }),
         }
+    }
+
+    fn roll_back(&mut self, by: &str, effects: &mut Vec<Effect>) -> Result<(), Refusal> {
+        self.may_roll_back()?;
         self.change(State::RollingBack, &format!("{by} asked for a rollback"), effects);
         self.look_anew(effects);
         effects.push(Effect::RollBack);
