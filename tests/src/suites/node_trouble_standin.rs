@@ -117,8 +117,8 @@ fn files_vanish() -> Result<()> {
     let pool = ground.pool("own")?;
     wait_until_guarded(&ground, &node, pool.path())?;
     fs::remove_dir_all(ground.root().join("database")).context("remove the database")?;
-    let unknown = node.wait_for_state(&ground, "unknown")?;
-    ensure!(unknown["mode"] == "sealed", "{unknown}");
+    let partial = node.wait_for_state(&ground, "join-partial")?;
+    ensure!(partial["mode"] == "sealed", "{partial}");
     is_sealed(&node, pool.path())
 }
 
