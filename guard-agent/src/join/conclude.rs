@@ -22,7 +22,7 @@ pub(super) fn conclude(machine: &Machine, evidence: &Evidence) -> (State, String
             begun(machine, address, evidence)
         }
         (_, Config::Read { raft_nodes: 0, cluster_address: None }) => unclustered(machine),
-        (_, Config::Read { raft_nodes, .. }) => clustered(now, *raft_nodes, evidence),
+        (_, Config::Read { raft_nodes, .. }) => clustered(machine, *raft_nodes, evidence),
     }
 }
 
@@ -88,7 +88,7 @@ fn unclustered(machine: &Machine) -> (State, String) {
 }
 
 /// Raft nodes: in cluster mode at the daemon's next start at the latest.
-fn clustered(now: &State, raft_nodes: u32, evidence: &Evidence) -> (State, String) {
+fn clustered(machine: &Machine, raft_nodes: u32, evidence: &Evidence) -> (State, String) {
     let rows = format!("there are {raft_nodes} raft nodes");
     let partial = |why: &str| (State::JoinPartial, format!("{rows}, {why}"));
     match (&evidence.membership, &evidence.daemon) {
@@ -98,12 +98,13 @@ fn clustered(now: &State, raft_nodes: u32, evidence: &Evidence) -> (State, Strin
         ),
         (Membership::NotListed, _) => partial("and this server is not in the list of members"),
         (Membership::NotClustered, _) => partial("and the daemon says that it is not clustered"),
-        (_, daemon) => unanswered(now, &rows, daemon, &evidence.membership),
+        (_, daemon) => unanswered(machine, &rows, daemon, &evidence.membership),
     }
 }
 
 /// Raft nodes, and nobody who says whether this server is a member.
-fn unanswered(now: &State, rows: &str, daemon: &Daemon, membership: &Membership) -> (State, String) {
+fn unanswered(machine: &Machine, rows: &str, daemon: &Daemon, membership: &Membership) -> (State, String) {
+    let now = machine.state();
     let why = match (membership, daemon) {
         (_, Daemon::Stopped) => "the daemon does not run".to_owned(),
         (Membership::Starting, _) => "the daemon is starting".to_owned(),
@@ -122,6 +123,10 @@ fn unanswered(now: &State, rows: &str, daemon: &Daemon, membership: &Membership)
     }
     match now {
         State::Joining { .. } if *daemon != Daemon::Stopped => (now.clone(), because),
+        // A rollback leaves the database as it was: as long as no daemon goes by it, nothing has changed.
+        State::Released if !machine.has_pools() && !matches!(daemon, Daemon::Running { .. }) => {
+            (State::Released, format!("{because}, and no pool"))
+        }
         _ => (State::JoinPartial, because),
     }
 }
@@ -134,5 +139,33 @@ fn may_still_answer(confirmed_by: &Incarnation, daemon: &Daemon) -> bool {
         Daemon::Running { incarnation, age_seconds } => {
             incarnation == confirmed_by || *age_seconds < GRACE_SECONDS
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn evidence(cluster_address: Option<&str>, raft_nodes: u32, daemon: Daemon) -> Evidence {
+        let config = Config::Read { cluster_address: cluster_address.map(str::to_owned), raft_nodes };
+        Evidence { config, daemon, operation: JoinOperation::None, membership: Membership::NotAsked }
+    }
+
+    #[test]
+    fn what_was_rolled_back_stays_so_until_a_pool_or_a_daemon_comes() {
+        let rolled_back = Machine::at(State::Released, BTreeSet::new());
+        let address = Some("10.0.0.2:8443");
+        for raft_nodes in [0, 2] {
+            let (state, because) = conclude(&rolled_back, &evidence(address, raft_nodes, Daemon::Stopped));
+            assert_eq!(state, State::Released, "{because}");
+        }
+        let mounted_again = Machine::at(State::Released, BTreeSet::from([1]));
+        let (state, _) = conclude(&mounted_again, &evidence(address, 2, Daemon::Stopped));
+        assert_eq!(state, State::JoinPartial);
+        let incarnation = Incarnation { boot_id: "b".to_owned(), pid: 7, start_ticks: 1 };
+        let running = Daemon::Running { incarnation, age_seconds: 1 };
+        assert_eq!(conclude(&rolled_back, &evidence(address, 2, running)).0, State::JoinPartial);
     }
 }
