@@ -24,7 +24,7 @@ use guard_common::{
 };
 
 use crate::classify::Classification;
-use crate::join::NodeMode;
+use crate::join::{NodeMode, PoolModes};
 use crate::policy::{DefaultMode, Policy};
 
 /// One change of one map entry.
@@ -93,7 +93,7 @@ pub struct Overrides {
     /// and goes before a seal while it lasts.
     pub released: BTreeMap<u64, u64>,
     /// By the actor set of the node's root. A root without an entry is no node.
-    pub nodes: BTreeMap<u32, NodeMode>,
+    pub nodes: BTreeMap<u32, PoolModes>,
 }
 
 /// The mode of a node's pools by policy and state. A root that is only observed denies nothing: its operator is

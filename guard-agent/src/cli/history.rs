@@ -58,6 +58,10 @@ pub fn render_nodes(nodes: &[NodeReport]) -> String {
         let kept = node.kept.as_ref().map(|kept| format!(" (was {})", safe(kept))).unwrap_or_default();
         let row = vec![safe(&node.root), format!("{}{kept}", safe(&node.state)), node.mode.to_string()];
         shown.push_str(&text::table("  ", &[row]));
+        if !node.unconfirmed.is_empty() {
+            let pools = node.unconfirmed.iter().map(|pool| safe(pool)).collect::<Vec<_>>().join(", ");
+            shown.push_str(&format!("    sealed until a look at local.db has spoken for them: {pools}\n"));
+        }
         if let Some(because) = &node.because {
             shown.push_str(&format!("    since {}: {}\n", time(node.since), safe(because)));
         }
@@ -115,6 +119,7 @@ mod tests {
             state: "unknown".to_owned(),
             kept: Some("joined".to_owned()),
             mode: Name(Mode::Guarded),
+            unconfirmed: vec!["new".to_owned()],
             since: moment,
             because: Some("there are 2 raft nodes; the daemon does not run".to_owned()),
             evidence: Some(Evidence {
@@ -127,6 +132,7 @@ mod tests {
         };
         let shown = render_nodes(&[node]);
         assert!(shown.contains("unknown (was joined)") && shown.contains("guarded"), "{shown}");
+        assert!(shown.contains("sealed until a look at local.db has spoken for them: new\n"), "{shown}");
         assert!(shown.contains("cluster address 10.0.0.2:8443, 2 raft nodes; daemon stopped"), "{shown}");
         assert_eq!(render_nodes(&[]), "");
     }

@@ -80,6 +80,7 @@ fn status() -> StatusReport {
             state: "join-failed".to_owned(),
             kept: None,
             mode: Name(Mode::Sealed),
+            unconfirmed: Vec::new(),
             since: at(40),
             because: Some(
                 "cluster.https_address is 10.0.0.2:8443, and there are no raft nodes; no join runs"

@@ -137,6 +137,8 @@ pub struct NodeReport {
     pub kept: Option<String>,
     /// The mode that the state gives its pools.
     pub mode: Name<Mode>,
+    /// Names of pools that are sealed all the same, until a look has spoken for them.
+    pub unconfirmed: Vec<String>,
     pub since: Time,
     /// The evidence that drove the last transition.
     pub because: Option<String>,

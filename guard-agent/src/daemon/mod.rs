@@ -176,9 +176,8 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     owner.note_state_problem(state_problem);
     owner.keep_policy();
     owner.adopt_commands()?;
-    owner.open_nodes().await;
     // The policy is in the maps before anything is attached: the first decision already knows it.
-    owner.reconcile(&mounts);
+    owner.open_nodes(&mounts).await;
     owner.check_reconciled()?;
     owner.put_in_force(prepared.attach()?)?;
 

@@ -1,5 +1,6 @@
 //! One node: its state machine, its journal, and who watches it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use crate::durable;
 use crate::events::Time;
 use crate::incus::{self, Observer};
 use crate::join::journal::file_name;
-use crate::join::{Effect, Event, Evidence, Journal, Machine, Refusal, State, Transition};
+use crate::join::{Effect, Event, Evidence, Journal, Machine, NodeMode, Refusal, State, Transition};
 use crate::policy::Root;
 
 /// How often to look at a node without any reason: while its state may change soon, and else.
@@ -33,13 +34,13 @@ pub struct Node {
 }
 
 impl Node {
-    /// Reads the journal of a root, of whose pools one was found sealed or none. The second value says what was wrong
-    /// with the journal.
+    /// Reads the journal of a root, whose pools were found with these modes in the kernel. The second value says what
+    /// was wrong with the journal.
     pub fn open(
         directory: &Path,
         root: &Root,
         options: incus::Options,
-        found_sealed: bool,
+        found: &BTreeMap<u64, NodeMode>,
     ) -> (Self, Option<String>) {
         let name = root.path().display().to_string();
         let file = directory.join(file_name(&name));
@@ -61,7 +62,7 @@ impl Node {
         };
         let machine = journal
             .as_ref()
-            .map_or_else(Machine::unknown, |journal| Machine::restored(journal.state.clone(), found_sealed));
+            .map_or_else(Machine::unknown, |journal| Machine::restored(journal.state.clone(), found));
         let journal = match journal {
             Some(mut journal) => {
                 journal.state = machine.state().clone();
@@ -139,7 +140,7 @@ mod tests {
         let text = "version = 1\n[[root]]\npreset = \"incus\"\n";
         let policy = crate::policy::parse(text, Path::new("policy.toml")).unwrap();
         let root = &policy.roots()[0];
-        Node::open(directory, root, incus::Options::new(root.path(), "incus.service"), false)
+        Node::open(directory, root, incus::Options::new(root.path(), "incus.service"), &BTreeMap::new())
     }
 
     /// Carries the effects out as far as the journal goes.
@@ -170,7 +171,7 @@ mod tests {
         let (mut first, problem) = node(directory.path());
         assert_eq!((first.state().name(), problem), ("unknown", None));
         looked(&mut first, None);
-        assert_eq!(node(directory.path()).0.state().mode(), crate::join::NodeMode::Policy);
+        assert_eq!(node(directory.path()).0.state().mode(), NodeMode::Policy);
         told(&mut first, Event::JoinBegan);
         assert_eq!(node(directory.path()).0.state().name(), "joining");
         looked(&mut first, Some("10.0.0.1:8443"));
@@ -187,10 +188,7 @@ mod tests {
         looked(&mut first, None);
         fs::write(&first.file, "{\"version\":1,\"ro").unwrap();
         let (second, problem) = node(directory.path());
-        assert_eq!(
-            (second.state().name(), second.machine().mode()),
-            ("unknown", crate::join::NodeMode::Sealed)
-        );
+        assert_eq!((second.state().name(), second.machine().mode()), ("unknown", NodeMode::Sealed));
         assert!(problem.unwrap().contains(".unreadable"));
     }
 
@@ -205,6 +203,6 @@ mod tests {
         fs::remove_file(&place).unwrap();
         first.write();
         assert_eq!(first.unwritten, None);
-        assert_eq!(node(&place).0.state().mode(), crate::join::NodeMode::Policy);
+        assert_eq!(node(&place).0.state().mode(), NodeMode::Policy);
     }
 }

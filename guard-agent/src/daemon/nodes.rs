@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use guard_common::{Mode, PoolEntry};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -57,11 +58,22 @@ impl Nodes {
 }
 
 impl Owner {
-    /// Takes up the nodes of the policy, and looks at each before anything is decided about its pools.
-    pub async fn open_nodes(&mut self) {
+    /// Takes up the nodes of the policy, looks at each before anything is decided about its pools, and brings policy and
+    /// nodes into the maps.
+    pub async fn open_nodes(&mut self, mounts: &MountWatch) {
         self.take_up_nodes();
+        self.look_at_nodes(|_| true).await;
+        self.reconcile(mounts);
+        // Pools that were mounted while no agent ran: they have entries only now.
+        self.look_at_nodes(|node| node.machine().has_unconfirmed()).await;
+        self.reconcile(mounts);
+        self.start_observers();
+    }
+
+    /// Looks at some of the nodes, before they have observers.
+    async fn look_at_nodes(&mut self, which: impl Fn(&Node) -> bool) {
         let mut looks = JoinSet::new();
-        for (root, node) in &self.nodes.nodes {
+        for (root, node) in self.nodes.nodes.iter().filter(|(_, node)| which(node)) {
             let (root, asked, options) = (root.clone(), node.machine().epoch(), node.options.clone());
             looks.spawn(async move { (root, asked, incus::observe_once(options, FIRST_LOOK).await) });
         }
@@ -71,7 +83,6 @@ impl Owner {
             let observation = Observation::Looked { asked, evidence };
             self.observe(&root, observation);
         }
-        self.start_observers();
     }
 
     /// Makes the nodes those of the policy. A root that is followed no longer falls back to the policy's mode.
@@ -111,44 +122,34 @@ impl Owner {
             if self.nodes.nodes.contains_key(&path) {
                 continue;
             }
-            let found_sealed = self.is_found_sealed(root);
-            let (node, problem) = Node::open(&self.nodes.directory, root, options, found_sealed);
+            let found = self.found_modes(root);
+            let (node, problem) = Node::open(&self.nodes.directory, root, options, &found);
             tracing::info!(root = %path.display(), state = node.state().name(), "node");
             if let Some(problem) = problem {
                 tracing::error!(problem, "a node's journal could not be understood: its pools are sealed");
                 self.troubles.set(posture::STATE, problem);
             }
-            self.overrides.nodes.insert(node.actor_set, node.machine().mode());
+            self.overrides.nodes.insert(node.actor_set, node.machine().modes());
             self.nodes.nodes.insert(path, node);
         }
     }
 
-    /// Whether a pool of the root is sealed in the kernel, and neither policy nor an operator has said so.
-    fn is_found_sealed(&self, root: &Root) -> bool {
-        let sealed = |entry: &guard_common::PoolEntry| {
-            entry.actor_set == root.actor_set()
-                && guard_common::Mode::from_u32(entry.mode) == Some(guard_common::Mode::Sealed)
-                && !self.overrides.sealed.contains(&entry.pool_id)
-        };
+    /// The modes that the kernel's maps give the root's pools, by generation. What policy or an operator has sealed
+    /// says nothing of the node, and a release neither.
+    fn found_modes(&self, root: &Root) -> BTreeMap<u64, NodeMode> {
         // Maps that cannot be read are told of by the reconciliation that follows.
-        root.default_mode() != DefaultMode::Sealed
-            && self.maps.observed().is_ok_and(|observed| observed.pools.values().any(sealed))
-    }
-
-    /// Tells nodes of pools that have no entry in the kernel yet, before they get one.
-    pub(super) fn tell_nodes_of_new_pools(&mut self, entries: &BTreeMap<u32, guard_common::PoolEntry>) {
-        let new = self.classification.pools.iter().filter(|pool| {
-            entries
-                .get(&pool.dev)
-                .is_none_or(|entry| entry.pool_id != pool.pool_id || entry.magic != pool.magic)
-        });
-        let roots: BTreeSet<PathBuf> = new
-            .filter_map(|pool| Some(self.policy.policy.roots().get(pool.root)?.path().to_owned()))
-            .collect();
-        for root in roots {
-            // The plan that is about to be made takes the new mode.
-            self.inform_node(&root, Event::PoolFound);
-        }
+        let pools = self.maps.observed().map(|observed| observed.pools).unwrap_or_default();
+        let own = pools.values().filter(|entry| entry.actor_set == root.actor_set());
+        let found = |entry: &PoolEntry| match Mode::from_u32(entry.mode)? {
+            Mode::Guarded | Mode::Observed => Some((entry.generation, NodeMode::Policy)),
+            Mode::Sealed => {
+                let otherwise = root.default_mode() == DefaultMode::Sealed
+                    || self.overrides.sealed.contains(&entry.pool_id);
+                (!otherwise).then_some((entry.generation, NodeMode::Sealed))
+            }
+            Mode::Released => None,
+        };
+        own.filter_map(found).collect()
     }
 
     fn start_observers(&mut self) {
@@ -222,12 +223,12 @@ impl Owner {
             Effect::Persist => {
                 node.write();
                 // A mode that was withheld before is withheld no longer.
-                node.unwritten.is_none() && set_mode(&mut self.overrides, node)
+                node.unwritten.is_none() && set_modes(&mut self.overrides, node)
             }
             // Withheld until the journal is written: an agent that starts again must not find an older, stronger
             // state contradicted by what the kernel already allows.
             Effect::SetMode(NodeMode::Policy) if node.unwritten.is_some() => false,
-            Effect::SetMode(_) => set_mode(&mut self.overrides, node),
+            Effect::SetMode(_) => set_modes(&mut self.overrides, node),
             Effect::Look { asked } => {
                 let every = node.every();
                 if let Some(observer) = &node.observer {
@@ -287,7 +288,7 @@ impl Owner {
         for node in self.nodes.nodes.values_mut().filter(|node| node.unwritten.is_some()) {
             node.write();
             if node.unwritten.is_none() {
-                changed |= set_mode(&mut self.overrides, node);
+                changed |= set_modes(&mut self.overrides, node);
             }
         }
         self.judge_journals();
@@ -302,10 +303,10 @@ impl Owner {
     }
 }
 
-/// Gives a node's pools the mode of its state. Returns whether that is another one.
-fn set_mode(overrides: &mut Overrides, node: &Node) -> bool {
-    let mode = node.machine().mode();
-    overrides.nodes.insert(node.actor_set, mode) != Some(mode)
+/// Gives a node's pools the modes of its state. Returns whether those are others.
+fn set_modes(overrides: &mut Overrides, node: &Node) -> bool {
+    let modes = node.machine().modes();
+    overrides.nodes.insert(node.actor_set, modes.clone()) != Some(modes)
 }
 
 fn options(root: &Root) -> Option<incus::Options> {

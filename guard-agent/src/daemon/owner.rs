@@ -219,7 +219,6 @@ impl Owner {
         self.classification = classify::classify(&self.snapshot, &effective);
 
         let observed = self.maps.observed().map_err(text)?;
-        self.tell_nodes_of_new_pools(&observed.pools);
         let moment = now().boot_ns;
         let meta = self.maps.meta.read().map_err(text)?;
         let plan = plan::plan(

@@ -17,7 +17,7 @@ use crate::control::report::{
     PoolReport, PostureReport, Reconciled, RootReport, StatusReport, TransitionReport,
 };
 use crate::events::{Name, Time, clock};
-use crate::join::{Kept, State, Transition};
+use crate::join::{Kept, NodeMode, State, Transition};
 use crate::posture::{self, Posture};
 
 const SECOND: u64 = 1_000_000_000;
@@ -118,7 +118,7 @@ impl Owner {
         let report = |(root, node): (&Path, &Node)| {
             let state = node.state();
             let kept = match state {
-                State::Unknown { kept: Kept::Joined { .. } | Kept::Unconfirmed { .. } } => Some("joined"),
+                State::Unknown { kept: Kept::Joined { .. } } => Some("joined"),
                 State::Unknown { kept: Kept::Standalone } => Some("standalone"),
                 _ => None,
             };
@@ -127,6 +127,7 @@ impl Owner {
                 state: state.name().to_owned(),
                 kept: kept.map(str::to_owned),
                 mode: self.node_mode_name(root, state.mode()),
+                unconfirmed: self.unconfirmed_pools(node),
                 since: node.journal.since,
                 because: node.journal.because().map(str::to_owned),
                 evidence: node.seen.as_ref().map(|(_, evidence)| evidence.clone()),
@@ -134,6 +135,17 @@ impl Owner {
             }
         };
         self.nodes.iter().map(report).collect()
+    }
+
+    /// Names of the pools that a node's state would give policy's mode once a look has spoken for them.
+    fn unconfirmed_pools(&self, node: &Node) -> Vec<String> {
+        let modes = node.machine().modes();
+        let waits = |known: &&KnownPool| {
+            known.entry.actor_set == node.actor_set
+                && modes.mode == NodeMode::Policy
+                && modes.of(known.entry.generation) == NodeMode::Sealed
+        };
+        self.pools.values().filter(waits).map(|known| known.pool.name.clone()).collect()
     }
 
     /// How a node, or each, came to be where it stands.

@@ -112,9 +112,7 @@ fn unanswered(machine: &Machine, rows: &str, daemon: &Daemon, membership: &Membe
         _ => "the daemon could not be asked".to_owned(),
     };
     let because = format!("{rows}; {why}");
-    if let State::Joined { confirmed_by }
-    | State::Unknown { kept: Kept::Joined { confirmed_by } | Kept::Unconfirmed { confirmed_by } } = now
-    {
+    if let State::Joined { confirmed_by } | State::Unknown { kept: Kept::Joined { confirmed_by } } = now {
         if may_still_answer(confirmed_by, daemon) {
             let kept = Kept::Joined { confirmed_by: confirmed_by.clone() };
             return (State::Unknown { kept }, because);

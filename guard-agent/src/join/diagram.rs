@@ -94,7 +94,6 @@ fn states() -> Vec<State> {
         unknown(Kept::Nothing),
         unknown(Kept::Standalone),
         unknown(Kept::Joined { confirmed_by: life() }),
-        unknown(Kept::Unconfirmed { confirmed_by: life() }),
         State::Standalone,
         State::Joining { seen: JoinSeen::Prepared },
         State::Joining { seen: JoinSeen::Running },
@@ -111,7 +110,7 @@ fn events() -> Vec<(Cause, Event)> {
     let mut events = vec![
         ("join begins", Event::JoinBegan),
         ("left the cluster", Event::ClusterDisabled),
-        ("new pool", Event::PoolFound),
+        ("new pool", Event::Pools { alive: BTreeSet::from([2]) }),
         ("guardctl join", Event::JoinPrepared),
         ("rollback asked", Event::RollbackAsked { by: String::new() }),
         ("rolled back", Event::RollbackEnded { alive: none }),

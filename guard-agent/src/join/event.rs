@@ -18,10 +18,8 @@ pub enum Event {
     /// A look that was asked for in an epoch has an answer.
     Looked { asked: Epoch, evidence: Evidence },
     /// Generations of the superblocks of this node's pools that are alive (mounted, or still held after a lazy
-    /// unmount).
+    /// unmount). One that is new stays sealed until a look has spoken for it.
     Pools { alive: BTreeSet<u64> },
-    /// A pool has been found that has no entry in the kernel yet: everyone is denied on it until it gets one.
-    PoolFound,
     /// Incus's event stream: the operation "Joining cluster" began.
     JoinBegan,
     /// Incus's event stream: it ended. A failure is ambiguous: a late step can fail after the node has joined.
@@ -49,7 +47,7 @@ pub enum Effect {
     Transition { from: State, to: State, because: String },
     /// Write the state down. What follows waits until that is done.
     Persist,
-    /// Give the node's pools this mode.
+    /// Give the node's pools their modes, which are this one for those that a look has spoken for.
     SetMode(NodeMode),
     /// Look at the node again, and answer with this epoch.
     Look { asked: Epoch },

@@ -5,10 +5,10 @@
 //! unseal. What strengthens is applied before it is written down, what weakens after: an agent may die anywhere.
 
 use std::cmp::Ordering;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::conclude::conclude;
-use super::{Effect, Epoch, Event, JoinSeen, Kept, NodeMode, Refusal, State};
+use super::{Config, Effect, Epoch, Event, JoinSeen, Kept, NodeMode, PoolModes, Refusal, State};
 
 /// The machine. One owner holds it; everybody else sends events.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -17,6 +17,8 @@ pub struct Machine {
     epoch: Epoch,
     /// Generations of the pools' superblocks that live; not known before the first word of it.
     alive: Option<BTreeSet<u64>>,
+    /// Those of them that a look has spoken for. None in a state that seals.
+    confirmed: BTreeSet<u64>,
     /// Those of them that lived while a join ran or had failed, or while the node was a member. While one lives, a
     /// configuration that says "standalone" is not believed: Incus would delete the cluster's data as its own.
     suspect: BTreeSet<u64>,
@@ -25,24 +27,34 @@ pub struct Machine {
 impl Machine {
     /// A node that nothing is known of.
     pub fn unknown() -> Self {
-        Self::restored(State::Unknown { kept: Kept::Nothing }, false)
+        Self::restored(State::Unknown { kept: Kept::Nothing }, &BTreeMap::new())
     }
 
-    /// What an agent that starts makes of the state that was written down, and of the kernel's maps: the agent before
-    /// it may have died between sealing the node's pools and writing down why. It has to be followed by a look.
-    pub fn restored(state: State, found_sealed: bool) -> Self {
+    /// What an agent that starts makes of the state that was written down, and of the modes that the node's pools have
+    /// in the kernel's maps, by generation: the agent before it may have died between sealing them and writing down
+    /// why. It has to be followed by a look.
+    pub fn restored(state: State, found: &BTreeMap<u64, NodeMode>) -> Self {
         let state = match state.after_restart() {
-            believed if found_sealed && believed.mode() == NodeMode::Policy => {
+            believed
+                if believed.mode() == NodeMode::Policy
+                    && found.values().any(|mode| *mode == NodeMode::Sealed) =>
+            {
                 State::Unknown { kept: Kept::Nothing }
             }
             believed => believed,
         };
-        Self { state, epoch: Epoch(1), alive: None, suspect: BTreeSet::new() }
+        let confirmed = match state.mode() {
+            NodeMode::Policy => found.keys().copied().collect(),
+            NodeMode::Sealed => BTreeSet::new(),
+        };
+        Self { state, epoch: Epoch(1), alive: None, confirmed, suspect: BTreeSet::new() }
     }
 
     /// A machine in the middle of things, for drawings.
     pub(super) fn at(state: State, alive: BTreeSet<u64>) -> Self {
-        let mut machine = Self { state, epoch: Epoch(1), alive: Some(alive), suspect: BTreeSet::new() };
+        let alive = Some(alive);
+        let mut machine =
+            Self { state, epoch: Epoch(1), alive, confirmed: BTreeSet::new(), suspect: BTreeSet::new() };
         machine.suspect_pools();
         machine
     }
@@ -61,8 +73,20 @@ impl Machine {
         self.alive.as_ref()
     }
 
+    /// The mode of the pools that a look has spoken for.
     pub fn mode(&self) -> NodeMode {
         self.state.mode()
+    }
+
+    /// The modes of all pools.
+    pub fn modes(&self) -> PoolModes {
+        PoolModes { mode: self.mode(), confirmed: self.confirmed.clone() }
+    }
+
+    /// Whether pools wait for a look that speaks for them, in a state that would give them policy's mode.
+    pub fn has_unconfirmed(&self) -> bool {
+        self.mode() == NodeMode::Policy
+            && self.alive.as_ref().is_some_and(|alive| !alive.is_subset(&self.confirmed))
     }
 
     /// Whether pools of the node live. Not known yet: they may, but for what was written down as released.
@@ -106,9 +130,10 @@ impl Machine {
                 self.change(state, &because, effects);
                 if stronger {
                     self.look_anew(effects);
+                } else if matches!(evidence.config, Config::Read { .. }) {
+                    self.confirm(effects);
                 }
             }
-            Event::PoolFound => self.pool_found(effects),
             Event::Pools { alive } => self.pools(alive, effects),
             Event::JoinBegan => {
                 self.change(
@@ -126,9 +151,7 @@ impl Machine {
                 self.look_anew(effects);
             }
             Event::JoinPrepared => match &self.state {
-                State::Joined { .. }
-                | State::Unknown { kept: Kept::Joined { .. } | Kept::Unconfirmed { .. } }
-                | State::RollingBack => {
+                State::Joined { .. } | State::Unknown { kept: Kept::Joined { .. } } | State::RollingBack => {
                     return Err(Refusal::NotFitToJoin { state: self.state.name() });
                 }
                 _ => {
@@ -164,39 +187,29 @@ impl Machine {
     }
 
     fn pools(&mut self, alive: BTreeSet<u64>, effects: &mut Vec<Effect>) {
-        let appeared = match &self.alive {
-            Some(before) => alive.difference(before).next().is_some(),
-            // The first word of it: they were there already, and what was written down knew of them.
-            None => false,
-        };
+        let known = self.alive.as_ref().unwrap_or(&self.confirmed);
+        let has_new = !alive.is_subset(known);
         self.suspect.retain(|generation| alive.contains(generation));
+        self.confirmed.retain(|generation| alive.contains(generation));
         self.alive = Some(alive);
         self.suspect_pools();
-        // Found by an agent before this one, or while the maps could not be written.
-        let returned = self.state == State::Released && self.has_pools();
-        if returned || (appeared && self.mode() == NodeMode::Policy) {
-            self.pool_found(effects);
+        if self.state == State::Released && self.has_pools() {
+            self.change(State::JoinFailed, "a pool has appeared after the rollback", effects);
+        }
+        if has_new {
+            // It may come from a join whose beginning nobody has heard of: what was asked before cannot speak for it.
+            self.look_anew(effects);
         }
     }
 
-    fn pool_found(&mut self, effects: &mut Vec<Effect>) {
-        match &self.state {
-            // It may come from a join whose beginning was not heard of: sealed until a look has said otherwise.
-            State::Standalone | State::Unknown { kept: Kept::Standalone } => {
-                let unknown = State::Unknown { kept: Kept::Nothing };
-                self.change(unknown, "a pool has appeared on a standalone node", effects);
-            }
-            State::Released => {
-                self.change(State::JoinFailed, "a pool has appeared after the rollback", effects);
-            }
-            // Or from a join after a removal that was not heard of: sealed until its configuration could be read.
-            State::Joined { confirmed_by } | State::Unknown { kept: Kept::Joined { confirmed_by } } => {
-                let kept = Kept::Unconfirmed { confirmed_by: confirmed_by.clone() };
-                self.change(State::Unknown { kept }, "a pool has appeared on a member", effects);
-            }
-            _ => {}
+    /// A look that could read the configuration speaks for all pools that it can have seen.
+    fn confirm(&mut self, effects: &mut Vec<Effect>) {
+        if let (NodeMode::Policy, Some(alive)) = (self.mode(), &self.alive)
+            && self.confirmed != *alive
+        {
+            self.confirmed.clone_from(alive);
+            effects.push(Effect::SetMode(NodeMode::Policy));
         }
-        self.look_anew(effects);
     }
 
     /// Whether a rollback may begin in this state.
@@ -225,6 +238,9 @@ impl Machine {
         }
         let (from, to) = (std::mem::replace(&mut self.state, state.clone()), state);
         self.suspect_pools();
+        if to.mode() == NodeMode::Sealed {
+            self.confirmed.clear();
+        }
         let set = Effect::SetMode(to.mode());
         let order = from.mode().cmp(&to.mode());
         effects.push(Effect::Transition { from, to, because: because.to_owned() });
@@ -240,11 +256,7 @@ impl Machine {
     /// What lives while the node is between the worlds, or a member, is not the node's own.
     fn suspect_pools(&mut self) {
         let not_its_own = self.state.is_between()
-            || matches!(
-                self.state,
-                State::Joined { .. }
-                    | State::Unknown { kept: Kept::Joined { .. } | Kept::Unconfirmed { .. } }
-            );
+            || matches!(self.state, State::Joined { .. } | State::Unknown { kept: Kept::Joined { .. } });
         if let (true, Some(alive)) = (not_its_own, &self.alive) {
             self.suspect.clone_from(alive);
         }

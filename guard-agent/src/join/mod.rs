@@ -19,4 +19,4 @@ pub use event::{Effect, Epoch, Event, Refusal};
 pub use evidence::{Config, Daemon, Evidence, Incarnation, JoinOperation, Membership};
 pub use journal::{Journal, Transition};
 pub use machine::Machine;
-pub use state::{JoinSeen, Kept, NodeMode, State};
+pub use state::{JoinSeen, Kept, NodeMode, PoolModes, State};

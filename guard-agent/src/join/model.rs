@@ -1,7 +1,7 @@
 //! The world around a node, for the model checker: the true node, what of it reaches the agent, the agent that
 //! may die at any effect, and the kernel's entry of the pool. The machine in it is the real one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use stateright::{Checker, Expectation, HasDiscoveries, Model, Property};
 
@@ -23,12 +23,17 @@ enum Join {
 /// The pool's superblock. There is at most one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Pool {
-    /// 1 and 2 in turn: a generation is never that of the superblock before.
-    generation: u64,
     /// Mounted by a join, or by a daemon that thinks of one: the cluster's data. Else the node's own.
     clusters: bool,
-    /// Its entry in the kernel; none is denied as unclassified.
-    entry: Option<NodeMode>,
+    /// Its entry in the kernel; without one it is denied as unclassified.
+    entry: Option<Entry>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Entry {
+    /// 1 and 2 in turn: a generation is never that of the entry before.
+    generation: u64,
+    mode: NodeMode,
 }
 
 /// What is under way to the agent.
@@ -79,8 +84,8 @@ enum Fault {
     LossIsProof,
     /// Answers to old questions count.
     NoEpochs,
-    /// A new pool gets its entry before the node is told.
-    ToldTooLate,
+    /// A new pool has the mode of those that a look has spoken for.
+    TrustsNewPools,
     /// A release does not end.
     EndlessLease,
     /// The end of a rollback is not heard.
@@ -253,7 +258,11 @@ impl World {
                 Effect::Persist => self.journal = machine.state().clone(),
                 Effect::SetMode(mode) => {
                     if let Some(Pool { entry: Some(entry), .. }) = &mut self.pool {
-                        *entry = *mode;
+                        entry.mode = if fault == Fault::TrustsNewPools {
+                            *mode
+                        } else {
+                            machine.modes().of(entry.generation)
+                        };
                     }
                 }
                 _ => {}
@@ -271,33 +280,35 @@ impl World {
 
     /// The agent finds the pool, or its end.
     fn reconcile(&mut self, fault: Fault, dies_after: Option<usize>) -> Option<()> {
-        self.agent.as_ref()?;
-        let is_new = self.pool.is_some_and(|pool| pool.entry.is_none());
-        if is_new && fault != Fault::ToldTooLate {
-            self.step(fault, Event::PoolFound, dies_after)?;
-            if self.agent.is_none() {
-                return Some(());
-            }
-        } else if dies_after.is_some() {
+        let machine = self.agent.as_ref()?;
+        let generation = 3 - self.last_generation;
+        if let Some(Pool { entry: entry @ None, .. }) = &mut self.pool {
+            let mode = match fault {
+                Fault::NeverWeakens => NodeMode::Sealed,
+                Fault::TrustsNewPools => machine.mode(),
+                _ => machine.modes().of(generation),
+            };
+            *entry = Some(Entry { generation, mode });
+            self.last_generation = generation;
+        }
+        let alive: BTreeSet<u64> = self.entry().iter().map(|entry| entry.generation).collect();
+        if machine.alive() == Some(&alive) {
             return None;
         }
-        let alive: BTreeSet<u64> = self.pool.iter().map(|pool| pool.generation).collect();
-        if !is_new && machine_knows(self.agent.as_ref()?, &alive) {
-            return None;
-        }
-        let mode = if fault == Fault::NeverWeakens { NodeMode::Sealed } else { self.agent.as_ref()?.mode() };
-        if let Some(pool) = &mut self.pool {
-            pool.entry = Some(mode);
-        }
-        self.step(fault, Event::Pools { alive }, None)
+        self.step(fault, Event::Pools { alive }, dies_after)
+    }
+
+    fn entry(&self) -> Option<Entry> {
+        self.pool?.entry
     }
 
     fn start_agent(&mut self) {
-        let found_sealed = self.pool.is_some_and(|pool| pool.entry == Some(NodeMode::Sealed));
-        let machine = Machine::restored(self.journal.clone(), found_sealed);
+        let found: BTreeMap<u64, NodeMode> =
+            self.entry().iter().map(|entry| (entry.generation, entry.mode)).collect();
+        let machine = Machine::restored(self.journal.clone(), &found);
         // The first reconciliation gives what has an entry the mode that the agent starts with.
         if let Some(Pool { entry: Some(entry), .. }) = &mut self.pool {
-            *entry = machine.mode();
+            entry.mode = machine.modes().of(entry.generation);
         }
         self.agent = Some(machine);
     }
@@ -321,17 +332,17 @@ impl World {
     }
 
     fn deliver(&mut self, fault: Fault, message: Message, dies_after: Option<usize>) -> Option<()> {
-        let mut is_overtaken = false;
+        let mut message = message;
         if matches!(message, Message::Evidence { .. }) && self.agent.as_ref()?.mode() == NodeMode::Sealed {
-            // What the look can speak for was mounted before it.
-            is_overtaken = self.pool.is_some_and(|pool| pool.entry.is_none());
+            // What the look can speak for was mounted before it. It may be overtaken by what is found.
+            self.under_way.push(message);
             self.reconcile(fault, None);
+            message = self.under_way.pop()?;
         }
         let epoch = self.agent.as_ref()?.epoch();
         let event = match message {
             Message::Evidence { current, mut evidence } => {
-                let asked =
-                    if (current && !is_overtaken) || fault == Fault::NoEpochs { epoch } else { Epoch(0) };
+                let asked = if current || fault == Fault::NoEpochs { epoch } else { Epoch(0) };
                 if fault == Fault::LossIsProof && matches!(evidence.config, Config::Unreadable { .. }) {
                     evidence.config = Config::Read { cluster_address: None, raft_nodes: 0 };
                 }
@@ -346,9 +357,7 @@ impl World {
     }
 
     fn mount(&mut self, clusters: bool) {
-        let generation = 3 - self.last_generation;
-        self.last_generation = generation;
-        self.pool = Some(Pool { generation, clusters, entry: None });
+        self.pool = Some(Pool { clusters, entry: None });
     }
 
     fn act(&mut self, fault: Fault, action: Action) -> Option<()> {
@@ -437,12 +446,8 @@ impl World {
 
     /// Whether the kernel lets the storage daemon delete.
     fn actor_deletes(&self) -> bool {
-        self.pool.is_some_and(|pool| pool.entry == Some(NodeMode::Policy))
+        self.entry().is_some_and(|entry| entry.mode == NodeMode::Policy)
     }
-}
-
-fn machine_knows(machine: &Machine, alive: &BTreeSet<u64>) -> bool {
-    machine.alive() == Some(alive)
 }
 
 impl Model for Lab {
@@ -558,7 +563,7 @@ impl Model for Lab {
                 world.member && world.actor_deletes()
             }),
             Property::sometimes("a failed join's pool is sealed", |_, world: &World| {
-                world.must_be_sealed() && world.pool.is_some_and(|pool| pool.entry == Some(NodeMode::Sealed))
+                world.must_be_sealed() && world.entry().is_some_and(|entry| entry.mode == NodeMode::Sealed)
             }),
             Property::sometimes("a rollback has ended", |_, world: &World| world.journal == State::Released),
         ]
@@ -625,8 +630,8 @@ fn believing_old_answers_breaks_the_second_invariant() {
 }
 
 #[test]
-fn telling_of_a_pool_too_late_breaks_the_second_invariant() {
-    breaks(Fault::ToldTooLate, "2");
+fn trusting_new_pools_breaks_the_second_invariant() {
+    breaks(Fault::TrustsNewPools, "2");
 }
 
 #[test]

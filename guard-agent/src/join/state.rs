@@ -1,5 +1,6 @@
 //! The states of a node, and the mode of its pools in each.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -36,8 +37,6 @@ pub enum Kept {
     Nothing,
     /// A member, confirmed by this life of the daemon: guests may be running, policy's mode stays.
     Joined { confirmed_by: Incarnation },
-    /// A member, on which a pool has appeared since its configuration was last read: sealed until it can be read.
-    Unconfirmed { confirmed_by: Incarnation },
     /// Standalone: policy's mode stays.
     Standalone,
 }
@@ -53,23 +52,40 @@ pub enum JoinSeen {
 }
 
 /// What a state makes of the node's pools.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum NodeMode {
     /// What policy says: guarded, if it says nothing else.
     Policy,
     /// Everyone is denied, the storage daemon included.
+    #[default]
     Sealed,
 }
 
+/// The modes of a node's pools.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PoolModes {
+    /// Of those that a look has spoken for.
+    pub mode: NodeMode,
+    /// Their generations. Every other pool is sealed: it may come from a join whose beginning nobody has heard of.
+    pub confirmed: BTreeSet<u64>,
+}
+
+impl PoolModes {
+    /// The mode of one pool.
+    pub fn of(&self, generation: u64) -> NodeMode {
+        if self.confirmed.contains(&generation) { self.mode } else { NodeMode::Sealed }
+    }
+}
+
 impl State {
-    /// The mode of the node's pools.
+    /// The mode of the node's pools that a look has spoken for.
     pub fn mode(&self) -> NodeMode {
         match self {
             Self::Standalone
             | Self::Joined { .. }
             | Self::Unknown { kept: Kept::Joined { .. } | Kept::Standalone } => NodeMode::Policy,
-            Self::Unknown { kept: Kept::Nothing | Kept::Unconfirmed { .. } }
+            Self::Unknown { kept: Kept::Nothing }
             | Self::Joining { .. }
             | Self::JoinFailed
             | Self::JoinPartial

@@ -76,7 +76,8 @@ fn decide<'a>(
     // Pools of a node on its way into a cluster may still come, and nothing is known of them.
     let mut more_may_come = false;
     for root in desired.policy.roots() {
-        let state = desired.overrides.nodes.get(&root.actor_set()).copied().unwrap_or(NodeMode::Policy);
+        let node = desired.overrides.nodes.get(&root.actor_set());
+        let state = node.map_or(NodeMode::Policy, |modes| modes.mode);
         if node_mode(root.default_mode(), state) == Mode::Sealed {
             more_may_come |= state == NodeMode::Sealed;
             if after.values().all(|entry| entry.actor_set != root.actor_set()) {

@@ -142,7 +142,8 @@ fn mode(desired: &Desired<'_>, root: &Root, pool_id: u64, generation: u64) -> (M
         Some(end) if *end > desired.now_boot_ns => (Mode::Released, *end),
         _ if desired.overrides.sealed.contains(&pool_id) => (Mode::Sealed, 0),
         _ => {
-            let state = desired.overrides.nodes.get(&root.actor_set()).copied().unwrap_or(NodeMode::Policy);
+            let node = desired.overrides.nodes.get(&root.actor_set());
+            let state = node.map_or(NodeMode::Policy, |modes| modes.of(generation));
             (node_mode(root.default_mode(), state), 0)
         }
     }

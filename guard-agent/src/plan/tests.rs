@@ -162,7 +162,7 @@ fn seal_release_and_expiry() {
 fn a_nodes_state_seals_below_operators_and_releases() {
     let (mut host, mut maps) = started(INCUS, POOL);
     let PoolEntry { generation, pool_id, actor_set, .. } = maps.pools[&43];
-    host.overrides.nodes.insert(actor_set, NodeMode::Sealed);
+    host.overrides.nodes.insert(actor_set, PoolModes::default());
     host.apply(&mut maps);
     assert_eq!(mode(&maps, 43), Some(Mode::Sealed));
     // Not an operator's seal: a starting agent leaves it to the node's journal.
@@ -172,7 +172,7 @@ fn a_nodes_state_seals_below_operators_and_releases() {
     assert_eq!(mode(&maps, 43), Some(Mode::Released));
     host.overrides.released.clear();
     host.overrides.sealed.insert(pool_id);
-    host.overrides.nodes.insert(actor_set, NodeMode::Policy);
+    host.overrides.nodes.insert(actor_set, confirmed([generation]));
     host.apply(&mut maps);
     assert_eq!(mode(&maps, 43), Some(Mode::Sealed), "the operator's seal stays");
     host.overrides.sealed.clear();
@@ -180,9 +180,27 @@ fn a_nodes_state_seals_below_operators_and_releases() {
     host.table = String::new();
     host.apply(&mut maps);
     assert_eq!(mode(&maps, 43), Some(Mode::Guarded));
-    host.overrides.nodes.insert(actor_set, NodeMode::Sealed);
+    host.overrides.nodes.insert(actor_set, PoolModes::default());
     host.apply(&mut maps);
     assert_eq!(mode(&maps, 43), Some(Mode::Sealed));
+}
+
+fn confirmed(generations: impl IntoIterator<Item = u64>) -> PoolModes {
+    PoolModes { mode: NodeMode::Policy, confirmed: generations.into_iter().collect() }
+}
+
+#[test]
+fn a_nodes_new_pool_is_sealed_and_its_others_are_not() {
+    let (mut host, mut maps) = started(INCUS, "");
+    let actor_set = host.policy.roots()[0].actor_set();
+    host.overrides.nodes.insert(actor_set, confirmed([]));
+    host.table = POOL.to_owned();
+    host.apply(&mut maps);
+    assert_eq!(mode(&maps, 43), Some(Mode::Sealed));
+    host.overrides.nodes.insert(actor_set, confirmed([maps.pools[&43].generation]));
+    host.table += &POOL.replace("0:43", "0:44").replace("/pool", "/other").replace(":/a", ":/b");
+    host.apply(&mut maps);
+    assert_eq!((mode(&maps, 43), mode(&maps, 44)), (Some(Mode::Guarded), Some(Mode::Sealed)));
 }
 
 #[test]
@@ -325,7 +343,7 @@ fn while_a_pool_is_sealed_its_actors_are_denied_on_whatever_may_show_it() {
 fn a_sealed_nodes_pools_may_be_anywhere_even_before_they_are_mounted() {
     let (mut host, mut maps) = started(INCUS, "81 31 0:51 / /mnt rw - ceph m:/b rw\n");
     let actor_set = host.policy.roots()[0].actor_set();
-    host.overrides.nodes.insert(actor_set, NodeMode::Sealed);
+    host.overrides.nodes.insert(actor_set, PoolModes::default());
     host.apply(&mut maps);
     assert_eq!((alias_actors(&maps), exempt(&maps)), (actors(&maps, actor_set), [].into()));
     host.table += POOL;
@@ -474,8 +492,8 @@ proptest! {
             }
             for (index, root) in host.policy.roots().iter().enumerate() {
                 match choice >> (2 * index + 40) & 3 {
-                    0 => drop(host.overrides.nodes.insert(root.actor_set(), NodeMode::Sealed)),
-                    1 => drop(host.overrides.nodes.insert(root.actor_set(), NodeMode::Policy)),
+                    0 => drop(host.overrides.nodes.insert(root.actor_set(), PoolModes::default())),
+                    1 => drop(host.overrides.nodes.insert(root.actor_set(), confirmed(now..now + 3))),
                     _ => {}
                 }
             }

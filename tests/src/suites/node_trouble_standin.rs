@@ -94,9 +94,16 @@ fn damaged_database() -> Result<()> {
     let unknown = node.wait_for_state(&ground, "unknown")?;
     ensure!(unknown["kept"] == "joined" && unknown["evidence"]["config"]["is"] == "unreadable", "{unknown}");
     is_guarded(&node, pool.path())?;
+    // A pool that appears now may come from anywhere: it is sealed, and it alone.
+    let new = ground.pool("new")?;
+    let report = node.wait_for_looks(&ground, 2)?;
+    ensure!(report["mode"] == "guarded" && report["unconfirmed"][0] == "new", "{report}");
+    is_sealed(&node, new.path())?;
+    is_guarded(&node, pool.path())?;
     node.repair()?;
     node.wait_for_state(&ground, "joined")?;
     is_guarded(&node, pool.path())?;
+    wait_until_guarded(&ground, &node, new.path())?;
     // And nothing is proven by it.
     node.become_stranger()?;
     node.wait_for_state(&ground, "join-partial")?;

@@ -72,8 +72,7 @@ fn refused() -> Result<()> {
     let _agent = ground.installation.start()?;
     node.wait_for_state(&ground, "standalone")?;
     let pool = ground.pool("pool")?;
-    // It has appeared on a standalone node, which is looked at anew.
-    node.wait_for_state(&ground, "standalone")?;
+    ground.wait_for_mode(pool.path(), "guarded")?;
     must_be_refused(&ground, "node-state")?;
     let nowhere = ground.installation.guardctl(&["rollback", "--root", "/nowhere"])?;
     ensure!(exit_code(&nowhere)? == 6, "{}", command::text(&nowhere));
