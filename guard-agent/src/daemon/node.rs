@@ -31,6 +31,8 @@ pub struct Node {
     pub(super) seen: Option<(Time, Evidence)>,
     /// Why the journal on disk is not current, if it is not. Then nothing is weakened.
     pub(super) unwritten: Option<String>,
+    /// Whether the journal is to be written as soon as the kernel's maps hold the stronger mode.
+    pub(super) writes_later: bool,
 }
 
 impl Node {
@@ -79,6 +81,7 @@ impl Node {
             observer: None,
             seen: None,
             unwritten: None,
+            writes_later: false,
         };
         (node, problem)
     }
@@ -122,6 +125,7 @@ impl Node {
 
     /// Replaces the journal's file.
     pub fn write(&mut self) {
+        self.writes_later = false;
         let written = match self.file.parent().map_or(Ok(()), fs::create_dir_all) {
             Ok(()) => durable::replace(&self.file, self.journal.to_text().as_bytes()),
             Err(error) => Err(("create the directory of", error)),

@@ -109,7 +109,7 @@ impl Owner {
             .collect();
         for root in gone {
             if let Some(mut node) = self.nodes.nodes.remove(&root) {
-                if node.unwritten.is_some() {
+                if node.writes_later || node.unwritten.is_some() {
                     // The last chance: who follows the root again has only the file.
                     node.write();
                 }
@@ -201,6 +201,14 @@ impl Owner {
         let (effects, result) = node.step(event);
         let mut changed = false;
         for effect in effects {
+            // What strengthens is in the kernel before the disk is waited for: see `write_later_journals`.
+            if effect == Effect::Persist
+                && changed
+                && let Some(node) = self.nodes.nodes.get_mut(root)
+            {
+                node.writes_later = true;
+                continue;
+            }
             changed |= self.carry_out(root, effect);
         }
         self.judge_journals();
@@ -280,6 +288,15 @@ impl Owner {
     pub(super) fn alive(&self, actor_set: u32) -> BTreeSet<u64> {
         let pools = self.pools.values().filter(|known| known.entry.actor_set == actor_set);
         pools.map(|known| known.entry.generation).collect()
+    }
+
+    /// Writes the journals of nodes whose stronger mode has been brought into the maps. An agent that dies before that is
+    /// followed by one that finds the pools sealed, and believes them.
+    pub(super) fn write_later_journals(&mut self) {
+        for node in self.nodes.nodes.values_mut().filter(|node| node.writes_later) {
+            node.write();
+        }
+        self.judge_journals();
     }
 
     /// Writes journals that could not be written before. Returns whether the maps have to follow.

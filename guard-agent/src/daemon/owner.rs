@@ -186,6 +186,7 @@ impl Owner {
         if self.tell_nodes_of_pools() {
             result = self.try_reconcile(mounts);
         }
+        self.write_later_journals();
         match result {
             Ok(()) => self.troubles.clear(posture::RECONCILE),
             Err(error) => {

@@ -4,7 +4,7 @@
 //! waits for conditions, `scratch` makes directories that go away, `mount` and `ceph` mount
 //! filesystems that go away, `agent` starts and ends a guard-agent, `guarded` adds a guarded root and
 //! pools to it, `standin_node` an Incus that is not real, `incus` makes a real two-node cluster, `attempt`
-//! tries what must be denied or pass, `tree` makes and counts files.
+//! tries what must be denied or pass, `tree` makes and counts files, `trap` kills a process at a system call.
 //! Everything is undone when its value is dropped, also when a test fails.
 
 pub mod agent;
@@ -18,5 +18,6 @@ pub mod registry;
 pub mod run;
 pub mod scratch;
 pub mod standin_node;
+pub mod trap;
 pub mod tree;
 pub mod wait;

@@ -142,9 +142,14 @@ impl StandinNode {
 
     /// `PUT /1.0/cluster`: the address is written, and the operation runs.
     pub fn begin_join(&mut self) -> Result<()> {
-        self.write_config(Some(ADDRESS), 0)?;
-        self.answer(OPERATIONS, sync(json!({"running": [operation(103)]})))?;
+        self.lay_down_join()?;
         self.event(&operation_event(103))
+    }
+
+    /// The same, with nobody there to hear of it.
+    pub fn lay_down_join(&mut self) -> Result<()> {
+        self.answer(OPERATIONS, sync(json!({"running": [operation(103)]})))?;
+        self.write_config(Some(ADDRESS), 0)
     }
 
     /// The operation ends with an error, before anything has made the node a member.
@@ -171,8 +176,8 @@ impl StandinNode {
         self.event(&operation_event(code))
     }
 
-    /// The same as [`fail_join`](Self::fail_join), with nobody there to hear of it.
-    pub fn lay_down_failure(&mut self) -> Result<()> {
+    /// The operation is over, with nobody there to hear of it.
+    pub fn lay_down_end(&mut self) -> Result<()> {
         self.answer(OPERATIONS, sync(json!({})))
     }
 

@@ -18,6 +18,7 @@ mod host_cephfs;
 mod inactive_standin;
 mod incident_incus;
 mod joined_incus;
+mod journal_standin;
 mod lease_standin;
 mod million_standin;
 mod modes_standin;
@@ -55,6 +56,7 @@ const STANDIN: &[&[Test]] = &[
     node_standin::TESTS,
     rollback_standin::TESTS,
     node_trouble_standin::TESTS,
+    journal_standin::TESTS,
     million_standin::TESTS,
 ];
 const CEPHFS: &[&[Test]] = &[

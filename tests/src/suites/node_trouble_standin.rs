@@ -156,7 +156,7 @@ fn agent_killed_sealed() -> Result<()> {
     agent.kill()?;
     survives_the_agent(&ground, &node, pool.path(), "joining")?;
     // What happens while no agent runs is found by the next one.
-    node.lay_down_failure()?;
+    node.lay_down_end()?;
     survives_the_agent(&ground, &node, pool.path(), "join-failed")?;
     // Also without the daemon, as after a crash.
     node.kill()?;

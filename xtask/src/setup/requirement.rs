@@ -94,6 +94,7 @@ pub const ALL: &[Requirement] = &[
     requirement(Use::Suites, "ceph-fuse", Command("ceph-fuse"), "CephFS through FUSE"),
     requirement(Use::Suites, "python3", Command("python3"), "shutil.rmtree"),
     requirement(Use::Suites, "rsync", Command("rsync"), "rsync --delete"),
+    requirement(Use::Suites, "strace", Command("strace"), "an agent killed at a system call of its own"),
     requirement(Use::Incus, "util-linux", Command("nsenter"), "a second node in namespaces of its own"),
 ];
 
