@@ -15,8 +15,8 @@ use super::scratch::Scratch;
 use super::{command, wait};
 
 /// From start to READY, with programs loaded and the canary answered, on an emulated machine.
-const START_LIMIT: Duration = Duration::from_secs(60);
-const STOP_LIMIT: Duration = Duration::from_secs(20);
+const START_LIMIT: Duration = Duration::from_secs(120);
+const STOP_LIMIT: Duration = Duration::from_secs(60);
 const LOG: &str = "agent.log";
 
 /// One agent's policy, state, run directory, audit log and pins. They outlive the agent's process, so

@@ -15,7 +15,7 @@ use super::{command, run, wait};
 
 const PARENT: &str = "/var/lib/guard-standin";
 /// For whatever the agent does about a change that it has been told of.
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 
 /// The root and the installation. Drop agents and mounts before it.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use crate::suites;
 
 /// A test ends, or is reported as hanging, within this time unless it says otherwise. Emulated
 /// machines are an order of magnitude slower than real ones.
-const USUAL_LIMIT: Duration = Duration::from_secs(120);
+const USUAL_LIMIT: Duration = Duration::from_secs(240);
 
 /// What the tests of a suite stand on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -24,7 +24,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 const CGROUPS: &str = "/sys/fs/cgroup/guard-agent.exec";
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 
 fn exec(ground: &Guarded, ttl: &str, line: &str) -> Result<Command> {
     let mut command = Command::new(std::env::var_os("GUARDCTL").context("GUARDCTL is not set")?);
@@ -149,10 +149,13 @@ fn guardctl_killed() -> Result<()> {
     let _agent = ground.installation.start()?;
     let pool = ground.pool("pool")?;
     let mut waiting = Waiting::start(&ground, "5m", &pool.path().join("file0"))?;
+    // To wait for it closes its input, which the command has from it.
+    let input = waiting.child.stdin.take();
     waiting.child.kill()?;
     waiting.child.wait()?;
     rm_is_denied(&pool.path().join("file0"))?;
     ensure!(leases(&ground)?.len() == 1, "the lease went with guardctl");
+    waiting.child.stdin = input;
     ensure!(waiting.finish()? == "0", "the command was denied after guardctl's death");
     ended(&ground, "ended")?;
     nothing_is_left(&ground)?;

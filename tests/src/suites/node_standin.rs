@@ -24,7 +24,7 @@ pub const TESTS: &[Test] = &[
     Test::new("node_that_policy_follows_no_more_has_the_policys_mode", followed_no_more).within_seconds(240),
 ];
 
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 
 /// A root that follows a node of its own.
 pub fn ground(name: &str, more: &str) -> Result<(Guarded, StandinNode)> {

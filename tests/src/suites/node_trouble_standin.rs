@@ -32,7 +32,7 @@ pub const TESTS: &[Test] = &[
         .within_seconds(300),
 ];
 
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 
 fn proven_at(ground: &Guarded) -> Result<Value> {
     Ok(ground.status()?["posture"]["proven_at"].clone())

@@ -19,7 +19,7 @@ pub const TESTS: &[Test] = &[
     Test::new("policy_a_start_with_a_wrong_file_takes_the_last_good_edit", start_with_a_wrong_file),
 ];
 
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 
 /// How long it takes from here until deletions in the pool are answered so. Makes a file for each try.
 fn until_answer(pool: &Mount, passes: bool) -> Result<Duration> {

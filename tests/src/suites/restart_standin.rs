@@ -17,13 +17,13 @@ use crate::harness::{tree, wait};
 use crate::peers::own::Running;
 
 pub const TESTS: &[Test] = &[
-    Test::new("restart_kill_and_upgrade_under_load_pass_not_one_deletion", under_load).within_seconds(240),
+    Test::new("restart_kill_and_upgrade_under_load_pass_not_one_deletion", under_load).within_seconds(500),
     Test::new("restart_second_agent_is_refused", second_agent),
     Test::new("restart_other_map_layout_is_refused_and_stays_in_force", other_layout),
     Test::new("restart_unload_ends_protection", unload),
 ];
 
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 
 fn agent_changes(ground: &Guarded) -> Result<Vec<String>> {
     let records = ground.installation.audit_records()?;
