@@ -46,7 +46,7 @@ fn programs() -> Result<()> {
         .context("GUARD_INCUS is not set: run this with `cargo xtask test --suite incus`")?;
     let line = format!(
         "set -e
-        for part in bin sbin lib; do cp -rsf {root}/usr/$part/. /usr/$part/; done
+        for part in usr/bin usr/sbin usr/lib lib; do cp -rsf {root}/$part/. /$part/; done
         rm -rf /usr/libexec/incus; cp -a {root}/usr/libexec/incus /usr/libexec/"
     );
     command::run("sh", &["-c", &line]).map(drop)
