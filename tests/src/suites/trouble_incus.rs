@@ -1,15 +1,16 @@
 //! What happens around a join: failures after it, reboots, a daemon that hangs, files that are damaged. The
 //! agent answers, and no mode weakens.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{PipeReader, PipeWriter, pipe};
+use std::os::fd::AsFd as _;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use nix::mount::{MntFlags, umount2};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
 use crate::harness::incus::Stage;
@@ -65,45 +66,46 @@ fn late_failure() -> Result<()> {
     stage.note("link down, SIGKILL, back again, stopped, rm -rf")
 }
 
-/// Deletes what it can in the pool, over and over.
+/// Deletes what it can in the pool, over and over, from the moment that it is mounted.
 struct Deleter {
-    stop: Arc<AtomicBool>,
-    refused: Arc<AtomicU64>,
-    thread: Option<thread::JoinHandle<()>>,
+    /// Closed to end it.
+    stop: PipeWriter,
+    thread: JoinHandle<Result<u64>>,
 }
 
 impl Deleter {
     fn start() -> Result<Self> {
-        let (stop, refused) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let shared = (stop.clone(), refused.clone());
-        let work = move || {
-            while !shared.0.load(Ordering::Relaxed) {
-                let Ok(found) = tree::contents(Path::new(MOUNTPOINT)) else { continue };
-                for file in found.into_iter().filter_map(|(path, size)| size.map(|_| path)).take(20) {
-                    if fs::remove_file(Path::new(MOUNTPOINT).join(file)).is_err() {
-                        shared.1.fetch_add(1, Ordering::Relaxed);
-                    }
-                }
-                // Its purpose is to be quick, not to take the machine's processors.
-                thread::sleep(Duration::from_millis(2));
-            }
-        };
+        let (stopped, stop) = pipe().context("make a pipe")?;
+        let work = move || delete_until(&stopped);
         let thread = thread::Builder::new().name("deleter".to_owned()).spawn(work)?;
-        Ok(Self { stop, refused, thread: Some(thread) })
+        Ok(Self { stop, thread })
     }
 
     /// Ends it; returns how often it was refused.
-    fn end(mut self) -> Result<u64> {
-        self.stop.store(true, Ordering::Relaxed);
-        let thread = self.thread.take().context("the deleter's thread")?;
-        thread.join().map_err(|_| anyhow!("the deleter panicked"))?;
-        Ok(self.refused.load(Ordering::Relaxed))
+    fn end(self) -> Result<u64> {
+        drop(self.stop);
+        self.thread.join().map_err(|_| anyhow!("the deleter panicked"))?
     }
 }
 
-impl Drop for Deleter {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+fn delete_until(stopped: &PipeReader) -> Result<u64> {
+    let table = File::open("/proc/self/mountinfo").context("open the mount table")?;
+    let mut refused = 0;
+    loop {
+        let mounted = !pool_mounts()?.is_empty();
+        let timeout = if mounted { PollTimeout::ZERO } else { PollTimeout::NONE };
+        let mut changes =
+            [PollFd::new(table.as_fd(), PollFlags::POLLPRI), PollFd::new(stopped.as_fd(), PollFlags::POLLIN)];
+        poll(&mut changes, timeout).context("wait for a mount")?;
+        if changes[1].any().unwrap_or(true) {
+            return Ok(refused);
+        }
+        let Ok(found) = tree::contents(Path::new(MOUNTPOINT)) else { continue };
+        for file in found.into_iter().filter_map(|(path, size)| size.map(|_| path)) {
+            if fs::remove_file(Path::new(MOUNTPOINT).join(file)).is_err() {
+                refused += 1;
+            }
+        }
     }
 }
 

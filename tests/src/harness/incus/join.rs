@@ -2,16 +2,18 @@
 
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, SeekFrom};
+use std::os::fd::AsFd as _;
 use std::process::Child;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use super::node::{Node, Role, initialise, log_path, log_tail};
 use crate::harness::command;
 
-const INTERVAL: Duration = Duration::from_micros(100);
 /// For a step to be reached, on an emulated machine.
 const STEP_LIMIT: Duration = Duration::from_secs(120);
 
@@ -99,23 +101,19 @@ impl Joining {
 pub fn at(step: Step, act: impl FnOnce() -> Result<()> + Send + 'static) -> Result<JoinHandle<Result<()>>> {
     let mut follow = Follow::new(step)?;
     let follower = move || {
-        let end = Instant::now() + STEP_LIMIT;
-        while !follow.is_reached()? {
-            if Instant::now() >= end {
-                bail!("the join did not reach {step:?} in {} s", STEP_LIMIT.as_secs());
-            }
-            thread::sleep(INTERVAL);
-        }
+        follow.until_reached()?;
         act()
     };
     thread::Builder::new().name("follow".to_owned()).spawn(follower).context("start a thread")
 }
 
-/// Reads the joiner's log from where it ends now.
+/// Reads the joiner's log from where it ends now, and watches its directory.
 struct Follow {
     step: Step,
     log: File,
     text: Vec<u8>,
+    /// Of the log and of the directory.
+    changes: Inotify,
 }
 
 impl Follow {
@@ -123,7 +121,28 @@ impl Follow {
         let path = log_path(Role::Joiner);
         let mut log = File::open(&path).with_context(|| format!("open {}", path.display()))?;
         log.seek(SeekFrom::End(0))?;
-        Ok(Self { step, log, text: Vec::new() })
+        let changes = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).context("inotify")?;
+        for (path, what) in [
+            (path.as_path(), AddWatchFlags::IN_MODIFY),
+            (Role::Joiner.directory(), AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO),
+        ] {
+            changes.add_watch(path, what).with_context(|| format!("watch {}", path.display()))?;
+        }
+        Ok(Self { step, log, text: Vec::new(), changes })
+    }
+
+    fn until_reached(&mut self) -> Result<()> {
+        let end = Instant::now() + STEP_LIMIT;
+        while !self.is_reached()? {
+            let left = PollTimeout::try_from(end.saturating_duration_since(Instant::now()))?;
+            let changed = PollFd::new(self.changes.as_fd(), PollFlags::POLLIN);
+            if poll(&mut [changed], left).context("wait for a change of the joiner's log")? == 0 {
+                bail!("the join did not reach {:?} in {} s", self.step, STEP_LIMIT.as_secs());
+            }
+            // What has changed shows in the next look.
+            self.changes.read_events().context("read what inotify says")?;
+        }
+        Ok(())
     }
 
     fn is_reached(&mut self) -> Result<bool> {
