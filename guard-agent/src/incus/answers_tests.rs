@@ -1,4 +1,4 @@
-//! Incus's answers, as 6.0.4 gives them, and others.
+//! Incus's answers, as 6.0.4 was seen to give them while a node joined, and others.
 
 use proptest::prelude::*;
 
@@ -24,12 +24,16 @@ fn config(address: &str) -> Config {
 }
 
 fn two_members() -> Answer {
-    let member = |name: &str, address: &str| {
+    let member = |role: &str, name: &str, address: &str| {
         format!(
-            r#"{{"server_name":"{name}","url":"https://{address}","database":true,"status":"Online","message":"Fully operational","architecture":"x86_64","failure_domain":"default","description":"","config":{{}},"groups":["default"],"roles":["database"]}}"#
+            r#"{{"roles":[{role}],"failure_domain":"default","description":"","config":{{}},"groups":["default"],"server_name":"{name}","url":"https://{address}","database":true,"status":"Online","message":"Fully operational","architecture":"x86_64"}}"#
         )
     };
-    success(&format!("[{},{}]", member("node1", "10.0.2.11:8443"), member("node2", "10.0.2.15:8443")))
+    success(&format!(
+        "[{},{}]",
+        member(r#""database-leader","database""#, "node1", "10.0.2.11:8443"),
+        member(r#""database-standby""#, "node2", "10.0.2.15:8443")
+    ))
 }
 
 fn membership(answer: &Answer, config: &Config) -> Membership {
@@ -87,7 +91,7 @@ fn what_is_no_list_says_what_it_says() {
 
 fn operation(description: &str, code: u16, location: &str) -> String {
     format!(
-        r#"{{"id":"5d1c","class":"task","description":"{description}","status":"x","status_code":{code},"resources":null,"metadata":null,"may_cancel":false,"err":"","location":"{location}"}}"#
+        r#"{{"id":"a4d215e0-a29f-40df-992f-a7cec9506a6c","class":"task","description":"{description}","created_at":"2026-11-28T12:46:38.36168462Z","updated_at":"2026-11-28T12:46:38.36168462Z","status":"x","status_code":{code},"resources":{{"cluster":null}},"metadata":null,"may_cancel":false,"err":"","location":"{location}"}}"#
     )
 }
 
@@ -105,6 +109,17 @@ fn a_running_join_is_seen_among_operations() {
     assert_eq!(of(&failure(503, "Daemon is starting up")), JoinOperation::Unknown);
     assert_eq!(of(&answer(200, "{")), JoinOperation::Unknown);
     assert_eq!(of(&success("[]")), JoinOperation::Unknown);
+}
+
+#[test]
+fn a_node_that_is_listed_already_still_joins_while_the_operation_runs() {
+    // So it was for half a minute; the operation's location stays "none" to its end.
+    let running = success(&format!(r#"{{"running":[{}]}}"#, operation(JOINING, 103, "none")));
+    let listed = members(&two_members(), &config("10.0.2.15:8443"));
+    assert_eq!(listed.membership, Membership::Member);
+    assert_eq!(join_operation(&joins(&running), &listed), JoinOperation::Running);
+    let ended = success(&format!(r#"{{"success":[{}]}}"#, operation(JOINING, 200, "none")));
+    assert_eq!(join_operation(&joins(&ended), &listed), JoinOperation::None);
 }
 
 #[test]
