@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-const INTERVAL: Duration = Duration::from_millis(20);
+/// Between two questions, at first and at most: asking takes an emulated machine's time from what is waited for.
+const INTERVALS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 
 /// Asks `condition` until it is true, or fails naming `what` after `limit`.
 pub fn until(what: &str, limit: Duration, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
@@ -18,14 +19,14 @@ pub fn until_some<T>(
     limit: Duration,
     mut question: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
-    let end = Instant::now() + limit;
+    let start = Instant::now();
     loop {
         if let Some(answer) = question().with_context(|| format!("while waiting: {what}"))? {
             return Ok(answer);
         }
-        if Instant::now() >= end {
+        if start.elapsed() >= limit {
             bail!("waited {:.1} s in vain: {what}", limit.as_secs_f64());
         }
-        thread::sleep(INTERVAL);
+        thread::sleep((start.elapsed() / 20).clamp(INTERVALS.0, INTERVALS.1));
     }
 }
