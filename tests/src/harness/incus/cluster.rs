@@ -1,9 +1,11 @@
 //! The cluster that a node joins: one member, a pool, files in it, and the independent mount.
 
+use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::Signal;
 
 use super::clean::{self, remove};
 use super::machine;
@@ -21,6 +23,9 @@ pub const ON_CEPH: &str = "pool-a";
 const VOLUME: &str = "custom/default_vol1";
 /// The cluster's files before anything happens.
 pub const FILES: usize = 200;
+/// The seed's directory right after its bootstrap: what it needs of Ceph then takes an emulated machine a
+/// minute, so that the next scenarios begin with a copy.
+const KEPT: &str = "/var/lib/kept-seed";
 /// For the seed to notice that a member is away.
 const OFFLINE_LIMIT: Duration = Duration::from_secs(60);
 
@@ -29,9 +34,10 @@ pub fn found() -> Result<(Node, CephMount)> {
     machine::prepare()?;
     clean::all()?;
     let witness = CephMount::independent(WITNESS)?;
-    remove(&witness.path().join(ON_CEPH))?;
-    let seed = bootstrap()?;
-    tree::fill(&witness.path().join(ON_CEPH).join(VOLUME), FILES, 20)?;
+    let pool = witness.path().join(ON_CEPH);
+    remove(&pool)?;
+    let seed = if Path::new(KEPT).exists() { start_again(&pool)? } else { bootstrap()? };
+    tree::fill(&pool.join(VOLUME), FILES, 20)?;
     Ok((seed, witness))
 }
 
@@ -68,7 +74,24 @@ fn bootstrap() -> Result<Node> {
     // In the preseed this would make incusd 6.0.4 panic.
     seed.client(&["config", "set", "cluster.offline_threshold", "11"])?;
     seed.client(&["storage", "volume", "create", POOL, "vol1"])?;
+    // As after a power cut. Its mounts are in its own namespace, and not seen here.
+    seed.signal(Signal::SIGSTOP)?;
+    let partial = format!("{KEPT}.partial");
+    let copied = command::run("cp", &["-aT", &Role::Seed.directory().to_string_lossy(), &partial]);
+    seed.signal(Signal::SIGCONT)?;
+    copied?;
+    fs::rename(&partial, KEPT).with_context(|| format!("rename {partial} into place"))?;
     Ok(seed)
+}
+
+/// The seed as it was after its bootstrap, on a pool that is as empty as it was then.
+fn start_again(pool: &Path) -> Result<Node> {
+    for directory in [VOLUME, "custom-snapshots"] {
+        let directory = pool.join(directory);
+        fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
+    }
+    command::run("cp", &["-aT", KEPT, &Role::Seed.directory().to_string_lossy()])?;
+    Node::start(Role::Seed)
 }
 
 /// The pool's mounts of the joiner, as the initial mount namespace has them.
