@@ -16,7 +16,7 @@ use crate::progress;
 use crate::vm::{self, Boot, Lsm, Outcome, quoted};
 
 /// Longest time for one boot with all of its tests.
-const LIMIT: Duration = Duration::from_secs(1500);
+const LIMIT: Duration = Duration::from_secs(2400);
 /// The same for real clusters: each test starts and joins nodes, which takes an emulated machine a minute.
 const INCUS_LIMIT: Duration = Duration::from_secs(3600);
 /// Starts the line that ends a suite: `guard-tests: 3 passed, 0 failed`.

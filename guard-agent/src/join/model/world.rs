@@ -1,18 +1,15 @@
-//! The world around a node, for the model checker: the true node, what of it reaches the agent, the agent that
-//! may die at any effect, and the kernel's entry of the pool. The machine in it is the real one.
+//! The true node, what of it reaches the agent, the agent, and the kernel's entry of the pool.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use stateright::{Checker, Expectation, HasDiscoveries, Model, Property};
-
-use super::{
+use crate::join::{
     Config, Daemon, Effect, Epoch, Event, Evidence, Incarnation, JoinOperation, Machine, Membership,
     NodeMode, State,
 };
 
 /// Where the true join stands. The steps are those at whose ends different things are left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Join {
+pub(super) enum Join {
     None,
     /// The address is set, the operation does not exist yet.
     Configured,
@@ -22,23 +19,23 @@ enum Join {
 
 /// The pool's superblock. There is at most one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Pool {
+pub(super) struct Pool {
     /// Mounted by a join, or by a daemon that thinks of one: the cluster's data. Else the node's own.
-    clusters: bool,
+    pub(super) clusters: bool,
     /// Its entry in the kernel; without one it is denied as unclassified.
-    entry: Option<Entry>,
+    pub(super) entry: Option<Entry>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Entry {
+pub(super) struct Entry {
     /// 1 and 2 in turn: a generation is never that of the entry before.
-    generation: u64,
-    mode: NodeMode,
+    pub(super) generation: u64,
+    pub(super) mode: NodeMode,
 }
 
 /// What is under way to the agent.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Message {
+pub(super) enum Message {
     Evidence { current: bool, evidence: Evidence },
     Began,
     Ended { succeeded: bool },
@@ -47,36 +44,36 @@ enum Message {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct World {
+pub(super) struct World {
     // The truth.
-    address: bool,
-    raft: bool,
-    member: bool,
-    daemon: Option<u32>,
-    last_life: u32,
+    pub(super) address: bool,
+    pub(super) raft: bool,
+    pub(super) member: bool,
+    pub(super) daemon: Option<u32>,
+    pub(super) last_life: u32,
     /// The daemon has been running for longer than the grace.
-    old: bool,
-    join: Join,
-    pool: Option<Pool>,
-    last_generation: u64,
+    pub(super) old: bool,
+    pub(super) join: Join,
+    pub(super) pool: Option<Pool>,
+    pub(super) last_generation: u64,
     // The agent: its machine, what it has written down, and the mode for new entries.
-    agent: Option<Machine>,
-    journal: State,
-    under_way: Vec<Message>,
+    pub(super) agent: Option<Machine>,
+    pub(super) journal: State,
+    pub(super) under_way: Vec<Message>,
     // A release of the pool: ticks until its end.
-    release: Option<u8>,
+    pub(super) release: Option<u8>,
     // How much may still happen.
-    crashes: u8,
-    kills: u8,
-    starts: u8,
-    joins: u8,
-    releases: u8,
-    room: usize,
+    pub(super) crashes: u8,
+    pub(super) kills: u8,
+    pub(super) starts: u8,
+    pub(super) joins: u8,
+    pub(super) releases: u8,
+    pub(super) room: usize,
 }
 
 /// What is broken in the machine or in its surroundings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fault {
+pub(super) enum Fault {
     None,
     /// The kernel allows what is unclassified.
     OpenKernel,
@@ -95,7 +92,7 @@ enum Fault {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Action {
+pub(super) enum Action {
     // The node.
     Configure,
     Begin,
@@ -125,28 +122,23 @@ enum Action {
     Tick,
 }
 
-struct Lab {
-    fault: Fault,
-    bounds: Bounds,
-}
-
 /// How often each of what could happen without end does happen at most.
 #[derive(Clone, Copy, Debug)]
-struct Bounds {
-    crashes: u8,
-    kills: u8,
-    starts: u8,
-    joins: u8,
-    releases: u8,
+pub(super) struct Bounds {
+    pub(super) crashes: u8,
+    pub(super) kills: u8,
+    pub(super) starts: u8,
+    pub(super) joins: u8,
+    pub(super) releases: u8,
     /// Messages that are under way at once.
-    under_way: usize,
+    pub(super) under_way: usize,
 }
 
 const ADDRESS: &str = "10.0.0.2:8443";
-const RELEASE_TICKS: u8 = 2;
+pub(super) const RELEASE_TICKS: u8 = 2;
 
 impl World {
-    fn new(bounds: Bounds) -> Self {
+    pub(super) fn new(bounds: Bounds) -> Self {
         Self {
             address: false,
             raft: false,
@@ -171,7 +163,7 @@ impl World {
     }
 
     /// What truth requires: the cluster's data on a node that is no member is for nobody to delete.
-    fn must_be_sealed(&self) -> bool {
+    pub(super) fn must_be_sealed(&self) -> bool {
         self.pool.is_some_and(|pool| pool.clusters) && !self.member
     }
 
@@ -298,7 +290,7 @@ impl World {
         self.step(fault, Event::Pools { alive }, dies_after)
     }
 
-    fn entry(&self) -> Option<Entry> {
+    pub(super) fn entry(&self) -> Option<Entry> {
         self.pool?.entry
     }
 
@@ -314,7 +306,7 @@ impl World {
     }
 
     /// What happens if nothing goes wrong any more: the agent runs, every message arrives, and it looks.
-    fn settled(&self, fault: Fault) -> Self {
+    pub(super) fn settled(&self, fault: Fault) -> Self {
         let mut world = self.clone();
         world.old = true;
         if world.agent.is_none() {
@@ -356,11 +348,11 @@ impl World {
         self.step(fault, event, dies_after)
     }
 
-    fn mount(&mut self, clusters: bool) {
+    pub(super) fn mount(&mut self, clusters: bool) {
         self.pool = Some(Pool { clusters, entry: None });
     }
 
-    fn act(&mut self, fault: Fault, action: Action) -> Option<()> {
+    pub(super) fn act(&mut self, fault: Fault, action: Action) -> Option<()> {
         match action {
             Action::Configure => (self.address, self.join) = (true, Join::Configured),
             Action::Begin => {
@@ -438,213 +430,14 @@ impl World {
     }
 
     /// Whether the kernel lets somebody who is no actor delete.
-    fn anyone_deletes(&self, fault: Fault) -> bool {
+    pub(super) fn anyone_deletes(&self, fault: Fault) -> bool {
         let Some(pool) = self.pool else { return false };
         let released = self.release.is_some_and(|left| left > 0);
         released || (fault == Fault::OpenKernel && pool.entry.is_none())
     }
 
     /// Whether the kernel lets the storage daemon delete.
-    fn actor_deletes(&self) -> bool {
+    pub(super) fn actor_deletes(&self) -> bool {
         self.entry().is_some_and(|entry| entry.mode == NodeMode::Policy)
     }
-}
-
-impl Model for Lab {
-    type State = World;
-    type Action = Action;
-
-    fn init_states(&self) -> Vec<World> {
-        vec![World::new(self.bounds)]
-    }
-
-    fn actions(&self, world: &World, actions: &mut Vec<Action>) {
-        let runs = world.daemon.is_some();
-        let joining = world.join == Join::Running;
-        let mut when = |possible: bool, action: Action| {
-            if possible {
-                actions.push(action);
-            }
-        };
-        when(
-            runs && !world.address && !world.raft && world.pool.is_none() && world.joins > 0,
-            Action::Configure,
-        );
-        // A retry finds the address set.
-        let may_begin =
-            world.join == Join::Configured || (world.join == Join::None && world.address && !world.raft);
-        when(runs && may_begin && world.joins > 0, Action::Begin);
-        when(joining && world.pool.is_none() && !world.raft, Action::Mount);
-        when(joining && world.pool.is_some() && !world.raft, Action::SetRaft);
-        when(joining && world.raft && !world.member, Action::BecomeMember);
-        when(joining && world.member, Action::End { succeeded: true });
-        when(joining, Action::End { succeeded: false });
-        when(runs && world.kills > 0, Action::Kill);
-        when(!runs && world.starts > 0, Action::Start);
-        when(runs && !world.old, Action::GrowOld);
-        when(runs && !world.address && !world.raft && world.pool.is_none(), Action::MountOwn);
-        when(world.pool.is_some() && !joining, Action::Unmount);
-        // Not before an agent has seen that there was a join: what nobody saw and everybody has wiped away is no evidence
-        // (see "Limits" in docs/JOIN.md).
-        let seen = world.journal.is_between();
-        when(seen && world.address && !world.raft && world.join == Join::None, Action::ClearAddress);
-        when(
-            !runs && world.pool.is_none() && !world.member && (world.address || world.raft),
-            Action::Reinstall,
-        );
-        // A member that is removed and joins again by the same daemon, while nothing of it is heard and nothing can be
-        // read, is believed to be the member it was (see "Limits" in docs/JOIN.md).
-        when(runs && world.member && world.join == Join::None && world.joins == 0, Action::Removed);
-        let free = world.agent.is_some() && world.under_way.len() < world.room;
-        for (config, answers) in [(true, true), (true, false), (false, false)] {
-            when(free && (runs || answers), Action::Look { config, answers });
-        }
-        for index in 0..world.under_way.len() {
-            when(true, Action::Deliver { index, keep: false, dies_after: None });
-            when(true, Action::Deliver { index, keep: true, dies_after: None });
-            when(true, Action::Drop { index });
-            for number in 0..2 {
-                let dies_after = Some(number);
-                when(world.crashes > 0, Action::Deliver { index, keep: false, dies_after });
-            }
-        }
-        when(world.agent.is_some(), Action::Reconcile { dies_after: None });
-        for number in 0..2 {
-            when(world.agent.is_some() && world.crashes > 0, Action::Reconcile { dies_after: Some(number) });
-        }
-        when(world.agent.is_some() && world.crashes > 0, Action::Crash);
-        when(world.agent.is_none(), Action::StartAgent);
-        when(world.agent.is_some() && !runs, Action::RollBack);
-        when(world.agent.is_some() && world.pool.is_some() && world.releases > 0, Action::Release);
-        when(world.release.is_some(), Action::Tick);
-    }
-
-    fn next_state(&self, world: &World, action: Action) -> Option<World> {
-        let mut next = world.clone();
-        next.act(self.fault, action)?;
-        (next != *world).then_some(next)
-    }
-
-    fn properties(&self) -> Vec<Property<Self>> {
-        vec![
-            Property::always(
-                "1: without a release only actors delete in a live pool",
-                |lab: &Lab, world: &World| {
-                    !world.anyone_deletes(lab.fault) || world.release.is_some_and(|left| left > 0)
-                },
-            ),
-            Property::always("2: never weaker than the truth requires", |_, world: &World| {
-                !(world.must_be_sealed() && world.actor_deletes())
-            }),
-            Property::always("3: every lease ends", |lab: &Lab, world: &World| {
-                let mut later = world.clone();
-                for _ in 0..RELEASE_TICKS {
-                    later.act(lab.fault, Action::Tick);
-                }
-                later.release.is_none_or(|left| left == 0)
-            }),
-            Property::always("4: after a rollback nothing stays blocked", |lab: &Lab, world: &World| {
-                if world.journal != State::Released && world.journal != State::RollingBack {
-                    return true;
-                }
-                let mut later = world.settled(lab.fault);
-                (later.address, later.raft, later.member, later.pool) = (false, false, false, None);
-                (later.daemon, later.join) = (Some(9), Join::None);
-                let mut later = later.settled(lab.fault);
-                later.mount(false);
-                later.settled(lab.fault).actor_deletes()
-            }),
-            Property::always("5: a healthy member comes back to guarded", |lab: &Lab, world: &World| {
-                let healthy =
-                    world.member && world.raft && world.daemon.is_some() && world.join == Join::None;
-                !healthy || world.pool.is_none() || world.settled(lab.fault).actor_deletes()
-            }),
-            Property::sometimes("a member's storage daemon deletes", |_, world: &World| {
-                world.member && world.actor_deletes()
-            }),
-            Property::sometimes("a failed join's pool is sealed", |_, world: &World| {
-                world.must_be_sealed() && world.entry().is_some_and(|entry| entry.mode == NodeMode::Sealed)
-            }),
-            Property::sometimes("a rollback has ended", |_, world: &World| world.journal == State::Released),
-        ]
-    }
-}
-
-/// Each alone with one of the others is explored whole; all at once would take hours.
-const BOUNDS: [Bounds; 4] = [
-    Bounds { crashes: 1, kills: 0, starts: 0, joins: 1, releases: 0, under_way: 2 },
-    Bounds { crashes: 0, kills: 1, starts: 1, joins: 1, releases: 0, under_way: 1 },
-    Bounds { crashes: 0, kills: 1, starts: 0, joins: 2, releases: 0, under_way: 1 },
-    Bounds { crashes: 0, kills: 1, starts: 0, joins: 1, releases: 1, under_way: 1 },
-];
-
-#[test]
-fn all_invariants_hold_in_every_reachable_state() {
-    let (mut states, mut depth, mut seen) = (0, 0, BTreeSet::new());
-    for bounds in BOUNDS {
-        let checker = Lab { fault: Fault::None, bounds }.checker().threads(2).spawn_bfs().join();
-        states += checker.unique_state_count();
-        depth = depth.max(checker.max_depth());
-        for property in checker.model().properties() {
-            match property.expectation {
-                Expectation::Always => checker.assert_no_discovery(property.name),
-                _ if checker.discovery(property.name).is_some() => drop(seen.insert(property.name)),
-                _ => {}
-            }
-        }
-    }
-    // The model gets to where it matters.
-    assert_eq!(seen.len(), 3, "only seen: {seen:?}");
-    println!(
-        "note: join model: {states} states explored, longest history {depth} steps, every invariant holds"
-    );
-}
-
-/// A broken machine, or broken surroundings, must break the invariant that they are about.
-fn breaks(fault: Fault, invariant: &str) {
-    // From the one with releases back: a lease shows only there.
-    let is_caught = BOUNDS.iter().rev().any(|&bounds| {
-        let lab = Lab { fault, bounds };
-        let names = lab.properties().into_iter().map(|property| property.name);
-        let name = names.into_iter().find(|name| name.starts_with(invariant)).expect("it is a property");
-        let wanted = HasDiscoveries::AnyOf([name].into());
-        let checker = lab.checker().threads(2).finish_when(wanted).spawn_bfs().join();
-        checker.discovery(name).is_some()
-    });
-    assert!(is_caught, "{fault:?} was not caught");
-}
-
-#[test]
-fn an_open_kernel_breaks_the_first_invariant() {
-    breaks(Fault::OpenKernel, "1");
-}
-
-#[test]
-fn taking_loss_for_proof_breaks_the_second_invariant() {
-    breaks(Fault::LossIsProof, "2");
-}
-
-#[test]
-fn believing_old_answers_breaks_the_second_invariant() {
-    breaks(Fault::NoEpochs, "2");
-}
-
-#[test]
-fn trusting_new_pools_breaks_the_second_invariant() {
-    breaks(Fault::TrustsNewPools, "2");
-}
-
-#[test]
-fn a_lease_without_end_breaks_the_third_invariant() {
-    breaks(Fault::EndlessLease, "3");
-}
-
-#[test]
-fn not_hearing_the_rollbacks_end_breaks_the_fourth_invariant() {
-    breaks(Fault::DeafToRollback, "4");
-}
-
-#[test]
-fn never_weakening_breaks_the_fifth_invariant() {
-    breaks(Fault::NeverWeakens, "5");
 }
