@@ -124,7 +124,7 @@ impl Follow {
         let changes = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).context("inotify")?;
         for (path, what) in [
             (path.as_path(), AddWatchFlags::IN_MODIFY),
-            (Role::Joiner.directory(), AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO),
+            (Role::Joiner.directory(), AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO),
         ] {
             changes.add_watch(path, what).with_context(|| format!("watch {}", path.display()))?;
         }
@@ -147,7 +147,9 @@ impl Follow {
 
     fn is_reached(&mut self) -> Result<bool> {
         let Some(line) = self.step.log_line() else {
-            return Ok(fs::exists(Role::Joiner.directory().join("cluster.key"))?);
+            // With half of it incusd would not even start again.
+            let written = fs::metadata(Role::Joiner.directory().join("cluster.key"));
+            return Ok(written.is_ok_and(|key| key.len() > 0));
         };
         let before = self.text.len();
         self.log.read_to_end(&mut self.text)?;
