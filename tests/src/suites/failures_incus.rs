@@ -25,7 +25,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 const fn case(name: &'static str, body: fn() -> Result<()>) -> Test {
-    Test::new(name, body).within_seconds(600)
+    Test::new(name, body).within_seconds(900)
 }
 
 /// Where a failed join may stand; always sealed.

@@ -18,7 +18,7 @@ use crate::vm::{self, Boot, Lsm, Outcome, quoted};
 /// Longest time for one boot with all of its tests.
 const LIMIT: Duration = Duration::from_secs(2400);
 /// The same for real clusters: each test starts and joins nodes, which takes an emulated machine a minute.
-const INCUS_LIMIT: Duration = Duration::from_secs(3600);
+const INCUS_LIMIT: Duration = Duration::from_secs(7200);
 /// Starts the line that ends a suite: `guard-tests: 3 passed, 0 failed`.
 const CLOSING: &str = "guard-tests: ";
 /// Starts each line that explains the failure just reported.

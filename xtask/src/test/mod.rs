@@ -61,7 +61,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if selected(Suite::Unit) {
         unit::run(filter, &mut report);
     }
-    // The suite of real Incus runs only when it is asked for: it is not finished.
+    // The suite of real Incus runs only when it is asked for: it takes an emulated machine long.
     let is_wanted = |suite: &Suite| selected(*suite) && (*suite != Suite::Incus || arguments.suite.is_some());
     let in_guests: Vec<Suite> =
         [Suite::Standin, Suite::Cephfs, Suite::Incus].into_iter().filter(is_wanted).collect();
