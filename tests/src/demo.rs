@@ -1,5 +1,5 @@
-//! The demonstration: what an operator would see on a host on which a join has failed, from the mount to
-//! the release. Every command is shown, run, and held to what it should do.
+//! The demonstration: the incident with a real Incus cluster, from a join that fails to the one that succeeds.
+//! Every command is shown, run, and held to what it should do.
 
 use std::env;
 use std::fs::{self, File};
@@ -10,14 +10,16 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 
 use crate::harness::agent::binary;
-use crate::harness::ceph::{CephMount, Cluster};
-use crate::harness::{command, tree, wait};
+use crate::harness::incus::clean;
+use crate::harness::incus::cluster::{self, FILES, ON_CEPH, WITNESS};
+use crate::harness::incus::join;
+use crate::harness::incus::machine::JOINER_ADDRESS;
+use crate::harness::incus::node::{Node, Role};
+use crate::harness::{command, wait};
 
-const FILES: usize = 1000;
 const ROOT: &str = "/var/lib/incus";
-const POOL: &str = "/var/lib/incus/storage-pools/shared";
-const WITNESS: &str = "/mnt/witness";
 const POLICY: &str = "/etc/guard-agent/policy.toml";
+const PRESEED: &str = "/run/join.yaml";
 /// Set by `cargo xtask demo` on a terminal. The VM's console always is one, and says nothing of the reader's.
 const COLOUR: &str = "GUARD_DEMO_COLOUR";
 /// From start to enforcing, on an emulated machine.
@@ -27,39 +29,71 @@ const INCIDENT_LIMIT: Duration = Duration::from_secs(20);
 
 /// Runs in the VM, with a Ceph cluster beside it.
 pub fn run() -> Result<()> {
-    let stage = Stage::new()?;
-    stage.say("A CephFS that other hosts work on. Two mounts of it: what the cluster really has is read by");
-    stage.say(&format!("{WITNESS}, a client of its own that is never guarded."));
-    let witness = stage.mount("/", WITNESS, "noshare")?;
-    tree::fill(&witness.path().join("pool-a/custom/default_data"), FILES, 20)?;
-    stage.say("The barrier: preset incus, root /var/lib/incus. Then a join mounts the pool, and fails.");
-    fs::create_dir_all(ROOT).with_context(|| format!("create {ROOT}"))?;
-    let _agent = stage.start_agent()?;
-    let _pool = stage.mount("/pool-a", POOL, "")?;
+    let stage = Stage::new();
+    stage.say(
+        "node1, a cluster's only member, with a CephFS pool. It is made now, which takes half a minute …",
+    );
+    let (seed, _witness) = cluster::found()?;
+    stage.say(
+        "It remembers a member whose machine was reinstalled. What the pool really has is counted through",
+    );
+    stage.say(&format!("{WITNESS}, a Ceph client of its own that nothing guards."));
+    cluster::remember_old_member(&seed, "oldnode2", JOINER_ADDRESS)?;
+    stage.on_node1(&seed, &["cluster", "list", "--columns", "nus", "--format", "compact"])?;
     stage.count(FILES)?;
+
+    stage.say("This host is to become node2. The barrier, then Incus:");
+    let _agent = stage.start_agent()?;
+    let mut joiner = stage.start_incus()?;
+    stage.prepare_join(&seed)?;
+    stage.run(&format!("incus admin init --preseed <{PRESEED}"), Expect::Failure, 4)?;
+    stage.say("The join has failed, and the pool is still mounted. The node is sealed.");
+    stage.run("grep storage-pools/ /proc/self/mountinfo | cut -d' ' -f5", Expect::Success, 4)?;
     stage.run("guardctl status", Expect::Success, usize::MAX)?;
 
-    stage.say("The operator cleans up, to try again.");
+    stage.say(
+        "The operator cleans up, to try again. Each of these commands has cost a cluster all its files.",
+    );
+    let output = stage.run("incus storage delete shared", Expect::Failure, 4)?;
+    ensure!(output.contains("not permitted"), "storage delete was not refused by the barrier");
+    stage.count(FILES)?;
+    stage.stop_incus(&mut joiner)?;
     let output = stage.run(&format!("rm -rf {ROOT}"), Expect::Failure, 3)?;
     let refused = output.lines().filter(|line| line.ends_with("Operation not permitted")).count();
-    ensure!(refused == FILES, "rm was refused {refused} times, not {FILES}");
+    ensure!(refused >= FILES, "rm was refused {refused} times, not {FILES}");
     stage.count(FILES)?;
-
-    stage.say("What the audit log has of it: the first denials in full, then their exact number.");
     stage.await_incident()?;
-    stage.run("guardctl events -n 12", Expect::Success, usize::MAX)?;
+    stage.run("guardctl events -n 8", Expect::Success, usize::MAX)?;
 
+    stage.say("The way that works: unmount what the join left, prove that it is gone, empty the directory.");
+    stage.run("guardctl rollback", Expect::Success, usize::MAX)?;
+    stage.run("guardctl wipe --yes", Expect::Success, usize::MAX)?;
+    stage.on_node1(&seed, &["cluster", "remove", "--force", "--yes", "oldnode2"])?;
+    // The last one takes everything in its cgroup with it when it goes.
+    drop(joiner);
+    let joiner = stage.start_incus()?;
+    stage.prepare_join(&seed)?;
+    stage.run(&format!("incus admin init --preseed <{PRESEED}"), Expect::Success, 4)?;
+    stage.await_member()?;
+    stage.run("guardctl status", Expect::Success, usize::MAX)?;
+    stage.say("A member, guarded: Incus deletes its volumes, nobody else does.");
+    stage.run("incus storage volume create shared trial", Expect::Success, 4)?;
+    stage.run("incus storage volume delete shared trial", Expect::Success, 4)?;
+    stage.run("rm -rf /var/lib/incus/storage-pools/shared/custom", Expect::Failure, 2)?;
+    stage.count(FILES)?;
     stage.say("On purpose, for a minute, with a reason:");
     let release = "guardctl release shared --ttl 1m --reason 'pool is retired, ticket 4711'";
     stage.run(release, Expect::Success, usize::MAX)?;
-    stage.run(&format!("rm -rf {POOL}/*"), Expect::Success, 3)?;
+    stage.run("rm -rf /var/lib/incus/storage-pools/shared/custom/*", Expect::Success, 3)?;
     stage.count(0)?;
     stage.run("guardctl events -n 2 --kind lease", Expect::Success, usize::MAX)?;
     stage.close(&format!(
-        "Shown: rm -rf {ROOT} was refused {refused} times on a real CephFS and lost none of {FILES} files; \
-         after a release the same files could be deleted."
+        "Shown: a join of a real Incus failed with its pool mounted; storage delete and rm -rf {ROOT} were refused and \
+         lost none of {FILES} files; after rollback and wipe the node joined; after a release the files could be deleted."
     ));
-    Ok(())
+    drop(joiner);
+    drop(seed);
+    clean::all()
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -70,14 +104,12 @@ enum Expect {
 
 /// Shows commands and what came of them.
 struct Stage {
-    cluster: Cluster,
     colour: bool,
 }
 
 impl Stage {
-    fn new() -> Result<Self> {
-        let cluster = Cluster::from_environment()?;
-        Ok(Self { cluster, colour: env::var_os(COLOUR).is_some() })
+    fn new() -> Self {
+        Self { colour: env::var_os(COLOUR).is_some() }
     }
 
     fn paint(&self, code: &str, text: &str) -> String {
@@ -103,6 +135,7 @@ impl Stage {
         let output = Command::new("sh")
             .args(["-c", line])
             .env("PATH", path)
+            .env_remove("CEPH_CONF")
             .stdin(Stdio::null())
             .output()
             .with_context(|| format!("start {line}"))?;
@@ -123,24 +156,41 @@ impl Stage {
         Ok(text)
     }
 
-    /// Mounts a directory of the cluster. The secret is not shown.
-    fn mount(&self, directory: &str, path: &str, more: &str) -> Result<CephMount> {
-        let (device, more_shown) = (self.cluster.device(directory), if more.is_empty() { "" } else { "," });
-        let monitor = &self.cluster.monitor;
-        self.prompt(&format!(
-            "mount -t ceph {device} {path} -o mon_addr={monitor},secret=…{more_shown}{more}"
-        ));
-        let mount = CephMount::of(directory, path, more)?;
+    /// Runs node1's client: it is another host, with a prompt of its own.
+    fn on_node1(&self, seed: &Node, arguments: &[&str]) -> Result<()> {
+        println!("{}", self.paint("1", &format!("node1$ incus {}", arguments.join(" "))));
+        println!("{}\n", seed.client(arguments)?.trim_end());
+        Ok(())
+    }
+
+    /// Takes a token from node1, and writes the preseed.
+    fn prepare_join(&self, seed: &Node) -> Result<()> {
+        println!("{}", self.paint("1", "node1$ incus cluster add node2"));
+        let preseed = join::preseed(seed, "node2")?;
+        fs::write(PRESEED, preseed).with_context(|| format!("write {PRESEED}"))?;
+        self.run(&format!("sed 's/token: .*/token: …/' {PRESEED}"), Expect::Success, usize::MAX)?;
+        Ok(())
+    }
+
+    fn start_incus(&self) -> Result<Node> {
+        self.prompt("systemctl start incus");
+        let node = Node::start(Role::Joiner)?;
         println!();
-        Ok(mount)
+        Ok(node)
+    }
+
+    fn stop_incus(&self, node: &mut Node) -> Result<()> {
+        self.prompt("systemctl stop incus");
+        node.stop()?;
+        println!();
+        Ok(())
     }
 
     /// Starts the agent with its usual files, and waits until it enforces.
     fn start_agent(&self) -> Result<Agent> {
         let parent = Path::new(POLICY).parent().context("the policy is in a directory")?;
         fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
-        fs::write(POLICY, "version = 1\n\n[[root]]\npreset = \"incus\"\njoin = \"none\"\n")
-            .context("write the policy")?;
+        fs::write(POLICY, "version = 1\n\n[[root]]\npreset = \"incus\"\n").context("write the policy")?;
         self.run(&format!("cat {POLICY}"), Expect::Success, usize::MAX)?;
         self.prompt("guard-agent run &");
         let log = File::create("/run/guard-agent.log").context("create the agent's log")?;
@@ -166,10 +216,19 @@ impl Stage {
 
     /// Counts the files of the pool through the independent mount.
     fn count(&self, expected: usize) -> Result<()> {
-        let line = format!("find {WITNESS}/pool-a -type f | wc -l");
+        let line = format!("find {WITNESS}/{ON_CEPH} -type f | wc -l");
         let output = self.run(&line, Expect::Success, usize::MAX)?;
         ensure!(output.trim() == expected.to_string(), "counted {} files, not {expected}", output.trim());
         Ok(())
+    }
+
+    fn await_member(&self) -> Result<()> {
+        let guardctl = binary("GUARDCTL")?;
+        wait::until("the node is a member", START_LIMIT, || {
+            let said = command::run(&guardctl.to_string_lossy(), &["status", "--json"])?;
+            let status: serde_json::Value = serde_json::from_str(&said).context("parse the status")?;
+            Ok(status["nodes"][0]["state"] == "joined")
+        })
     }
 
     fn await_incident(&self) -> Result<()> {

@@ -1,4 +1,4 @@
-//! Runs the demonstration in the VM with a real Ceph cluster beside it. What is shown is package
+//! Runs the demonstration in the VM with a real Ceph cluster beside it and Incus in it. What is shown is package
 //! `guard-tests`' business (`guard-tests demo`); this boots, streams, and passes the status on.
 
 use std::io::{self, IsTerminal as _};
@@ -20,12 +20,13 @@ pub struct Arguments {
 
 /// The command `cargo xtask demo`.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    setup::ensure(&setup::Use::WITHOUT_INCUS, &[arguments.kernel])?;
+    setup::ensure(&setup::Use::ALL, &[arguments.kernel])?;
     let binaries = build::for_tests()?;
     let mut boot =
         Boot::new(arguments.kernel, format!("exec {} demo", vm::quoted(&binaries.tests.to_string_lossy())));
     boot.ceph = true;
     boot.environment = guest::environment(&binaries, arguments.kernel, "default");
+    boot.environment.push(guest::incus()?);
     if io::stdout().is_terminal() {
         boot.environment.push(("GUARD_DEMO_COLOUR".to_owned(), "1".to_owned()));
     }

@@ -45,7 +45,7 @@ enum Step {
     Vm(vm::Arguments),
     /// Count instructions per decision, in a VM where a nanosecond is an instruction
     Bench(bench::Arguments),
-    /// Show the barrier at work on a real CephFS mount
+    /// Show the incident, and what comes after it, with a real Incus cluster on CephFS
     Demo(demo::Arguments),
 }
 
