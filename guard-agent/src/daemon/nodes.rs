@@ -65,14 +65,15 @@ impl Owner {
         self.look_at_nodes(|_| true).await;
         self.reconcile(mounts);
         // Pools that were mounted while no agent ran: they have entries only now.
-        self.look_at_nodes(|node| node.machine().has_unconfirmed()).await;
-        self.reconcile(mounts);
+        if self.look_at_nodes(|node| !node.machine().unconfirmed().is_empty()).await {
+            self.reconcile(mounts);
+        }
         self.start_observers();
     }
 
-    /// Looks at some of the nodes, before they have observers.
-    async fn look_at_nodes(&mut self, which: impl Fn(&Node) -> bool) {
-        let mut looks = JoinSet::new();
+    /// Looks at some of the nodes, before they have observers. Returns whether the maps have to follow.
+    async fn look_at_nodes(&mut self, which: impl Fn(&Node) -> bool) -> bool {
+        let (mut looks, mut changed) = (JoinSet::new(), false);
         for (root, node) in self.nodes.nodes.iter().filter(|(_, node)| which(node)) {
             let (root, asked, options) = (root.clone(), node.machine().epoch(), node.options.clone());
             looks.spawn(async move { (root, asked, incus::observe_once(options, FIRST_LOOK).await) });
@@ -81,8 +82,9 @@ impl Owner {
             // A look that has panicked has seen nothing.
             let Ok((root, asked, evidence)) = look else { continue };
             let observation = Observation::Looked { asked, evidence };
-            self.observe(&root, observation);
+            changed |= self.observe(&root, observation);
         }
+        changed
     }
 
     /// Makes the nodes those of the policy. A root that is followed no longer falls back to the policy's mode.

@@ -17,7 +17,7 @@ use crate::control::report::{
     PoolReport, PostureReport, Reconciled, RootReport, StatusReport, TransitionReport,
 };
 use crate::events::{Name, Time, clock};
-use crate::join::{Kept, NodeMode, State, Transition};
+use crate::join::{Kept, State, Transition};
 use crate::posture::{self, Posture};
 
 const SECOND: u64 = 1_000_000_000;
@@ -122,12 +122,14 @@ impl Owner {
                 State::Unknown { kept: Kept::Standalone } => Some("standalone"),
                 _ => None,
             };
+            let unconfirmed = node.machine().unconfirmed();
+            let waiting = unconfirmed.iter().filter_map(|generation| self.pools.get(generation));
             NodeReport {
                 root: root.display().to_string(),
                 state: state.name().to_owned(),
                 kept: kept.map(str::to_owned),
                 mode: self.node_mode_name(root, state.mode()),
-                unconfirmed: self.unconfirmed_pools(node),
+                unconfirmed: waiting.map(|known| known.pool.name.clone()).collect(),
                 since: node.journal.since,
                 because: node.journal.because().map(str::to_owned),
                 evidence: node.seen.as_ref().map(|(_, evidence)| evidence.clone()),
@@ -135,17 +137,6 @@ impl Owner {
             }
         };
         self.nodes.iter().map(report).collect()
-    }
-
-    /// Names of the pools that a node's state would give policy's mode once a look has spoken for them.
-    fn unconfirmed_pools(&self, node: &Node) -> Vec<String> {
-        let modes = node.machine().modes();
-        let waits = |known: &&KnownPool| {
-            known.entry.actor_set == node.actor_set
-                && modes.mode == NodeMode::Policy
-                && modes.of(known.entry.generation) == NodeMode::Sealed
-        };
-        self.pools.values().filter(waits).map(|known| known.pool.name.clone()).collect()
     }
 
     /// How a node, or each, came to be where it stands.

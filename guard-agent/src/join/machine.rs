@@ -83,10 +83,12 @@ impl Machine {
         PoolModes { mode: self.mode(), confirmed: self.confirmed.clone() }
     }
 
-    /// Whether pools wait for a look that speaks for them, in a state that would give them policy's mode.
-    pub fn has_unconfirmed(&self) -> bool {
-        self.mode() == NodeMode::Policy
-            && self.alive.as_ref().is_some_and(|alive| !alive.is_subset(&self.confirmed))
+    /// Generations that wait for a look that speaks for them, in a state that would give them policy's mode.
+    pub fn unconfirmed(&self) -> BTreeSet<u64> {
+        match (self.mode(), &self.alive) {
+            (NodeMode::Policy, Some(alive)) => alive.difference(&self.confirmed).copied().collect(),
+            _ => BTreeSet::new(),
+        }
     }
 
     /// Whether pools of the node live. Not known yet: they may, but for what was written down as released.
