@@ -31,7 +31,7 @@ const INCIDENT_LIMIT: Duration = Duration::from_secs(20);
 pub fn run() -> Result<()> {
     let stage = Stage::new();
     stage.say(
-        "node1, a cluster's only member, with a CephFS pool. It is made now, which takes half a minute …",
+        "node1, a cluster's only member, with a CephFS pool. It is made now, which takes a minute or two …",
     );
     let (seed, _witness) = cluster::found()?;
     stage.say(

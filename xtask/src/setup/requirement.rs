@@ -21,7 +21,7 @@ pub enum Use {
 }
 
 impl Use {
-    /// What everything but the suite `incus` needs.
+    /// What everything but the suite `incus` and the demo needs.
     pub const WITHOUT_INCUS: [Self; 4] = [Self::Bpf, Self::Vm, Self::Ceph, Self::Suites];
     pub const ALL: [Self; 5] = [Self::Bpf, Self::Vm, Self::Ceph, Self::Suites, Self::Incus];
 }
