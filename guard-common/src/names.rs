@@ -25,6 +25,7 @@ pub const PROGRAMS: &[ProgramName] = &[
     required("guard_inode_unlink", "inode_unlink"),
     required("guard_inode_rmdir", "inode_rmdir"),
     required("guard_inode_rename", "inode_rename"),
+    required("guard_inode_setattr", "inode_setattr"),
     required("guard_sb_delete", "sb_delete"),
 ];
 

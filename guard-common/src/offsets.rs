@@ -42,9 +42,12 @@ pub struct Offsets {
     pub nsproxy_mnt_ns: u32,
     pub cred_uid: u32,
     pub cred_euid: u32,
+    pub iattr_ia_valid: u32,
+    /// No member: which argument of the hook `inode_setattr` is the dentry. 0, and since 6.9 1.
+    pub inode_setattr_dentry: u32,
     /// Keeps the size a multiple of eight.
     pub reserved: u32,
 }
 
 crate::pod!(Offsets);
-crate::layout!(Offsets: 144);
+crate::layout!(Offsets: 152);

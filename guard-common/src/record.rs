@@ -11,6 +11,7 @@ crate::wire_enum! {
         InodeUnlink = 6 => "inode_unlink",
         InodeRmdir = 7 => "inode_rmdir",
         InodeRename = 8 => "inode_rename",
+        InodeSetattr = 9 => "inode_setattr",
     }
 }
 

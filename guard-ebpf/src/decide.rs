@@ -161,8 +161,10 @@ pub fn backstop(access: &mut Access) -> i32 {
     // Fail open if it cannot be read: sealed mode, where it matters, denies user's threads as well.
     let kernel_thread = Task::current().is_kernel_thread().unwrap_or(false);
     let exported = entry.flags & POOL_EXPORTED != 0;
+    let is_no_deletion =
+        matches!(access.operation, Operation::Truncate) && entry.flags & POOL_GUARD_TRUNCATE == 0;
     let outcome = match Mode::from_u32(entry.mode) {
-        Some(Mode::Observed | Mode::Guarded) if !kernel_thread || exported => return 0,
+        Some(Mode::Observed | Mode::Guarded) if !kernel_thread || exported || is_no_deletion => return 0,
         Some(Mode::Observed) => Outcome { verdict: Verdict::WouldDeny, reason: Reason::KernelThread },
         Some(Mode::Guarded) => denied(Reason::KernelThread),
         Some(Mode::Released) if is_released(entry) => {

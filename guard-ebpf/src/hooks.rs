@@ -7,7 +7,7 @@ use aya_ebpf::programs::LsmContext;
 use guard_common::{Hook, Operation};
 
 use crate::decide::{self, Access};
-use crate::kernel::Trusted;
+use crate::kernel::{self, Trusted};
 
 const EPERM: i32 = 1;
 const MAX_ERRNO: i32 = 4095;
@@ -17,7 +17,14 @@ const RENAME_EXCHANGE: u32 = 1 << 1;
 /// Bounded as the verifier demands: an LSM hook answers 0 or a negative error number.
 macro_rules! honour_previous {
     ($context:expr, $index:literal) => {
-        let previous: i32 = $context.arg($index);
+        honour!($context.arg::<i32>($index))
+    };
+}
+
+/// The same with the answer itself.
+macro_rules! honour {
+    ($previous:expr) => {
+        let previous: i32 = $previous;
         if previous != 0 {
             return if (-MAX_ERRNO..0).contains(&previous) { previous } else { -EPERM };
         }
@@ -27,6 +34,29 @@ macro_rules! honour_previous {
 #[inline(always)]
 fn pointer(context: &LsmContext, index: usize) -> Trusted {
     Trusted::new(context.arg::<*const c_void>(index))
+}
+
+/// Argument of a hook by its place, for one whose arguments stand elsewhere on another kernel. The verifier takes no
+/// computed place, and the compiler makes one of two loads in two branches; those written in assembler it leaves alone.
+macro_rules! argument {
+    ($context:expr, $bytes:literal) => {{
+        let value: u64;
+        #[cfg(target_arch = "bpf")]
+        // SAFETY: loads a word of the context, which the verifier checks.
+        unsafe {
+            use aya_ebpf::EbpfContext as _;
+            core::arch::asm!(
+                concat!("{0} = *(u64 *)({1} + ", $bytes, ")"),
+                out(reg) value,
+                in(reg) $context.as_ptr()
+            );
+        }
+        #[cfg(not(target_arch = "bpf"))]
+        {
+            value = $context.arg::<u64>($bytes / 8);
+        }
+        value
+    }};
 }
 
 /// A hook that carries the mount: `path_*` and `file_truncate`.
@@ -66,6 +96,10 @@ pub fn guard_path_rename(context: LsmContext) -> i32 {
     honour_previous!(context, 5);
     let flags: u32 = context.arg(4);
     let target = pointer(&context, 3);
+    // Two names of one file: the kernel leaves both as they are.
+    if target.is_same_inode(pointer(&context, 1)) {
+        return 0;
+    }
     let operation = if flags & RENAME_EXCHANGE != 0 {
         Operation::RenameExchange
     } else if target.is_positive() {
@@ -111,6 +145,27 @@ pub fn guard_inode_rename(context: LsmContext) -> i32 {
         return 0;
     }
     on_inode(Hook::InodeRename, Operation::RenameReplace, pointer(&context, 2), target)
+}
+
+/// Every truncation comes by here: those that no `path_*` hook sees are nfsd's, a filesystem's stacked on the pool,
+/// and a core dump's, of the file that it has just made.
+#[lsm(hook = "inode_setattr")]
+pub fn guard_inode_setattr(context: LsmContext) -> i32 {
+    let (dentry, attributes, previous) = if kernel::setattr_has_idmap() {
+        (argument!(context, 8), argument!(context, 16), argument!(context, 24))
+    } else {
+        (argument!(context, 0), argument!(context, 8), argument!(context, 16))
+    };
+    honour!(previous as i32);
+    if !Trusted::new(attributes as *const c_void).sets_size() {
+        return 0;
+    }
+    let target = Trusted::new(dentry as *const c_void);
+    let superblock = target.dentry_superblock();
+    if !decide::may_hold_pool(superblock) {
+        return 0;
+    }
+    decide::backstop(&mut Access::new(Hook::InodeSetattr, Operation::Truncate, superblock, None, target))
 }
 
 /// The last user of a superblock is gone: its entry must not outlive it, since `s_dev` is reused.

@@ -51,6 +51,8 @@ static OFFSETS: Offsets = Offsets {
     nsproxy_mnt_ns: 0,
     cred_uid: 0,
     cred_euid: 0,
+    iattr_ia_valid: 0,
+    inode_setattr_dentry: 0,
     reserved: 0,
 };
 
@@ -69,6 +71,15 @@ macro_rules! offset {
         // SAFETY: a static of ours. Volatile, since the agent replaces its content at load time.
         unsafe { ptr::read_volatile(&raw const OFFSETS.$member) as usize }
     };
+}
+
+/// `ATTR_SIZE` of `iattr.ia_valid`, the same since the beginning.
+const ATTR_SIZE: u32 = 1 << 3;
+
+/// Whether the hook `inode_setattr` has the mount's id map as its first argument.
+#[inline(always)]
+pub fn setattr_has_idmap() -> bool {
+    offset!(inode_setattr_dentry) != 0
 }
 
 /// The kernel's memory could not be read.
@@ -145,9 +156,24 @@ impl Trusted {
     pub fn device(self) -> u32 {
         self.load(offset!(super_block_s_dev))
     }
+    /// `dentry->d_sb`
+    pub fn dentry_superblock(self) -> Self {
+        self.follow(offset!(dentry_d_sb))
+    }
+    /// Whether `iattr->ia_valid` says that the size is to change.
+    pub fn sets_size(self) -> bool {
+        self.load::<u32>(offset!(iattr_ia_valid)) & ATTR_SIZE != 0
+    }
     /// Whether `dentry->d_inode` is set: the name exists.
     pub fn is_positive(self) -> bool {
-        self.load::<u64>(offset!(dentry_d_inode)) != 0
+        self.inode_address() != 0
+    }
+    /// Whether two names that exist are names of the same file.
+    pub fn is_same_inode(self, other: Self) -> bool {
+        self.is_positive() && self.inode_address() == other.inode_address()
+    }
+    fn inode_address(self) -> u64 {
+        self.load::<u64>(offset!(dentry_d_inode))
     }
 }
 

@@ -25,12 +25,19 @@ pub enum BtfError {
     /// The member is a bit field.
     #[error("member `{member}` of the kernel's `struct {name}` is a bit field")]
     BitField { name: String, member: String },
+    /// No function of that name, or none with such a parameter.
+    #[error("the kernel's function `{function}` has no parameter `{parameter}`")]
+    NoParameter { function: String, parameter: String },
+    /// It is there, and not as this version knows it.
+    #[error("the kernel's `{name}` is not as this version knows it: {what}")]
+    Unexpected { name: &'static str, what: &'static str },
 }
 
 const MAGIC: u16 = 0xeb9f;
 const STRUCT: u32 = 4;
 const UNION: u32 = 5;
 const FUNC: u32 = 12;
+const FUNC_PROTO: u32 = 13;
 /// PTR ends a walk; these are looked through: TYPEDEF, VOLATILE, CONST, RESTRICT, TYPE_TAG.
 const MODIFIERS: [u32; 5] = [8, 9, 10, 11, 18];
 
@@ -105,6 +112,21 @@ impl<'a> Btf<'a> {
     /// Whether the kernel has a function of this name.
     pub fn has_function(&self, name: &str) -> bool {
         self.functions.contains_key(name.as_bytes())
+    }
+
+    /// Which parameter of a function has this name, from 0.
+    pub fn parameter_index(&self, function: &str, parameter: &str) -> Result<u32, BtfError> {
+        let missing =
+            || BtfError::NoParameter { function: function.to_owned(), parameter: parameter.to_owned() };
+        let id = *self.functions.get(function.as_bytes()).ok_or_else(missing)?;
+        let prototype = self.type_of(self.type_of(id)?.refers)?;
+        for index in 0..prototype.count {
+            let name = u32_at(self.types, prototype.start + 12 + index * 8)?;
+            if prototype.kind == FUNC_PROTO && self.string(name)? == parameter.as_bytes() {
+                return Ok(index as u32);
+            }
+        }
+        Err(missing())
     }
 
     /// Byte offset of a member, named by a path such as `d_name.name`. Members of unnamed structures
@@ -245,7 +267,9 @@ mod tests {
                 body.extend(word.to_ne_bytes());
             }
             for (member, type_id, offset) in members {
-                for word in [intern(member), *type_id, *offset] {
+                let words = [intern(member), *type_id, *offset];
+                // A prototype's parameters have no offset.
+                for word in &words[..if *kind == FUNC_PROTO { 2 } else { 3 }] {
                     body.extend(word.to_ne_bytes());
                 }
             }
@@ -267,6 +291,8 @@ mod tests {
             ("", 10, false, 1, vec![]), // const qstr
             ("dentry", STRUCT, true, 64, vec![("d_flags", 0, 0), ("", 2, 256), ("bits", 0, 1 << 24 | 512)]),
             ("security_path_unlink", FUNC, false, 0, vec![]),
+            ("", FUNC_PROTO, false, 0, vec![("idmap", 0, 0), ("dentry", 0, 0)]),
+            ("bpf_lsm_inode_setattr", FUNC, false, 6, vec![]),
         ])
     }
 
@@ -278,6 +304,7 @@ mod tests {
         assert_eq!(btf.member_offset("dentry", "d_flags"), Ok(0));
         assert!(btf.has_function("security_path_unlink"));
         assert!(!btf.has_function("security_path_rmdir"));
+        assert_eq!(btf.parameter_index("bpf_lsm_inode_setattr", "dentry"), Ok(1));
     }
 
     #[test]
@@ -293,6 +320,11 @@ mod tests {
             "the kernel's `struct dentry` has no member `d_name.len`"
         );
         assert!(matches!(btf.member_offset("dentry", "bits"), Err(BtfError::BitField { .. })));
+        assert_eq!(
+            btf.parameter_index("security_path_unlink", "dentry").unwrap_err().to_string(),
+            "the kernel's function `security_path_unlink` has no parameter `dentry`"
+        );
+        assert!(btf.parameter_index("bpf_lsm_inode_setattr", "attr").is_err());
     }
 
     #[test]

@@ -104,7 +104,8 @@ impl Ground {
         maps.pools.write(self.dev, entry(POOL_CANARY_BACKSTOP), Write::Put)?;
         must_deny(Hook::InodeUnlink, self.unlink(VICTIM))?;
         must_deny(Hook::InodeRmdir, self.rmdir())?;
-        must_deny(Hook::InodeRename, self.rename())
+        must_deny(Hook::InodeRename, self.rename())?;
+        must_deny(Hook::InodeSetattr, self.truncate_path())
     }
 
     fn populate(&self) -> Result<(), CanaryError> {

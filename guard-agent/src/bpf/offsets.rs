@@ -43,6 +43,7 @@ const MEMBERS: &[(&str, &str, Field)] = &[
     ("nsproxy", "mnt_ns", |o| &mut o.nsproxy_mnt_ns),
     ("cred", "uid", |o| &mut o.cred_uid),
     ("cred", "euid", |o| &mut o.cred_euid),
+    ("iattr", "ia_valid", |o| &mut o.iattr_ia_valid),
 ];
 
 /// Resolves them all; the first one that is missing is the error.
@@ -50,6 +51,13 @@ pub fn resolve(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
     let mut offsets = Offsets::default();
     for (structure, member, field) in MEMBERS {
         *field(&mut offsets) = btf.member_offset(structure, member)?;
+    }
+    offsets.inode_setattr_dentry = btf.parameter_index("bpf_lsm_inode_setattr", "dentry")?;
+    if offsets.inode_setattr_dentry > 1 {
+        return Err(BtfError::Unexpected {
+            name: "bpf_lsm_inode_setattr",
+            what: "the dentry is not one of the first two",
+        });
     }
     Ok(offsets)
 }
@@ -60,8 +68,8 @@ mod tests {
 
     #[test]
     fn every_offset_is_resolved() {
-        // One u32 a member, and the padding word.
-        assert_eq!(size_of::<Offsets>(), (MEMBERS.len() + 1) * 4);
+        // One u32 a member, one for an argument's place, and the padding word.
+        assert_eq!(size_of::<Offsets>(), (MEMBERS.len() + 2) * 4);
         let mut offsets = Offsets::default();
         for (number, (_, _, field)) in MEMBERS.iter().enumerate() {
             *field(&mut offsets) = number as u32 + 1;
