@@ -2,9 +2,10 @@
 //! a VM and runs this in it. Never run it on a host that matters: it mounts, seals and deletes.
 //!
 //! `harness` holds what tests use, `peers` the programs that they set on the barrier, `suites` the tests,
-//! `demo` the demonstration.
+//! `catalogue` what they show of ways around, `demo` the demonstration.
 
 pub mod bench;
+pub mod catalogue;
 pub mod demo;
 pub mod harness;
 pub mod peers;

@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 
 use guard_tests::harness::registry::{Profile, Selection, Suite};
 use guard_tests::peers::own::Peer;
-use guard_tests::{bench, demo, harness};
+use guard_tests::{bench, catalogue, demo, harness};
 
 #[derive(Parser)]
 #[command(name = "guard-tests", about = "Runs in the VM: use `cargo xtask test` and `cargo xtask demo`")]
@@ -37,6 +37,8 @@ enum Action {
     Demo,
     /// The benchmarks
     Bench,
+    /// Print the tables of `docs/BYPASSES.md`
+    Bypasses,
     /// What a test runs beside itself
     #[command(subcommand, hide = true)]
     Peer(Peer),
@@ -50,6 +52,10 @@ fn main() -> ExitCode {
         }
         Action::Demo => harness::run::report(demo::run()),
         Action::Bench => harness::run::report(bench::run()),
+        Action::Bypasses => {
+            print!("{}", catalogue::tables());
+            ExitCode::SUCCESS
+        }
         Action::Peer(peer) => peer.run(),
     }
 }

@@ -21,6 +21,22 @@ pub fn denied<T: Debug>(what: &str, outcome: io::Result<T>) -> Result<()> {
     }
 }
 
+/// Fails unless the kernel itself refused it, with this error.
+pub fn failed_with<T: Debug>(what: &str, outcome: io::Result<T>, errno: Errno) -> Result<()> {
+    match outcome {
+        Err(error) if error.raw_os_error() == Some(errno as i32) => Ok(()),
+        outcome => bail!("{what}: had to fail with {errno}: {outcome:?}"),
+    }
+}
+
+/// Fails unless a file has exactly this content.
+pub fn has_content(path: &Path, content: &str) -> Result<()> {
+    let found = fs::read(path).with_context(|| format!("read {}", path.display()))?;
+    let shown = String::from_utf8_lossy(&found);
+    ensure!(shown == content, "{} holds {:?}, and not {content:?}", path.display(), shown);
+    Ok(())
+}
+
 /// Fails unless it went well.
 pub fn passes<T>(what: &str, outcome: io::Result<T>) -> Result<T> {
     outcome.with_context(|| format!("{what}: had to pass"))

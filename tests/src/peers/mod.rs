@@ -1,9 +1,13 @@
 //! Programs of other people's hosts, in small: what deletes in ways that no command of Debian does, and
 //! what runs where no command line gets to.
 
+pub mod calls;
 pub mod container;
 pub mod go;
 pub mod holder;
 pub mod incusd;
+pub mod nfsd;
+pub mod obedient;
 pub mod own;
+pub mod tracer;
 pub mod uring;

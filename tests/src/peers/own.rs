@@ -16,6 +16,8 @@ pub enum Peer {
     Unlink { file: PathBuf, times: u64 },
     /// Answers like an Incus daemon, as it is told on standard input
     Incusd { socket: PathBuf },
+    /// Makes the system calls that it is told on standard input, a socket
+    Obey,
 }
 
 impl Peer {
@@ -23,6 +25,7 @@ impl Peer {
         let result = match self {
             Self::Unlink { file, times } => unlink(file, *times),
             Self::Incusd { socket } => super::incusd::serve(socket),
+            Self::Obey => super::obedient::obey(),
         };
         match result {
             Ok(()) => ExitCode::SUCCESS,

@@ -25,7 +25,7 @@ pub const FILES: usize = 1000;
 pub const WITNESS: &str = "/mnt/witness";
 const POOL_ON_CEPH: &str = "/pool-a";
 const DATA_IN_POOL: &str = "custom/default_data";
-const POLICY: &str = "version = 1\n[[root]]\npreset = \"incus\"\njoin = \"none\"\n";
+pub const POLICY: &str = "version = 1\n[[root]]\npreset = \"incus\"\njoin = \"none\"\n";
 const ACTORS: &str = "/sys/fs/cgroup/system.slice/incus.service";
 /// For the agent to take note of a mount or its end, which takes it milliseconds.
 const NOTICE: Duration = Duration::from_secs(60);

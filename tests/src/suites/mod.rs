@@ -5,6 +5,11 @@ mod alias_cephfs;
 mod alias_standin;
 mod allow_cephfs;
 mod audit_standin;
+mod bypass_actors_standin;
+mod bypass_calls_standin;
+mod bypass_cephfs;
+mod bypass_mounts_standin;
+mod bypass_stacked_standin;
 mod command_lease_standin;
 mod control_standin;
 mod detour_cephfs;
@@ -42,6 +47,10 @@ const STANDIN: &[&[Test]] = &[
     actors_standin::TESTS,
     alias_standin::TESTS,
     views_standin::TESTS,
+    bypass_calls_standin::TESTS,
+    bypass_mounts_standin::TESTS,
+    bypass_actors_standin::TESTS,
+    bypass_stacked_standin::TESTS,
     gap_standin::TESTS,
     restart_standin::TESTS,
     lease_standin::TESTS,
@@ -66,6 +75,7 @@ const CEPHFS: &[&[Test]] = &[
     allow_cephfs::TESTS,
     seal_cephfs::TESTS,
     alias_cephfs::TESTS,
+    bypass_cephfs::TESTS,
     window_cephfs::TESTS,
 ];
 const INCUS: &[&[Test]] =

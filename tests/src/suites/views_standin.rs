@@ -1,15 +1,11 @@
 //! Through which mounts a pool is reached: guests' views pass, the host's ways around do not.
 
-use std::ffi::CString;
 use std::fs;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
-use std::os::unix::ffi::OsStrExt as _;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Output;
 
 use anyhow::{Context as _, Result, ensure};
-use nix::errno::Errno;
-use nix::libc;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::harness::attempt::{denied, rm_is_denied, rm_passes};
@@ -18,6 +14,7 @@ use crate::harness::mount::Mount;
 use crate::harness::registry::Test;
 use crate::harness::scratch::Scratch;
 use crate::harness::{command, tree};
+use crate::peers::calls;
 
 pub const TESTS: &[Test] = &[
     Test::new("views_of_guests_pass_and_the_hosts_aliases_do_not", views),
@@ -73,7 +70,7 @@ fn views() -> Result<()> {
     let whole_alias = Mount::bind(pool.path(), scratch.join("whole"))?;
     rm_is_denied(&whole_alias.path().join("file1"))?;
     // A mount in no namespace at all.
-    let detached = detached_copy(&volume)?;
+    let detached = calls::detached_copy(&volume).context("open_tree")?;
     denied("unlink in a detached mount", unlink_in(&detached))?;
     ensure!(tree::count(pool.path())? == 19, "{} of 19 files are left", tree::count(pool.path())?);
     Ok(())
@@ -81,23 +78,6 @@ fn views() -> Result<()> {
 
 fn unlink_in(directory: &OwnedFd) -> std::io::Result<()> {
     Ok(unlinkat(directory, "file1", UnlinkatFlags::NoRemoveDir)?)
-}
-
-/// open_tree(2): a copy of a mount, from this directory on.
-fn detached_copy(path: &Path) -> Result<OwnedFd> {
-    const OPEN_TREE_CLONE: libc::c_uint = 1;
-    const OPEN_TREE_CLOEXEC: libc::c_uint = libc::O_CLOEXEC as libc::c_uint;
-    let name = CString::new(path.as_os_str().as_bytes())?;
-    // SAFETY: a system call with a NUL-closed path; the result is checked.
-    let result = unsafe {
-        let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC;
-        libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, name.as_ptr(), flags)
-    };
-    let descriptor = i32::try_from(Errno::result(result).context("open_tree")?)?;
-    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
-    let tree = unsafe { OwnedFd::from_raw_fd(descriptor) };
-    ensure!(tree.as_raw_fd() > 2, "not a new descriptor");
-    Ok(tree)
 }
 
 fn outside() -> Result<()> {

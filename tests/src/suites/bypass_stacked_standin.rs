@@ -1,0 +1,127 @@
+//! Ways around by what stands on a pool: an overlay's upper layer, the kernel's NFS server. Neither passes the `path_*`
+//! hooks with the pool's mount (see `docs/BYPASSES.md`).
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::harness::attempt::{
+    denied, exchange, has_content, open_truncating, passes, rm_is_denied, truncate, truncate_open,
+};
+use crate::harness::command;
+use crate::harness::guarded::Guarded;
+use crate::harness::mount::Mount;
+use crate::harness::registry::Test;
+use crate::harness::scratch::Scratch;
+use crate::peers::nfsd::Exported;
+
+pub const TESTS: &[Test] = &[
+    Test::new("bypass_overlay_with_its_upper_layer_on_a_pool", overlay),
+    Test::new("bypass_nfsd_exports_a_pool", nfsd),
+];
+
+const CONTENT: &str = "content\n";
+
+fn write_over(path: &Path) -> std::io::Result<()> {
+    File::options().write(true).open(path)?.write_all(b"written\n")
+}
+
+fn overlay() -> Result<()> {
+    let scratch = Scratch::new("bypass-overlay")?;
+    let ground = Guarded::new("bypass-overlay", "truncate = \"guard\"")?;
+    let _agent = ground.installation.start()?;
+    let pool = ground.pool("pool")?;
+    let upper = pool.path().join("volume");
+    let (lower, work) = (scratch.join("lower"), pool.path().join("work"));
+    for directory in [&lower, &work] {
+        fs::create_dir(directory)?;
+    }
+    fs::write(lower.join("below"), CONTENT)?;
+    command::run("modprobe", &["overlay"])?;
+    let layers =
+        format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+    let merged = Mount::new("overlay", "overlay", scratch.join("merged"), &layers)?;
+    let at = |name: &str| merged.path().join(name);
+
+    ground.guardctl(&["seal", "pool"])?;
+    denied("unlink", fs::remove_file(at("file0")))?;
+    denied("rename over", fs::rename(at("file0"), at("file1")))?;
+    denied("exchange", exchange(&at("file0"), &at("file1")))?;
+    denied("truncate", truncate(&at("file0")))?;
+    denied("ftruncate", truncate_open(&at("file0")))?;
+    denied("O_TRUNC", open_truncating(&at("file0")))?;
+    for number in 0..10 {
+        has_content(&upper.join(format!("file{number}")), CONTENT)?;
+    }
+    passes("write", write_over(&at("file5")))?;
+    has_content(&upper.join("file5"), "written\n")?;
+    passes("read of the lower layer", fs::read(at("below")))?;
+
+    // In guarded mode the pool's hooks see a user's process and no mount: a documented limit.
+    ground.guardctl(&["unseal", "pool"])?;
+    rm_is_denied(&upper.join("file0"))?;
+    denied("truncate, by the pool", truncate(&upper.join("file1")))?;
+    passes("unlink", fs::remove_file(at("file0")))?;
+    passes("truncate", truncate(&at("file1")))?;
+    ensure!(!upper.join("file0").exists(), "the upper layer still has what was unlinked");
+    has_content(&upper.join("file1"), "")?;
+    passes("unlink of the lower layer's", fs::remove_file(at("below")))?;
+    has_content(&lower.join("below"), CONTENT)
+}
+
+fn nfsd() -> Result<()> {
+    let scratch = Scratch::new("bypass-nfsd")?;
+    let ground = Guarded::new("bypass-nfsd", "")?;
+    let _agent = ground.installation.start()?;
+    let pool = ground.pool("pool")?;
+    let exported = Exported::new(pool.path(), &scratch.join("client"))?;
+    let at = |name: &str| exported.path().join(name);
+    has_content(&at("file0"), CONTENT).context("the client does not see the pool")?;
+    fs::create_dir(at("empty")).context("make a directory by NFS")?;
+    let deletes = |denies: bool| -> Result<()> {
+        let attempts = [
+            ("unlink", fs::remove_file(at("file0"))),
+            ("rmdir", fs::remove_dir(at("empty"))),
+            ("rename over", fs::rename(at("file1"), at("file2"))),
+        ];
+        for (what, outcome) in attempts {
+            let what = format!("{what} by NFS");
+            if denies { denied(&what, outcome)? } else { passes(&what, outcome)? }
+        }
+        Ok(())
+    };
+    // In guarded mode nobody deletes by NFS; truncation is no deletion, unless policy says so.
+    deletes(true)?;
+    let decision = ground.wait_for_decision("kernel-thread", "/file0")?;
+    ensure!(decision["hook"] == "inode_unlink", "recorded as {decision}");
+    passes("truncate by NFS", truncate(&at("file3")))?;
+    has_content(&pool.path().join("file3"), "")?;
+    let edit = |settings: &str| -> Result<()> {
+        ground.installation.write_policy(&ground.policy(settings))?;
+        ground.guardctl(&["policy", "reload"]).map(drop)
+    };
+    edit("truncate = \"guard\"")?;
+    denied("truncate by NFS, guarded", truncate(&at("file4")))?;
+    denied("O_TRUNC by NFS, guarded", open_truncating(&at("file4")))?;
+    has_content(&pool.path().join("file4"), CONTENT)?;
+    passes("write by NFS", write_over(&at("file5")))?;
+    passes("rename by NFS to a new name", fs::rename(at("file6"), at("new")))?;
+
+    ground.guardctl(&["seal", "pool"])?;
+    deletes(true)?;
+    denied("truncate by NFS, sealed", truncate(&at("file4")))?;
+    denied("O_TRUNC by NFS, sealed", open_truncating(&at("file4")))?;
+    has_content(&pool.path().join("file4"), CONTENT)?;
+    passes("create by NFS, sealed", fs::write(at("fresh"), "x"))?;
+    ground.guardctl(&["unseal", "pool"])?;
+
+    // What policy exports is the clients' to delete, and nobody's who sits here.
+    edit("truncate = \"guard\"\nexported = true")?;
+    rm_is_denied(&pool.path().join("file0"))?;
+    passes("truncate by NFS, exported", truncate(&at("file4")))?;
+    deletes(false)?;
+    ensure!(!pool.path().join("file0").exists(), "the pool still has what was unlinked by NFS");
+    Ok(())
+}
