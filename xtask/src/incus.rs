@@ -12,7 +12,7 @@ use crate::apt::{PrivateApt, Sources};
 use crate::workspace::{self, fresh_directory};
 use crate::{checksums, progress};
 
-/// The daemon and its client, without what only containers and virtual machines need.
+/// The daemon and its client, with what containers need (liblxc, uidmap), without what only virtual machines need.
 const PACKAGES: [&str; 2] = ["incus-base", "incus-client"];
 const DAEMON: &str = "usr/libexec/incus/incusd";
 const CLIENT: &str = "usr/bin/incus";

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use nix::mount::{MntFlags, umount2};
 
+use super::container;
 use super::machine;
 use super::node::Role;
 use crate::harness::wait;
@@ -17,14 +18,12 @@ const END_LIMIT: Duration = Duration::from_secs(30);
 /// Ends what is left of the nodes, unmounts and removes all of it.
 pub fn all() -> Result<()> {
     machine::link(true)?;
-    for role in [Role::Joiner, Role::Seed] {
-        let kill = role.cgroup().join("cgroup.kill");
-        if kill.exists() {
-            fs::write(&kill, "1").with_context(|| format!("end the {role:?}'s processes"))?;
-            wait::until("the node's processes end", END_LIMIT, || {
-                Ok(fs::read_to_string(role.cgroup().join("cgroup.procs"))?.is_empty())
-            })?;
-        }
+    for cgroup in [Role::Joiner.cgroup(), Role::Seed.cgroup()] {
+        end(cgroup)?;
+    }
+    for cgroup in container::CGROUPS.map(Path::new) {
+        end(cgroup)?;
+        remove_cgroup(cgroup)?;
     }
     for mountpoint in remains()?.iter().rev() {
         umount2(mountpoint.as_path(), MntFlags::MNT_DETACH)
@@ -36,7 +35,34 @@ pub fn all() -> Result<()> {
         remove(role.directory())?;
         remove(role.logs())?;
     }
+    remove(Path::new(container::LOCKS))?;
     remove(Path::new("/run/incus"))
+}
+
+/// Ends all processes of a cgroup and of those below it.
+fn end(cgroup: &Path) -> Result<()> {
+    let kill = cgroup.join("cgroup.kill");
+    if !kill.exists() {
+        return Ok(());
+    }
+    fs::write(&kill, "1").with_context(|| format!("end the processes of {}", cgroup.display()))?;
+    wait::until(&format!("the processes of {} end", cgroup.display()), END_LIMIT, || {
+        Ok(fs::read_to_string(cgroup.join("cgroup.events"))?.contains("populated 0"))
+    })
+}
+
+/// Removes an empty cgroup with those below it, if it is there.
+fn remove_cgroup(cgroup: &Path) -> Result<()> {
+    if !cgroup.exists() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(cgroup).with_context(|| format!("list {}", cgroup.display()))? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_cgroup(&entry.path())?;
+        }
+    }
+    fs::remove_dir(cgroup).with_context(|| format!("remove {}", cgroup.display()))
 }
 
 /// What the nodes have left mounted.

@@ -8,6 +8,7 @@ use std::sync::Mutex;
 
 use anyhow::{Context as _, Result};
 
+use super::container;
 use crate::harness::ceph::Cluster;
 use crate::harness::command;
 
@@ -27,6 +28,7 @@ pub fn prepare() -> Result<()> {
     let mut prepared = PREPARED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     if !*prepared {
         programs()?;
+        container::allow_unprivileged()?;
         ceph_configuration()?;
         network()?;
         *prepared = true;

@@ -5,7 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -169,7 +169,10 @@ impl Node {
 
     /// Runs the client, which must succeed.
     pub fn client(&self, arguments: &[&str]) -> Result<String> {
+        let start = Instant::now();
         let output = client(self.role, arguments, CLIENT_LIMIT)?;
+        // Where a test was that ran into its limit.
+        println!("{:.1} s for incus {}", start.elapsed().as_secs_f64(), arguments.join(" "));
         let text = command::text(&output);
         ensure!(output.status.success(), "incus {}: {}", arguments.join(" "), text.trim());
         Ok(text)
