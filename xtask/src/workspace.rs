@@ -3,9 +3,9 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::{env, ffi::OsString};
+use std::{env, ffi::OsString, io};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 /// The workspace's root.
 pub fn root() -> &'static Path {
@@ -46,6 +46,29 @@ pub fn fresh_directory(path: PathBuf) -> Result<PathBuf> {
     }
     fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
     Ok(path)
+}
+
+/// A new directory below `parent` for a step of this process. Those whose process is gone are removed first.
+pub fn process_directory(parent: &Path, prefix: &str) -> Result<PathBuf> {
+    let own = std::process::id();
+    fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
+    for path in fs::read_dir(parent).into_iter().flatten().flatten().map(|entry| entry.path()) {
+        let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix(prefix));
+        let owner = name.and_then(|name| name.split('-').next());
+        if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            // Best effort: what stays is only litter.
+            let _ = fs::remove_dir_all(&path);
+        }
+    }
+    for number in 0.. {
+        let path = parent.join(format!("{prefix}{own}-{number}"));
+        match fs::create_dir(&path) {
+            Ok(()) => return Ok(path),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error).with_context(|| format!("create {}", path.display())),
+        }
+    }
+    bail!("every directory {}/{prefix}{own}-N exists", parent.display())
 }
 
 /// The cargo that runs this, without what it told us about this very package.

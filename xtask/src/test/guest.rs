@@ -1,14 +1,15 @@
-//! Runs one suite of `guard-tests` on one kernel: one boot for each profile that its tests declare.
+//! Runs the suites of `guard-tests`: one boot for each kernel and each profile that their tests declare.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::process::Command;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
 use super::Suite;
-use super::report::{Entry, Report};
+use super::report::{Entry, Report, lock};
 use crate::build::TestBinaries;
 use crate::incus;
 use crate::kernel::{Kernel, Layout};
@@ -23,8 +24,6 @@ const INCUS_LIMIT: Duration = Duration::from_secs(7200);
 const CLOSING: &str = "guard-tests: ";
 /// Starts each line that explains the failure just reported.
 const EXPLANATION: &str = "  | ";
-/// Starts a figure that a test has measured: shown also when the test passes.
-const NOTE: &str = "note: ";
 
 /// What a test suite finds in its environment, beside what the Ceph cluster adds.
 pub fn environment(binaries: &TestBinaries, kernel: Kernel, profile: &str) -> Vec<(String, String)> {
@@ -61,42 +60,59 @@ impl Wanted<'_> {
     }
 }
 
-/// Runs the wanted tests of `suite`.
-pub fn run(
+/// What one boot runs: the tests of one suite that need the same machine.
+#[derive(Clone, Debug)]
+pub struct Part {
     suite: Suite,
     kernel: Kernel,
-    binaries: &TestBinaries,
-    wanted: &Wanted<'_>,
-    report: &mut Report,
-) -> Result<()> {
-    let listed = progress::capture(
-        Command::new(&binaries.tests)
-            .args(["run", "--list", "--suite", suite.name()])
-            .args(wanted.arguments()),
-    )?;
-    let tests: Vec<(String, String)> = listed
-        .lines()
-        .map(|line| line.split_once('\t').map(|(name, profile)| (name.to_owned(), profile.to_owned())))
-        .collect::<Option<_>>()
-        .with_context(|| format!("`guard-tests run --list` printed something unexpected: {listed}"))?;
-    let profiles: BTreeSet<&str> = tests.iter().map(|(_, profile)| profile.as_str()).collect();
-    for profile in profiles {
-        let names: Vec<&str> =
-            tests.iter().filter(|test| test.1 == profile).map(|test| test.0.as_str()).collect();
-        run_profile(suite, kernel, profile, &names, binaries, wanted, report)?;
-    }
-    Ok(())
+    profile: String,
+    tests: Vec<String>,
 }
 
-fn run_profile(
-    suite: Suite,
-    kernel: Kernel,
-    profile: &str,
-    names: &[&str],
+impl Part {
+    /// As it is called in the report.
+    pub fn name(&self) -> String {
+        format!("{}[{}]", self.suite.name(), self.kernel.name())
+    }
+}
+
+/// The wanted tests of the suites, on each of the kernels.
+pub fn parts(
+    suites: &[Suite],
+    kernels: &[Kernel],
     binaries: &TestBinaries,
     wanted: &Wanted<'_>,
-    report: &mut Report,
-) -> Result<()> {
+) -> Result<Vec<Part>> {
+    let mut parts = Vec::new();
+    for &suite in suites {
+        let listed = progress::capture(
+            Command::new(&binaries.tests)
+                .args(["run", "--list", "--suite", suite.name()])
+                .args(wanted.arguments()),
+        )?;
+        let mut by_profile: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        for line in listed.lines() {
+            let (test, profile) = line
+                .split_once('\t')
+                .with_context(|| format!("`guard-tests run --list` printed something unexpected: {line}"))?;
+            by_profile.entry(profile).or_default().push(test.to_owned());
+        }
+        for (profile, tests) in by_profile {
+            let profile = profile.to_owned();
+            parts.extend(kernels.iter().map(|&kernel| Part {
+                suite,
+                kernel,
+                profile: profile.clone(),
+                tests: tests.clone(),
+            }));
+        }
+    }
+    Ok(parts)
+}
+
+/// Boots the part's machine and runs its tests there.
+pub fn run(part: &Part, binaries: &TestBinaries, wanted: &Wanted<'_>, report: &Mutex<Report>) -> Result<()> {
+    let Part { suite, kernel, ref profile, ref tests } = *part;
     let arguments: Vec<String> = wanted.arguments().map(quoted).collect();
     let script = format!(
         "exec {} run --suite {} --profile {profile} {}",
@@ -112,14 +128,14 @@ fn run_profile(
         boot.environment.push(incus()?);
     }
     let release = Layout::open(kernel)?.release;
-    eprintln!("xtask: {} on {release}, profile {profile}: {} tests …", suite.name(), names.len());
+    eprintln!("xtask: {} on {release}, profile {profile}: {} tests …", suite.name(), tests.len());
 
-    let mut reader = Reader::new(format!("{}[{}]", suite.name(), kernel.name()), suite.name(), report);
+    let mut reader = Reader::new(part.name(), suite.name(), report);
     let outcome = vm::boot(&boot, &mut |output| {
         reader.bytes(output);
         io::Result::Ok(())
     })?;
-    reader.end(names, &outcome);
+    reader.end(tests, &outcome);
     Ok(())
 }
 
@@ -140,7 +156,7 @@ struct Reader<'a> {
     /// Stands for the suite in the report.
     part: String,
     suite: &'static str,
-    report: &'a mut Report,
+    report: &'a Mutex<Report>,
     line: Vec<u8>,
     /// Lines since the last result: the running test's own output.
     output: Vec<String>,
@@ -151,7 +167,7 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn new(part: String, suite: &'static str, report: &'a mut Report) -> Self {
+    fn new(part: String, suite: &'static str, report: &'a Mutex<Report>) -> Self {
         Self {
             part,
             suite,
@@ -193,11 +209,9 @@ impl<'a> Reader<'a> {
             let detail =
                 if passed || output.is_empty() { String::new() } else { format!("its output:\n{output}\n") };
             let entry = Entry { name: format!("{}::{name}", self.part), passed, seconds, detail };
-            if passed { self.report.add(entry) } else { self.pending = Some(entry) }
+            if passed { lock(self.report).add(entry) } else { self.pending = Some(entry) }
         } else {
-            if line.starts_with(NOTE) {
-                println!("  {line}");
-            }
+            lock(self.report).note(&self.part, &line);
             self.output.push(line);
         }
     }
@@ -217,14 +231,15 @@ impl<'a> Reader<'a> {
 
     fn flush(&mut self) {
         if let Some(entry) = self.pending.take() {
-            self.report.add(entry);
+            lock(self.report).add(entry);
         }
     }
 
     /// The machine is off: every listed test must have a result, and the suite its closing line.
-    fn end(mut self, names: &[&str], outcome: &Outcome) {
+    fn end(mut self, tests: &[String], outcome: &Outcome) {
         self.flush();
-        let lost: Vec<&str> = names.iter().copied().filter(|name| !self.reported.contains(*name)).collect();
+        let lost: Vec<&str> =
+            tests.iter().map(String::as_str).filter(|test| !self.reported.contains(*test)).collect();
         let whole = self.closing.is_some() && lost.is_empty();
         if whole && matches!(outcome, Outcome::Ended { .. }) {
             return;
@@ -239,11 +254,12 @@ impl<'a> Reader<'a> {
         let closing = self.closing.as_deref().unwrap_or("no closing line");
         let why =
             format!("{closing}; no result of: {}\n{why}\nthe guest's last output:\n{tail}", lost.join(", "));
-        self.report.part_did_not_run(&self.part, &why);
+        let mut report = lock(self.report);
+        report.part_did_not_run(&self.part, &why);
         for name in lost {
             let detail = "did not run, see above".to_owned();
             let name = format!("{}::{name}", self.part);
-            self.report.add(Entry { name, passed: false, seconds: None, detail });
+            report.add(Entry { name, passed: false, seconds: None, detail });
         }
     }
 }

@@ -5,7 +5,11 @@ pub mod guest;
 mod report;
 mod unit;
 
+use std::collections::VecDeque;
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
@@ -13,7 +17,7 @@ use clap::{Args, ValueEnum};
 use crate::build;
 use crate::kernel::Selection;
 use crate::setup::{self, Use};
-use report::Report;
+use report::{Report, lock};
 
 #[derive(Args)]
 pub struct Arguments {
@@ -26,6 +30,9 @@ pub struct Arguments {
     /// Also the tests that take long: all of the table of failed joins
     #[arg(long)]
     full: bool,
+    /// How many VMs run at a time; without it, one for each processor, but at most three
+    #[arg(long, value_name = "COUNT")]
+    jobs: Option<NonZeroUsize>,
     /// Only the tests whose name contains this
     filter: Option<String>,
 }
@@ -61,15 +68,16 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if selected(Suite::Unit) {
         unit::run(filter, &mut report);
     }
-    // The suite of real Incus runs only when it is asked for: it takes an emulated machine long.
-    let is_wanted = |suite: &Suite| selected(*suite) && (*suite != Suite::Incus || arguments.suite.is_some());
+    // What takes longest comes first, so that at the end no processor waits for it.
     let in_guests: Vec<Suite> =
-        [Suite::Standin, Suite::Cephfs, Suite::Incus].into_iter().filter(is_wanted).collect();
+        [Suite::Incus, Suite::Standin, Suite::Cephfs].into_iter().filter(|suite| selected(*suite)).collect();
+    let report = Mutex::new(report);
     if !in_guests.is_empty()
-        && let Err(error) = run_in_guests(&in_guests, arguments, &mut report)
+        && let Err(error) = run_in_guests(&in_guests, arguments, &report)
     {
-        report.part_did_not_run("guests", &format!("{error:?}"));
+        lock(&report).part_did_not_run("guests", &format!("{error:?}"));
     }
+    let mut report = report.into_inner().unwrap_or_else(PoisonError::into_inner);
     if report.is_empty() {
         report.part_did_not_run(
             "selection",
@@ -83,21 +91,31 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(if report.failed() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn run_in_guests(suites: &[Suite], arguments: &Arguments, report: &mut Report) -> Result<()> {
+fn run_in_guests(suites: &[Suite], arguments: &Arguments, report: &Mutex<Report>) -> Result<()> {
     let kernels = arguments.kernel.kernels();
-    setup::ensure(&Use::WITHOUT_INCUS, kernels)?;
-    if suites.contains(&Suite::Incus) {
-        setup::ensure(&[Use::Incus], &[])?;
-    }
+    let uses: &[Use] = if suites.contains(&Suite::Incus) { &Use::ALL } else { &Use::WITHOUT_INCUS };
+    setup::ensure(uses, kernels)?;
     let binaries = build::for_tests()?;
     let wanted = guest::Wanted { full: arguments.full, filter: arguments.filter.as_deref() };
-    for &kernel in kernels {
-        for &suite in suites {
-            if let Err(error) = guest::run(suite, kernel, &binaries, &wanted, report) {
-                let part = format!("{}[{}]", suite.name(), kernel.name());
-                report.part_did_not_run(&part, &format!("{error:?}"));
+    let parts = Mutex::new(VecDeque::from(guest::parts(suites, kernels, &binaries, &wanted)?));
+    let next = || parts.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+    let work = || {
+        while let Some(part) = next() {
+            if let Err(error) = guest::run(&part, &binaries, &wanted, report) {
+                lock(report).part_did_not_run(&part.name(), &format!("{error:?}"));
             }
         }
-    }
+    };
+    thread::scope(|scope| {
+        for _ in 0..jobs(arguments) {
+            scope.spawn(work);
+        }
+    });
     Ok(())
+}
+
+/// How many VMs run at a time. An emulated processor keeps one of this machine's busy; each VM has 4 GiB.
+fn jobs(arguments: &Arguments) -> usize {
+    let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    arguments.jobs.map_or(processors.min(3), NonZeroUsize::get)
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result};
 use serde_json::json;
@@ -24,6 +25,11 @@ pub struct Report {
     entries: Vec<Entry>,
 }
 
+/// The report, for one of the threads that add to it. One that panicked has left it whole.
+pub fn lock(report: &Mutex<Report>) -> MutexGuard<'_, Report> {
+    report.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Report {
     /// Takes and prints a result: one line, and everything known if it is a failure.
     pub fn add(&mut self, entry: Entry) {
@@ -36,6 +42,13 @@ impl Report {
             }
         }
         self.entries.push(entry);
+    }
+
+    /// Shows a line of a test's output if it is a figure that the test has measured.
+    pub fn note(&self, part: &str, line: &str) {
+        if let Some(figure) = line.strip_prefix("note: ") {
+            println!("  note {part}: {figure}");
+        }
     }
 
     /// A part that did not run, or not to its end, is a failure of its own.

@@ -20,6 +20,8 @@ fn run_cargo(filter: Option<&str>, report: &mut Report) -> Result<()> {
     let (reader, writer) = io::pipe().context("make a pipe")?;
     let mut cargo = workspace::cargo();
     cargo.args(["test", "--no-fail-fast", "--color", "never"]).args(filter);
+    // For the figures that tests measure.
+    cargo.args(["--", "--show-output"]);
     // Both streams in one: cargo says on one of them whose results come next on the other.
     cargo.env("CARGO_TERM_PROGRESS_WHEN", "never").stdin(Stdio::null());
     cargo.stdout(writer.try_clone()?).stderr(writer);
@@ -45,6 +47,8 @@ struct Parser {
     seen: usize,
     failed: Vec<String>,
     failures: Vec<String>,
+    /// Within the output of the tests that passed.
+    in_successes: bool,
     all: Vec<String>,
     any_failed: bool,
 }
@@ -63,6 +67,10 @@ impl Parser {
             self.failures.clear();
         } else if line.starts_with("test result: ") {
             self.close(report);
+        } else if line == "successes:" || line == "failures:" {
+            self.in_successes = line == "successes:";
+        } else if self.in_successes {
+            report.note(&format!("unit::{}", self.target), line);
         } else if let Some((name, outcome)) =
             line.strip_prefix("test ").and_then(|rest| rest.rsplit_once(" ... "))
         {
@@ -92,7 +100,7 @@ impl Parser {
             report.add(Entry { name, passed: false, seconds: None, detail: detail.clone() });
         }
         self.missing(report);
-        (self.expected, self.seen) = (0, 0);
+        (self.expected, self.seen, self.in_successes) = (0, 0, false);
         self.failures.clear();
     }
 
@@ -143,6 +151,16 @@ mod tests {
     fn counts_passed_and_failed() {
         let text = format!(
             "{HEAD}test a::b ... ok\ntest c ... FAILED\n\nfailures:\nwhy\n\ntest result: FAILED. 1 passed\n"
+        );
+        let report = parse(&text, false);
+        assert_eq!((report.passed(), report.failed()), (1, 1));
+    }
+
+    #[test]
+    fn the_output_of_what_passed_is_no_result() {
+        let text = format!(
+            "{HEAD}test a ... ok\ntest b ... FAILED\n\nsuccesses:\n\n---- a stdout ----\nnote: 7\ntest c ... ok\n\
+             \nsuccesses:\n    a\n\nfailures:\n\n---- b stdout ----\nwhy\n\ntest result: FAILED. 1 passed\n"
         );
         let report = parse(&text, false);
         assert_eq!((report.passed(), report.failed()), (1, 1));

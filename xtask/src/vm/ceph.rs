@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
@@ -14,7 +14,6 @@ use crate::workspace;
 /// Exists only on the namespace's loopback, so that the addresses in Ceph's maps are those the guest dials.
 const ADDRESS: &str = "10.99.0.1";
 const FILESYSTEM: &str = "testfs";
-const PREFIX: &str = "guard-ceph-";
 
 /// A cluster that is prepared but not started. Its directory goes with it.
 #[derive(Debug)]
@@ -27,9 +26,8 @@ pub struct Cluster {
 
 impl Cluster {
     pub fn prepare() -> Result<Self> {
-        remove_leftovers();
         // Not in the target directory: Ceph's sockets live here, and their paths must be short.
-        let directory = std::env::temp_dir().join(format!("{PREFIX}{}", std::process::id()));
+        let directory = workspace::process_directory(&std::env::temp_dir(), "guard-ceph-")?;
         for part in ["run", "log", "mon.a", "osd.0", "mds.a"] {
             let path = directory.join(part);
             fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
@@ -155,18 +153,6 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         // Best effort: what stays is removed by the next cluster.
         let _ = fs::remove_dir_all(&self.directory);
-    }
-}
-
-/// Removes the directories of clusters whose xtask was killed.
-fn remove_leftovers() {
-    let entries = fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten();
-    for path in entries.map(|entry| entry.path()) {
-        let owner =
-            path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix(PREFIX));
-        if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
-            let _ = fs::remove_dir_all(&path);
-        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 
@@ -11,7 +11,6 @@ use crate::kernel::{Layout, initramfs};
 use crate::workspace;
 
 const STAGE2: &str = include_str!("../../guest/stage2");
-const PREFIX: &str = "job-";
 /// Places that the guest mounts over; whatever the host has there needs a share of its own.
 const COVERED: [&str; 4] = ["/run", "/dev", "/proc", "/sys"];
 
@@ -25,12 +24,8 @@ pub struct Job {
 
 impl Job {
     pub fn create(boot: &Boot, kernel: &Layout, environment: &[(String, String)]) -> Result<Self> {
-        let parent = workspace::target().join("vm");
-        remove_leftovers(&parent);
-        let number = (0..).find(|n| !parent.join(format!("{PREFIX}{}-{n}", std::process::id())).exists());
-        let name = format!("{PREFIX}{}-{}", std::process::id(), number.unwrap_or_default());
-        let mut job = Self { directory: parent.join(name), shares: Vec::new() };
-        fs::create_dir_all(&job.directory).with_context(|| format!("create {}", job.directory.display()))?;
+        let directory = workspace::process_directory(&workspace::target().join("vm"), "job-")?;
+        let mut job = Self { directory, shares: Vec::new() };
         let places = [workspace::root().to_owned(), workspace::target(), workspace::cache()?];
         for place in places.iter().filter(|place| COVERED.iter().any(|covered| place.starts_with(covered))) {
             job.shares.push((format!("share{}", job.shares.len()), place.clone()));
@@ -108,15 +103,4 @@ fn terminal_size() -> Option<(u16, u16)> {
     let text = String::from_utf8(output.stdout).ok()?;
     let (rows, columns) = text.trim().split_once(' ')?;
     Some((rows.parse().ok()?, columns.parse().ok()?))
-}
-
-/// Removes the directories of boots whose xtask is gone.
-fn remove_leftovers(parent: &Path) {
-    for path in fs::read_dir(parent).into_iter().flatten().flatten().map(|entry| entry.path()) {
-        let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix(PREFIX));
-        let owner = name.and_then(|name| name.split('-').next());
-        if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
-            let _ = fs::remove_dir_all(&path);
-        }
-    }
 }
