@@ -1,0 +1,138 @@
+//! What must hold in every step of every plan.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// Names of kinds guarded below a root's directory, as the kernel sees them.
+fn guarded_kinds(maps: &Observed, key: &RootKey) -> BTreeSet<FilesystemKey> {
+    let mask = maps.roots.get(key).map_or(0, |entry| entry.filesystems);
+    let kinds = maps.filesystems.iter().filter(|(_, bit)| mask & (1 << **bit) != 0);
+    kinds
+        .filter(|(key, _)| maps.config.magic_bloom & magic_bit(key.magic) != 0)
+        .map(|(key, _)| *key)
+        .collect()
+}
+
+fn check_aliases(before: &Observed, after: &Observed, now: &Observed, operation: &MapOperation) {
+    let (old, new, denied) = (alias_actors(before), alias_actors(after), alias_actors(now));
+    let both: BTreeSet<_> = old.intersection(&new).copied().collect();
+    assert!(denied.is_superset(&both), "aliases opened at {operation:?}");
+    let either: BTreeSet<_> = old.union(&new).copied().collect();
+    assert!(denied.is_subset(&either), "aliases closed to others at {operation:?}");
+    let either: BTreeSet<_> = exempt(before).union(&exempt(after)).copied().collect();
+    assert!(exempt(now).is_subset(&either), "an alias exempt at {operation:?}");
+}
+
+fn check_steps(before: &Observed, after: &Observed, operations: &[MapOperation]) {
+    let mut maps = before.clone();
+    for operation in operations {
+        apply(&mut maps, operation);
+        check_aliases(before, after, &maps, operation);
+        for (dev, entry) in &maps.pools {
+            assert_ne!(maps.config.magic_bloom & magic_bit(entry.magic), 0, "the filter hides {dev}");
+        }
+        for (dev, old) in &before.pools {
+            let Some(new) = after.pools.get(dev) else { continue };
+            let now = maps.pools.get(dev).unwrap_or_else(|| panic!("pool {dev} without entry"));
+            let weaker = pools::strength(old.mode).min(pools::strength(new.mode));
+            assert!(pools::strength(now.mode) >= weaker, "pool {dev} weaker at {operation:?}");
+            if now.mode != Mode::Guarded as u32 || !is_pool(now) {
+                continue;
+            }
+            let allowed: BTreeSet<_> =
+                actors(before, old.actor_set).union(&actors(after, new.actor_set)).copied().collect();
+            assert!(actors(&maps, now.actor_set).is_subset(&allowed), "new actors at {operation:?}");
+        }
+        for key in before.roots.keys().filter(|key| after.roots.contains_key(*key)) {
+            let (old, new) = (guarded_kinds(before, key), guarded_kinds(after, key));
+            let both: BTreeSet<_> = old.intersection(&new).copied().collect();
+            assert!(guarded_kinds(&maps, key).is_superset(&both), "root opened at {operation:?}");
+        }
+    }
+}
+
+fn any_policy() -> impl Strategy<Value = String> {
+    let kinds =
+        proptest::sample::subsequence(vec!["ceph", "nfs", "cifs", "fuse.a", "fuse.b", "tmpfs"], 1..=4);
+    let actor = (0..4_usize, 0..4_usize).prop_map(|(group, program)| match (group, program) {
+        (0, 0) => "{cgroup=\"/g\"}".to_owned(),
+        (group, 0) => format!("{{cgroup=\"/g{group}\"}}"),
+        (0, program) => format!("{{executable=\"/p{program}\"}}"),
+        (group, program) => format!("{{cgroup=\"/g{group}\",executable=\"/p{program}\"}}"),
+    });
+    let root = (
+        proptest::sample::select(vec!["/a", "/a/b", "/c"]),
+        kinds.prop_shuffle(),
+        proptest::sample::select(vec!["sealed", "guarded", "observed"]),
+        proptest::collection::vec(actor, 0..4),
+        any::<bool>(),
+    );
+    let roots = proptest::collection::vec(root, 1..4);
+    roots.prop_map(|roots| {
+        let mut text = "version = 1\n".to_owned();
+        let mut seen = BTreeSet::new();
+        for (path, kinds, mode, actors, flag) in roots.into_iter().filter(|root| seen.insert(root.0)) {
+            let kinds = format!("{kinds:?}");
+            text += &format!(
+                "[[root]]\npath = \"{path}\"\nfilesystems = {kinds}\nmode = \"{mode}\"\nexported = {flag}\n\
+                 actors = [{}]\n",
+                actors.join(",")
+            );
+        }
+        text
+    })
+}
+
+fn any_table() -> impl Strategy<Value = String> {
+    let mount = (
+        0..6_u32,
+        proptest::sample::select(vec!["/a/x", "/a/b/x", "/a/b/y", "/c/z", "/elsewhere"]),
+        proptest::sample::select(vec!["ceph", "nfs4", "fuse.a", "fuse.b", "tmpfs", "ext4"]),
+    );
+    proptest::collection::vec(mount, 0..6).prop_map(|mounts| {
+        let line = |(dev, place, kind): (u32, &str, &str)| {
+            // The first shows what all others of its kind do; the others lie beside each other.
+            let path = if dev == 0 { String::new() } else { dev.to_string() };
+            format!("{dev} 1 0:{dev} / {place} rw - {kind} s:/{path} rw\n")
+        };
+        let mut seen = BTreeSet::new();
+        mounts.into_iter().filter(|mount| seen.insert(mount.0)).map(line).collect()
+    })
+}
+
+proptest! {
+    #[test]
+    fn no_step_of_any_plan_is_weaker_than_both_ends(
+        hosts in proptest::collection::vec((any_policy(), any_table(), any::<u64>(), 0..3_u64), 1..5),
+    ) {
+        let (mut maps, mut next_generation) = (Observed::default(), 1);
+        for (policy, table, choice, now) in hosts {
+            let mut host = Host { next_generation, now, ..Host::new(&policy, &table) };
+            for (index, entry) in maps.pools.values().enumerate() {
+                match choice >> (2 * index) & 3 {
+                    0 => drop(host.overrides.sealed.insert(entry.pool_id)),
+                    1 => drop(host.overrides.released.insert(entry.generation, 2)),
+                    _ => {}
+                }
+            }
+            for (index, root) in host.policy.roots().iter().enumerate() {
+                match choice >> (2 * index + 40) & 3 {
+                    0 => drop(host.overrides.nodes.insert(root.actor_set(), PoolModes::default())),
+                    1 => drop(host.overrides.nodes.insert(root.actor_set(), confirmed(now..now + 3))),
+                    _ => {}
+                }
+            }
+            if choice >> 60 == 0 {
+                host.resolved.roots[0] = None;
+            }
+            let before = maps.clone();
+            let operations = host.apply(&mut maps);
+            next_generation = host.next_generation;
+            check_steps(&before, &maps, &operations);
+            prop_assert!(maps.pools.values().all(|entry| entry.generation < next_generation));
+            let generations: BTreeSet<_> = maps.pools.values().map(|entry| entry.generation).collect();
+            prop_assert_eq!(generations.len(), maps.pools.len());
+        }
+    }
+}
