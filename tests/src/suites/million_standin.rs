@@ -4,6 +4,9 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike as _;
+use nix::unistd::{SysconfVar, sysconf};
 use serde_json::Value;
 
 use crate::harness::attempt::{rm_is_denied, rm_passes};
@@ -16,6 +19,8 @@ pub const TESTS: &[Test] =
     &[Test::new("million_denied_unlinks_reconcile_and_stay_small", million).within_seconds(600)];
 
 const TIMES: u64 = 1_000_000;
+/// What an agent may hold that has nothing to do, in KiB.
+const IDLE_MEMORY: u64 = 16 * 1024;
 
 fn reconciled(ground: &Guarded) -> Result<[u64; 4]> {
     let status = ground.status()?;
@@ -32,10 +37,20 @@ fn ticks(pid: u32) -> Result<u64> {
     field(11).zip(field(12)).map(|(user, system)| user + system).context("no times in stat")
 }
 
-fn memory(pid: u32) -> Result<String> {
+/// Resident memory in KiB.
+fn memory(pid: u32) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    Ok(line.unwrap_or("unknown").trim().to_owned())
+    let value = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let number = value.and_then(|value| value.trim().strip_suffix(" kB")?.parse().ok());
+    number.context("no VmRSS in status")
+}
+
+/// CPU ticks of the children that have been waited for: the deleter, not the agent.
+fn ticks_of_ended_children() -> Result<u64> {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).context("getrusage")?;
+    let microseconds = (usage.user_time() + usage.system_time()).num_microseconds();
+    let per_second = sysconf(SysconfVar::CLK_TCK)?.context("no clock tick")?;
+    Ok(u64::try_from(microseconds * per_second / 1_000_000)?)
 }
 
 fn million() -> Result<()> {
@@ -43,12 +58,15 @@ fn million() -> Result<()> {
     let agent = ground.installation.start()?;
     let pool = ground.pool("pool")?;
     let (idle_memory, idle_ticks) = (memory(agent.pid())?, ticks(agent.pid())?);
+    ensure!(idle_memory <= IDLE_MEMORY, "an idle agent holds {idle_memory} KiB");
     let before = reconciled(&ground)?;
+    let before_deleting = ticks_of_ended_children()?;
     let start = Instant::now();
     let peer = Running::unlinking(&pool.path().join("file0"), TIMES)?;
     let pid = peer.pid();
     peer.must_end_well()?;
     let took = start.elapsed();
+    let deleters_ticks = ticks_of_ended_children()? - before_deleting;
 
     let incident = ground.wait_for_record("the incident's end", |record| {
         let incident = &record["incident"];
@@ -71,7 +89,8 @@ fn million() -> Result<()> {
     ensure!(took > Duration::ZERO && pool.path().join("file0").exists(), "the file is gone");
     println!(
         "note: {TIMES} denied unlinks in {took:.1?}: {emitted} emitted, {aggregated} aggregated, {lost} lost; \
-         audit log {size} bytes; agent VmRSS {idle_memory} before, {} after, {} CPU ticks meanwhile",
+         audit log {size} bytes; agent VmRSS {idle_memory} KiB before, {} KiB after, {} CPU ticks meanwhile beside {deleters_ticks} of the \
+         deleter",
         memory(agent.pid())?,
         ticks(agent.pid())? - idle_ticks
     );
