@@ -37,16 +37,20 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 /// Several looks of the agent at its node.
 const SEVERAL_LOOKS: Duration = Duration::from_secs(15);
 
-/// For a while: the agent answers at once, and the node's pools have this mode all the time.
+/// For a while: the agent answers at once, and the node's pools have this mode all the time. One that waited
+/// for what it looks at would be slow most of the time; one slow answer may be the machine's.
 fn answers_and_keeps(stage: &Stage, mode: &str) -> Result<()> {
     let end = Instant::now() + SEVERAL_LOOKS;
+    let mut answers = Vec::new();
     while Instant::now() < end {
         let start = Instant::now();
         let node = stage.node()?;
-        let took = start.elapsed();
-        ensure!(took < ANSWER_LIMIT, "the agent answered after {:.1} s", took.as_secs_f64());
+        answers.push(start.elapsed());
         ensure!(node["mode"] == mode, "the mode became {node}");
     }
+    answers.sort_unstable();
+    let usual = answers[answers.len() / 2];
+    ensure!(usual < ANSWER_LIMIT, "the agent answers after {:.1} s", usual.as_secs_f64());
     Ok(())
 }
 
