@@ -151,7 +151,14 @@ impl Request {
         if version.as_ref().and_then(Value::as_u64) != Some(u64::from(PROTOCOL)) {
             return Err(Refusal::Protocol { found: version.map_or("none".to_owned(), |v| v.to_string()) });
         }
-        serde_json::from_value(value).map_err(malformed)
+        let keys: Vec<String> = object.keys().cloned().collect();
+        let request: Self = serde_json::from_value(value).map_err(malformed)?;
+        // Serde refuses unknown fields, but not those of a request that has no content.
+        let known = serde_json::to_value(&request).map_err(malformed)?;
+        match keys.into_iter().find(|key| known.get(key).is_none()) {
+            Some(key) => Err(Refusal::Malformed { detail: format!("unknown field `{key}`") }),
+            None => Ok(request),
+        }
     }
 
     /// The line, with its line feed.
@@ -295,6 +302,7 @@ mod tests {
             (r#"{"protocol":1,"request":"open"}"#, "unknown variant `open`"),
             (r#"{"protocol":1,"request":"seal"}"#, "missing field `pool`"),
             (r#"{"protocol":1,"request":"seal","pool":"a","force":true}"#, "unknown field `force`"),
+            (r#"{"protocol":1,"request":"policy-reload","dry_run":true}"#, "unknown field `dry_run`"),
             ("[1]", "JSON object"),
             ("", "EOF"),
             ("\u{1}", "expected value"),
