@@ -8,10 +8,11 @@ use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::libc::{O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK};
 use rusqlite::config::DbConfig;
+use rusqlite::limits::Limit;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use thiserror::Error;
 
@@ -23,6 +24,12 @@ use crate::roots;
 const BUSY: Duration = Duration::from_millis(250);
 /// Of each table, at most.
 const ROWS: usize = 4096;
+/// Bytes of a row at most.
+const ROW_LIMIT: i32 = 1 << 20;
+/// For all of it. It takes milliseconds, but a table may as well be a view that never ends.
+const TIME_LIMIT: Duration = Duration::from_secs(2);
+/// Instructions of SQLite's machine between two looks at the clock.
+const STEPS: i32 = 10_000;
 const HEADER: usize = 100;
 const MAGIC: &[u8] = b"SQLite format 3\0";
 
@@ -78,6 +85,8 @@ pub enum LocalDbError {
     },
     #[error("{path}: table {table} has more than {ROWS} rows")]
     TooLarge { path: PathBuf, table: &'static str },
+    #[error("{path} is not read within {} s", TIME_LIMIT.as_secs())]
+    TooSlow { path: PathBuf },
     #[error("{operation} {path}")]
     Sqlite {
         operation: &'static str,
@@ -186,11 +195,14 @@ fn open(path: &Path, alone: bool) -> rusqlite::Result<Connection> {
         | OpenFlags::SQLITE_OPEN_NO_MUTEX
         | OpenFlags::SQLITE_OPEN_NOFOLLOW
         | OpenFlags::SQLITE_OPEN_URI;
-    let connection = Connection::open_with_flags(uri(path, alone), flags)?;
+    let mut connection = Connection::open_with_flags(uri(path, alone), flags)?;
     connection.busy_timeout(BUSY)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    connection.set_limit(Limit::SQLITE_LIMIT_LENGTH, ROW_LIMIT)?;
+    let end = Instant::now() + TIME_LIMIT;
+    connection.progress_handler(STEPS, Some(move || Instant::now() > end))?;
     // Both tables as they were at one moment.
     connection.execute_batch("BEGIN")?;
     Ok(connection)
@@ -236,6 +248,7 @@ fn explain(operation: &'static str, path: &Path, source: rusqlite::Error) -> Loc
             ErrorCode::CannotOpen if exists(&beside(&path, "-wal")).unwrap_or(false) => {
                 LocalDbError::Unfinished { path }
             }
+            ErrorCode::OperationInterrupted => LocalDbError::TooSlow { path },
             ErrorCode::Unknown => LocalDbError::Schema { path, source },
             _ => LocalDbError::Sqlite { operation, path, source },
         },

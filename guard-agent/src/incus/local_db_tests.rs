@@ -101,6 +101,17 @@ fn more_columns_and_tables_are_no_obstacle_and_missing_ones_are() {
 }
 
 #[test]
+fn tables_that_never_end_are_given_up() {
+    let numbers = "WITH RECURSIVE n(key, value) AS (SELECT 1, 1 UNION ALL SELECT key + 1, 1 FROM n)";
+    let silent = format!("CREATE VIEW config AS {numbers} SELECT key, value FROM n WHERE key < 0;");
+    let slow = Place::with(&silent).read();
+    assert!(matches!(slow, Err(LocalDbError::TooSlow { .. })), "{slow:?}");
+    let wide = "CREATE VIEW config AS SELECT 'a' AS key, hex(zeroblob(400000000)) AS value;";
+    let refused = Place::with(wide).read();
+    assert!(matches!(refused, Err(LocalDbError::Sqlite { .. })), "{refused:?}");
+}
+
+#[test]
 fn absence_is_told_from_everything_else() {
     let place = Place::empty();
     assert!(matches!(place.read(), Err(LocalDbError::Absent { .. })));
