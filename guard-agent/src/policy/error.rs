@@ -66,16 +66,21 @@ impl fmt::Display for PolicyErrors {
     }
 }
 
+/// Problems of one file that are told. A file that is no policy at all may have any number.
+const TOLD: usize = 100;
+
 /// Collects problems while a file is read.
 #[derive(Debug)]
 pub(super) struct Problems<'t> {
     text: &'t str,
     found: Vec<(usize, Problem)>,
+    /// Those beyond the ones that are told.
+    more: usize,
 }
 
 impl<'t> Problems<'t> {
     pub(super) fn new(text: &'t str) -> Self {
-        Self { text, found: Vec::new() }
+        Self { text, found: Vec::new(), more: 0 }
     }
 
     /// Notes a problem at a range of bytes of the text.
@@ -85,6 +90,10 @@ impl<'t> Problems<'t> {
         what: impl Into<String>,
         hint: impl Into<Option<String>>,
     ) {
+        if self.found.len() >= TOLD {
+            self.more += 1;
+            return;
+        }
         let (line, column) = position(self.text, span.start);
         let (line, column) = (Some(line), Some(column));
         self.found.push((span.start, Problem { line, column, what: what.into(), hint: hint.into() }));
@@ -103,6 +112,10 @@ impl<'t> Problems<'t> {
     /// All problems, in the order of the file.
     pub(super) fn into_errors(mut self, file: PathBuf) -> PolicyErrors {
         self.found.sort_by_key(|(offset, _)| *offset);
+        if self.more > 0 {
+            let what = format!("{} further problems are not shown", self.more);
+            self.found.push((0, Problem { line: None, column: None, what, hint: None }));
+        }
         PolicyErrors { file, problems: self.found.into_iter().map(|(_, problem)| problem).collect() }
     }
 }
@@ -119,6 +132,10 @@ fn position(text: &str, offset: usize) -> (usize, usize) {
 
 /// The candidate most like `word`, if one is near enough to be a slip of the keyboard.
 pub(super) fn nearest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
+    const LONGEST: usize = 64;
+    if word.len() > LONGEST {
+        return None;
+    }
     let bound = (word.chars().count() / 3).max(2);
     candidates
         .into_iter()

@@ -239,3 +239,54 @@ fn a_node_is_followed_where_policy_says_so() {
     let off = good("version = 1\n[[root]]\npreset = \"incus\"\njoin = \"none\"\n");
     assert!(off.roots()[0].incus().is_none());
 }
+
+#[test]
+fn no_lease_is_shorter_than_requests_can_say() {
+    let limits = |limits: &str| format!("version = 1\n[[root]]\npreset = \"incus\"\n[lease]\n{limits}\n");
+    let refused = refusal(&limits("default_ttl = \"1ms\"\nmax_ttl = \"999ms\""));
+    let expected = "policy.toml:5:15: default_ttl 1ms is too short\n    hint: requests count in whole seconds: 1s is the shortest\n\
+                    policy.toml:6:11: max_ttl 999ms is too short\n    hint: requests count in whole seconds: 1s is the shortest";
+    assert_eq!(refused, expected);
+    assert_eq!(good(&limits("max_ttl = \"1s\"")).lease().default_ttl(), Duration::from_secs(1));
+}
+
+#[test]
+fn a_megabyte_is_read_in_moments_and_its_problems_are_few() {
+    let filled = |head: &str, part: &dyn Fn(usize) -> String, tail: &str| {
+        let mut text = head.to_owned();
+        let parts = (0..).map(part).take_while(|part| {
+            text.push_str(part);
+            text.len() < 1_000_000
+        });
+        parts.for_each(drop);
+        text.push_str(tail);
+        text
+    };
+    let root = "version = 1\n[[root]]\npath = \"/a\"\n";
+    for (what, text) in [
+        ("unknown keys", filled("", &|at| format!("a{at} = 1\n"), "")),
+        ("roots", filled("version = 1\n", &|at| format!("[[root]]\npath = \"/{at}\"\n"), "")),
+        ("the same root", filled("version = 1\n", &|_| "[[root]]\npath = \"/a\"\n".to_owned(), "")),
+        (
+            "actors",
+            filled(&format!("{root}actors = ["), &|at| format!("{{ executable = \"/{at}\" }},"), "]\n"),
+        ),
+        ("kinds", filled(&format!("{root}filesystems = ["), &|at| format!("\"fuse.{at}\","), "]\n")),
+        ("no kinds", filled(&format!("{root}filesystems = ["), &|_| "1,".to_owned(), "]\n")),
+        ("brackets", "[".repeat(1 << 20)),
+        ("tables in tables", "a={".repeat(1 << 18)),
+        ("a long path of keys", format!("a{}=1\n", ".a".repeat(1 << 18))),
+        ("a long key", format!("{} = 1\n", "a".repeat(1 << 20))),
+        ("quotes", "\"".repeat(1 << 20)),
+        ("NUL", "\0".repeat(1 << 20)),
+    ] {
+        let start = std::time::Instant::now();
+        let outcome = read(&text);
+        assert!(start.elapsed() < Duration::from_secs(60), "{what}: {:?}", start.elapsed());
+        match outcome {
+            Ok(policy) => assert_eq!((what, policy.roots().len()), ("actors", 1)),
+            Err(errors) => assert!((1..=104).contains(&errors.problems().len()), "{what}"),
+        }
+        println!("{what}: {:?}", start.elapsed());
+    }
+}

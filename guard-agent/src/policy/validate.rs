@@ -1,5 +1,6 @@
 //! What the file says → a valid [`Policy`], or every problem at once.
 
+use std::collections::HashSet;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -34,7 +35,8 @@ fn validate(raw: &RawPolicy, text: &str, problems: &mut Problems<'_>) -> Policy 
     version(raw, problems);
     let mut filesystems: Vec<Filesystem> = Vec::new();
     let mut roots: Vec<Root> = Vec::new();
-    for raw_root in &raw.roots {
+    // One too many is reported below, however many there are.
+    for raw_root in raw.roots.iter().take(capacity::ROOTS as usize + 1) {
         if let Some(root) = root(raw_root, &raw.defaults, &mut filesystems, &roots, problems) {
             roots.push(root);
         }
@@ -199,7 +201,8 @@ fn kinds(
         problems.at(named.span(), "`filesystems` is empty: nothing would be protected", hint);
     }
     let mut kinds = Vec::new();
-    for name in named.get_ref() {
+    // One too many of them is reported elsewhere.
+    for name in named.get_ref().iter().take(capacity::FILESYSTEMS as usize + 1) {
         match Filesystem::named(name.get_ref()) {
             Ok(kind) if kinds.contains(&kind) => {}
             Ok(kind) => kinds.push(kind),
@@ -281,6 +284,7 @@ fn actor_set(path: &Path, before: &[Root]) -> u32 {
 
 fn actors(raw: &[RawActor], problems: &mut Problems<'_>) -> Vec<Actor> {
     let mut actors: Vec<Actor> = Vec::new();
+    let mut seen = HashSet::new();
     for entry in raw {
         let mut path = |value: Option<&At<String>>, key| {
             value.and_then(|value| absolute(value.get_ref(), key, &value.span(), problems))
@@ -297,7 +301,7 @@ fn actors(raw: &[RawActor], problems: &mut Problems<'_>) -> Vec<Actor> {
         }
         let cgroup = cgroup.map(|path| path.to_string_lossy().into_owned());
         let actor = Actor { cgroup, executable };
-        if !actors.contains(&actor) {
+        if seen.insert(actor.clone()) {
             actors.push(actor);
         }
     }
@@ -319,6 +323,16 @@ fn lease(raw: &RawPolicy, problems: &mut Problems<'_>) -> LeaseLimits {
     {
         let what = format!("default_ttl {} is longer than max_ttl", value.get_ref());
         problems.at(value.span(), what, format!("max_ttl is {}", duration::format(max_ttl)));
+    }
+    for (key, value, ttl) in
+        [("max_ttl", &raw.max_ttl, max_ttl), ("default_ttl", &raw.default_ttl, default_ttl)]
+    {
+        if let Some(value) = value
+            && ttl < Duration::from_secs(1)
+        {
+            let hint = "requests count in whole seconds: 1s is the shortest".to_owned();
+            problems.at(value.span(), format!("{key} {} is too short", value.get_ref()), hint);
+        }
     }
     LeaseLimits { default_ttl, max_ttl }
 }
