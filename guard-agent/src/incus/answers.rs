@@ -6,15 +6,17 @@ use serde_json::Value;
 use crate::join::{Config, JoinOperation, Membership};
 
 /// The description of the operation by which a server joins a cluster.
-pub(super) const JOINING: &str = "Joining cluster";
+pub const JOINING: &str = "Joining cluster";
 /// Where Incus listens if an address names no port.
 const PORT: &str = "8443";
 /// Bytes of an unexpected answer that are shown.
 const SHOWN: usize = 200;
+/// Bytes of an error's text that are kept: it goes into evidence, journal and audit log.
+const ERROR_LIMIT: usize = 1000;
 
 /// An HTTP answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Answer {
+pub struct Answer {
     pub status: u16,
     pub body: Vec<u8>,
 }
@@ -56,7 +58,7 @@ impl Answer {
         match envelope.metadata {
             _ if failed => Content::Error {
                 code: code.unwrap_or(i64::from(self.status)),
-                text: envelope.error.unwrap_or_default(),
+                text: shortened(envelope.error.unwrap_or_default()),
             },
             Some(metadata) if self.status == 200 => Content::Metadata(metadata),
             _ => Content::Other,
@@ -74,8 +76,17 @@ impl Answer {
     }
 }
 
+/// An error's text as far as it is kept.
+pub(super) fn shortened(mut text: String) -> String {
+    if text.len() > ERROR_LIMIT {
+        text.truncate(text.floor_char_boundary(ERROR_LIMIT));
+        text.push('…');
+    }
+    text
+}
+
 /// Where operations "Joining cluster" are running: the names of their servers, as far as they have one.
-pub(super) fn joins(answer: &Answer) -> Result<Vec<String>, String> {
+pub fn joins(answer: &Answer) -> Result<Vec<String>, String> {
     match answer.content() {
         Content::Metadata(Value::Object(by_status)) => {
             let all = by_status.values().filter_map(Value::as_array).flatten();
@@ -94,13 +105,13 @@ fn is_running_join(operation: &Value) -> bool {
 }
 
 /// The server that an operation or event is of: empty if it has no name of its own.
-pub(super) fn location(value: &Value) -> String {
+pub fn location(value: &Value) -> String {
     value["location"].as_str().filter(|location| *location != "none").unwrap_or_default().to_owned()
 }
 
 /// What the list of members says of this server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Members {
+pub struct Members {
     pub membership: Membership,
     /// This server's name, if it is a member.
     pub own: Option<String>,
@@ -113,7 +124,7 @@ impl From<Membership> for Members {
 }
 
 /// Looks for this server, by its cluster address, in the list of members.
-pub(super) fn members(answer: &Answer, config: &Config) -> Members {
+pub fn members(answer: &Answer, config: &Config) -> Members {
     match answer.content() {
         Content::Metadata(Value::Array(list)) => find(&list, config),
         Content::Error { code: 503, .. } => Membership::Starting.into(),
@@ -165,7 +176,7 @@ fn normal(address: &str) -> (String, String) {
 
 /// Whether one of the running joins is this server's. A member of a cluster sees those of other servers too, and
 /// cannot itself join.
-pub(super) fn join_operation(joins: &Result<Vec<String>, String>, members: &Members) -> JoinOperation {
+pub fn join_operation(joins: &Result<Vec<String>, String>, members: &Members) -> JoinOperation {
     let Ok(joins) = joins else { return JoinOperation::Unknown };
     let of_another = |location: &String| {
         let own = members.own.as_ref().filter(|_| members.membership == Membership::Member);

@@ -89,6 +89,17 @@ fn what_is_no_list_says_what_it_says() {
     }
 }
 
+#[test]
+fn an_error_that_is_a_book_is_cut() {
+    let book = "ä".repeat(4_000_000);
+    let Membership::NoAnswer { why } = membership(&failure(500, &book), &config("10.0.2.15:8443")) else {
+        panic!("an error is no answer")
+    };
+    assert!(why.starts_with("500: ää") && why.ends_with("ä…") && why.len() < 1100, "{} bytes", why.len());
+    let operations = joins(&failure(500, &book)).unwrap_err();
+    assert!(operations.len() < 1100, "{} bytes", operations.len());
+}
+
 fn operation(description: &str, code: u16, location: &str) -> String {
     format!(
         r#"{{"id":"a4d215e0-a29f-40df-992f-a7cec9506a6c","class":"task","description":"{description}","created_at":"2026-11-28T12:46:38.36168462Z","updated_at":"2026-11-28T12:46:38.36168462Z","status":"x","status_code":{code},"resources":{{"cluster":null}},"metadata":null,"may_cancel":false,"err":"","location":"{location}"}}"#

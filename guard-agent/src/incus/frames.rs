@@ -2,12 +2,12 @@
 
 use serde_json::Value;
 
-use super::answers::{JOINING, location};
+use super::answers::{JOINING, location, shortened};
 use crate::join::Event;
 
 /// What a frame says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Report {
+pub struct Report {
     pub news: News,
     /// The server it is of; empty if it has no name of its own.
     pub location: String,
@@ -15,7 +15,7 @@ pub(super) struct Report {
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum News {
+pub enum News {
     Event(Event),
     /// A join has failed, and why.
     JoinFailed {
@@ -40,7 +40,7 @@ impl Report {
 }
 
 /// Reads a frame. What is not of interest is nothing.
-pub(super) fn decode(frame: &[u8]) -> Option<Report> {
+pub fn decode(frame: &[u8]) -> Option<Report> {
     let frame: Value = serde_json::from_slice(frame).ok()?;
     let metadata = &frame["metadata"];
     let news = match frame["type"].as_str()? {
@@ -56,7 +56,7 @@ fn operation(operation: &Value) -> Option<News> {
     if operation["description"].as_str() != Some(JOINING) {
         return None;
     }
-    let error = || operation["err"].as_str().unwrap_or_default().to_owned();
+    let error = || shortened(operation["err"].as_str().unwrap_or_default().to_owned());
     match operation["status_code"].as_i64()? {
         ..200 => Some(News::Event(Event::JoinBegan)),
         200 => Some(News::Event(Event::JoinEnded { succeeded: true })),

@@ -13,10 +13,10 @@
 //!
 //! `answers`, `frames` and `procfs` are pure: they turn text into values.
 
-mod answers;
+pub mod answers;
 mod api;
 mod events;
-mod frames;
+pub mod frames;
 pub mod local_db;
 mod look;
 mod observer;
