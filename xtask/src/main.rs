@@ -11,6 +11,7 @@ mod bench;
 mod build;
 mod checksums;
 mod demo;
+mod fuzz;
 mod incus;
 mod kernel;
 mod lint;
@@ -41,6 +42,8 @@ enum Step {
     Lint,
     /// Run tests: all of them, or one suite, or those whose name contains FILTER
     Test(test::Arguments),
+    /// Fuzz everything that reads bytes from outside, or the TARGETS, each for a set time
+    Fuzz(fuzz::Arguments),
     /// Boot a VM on this machine's own root (read-only) and run a command in it as root
     Vm(vm::Arguments),
     /// Count instructions per decision, in a VM where a nanosecond is an instruction
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Step::Build(arguments) => build::run(&arguments),
         Step::Lint => lint::run(),
         Step::Test(arguments) => test::run(&arguments),
+        Step::Fuzz(arguments) => fuzz::run(&arguments),
         Step::Vm(arguments) => vm::run(arguments),
         Step::Bench(arguments) => bench::run(&arguments),
         Step::Demo(arguments) => demo::run(&arguments),

@@ -21,7 +21,15 @@ pub fn run(what: &str, command: &mut Command) -> Result<()> {
     fs::create_dir_all(&logs).with_context(|| format!("create {}", logs.display()))?;
     let name: String = what.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
     let path = logs.join(format!("{name}-{}.log", std::process::id()));
-    let log = File::create(&path).with_context(|| format!("create {}", path.display()))?;
+    run_logged(what, command, &path)?;
+    // Best effort: a log that stays is only litter.
+    let _ = fs::remove_file(&path);
+    Ok(())
+}
+
+/// Runs `command`, named `what` to the reader, with its output in the file `path`.
+pub fn run_logged(what: &str, command: &mut Command, path: &Path) -> Result<()> {
+    let log = File::create(path).with_context(|| format!("create {}", path.display()))?;
     eprintln!("xtask: {what} …");
     let start = Instant::now();
     let mut child = command
@@ -36,7 +44,7 @@ pub fn run(what: &str, command: &mut Command) -> Result<()> {
             break status;
         }
         if Instant::now() >= next_sign {
-            eprintln!("xtask:   {:>3} s  {}", start.elapsed().as_secs(), tail(&path, 1).trim());
+            eprintln!("xtask:   {:>3} s  {}", start.elapsed().as_secs(), tail(path, 1).trim());
             next_sign += SIGN_OF_LIFE;
         }
         thread::sleep(POLL);
@@ -45,12 +53,10 @@ pub fn run(what: &str, command: &mut Command) -> Result<()> {
         bail!(
             "{what} failed ({status}): {command:?}\nthe end of {}:\n{}",
             path.display(),
-            tail(&path, SHOWN_ON_FAILURE)
+            tail(path, SHOWN_ON_FAILURE)
         );
     }
     eprintln!("xtask:   done in {:.1} s", start.elapsed().as_secs_f32());
-    // Best effort: a log that stays is only litter.
-    let _ = fs::remove_file(&path);
     Ok(())
 }
 

@@ -44,7 +44,10 @@ impl Plan {
         // The rustup route needs none of Debian's compiler packages.
         let toolchain = if uses.contains(&Use::Bpf) { toolchain::detect()? } else { Toolchain::Unneeded };
         let wanted = |use_: Use| uses.contains(&use_) && !(use_ == Use::Bpf && toolchain.is_complete());
-        let packages = requirement::ALL.iter().filter(|r| wanted(r.needed_for) && !r.is_present()).collect();
+        let mut packages: Vec<&Requirement> =
+            requirement::ALL.iter().filter(|r| wanted(r.needed_for) && !r.is_present()).collect();
+        // One package may serve two purposes, which stand side by side.
+        packages.dedup_by_key(|requirement| requirement.package);
         let mut missing = Vec::new();
         for &kernel in kernels {
             if !kernel.is_ready()? {

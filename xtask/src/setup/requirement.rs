@@ -16,6 +16,8 @@ pub enum Use {
     Ceph,
     /// Tools that the test suites run in the VM.
     Suites,
+    /// Building libFuzzer.
+    Fuzz,
     /// Incus, unpacked in the cache, and what the machine must have beside it.
     Incus,
 }
@@ -23,7 +25,7 @@ pub enum Use {
 impl Use {
     /// What everything but the suite `incus` and the demo needs.
     pub const WITHOUT_INCUS: [Self; 4] = [Self::Bpf, Self::Vm, Self::Ceph, Self::Suites];
-    pub const ALL: [Self; 5] = [Self::Bpf, Self::Vm, Self::Ceph, Self::Suites, Self::Incus];
+    pub const ALL: [Self; 6] = [Self::Bpf, Self::Vm, Self::Ceph, Self::Suites, Self::Fuzz, Self::Incus];
 }
 
 /// One thing that must be there.
@@ -81,6 +83,7 @@ pub const ALL: &[Requirement] = &[
     requirement(Use::Bpf, "zlib1g-dev", File("/usr/include/zlib.h"), "LLVM's compression"),
     requirement(Use::Bpf, "libzstd-dev", File("/usr/include/zstd.h"), "LLVM's compression"),
     requirement(Use::Bpf, "g++", Command("g++"), "links bpf-linker"),
+    requirement(Use::Fuzz, "g++", Command("g++"), "compiles libFuzzer"),
     requirement(Use::Vm, "qemu-system-x86", Command("qemu-system-x86_64"), "the virtual machine"),
     requirement(Use::Vm, "busybox-static", StaticExecutable(BUSYBOX), "the guest's first shell"),
     requirement(Use::Vm, "kmod", Command("modprobe"), "finds and loads the guest's modules"),

@@ -1,0 +1,4 @@
+//! Fuzzes `guard_fuzz::policy`; without libFuzzer it checks the files that it is given.
+#![cfg_attr(fuzzing, no_main)]
+
+guard_fuzz::target!(policy);
