@@ -84,6 +84,10 @@ fn encode(decision: &Decision) -> Option<Vec<u8>> {
         .flat_map(|name| [name, "\0"])
         .collect::<String>()
         .into();
+    if path.len() > PATH_STORAGE {
+        // The last name was cut off, and there is no room to close it.
+        return None;
+    }
     put(offset_of!(Record, path), &path);
     put(offset_of!(Record, comm), comm.as_bytes());
     let flag = |set: bool, flag: u32| if set { flag } else { 0 };
