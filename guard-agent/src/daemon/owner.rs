@@ -275,6 +275,12 @@ impl Owner {
         self.watch_commands();
         let ended = self.pools_ended();
         let written = self.retry_journals();
+        if self.state.is_unsaved() {
+            self.save_state();
+        }
+        if self.troubles.detail(posture::LAST_GOOD).is_some() {
+            self.keep_policy();
+        }
         if expired || written || ended != self.ended_seen || self.ticks.is_multiple_of(ROUND) {
             self.ended_seen = ended;
             if self.policy_file_changed() {

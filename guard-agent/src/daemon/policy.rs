@@ -80,12 +80,14 @@ impl Owner {
             && file::read(&self.options.policy).is_ok_and(|text| text != self.policy.text)
     }
 
-    /// Keeps the policy in force, for a start that finds a wrong file.
+    /// Keeps the policy in force, for a start that finds a wrong file. Tried again with each tick if it fails.
     pub fn keep_policy(&mut self) {
         match last_good::save(&self.options.state_dir, &self.policy.text) {
             Ok(()) => self.troubles.clear(posture::LAST_GOOD),
             Err(error) => {
-                tracing::error!(%error, "the policy in force could not be kept for the next start");
+                if self.troubles.detail(posture::LAST_GOOD).is_none() {
+                    tracing::error!(%error, "the policy in force could not be kept for the next start");
+                }
                 self.troubles.set(posture::LAST_GOOD, error.to_string());
             }
         }

@@ -51,7 +51,8 @@ pub const MOUNT_TABLE: Trouble = Trouble {
 };
 pub const STATE: Trouble = Trouble {
     code: "state-file",
-    fix: "check the space and permissions of the state directory; seal again what has to be sealed",
+    fix: "check the space and permissions of the state directory: it is written again by itself; after \
+          an unreadable file, seal again what has to be sealed",
     leaves: Leaves::Part,
 };
 pub const JOURNAL: Trouble = Trouble {

@@ -212,12 +212,7 @@ impl Owner {
         mounts: &MountWatch,
         operation: &'static str,
     ) -> Result<KnownPool, Refusal> {
-        if let Err(error) = self.state.save() {
-            tracing::error!(error = chain(&error), "state");
-            self.troubles.set(posture::STATE, chain(&error));
-        } else {
-            self.troubles.clear(posture::STATE);
-        }
+        self.save_state();
         self.asked_by = Some((known.entry.generation, *peer));
         self.reconcile(mounts);
         self.asked_by = None;
@@ -238,10 +233,22 @@ impl Owner {
             tracing::info!(lease = lease.id, pool = lease.pool, ?change, "lease");
             self.write_lease(change, lease);
         }
-        if !over.is_empty()
-            && let Err(error) = self.state.save()
-        {
-            self.troubles.set(posture::STATE, chain(&error));
+        if !over.is_empty() {
+            self.save_state();
+        }
+    }
+
+    /// Writes what has changed; what cannot be written now is tried again with each tick.
+    pub(super) fn save_state(&mut self) {
+        match self.state.save() {
+            Ok(()) => self.troubles.clear(posture::STATE),
+            Err(error) => {
+                // Once is enough: the posture says that it goes on.
+                if self.troubles.detail(posture::STATE).is_none() {
+                    tracing::error!(error = chain(&error), "state");
+                }
+                self.troubles.set(posture::STATE, chain(&error));
+            }
         }
     }
 

@@ -80,6 +80,8 @@ pub struct State {
 pub struct StateFile {
     path: PathBuf,
     pub state: State,
+    /// The last save failed: what is on disk is older.
+    unsaved: bool,
 }
 
 impl StateFile {
@@ -115,18 +117,21 @@ impl StateFile {
             state.leases.clear();
             boot_id.clone_into(&mut state.boot_id);
         }
-        Ok((Self { path, state }, problem))
+        Ok((Self { path, state, unsaved: false }, problem))
+    }
+
+    /// Whether the last save failed.
+    pub fn is_unsaved(&self) -> bool {
+        self.unsaved
     }
 
     /// Replaces the file.
-    pub fn save(&self) -> Result<(), StateError> {
+    pub fn save(&mut self) -> Result<(), StateError> {
         let bytes =
             serde_json::to_vec_pretty(&self.state).expect("the state has string keys and finite numbers");
-        durable::replace(&self.path, &bytes).map_err(|(operation, source)| StateError {
-            operation,
-            path: self.path.clone(),
-            source,
-        })
+        let saved = durable::replace(&self.path, &bytes);
+        self.unsaved = saved.is_err();
+        saved.map_err(|(operation, source)| StateError { operation, path: self.path.clone(), source })
     }
 }
 
@@ -186,8 +191,13 @@ mod tests {
         file.save().unwrap();
         fs::create_dir(directory.path().join("state.json.new")).unwrap();
         file.state.sealed.insert(2);
-        assert!(file.save().is_err());
+        assert!(file.save().is_err() && file.is_unsaved());
         let (old, _) = StateFile::open(directory.path(), "boot-1").unwrap();
         assert_eq!(old.state.sealed.len(), 1);
+        fs::remove_dir(directory.path().join("state.json.new")).unwrap();
+        file.save().unwrap();
+        assert!(!file.is_unsaved());
+        let (new, _) = StateFile::open(directory.path(), "boot-1").unwrap();
+        assert_eq!(new.state.sealed.len(), 2);
     }
 }
