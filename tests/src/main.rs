@@ -30,8 +30,11 @@ enum Action {
         /// Only print name and profile of each, separated by a tab
         #[arg(long)]
         list: bool,
-        /// Only the tests whose name contains this
-        filter: Option<String>,
+        /// The names are whole
+        #[arg(long)]
+        exact: bool,
+        /// Only the tests whose name contains one of these
+        filters: Vec<String>,
     },
     /// The demonstration
     Demo,
@@ -46,8 +49,8 @@ enum Action {
 
 fn main() -> ExitCode {
     match Arguments::parse().action {
-        Action::Run { suite, profile, full, list, filter } => {
-            let selection = Selection { suite, profile, full, filter };
+        Action::Run { suite, profile, full, list, exact, filters } => {
+            let selection = Selection { suite, profile, full, filters, exact };
             if list { harness::run::list(&selection) } else { harness::run::all(&selection) }
         }
         Action::Demo => harness::run::report(demo::run()),

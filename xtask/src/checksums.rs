@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::progress;
+use crate::{progress, workspace};
 
 /// Where the sums of a directory are. It is written last, so it also says that the directory is whole.
 pub const FILE: &str = "SHA256SUMS";
@@ -34,14 +34,15 @@ pub fn verify(directory: &Path, names: &[&str]) -> Result<()> {
             directory.display()
         );
     }
-    let list = std::env::temp_dir().join(format!("guard-sums-{}", std::process::id()));
+    let scratch = workspace::process_directory(&std::env::temp_dir(), "guard-sums-")?;
+    let list = scratch.join(FILE);
     fs::write(&list, selected.join("\n") + "\n").with_context(|| format!("write {}", list.display()))?;
     let outcome = progress::capture(
         Command::new("sha256sum").args(["--check", "--quiet", "--strict"]).arg(&list).current_dir(directory),
     );
-    let removed = fs::remove_file(&list);
+    let removed = fs::remove_dir_all(&scratch);
     outcome.with_context(|| {
         format!("{0} is damaged: remove it and run `cargo xtask setup`", directory.display())
     })?;
-    removed.with_context(|| format!("remove {}", list.display()))
+    removed.with_context(|| format!("remove {}", scratch.display()))
 }

@@ -93,17 +93,24 @@ pub struct Selection {
     pub suite: Suite,
     pub profile: Option<Profile>,
     pub full: bool,
-    pub filter: Option<String>,
+    /// Those whose name contains one of these, or is one of them; all if there is none.
+    pub filters: Vec<String>,
+    pub exact: bool,
 }
 
 impl Selection {
     /// The selected tests, in the order of their tables.
     pub fn tests(&self) -> Vec<Test> {
-        let filter = self.filter.as_deref().unwrap_or_default();
+        let wanted = |test: &Test| {
+            let name = format!("{}::{}", self.suite.name(), test.name);
+            let matches =
+                |filter: &String| if self.exact { test.name == filter } else { name.contains(filter) };
+            self.filters.is_empty() || self.filters.iter().any(matches)
+        };
         suites::of(self.suite)
             .filter(|test| self.profile.is_none_or(|profile| profile == test.profile))
             .filter(|test| self.full || !test.only_in_full)
-            .filter(|test| format!("{}::{}", self.suite.name(), test.name).contains(filter))
+            .filter(wanted)
             .collect()
     }
 }

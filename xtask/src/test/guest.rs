@@ -20,6 +20,8 @@ use crate::vm::{self, Boot, Lsm, Outcome, quoted};
 const LIMIT: Duration = Duration::from_secs(2400);
 /// The same for real clusters: each test starts and joins nodes, which takes an emulated machine a minute.
 const INCUS_LIMIT: Duration = Duration::from_secs(7200);
+/// So many of these tests are run in one boot.
+const JOINS_A_BOOT: usize = 6;
 /// Starts the line that ends a suite: `guard-tests: 3 passed, 0 failed`.
 const CLOSING: &str = "guard-tests: ";
 /// Starts each line that explains the failure just reported.
@@ -97,28 +99,30 @@ pub fn parts(
                 .with_context(|| format!("`guard-tests run --list` printed something unexpected: {line}"))?;
             by_profile.entry(profile).or_default().push(test.to_owned());
         }
-        for (profile, tests) in by_profile {
-            let profile = profile.to_owned();
-            parts.extend(kernels.iter().map(|&kernel| Part {
-                suite,
-                kernel,
-                profile: profile.clone(),
-                tests: tests.clone(),
-            }));
+        for (profile, tests) in &by_profile {
+            // Joins take minutes each: they are spread over the processors.
+            let at_once = if suite == Suite::Incus { JOINS_A_BOOT } else { tests.len() };
+            for &kernel in kernels {
+                parts.extend(tests.chunks(at_once).map(|tests| Part {
+                    suite,
+                    kernel,
+                    profile: (*profile).to_owned(),
+                    tests: tests.to_vec(),
+                }));
+            }
         }
     }
     Ok(parts)
 }
 
 /// Boots the part's machine and runs its tests there.
-pub fn run(part: &Part, binaries: &TestBinaries, wanted: &Wanted<'_>, report: &Mutex<Report>) -> Result<()> {
+pub fn run(part: &Part, binaries: &TestBinaries, report: &Mutex<Report>) -> Result<()> {
     let Part { suite, kernel, ref profile, ref tests } = *part;
-    let arguments: Vec<String> = wanted.arguments().map(quoted).collect();
     let script = format!(
-        "exec {} run --suite {} --profile {profile} {}",
+        "exec {} run --suite {} --profile {profile} --full --exact {}",
         quoted(&binaries.tests.to_string_lossy()),
         suite.name(),
-        arguments.join(" ")
+        tests.join(" ")
     );
     let mut boot = boot_of_profile(kernel, profile, script)?;
     boot.ceph = suite != Suite::Standin;

@@ -101,7 +101,7 @@ fn run_in_guests(suites: &[Suite], arguments: &Arguments, report: &Mutex<Report>
     let next = || parts.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
     let work = || {
         while let Some(part) = next() {
-            if let Err(error) = guest::run(&part, &binaries, &wanted, report) {
+            if let Err(error) = guest::run(&part, &binaries, report) {
                 lock(report).part_did_not_run(&part.name(), &format!("{error:?}"));
             }
         }
