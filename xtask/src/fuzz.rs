@@ -28,17 +28,15 @@ const FLAGS: [&str; 7] = [
 ];
 /// For one input, in seconds: what takes longer counts as a fault.
 const TIMEOUT: u32 = 20;
-/// Bytes of an input that is worth keeping among the sources.
-const KEPT: u32 = 2048;
 
 #[derive(Args)]
 pub struct Arguments {
     /// How long to run each target
     #[arg(long, default_value_t = 60)]
     seconds: u32,
-    /// Add to the committed corpora what reaches more than they do
-    #[arg(long)]
-    keep: bool,
+    /// Add to the committed corpora the inputs of at most so many bytes that reach more than they do
+    #[arg(long, value_name = "BYTES")]
+    keep: Option<u64>,
     /// The targets to run; without any: all of them
     targets: Vec<String>,
 }
@@ -62,8 +60,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
                 failed.push(name.as_str());
             }
         }
-        if arguments.keep {
-            target.keep()?;
+        if let Some(longest) = arguments.keep {
+            target.keep(longest)?;
         }
     }
     if failed.is_empty() {
@@ -164,10 +162,18 @@ impl Target {
         )
     }
 
-    fn keep(&self) -> Result<()> {
+    fn keep(&self, longest: u64) -> Result<()> {
+        let staged = workspace::fresh_directory(workspace::target().join("fuzz/keep"))?;
+        let list = || format!("list {}", self.found.display());
+        for entry in fs::read_dir(&self.found).with_context(list)? {
+            let entry = entry.with_context(list)?;
+            if entry.metadata().with_context(list)?.len() <= longest {
+                fs::copy(entry.path(), staged.join(entry.file_name())).with_context(list)?;
+            }
+        }
         let mut command = self.command();
-        command.arg("-set_cover_merge=1").arg(format!("-max_len={KEPT}"));
-        command.arg(&self.corpus).arg(&self.found);
+        // Not how often a place was reached, which would keep thousands of files.
+        command.args(["-set_cover_merge=1", "-use_counters=0"]).arg(&self.corpus).arg(&staged);
         progress::run(&format!("keep what reaches more in {}", self.name), &mut command)
     }
 }
