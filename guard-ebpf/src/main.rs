@@ -3,7 +3,7 @@
 //! ```text
 //! hooks ─► decide ─► identity (who asks, and from where) ─► kernel (every read of kernel memory)
 //!             │
-//!             └────► report (counters, incidents, records)      maps: what the agent supplies
+//!             └────► report (counters, incidents, records), path      maps: what the agent supplies
 //! ```
 //!
 //! What it does not do: it never resolves a path to decide (identity decides; paths are for the log),
@@ -17,6 +17,7 @@ mod hooks;
 mod identity;
 mod kernel;
 mod maps;
+mod path;
 mod report;
 
 /// The kernel lends GPL-only helpers to GPL-compatible programs only.

@@ -6,17 +6,15 @@ use core::ptr;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, generated};
 use aya_ebpf::programs::LsmContext;
 use aya_log_ebpf::{info, warn};
-use guard_common::record::{
-    PATH_BYTES, PATH_COMPONENTS, RECORD_KERNEL_THREAD, RECORD_MOUNT_KNOWN, RECORD_PATH_TRUNCATED,
-};
+use guard_common::record::{RECORD_KERNEL_THREAD, RECORD_MOUNT_KNOWN};
 use guard_common::{Counter, IncidentKey, IncidentValue, Record, Verdict};
 
 use crate::decide::{Access, Outcome};
 use crate::kernel::{self, Lenient, Task, boot_ns};
 use crate::maps::{CONFIG, COUNTERS, INCIDENTS, POOL_COUNTERS, RECORDS};
+use crate::path;
 
 const BPF_NOEXIST: u64 = 1;
-const NAME_BYTES: u32 = 256;
 const COMM_BYTES: u32 = 16;
 
 /// Adds one. Atomic although the counter is this CPU's own: a program can be preempted by another.
@@ -266,45 +264,7 @@ fn fill(record: *mut Record, access: &Access, key: &IncidentKey, now: u64, numbe
         set!(dev = access.dev);
         set!(reserved = 0);
         write_comm((&raw mut (*record).comm).cast());
-        flags |= write_path(record, access.superblock, access.target);
+        flags |= path::write_path(record, access.superblock, access.target);
         set!(flags = flags);
     }
-}
-
-/// Writes the names from the target up to the superblock's root, each closed by a NUL, and how many
-/// bytes they take. Returns the flag that says whether the root was reached.
-///
-/// A global function: see `identity`.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn write_path(record: *mut Record, superblock: u64, target: u64) -> u32 {
-    if record.is_null() {
-        return RECORD_PATH_TRUNCATED;
-    }
-    let mut used: u32 = 0;
-    let mut flag = RECORD_PATH_TRUNCATED;
-    if let Ok(root) = kernel::superblock_root(superblock) {
-        let mut dentry = target;
-        for _ in 0..PATH_COMPONENTS {
-            if dentry == root {
-                flag = 0;
-                break;
-            }
-            if used >= PATH_BYTES as u32 {
-                break;
-            }
-            let Ok(name) = kernel::dentry_name(dentry) else { break };
-            // SAFETY: a whole component fits behind every offset below PATH_BYTES (see PATH_STORAGE).
-            let place = unsafe { (&raw mut (*record).path).cast::<u8>().add(used as usize) };
-            let Ok(length) = kernel::read_text(place.cast(), NAME_BYTES, name) else { break };
-            used += length & 0x1ff;
-            match kernel::dentry_parent(dentry) {
-                Ok(parent) if parent != dentry => dentry = parent,
-                _ => break,
-            }
-        }
-    }
-    // SAFETY: not null, and the caller reserved a whole record.
-    unsafe { ptr::write_volatile(&raw mut (*record).path_len, used) };
-    flag
 }

@@ -1,12 +1,13 @@
 //! The command line of the tests in the VM. `cargo xtask test` and `cargo xtask demo` call it.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
 use guard_tests::harness::registry::{Profile, Selection, Suite};
 use guard_tests::peers::own::Peer;
-use guard_tests::{bench, catalogue, demo, harness};
+use guard_tests::{bench, catalogue, demo, harness, lab};
 
 #[derive(Parser)]
 #[command(name = "guard-tests", about = "Runs in the VM: use `cargo xtask test` and `cargo xtask demo`")]
@@ -42,6 +43,13 @@ enum Action {
     Bench,
     /// Print the tables of `docs/BYPASSES.md`
     Bypasses,
+    /// The fault lab
+    Lab {
+        #[arg(long)]
+        seconds: u64,
+        #[arg(long)]
+        seed: u64,
+    },
     /// What a test runs beside itself
     #[command(subcommand, hide = true)]
     Peer(Peer),
@@ -59,6 +67,7 @@ fn main() -> ExitCode {
             print!("{}", catalogue::tables());
             ExitCode::SUCCESS
         }
+        Action::Lab { seconds, seed } => harness::run::report(lab::run(Duration::from_secs(seconds), seed)),
         Action::Peer(peer) => peer.run(),
     }
 }

@@ -50,8 +50,9 @@ pub struct TestBinaries {
     /// The same agent with another build label.
     pub upgraded_agent: PathBuf,
     pub tests: PathBuf,
-    /// The yardstick of the benchmarks.
+    /// The yardsticks of the benchmarks.
     pub empty_object: PathBuf,
+    pub monitor_object: PathBuf,
 }
 
 /// The command `cargo xtask build`.
@@ -88,13 +89,14 @@ pub fn for_tests() -> Result<TestBinaries> {
         Report::Summary("build the upgraded agent"),
     )?;
     let binary = |target: &Path, name: &str| target.join(profile.directory()).join(name);
+    let object = Toolchain::object(&target.join(KERNEL_PROGRAM), profile.directory());
     Ok(TestBinaries {
         agent: binary(&target, "guard-agent"),
         control: binary(&target, "guardctl"),
         upgraded_agent: binary(&upgrade, "guard-agent"),
         tests: binary(&target, "guard-tests"),
-        empty_object: Toolchain::object(&target.join(KERNEL_PROGRAM), profile.directory())
-            .with_file_name("guard-ebpf-empty"),
+        empty_object: object.with_file_name("guard-ebpf-empty"),
+        monitor_object: object.with_file_name("guard-ebpf-monitor"),
     })
 }
 

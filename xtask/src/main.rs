@@ -14,6 +14,7 @@ mod demo;
 mod fuzz;
 mod incus;
 mod kernel;
+mod lab;
 mod lint;
 mod progress;
 mod setup;
@@ -48,6 +49,8 @@ enum Step {
     Vm(vm::Arguments),
     /// Count instructions per decision, in a VM where a nanosecond is an instruction
     Bench(bench::Arguments),
+    /// Inject faults from a seed for a set time, in a VM
+    Lab(lab::Arguments),
     /// Show the incident, and what comes after it, with a real Incus cluster on CephFS
     Demo(demo::Arguments),
 }
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Step::Fuzz(arguments) => fuzz::run(&arguments),
         Step::Vm(arguments) => vm::run(arguments),
         Step::Bench(arguments) => bench::run(&arguments),
+        Step::Lab(arguments) => lab::run(&arguments),
         Step::Demo(arguments) => demo::run(&arguments),
     };
     outcome.unwrap_or_else(|error| {

@@ -1,6 +1,7 @@
 //! A container as the storage sees it: a mount namespace of its own, and a bind mount of one volume in it.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::thread;
 
@@ -14,10 +15,35 @@ const ROOTFS: &str = "/run/guard-tests/rootfs";
 /// Runs `work` with the path at which the container finds the volume. It has a root of its own, in
 /// which nothing of the host is left.
 pub fn with_own_root(volume: &Path, work: impl FnOnce(&Path) -> Result<()> + Send) -> Result<()> {
+    with_root(volume, |_| Ok(()), work)
+}
+
+/// The same with the programs of the host, so that it can run them.
+pub fn with_the_hosts_programs(volume: &Path, work: impl FnOnce(&Path) -> Result<()> + Send) -> Result<()> {
+    let furnish = |rootfs: &Path| {
+        for part in ["usr", "etc", "dev", "proc"] {
+            bind(&Path::new("/").join(part), &rootfs.join(part))?;
+        }
+        for link in ["bin", "sbin", "lib", "lib64"] {
+            let target =
+                fs::read_link(Path::new("/").join(link)).with_context(|| format!("read the link /{link}"))?;
+            symlink(target, rootfs.join(link))?;
+        }
+        Ok(fs::create_dir(rootfs.join("tmp"))?)
+    };
+    with_root(volume, furnish, work)
+}
+
+fn with_root(
+    volume: &Path,
+    furnish: impl FnOnce(&Path) -> Result<()> + Send,
+    work: impl FnOnce(&Path) -> Result<()> + Send,
+) -> Result<()> {
     in_own_namespace(|| {
         let rootfs = Path::new(ROOTFS);
         fs::create_dir_all(rootfs)?;
         mount(Some("rootfs"), rootfs, Some("tmpfs"), MsFlags::empty(), None::<&str>)?;
+        furnish(rootfs)?;
         bind(volume, &rootfs.join("data"))?;
         fs::create_dir(rootfs.join("host"))?;
         pivot_root(rootfs, &rootfs.join("host")).context("pivot_root")?;

@@ -24,6 +24,7 @@ mod inactive_standin;
 mod incident_incus;
 mod joined_incus;
 mod journal_standin;
+mod lab_standin;
 mod lease_standin;
 mod million_standin;
 mod modes_standin;
@@ -38,6 +39,7 @@ mod unmount_standin;
 mod views_standin;
 mod window_cephfs;
 mod wipe_standin;
+mod workload_cephfs;
 
 use crate::harness::registry::{Suite, Test};
 
@@ -67,6 +69,7 @@ const STANDIN: &[&[Test]] = &[
     node_trouble_standin::TESTS,
     journal_standin::TESTS,
     million_standin::TESTS,
+    lab_standin::TESTS,
 ];
 const CEPHFS: &[&[Test]] = &[
     ground_cephfs::TESTS,
@@ -77,6 +80,7 @@ const CEPHFS: &[&[Test]] = &[
     alias_cephfs::TESTS,
     bypass_cephfs::TESTS,
     window_cephfs::TESTS,
+    workload_cephfs::TESTS,
 ];
 const INCUS: &[&[Test]] =
     &[incident_incus::TESTS, joined_incus::TESTS, failures_incus::TESTS, trouble_incus::TESTS];

@@ -35,6 +35,7 @@ pub fn environment(binaries: &TestBinaries, kernel: Kernel, profile: &str) -> Ve
         ("GUARDCTL", path(&binaries.control)),
         ("GUARD_AGENT_UPGRADE", path(&binaries.upgraded_agent)),
         ("GUARD_EMPTY_OBJECT", path(&binaries.empty_object)),
+        ("GUARD_MONITOR_OBJECT", path(&binaries.monitor_object)),
         ("GUARD_KERNEL", kernel.name().to_owned()),
         ("GUARD_PROFILE", profile.to_owned()),
         ("RUST_BACKTRACE", "0".to_owned()),

@@ -1,0 +1,138 @@
+//! What programs and threads take.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use aya::programs::{ProgramInfo, loaded_programs};
+use nix::time::{ClockId, clock_gettime};
+
+/// Instructions for one unlink.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cost {
+    /// Of all programs on this hook together, with what the measuring costs.
+    pub path_unlink: Option<f64>,
+    pub inode_unlink: Option<f64>,
+    /// Of the deleting thread, from system call to return.
+    pub whole: f64,
+    /// The same and what the kernel's own threads did meanwhile, such as those that speak with CephFS's servers.
+    pub with_kernel: f64,
+}
+
+/// Makes the files, then lets `delete` try each; `may` says whether it has to succeed.
+pub fn unlinks(directory: &Path, files: usize, may: May) -> Result<Cost> {
+    let files = make_files(directory, files)?;
+    // In a thread of its own: the kernel's audit looks only at tasks that are younger than its first rule.
+    measured(&files, may, || {
+        let done = thread::scope(|scope| scope.spawn(|| delete(&files)).join());
+        done.map_err(|_| anyhow!("the deleting thread panicked"))
+    })
+}
+
+/// Whether the deletions have to succeed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum May {
+    Delete,
+    NotDelete,
+}
+
+/// Empty files in a directory.
+pub fn make_files(directory: &Path, count: usize) -> Result<Vec<PathBuf>> {
+    let files: Vec<_> = (0..count).map(|number| directory.join(format!("f{number}"))).collect();
+    for file in &files {
+        fs::write(file, "").with_context(|| format!("write {}", file.display()))?;
+    }
+    Ok(files)
+}
+
+/// Unlinks each; returns how many are gone, and this thread's CPU time.
+pub fn delete(files: &[PathBuf]) -> (usize, Duration) {
+    let began = cpu_time();
+    let removed = files.iter().filter(|file| fs::remove_file(file).is_ok()).count();
+    (removed, cpu_time() - began)
+}
+
+/// Runs `work`, which deletes `files`, and takes the programs' statistics around it.
+pub fn measured(
+    files: &[PathBuf],
+    may: May,
+    work: impl FnOnce() -> Result<(usize, Duration)>,
+) -> Result<Cost> {
+    let (before, kernel_before) = (statistics(), kernel_threads()?);
+    let (removed, took) = work()?;
+    let (after, kernel_after) = (statistics(), kernel_threads()?);
+    let count = files.len();
+    let wanted = if may == May::Delete { count } else { 0 };
+    ensure!(removed == wanted, "{removed} of {count} files were removed, wanted {wanted}");
+    let on = |hook: &str| {
+        let spent = after.iter().filter(|(name, _)| is_on(name, hook)).map(|(name, (time, runs))| {
+            let (time_before, runs_before) = before.get(name).copied().unwrap_or_default();
+            (time - time_before, runs - runs_before)
+        });
+        let (time, runs) = spent.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+        (runs > 0).then(|| time as f64 / count as f64)
+    };
+    Ok(Cost {
+        path_unlink: on("path_unlink"),
+        inode_unlink: on("inode_unlink"),
+        whole: took.as_nanos() as f64 / count as f64,
+        with_kernel: (took + kernel_after.saturating_sub(kernel_before)).as_nanos() as f64 / count as f64,
+    })
+}
+
+/// The kernel cuts names after fifteen characters: `guard_path_unli`, `empty_inode_unl`.
+fn is_on(name: &str, hook: &str) -> bool {
+    let prefixes = ["guard", "empty", "monitor"];
+    prefixes.iter().any(|prefix| format!("{prefix}_{hook}").chars().take(15).eq(name.chars()))
+}
+
+/// Run time and run count by program. Two loads of one program do not run at the same time here.
+fn statistics() -> BTreeMap<String, (u64, u64)> {
+    let programs = loaded_programs().flatten();
+    programs
+        .map(|program| (name(&program), (program.run_time().as_nanos() as u64, program.run_count())))
+        .collect()
+}
+
+/// Whether the kernel still holds a program whose name begins so.
+pub fn is_loaded(prefix: &str) -> bool {
+    loaded_programs().flatten().any(|program| name(&program).starts_with(prefix))
+}
+
+fn name(program: &ProgramInfo) -> String {
+    program.name_as_str().unwrap_or_default().to_owned()
+}
+
+/// CPU time of the calling thread, in the kernel and outside.
+pub fn cpu_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}
+
+/// CPU time of all kernel threads so far.
+fn kernel_threads() -> Result<Duration> {
+    let mut sum = Duration::ZERO;
+    for entry in fs::read_dir("/proc").context("list the processes")?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // Only they have no command line. One may end while it is looked at.
+        if fs::read(entry.path().join("cmdline")).is_ok_and(|line| line.is_empty()) {
+            sum += cpu_time_of(pid).unwrap_or_default();
+        }
+    }
+    Ok(sum)
+}
+
+/// CPU time of another process's threads together.
+pub fn cpu_time_of(pid: u32) -> Result<Duration> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).context("list the process's threads")?;
+    let mut sum = 0;
+    for task in tasks {
+        let path = task?.path().join("schedstat");
+        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        let spent = text.split(' ').next().and_then(|number| number.parse::<u64>().ok());
+        sum += spent.with_context(|| format!("{} says {text:?}", path.display()))?;
+    }
+    Ok(Duration::from_nanos(sum))
+}

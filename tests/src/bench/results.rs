@@ -1,0 +1,66 @@
+//! The figures: shown as they come, and handed over as JSON at the end.
+
+use serde_json::{Value, json};
+
+use super::measure::Cost;
+
+/// Starts the line that `cargo xtask bench` reads.
+const CLOSING: &str = "results: ";
+
+#[derive(Debug)]
+pub struct Results {
+    unlink: Vec<Value>,
+    growth: Vec<Value>,
+    agent: Vec<Value>,
+}
+
+impl Results {
+    pub fn new() -> Self {
+        println!(
+            "{:<8} {:<44} {:>12} {:>12} {:>12} {:>12}",
+            "on", "case", "path_unlink", "inode_unlink", "whole", "with kernel"
+        );
+        Self { unlink: Vec::new(), growth: Vec::new(), agent: Vec::new() }
+    }
+
+    /// One case of the table: instructions an unlink.
+    pub fn unlink(&mut self, filesystem: &str, case: &str, cost: &Cost) {
+        let shown = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.0}"));
+        let (path, inode, whole) =
+            (shown(cost.path_unlink), shown(cost.inode_unlink), shown(Some(cost.whole)));
+        let with_kernel = cost.with_kernel;
+        println!("{filesystem:<8} {case:<44} {path:>12} {inode:>12} {whole:>12} {with_kernel:>12.0}");
+        self.unlink.push(json!({
+            "filesystem": filesystem,
+            "case": case,
+            "path_unlink": cost.path_unlink,
+            "inode_unlink": cost.inode_unlink,
+            "whole": cost.whole,
+            "with_kernel": with_kernel,
+        }));
+    }
+
+    /// How a case grows with something.
+    pub fn growth(&mut self, axis: &str, case: &str, at: usize, cost: &Cost) {
+        let path = cost.path_unlink.unwrap_or_default();
+        println!("{axis} = {at:>6}: {case}: path_unlink {path:.0}, whole {:.0}", cost.whole);
+        self.growth.push(json!({
+            "axis": axis,
+            "case": case,
+            "at": at,
+            "path_unlink": cost.path_unlink,
+            "whole": cost.whole,
+        }));
+    }
+
+    /// A figure of the agent.
+    pub fn agent(&mut self, name: &str, value: f64, unit: &str) {
+        println!("agent: {name}: {value:.1} {unit}");
+        self.agent.push(json!({ "name": name, "value": value, "unit": unit }));
+    }
+
+    pub fn print(&self) {
+        let all = json!({ "unlink": self.unlink, "growth": self.growth, "agent": self.agent });
+        println!("{CLOSING}{all}");
+    }
+}

@@ -1,0 +1,216 @@
+//! One unlink on each filesystem: with nothing, with other watchers, and with us in every role.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use guard_agent::bpf::maps::Maps;
+
+use super::measure::{Cost, May, delete, is_loaded, make_files, measured, unlinks};
+use super::peers::{AuditRule, Empty, Fanotify, Monitor};
+use super::results::Results;
+use crate::harness::agent::{Agent, Installation};
+use crate::harness::ceph::CephMount;
+use crate::harness::mount::Mount;
+use crate::harness::{command, wait};
+use crate::peers::container;
+
+pub const ROOT: &str = "/var/lib/guard-bench";
+const ELSEWHERE: &str = "/mnt/guard-bench";
+/// The actors' cgroup, as the policy names it.
+const ACTOR: &str = "/guard-bench";
+/// Denials of an incident that get a record of their own: so many that all do, and the usual number.
+const ALL_RECORDED: u32 = 1000;
+const FEW_RECORDED: u32 = 8;
+/// Denials in the case in which each is recorded. The ring buffer holds them all.
+const RECORDED: usize = 300;
+/// For the agent to take note of a change, on a machine that counts instructions.
+pub const SOON: Duration = Duration::from_secs(120);
+
+/// A filesystem: a directory outside every guarded root, and one that may become a pool.
+struct Ground {
+    name: &'static str,
+    files: usize,
+    elsewhere: PathBuf,
+    /// ext4 is shared with nobody, so there is no such pool.
+    pool: Option<PathBuf>,
+}
+
+/// All of them, mounted.
+pub struct Grounds {
+    grounds: Vec<Ground>,
+    _mounts: Vec<Mount>,
+    _shared: Vec<CephMount>,
+}
+
+/// Our programs in force over the grounds, with an agent.
+pub struct Guarded {
+    pub agent: Agent,
+    pub installation: Installation,
+    pub pool: PathBuf,
+    pub elsewhere: PathBuf,
+}
+
+impl Grounds {
+    pub fn new() -> Result<Self> {
+        let place = |parent: &str, name: &str| Path::new(parent).join(name);
+        let tmpfs = (Mount::tmpfs(place(ELSEWHERE, "tmpfs"))?, Mount::tmpfs(place(ROOT, "tmpfs"))?);
+        let ext4 = ext4(&place(ELSEWHERE, "ext4"))?;
+        let shared = CephMount::new(place(ELSEWHERE, "cephfs"))?;
+        let (outside, inside) = ("/outside", "/inside");
+        for directory in [outside, inside] {
+            fs::create_dir_all(shared.path().join(&directory[1..]))
+                .context("create a directory on CephFS")?;
+        }
+        let cephfs = (shared, CephMount::as_incusd(inside, place(ROOT, "cephfs"))?);
+        let grounds = vec![
+            Ground {
+                name: "tmpfs",
+                files: 2000,
+                elsewhere: tmpfs.0.path().to_owned(),
+                pool: Some(tmpfs.1.path().to_owned()),
+            },
+            Ground { name: "ext4", files: 1000, elsewhere: ext4.path().to_owned(), pool: None },
+            Ground {
+                name: "cephfs",
+                files: 300,
+                elsewhere: cephfs.0.path().join(&outside[1..]),
+                pool: Some(cephfs.1.path().to_owned()),
+            },
+        ];
+        let (mounts, shared) = (vec![tmpfs.0, tmpfs.1, ext4], vec![cephfs.0, cephfs.1]);
+        Ok(Self { grounds, _mounts: mounts, _shared: shared })
+    }
+
+    /// The same case on each.
+    fn everywhere(&self, results: &mut Results, case: &str) -> Result<()> {
+        for ground in &self.grounds {
+            let cost = unlinks(&ground.elsewhere, ground.files, May::Delete)
+                .with_context(|| format!("{case} on {}", ground.name))?;
+            results.unlink(ground.name, case, &cost);
+        }
+        Ok(())
+    }
+
+    /// What there is without us.
+    pub fn without_us(&self, results: &mut Results) -> Result<()> {
+        // Once before it counts: caches fill, and CephFS takes its capabilities.
+        for ground in &self.grounds {
+            unlinks(&ground.elsewhere, ground.files, May::Delete)?;
+        }
+        self.everywhere(results, "nothing")?;
+        let empty = Empty::load()?;
+        self.everywhere(results, "empty BPF LSM programs")?;
+        drop(empty);
+        let places: Vec<_> = self.grounds.iter().map(|ground| ground.elsewhere.as_path()).collect();
+        let watch = Fanotify::watch(&places)?;
+        self.everywhere(results, "fanotify: FAN_DELETE with names")?;
+        watch.end()?;
+        let monitor = Monitor::load()?;
+        self.everywhere(results, "BPF monitor that resolves each path")?;
+        monitor.end()
+    }
+
+    /// Last: once audited, the kernel goes on to look at each system call of each new task.
+    pub fn audited(&self, results: &mut Results) -> Result<()> {
+        wait::until("our programs are gone", SOON, || Ok(!is_loaded("guard_")))?;
+        let rule = AuditRule::add()?;
+        self.everywhere(results, "audit rule on unlink, rename, rmdir")?;
+        rule.remove()
+    }
+
+    /// What there is with us.
+    pub fn with_us(&self, results: &mut Results) -> Result<Guarded> {
+        let installation = Installation::new("bench", &policy("nfs", FEW_RECORDED))?;
+        let agent = installation.start()?;
+        self.everywhere(results, "guard: kind of filesystem not guarded")?;
+        let cgroup = Path::new("/sys/fs/cgroup").join(&ACTOR[1..]);
+        fs::create_dir_all(&cgroup).context("create the actor's cgroup")?;
+        // First every denial is a record of its own: incidents that have counted much would get none.
+        set_policy(&installation, &policy("tmpfs\", \"ceph", ALL_RECORDED), ALL_RECORDED)?;
+        for Ground { name, files, elsewhere, pool } in &self.grounds {
+            let Some(pool) = pool else { continue };
+            wait::until("the pool is guarded", SOON, || {
+                let probe = pool.join("probe");
+                fs::write(&probe, "").context("write a probe")?;
+                Ok(fs::remove_file(&probe).is_err())
+            })?;
+            results.unlink(name, "guard: outside every root", &unlinks(elsewhere, *files, May::Delete)?);
+            let cost = as_actor(&cgroup, || unlinks(pool, *files, May::Delete))?;
+            results.unlink(name, "guard: pool, allowed as actor", &cost);
+            results.unlink(name, "guard: pool, allowed as guest view", &as_guest(pool, *files)?);
+            let cost = unlinks(pool, RECORDED, May::NotDelete)?;
+            results.unlink(name, "guard: pool, denied, recorded", &cost);
+        }
+        set_policy(&installation, &policy("tmpfs\", \"ceph", FEW_RECORDED), FEW_RECORDED)?;
+        for Ground { name, files, pool, .. } in &self.grounds {
+            let Some(pool) = pool else { continue };
+            let cost = unlinks(pool, *files, May::NotDelete)?;
+            results.unlink(name, "guard: pool, denied, aggregated", &cost);
+        }
+        let pool = self.grounds[0].pool.clone().context("tmpfs has a pool")?;
+        let elsewhere = self.grounds[0].elsewhere.clone();
+        Ok(Guarded { agent, installation, pool, elsewhere })
+    }
+}
+
+/// Writes a policy, and waits until it is in force: its number of records tells.
+fn set_policy(installation: &Installation, text: &str, full_records: u32) -> Result<()> {
+    installation.write_policy(text)?;
+    let maps = Maps::open(&installation.pin_dir().join("maps"))?;
+    wait::until("the policy is in force", SOON, || Ok(maps.config.read()?.full_records == full_records))
+}
+
+/// Runs `work` in the actors' cgroup.
+pub fn as_actor<T>(cgroup: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let own = fs::read_to_string("/proc/self/cgroup").context("read the own cgroup")?;
+    let own = Path::new("/sys/fs/cgroup").join(own.trim().trim_start_matches("0::/"));
+    enter(cgroup)?;
+    let done = work();
+    enter(&own)?;
+    done
+}
+
+fn enter(cgroup: &Path) -> Result<()> {
+    fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string())
+        .with_context(|| format!("enter {}", cgroup.display()))
+}
+
+/// The cgroup that the policy names.
+pub fn actors() -> PathBuf {
+    Path::new("/sys/fs/cgroup").join(&ACTOR[1..])
+}
+
+/// As a container sees it: a part of the pool, bound into a mount namespace of its own.
+fn as_guest(pool: &Path, files: usize) -> Result<Cost> {
+    let volume = pool.join("volume");
+    fs::create_dir_all(&volume).context("create a volume")?;
+    let made = make_files(&volume, files)?;
+    let mut counted = (0, Duration::ZERO);
+    measured(&made, May::Delete, || {
+        container::with_own_root(&volume, |place| {
+            let files: Vec<_> = (0..files).map(|number| place.join(format!("f{number}"))).collect();
+            counted = delete(&files);
+            Ok(())
+        })?;
+        Ok(counted)
+    })
+}
+
+fn policy(filesystems: &str, full_records: u32) -> String {
+    format!(
+        "version = 1\n[audit]\nfull_records = {full_records}\n[[root]]\npath = \"{ROOT}\"\nfilesystems = \
+         [\"{filesystems}\"]\nactors = [{{ cgroup = \"{ACTOR}\" }}]\n"
+    )
+}
+
+/// ext4 on a file in memory.
+fn ext4(place: &Path) -> Result<Mount> {
+    let image = "/run/guard-bench.ext4";
+    let line = format!(
+        "set -e; modprobe -a loop ext4; truncate -s 256M {image}; mkfs.ext4 -q {image}; losetup --find --show {image}"
+    );
+    let device = command::run("sh", &["-c", &line])?;
+    Mount::new("ext4", device.trim(), place, "")
+}

@@ -1,0 +1,228 @@
+//! The results of one run, the table of them, and what must hold between two runs and within one.
+
+use std::fmt::Write as _;
+
+use anyhow::{Context as _, Result};
+use serde::Deserialize;
+
+/// Instructions for one unlink in one case.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Unlink {
+    pub filesystem: String,
+    pub case: String,
+    pub path_unlink: Option<f64>,
+    pub inode_unlink: Option<f64>,
+    pub whole: f64,
+    /// The deleting thread and the kernel's own threads.
+    pub with_kernel: f64,
+}
+
+impl Unlink {
+    /// Of all programs together.
+    fn programs(&self) -> f64 {
+        self.path_unlink.unwrap_or_default() + self.inode_unlink.unwrap_or_default()
+    }
+}
+
+/// The same at one size of something.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Growth {
+    pub axis: String,
+    pub case: String,
+    pub at: f64,
+    pub path_unlink: Option<f64>,
+    pub whole: f64,
+}
+
+/// A figure of the agent.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Agent {
+    pub name: String,
+    pub value: f64,
+    pub unit: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Results {
+    pub unlink: Vec<Unlink>,
+    pub growth: Vec<Growth>,
+    pub agent: Vec<Agent>,
+}
+
+/// Our own cases start so.
+const OURS: &str = "guard: ";
+/// Above this ratio to the committed run a program has become slower. Counts of instructions hardly vary.
+const TOLERATED: f64 = 1.05;
+
+impl Results {
+    pub fn parse(text: &str) -> Result<Self> {
+        serde_json::from_str(text).context("parse the results of the benchmarks")
+    }
+
+    fn case(&self, filesystem: &str, case: &str) -> Option<&Unlink> {
+        self.unlink.iter().find(|row| row.filesystem == filesystem && row.case == case)
+    }
+
+    /// What our programs take more than in the other run, and what is missing; one line each.
+    pub fn slower_than(&self, baseline: &Self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for before in baseline.unlink.iter().filter(|row| row.case.starts_with(OURS)) {
+            let what = format!("{} on {}", before.case, before.filesystem);
+            match self.case(&before.filesystem, &before.case) {
+                None => lines.push(format!("{what}: was not measured")),
+                Some(now) if now.programs() > before.programs() * TOLERATED => lines.push(format!(
+                    "{what}: {:.0} instructions in our programs, {:.0} in the committed run",
+                    now.programs(),
+                    before.programs()
+                )),
+                Some(_) => {}
+            }
+        }
+        lines
+    }
+
+    /// What this run says of each bar: the measure, the figure, whether it is met.
+    fn bars(&self) -> Vec<(&'static str, String, bool)> {
+        let mut bars = Vec::new();
+        let mut add = |name, figure: Option<(String, bool)>| {
+            let (text, met) = figure.unwrap_or_else(|| ("not measured".to_owned(), false));
+            bars.push((name, text, met));
+        };
+        let (nothing, empty) = (self.case("tmpfs", "nothing"), self.case("tmpfs", "empty BPF LSM programs"));
+        let unprotected = self.case("tmpfs", "guard: kind of filesystem not guarded");
+        let ratio = |ratio: f64, bar: f64| (format!("{ratio:.2}"), ratio <= bar);
+        let percent = |share: f64, bar: f64| (format!("{:.2} %", 100.0 * share), share <= bar);
+        add(
+            "unprotected unlink: our programs ≤ 2 × empty ones",
+            unprotected.zip(empty).map(|(ours, empty)| ratio(ours.programs() / empty.programs(), 2.0)),
+        );
+        add(
+            "unprotected unlink: our programs, without what the measuring takes, ≤ 2 % of a tmpfs unlink",
+            unprotected.zip(empty).zip(nothing).map(|((ours, empty), nothing)| {
+                percent((ours.programs() - empty.programs()) / nothing.whole, 0.02)
+            }),
+        );
+        let cephfs = self.case("cephfs", "nothing").zip(self.case("cephfs", "empty BPF LSM programs"));
+        for (name, case) in [
+            (
+                "allowed as actor: our programs ≤ 5 % of a CephFS unlink on the client",
+                "guard: pool, allowed as actor",
+            ),
+            (
+                "allowed as guest view: our programs ≤ 5 % of a CephFS unlink on the client",
+                "guard: pool, allowed as guest view",
+            ),
+        ] {
+            let ours = self.case("cephfs", case);
+            add(
+                name,
+                ours.zip(cephfs).map(|(ours, (nothing, empty))| {
+                    percent((ours.programs() - empty.programs()) / nothing.with_kernel, 0.05)
+                }),
+            );
+        }
+        let denied = self.case("tmpfs", "guard: pool, denied, aggregated");
+        add(
+            "denied and aggregated: cheaper than the unlink on tmpfs that it prevents",
+            denied.zip(nothing).map(|(denied, nothing)| ratio(denied.whole / nothing.whole, 1.0)),
+        );
+        for (name, axis) in [
+            ("1 to 10,000 pools: cost grows ≤ 10 %", "pools"),
+            ("1 to 10,000 actors: cost grows ≤ 10 %", "actors"),
+        ] {
+            add(name, self.growth_of(axis).map(|growth| percent(growth, 0.10)));
+        }
+        let figure = |name: &str| self.agent.iter().find(|figure| figure.name == name);
+        add(
+            "agent: idle memory ≤ 16 MiB",
+            figure("idle VmRSS").map(|memory| (format!("{:.1} MiB", memory.value), memory.value <= 16.0)),
+        );
+        add(
+            "agent: CPU for denials ≤ 5 % of the deleter's own",
+            figure("the same beside the deleter's own").map(|share| percent(share.value / 100.0, 0.05)),
+        );
+        bars
+    }
+
+    /// How much the dearest case of an axis grows from its first to its highest point.
+    fn growth_of(&self, axis: &str) -> Option<f64> {
+        let of_axis = || self.growth.iter().filter(|point| point.axis == axis);
+        let growths = of_axis().filter(|point| point.at <= 1.0).map(|first| {
+            let costs =
+                of_axis().filter(|point| point.case == first.case).filter_map(|point| point.path_unlink);
+            costs.fold(0.0, f64::max) / first.path_unlink.unwrap_or(f64::INFINITY) - 1.0
+        });
+        growths.reduce(f64::max)
+    }
+
+    /// The run as a page.
+    pub fn table(&self) -> String {
+        let mut text = String::from(
+            "# Benchmarks\n\nMade by `cargo xtask bench --bless` on Debian's 6.12 in QEMU with counted instructions; \
+             what is measured is said in `tests/src/bench/mod.rs`. All in one run.\n\n\
+             ![Instructions for one unlink](unlink.svg)\n\n## Instructions for one unlink\n\n\
+             | On | Case | Programs on path_unlink | on inode_unlink | Deleting thread | with kernel threads |\n|---|---|--:|--:|--:|--:|\n",
+        );
+        let shown = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |value| format!("{value:.0}"));
+        for Unlink { filesystem, case, path_unlink, inode_unlink, whole, with_kernel } in &self.unlink {
+            let (path, inode) = (shown(*path_unlink), shown(*inode_unlink));
+            // Writing to a text cannot fail.
+            let _ = writeln!(
+                text,
+                "| {filesystem} | {case} | {path} | {inode} | {whole:.0} | {with_kernel:.0} |"
+            );
+        }
+        text += "\n## Bars\n\n| Bar | This run | Met |\n|---|--:|---|\n";
+        for (name, figure, met) in self.bars() {
+            let _ = writeln!(text, "| {name} | {figure} | {} |", if met { "yes" } else { "**no**" });
+        }
+        text += "\n## Growth\n\n![Growth](growth.svg)\n\n| Axis | At | Case | Programs on path_unlink | Deleting \
+                 thread |\n|---|--:|---|--:|--:|\n";
+        for Growth { axis, case, at, path_unlink, whole } in &self.growth {
+            let path = shown(*path_unlink);
+            let _ = writeln!(text, "| {axis} | {at} | {case} | {path} | {whole:.0} |");
+        }
+        text += "\n## The agent\n\nOn a processor that does one instruction in a nanosecond.\n\n| Figure | |\n|---|--:|\n";
+        for Agent { name, value, unit } in &self.agent {
+            let _ = writeln!(text, "| {name} | {value:.1} {unit} |");
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    pub fn run(path_unlink: f64) -> Results {
+        let text = format!(
+            r#"{{"unlink": [
+                {{"filesystem": "tmpfs", "case": "nothing", "path_unlink": null, "inode_unlink": null, "whole": 9.0, "with_kernel": 9.0}},
+                {{"filesystem": "tmpfs", "case": "guard: x", "path_unlink": {path_unlink}, "inode_unlink": 50.0, "whole": 9.0, "with_kernel": 9.0}}
+            ], "growth": [
+                {{"axis": "pools", "case": "a", "at": 1, "path_unlink": 100.0, "whole": 9.0}},
+                {{"axis": "pools", "case": "a", "at": 10000, "path_unlink": 125.0, "whole": 9.0}}
+            ], "agent": []}}"#
+        );
+        Results::parse(&text).unwrap()
+    }
+
+    #[test]
+    fn a_program_that_became_slower_is_named() {
+        let baseline = run(100.0);
+        assert!(run(107.0).slower_than(&baseline).is_empty(), "within five percent of the sum");
+        assert!(run(10.0).slower_than(&baseline).is_empty());
+        let slower = run(108.0).slower_than(&baseline);
+        assert_eq!(slower, ["guard: x on tmpfs: 158 instructions in our programs, 150 in the committed run"]);
+        let mut shorter = run(100.0);
+        shorter.unlink.pop();
+        assert_eq!(shorter.slower_than(&baseline), ["guard: x on tmpfs: was not measured"]);
+    }
+
+    #[test]
+    fn what_was_not_measured_meets_no_bar() {
+        let bars = run(100.0).bars();
+        assert!(bars.iter().all(|(_, _, met)| !met));
+        assert!(bars.iter().any(|(name, figure, _)| name.contains("pools") && figure == "25.00 %"));
+    }
+}

@@ -1,0 +1,41 @@
+//! Runs the fault lab in a VM. The faults are package `guard-tests`' business (`guard-tests lab`).
+
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::kernel::Kernel;
+use crate::test::guest;
+use crate::vm::{self, Boot};
+use crate::{build, setup};
+
+#[derive(Args)]
+pub struct Arguments {
+    #[arg(long, value_enum, default_value = "6.12")]
+    kernel: Kernel,
+    /// How long faults are injected
+    #[arg(long, default_value_t = 300)]
+    seconds: u64,
+    /// Chooses the faults and what is random about them; without it, the clock does
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+/// The command `cargo xtask lab`.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    /// For the boot, the first start, and the last fault to be over.
+    const BESIDE: Duration = Duration::from_secs(600);
+    setup::ensure(&setup::Use::WITHOUT_INCUS, &[arguments.kernel])?;
+    let binaries = build::for_tests()?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let seed = arguments.seed.unwrap_or(now.as_secs());
+    let program = vm::quoted(&binaries.tests.to_string_lossy());
+    let line = format!("exec {program} lab --seconds {} --seed {seed}", arguments.seconds);
+    let mut boot = Boot::new(arguments.kernel, line);
+    boot.limit = Some(Duration::from_secs(arguments.seconds) + BESIDE);
+    boot.environment = guest::environment(&binaries, arguments.kernel, "default");
+    eprintln!("xtask: booting a VM, seed {seed} …");
+    vm::show(&boot)
+}
