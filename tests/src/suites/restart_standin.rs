@@ -134,7 +134,9 @@ fn unload() -> Result<()> {
     rm_is_denied(&pool.path().join("file0"))?;
     ensure!(unload_command(&ground)? == 0, "unload failed");
     ensure!(!ground.installation.pin_dir().exists(), "pins are left");
-    // The kernel lets go of a program when the last one that runs it is through.
-    wait::until("the programs are gone", SOON, || Ok(rm_passes(&pool.path().join("file0")).is_ok()))?;
-    rm_passes(&pool.path().join("volume"))
+    // The kernel lets go of each program when the last one that runs it is through: one hook after the other.
+    for name in ["file0", "volume"] {
+        wait::until("the programs are gone", SOON, || Ok(rm_passes(&pool.path().join(name)).is_ok()))?;
+    }
+    Ok(())
 }
