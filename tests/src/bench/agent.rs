@@ -5,7 +5,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use guard_agent::bpf::maps::Maps;
 use guard_common::Mode;
 
 use super::measure::{cpu_time, cpu_time_of};
@@ -30,7 +29,7 @@ pub fn run(results: &mut Results) -> Result<()> {
     results.agent("idle VmRSS", memory(&agent, "VmRSS")?, "MiB");
     results.agent("VmHWM after the start", memory(&agent, "VmHWM")?, "MiB");
 
-    let maps = Maps::open(&installation.pin_dir().join("maps"))?;
+    let maps = installation.maps()?;
     let known = || -> Result<Vec<u32>> {
         let entries = maps.pools.entries()?;
         Ok(entries

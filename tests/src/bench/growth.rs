@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
-use guard_agent::bpf::maps::{Maps, Write};
+use guard_agent::bpf::maps::Write;
 use guard_common::{ActorMask, CgroupKey, PoolEntry};
 
 use super::measure::{Cost, May, delete, make_files, measured, unlinks};
@@ -19,7 +19,7 @@ const THREADS: [usize; 4] = [1, 4, 16, 64];
 /// Runs all of it. The agent is stopped meanwhile: it would remove entries that no mount stands behind.
 pub fn run(guarded: &Guarded, results: &mut Results) -> Result<()> {
     guarded.agent.signal(nix::sys::signal::Signal::SIGSTOP)?;
-    let mut maps = Maps::open(&guarded.installation.pin_dir().join("maps"))?;
+    let mut maps = guarded.installation.maps()?;
     let known = maps.pools.entries()?;
     let (_, real) = *known.first().context("there is no pool")?;
     let at = |results: &mut Results, axis, at| -> Result<()> {

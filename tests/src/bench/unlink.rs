@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use guard_agent::bpf::maps::Maps;
 
 use super::measure::{Cost, May, delete, is_loaded, make_files, measured, unlinks};
 use super::peers::{AuditRule, Empty, Fanotify, Monitor};
@@ -158,7 +157,7 @@ impl Grounds {
 /// Writes a policy, and waits until it is in force: its number of records tells.
 fn set_policy(installation: &Installation, text: &str, full_records: u32) -> Result<()> {
     installation.write_policy(text)?;
-    let maps = Maps::open(&installation.pin_dir().join("maps"))?;
+    let maps = installation.maps()?;
     wait::until("the policy is in force", SOON, || Ok(maps.config.read()?.full_records == full_records))
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use std::{env, io};
 
 use anyhow::{Context as _, Result, bail};
+use guard_agent::bpf::Maps;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -71,6 +72,11 @@ impl Installation {
 
     pub fn pin_dir(&self) -> &Path {
         &self.pin_dir
+    }
+
+    /// The pinned maps, as the agent has them.
+    pub fn maps(&self) -> Result<Maps> {
+        Ok(Maps::open(&self.pin_dir.join("maps"))?)
     }
 
     /// Replaces the policy as an editor does: a new file, renamed over the old one.

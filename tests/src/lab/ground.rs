@@ -101,7 +101,7 @@ impl Ground {
     }
 
     pub fn maps(&self) -> Result<Maps> {
-        Ok(Maps::open(&self.guarded.installation.pin_dir().join("maps"))?)
+        self.guarded.installation.maps()
     }
 
     pub fn elsewhere(&self) -> &Path {

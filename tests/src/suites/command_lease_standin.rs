@@ -6,7 +6,6 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use guard_agent::bpf::Maps;
 use guard_agent::bpf::maps::Write;
 use guard_common::{LeaseEntry, LeaseKey};
 
@@ -36,7 +35,7 @@ fn one_tree() -> Result<()> {
         u32::try_from(nix::sys::stat::minor(device))?,
     );
     let key = LeaseKey { cgroup_id: fs::metadata(TREE)?.ino(), dev, reserved: 0 };
-    let mut maps = Maps::open(&ground.installation.pin_dir().join("maps"))?;
+    let mut maps = ground.installation.maps()?;
     let mut grant = |generation, expires_boot_ns| {
         maps.leases.write(key, LeaseEntry { generation, expires_boot_ns }, Write::Put)
     };

@@ -4,7 +4,6 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use guard_agent::bpf::Maps;
 use guard_common::{LAYOUT_VERSION, Meta};
 use serde_json::Value;
 
@@ -94,7 +93,7 @@ fn other_layout() -> Result<()> {
     let agent = ground.installation.start()?;
     let pool = ground.pool("pool")?;
     ensure!(agent.stop()?.success(), "the agent did not end well");
-    let mut maps = Maps::open(&ground.installation.pin_dir().join("maps"))?;
+    let mut maps = ground.installation.maps()?;
     let meta = maps.meta.read()?;
     maps.meta.write(Meta { layout_version: LAYOUT_VERSION + 1, ..meta })?;
 

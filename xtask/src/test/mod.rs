@@ -27,7 +27,7 @@ pub struct Arguments {
     /// The kernels on which to run the suites in VMs
     #[arg(long, value_enum, default_value = "6.12")]
     kernel: Selection,
-    /// Also the tests that take long: all of the table of failed joins
+    /// Also the tests that take long: all of the table of failed joins, the faults of the lab, workloads in a guest
     #[arg(long)]
     full: bool,
     /// How many VMs run at a time; without it, one for each processor, but at most three
