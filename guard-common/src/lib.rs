@@ -17,7 +17,7 @@ pub use policy::{
     ActorMask, CgroupKey, Config, ExecutableKey, FilesystemKey, LeaseEntry, LeaseKey, Meta, Mode,
     PoolCounters, PoolEntry, RootEntry, RootKey,
 };
-pub use record::{Hook, IncidentKey, IncidentValue, Operation, Reason, Record, Verdict};
+pub use record::{Hook, IncidentKey, IncidentValue, Operation, Reason, Record, Tier, Verdict};
 
 /// Version of everything in this crate that pinned maps are made of. An agent that finds pins of
 /// another version refuses to touch them.

@@ -100,4 +100,6 @@ pub mod global {
     pub const OFFSETS: &str = "OFFSETS";
     /// `u32`: which load of the programs this is; a canary names the load that has to answer it.
     pub const PROGRAM_TOKEN: &str = "PROGRAM_TOKEN";
+    /// `u32`: the [`Tier`](crate::Tier) that the programs are loaded for.
+    pub const TIER: &str = "TIER";
 }

@@ -68,6 +68,18 @@ crate::wire_enum! {
     }
 }
 
+crate::wire_enum! {
+    /// By what means it is enforced. The smaller number is the stronger tier.
+    Tier {
+        /// BPF programs on the LSM hooks.
+        BpfLsm = 1 => "bpf-lsm",
+        /// The same programs in front of the kernel's `security_*` functions.
+        FmodRet = 2 => "fmod-ret",
+        /// Permission events that the agent answers, and read-only mounts.
+        Fanotify = 3 => "fanotify",
+    }
+}
+
 /// Bytes of the path's storage. A component is copied whole or not at all: the last one may start
 /// anywhere below [`PATH_BYTES`] and needs `NAME_MAX + 1` bytes behind that.
 pub const PATH_STORAGE: usize = PATH_BYTES + 256;
@@ -133,7 +145,8 @@ pub struct Record {
     pub flags: u32,
     /// Bytes used of `path`.
     pub path_len: u32,
-    pub reserved: u32,
+    /// [`Tier`]; 0: from a program of before there were tiers, which was on an LSM hook.
+    pub tier: u32,
     /// Name of the thread, NUL-padded.
     pub comm: [u8; 16],
     /// Names from the target up to the superblock's root (which is left out), each closed by a NUL.

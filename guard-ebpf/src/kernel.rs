@@ -60,6 +60,15 @@ static OFFSETS: Offsets = Offsets {
 #[unsafe(no_mangle)]
 static PROGRAM_TOKEN: u32 = 0;
 
+/// The tier that the programs are loaded for.
+#[unsafe(no_mangle)]
+static TIER: u32 = 0;
+
+pub fn tier() -> u32 {
+    // SAFETY: as in `program_token`.
+    unsafe { ptr::read_volatile(&raw const TIER) }
+}
+
 pub fn program_token() -> u32 {
     // SAFETY: a static of ours. Volatile, since the agent replaces its content at load time.
     unsafe { ptr::read_volatile(&raw const PROGRAM_TOKEN) }

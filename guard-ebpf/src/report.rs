@@ -262,7 +262,7 @@ fn fill(record: *mut Record, access: &Access, key: &IncidentKey, now: u64, numbe
         set!(mount_ns = mount_ns);
         set!(mount_id = mount_id);
         set!(dev = access.dev);
-        set!(reserved = 0);
+        set!(tier = kernel::tier());
         write_comm((&raw mut (*record).comm).cast());
         flags |= path::write_path(record, access.superblock, access.target);
         set!(flags = flags);

@@ -1,6 +1,6 @@
 //! What the kernel program did, as the audit log tells it: decisions and incidents. Pure.
 
-use guard_common::{Hook, Mode, Operation, Reason, Verdict};
+use guard_common::{Hook, Mode, Operation, Reason, Tier, Verdict};
 use serde::{Deserialize, Serialize};
 
 use super::record::{Place, device_text, pool_id_text};
@@ -9,6 +9,9 @@ use crate::events::{BootOffset, Decision, Name, Summary, Time};
 /// One decision: the fields of `guard_common::Record`, with names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DecisionBody {
+    /// By what means it was enforced.
+    #[serde(default = "tier_before_tiers")]
+    pub tier: Name<Tier>,
     pub hook: Name<Hook>,
     pub operation: Name<Operation>,
     pub verdict: Name<Verdict>,
@@ -47,12 +50,18 @@ pub struct DecisionBody {
     pub incident_count: u64,
 }
 
+/// Of lines that were written before there was a second tier.
+fn tier_before_tiers() -> Name<Tier> {
+    Name(Tier::BpfLsm)
+}
+
 impl DecisionBody {
     /// A decision at a place. What the kernel knew of the place (id, generation) stands over `place`.
     pub fn new(decision: &Decision, offset: BootOffset, place: Place) -> Self {
         let pool_id = decision.pool_id.map(pool_id_text).or(place.pool_id);
         let generation = decision.generation.or(place.generation);
         Self {
+            tier: Name(decision.tier),
             hook: Name(decision.hook),
             operation: Name(decision.operation),
             verdict: Name(decision.verdict),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use guard_common::{Hook, IncidentKey, IncidentValue, Mode, Operation, Reason, Verdict};
+use guard_common::{Hook, IncidentKey, IncidentValue, Mode, Operation, Reason, Tier, Verdict};
 
 use super::*;
 use crate::events::{BootOffset, Decision, DecisionPath, Name, Summary};
@@ -46,6 +46,7 @@ fn decision() -> Body {
         mount_ns: Some(4_026_531_841),
         mount_id: Some(77),
         dev: 44,
+        tier: Tier::BpfLsm,
         kernel_thread: false,
         comm: "rm".to_owned(),
         path: DecisionPath::from_leaf_first(b"caf\xe9.txt\0images\0", false),
@@ -127,7 +128,12 @@ fn one_a_kind() -> Vec<Body> {
         }),
         Body::Posture(PostureBody {
             from: Some(posture::State::Enforcing),
-            posture: posture::Posture { state: posture::State::Inactive, reasons: vec![reason] },
+            posture: posture::Posture {
+                state: posture::State::Inactive,
+                reasons: vec![reason],
+                tier: None,
+                gaps: Vec::new(),
+            },
         }),
         Body::Agent(AgentBody {
             change: AgentChange::Upgraded,

@@ -11,7 +11,7 @@ use aya::programs::links::FdLink;
 use aya::programs::{Lsm, ProgramError};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use guard_common::names::{PROGRAMS, ProgramName, global, map};
-use guard_common::{LAYOUT_VERSION, Meta};
+use guard_common::{LAYOUT_VERSION, Meta, Tier};
 use thiserror::Error;
 
 use super::btf::{Btf, BtfError};
@@ -108,6 +108,8 @@ pub fn prepare(pin_directory: &Path) -> Result<Prepared, LoadError> {
     loader.btf(None);
     loader.override_global(global::OFFSETS, &offsets, true);
     loader.override_global(global::PROGRAM_TOKEN, &token, true);
+    let tier = Tier::BpfLsm as u32;
+    loader.override_global(global::TIER, &tier, true);
     for name in map::ALL {
         loader.map_pin_path(name, pins.maps().join(name));
     }
@@ -231,6 +233,11 @@ fn attach_one(
 }
 
 impl Programs {
+    /// The tier that they make up.
+    pub fn tier(&self) -> Tier {
+        Tier::BpfLsm
+    }
+
     /// Names this load to the canary.
     pub fn token(&self) -> u32 {
         self.generation.token

@@ -80,6 +80,12 @@ fn posture(report: &PostureReport) -> String {
         let _ = writeln!(text, "  {}: {}", safe(&reason.code), safe(&reason.detail));
         let _ = writeln!(text, "    fix: {}", safe(&reason.fix));
     }
+    if let Some(tier) = report.posture.tier {
+        line(&mut text, "tier", tier.to_string());
+    }
+    for gap in &report.posture.gaps {
+        let _ = writeln!(text, "  not covered ({}): {}", safe(&gap.code), safe(&gap.detail));
+    }
     text
 }
 

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use guard_common::Mode;
+use guard_common::{Mode, Tier};
 
 use super::*;
 use crate::audit::record::{LeaseKind, ModeCause};
 use crate::control::report::*;
 use crate::events::{BootOffset, Name, Time};
 use crate::join::{Config, Daemon, Evidence, JoinOperation, Membership};
-use crate::posture::{Posture, Reason, State};
+use crate::posture::{Gap, Posture, Reason, State};
 
 fn at(second: u64) -> Time {
     BootOffset::between(Duration::from_secs(1_790_000_000), Duration::ZERO).stamp(second * 1_000_000_000).time
@@ -35,6 +35,11 @@ fn pool(name: &str, mode: Mode) -> PoolReport {
     }
 }
 
+fn posture(state: State, reasons: Vec<Reason>) -> Posture {
+    let gap = Gap { code: "deaf".to_owned(), detail: "what nobody tells it".to_owned() };
+    Posture { state, reasons, tier: Some(Name(Tier::BpfLsm)), gaps: vec![gap] }
+}
+
 fn status() -> StatusReport {
     let mut released = pool("scratch\u{1b}[2J", Mode::Released);
     released.mode_cause = ModeCause::Operator;
@@ -47,10 +52,7 @@ fn status() -> StatusReport {
     };
     let counters = [("denied_sealed", 0), ("denied_guarded", 1_000_000), ("allowed_released", 5)];
     StatusReport {
-        posture: PostureReport {
-            posture: Posture { state: State::Degraded, reasons: vec![reason] },
-            proven_at: Some(at(60)),
-        },
+        posture: PostureReport { posture: posture(State::Degraded, vec![reason]), proven_at: Some(at(60)) },
         agent: AgentReport {
             version: "0.1.0".to_owned(),
             build: "abc123".to_owned(),
@@ -119,10 +121,8 @@ fn status() -> StatusReport {
 
 fn empty() -> StatusReport {
     let mut status = status();
-    status.posture = PostureReport {
-        posture: Posture { state: State::Enforcing, reasons: Vec::new() },
-        proven_at: Some(at(60)),
-    };
+    status.posture =
+        PostureReport { posture: posture(State::Enforcing, Vec::new()), proven_at: Some(at(60)) };
     status.policy.rejected = None;
     (status.pools, status.roots, status.leases) = (Vec::new(), Vec::new(), Vec::new());
     status.nodes = Vec::new();

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use guard_common::Tier;
 use tokio::sync::broadcast;
 
 use super::nodes::Nodes;
@@ -50,6 +51,8 @@ pub struct Owner {
     /// What the host lacks; known once it was asked for.
     pub(super) preconditions: Option<Vec<Reason>>,
     pub(super) proven_at: Option<Time>,
+    /// The tier that was put in force.
+    pub(super) tier: Option<Tier>,
     pub(super) started: Time,
     pub(super) ended_seen: u64,
     pub(super) ticks: u64,
@@ -100,6 +103,7 @@ impl Owner {
             posture: None,
             preconditions: None,
             proven_at: None,
+            tier: None,
             started: now().time,
             ended_seen: 0,
             ticks: 0,
@@ -110,6 +114,7 @@ impl Owner {
     /// Takes the attached programs, and proves them before any older ones go.
     pub fn put_in_force(&mut self, programs: Programs) -> Result<(), DaemonError> {
         let adopted = programs.adopted;
+        self.tier = Some(programs.tier());
         let proven = canary::prove(&mut self.maps, programs.token());
         let retired = match &proven {
             Ok(()) => programs.retire_others()?,

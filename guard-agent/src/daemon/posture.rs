@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use guard_common::Tier;
+
 use super::owner::Owner;
 use crate::audit::Body;
 use crate::audit::record::PostureBody;
 use crate::doctor;
+use crate::events::Name;
 use crate::policy::DefaultMode;
-use crate::posture::{Posture, Reason, State};
+use crate::posture::{Posture, Reason, State, gaps};
 
 /// A stable code, and what to do about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -108,15 +111,17 @@ impl Troubles {
 impl Owner {
     /// Works the posture out, and writes it down if it is another one.
     pub(super) fn judge_posture(&mut self) {
-        let mut posture = judge(&self.troubles, self.proven_at.is_some(), self.policy_only_observes());
+        let mut posture = judge(&self.troubles, self.proven_at.and(self.tier), self.policy_only_observes());
         if posture.state == State::Inactive {
             // The canary only knows that nothing answered; the host's preconditions tell why. They are
             // looked at once: that takes seconds on a slow host (all of the kernel's BTF), and they
             // change with a boot.
             posture.reasons.extend(self.preconditions.get_or_insert_with(failed_preconditions).clone());
         }
-        if self.posture.as_ref().map(|old| (old.state, codes(old))) == Some((posture.state, codes(&posture)))
-        {
+        let essence = |posture: &Posture| {
+            (posture.state, posture.tier, codes(posture).into_iter().map(str::to_owned).collect::<Vec<_>>())
+        };
+        if self.posture.as_ref().map(essence) == Some(essence(&posture)) {
             self.posture = Some(posture);
             return;
         }
@@ -125,7 +130,8 @@ impl Owner {
             return;
         }
         let from = self.posture.as_ref().map(|old| old.state);
-        tracing::info!(?from, to = ?posture.state, reasons = ?codes(&posture), "posture");
+        let tier = posture.tier.map_or("none", |tier| tier.0.name());
+        tracing::info!(?from, to = ?posture.state, tier, reasons = ?codes(&posture), "posture");
         self.posture = Some(posture.clone());
         self.write(Body::Posture(PostureBody { from, posture }));
     }
@@ -148,8 +154,8 @@ fn failed_preconditions() -> Vec<Reason> {
         .collect()
 }
 
-/// The posture that follows from what is known. Pure.
-pub fn judge(troubles: &Troubles, proven: bool, only_observes: bool) -> Posture {
+/// The posture that follows from what is known. `proven`: the tier that the canary has proven. Pure.
+pub fn judge(troubles: &Troubles, proven: Option<Tier>, only_observes: bool) -> Posture {
     let mut reasons: Vec<Reason> = troubles
         .0
         .iter()
@@ -159,7 +165,7 @@ pub fn judge(troubles: &Troubles, proven: bool, only_observes: bool) -> Posture 
             fix: trouble.fix.to_owned(),
         })
         .collect();
-    let state = if !proven || troubles.0.keys().any(|trouble| trouble.leaves == Leaves::Nothing) {
+    let state = if proven.is_none() || troubles.0.keys().any(|trouble| trouble.leaves == Leaves::Nothing) {
         State::Inactive
     } else if !troubles.0.is_empty() {
         State::Degraded
@@ -173,7 +179,8 @@ pub fn judge(troubles: &Troubles, proven: bool, only_observes: bool) -> Posture 
     } else {
         State::Enforcing
     };
-    Posture { state, reasons }
+    let tier = proven.filter(|_| state != State::Inactive);
+    Posture { state, reasons, tier: tier.map(Name), gaps: tier.map(gaps).unwrap_or_default() }
 }
 
 #[cfg(test)]
@@ -183,18 +190,19 @@ mod tests {
     #[test]
     fn the_posture_is_no_better_than_what_is_proven() {
         let mut troubles = Troubles::default();
-        assert_eq!(judge(&troubles, false, false).state, State::Inactive);
-        assert_eq!(judge(&troubles, true, false).state, State::Enforcing);
-        let observing = judge(&troubles, true, true);
+        assert_eq!(judge(&troubles, None, false).state, State::Inactive);
+        assert_eq!(judge(&troubles, Some(Tier::BpfLsm), false).state, State::Enforcing);
+        let observing = judge(&troubles, Some(Tier::BpfLsm), true);
         assert_eq!((observing.state, codes(&observing)), (State::AuditOnly, vec!["policy-observes"]));
         troubles.set(AUDIT, "disk full".to_owned());
-        assert_eq!(judge(&troubles, true, false).state, State::Degraded);
+        assert_eq!(judge(&troubles, Some(Tier::BpfLsm), false).state, State::Degraded);
         troubles.set(CANARY, "silent".to_owned());
-        let inactive = judge(&troubles, true, false);
+        let inactive = judge(&troubles, Some(Tier::BpfLsm), false);
         assert_eq!(inactive.state, State::Inactive);
         assert_eq!(codes(&inactive), ["canary-failed", "audit-not-written"]);
+        assert_eq!(inactive.tier, None);
         troubles.clear(CANARY);
         troubles.clear(AUDIT);
-        assert_eq!(judge(&troubles, true, false).state, State::Enforcing);
+        assert_eq!(judge(&troubles, Some(Tier::BpfLsm), false).state, State::Enforcing);
     }
 }

@@ -27,7 +27,8 @@ impl Owner {
     pub(super) fn status(&self) -> StatusReport {
         let counters = self.maps.counters().unwrap_or_default();
         let count = |counter: Counter| counters.get(&counter).copied().unwrap_or(0);
-        let unknown = Posture { state: posture::State::Inactive, reasons: Vec::new() };
+        let unknown =
+            Posture { state: posture::State::Inactive, reasons: Vec::new(), tier: None, gaps: Vec::new() };
         StatusReport {
             posture: PostureReport {
                 posture: self.posture.clone().unwrap_or(unknown),

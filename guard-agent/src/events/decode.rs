@@ -9,7 +9,7 @@ use std::mem::{offset_of, size_of};
 use guard_common::record::{
     PATH_STORAGE, RECORD_KERNEL_THREAD, RECORD_MOUNT_KNOWN, RECORD_PATH_TRUNCATED, Record,
 };
-use guard_common::{Hook, Mode, Operation, Reason, Verdict};
+use guard_common::{Hook, Mode, Operation, Reason, Tier, Verdict};
 
 /// Why bytes are not a record of this layout version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -54,6 +54,8 @@ pub struct Decision {
     /// `None` where the hook does not know the mount.
     pub mount_id: Option<u32>,
     pub dev: u32,
+    /// By what means it was enforced.
+    pub tier: Tier,
     pub kernel_thread: bool,
     pub comm: String,
     pub path: DecisionPath,
@@ -143,6 +145,11 @@ pub fn decode(bytes: &[u8]) -> Result<Decision, DecodeError> {
         mount_ns: mount_known.then(|| fields.u32(offset_of!(Record, mount_ns))),
         mount_id: mount_known.then(|| fields.u32(offset_of!(Record, mount_id))),
         dev: fields.u32(offset_of!(Record, dev)),
+        tier: match fields.u32(offset_of!(Record, tier)) {
+            // A program of before there were tiers.
+            0 => Tier::BpfLsm,
+            tier => known("tier", tier, Tier::from_u32)?,
+        },
         kernel_thread: flags & RECORD_KERNEL_THREAD != 0,
         comm: comm(fields.slice(offset_of!(Record, comm), 16)),
         path: fields.path(flags & RECORD_PATH_TRUNCATED != 0)?,
@@ -239,6 +246,7 @@ mod tests {
     fn a_record_is_read_field_by_field() {
         let mut bytes = Bytes::valid();
         bytes.path(b"c.txt\0b\0a\0").u32(offset_of!(Record, mode), Mode::Guarded as u32);
+        bytes.u32(offset_of!(Record, tier), Tier::FmodRet as u32);
         bytes.u32(offset_of!(Record, tgid), 77).u32(offset_of!(Record, flags), RECORD_MOUNT_KNOWN);
         bytes.0[offset_of!(Record, comm)..][..2].copy_from_slice(b"rm");
         let decision = bytes.decode();
@@ -248,6 +256,7 @@ mod tests {
         assert_eq!((decision.mode, decision.pool_id), (Some(Mode::Guarded), None));
         assert_eq!((decision.login_uid, decision.mount_ns), (None, Some(0)));
         assert!(!decision.kernel_thread && !decision.path.truncated);
+        assert_eq!((decision.tier, Bytes::valid().decode().tier), (Tier::FmodRet, Tier::BpfLsm));
     }
 
     #[test]
@@ -279,6 +288,7 @@ mod tests {
             (offset_of!(Record, verdict), "verdict"),
             (offset_of!(Record, reason), "reason"),
             (offset_of!(Record, mode), "mode"),
+            (offset_of!(Record, tier), "tier"),
         ] {
             let mut bytes = Bytes::valid();
             bytes.u32(offset, 999);

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use guard_common::{Hook, Mode, Operation, Reason, Verdict};
+use guard_common::{Hook, Mode, Operation, Reason, Tier, Verdict};
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
 use serde::ser::{Serialize, Serializer};
 
@@ -28,7 +28,14 @@ macro_rules! wire_name {
         }
     )+ };
 }
-wire_name!(Hook => "hook", Mode => "mode", Operation => "operation", Reason => "reason", Verdict => "verdict");
+wire_name!(
+    Hook => "hook",
+    Mode => "mode",
+    Operation => "operation",
+    Reason => "reason",
+    Tier => "tier",
+    Verdict => "verdict",
+);
 
 /// A value that is its name in JSON and in text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -20,8 +20,8 @@ mod validate;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use guard_common::Mode;
-use serde::Serialize;
+use guard_common::{Mode, Tier};
+use serde::{Serialize, Serializer};
 
 pub use error::{PolicyErrors, Problem};
 pub use file::load;
@@ -43,6 +43,7 @@ pub struct Policy {
     incident_interval: Duration,
     full_records: u32,
     allow_inactive: bool,
+    tier: TierChoice,
     hash: String,
 }
 
@@ -87,6 +88,11 @@ impl Policy {
         self.allow_inactive
     }
 
+    /// By what means it is to be enforced.
+    pub fn tier(&self) -> TierChoice {
+        self.tier
+    }
+
     /// SHA-256 of the file's text, in hex.
     pub fn hash(&self) -> &str {
         &self.hash
@@ -106,6 +112,34 @@ impl Policy {
             root.path.clone_from(path);
         }
         policy
+    }
+}
+
+/// By what means policy wants it enforced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TierChoice {
+    /// The strongest one that proves itself.
+    Auto,
+    /// This one or none.
+    Only(Tier),
+}
+
+impl TierChoice {
+    /// What the file may say. The others are not there yet.
+    const ALL: [Self; 2] = [Self::Auto, Self::Only(Tier::BpfLsm)];
+
+    /// The name in the file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Only(tier) => tier.name(),
+        }
+    }
+}
+
+impl Serialize for TierChoice {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
     }
 }
 

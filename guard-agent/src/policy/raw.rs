@@ -24,6 +24,7 @@ pub(super) struct RawPolicy {
     pub(super) full_records: Option<At<i64>>,
     pub(super) incident_interval: Option<At<String>>,
     pub(super) on_inactive: Option<At<String>>,
+    pub(super) tier: Option<At<String>>,
 }
 
 #[derive(Debug)]
@@ -68,7 +69,7 @@ pub(super) fn read(text: &str, problems: &mut Problems<'_>) -> Option<RawPolicy>
 }
 
 fn policy(file: &Table<'_>, problems: &mut Problems<'_>) -> RawPolicy {
-    file.only(&["version", "root", "defaults", "lease", "canary", "audit", "agent"], problems);
+    file.only(&["version", "root", "defaults", "lease", "canary", "audit", "agent", "enforcement"], problems);
     let mut raw = RawPolicy {
         version: file.integer("version", problems),
         roots: roots(file, problems),
@@ -95,6 +96,10 @@ fn policy(file: &Table<'_>, problems: &mut Problems<'_>) -> RawPolicy {
     if let Some(table) = file.table("agent", problems) {
         table.only(&["on_inactive"], problems);
         raw.on_inactive = table.string("on_inactive", problems);
+    }
+    if let Some(table) = file.table("enforcement", problems) {
+        table.only(&["tier"], problems);
+        raw.tier = table.string("tier", problems);
     }
     raw
 }

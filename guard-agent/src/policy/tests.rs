@@ -32,6 +32,7 @@ fn the_smallest_policy_is_a_preset() {
     assert_eq!(policy.canary_interval(), Duration::from_secs(60));
     assert_eq!(policy.full_records(), 8);
     assert!(!policy.allow_inactive());
+    assert_eq!(policy.tier(), TierChoice::Auto);
     assert_eq!(policy.hash().len(), 64);
 }
 
@@ -63,6 +64,8 @@ fn every_key_can_be_set() {
         incident_interval = "1s"
         [agent]
         on_inactive = "run"
+        [enforcement]
+        tier = "bpf-lsm"
         "#,
     );
     let [outer, inner] = policy.roots() else { panic!("two roots") };
@@ -76,6 +79,7 @@ fn every_key_can_be_set() {
     assert_eq!(inner.filesystems(), ["tmpfs"]);
     assert_eq!(policy.lease().max_ttl(), Duration::from_secs(5400));
     assert!(policy.allow_inactive());
+    assert_eq!(policy.tier(), TierChoice::Only(Tier::BpfLsm));
 }
 
 #[test]
@@ -137,7 +141,7 @@ policy.toml:19:11: max_ttl 48h is too long
 policy.toml:21:16: full_records 0 is out of range
     hint: 1 to 1024
 policy.toml:22:2: unknown key `wombat` in the file
-    hint: known here are version, root, defaults, lease, canary, audit, agent";
+    hint: known here are version, root, defaults, lease, canary, audit, agent, enforcement";
     assert_eq!(refusal(text), expected);
 }
 
@@ -165,6 +169,8 @@ fn single_problems() {
         (&format!("{incus}on_join_failure = \"ask\""), "known are hold, rollback"),
         ("version = 1\n[[root]]\npath = \"/a\"\non_join_failure = \"hold\"", "follows no Incus"),
         (&format!("{incus}[agent]\non_inactive = \"panic\""), "known are exit, run"),
+        (&format!("{incus}[enforcement]\ntier = \"kprobe\""), "unknown tier `kprobe`"),
+        (&format!("{incus}[enforcement]\ntier = \"fanotify\""), "known are auto, bpf-lsm"),
     ] {
         let message = refusal(text);
         assert!(message.contains(expected), "{text:?} gave {message}");

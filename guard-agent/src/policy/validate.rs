@@ -14,7 +14,7 @@ use super::preset::{self, PRESETS, Preset};
 use super::raw::{At, RawActor, RawPolicy, RawRoot, RawSettings};
 use super::{
     Actor, DefaultMode, Filesystem, IncusNode, LeaseLimits, MAX_TTL, OnJoinFailure, Policy, PolicyErrors,
-    Root, duration, raw,
+    Root, TierChoice, duration, raw,
 };
 
 /// Actors of one root that need cgroup and executable together: each has a bit in a `u64`.
@@ -66,6 +66,8 @@ fn validate(raw: &RawPolicy, text: &str, problems: &mut Problems<'_>) -> Policy 
         full_records: full_records(raw.full_records.as_ref(), problems),
         allow_inactive: one_of(raw.on_inactive.as_ref(), "on_inactive", &["exit", "run"], problems)
             == Some(1),
+        tier: one_of(raw.tier.as_ref(), "tier", &TierChoice::ALL.map(TierChoice::name), problems)
+            .map_or(TierChoice::Auto, |index| TierChoice::ALL[index]),
         hash: Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect(),
     }
 }

@@ -11,7 +11,7 @@ fn time(text: &str) -> Time {
 
 fn posture(state: PostureState) -> Posture {
     let reason = Reason { code: "code".to_owned(), detail: "detail".to_owned(), fix: "fix".to_owned() };
-    Posture { state, reasons: vec![reason] }
+    Posture { state, reasons: vec![reason], tier: None, gaps: Vec::new() }
 }
 
 /// A fresh node, with nothing to be said against it.
