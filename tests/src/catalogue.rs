@@ -33,8 +33,8 @@ pub enum Shown {
     By(&'static [&'static str]),
     /// A limit without a test: nothing here could hold against it.
     Stated,
-    /// By reading the kernel alone.
-    NotTested,
+    /// By reading the kernel alone: why there is no test, and what it rests on.
+    NotTested(&'static str),
 }
 
 use Shown::{By, NotTested, Stated};
@@ -284,11 +284,19 @@ pub const CATALOGUE: &[Group] = &[
                 By(&["bypass_overlay_with_its_upper_layer_on_a_pool"]),
             ),
             row(
-                "eCryptfs over a pool",
-                "`ecryptfs_do_unlink`, … → `vfs_*`; `ecryptfs_truncate` → `notify_change`",
+                "eCryptfs over a pool: deletion",
+                "`ecryptfs_do_unlink`, `ecryptfs_rename`, … → `vfs_*`",
                 UNLESS_SEALED,
                 "as an overlay: the same hooks, by the same process",
-                NotTested,
+                By(&["bypass_ecryptfs_over_a_pool"]),
+            ),
+            row(
+                "eCryptfs over a pool: truncation",
+                "`truncate_upper` → `ecryptfs_write`, then `notify_change`",
+                LIMIT,
+                "it writes zeros and the new size into the pool's file before it cuts it. Sealed mode denies the cut alone: the file \
+                 keeps its length, and not its content",
+                By(&["bypass_ecryptfs_over_a_pool"]),
             ),
             row(
                 "nfsd exports a pool: `REMOVE`, `RENAME`, NFS 4.2",
@@ -309,7 +317,11 @@ pub const CATALOGUE: &[Group] = &[
                 "`ksmbd_vfs_remove_file`, `ksmbd_vfs_rename` → `vfs_*`; `ksmbd_vfs_truncate` → `vfs_truncate`",
                 BLOCKED,
                 "as nfsd: a kernel thread; truncation passes the same hooks as a user's",
-                NotTested,
+                NotTested(
+                    "its server needs a daemon of its own (ksmbd-tools) and a client of SMB in the VM. Rests on `fs/smb/server` of 6.1 \
+                     and 6.12: every request is run by a kernel worker (`handle_ksmbd_work`) and calls those functions, which \
+                     ask the `inode_*` hooks that `bypass_nfsd_exports_a_pool` shows to deny a kernel thread",
+                ),
             ),
             row(
                 "Samba, NFS-Ganesha, a 9p server of QEMU: processes of the host",
@@ -542,15 +554,25 @@ pub const CATALOGUE: &[Group] = &[
                 "an actor under `ptrace`, its memory written to, `LD_PRELOAD` into it",
                 "`ptrace_request`, `mem_write`",
                 UNLESS_SEALED,
-                "the actor does it; who may do that is the actor's user, or root",
+                "the actor does it; who may do that is the actor's user, or root, or, where the executable alone makes an actor, who \
+                 starts it himself",
                 By(&["bypass_actor_under_ptrace"]),
             ),
             row(
-                "`prctl(PR_SET_MM_EXE_FILE)`; an actor's io_uring with a polling thread in other hands",
-                "`replace_mm_exe_file`; `io_sq_thread`",
+                "another's executable taken for one's own: `prctl(PR_SET_MM_EXE_FILE)`, `PR_SET_MM_MAP`",
+                "`replace_mm_exe_file`",
                 UNLESS_SEALED,
-                "as above: needs root, or the actor's help",
-                NotTested,
+                "a process is an actor by executable if it may execute the file, and is root or has a user namespace of its own. \
+                 What it may delete is still for the files' permissions to say. An actor that names a cgroup too is safe from it",
+                By(&["bypass_executable_set_by_prctl"]),
+            ),
+            row(
+                "an actor's io_uring in other hands, with a thread that polls it (`IORING_SETUP_SQPOLL`)",
+                "`io_sq_thread` → `io_unlinkat`",
+                UNLESS_SEALED,
+                "the thread is the actor's. It takes ptrace's permission, or a child, to get at a ring: sockets pass none on; and \
+                 paths are read from the actor's memory. In a ring that is not polled, who submits acts, and is denied",
+                By(&["bypass_polled_ring_of_an_actor"]),
             ),
             row(
                 "a descriptor that an actor has passed on (`SCM_RIGHTS`): a directory, a file",
@@ -645,7 +667,7 @@ pub fn tables() -> String {
             let shown = match row.shown {
                 By(tests) => tests.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "),
                 Stated => "stated".to_owned(),
-                NotTested => "**not tested**".to_owned(),
+                NotTested(why) => format!("**not tested**: {why}"),
             };
             let (guarded, sealed) = (row.guarded.word(), row.sealed.word());
             let Row { way, kernel, why, .. } = row;
@@ -675,13 +697,13 @@ fn summary() -> String {
         )
     };
     format!(
-        "{} ways. Guarded: {}. Sealed: {}. {} have tests, {} are limits that are only stated, {} are not tested.",
+        "{} ways. Guarded: {}. Sealed: {}. {} have tests; {} limits only stated, {} not tested.",
         count(&|_| true),
         verdicts(|row| row.guarded),
         verdicts(|row| row.sealed),
         count(&|row| matches!(row.shown, By(_))),
         count(&|row| matches!(row.shown, Stated)),
-        count(&|row| matches!(row.shown, NotTested))
+        count(&|row| matches!(row.shown, NotTested(_)))
     )
 }
 
@@ -732,7 +754,7 @@ mod tests {
                     "{}: what is blocked or allowed needs a test, or `NotTested`",
                     row.way
                 ),
-                NotTested => {}
+                NotTested(why) => assert!(!why.is_empty(), "{}: why is there no test?", row.way),
             }
         }
     }
@@ -742,7 +764,8 @@ mod tests {
         let mut ways = BTreeSet::new();
         for row in rows() {
             assert!(ways.insert(row.way), "{}: twice in the catalogue", row.way);
-            for cell in [row.way, row.kernel, row.why] {
+            let untested = if let NotTested(why) = row.shown { why } else { "-" };
+            for cell in [row.way, row.kernel, row.why, untested] {
                 assert!(!cell.is_empty() && !cell.contains(['|', '\n']), "{}: {cell:?}", row.way);
             }
         }

@@ -4,7 +4,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
@@ -87,6 +87,14 @@ pub fn open_by_handle(path: &Path, mount: &File, flags: libc::c_int) -> io::Resu
         libc::syscall(libc::SYS_open_by_handle_at, mount.as_raw_fd(), &raw const handle, flags)
     })
     .map(File::from)
+}
+
+/// pidfd_getfd(2): another process's descriptor.
+pub fn descriptor_of(pid: u32, number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: a system call with numbers; the result is checked.
+    let process = descriptor(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    // SAFETY: a system call on an open descriptor; the result is checked.
+    descriptor(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) })
 }
 
 /// setxattr(2).

@@ -3,6 +3,8 @@
 
 pub mod calls;
 pub mod container;
+pub mod disguise;
+pub mod ecryptfs;
 pub mod go;
 pub mod holder;
 pub mod incusd;

@@ -1,6 +1,7 @@
 //! A process that makes one system call at a time, as it is told over a socket: who it is (its executable, its cgroup)
 //! and what it does are apart. It can also hand out a descriptor that it has opened.
 
+use std::ffi::{CString, c_char};
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, IoSlice, IoSliceMut, Write as _};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
@@ -11,6 +12,8 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+
+use super::{calls, uring};
 
 /// The process. It is killed when dropped.
 #[derive(Debug)]
@@ -65,6 +68,18 @@ impl Obedient {
         bail!("it sent no descriptor of {}", path.display())
     }
 
+    /// Has it make an io_uring, `polled` or not, and put this path into its memory. Returns the ring, which is taken out
+    /// of it (the kernel sends no rings over sockets), and where the path is there.
+    pub fn ring(&mut self, polled: bool, path: &Path) -> Result<(OwnedFd, *const c_char)> {
+        self.begin(if polled { "polled-ring" } else { "ring" }, path)?;
+        let mut line = String::new();
+        BufReader::new(&self.socket).read_line(&mut line).context("wait for a ring")?;
+        let (ring, address) = line.trim().split_once(' ').with_context(|| format!("it said {line:?}"))?;
+        let ring = calls::descriptor_of(self.pid(), ring.parse().context("the ring's number")?);
+        let address: usize = address.parse().context("the path's address")?;
+        Ok((ring.context("take a ring out of its process")?, address as *const c_char))
+    }
+
     /// Gives an order whose outcome is asked for later.
     pub fn begin(&mut self, verb: &str, path: &Path) -> Result<()> {
         writeln!(self.socket, "{verb} {}", path.display()).context("give an order")
@@ -91,6 +106,8 @@ impl Drop for Obedient {
 pub fn obey() -> Result<()> {
     // SAFETY: standard input is open, and nothing else here uses it.
     let mut socket = UnixStream::from(unsafe { OwnedFd::from_raw_fd(0) });
+    // They live as long as this process.
+    let mut rings = Vec::new();
     for line in BufReader::new(socket.try_clone().context("copy the socket")?).lines() {
         let line = line.context("read an order")?;
         let (verb, path) = line.split_once(' ').context("an order without a path")?;
@@ -99,6 +116,13 @@ pub fn obey() -> Result<()> {
             "truncate" => nix::unistd::truncate(path, 0),
             "open" => {
                 send(&socket, path)?;
+                continue;
+            }
+            "ring" | "polled-ring" => {
+                let ring = uring::for_another(verb == "polled-ring").context("set up an io_uring")?;
+                let name = CString::new(path)?;
+                writeln!(socket, "{} {}", ring.as_raw_fd(), name.as_ptr() as usize).context("answer")?;
+                rings.push((ring, name));
                 continue;
             }
             _ => bail!("unknown order {verb}"),

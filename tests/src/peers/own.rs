@@ -9,6 +9,8 @@ use clap::Subcommand;
 use nix::errno::Errno;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
+use super::disguise;
+
 /// What a peer does.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Peer {
@@ -18,6 +20,8 @@ pub enum Peer {
     Incusd { socket: PathBuf },
     /// Makes the system calls that it is told on standard input, a socket
     Obey,
+    /// Takes another program's file for its executable, then unlinks
+    Disguise { by: disguise::By, executable: PathBuf, file: PathBuf },
 }
 
 impl Peer {
@@ -26,6 +30,7 @@ impl Peer {
             Self::Unlink { file, times } => unlink(file, *times),
             Self::Incusd { socket } => super::incusd::serve(socket),
             Self::Obey => super::obedient::obey(),
+            Self::Disguise { by, executable, file } => disguise::disguise(*by, executable, file),
         };
         match result {
             Ok(()) => ExitCode::SUCCESS,

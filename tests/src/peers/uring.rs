@@ -1,8 +1,9 @@
 //! Deletes through io_uring, where no deletion system call is made: the kernel's workers do it.
 //! Renames and truncates the same way.
 
-use std::ffi::CString;
-use std::os::fd::AsRawFd as _;
+use std::ffi::{CString, c_char};
+use std::io;
+use std::os::fd::{AsRawFd as _, IntoRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
@@ -11,6 +12,8 @@ use nix::errno::Errno;
 use nix::libc::{self, AT_FDCWD};
 
 const DEPTH: usize = 64;
+/// After which a polling thread sleeps, in milliseconds.
+const IDLE: u32 = 1000;
 
 /// `IORING_OP_UNLINKAT` for each path. Returns how each of them ended, in no particular order. Fails if
 /// this kernel has no io_uring, or has it switched off.
@@ -70,6 +73,34 @@ pub fn truncate(path: &Path) -> Result<Result<(), Errno>> {
     let entry = opcode::Ftruncate::new(types::Fd(file.as_raw_fd()), 0).build();
     // SAFETY: it points to nothing.
     Ok(unsafe { one(entry) }?.map(drop))
+}
+
+/// A ring for somebody else: one with a thread of the kernel's that polls it, in the name of who has made it, or one
+/// on which somebody has to call.
+pub fn for_another(polled: bool) -> io::Result<IoUring> {
+    let mut builder = IoUring::builder();
+    if polled {
+        builder.setup_sqpoll(IDLE);
+    }
+    builder.build(DEPTH as u32)
+}
+
+/// `IORING_OP_UNLINKAT` in a ring that another process has made by [`for_another`]. The name is in the memory of whoever
+/// carries it out: of that process, if the ring is polled.
+///
+/// # Safety
+/// If the ring is not polled, the name must live until this returns.
+pub unsafe fn unlink_in(ring: OwnedFd, polled: bool, name: *const c_char) -> Result<Result<(), Errno>> {
+    let same = for_another(polled).context("make a ring to learn what the other one looks like")?;
+    // SAFETY: it is a ring, made in the same way on the same kernel.
+    let mut ring = unsafe { IoUring::from_fd(ring.into_raw_fd(), same.params().clone()) }
+        .context("map another process's ring")?;
+    let entry = opcode::UnlinkAt::new(types::Fd(AT_FDCWD), name).build();
+    // SAFETY: as the caller says; the completion is awaited here. Of another process's memory nothing is read here.
+    unsafe { ring.submission().push(&entry) }.context("the submission queue is full")?;
+    ring.submit_and_wait(1).context("submit to another process's ring")?;
+    let completion = ring.completion().next().context("the completion is missing")?;
+    Ok(outcome(completion.result()).map(drop))
 }
 
 /// One operation, done by the kernel's workers.

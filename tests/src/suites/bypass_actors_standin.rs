@@ -1,9 +1,10 @@
 //! Ways around by being taken for an actor, or by using one (see `docs/BYPASSES.md`; who is an actor: `actors_standin`).
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,14 +17,18 @@ use crate::harness::guarded::Guarded;
 use crate::harness::registry::Test;
 use crate::harness::scratch::Scratch;
 use crate::harness::{command, wait};
+use crate::peers::disguise::By;
 use crate::peers::obedient::Obedient;
 use crate::peers::tracer::Traced;
+use crate::peers::{disguise, uring};
 
 pub const TESTS: &[Test] = &[
     Test::new("bypass_executable_of_an_actor_replaced_or_copied", executable),
     Test::new("bypass_process_moved_into_an_actors_cgroup", cgroup),
     Test::new("bypass_descriptor_passed_by_an_actor", descriptor),
     Test::new("bypass_actor_under_ptrace", ptrace),
+    Test::new("bypass_executable_set_by_prctl", set_by_prctl),
+    Test::new("bypass_polled_ring_of_an_actor", polled_ring),
 ];
 
 /// A root whose actor is a copy of this program.
@@ -173,5 +178,80 @@ fn ptrace() -> Result<()> {
     host.ground.guardctl(&["unseal", "pool"])?;
     passes("unlink by the actor under ptrace", redirected(host.actor()?)?)?;
     ensure!(!victim.exists(), "{} is still there", victim.display());
+    Ok(())
+}
+
+/// A documented limit: by its executable alone everybody is an actor who may take that for his own.
+fn set_by_prctl() -> Result<()> {
+    const NOBODY: u32 = 65534;
+    const CGROUP: &str = "/sys/fs/cgroup/standin-prctl";
+    let host = Actor::new("bypass-prctl")?;
+    let _agent = host.ground.installation.start()?;
+    let pool = host.ground.pool("pool")?;
+    let at = |name: &str| pool.path().join(name);
+    let (program, actor) = (host.scratch.join("other"), host.scratch.join("actor"));
+    // What its files' permissions let a user delete.
+    chown(pool.path().join("volume"), Some(NOBODY), Some(NOBODY)).context("give a user a directory")?;
+    let as_user = [
+        "setpriv",
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+        "unshare",
+        "--user",
+        "--map-root-user",
+    ];
+    let by_root = |what: &Path, file: &str| disguise::unlink(&[], &program, By::ExeFile, what, &at(file));
+    let by_user = |what: &Path, file: &str| disguise::unlink(&as_user, &program, By::Map, what, &at(file));
+    denied("unlink as it is", host.other()?.unlink(&at("file0"))?)?;
+    // In the disguise of a program that is no actor.
+    let third = host.scratch.join("third");
+    copy_program(&third)?;
+    denied("unlink by root in another disguise", by_root(&third, "file0")?)?;
+    denied("unlink by a user in another disguise", by_user(&third, "volume/file0")?)?;
+    host.ground.guardctl(&["seal", "pool"])?;
+    denied("unlink by root as the actor, sealed", by_root(&actor, "file0")?)?;
+    denied("unlink by a user as the actor, sealed", by_user(&actor, "volume/file0")?)?;
+    host.ground.guardctl(&["unseal", "pool"])?;
+    has_content(&at("volume/file0"), "content\n")?;
+    passes("unlink by root as the actor", by_root(&actor, "file0")?)?;
+    passes("unlink by a user as the actor", by_user(&actor, "volume/file0")?)?;
+    // It helps no one where the cgroup has to match too.
+    fs::create_dir_all(CGROUP).context("make the actor's cgroup")?;
+    let both = format!(
+        "actors = [{{ executable = \"{}\", cgroup = \"/standin-prctl\" }}]",
+        host.scratch.join("actor").display()
+    );
+    host.ground.installation.write_policy(&host.ground.policy(&both))?;
+    host.ground.guardctl(&["policy", "reload"])?;
+    denied("unlink by a user as the actor, outside its cgroup", by_user(&actor, "volume/file1")?)?;
+    fs::remove_dir(CGROUP).context("remove the actor's cgroup")
+}
+
+/// A documented limit: the thread that polls a ring is its owner's, whoever fills the ring.
+fn polled_ring() -> Result<()> {
+    let host = Actor::new("bypass-ring")?;
+    let _agent = host.ground.installation.start()?;
+    let pool = host.ground.pool("pool")?;
+    let at = |name: &str| pool.path().join(name);
+    let (mut actor, mut other) = (host.actor()?, host.other()?);
+    let in_polled_ring_of = |owner: &mut Obedient, name: &str| -> Result<io::Result<()>> {
+        let (ring, name) = owner.ring(true, &at(name))?;
+        // SAFETY: the ring is polled.
+        Ok(unsafe { uring::unlink_in(ring, true, name) }?.map_err(Into::into))
+    };
+    denied("unlink in another's polled ring", in_polled_ring_of(&mut other, "file0")?)?;
+    // In a ring that is not polled, who submits acts, by names of its own.
+    let (ring, _) = actor.ring(false, &at("file0"))?;
+    let own_name = CString::new(at("file0").as_os_str().as_encoded_bytes())?;
+    // SAFETY: the name lives as long as this function.
+    let submitted = unsafe { uring::unlink_in(ring, false, own_name.as_ptr()) }?;
+    denied("unlink in the actor's ring, by who submits", submitted.map_err(Into::into))?;
+    host.ground.guardctl(&["seal", "pool"])?;
+    denied("unlink in the actor's polled ring, sealed", in_polled_ring_of(&mut actor, "file0")?)?;
+    has_content(&at("file0"), "content\n")?;
+    host.ground.guardctl(&["unseal", "pool"])?;
+    passes("unlink in the actor's polled ring", in_polled_ring_of(&mut actor, "file0")?)?;
+    ensure!(!at("file0").exists(), "file0 is still there");
     Ok(())
 }

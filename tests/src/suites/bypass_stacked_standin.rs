@@ -1,5 +1,5 @@
-//! Ways around by what stands on a pool: an overlay's upper layer, the kernel's NFS server. Neither passes the `path_*`
-//! hooks with the pool's mount (see `docs/BYPASSES.md`).
+//! Ways around by what stands on a pool: an overlay's upper layer, an eCryptfs, the kernel's NFS server. None of them passes
+//! the `path_*` hooks with the pool's mount (see `docs/BYPASSES.md`).
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -15,10 +15,12 @@ use crate::harness::guarded::Guarded;
 use crate::harness::mount::Mount;
 use crate::harness::registry::Test;
 use crate::harness::scratch::Scratch;
+use crate::peers::ecryptfs;
 use crate::peers::nfsd::Exported;
 
 pub const TESTS: &[Test] = &[
     Test::new("bypass_overlay_with_its_upper_layer_on_a_pool", overlay),
+    Test::new("bypass_ecryptfs_over_a_pool", encrypted),
     Test::new("bypass_nfsd_exports_a_pool", nfsd),
 ];
 
@@ -69,6 +71,46 @@ fn overlay() -> Result<()> {
     has_content(&upper.join("file1"), "")?;
     passes("unlink of the lower layer's", fs::remove_file(at("below")))?;
     has_content(&lower.join("below"), CONTENT)
+}
+
+fn encrypted() -> Result<()> {
+    let scratch = Scratch::new("bypass-ecryptfs")?;
+    let ground = Guarded::new("bypass-ecryptfs", "truncate = \"guard\"")?;
+    let _agent = ground.installation.start()?;
+    let pool = ground.pool("pool")?;
+    let lower = pool.path().join("encrypted");
+    fs::create_dir(&lower)?;
+    let clear = ecryptfs::mount(&lower, &scratch.join("clear"))?;
+    let at = |name: &str| clear.path().join(name);
+    for name in ["one", "other"] {
+        fs::write(at(name), CONTENT)?;
+    }
+    fs::create_dir(at("empty"))?;
+    let stored = fs::read(lower.join("one")).context("read what is in the pool")?;
+    ensure!(stored.len() > CONTENT.len(), "in the pool it is not encrypted");
+
+    ground.guardctl(&["seal", "pool"])?;
+    denied("unlink", fs::remove_file(at("one")))?;
+    denied("rmdir", fs::remove_dir(at("empty")))?;
+    denied("rename over", fs::rename(at("one"), at("other")))?;
+    ensure!(fs::read(lower.join("one"))? == stored, "what is in the pool has changed");
+    has_content(&at("one"), CONTENT)?;
+    // A documented limit: before it cuts a file, which is denied, it writes zeros and the new size into it.
+    denied("truncate", truncate(&at("other")))?;
+    ensure!(fs::metadata(lower.join("other"))?.len() == stored.len() as u64, "the pool's file has been cut");
+    has_content(&at("other"), "")?;
+
+    // In guarded mode as with an overlay: a documented limit.
+    ground.guardctl(&["unseal", "pool"])?;
+    rm_is_denied(&lower.join("one"))?;
+    denied("truncate, by the pool", truncate(&lower.join("one")))?;
+    passes("truncate", truncate(&at("one")))?;
+    ensure!(fs::metadata(lower.join("one"))?.len() < stored.len() as u64, "the pool's file has not been cut");
+    passes("rename over", fs::rename(at("other"), at("one")))?;
+    passes("unlink", fs::remove_file(at("one")))?;
+    passes("rmdir", fs::remove_dir(at("empty")))?;
+    ensure!(fs::read_dir(&lower)?.next().is_none(), "the pool still has what was removed");
+    Ok(())
 }
 
 fn nfsd() -> Result<()> {
