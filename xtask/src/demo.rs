@@ -20,7 +20,7 @@ pub struct Arguments {
 
 /// The command `cargo xtask demo`.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    setup::ensure(&setup::Use::ALL, &[arguments.kernel])?;
+    setup::ensure(&setup::Use::WITH_INCUS, &[arguments.kernel])?;
     let binaries = build::for_tests()?;
     let mut boot =
         Boot::new(arguments.kernel, format!("exec {} demo", vm::quoted(&binaries.tests.to_string_lossy())));

@@ -4,11 +4,12 @@
 //! waits for conditions, `scratch` makes directories that go away, `mount` and `ceph` mount
 //! filesystems that go away, `agent` starts and ends a guard-agent, `guarded` adds a guarded root and
 //! pools to it, `standin_node` an Incus that is not real, `incus` makes a real two-node cluster, `attempt`
-//! tries what must be denied or pass, `tree` makes and counts files, `trap` kills a process at a system call.
+//! tries what must be denied or pass, `beside` has a guest work beside a host that is denied, `tree` makes and counts files, `trap` kills a process at a system call.
 //! Everything is undone when its value is dropped, also when a test fails.
 
 pub mod agent;
 pub mod attempt;
+pub mod beside;
 pub mod ceph;
 pub mod command;
 pub mod guarded;

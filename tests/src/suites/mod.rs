@@ -40,6 +40,8 @@ mod views_standin;
 mod window_cephfs;
 mod wipe_standin;
 mod workload_cephfs;
+mod workload_standin;
+mod workload_views_cephfs;
 
 use crate::harness::registry::{Suite, Test};
 
@@ -70,6 +72,7 @@ const STANDIN: &[&[Test]] = &[
     journal_standin::TESTS,
     million_standin::TESTS,
     lab_standin::TESTS,
+    workload_standin::TESTS,
 ];
 const CEPHFS: &[&[Test]] = &[
     ground_cephfs::TESTS,
@@ -81,6 +84,7 @@ const CEPHFS: &[&[Test]] = &[
     bypass_cephfs::TESTS,
     window_cephfs::TESTS,
     workload_cephfs::TESTS,
+    workload_views_cephfs::TESTS,
 ];
 const INCUS: &[&[Test]] =
     &[incident_incus::TESTS, joined_incus::TESTS, failures_incus::TESTS, trouble_incus::TESTS];

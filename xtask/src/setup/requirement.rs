@@ -16,6 +16,8 @@ pub enum Use {
     Ceph,
     /// Tools that the test suites run in the VM.
     Suites,
+    /// What guests run in the test suites with `--full`.
+    Workloads,
     /// Building libFuzzer.
     Fuzz,
     /// Incus, unpacked in the cache, and what the machine must have beside it.
@@ -25,7 +27,9 @@ pub enum Use {
 impl Use {
     /// What everything but the suite `incus` and the demo needs.
     pub const WITHOUT_INCUS: [Self; 4] = [Self::Bpf, Self::Vm, Self::Ceph, Self::Suites];
-    pub const ALL: [Self; 6] = [Self::Bpf, Self::Vm, Self::Ceph, Self::Suites, Self::Fuzz, Self::Incus];
+    pub const WITH_INCUS: [Self; 5] = [Self::Bpf, Self::Vm, Self::Ceph, Self::Suites, Self::Incus];
+    pub const ALL: [Self; 7] =
+        [Self::Bpf, Self::Vm, Self::Ceph, Self::Suites, Self::Workloads, Self::Fuzz, Self::Incus];
 }
 
 /// One thing that must be there.
@@ -98,6 +102,14 @@ pub const ALL: &[Requirement] = &[
     requirement(Use::Suites, "python3", Command("python3"), "shutil.rmtree"),
     requirement(Use::Suites, "rsync", Command("rsync"), "rsync --delete"),
     requirement(Use::Suites, "strace", Command("strace"), "an agent killed at a system call of its own"),
+    requirement(Use::Workloads, "git", Command("git"), "version control in a guest's volume"),
+    requirement(Use::Workloads, "gcc", Command("cc"), "a compiler in a guest's volume"),
+    requirement(
+        Use::Workloads,
+        "postgresql",
+        File("/var/lib/dpkg/info/postgresql.list"),
+        "a database in a guest's volume",
+    ),
     requirement(Use::Incus, "util-linux", Command("nsenter"), "a second node in namespaces of its own"),
 ];
 

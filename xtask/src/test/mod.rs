@@ -93,8 +93,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 fn run_in_guests(suites: &[Suite], arguments: &Arguments, report: &Mutex<Report>) -> Result<()> {
     let kernels = arguments.kernel.kernels();
-    let uses: &[Use] = if suites.contains(&Suite::Incus) { &Use::ALL } else { &Use::WITHOUT_INCUS };
-    setup::ensure(uses, kernels)?;
+    let uses: &[Use] = if suites.contains(&Suite::Incus) { &Use::WITH_INCUS } else { &Use::WITHOUT_INCUS };
+    let workloads: &[Use] = if arguments.full { &[Use::Workloads] } else { &[] };
+    setup::ensure(&[uses, workloads].concat(), kernels)?;
     let binaries = build::for_tests()?;
     let wanted = guest::Wanted { full: arguments.full, filter: arguments.filter.as_deref() };
     let parts = Mutex::new(VecDeque::from(guest::parts(suites, kernels, &binaries, &wanted)?));
