@@ -218,7 +218,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
             () = &mut shutdown => break,
             changed = mounts.changed() => {
                 if let Err(error) = changed {
-                    tracing::error!(%error, "the mount table cannot be read");
+                    tracing::error!(%error, "the mount table cannot be watched");
                 }
                 owner.reconcile(&mounts);
                 rewatch(&mut watcher, &owner);

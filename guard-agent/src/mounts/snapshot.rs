@@ -59,21 +59,17 @@ impl Snapshot {
     /// The topmost mount that a path lies on: what a lookup of it would meet, links aside.
     pub fn mount_of(&self, path: &Path) -> Option<&MountEntry> {
         let above = self.entries.iter().filter(|entry| path.starts_with(&entry.mountpoint));
-        let depth = |entry: &MountEntry| entry.mountpoint.components().count();
+        let above: Vec<(&MountEntry, usize)> =
+            above.map(|entry| (entry, entry.mountpoint.components().count())).collect();
+        // Of those that share a parent, one that lies higher can only have come later: it hides the others.
+        let mut highest: HashMap<u32, usize> = HashMap::new();
+        for (entry, depth) in &above {
+            let highest = highest.entry(entry.parent_id).or_insert(*depth);
+            *highest = (*highest).min(*depth);
+        }
+        let visible = above.into_iter().filter(|(entry, depth)| highest.get(&entry.parent_id) == Some(depth));
         // Among those of equal depth the kernel's order decides (the last is on top), which max_by_key keeps.
-        above.filter(|entry| !self.is_covered(entry)).max_by_key(|entry| depth(entry))
-    }
-
-    /// Whether a later mount at or above its mountpoint hides it.
-    fn is_covered(&self, entry: &MountEntry) -> bool {
-        let over = |other: &MountEntry| {
-            other.mount_id != entry.mount_id
-                && other.parent_id == entry.parent_id
-                && entry.mountpoint.starts_with(&other.mountpoint)
-                && other.mountpoint != entry.mountpoint
-        };
-        // A mount that shares its parent and lies above it can only have come later.
-        self.entries.iter().any(over)
+        visible.max_by_key(|(_, depth)| *depth).map(|(entry, _)| entry)
     }
 
     /// The same mounts as a process sees them for whom `root` is not the root directory.
@@ -168,5 +164,12 @@ mod tests {
         let snapshot = Snapshot::parse(table.as_bytes());
         assert_eq!(snapshot.entries().len(), 50_000);
         assert!(snapshot.diff(&snapshot).is_empty());
+    }
+
+    #[test]
+    fn fifty_thousand_mounts_on_one_place() {
+        let mount = |id| format!("{id} {} 0:{id} / /m rw - tmpfs none rw\n", id - 1);
+        let snapshot = Snapshot::parse((1..=50_000).map(mount).collect::<String>().as_bytes());
+        assert_eq!(snapshot.mount_of(Path::new("/m/x")).unwrap().mount_id, 50_000);
     }
 }

@@ -1,4 +1,4 @@
-//! Watches the mount table: says when it changed, and reads it again.
+//! Watches the mount table: says when it changed, and reads it.
 //!
 //! The kernel signals a change as priority data on an open mountinfo file (proc_pid_mountinfo(5)).
 
@@ -36,14 +36,11 @@ impl MountWatch {
         read(self.table.get_ref())
     }
 
-    /// Waits for the next change, then reads the table. Cancel-safe: a change that was not delivered
-    /// is delivered by the next call.
-    pub async fn changed(&mut self) -> io::Result<Snapshot> {
-        let mut ready = self.table.ready(Interest::PRIORITY).await?;
-        // Before reading: what changes during the read is a change again.
-        ready.clear_ready();
-        drop(ready);
-        self.read()
+    /// Waits for the next change: what changes while the table is read afterwards is a change again. Cancel-safe: a
+    /// change that was not delivered is delivered by the next call.
+    pub async fn changed(&mut self) -> io::Result<()> {
+        self.table.ready(Interest::PRIORITY).await?.clear_ready();
+        Ok(())
     }
 }
 
