@@ -68,7 +68,6 @@ pub enum Diagnosis {
     UnreadableClosed = 2,
     UnreadableOpen = 3,
     WalkBound = 4,
-    IncidentsFull = 5,
 }
 
 /// Writes one line to the agent's log.
@@ -89,10 +88,8 @@ pub extern "C" fn write_log(what: u32, dev: u32) -> u32 {
         warn!(&context, "kernel memory unreadable on pool {:x}: denied", dev);
     } else if what == Diagnosis::UnreadableOpen as u32 {
         warn!(&context, "kernel memory unreadable on {:x}, which is no known pool: allowed", dev);
-    } else if what == Diagnosis::WalkBound as u32 {
-        warn!(&context, "mount of {:x} lies too deep to tell whether it is guarded: allowed", dev);
     } else {
-        warn!(&context, "INCIDENTS is full: a decision on {:x} is counted, not recorded", dev);
+        warn!(&context, "mount of {:x} lies too deep to tell whether it is guarded: allowed", dev);
     }
     0
 }
@@ -142,7 +139,6 @@ pub extern "C" fn audit(access: *const Access) -> u32 {
     let Some(incident) = incident(&key, access.pool_id) else {
         count(Counter::ErrorIncidentsFull);
         count(Counter::RecordsLost);
-        diagnose(Diagnosis::IncidentsFull, access.dev);
         return 0;
     };
     let now = boot_ns();

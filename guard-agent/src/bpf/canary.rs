@@ -48,14 +48,24 @@ fn setup(operation: &'static str) -> impl Fn(Errno) -> CanaryError {
 pub fn prove(maps: &mut Maps, token: u32) -> Result<(), CanaryError> {
     let ground = Ground::new()?;
     let dev = ground.dev;
+    maps.pools.remove(&PLACE)?;
     let outcome = ground.try_all(maps, token);
     drop(ground);
     let stayed = maps.pools.get(&dev)?.is_some();
     if stayed {
         maps.pools.remove(&dev)?;
     }
+    keep_place(maps)?;
     outcome?;
     if stayed { Err(CanaryError::EntryStayed) } else { Ok(()) }
+}
+
+/// No superblock's device. An entry under this number keeps a place for the canary's, however many pools there are.
+const PLACE: u32 = u32::MAX;
+
+fn keep_place(maps: &mut Maps) -> Result<(), MapAccessError> {
+    let entry = PoolEntry { magic: RAMFS_MAGIC, flags: POOL_CANARY, ..PoolEntry::default() };
+    maps.pools.write(PLACE, entry, Write::Put)
 }
 
 /// A detached ramfs.

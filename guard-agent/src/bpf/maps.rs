@@ -22,6 +22,13 @@ pub struct MapAccessError {
     source: MapError,
 }
 
+impl MapAccessError {
+    /// Whether the map has no room for another entry.
+    pub fn is_full(&self) -> bool {
+        matches!(&self.source, MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(nix::libc::E2BIG))
+    }
+}
+
 /// One array element.
 pub struct Single<V: Pod>(Array<MapData, V>, &'static str);
 

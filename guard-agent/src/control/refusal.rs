@@ -20,6 +20,8 @@ pub enum Refusal {
     TtlZero,
     #[error("a lease needs a reason")]
     ReasonMissing,
+    #[error("{limit} commands have a lease, which is as many as there may be")]
+    TooManyLeases { limit: u32 },
     #[error("there is no lease `{id}`; {}", listed("leases", leases))]
     NoSuchLease { id: String, leases: Vec<String> },
     #[error("the policy was rejected, the old one stays in force: {}", errors.join("; "))]
@@ -63,6 +65,7 @@ impl Refusal {
             Self::TtlTooLong { .. } => "ttl-too-long",
             Self::TtlZero => "ttl-zero",
             Self::ReasonMissing => "reason-missing",
+            Self::TooManyLeases { .. } => "too-many-leases",
             Self::NoSuchLease { .. } => "no-such-lease",
             Self::PolicyRejected { .. } => "policy-rejected",
             Self::NoSuchNode { .. } => "no-such-node",
@@ -92,6 +95,9 @@ impl Refusal {
             }
             Self::TtlZero => "give --ttl, e.g. --ttl 10m".to_owned(),
             Self::ReasonMissing => "give --reason: it is written to the audit log".to_owned(),
+            Self::TooManyLeases { .. } => {
+                "wait until one has ended, or end one: guardctl lease list, guardctl lease revoke".to_owned()
+            }
             Self::NoSuchLease { .. } => "see guardctl lease list".to_owned(),
             Self::PolicyRejected { .. } => "correct the file: guardctl policy check".to_owned(),
             Self::NoSuchNode { .. } => {

@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use guard_common::names::capacity;
 use guard_common::{LeaseEntry, LeaseKey};
 
 use super::owner::{Owner, now};
@@ -22,6 +23,8 @@ use crate::roots;
 
 /// The cgroup above those of all leases.
 const PARENT: &str = "/guard-agent.exec";
+/// How a refusal names it.
+const GRANT: &str = "grant a lease to a command";
 /// A cgroup may stay empty for so long before its command begins.
 const BEGIN: Duration = Duration::from_secs(10);
 /// Cgroups below a lease's that are removed with it, in depth.
@@ -38,7 +41,7 @@ impl Owner {
     ) -> Result<Reply, Refusal> {
         self.may_grant(ttl, reason)?;
         let known = self.find(wanted)?;
-        let failed = |detail| Refusal::Failed { operation: "grant a lease to a command", detail };
+        let failed = |detail| Refusal::Failed { operation: GRANT, detail };
         let parent = self
             .commands_directory()
             .ok_or_else(|| failed("no cgroup v2 hierarchy is mounted".to_owned()))?;
@@ -50,23 +53,33 @@ impl Owner {
         let cgroup_id = made.map_err(|error| failed(format!("make {}: {error}", directory.display())))?;
         lease.command = Some(CommandTree { cgroup_id, dev: known.pool.dev, begun: false });
         self.state.state.leases.push(lease.clone());
-        // On disk first: an agent that starts ends what it does not know.
-        let entry = LeaseEntry { generation: lease.generation, expires_boot_ns: lease.ends_boot_ns };
-        let key = LeaseKey { cgroup_id, dev: known.pool.dev, reserved: 0 };
-        let granted = self
-            .state
-            .save()
-            .map_err(|error| chain(&error))
-            .and_then(|()| self.maps.leases.write(key, entry, Write::Put).map_err(|error| chain(&error)));
-        if let Err(detail) = granted {
+        if let Err(refusal) =
+            self.let_command_through(&lease, LeaseKey { cgroup_id, dev: known.pool.dev, reserved: 0 })
+        {
             self.state.state.leases.retain(|other| other.id != lease.id);
             self.end_command(&lease);
-            return Err(failed(detail));
+            self.save_state();
+            return Err(refusal);
         }
         self.write_lease(LeaseChange::Granted, &lease);
         tracing::info!(lease = lease.id, pool = lease.pool, reason = lease.reason, "lease for a command");
         let cgroup = directory.display().to_string();
         Ok(Reply::ExecLeased { lease: Box::new(lease_report(&lease)), cgroup })
+    }
+
+    /// Puts a lease in force.
+    fn let_command_through(&mut self, lease: &Lease, key: LeaseKey) -> Result<(), Refusal> {
+        let failed = |detail| Refusal::Failed { operation: GRANT, detail };
+        // On disk first: an agent that starts ends what it does not know.
+        self.state.save().map_err(|error| failed(chain(&error)))?;
+        let entry = LeaseEntry { generation: lease.generation, expires_boot_ns: lease.ends_boot_ns };
+        self.maps.leases.write(key, entry, Write::Put).map_err(|error| {
+            if error.is_full() {
+                Refusal::TooManyLeases { limit: capacity::LEASES }
+            } else {
+                failed(chain(&error))
+            }
+        })
     }
 
     /// Ends a lease in the kernel, if it is one of a command tree. The cgroup goes when it is empty.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use guard_common::Tier;
+use guard_common::{Counter, Tier};
 use tokio::sync::broadcast;
 
 use super::nodes::Nodes;
@@ -55,6 +55,8 @@ pub struct Owner {
     pub(super) tier: Option<Tier>,
     pub(super) started: Time,
     pub(super) ended_seen: u64,
+    /// Counter `error_incidents_full` at the last look.
+    pub(super) unrecorded_seen: u64,
     pub(super) ticks: u64,
     /// Who asked for what is being carried out, and for which pool (its generation).
     pub(super) asked_by: Option<(u64, Peer)>,
@@ -83,6 +85,7 @@ impl Owner {
         let mut overrides = Overrides::adopt(&observed, &policy.policy, now().boot_ns);
         overrides.sealed.extend(&state.state.sealed);
         let interval = interval_ns(&policy.policy);
+        let unrecorded_seen = maps.counters()?.get(&Counter::ErrorIncidentsFull).copied().unwrap_or(0);
         Ok(Self {
             options: options.clone(),
             policy,
@@ -106,6 +109,7 @@ impl Owner {
             tier: None,
             started: now().time,
             ended_seen: 0,
+            unrecorded_seen,
             ticks: 0,
             asked_by: None,
         })
@@ -278,7 +282,7 @@ impl Owner {
         }
         self.close_leases(LeaseChange::Expired, |lease| lease.ends_boot_ns <= moment);
         self.watch_commands();
-        let ended = self.pools_ended();
+        let ended = self.counter(Counter::PoolsEnded);
         let written = self.retry_journals();
         if self.state.is_unsaved() {
             self.save_state();

@@ -78,6 +78,11 @@ pub const RECORDS: Trouble = Trouble {
     fix: "agent and kernel program do not match: restart the agent",
     leaves: Leaves::Part,
 };
+pub const INCIDENTS: Trouble = Trouble {
+    leaves: Leaves::Part,
+    code: "incidents-full",
+    fix: "end what deletes in so many processes: their deletions are denied and counted, and the audit log has no line of them",
+};
 
 /// What is wrong now.
 #[derive(Debug, Default)]

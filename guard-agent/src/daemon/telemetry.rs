@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use aya::maps::{MapData, RingBuf};
-use guard_common::Counter;
+use guard_common::{Counter, IncidentKey};
 
 use super::owner::{Owner, now};
 use super::{chain, posture};
@@ -53,16 +53,33 @@ impl Owner {
             .unwrap_or_default()
     }
 
-    /// Sums up incidents that are due, and closes those whose process is gone.
+    /// Sums up incidents that are due, and closes those whose process or pool is gone.
     pub fn scan_incidents(&mut self) {
         let entries = match self.maps.incidents.entries() {
             Ok(entries) => entries,
             Err(error) => return tracing::error!(error = chain(&error), "incidents"),
         };
+        let unrecorded = self.counter(Counter::ErrorIncidentsFull);
+        let more = unrecorded.saturating_sub(std::mem::replace(&mut self.unrecorded_seen, unrecorded));
+        self.troubles.set_if(posture::INCIDENTS, || {
+            let detail =
+                format!("{more} more decisions belong to incidents that found no place: {unrecorded} by now");
+            (more > 0).then_some(detail)
+        });
         let ticks = ticks_per_second();
-        let scan = self
-            .incidents
-            .scan(now().boot_ns, &entries, |tgid, start| is_alive(Path::new("/proc"), tgid, start, ticks));
+        let pools = &self.maps.pools;
+        // In a pool that has ended nothing more is counted, however long the process lives: else a daemon's incidents
+        // would fill the map, remount after remount. (What has no generation belongs to no pool.)
+        let has_ended = |key: &IncidentKey| {
+            key.generation != 0
+                && pools
+                    .get(&key.dev)
+                    .is_ok_and(|entry| entry.map(|entry| entry.generation) != Some(key.generation))
+        };
+        let goes_on = |key: &IncidentKey| {
+            !has_ended(key) && is_alive(Path::new("/proc"), key.tgid, key.start_boot_ns, ticks)
+        };
+        let scan = self.incidents.scan(now().boot_ns, &entries, goes_on);
         let Ok((offset, _)) = clock::now() else { return };
         for summary in &scan.summaries {
             let body = IncidentBody::new(summary, offset, self.place(summary.key.generation));
@@ -75,12 +92,8 @@ impl Owner {
         }
     }
 
-    /// Counter `pools_ended`.
-    pub(super) fn pools_ended(&self) -> u64 {
-        self.maps
-            .counters()
-            .ok()
-            .and_then(|counters| counters.get(&Counter::PoolsEnded).copied())
-            .unwrap_or(0)
+    /// One of the kernel's counters; 0 if it cannot be read.
+    pub(super) fn counter(&self, counter: Counter) -> u64 {
+        self.maps.counters().ok().and_then(|counters| counters.get(&counter).copied()).unwrap_or(0)
     }
 }

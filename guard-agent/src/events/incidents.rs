@@ -14,7 +14,7 @@ use super::decode;
 pub struct Summary {
     pub key: IncidentKey,
     pub value: IncidentValue,
-    /// The process is gone: these totals are final.
+    /// The process is gone, or the pool: these totals are final.
     pub ended: bool,
 }
 
@@ -72,7 +72,7 @@ struct Told {
     hidden: u64,
     /// When the last summary was made.
     at_ns: Option<u64>,
-    /// The process was gone at the previous scan, so values read after that are final.
+    /// It was over at the previous scan, so values read after that are final.
     gone: bool,
 }
 
@@ -89,13 +89,13 @@ impl IncidentTracker {
 
     /// Looks at all entries of the map, read before this call.
     ///
-    /// An entry goes only when its process was found gone by the *previous* scan: the values at hand may
-    /// have been read before the last decisions of a process that died just now.
+    /// An entry goes only when it was found over by the *previous* scan: the values at hand may have been read before
+    /// the last decisions of a process that died just now. `goes_on` says whether more can be counted there.
     pub fn scan(
         &mut self,
         now_boot_ns: u64,
         entries: &[(IncidentKey, IncidentValue)],
-        alive: impl Fn(u32, u64) -> bool,
+        goes_on: impl Fn(&IncidentKey) -> bool,
     ) -> IncidentScan {
         let mut scan = IncidentScan::default();
         let mut told = HashMap::with_capacity(entries.len());
@@ -109,7 +109,7 @@ impl IncidentTracker {
             if entry.gone {
                 scan.remove.push(*key);
             } else {
-                entry.gone = !alive(key.tgid, key.start_boot_ns);
+                entry.gone = !goes_on(key);
                 told.insert(*key, entry);
             }
         }
@@ -146,7 +146,7 @@ mod tests {
     fn a_running_incident_is_told_once_an_interval_and_only_when_it_grew() {
         let mut tracker = IncidentTracker::new(1_000);
         let told = |tracker: &mut IncidentTracker, now, count| {
-            let scan = tracker.scan(now, &[(key(1), value(count, 3, 0))], |_, _| true);
+            let scan = tracker.scan(now, &[(key(1), value(count, 3, 0))], |_| true);
             assert!(scan.remove.is_empty());
             scan.summaries.iter().map(Summary::aggregated).collect::<Vec<_>>()
         };
@@ -162,8 +162,8 @@ mod tests {
     fn an_ended_incident_is_told_with_values_read_after_its_end() {
         let mut tracker = IncidentTracker::new(u64::MAX);
         // Three more decisions happen between the reading of the map and the death of the process.
-        assert_eq!(tracker.scan(200, &[(key(1), value(5, 3, 0))], |_, _| false), IncidentScan::default());
-        let scan = tracker.scan(300, &[(key(1), value(8, 3, 1))], |_, _| false);
+        assert_eq!(tracker.scan(200, &[(key(1), value(5, 3, 0))], |_| false), IncidentScan::default());
+        let scan = tracker.scan(300, &[(key(1), value(8, 3, 1))], |_| false);
         assert_eq!(scan.remove, [key(1)]);
         assert_eq!(scan.summaries.len(), 1);
         assert!(scan.summaries[0].ended);
@@ -174,8 +174,8 @@ mod tests {
     fn an_ended_incident_that_records_showed_whole_goes_silently() {
         let mut tracker = IncidentTracker::new(0);
         let entries = [(key(1), value(2, 2, 0))];
-        tracker.scan(200, &entries, |_, _| false);
-        let scan = tracker.scan(300, &entries, |_, _| false);
+        tracker.scan(200, &entries, |_| false);
+        let scan = tracker.scan(300, &entries, |_| false);
         assert_eq!(scan, IncidentScan { summaries: vec![], remove: vec![key(1)] });
     }
 
@@ -230,7 +230,7 @@ mod tests {
                 self.decide(tgid, true);
                 self.dead.insert(tgid);
             }
-            let scan = tracker.scan(self.now, &entries, |tgid, _| !self.dead.contains(&tgid));
+            let scan = tracker.scan(self.now, &entries, |key| !self.dead.contains(&key.tgid));
             for summary in scan.summaries {
                 assert_eq!(
                     summary.value.emitted + summary.value.lost + summary.aggregated(),

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::diff::diff;
+use super::validate::MAX_ACTORS;
 use super::*;
 
 fn read(text: &str) -> Result<Policy, PolicyErrors> {
@@ -186,6 +187,18 @@ fn sixty_five_combined_actors_are_too_many() {
     };
     assert_eq!(good(&actors(63)).roots()[0].actors().len(), 63);
     assert!(refusal(&actors(64)).contains("more than 63 actors"));
+}
+
+#[test]
+fn actors_that_their_maps_could_not_take_are_too_many() {
+    let root = |path: &str, count| {
+        let list: Vec<String> = (0..count).map(|index| format!("{{executable=\"/e{index}\"}}")).collect();
+        format!("[[root]]\npath = \"{path}\"\nactors = [{}]\n", list.join(","))
+    };
+    let half = root("/a", MAX_ACTORS / 2);
+    good(&format!("version = 1\n{half}{}", root("/b", MAX_ACTORS / 2)));
+    let refused = refusal(&format!("version = 1\n{half}{}", root("/b", MAX_ACTORS / 2 + 1)));
+    assert!(refused.contains("more than 1024 actors in all roots"), "{refused}");
 }
 
 #[test]

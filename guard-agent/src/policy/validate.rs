@@ -19,6 +19,11 @@ use super::{
 
 /// Actors of one root that need cgroup and executable together: each has a bit in a `u64`.
 const MAX_COMBINED: usize = guard_common::policy::COMBINED_ACTORS as usize;
+/// Actors of all roots together: the agent looks for each of them whenever the mount table changes.
+pub(super) const MAX_ACTORS: usize = 1024;
+/// So their maps are never full: a sealed root's actors stand there twice (see `ALIAS_ACTORS`), and while a policy
+/// replaces another so do both of them.
+const _: () = assert!(4 * MAX_ACTORS <= capacity::ACTORS as usize);
 const DEFAULT_FILESYSTEMS: &[&str] = &["ceph"];
 
 /// Reads a policy's text. `file` is only named in messages.
@@ -47,6 +52,10 @@ fn validate(raw: &RawPolicy, text: &str, problems: &mut Problems<'_>) -> Policy 
     }
     if raw.roots.len() > capacity::ROOTS as usize {
         problems.whole(format!("more than {} roots", capacity::ROOTS), None);
+    }
+    if roots.iter().map(|root| root.actors.len()).sum::<usize>() > MAX_ACTORS {
+        let hint = "name the cgroup that many of them run in".to_owned();
+        problems.whole(format!("more than {MAX_ACTORS} actors in all roots"), hint);
     }
     if filesystems.len() > capacity::FILESYSTEMS as usize {
         problems.whole(format!("more than {} kinds of filesystems", capacity::FILESYSTEMS), None);

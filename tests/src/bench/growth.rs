@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use guard_agent::bpf::maps::Write;
+use guard_agent::plan::is_pool;
 use guard_common::{ActorMask, CgroupKey, PoolEntry};
 
 use super::measure::{Cost, May, delete, make_files, measured, unlinks};
@@ -21,7 +22,7 @@ pub fn run(guarded: &Guarded, results: &mut Results) -> Result<()> {
     guarded.agent.signal(nix::sys::signal::Signal::SIGSTOP)?;
     let mut maps = guarded.installation.maps()?;
     let known = maps.pools.entries()?;
-    let (_, real) = *known.first().context("there is no pool")?;
+    let (_, real) = *known.iter().find(|(_, entry)| is_pool(entry)).context("there is no pool")?;
     let at = |results: &mut Results, axis, at| -> Result<()> {
         let cost = unlinks(&guarded.elsewhere, FILES, May::Delete)?;
         results.growth(axis, "outside every root", at, &cost);
