@@ -49,6 +49,8 @@ enum Action {
         seconds: u64,
         #[arg(long)]
         seed: u64,
+        #[arg(long, value_name = "FAULT")]
+        only: Vec<String>,
     },
     /// What a test runs beside itself
     #[command(subcommand, hide = true)]
@@ -67,7 +69,9 @@ fn main() -> ExitCode {
             print!("{}", catalogue::tables());
             ExitCode::SUCCESS
         }
-        Action::Lab { seconds, seed } => harness::run::report(lab::run(Duration::from_secs(seconds), seed)),
+        Action::Lab { seconds, seed, only } => {
+            harness::run::report(lab::run(Duration::from_secs(seconds), seed, &only))
+        }
         Action::Peer(peer) => peer.run(),
     }
 }

@@ -21,6 +21,9 @@ pub struct Arguments {
     /// Chooses the faults and what is random about them; without it, the clock does
     #[arg(long)]
     seed: Option<u64>,
+    /// Only this fault; may be given several times
+    #[arg(long, value_name = "FAULT")]
+    only: Vec<String>,
 }
 
 /// The command `cargo xtask lab`.
@@ -32,7 +35,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let seed = arguments.seed.unwrap_or(now.as_secs());
     let program = vm::quoted(&binaries.tests.to_string_lossy());
-    let line = format!("exec {program} lab --seconds {} --seed {seed}", arguments.seconds);
+    let only: String = arguments.only.iter().map(|name| format!(" --only {}", vm::quoted(name))).collect();
+    let line = format!("exec {program} lab --seconds {} --seed {seed}{only}", arguments.seconds);
     let mut boot = Boot::new(arguments.kernel, line);
     boot.limit = Some(Duration::from_secs(arguments.seconds) + BESIDE);
     boot.environment = guest::environment(&binaries, arguments.kernel, "default");

@@ -194,6 +194,14 @@ impl Agent {
         self.child.id()
     }
 
+    /// Resident memory in KiB.
+    pub fn memory_kib(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).context("read its status")?;
+        let value = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let number = value.and_then(|value| value.trim().strip_suffix(" kB")?.parse().ok());
+        number.context("no VmRSS in its status")
+    }
+
     /// Waits for `READY=1`; fails at once if the agent ends before.
     pub fn wait_ready(&mut self) -> Result<()> {
         self.notify.set_nonblocking(true)?;

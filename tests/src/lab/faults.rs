@@ -9,17 +9,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use fastrand::Rng;
-use guard_agent::bpf::maps::Write;
-use guard_common::PoolEntry;
-use guard_common::names::capacity;
 use nix::sys::signal::Signal;
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime, clock_settime};
 
 use super::ground::Ground;
+use super::{mounts, room};
 use crate::harness::agent::binary;
 use crate::harness::attempt::denied;
-use crate::harness::mount::Mount;
 use crate::harness::wait;
 use crate::peers::own::Running;
 
@@ -41,13 +38,22 @@ pub const FAULTS: &[Fault] = &[
     fault("disk-full", disk_full),
     fault("policy-garbage", policy_garbage),
     fault("socket-flooded", socket_flooded),
-    fault("mount-storm", mount_storm),
-    fault("pools-full", pools_full),
+    fault("mount-storm", mounts::mount_storm),
+    fault("thousand-mounts", mounts::thousand_mounts),
+    fault("mount-cycles", mounts::some_mount_cycles),
+    fault("long-mount-table", mounts::rather_long_mount_table),
+    fault("pools-full", room::pools_full),
+    fault("leases-full", room::leases_full),
+    fault("actors-full", room::actors_full),
+    fault("guest-views-many", room::guest_views_many),
+    fault("incidents-full", room::incidents_full),
+    fault("ring-of-one-page", room::ring_of_one_page),
     fault("clock-step", clock_step),
+    fault("suspended", suspended),
     fault("deleters", deleters),
 ];
 
-const SOON: Duration = Duration::from_secs(120);
+pub(super) const SOON: Duration = Duration::from_secs(120);
 
 fn agent_killed(ground: &mut Ground, _: &mut Rng) -> Result<()> {
     ground.kill_agent()?;
@@ -168,49 +174,6 @@ fn socket_flooded(ground: &mut Ground, random: &mut Rng) -> Result<()> {
     })
 }
 
-/// Pools come and go; each is protected from its first moment.
-fn mount_storm(ground: &mut Ground, random: &mut Rng) -> Result<()> {
-    let mut mounts = Vec::new();
-    for number in 0..random.usize(20..100) {
-        let mount = Mount::tmpfs(ground.guarded.root().join(format!("storm{number}")))?;
-        let file = mount.path().join("file");
-        fs::write(&file, "").context("write into a new mount")?;
-        denied("a deletion in a new mount", fs::remove_file(&file))?;
-        if random.bool() {
-            mounts.push(mount);
-        }
-    }
-    ground.holds()?;
-    drop(mounts);
-    let known = || ground.guarded.installation.guardctl_json(&["pools"]);
-    wait::until("only the pool is left", SOON, || Ok(known()?.as_array().is_some_and(|all| all.len() == 1)))
-}
-
-/// The map of pools has no room: a new mount is denied as one that nobody has spoken for.
-fn pools_full(ground: &mut Ground, _: &mut Rng) -> Result<()> {
-    ground.agent()?.signal(Signal::SIGSTOP)?;
-    let mut maps = ground.maps()?;
-    let entry = PoolEntry { magic: 1, ..PoolEntry::default() };
-    let mut made = Vec::new();
-    for dev in (0x0f00_0000..).take(capacity::POOLS as usize) {
-        if maps.pools.write(dev, entry, Write::Create).is_err() {
-            break;
-        }
-        made.push(dev);
-    }
-    ensure!(made.len() < capacity::POOLS as usize, "the map of pools is not full");
-    let mount = Mount::tmpfs(ground.guarded.root().join("one-too-many"))?;
-    let file = mount.path().join("file");
-    fs::write(&file, "").context("write into the new mount")?;
-    denied("a deletion in a pool that finds no room", fs::remove_file(&file))?;
-    let held = ground.holds();
-    for dev in made {
-        maps.pools.remove(&dev)?;
-    }
-    ground.agent()?.signal(Signal::SIGCONT)?;
-    held
-}
-
 /// The wall clock jumps by up to a year, to and fro.
 fn clock_step(ground: &mut Ground, random: &mut Rng) -> Result<()> {
     let step = random.i64(-31_536_000..31_536_000);
@@ -223,6 +186,32 @@ fn clock_step(ground: &mut Ground, random: &mut Rng) -> Result<()> {
     let held = ground.recovers();
     jump(-step)?;
     held
+}
+
+/// The kernel suspends: every process stands still for the five seconds that a test of it lasts, and a release ends
+/// meanwhile. (The VM's root is on 9p, which does not outlive the suspension of its device.)
+fn suspended(ground: &mut Ground, _: &mut Rng) -> Result<()> {
+    const TTL: Duration = Duration::from_secs(4);
+    let pool = ground.guarded.pool("suspended")?;
+    ground.guarded.guardctl(&[
+        "release",
+        &pool.path().to_string_lossy(),
+        "--ttl",
+        "4s",
+        "--reason",
+        "lab",
+    ])?;
+    let now = || clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).context("read the clock");
+    let before = now()?;
+    fs::write("/sys/power/pm_test", "freezer").context("ask for a test of suspending")?;
+    let suspended = fs::write("/sys/power/state", "mem").context("suspend");
+    fs::write("/sys/power/pm_test", "none").context("ask for no test of suspending")?;
+    suspended?;
+    let took = now()?.saturating_sub(before);
+    ensure!(took >= TTL, "the suspension took only {took:?}");
+    denied("a deletion after a release that ended meanwhile", fs::remove_file(pool.path().join("file0")))?;
+    ground.holds()?;
+    ground.guarded.wait_for_mode(pool.path(), "guarded")
 }
 
 /// Many processes that delete at the same time, each an incident of its own.

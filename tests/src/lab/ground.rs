@@ -14,10 +14,12 @@ use crate::harness::attempt::{denied, in_cgroup, passes};
 use crate::harness::guarded::Guarded;
 use crate::harness::mount::Mount;
 use crate::harness::{tree, wait};
+use crate::peers::container;
 use crate::peers::own::Running;
 
 const ACTOR: &str = "/sys/fs/cgroup/guard-lab-actor";
-const SETTINGS: &str = "actors = [{ cgroup = \"/guard-lab-actor\" }]\n[audit]\nincident_interval = \"1s\"";
+pub(super) const SETTINGS: &str =
+    "actors = [{ cgroup = \"/guard-lab-actor\" }]\n[audit]\nincident_interval = \"1s\"";
 /// For an agent to answer or to account for all, on a machine that is loaded on purpose.
 const SOON: Duration = Duration::from_secs(120);
 
@@ -82,6 +84,11 @@ impl Ground {
         let own = self.pool.path().join("actors-own");
         fs::write(&own, "").context("write in the pool")?;
         ensure!(in_cgroup(Path::new(ACTOR), Path::new("/bin/rm"), &own)?, "an actor was denied");
+        container::beside_the_host(&self.pool.path().join("volume"), |view| {
+            let own = view.join("guests-own");
+            fs::write(&own, "").context("write in a guest's view")?;
+            passes("a guest's deletion", fs::remove_file(&own))
+        })?;
         let files = tree::count(self.pool.path())?;
         ensure!(files == self.files, "LOST: {files} of {} files are there", self.files);
         if let Some(deleter) = &mut self.deleter {

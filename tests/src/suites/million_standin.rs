@@ -37,14 +37,6 @@ fn ticks(pid: u32) -> Result<u64> {
     field(11).zip(field(12)).map(|(user, system)| user + system).context("no times in stat")
 }
 
-/// Resident memory in KiB.
-fn memory(pid: u32) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let value = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let number = value.and_then(|value| value.trim().strip_suffix(" kB")?.parse().ok());
-    number.context("no VmRSS in status")
-}
-
 /// CPU ticks of the children that have been waited for: the deleter, not the agent.
 fn ticks_of_ended_children() -> Result<u64> {
     let usage = getrusage(UsageWho::RUSAGE_CHILDREN).context("getrusage")?;
@@ -57,7 +49,7 @@ fn million() -> Result<()> {
     let ground = Guarded::new("million", "[audit]\nfull_records = 8\nincident_interval = \"1s\"")?;
     let agent = ground.installation.start()?;
     let pool = ground.pool("pool")?;
-    let (idle_memory, idle_ticks) = (memory(agent.pid())?, ticks(agent.pid())?);
+    let (idle_memory, idle_ticks) = (agent.memory_kib()?, ticks(agent.pid())?);
     ensure!(idle_memory <= IDLE_MEMORY, "an idle agent holds {idle_memory} KiB");
     let before = reconciled(&ground)?;
     let before_deleting = ticks_of_ended_children()?;
@@ -91,7 +83,7 @@ fn million() -> Result<()> {
         "note: {TIMES} denied unlinks in {took:.1?}: {emitted} emitted, {aggregated} aggregated, {lost} lost; \
          audit log {size} bytes; agent VmRSS {idle_memory} KiB before, {} KiB after, {} CPU ticks meanwhile beside {deleters_ticks} of the \
          deleter",
-        memory(agent.pid())?,
+        agent.memory_kib()?,
         ticks(agent.pid())? - idle_ticks
     );
     let elsewhere = Mount::tmpfs("/var/lib/guard-standin-million")?;
