@@ -55,15 +55,24 @@ for mode in (\"DELETE\", \"TRUNCATE\", \"PERSIST\"):
     ),
     (
         "package manager",
-        "mkdir -p pkg/DEBIAN pkg/usr/share/x system/var/lib/dpkg/info system/var/lib/dpkg/updates
-         touch system/var/lib/dpkg/status system/var/lib/dpkg/available; echo one >pkg/usr/share/x/file
-         for version in 1 2; do
-             printf 'Package: x\\nVersion: %s\\nArchitecture: all\\nMaintainer: a <a@b>\\nDescription: x\\n' $version \
-                 >pkg/DEBIAN/control
-             dpkg-deb -Znone -b pkg x.deb >/dev/null && dpkg --root=system --log=/dev/null -i x.deb >/dev/null
-         done
-         test -e system/usr/share/x/file && dpkg --root=system --log=/dev/null --purge x >/dev/null
-         test ! -e system/usr/share/x/file",
+        "mkdir -p system/var/lib/dpkg/info system/var/lib/dpkg/updates
+         touch system/var/lib/dpkg/status system/var/lib/dpkg/available
+         as() { dpkg --root=system --log=/dev/null --force-confold \"$@\" >/dev/null; }
+         pack() { # name, version, a field
+             mkdir -p $1/DEBIAN && printf 'Package: %s\nVersion: %s\nArchitecture: all\n%sMaintainer: a <a@b>\n%s: x\n' \
+                 $1 $2 \"$3\" Description >$1/DEBIAN/control && dpkg-deb -Znone -b $1 $1-$2.deb >/dev/null
+         }
+         mkdir -p lib/usr/lib/x lib/etc lib/DEBIAN app/usr/bin
+         echo one >lib/usr/lib/x/file; echo old >lib/usr/lib/x/old; ln -s file lib/usr/lib/x/link
+         echo conf >lib/etc/x.conf; echo /etc/x.conf >lib/DEBIAN/conffiles
+         pack lib 1 ''; echo app >app/usr/bin/app; pack app 1 'Depends: lib
+'
+         as -i lib-1.deb app-1.deb; echo edited >system/etc/x.conf
+         rm lib/usr/lib/x/old; echo two >lib/usr/lib/x/file; echo new >lib/etc/x.conf; pack lib 2 ''
+         as -i lib-2.deb; test ! -e system/usr/lib/x/old; test \"$(cat system/usr/lib/x/link)\" = two
+         test \"$(cat system/etc/x.conf)\" = edited; as -i lib-1.deb 2>/dev/null; test -e system/usr/lib/x/old
+         ! as -r lib 2>/dev/null; as -r app; as -i lib-2.deb app-1.deb; as -r app lib
+         test -e system/etc/x.conf; test ! -e system/usr/lib/x; as --purge app lib; test ! -e system/etc/x.conf",
     ),
     (
         "backup",
