@@ -24,6 +24,7 @@ pub mod doctor;
 pub mod durable;
 pub mod events;
 pub mod exit;
+pub mod fanotify;
 pub mod incus;
 pub mod join;
 pub mod mounts;

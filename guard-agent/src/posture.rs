@@ -56,7 +56,50 @@ pub struct Posture {
 pub fn gaps(tier: Tier) -> Vec<Gap> {
     let list: &[(&str, &str)] = match tier {
         // The yardstick. The others are not there yet: whoever brings one into force lists its gaps here.
-        Tier::BpfLsm | Tier::FmodRet | Tier::Fanotify => &[],
+        Tier::BpfLsm | Tier::FmodRet => &[],
+        Tier::Fanotify => FANOTIFY_GAPS,
     };
     list.iter().map(|(code, detail)| Gap { code: (*code).to_owned(), detail: (*detail).to_owned() }).collect()
 }
+
+/// Guarded: recursive deletion is stopped where it lists directories. Sealed: each mount of the host is read-only.
+const FANOTIFY_GAPS: &[(&str, &str)] = &[
+    (
+        "single-deletions",
+        "guarded: a file whose path is known can be removed or replaced by anybody whom its permissions let",
+    ),
+    (
+        "listing",
+        "guarded: whoever is no actor and has no lease cannot list directories of a pool (`ls`, backups)",
+    ),
+    (
+        "read-only",
+        "sealed: nothing can be written either, by the storage daemon neither; refusals are not recorded",
+    ),
+    (
+        "other-namespaces",
+        "mounts in other mount namespaces are not covered: guests', and private copies (`unshare -m`, PrivateTmp=)",
+    ),
+    ("first-moment", "a pool is open from its mount until the agent has seen it, and while no agent runs"),
+    (
+        "open-before",
+        "a directory that was opened before the pool was marked can be listed through that descriptor",
+    ),
+    ("aliases", "the same data under another superblock, outside the guarded roots, is not covered"),
+    (
+        "busy",
+        "sealed: a mount through which a file is open for writing stays writable; its directories cannot be listed",
+    ),
+    (
+        "expiry",
+        "a release that ends without an agent ends the listing of directories, and leaves its mounts writable",
+    ),
+    (
+        "superblock-end",
+        "a pool counts as ended when the host's namespace has no mount of it; a rollback's proof is no more than that",
+    ),
+    (
+        "responder",
+        "when the process that answers ends, the kernel allows everything in guarded pools until there is another",
+    ),
+];

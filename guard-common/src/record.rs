@@ -12,6 +12,10 @@ crate::wire_enum! {
         InodeRmdir = 7 => "inode_rmdir",
         InodeRename = 8 => "inode_rename",
         InodeSetattr = 9 => "inode_setattr",
+        /// No hook of LSM: fanotify asks when a directory is opened.
+        FanotifyOpen = 10 => "fanotify_open",
+        /// As above, when an open directory is listed.
+        FanotifyList = 11 => "fanotify_list",
     }
 }
 
@@ -25,6 +29,8 @@ crate::wire_enum! {
         /// `RENAME_EXCHANGE`.
         RenameExchange = 4 => "rename-exchange",
         Truncate = 5 => "truncate",
+        /// A directory is opened or listed, as every recursive deletion begins.
+        List = 6 => "list",
     }
 }
 

@@ -97,18 +97,18 @@ pub fn run() -> Result<()> {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Expect {
+pub(crate) enum Expect {
     Success,
     Failure,
 }
 
 /// Shows commands and what came of them.
-struct Stage {
+pub(crate) struct Stage {
     colour: bool,
 }
 
 impl Stage {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { colour: env::var_os(COLOUR).is_some() }
     }
 
@@ -116,20 +116,20 @@ impl Stage {
         if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 
-    fn say(&self, text: &str) {
+    pub(crate) fn say(&self, text: &str) {
         println!("{}", self.paint("36", &format!("# {text}")));
     }
 
-    fn prompt(&self, line: &str) {
+    pub(crate) fn prompt(&self, line: &str) {
         println!("{}", self.paint("1", &format!("$ {line}")));
     }
 
-    fn close(&self, text: &str) {
+    pub(crate) fn close(&self, text: &str) {
         println!("\n{}", self.paint("1;32", text));
     }
 
     /// Runs a line of shell. Shows the first lines of what it printed, returns all of it.
-    fn run(&self, line: &str, expected: Expect, shown: usize) -> Result<String> {
+    pub(crate) fn run(&self, line: &str, expected: Expect, shown: usize) -> Result<String> {
         self.prompt(line);
         let path = format!("{}:{}", programs()?, env::var("PATH").unwrap_or_default());
         let output = Command::new("sh")

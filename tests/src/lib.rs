@@ -2,12 +2,13 @@
 //! a VM and runs this in it. Never run it on a host that matters: it mounts, seals and deletes.
 //!
 //! `harness` holds what tests use, `peers` the programs that they set on the barrier, `suites` the tests,
-//! `catalogue` what they show of ways around, `demo` the demonstration, `bench` the benchmarks, `lab` the fault lab.
+//! `catalogue` what they show of ways around, `demo` the demonstration, `native` the one without a VM, `bench` the benchmarks, `lab` the fault lab.
 
 pub mod bench;
 pub mod catalogue;
 pub mod demo;
 pub mod harness;
 pub mod lab;
+pub mod native;
 pub mod peers;
 pub mod suites;

@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 
 use guard_tests::harness::registry::{Profile, Selection, Suite};
 use guard_tests::peers::own::Peer;
-use guard_tests::{bench, catalogue, demo, harness, lab};
+use guard_tests::{bench, catalogue, demo, harness, lab, native};
 
 #[derive(Parser)]
 #[command(name = "guard-tests", about = "Runs in the VM: use `cargo xtask test` and `cargo xtask demo`")]
@@ -39,6 +39,8 @@ enum Action {
     },
     /// The demonstration
     Demo,
+    /// The demonstration on this machine, in namespaces that end with it
+    Native,
     /// The benchmarks
     Bench,
     /// Print the tables of `docs/BYPASSES.md`
@@ -64,6 +66,7 @@ fn main() -> ExitCode {
             if list { harness::run::list(&selection) } else { harness::run::all(&selection) }
         }
         Action::Demo => harness::run::report(demo::run()),
+        Action::Native => harness::run::report(native::run()),
         Action::Bench => harness::run::report(bench::run()),
         Action::Bypasses => {
             print!("{}", catalogue::tables());

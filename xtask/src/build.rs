@@ -70,13 +70,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 pub fn for_tests() -> Result<TestBinaries> {
     let profile = Profile::Release;
     let target = workspace::target();
-    build(
-        profile,
-        &target,
-        None,
-        &["guard-agent", "guard-tests"],
-        Report::Summary("build the agent and the tests"),
-    )?;
+    agent_and_tests(profile, &target)?;
     let upgrade = target.join("upgrade");
     for part in [profile.directory(), KERNEL_PROGRAM] {
         seed(&target.join(part), &upgrade.join(part))?;
@@ -98,6 +92,18 @@ pub fn for_tests() -> Result<TestBinaries> {
         empty_object: object.with_file_name("guard-ebpf-empty"),
         monitor_object: object.with_file_name("guard-ebpf-monitor"),
     })
+}
+
+/// Builds what runs on this machine itself; returns the directory of the binaries.
+pub fn for_this_machine() -> Result<PathBuf> {
+    let target = workspace::target();
+    agent_and_tests(Profile::Release, &target)?;
+    Ok(target.join(Profile::Release.directory()))
+}
+
+fn agent_and_tests(profile: Profile, target: &Path) -> Result<()> {
+    let report = Report::Summary("build the agent and the tests");
+    build(profile, target, None, &["guard-agent", "guard-tests"], report)
 }
 
 #[derive(Clone, Copy)]

@@ -164,7 +164,7 @@ fn must_deny(hook: Hook, result: nix::Result<()>) -> Result<(), CanaryError> {
 }
 
 /// fsopen(2), fsconfig(2), fsmount(2): a mount that is in no namespace and ends with its descriptor.
-fn detached_ramfs() -> io::Result<OwnedFd> {
+pub(crate) fn detached_ramfs() -> io::Result<OwnedFd> {
     const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
     const CLOEXEC: libc::c_uint = 1;
     // SAFETY: a system call with a NUL-closed name; the result is checked.

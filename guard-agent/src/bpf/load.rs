@@ -114,12 +114,60 @@ pub fn prepare(pin_directory: &Path) -> Result<Prepared, LoadError> {
         loader.map_pin_path(name, pins.maps().join(name));
     }
     let ebpf = loader.load(object).map_err(LoadError::Object)?;
-    let mut maps = Maps::open(&pins.maps())?;
+    write_layout(&mut Maps::open(&pins.maps())?)?;
+    let generation = pins.generation(&identity, token);
+    Ok(Prepared { pins, generation, programs, loaded: Some(ebpf) })
+}
+
+/// Brings the maps into being without any program, for the tier that answers from user space. It needs nothing of
+/// the kernel but maps: no BTF, no hooks.
+pub fn prepare_maps(pin_directory: &Path) -> Result<BareMaps, LoadError> {
+    let object = object::bytes().ok_or(LoadError::NoObject)?;
+    let pins = Pins::open(pin_directory)?;
+    let in_force = !pins.generations()?.is_empty();
+    check_layout(&pins, in_force)?;
+    let mut loader = EbpfLoader::new();
+    loader.btf(None);
+    for name in map::ALL {
+        loader.map_pin_path(name, pins.maps().join(name));
+    }
+    // The programs in it are never handed to the kernel.
+    loader.load(object).map_err(LoadError::Object)?;
+    write_layout(&mut Maps::open(&pins.maps())?)?;
+    give_memory_back();
+    Ok(BareMaps { pins })
+}
+
+/// Maps without programs.
+#[derive(Debug)]
+pub struct BareMaps {
+    pins: Pins,
+}
+
+impl BareMaps {
+    /// Opens the maps.
+    pub fn maps(&self) -> Result<Maps, LoadError> {
+        Ok(Maps::open(&self.pins.maps())?)
+    }
+
+    /// Where the maps are pinned.
+    pub fn map_directory(&self) -> std::path::PathBuf {
+        self.pins.maps()
+    }
+
+    /// Detaches all programs of another tier. Only after this one is proven. Returns how many loads there were.
+    pub fn retire_programs(&self) -> Result<usize, LoadError> {
+        let generations = self.pins.generations()?;
+        generations.iter().try_for_each(|generation| self.pins.retire(generation))?;
+        Ok(generations.len())
+    }
+}
+
+fn write_layout(maps: &mut Maps) -> Result<(), MapAccessError> {
     if maps.meta.read()?.layout_version == 0 {
         maps.meta.write(Meta { layout_version: LAYOUT_VERSION, reserved: 0, next_generation: 1 })?;
     }
-    let generation = pins.generation(&identity, token);
-    Ok(Prepared { pins, generation, programs, loaded: Some(ebpf) })
+    Ok(())
 }
 
 /// The programs whose hooks this kernel has.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use aya::Pod;
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf};
 use guard_common::names::map;
 use guard_common::{
     ActorMask, CgroupKey, Config, Counter, ExecutableKey, FilesystemKey, IncidentKey, IncidentValue,
@@ -143,6 +143,18 @@ impl Maps {
             incidents: table(directory, map::INCIDENTS)?,
             counters: opened(map::COUNTERS, data(directory, map::COUNTERS).map(Map::PerCpuArray))?,
         })
+    }
+
+    /// Adds to a counter from outside the kernel. Only where no program counts in the same map: the tier whose
+    /// answers come from user space.
+    pub fn count(&mut self, counter: Counter, number: u64) -> Result<(), MapAccessError> {
+        let error = |source| MapAccessError { operation: "write", map: map::COUNTERS, source };
+        let mut values = self.counters.get(&(counter as u32), 0).map_err(error)?.to_vec();
+        if let Some(first) = values.first_mut() {
+            *first += number;
+        }
+        let values = PerCpuValues::try_from(values).map_err(|source| error(MapError::IoError(source)))?;
+        self.counters.set(counter as u32, values, 0).map_err(error)
     }
 
     /// The counters, summed up over all CPUs.

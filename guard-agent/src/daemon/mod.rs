@@ -4,6 +4,7 @@
 //! watched paths, the kernel's records, requests from the control socket, and time. Nothing here decides
 //! what to protect.
 
+mod engine;
 mod exec;
 mod last_good;
 mod node;
@@ -26,9 +27,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use guard_common::Tier;
 use nix::fcntl::{Flock, FlockArg};
 use thiserror::Error;
 use tokio::io::Interest;
+use tokio::io::unix::{AsyncFd, AsyncFdReadyMutGuard};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep_until};
 
@@ -38,9 +41,10 @@ use crate::bpf::logs::KernelLog;
 use crate::bpf::{CanaryError, MapAccessError, maps};
 use crate::control::{Command, Server, ServerOptions, SocketError};
 use crate::exit::Exit;
+use crate::fanotify::{self, EngineError};
 use crate::mounts::MountWatch;
 use crate::paths;
-use crate::policy::PolicyErrors;
+use crate::policy::{PolicyErrors, TierChoice};
 use crate::posture::State;
 use crate::reactor;
 use crate::watch::PathWatcher;
@@ -104,6 +108,8 @@ pub enum DaemonError {
     #[error(transparent)]
     Map(#[from] MapAccessError),
     #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error(transparent)]
     Socket(#[from] SocketError),
     #[error("{operation}")]
     Io {
@@ -165,9 +171,9 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     let server = Server::bind(ServerOptions::new(options.run_dir.clone(), options.audit.clone()))?;
     let (events, _) = broadcast::channel(FOLLOWERS_LAG);
 
-    let prepared = load::prepare(&options.pin_dir)?;
-    let maps_directory = prepared.map_directory();
-    let maps = prepared.maps()?;
+    let foundation = Foundation::prepare(policy.policy.tier(), &options.pin_dir)?;
+    let maps_directory = foundation.map_directory();
+    let maps = foundation.maps()?;
     let records = reactor::watch(maps::records(&maps_directory)?, Interest::READABLE)
         .map_err(failed("watch the records"))?;
     let (rollbacks, mut rolling) = rollback::Rollbacks::new(maps_directory);
@@ -179,7 +185,17 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     // The policy is in the maps before anything is attached: the first decision already knows it.
     owner.open_nodes(&mounts).await;
     owner.check_reconciled()?;
-    owner.put_in_force(prepared.attach()?)?;
+    match foundation {
+        Foundation::Programs(prepared) => {
+            owner.put_in_force(prepared.attach()?)?;
+            // What a weaker tier has left, once this one is proven.
+            owner.end_engines()?;
+        }
+        Foundation::Maps(bare) => {
+            owner.put_engine_in_force(&bare, "policy asks for this tier".to_owned(), &mounts)?;
+        }
+    }
+    let mut answers = owner.take_answers();
 
     let mut watcher = match PathWatcher::new(owner.watched_paths()) {
         Ok(watcher) => Some(watcher),
@@ -188,13 +204,14 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
             None
         }
     };
-    let mut kernel_log = match KernelLog::open(&owner.any_program()) {
-        Ok(log) => Some(log),
-        Err(error) => {
-            tracing::warn!(error = %chain(&error), "the kernel program's own log cannot be read");
-            None
-        }
+    let open = |program: PathBuf| {
+        KernelLog::open(&program)
+            .inspect_err(|error| {
+                tracing::warn!(error = %chain(error), "the kernel program's own log cannot be read");
+            })
+            .ok()
     };
+    let mut kernel_log = owner.any_program().and_then(open);
     let (commands, mut requests) = mpsc::channel::<Command>(64);
     let (stop, stopping) = watch::channel(false);
     let serving = tokio::spawn(server.run(commands, events, stopped(stopping)));
@@ -226,6 +243,11 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
             ready = records.readable_mut() => {
                 let mut ready = ready.map_err(failed("wait for records"))?;
                 owner.drain_records(ready.get_inner_mut());
+                ready.clear_ready();
+            }
+            ready = answered(answers.as_mut()) => {
+                let mut ready = ready.map_err(failed("wait for the responder's records"))?;
+                owner.drain_answers(ready.get_inner_mut());
                 ready.clear_ready();
             }
             Some((root, observation)) = observations.recv() => {
@@ -267,6 +289,9 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     manager.stopping();
     // Whatever is in the ring is written before the agent goes.
     owner.drain_records(records.get_mut());
+    if let Some(answers) = &mut answers {
+        owner.drain_answers(answers.get_mut());
+    }
     owner.stop();
     let _ = stop.send(true);
     if let Ok(Err(error)) = serving.await {
@@ -275,10 +300,43 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     Ok(())
 }
 
-/// Removes all pins: nothing is enforced afterwards.
+/// What enforcement stands on.
+enum Foundation {
+    /// Programs in the kernel.
+    Programs(load::Prepared),
+    /// Maps only: the answers come from user space.
+    Maps(load::BareMaps),
+}
+
+impl Foundation {
+    fn prepare(choice: TierChoice, pin_dir: &Path) -> Result<Self, LoadError> {
+        Ok(match choice {
+            TierChoice::Only(Tier::Fanotify) => Self::Maps(load::prepare_maps(pin_dir)?),
+            _ => Self::Programs(load::prepare(pin_dir)?),
+        })
+    }
+
+    fn maps(&self) -> Result<maps::Maps, LoadError> {
+        match self {
+            Self::Programs(prepared) => prepared.maps(),
+            Self::Maps(bare) => bare.maps(),
+        }
+    }
+
+    fn map_directory(&self) -> PathBuf {
+        match self {
+            Self::Programs(prepared) => prepared.map_directory(),
+            Self::Maps(bare) => bare.map_directory(),
+        }
+    }
+}
+
+/// Removes all pins, ends responders, and makes sealed mounts writable: nothing is enforced afterwards.
 pub fn unload(pin_dir: &Path, state_dir: &Path) -> Result<(), DaemonError> {
     let _lock = lock(state_dir)?;
     let pins = crate::bpf::pins::Pins::open(pin_dir).map_err(LoadError::Pins)?;
+    let origin = origin::of_this_host().map_err(failed("read the host's name and boot id"))?;
+    fanotify::unload(&pins.maps(), state_dir, &origin.boot_id)?;
     Ok(pins.unload().map_err(LoadError::Pins)?)
 }
 
@@ -310,6 +368,15 @@ async fn settled(settle: Option<&(Instant, Vec<PathBuf>)>) {
 async fn watched(watcher: Option<&mut PathWatcher>) -> io::Result<Vec<PathBuf>> {
     match watcher {
         Some(watcher) => watcher.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn answered(
+    answers: Option<&mut AsyncFd<std::fs::File>>,
+) -> io::Result<AsyncFdReadyMutGuard<'_, std::fs::File>> {
+    match answers {
+        Some(answers) => answers.readable_mut().await,
         None => std::future::pending().await,
     }
 }

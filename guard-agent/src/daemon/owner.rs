@@ -4,10 +4,12 @@
 //! became different. It may be called at any time and as often as one likes.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use guard_common::{Counter, Tier};
+use tokio::io::unix::AsyncFd;
 use tokio::sync::broadcast;
 
 use super::nodes::Nodes;
@@ -22,6 +24,7 @@ use crate::bpf::{CanaryError, Maps, Programs, canary, object};
 use crate::classify::{self, Classification};
 use crate::control::Peer;
 use crate::events::{IncidentTracker, Stamp, Time, clock};
+use crate::fanotify::Engine;
 use crate::mounts::{MountWatch, Snapshot};
 use crate::plan::{self, Desired, MapOperation, Overrides};
 use crate::posture::{Posture, Reason};
@@ -33,6 +36,10 @@ pub struct Owner {
     pub(super) policy: LoadedPolicy,
     pub(super) maps: Maps,
     pub(super) programs: Option<Programs>,
+    /// In place of programs, in the tier that answers from user space.
+    pub(super) engine: Option<Engine>,
+    /// Records of the engine, until the loop takes them.
+    pub(super) answers: Option<AsyncFd<File>>,
     pub(super) state: StateFile,
     pub(super) audit: AuditFile,
     events: broadcast::Sender<Arc<str>>,
@@ -91,6 +98,8 @@ impl Owner {
             policy,
             maps,
             programs: None,
+            engine: None,
+            answers: None,
             state,
             audit,
             events,
@@ -129,14 +138,7 @@ impl Owner {
             (false, 0) => AgentChange::Started,
             (false, _) => AgentChange::Upgraded,
         };
-        self.write_agent(change);
-        let (policy, generation) = (self.policy.policy.hash().to_owned(), self.policy.generation);
-        tracing::info!(build = object::BUILD, ?change, policy, generation, "agent is up");
-        self.write_policy(PolicyChange::Loaded, Vec::new());
-        if let Some(rejected) = &self.policy.rejected {
-            // The file is wrong, and the last good policy was taken instead.
-            self.write_policy(PolicyChange::Rejected, rejected.errors.clone());
-        }
+        self.announce(change);
         if let Err(error) = proven {
             self.canary_failed(&error);
             if !self.policy.policy.allow_inactive() {
@@ -144,10 +146,7 @@ impl Owner {
                 if !adopted {
                     programs.withdraw()?;
                 }
-                let reasons = self.posture.iter().flat_map(|posture| &posture.reasons);
-                let reasons =
-                    reasons.map(|reason| format!("{}: {}", reason.code, reason.detail)).collect::<Vec<_>>();
-                return Err(DaemonError::Inactive { reasons: reasons.join("; "), source: error });
+                return Err(self.inactive(error));
             }
             self.programs = Some(programs);
             return Ok(());
@@ -157,8 +156,34 @@ impl Owner {
         Ok(())
     }
 
+    /// Writes down that the agent is up, and with which policy.
+    pub(super) fn announce(&mut self, change: AgentChange) {
+        self.write_agent(change);
+        let (policy, generation) = (self.policy.policy.hash().to_owned(), self.policy.generation);
+        tracing::info!(build = object::BUILD, ?change, policy, generation, "agent is up");
+        self.write_policy(PolicyChange::Loaded, Vec::new());
+        if let Some(rejected) = &self.policy.rejected {
+            // The file is wrong, and the last good policy was taken instead.
+            self.write_policy(PolicyChange::Rejected, rejected.errors.clone());
+        }
+    }
+
+    /// Why nothing is enforced.
+    pub(super) fn inactive(&self, source: CanaryError) -> DaemonError {
+        let reasons = self.posture.iter().flat_map(|posture| &posture.reasons);
+        let reasons: Vec<String> =
+            reasons.map(|reason| format!("{}: {}", reason.code, reason.detail)).collect();
+        DaemonError::Inactive { reasons: reasons.join("; "), source }
+    }
+
     /// Proves enforcement anew.
     pub fn prove(&mut self) {
+        if let Some(engine) = &mut self.engine {
+            match engine.prove(&mut self.maps) {
+                Ok(()) => self.canary_passed(),
+                Err(error) => self.canary_failed(&error),
+            }
+        }
         let Some(programs) = &self.programs else { return };
         let pinned = programs.is_pinned();
         self.troubles
@@ -169,13 +194,13 @@ impl Owner {
         }
     }
 
-    fn canary_passed(&mut self) {
+    pub(super) fn canary_passed(&mut self) {
         self.proven_at = Some(now().time);
         self.troubles.clear(posture::CANARY);
         self.judge_posture();
     }
 
-    fn canary_failed(&mut self, error: &CanaryError) {
+    pub(super) fn canary_failed(&mut self, error: &CanaryError) {
         self.troubles.set(posture::CANARY, chain(error));
         self.judge_posture();
     }
@@ -228,6 +253,7 @@ impl Owner {
         let effective = self.policy.policy.with_root_paths(&self.resolution.root_paths);
         self.classification = classify::classify(&self.snapshot, &effective);
 
+        self.remove_unmounted()?;
         let observed = self.maps.observed().map_err(text)?;
         let moment = now().boot_ns;
         let meta = self.maps.meta.read().map_err(text)?;
@@ -250,7 +276,9 @@ impl Owner {
         });
         self.recheck(created.collect(), ended, mounts)?;
         self.note_pools(&effective)?;
-        applied
+        applied?;
+        // The maps first: whoever is asked from now on knows the pool.
+        self.order_marks()
     }
 
     /// A device number may have changed hands between reading the mount table and writing an entry: then
@@ -298,6 +326,7 @@ impl Owner {
             self.reconcile(mounts);
         }
         self.drive_nodes(mounts);
+        self.tick_engine();
         self.scan_incidents();
         if let Err(error) = self.audit.flush() {
             tracing::error!(error = chain(&error), "audit log");
@@ -331,9 +360,9 @@ impl Owner {
         self.policy.policy.canary_interval()
     }
 
-    /// A pinned program.
-    pub fn any_program(&self) -> PathBuf {
-        self.programs.as_ref().map(Programs::any_program).unwrap_or_default()
+    /// A pinned program, if there are programs.
+    pub fn any_program(&self) -> Option<PathBuf> {
+        self.programs.as_ref().map(Programs::any_program)
     }
 
     /// Says what was wrong with the state file.

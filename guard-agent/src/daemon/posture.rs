@@ -73,6 +73,27 @@ pub const AUDIT: Trouble = Trouble {
     fix: "make room for the audit log; waiting records are written then",
     leaves: Leaves::Part,
 };
+pub const WEAK_TIER: Trouble = Trouble {
+    code: "tier-fanotify",
+    fix: "run `guardctl doctor`: it names what would raise the tier",
+    leaves: Leaves::Part,
+};
+pub const UNMARKED: Trouble = Trouble {
+    code: "mounts-unmarked",
+    fix: "see the detail: directories of these mounts can be listed, and so deleted, by everybody; it is tried again",
+    leaves: Leaves::Part,
+};
+pub const UNSEALED: Trouble = Trouble {
+    code: "mounts-not-sealed",
+    fix: "see the detail: `busy` means that a file is open for writing through the mount (`fuser -vm MOUNTPOINT`); until \
+          then listing its directories is refused to everybody, and it is tried again",
+    leaves: Leaves::Part,
+};
+pub const RESPONDER: Trouble = Trouble {
+    code: "responder-replaced",
+    fix: "see the agent's log: for a moment the kernel allowed everything in guarded pools; this ends with the next proof",
+    leaves: Leaves::Part,
+};
 pub const RECORDS: Trouble = Trouble {
     code: "records-undecodable",
     fix: "agent and kernel program do not match: restart the agent",
@@ -116,6 +137,10 @@ impl Troubles {
 impl Owner {
     /// Works the posture out, and writes it down if it is another one.
     pub(super) fn judge_posture(&mut self) {
+        // Before the first canary nothing is known, and nothing is said.
+        if self.posture.is_none() && self.proven_at.is_none() && !self.troubles.0.contains_key(&CANARY) {
+            return;
+        }
         let mut posture = judge(&self.troubles, self.proven_at.and(self.tier), self.policy_only_observes());
         if posture.state == State::Inactive {
             // The canary only knows that nothing answered; the host's preconditions tell why. They are
@@ -128,10 +153,6 @@ impl Owner {
         };
         if self.posture.as_ref().map(essence) == Some(essence(&posture)) {
             self.posture = Some(posture);
-            return;
-        }
-        // Before the first canary nothing is known, and nothing is said.
-        if self.posture.is_none() && self.proven_at.is_none() && !self.troubles.0.contains_key(&CANARY) {
             return;
         }
         let from = self.posture.as_ref().map(|old| old.state);

@@ -10,23 +10,28 @@ use super::{chain, posture};
 use crate::audit::record::{DecisionBody, IncidentBody};
 use crate::audit::{Body, Place};
 use crate::events::process::{is_alive, ticks_per_second};
-use crate::events::{Decision, clock, decode};
+use crate::events::{BootOffset, Decision, clock, decode};
 
 impl Owner {
     /// Writes down every record that waits in the ring.
     pub fn drain_records(&mut self, ring: &mut RingBuf<MapData>) {
         let Ok((offset, _)) = clock::now() else { return };
         while let Some(bytes) = ring.next() {
-            match decode(&bytes) {
-                Ok(decision) => {
-                    let place = self.place_of(&decision);
-                    let body = DecisionBody::new(&decision, offset, place);
-                    self.write_at(offset.stamp(decision.boot_ns), Body::Decision(Box::new(body)));
-                }
-                Err(error) => {
-                    tracing::error!(%error, "a record of the kernel program could not be read");
-                    self.troubles.set(posture::RECORDS, error.to_string());
-                }
+            self.write_decision(&bytes, offset);
+        }
+    }
+
+    /// Writes one record down.
+    pub(super) fn write_decision(&mut self, bytes: &[u8], offset: BootOffset) {
+        match decode(bytes) {
+            Ok(decision) => {
+                let place = self.place_of(&decision);
+                let body = DecisionBody::new(&decision, offset, place);
+                self.write_at(offset.stamp(decision.boot_ns), Body::Decision(Box::new(body)));
+            }
+            Err(error) => {
+                tracing::error!(%error, "a record of a decision could not be read");
+                self.troubles.set(posture::RECORDS, error.to_string());
             }
         }
     }

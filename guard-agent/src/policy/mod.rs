@@ -126,7 +126,7 @@ pub enum TierChoice {
 
 impl TierChoice {
     /// What the file may say. The others are not there yet.
-    const ALL: [Self; 2] = [Self::Auto, Self::Only(Tier::BpfLsm)];
+    const ALL: [Self; 3] = [Self::Auto, Self::Only(Tier::BpfLsm), Self::Only(Tier::Fanotify)];
 
     /// The name in the file.
     pub const fn name(self) -> &'static str {

@@ -25,6 +25,7 @@ use thiserror::Error;
 use super::holders::{self, Wanted};
 use super::report::UnmountOutcome;
 use crate::exit::Exit;
+use crate::fanotify::responder;
 use crate::mounts;
 
 /// What the child does. It answers with one JSON value on standard output.
@@ -34,6 +35,8 @@ pub enum HelperCommand {
     Unmount(UnmountArgs),
     /// Finds the processes that use superblocks, which are given as JSON on standard input.
     Holders,
+    /// Answers who opens a directory of a pool.
+    Answer(responder::AnswerArgs),
 }
 
 /// Which mount.
@@ -59,12 +62,23 @@ pub const NAME: &str = "helper";
 /// The child's side.
 pub fn run(command: &HelperCommand) -> Exit {
     let answer = match command {
+        HelperCommand::Answer(args) => return answer(args),
         HelperCommand::Unmount(args) => serde_json::to_string(&unmount(args)),
         HelperCommand::Holders => serde_json::to_string(&find_holders()),
     };
     // Nobody is left to be told of a failure to write.
     let written = answer.is_ok_and(|answer| io::stdout().write_all(answer.as_bytes()).is_ok());
     if written { Exit::Ok } else { Exit::Failure }
+}
+
+fn answer(args: &responder::AnswerArgs) -> Exit {
+    match responder::run(args) {
+        Ok(()) => Exit::Ok,
+        Err(error) => {
+            tracing::error!(error = crate::daemon::chain(&error), "the responder ends");
+            Exit::Failure
+        }
+    }
 }
 
 fn find_holders() -> Result<Vec<holders::Holder>, String> {

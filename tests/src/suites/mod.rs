@@ -16,6 +16,7 @@ mod detour_cephfs;
 mod erase_cephfs;
 mod exec_standin;
 mod failures_incus;
+mod fanotify_standin;
 mod gap_standin;
 mod ground_cephfs;
 mod ground_standin;
@@ -61,6 +62,7 @@ const STANDIN: &[&[Test]] = &[
     command_lease_standin::TESTS,
     exec_standin::TESTS,
     inactive_standin::TESTS,
+    fanotify_standin::TESTS,
     policy_standin::TESTS,
     audit_standin::TESTS,
     control_standin::TESTS,

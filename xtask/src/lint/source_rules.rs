@@ -22,6 +22,8 @@ const PURE: &[&str] = &[
     "guard-agent/src/incus/procfs.rs",
     "guard-agent/src/audit/record.rs",
     "guard-agent/src/audit/record",
+    "guard-agent/src/fanotify/decide.rs",
+    "guard-agent/src/fanotify/order.rs",
     "guard-agent/src/rollback/plan.rs",
     "guard-agent/src/rollback/engine.rs",
     "guard-agent/src/rollback/report.rs",

@@ -1,0 +1,139 @@
+//! The tier that answers from user space: wiring between the owner and [`crate::fanotify`].
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
+
+use guard_common::{PoolEntry, Record, Tier};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::owner::{Owner, now};
+use super::{DaemonError, chain, failed, posture};
+use crate::audit::origin;
+use crate::audit::record::{AgentChange, LeaseKind};
+use crate::bpf::load::{BareMaps, LoadError};
+use crate::bpf::pins::Pins;
+use crate::events::clock;
+use crate::fanotify::{self, Engine};
+use crate::mounts::{MountEntry, MountWatch};
+use crate::{plan, reactor};
+
+fn boot_id() -> Result<String, DaemonError> {
+    Ok(origin::of_this_host().map_err(failed("read the boot id"))?.boot_id)
+}
+
+impl Owner {
+    /// Starts the engine, brings marks and seals to what the maps say, and proves it before whatever was in force goes:
+    /// an older agent's responder, or programs. `why`: no stronger tier is in force.
+    pub fn put_engine_in_force(
+        &mut self,
+        bare: &BareMaps,
+        why: String,
+        mounts: &MountWatch,
+    ) -> Result<(), DaemonError> {
+        let boot_id = boot_id()?;
+        let (engine, pipe) = Engine::start(&bare.map_directory(), &self.options.state_dir, &boot_id)?;
+        self.answers =
+            Some(reactor::watch(pipe, Interest::READABLE).map_err(failed("watch the responder's records"))?);
+        self.engine = Some(engine);
+        self.tier = Some(Tier::Fanotify);
+        self.troubles.set(posture::WEAK_TIER, why);
+        self.reconcile(mounts);
+        self.check_reconciled()?;
+        let Some(engine) = &mut self.engine else { return Ok(()) };
+        let proven = engine.prove(&mut self.maps);
+        let retired = match &proven {
+            Ok(()) => engine.retire_others() + bare.retire_programs()?,
+            Err(_) => 0,
+        };
+        self.announce(if retired == 0 { AgentChange::Started } else { AgentChange::Upgraded });
+        let Err(error) = proven else {
+            self.canary_passed();
+            return Ok(());
+        };
+        self.canary_failed(&error);
+        if self.policy.policy.allow_inactive() {
+            return Ok(());
+        }
+        if let Some(engine) = self.engine.take() {
+            engine.withdraw();
+        }
+        Err(self.inactive(error))
+    }
+
+    /// Where the responder's records come from, if there is one.
+    pub fn take_answers(&mut self) -> Option<AsyncFd<File>> {
+        self.answers.take()
+    }
+
+    /// Ends what an agent of this tier has left, once a stronger one is proven.
+    pub fn end_engines(&self) -> Result<(), DaemonError> {
+        let pins = Pins::open(&self.options.pin_dir).map_err(LoadError::Pins)?;
+        Ok(fanotify::unload(&pins.maps(), &self.options.state_dir, &boot_id()?)?)
+    }
+
+    /// Brings marks and seals to what the maps say.
+    pub(super) fn order_marks(&mut self) -> Result<(), String> {
+        if self.engine.is_none() {
+            return Ok(());
+        }
+        let pools = self.maps.observed().map_err(|error| chain(&error))?.pools;
+        let pools = pools.into_iter().filter(|(_, entry)| plan::is_pool(entry)).collect();
+        let moment = now().boot_ns;
+        let running = self.state.state.leases.iter().filter(|lease| lease.ends_boot_ns > moment);
+        let commands = running.filter(|lease| lease.kind == LeaseKind::Command);
+        let leased: BTreeSet<u64> = commands.map(|lease| lease.generation).collect();
+        if let Some(engine) = &mut self.engine {
+            engine.apply(&pools, &leased, &self.snapshot);
+        }
+        self.note_engine();
+        Ok(())
+    }
+
+    /// No hook tells of a superblock's end here: an entry without a mount is taken for ended, so that a device
+    /// number that is used again inherits nothing.
+    pub(super) fn remove_unmounted(&mut self) -> Result<(), String> {
+        if self.engine.is_none() {
+            return Ok(());
+        }
+        let text = |error: crate::bpf::MapAccessError| chain(&error);
+        let mounted: BTreeSet<u32> = self.snapshot.entries().iter().map(MountEntry::dev).collect();
+        let is_gone = |(dev, entry): &(u32, PoolEntry)| plan::is_pool(entry) && !mounted.contains(dev);
+        let gone: Vec<u32> = self
+            .maps
+            .pools
+            .entries()
+            .map_err(text)?
+            .into_iter()
+            .filter(is_gone)
+            .map(|(dev, _)| dev)
+            .collect();
+        gone.iter().try_for_each(|dev| self.maps.pools.remove(dev)).map_err(text)
+    }
+
+    /// Looks after the responder.
+    pub(super) fn tick_engine(&mut self) {
+        if let Some(engine) = &mut self.engine {
+            engine.tick();
+            self.note_engine();
+        }
+    }
+
+    fn note_engine(&mut self) {
+        let Some(engine) = &self.engine else { return };
+        let problems = engine.problems();
+        self.troubles.set_if(posture::UNMARKED, || problems.unmarked);
+        self.troubles.set_if(posture::UNSEALED, || problems.unsealed);
+        self.troubles.set_if(posture::RESPONDER, || problems.replaced);
+    }
+
+    /// Writes down every record that waits in the responder's pipe. Each was written whole.
+    pub fn drain_answers(&mut self, pipe: &mut File) {
+        let Ok((offset, _)) = clock::now() else { return };
+        let mut bytes = [0; size_of::<Record>()];
+        while pipe.read_exact(&mut bytes).is_ok() {
+            self.write_decision(&bytes, offset);
+        }
+    }
+}

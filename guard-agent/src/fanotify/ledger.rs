@@ -1,0 +1,170 @@
+//! Counts and records answers, as the kernel program does in the same maps: counters, incidents, records.
+//!
+//! Telemetry never changes an answer and never waits: what does not fit is counted.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use guard_common::record::{
+    PATH_BYTES, PATH_COMPONENTS, RECORD_KERNEL_THREAD, RECORD_MOUNT_KNOWN, RECORD_PATH_TRUNCATED,
+};
+use guard_common::{Counter, Hook, IncidentKey, IncidentValue, Operation, PoolEntry, Record, Tier, Verdict};
+
+use super::decide::Outcome;
+use super::identity::{Process, mount_namespace};
+use crate::bpf::maps::Write;
+use crate::bpf::{MapAccessError, Maps};
+
+/// One answer, with all that is known of it.
+pub struct Answered<'a> {
+    pub outcome: Outcome,
+    pub hook: Hook,
+    pub entry: &'a PoolEntry,
+    pub dev: u32,
+    pub mount_id: u32,
+    pub target_ino: u64,
+    /// Inside the superblock.
+    pub path: &'a Path,
+    pub process: &'a Process,
+    pub cgroup_id: u64,
+    pub now_boot_ns: u64,
+}
+
+/// Where it is all written.
+pub struct Ledger {
+    /// A pipe that does not block; each record goes in whole or not at all.
+    records: OwnedFd,
+    host_mnt_ns: u32,
+}
+
+impl Ledger {
+    pub fn new(records: OwnedFd) -> Self {
+        Self { records, host_mnt_ns: mount_namespace(1) }
+    }
+
+    /// Writes an answer down.
+    pub fn enter(&self, maps: &mut Maps, answered: &Answered<'_>) -> Result<(), MapAccessError> {
+        let (outcome, entry) = (answered.outcome, answered.entry);
+        maps.count(outcome.counter(), 1)?;
+        if let Some(mut counters) = maps.pool_counters.get(&entry.generation)? {
+            match outcome.verdict {
+                Verdict::Denied => counters.denied += 1,
+                Verdict::WouldDeny => counters.would_deny += 1,
+                Verdict::Allowed => counters.allowed += 1,
+            }
+            maps.pool_counters.write(entry.generation, counters, Write::Update)?;
+        }
+        if outcome.counter().is_audited() { self.audit(maps, answered) } else { Ok(()) }
+    }
+
+    fn audit(&self, maps: &mut Maps, answered: &Answered<'_>) -> Result<(), MapAccessError> {
+        let process = answered.process;
+        let key = IncidentKey {
+            generation: answered.entry.generation,
+            start_boot_ns: process.start_boot_ns,
+            tgid: process.tgid,
+            dev: answered.dev,
+            reason: answered.outcome.reason as u32,
+            verdict: answered.outcome.verdict as u32,
+        };
+        let mut incident = maps.incidents.get(&key)?.unwrap_or_else(|| IncidentValue {
+            first_boot_ns: answered.now_boot_ns,
+            pool_id: answered.entry.pool_id,
+            uid: process.uid,
+            login_uid: process.login_uid,
+            comm: words(process.comm),
+            ..IncidentValue::default()
+        });
+        incident.count += 1;
+        incident.last_boot_ns = answered.now_boot_ns;
+        let full_records = u64::from(maps.config.read()?.full_records);
+        let counter = if incident.count > full_records {
+            Counter::RecordsAggregated
+        } else if self.send(&self.record(answered, incident.count)) {
+            incident.emitted += 1;
+            Counter::RecordsEmitted
+        } else {
+            incident.lost += 1;
+            maps.count(Counter::ErrorRingFull, 1)?;
+            Counter::RecordsLost
+        };
+        maps.count(counter, 1)?;
+        if let Err(error) = maps.incidents.write(key, incident, Write::Put) {
+            maps.count(Counter::ErrorIncidentsFull, 1)?;
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    fn record(&self, answered: &Answered<'_>, number: u64) -> Record {
+        let Answered { entry, process, outcome, .. } = answered;
+        let mut record = Record {
+            boot_ns: answered.now_boot_ns,
+            start_boot_ns: process.start_boot_ns,
+            generation: entry.generation,
+            pool_id: entry.pool_id,
+            cgroup_id: answered.cgroup_id,
+            // The directory that is opened is the target; what holds its name was not looked at.
+            parent_ino: 0,
+            target_ino: answered.target_ino,
+            incident_count: number,
+            hook: answered.hook as u32,
+            operation: Operation::List as u32,
+            verdict: outcome.verdict as u32,
+            reason: outcome.reason as u32,
+            mode: entry.mode,
+            pid: process.tgid,
+            tgid: process.tgid,
+            ppid: process.ppid,
+            uid: process.uid,
+            euid: process.euid,
+            login_uid: process.login_uid,
+            mnt_ns: mount_namespace(process.tgid),
+            mount_ns: self.host_mnt_ns,
+            mount_id: answered.mount_id,
+            dev: answered.dev,
+            flags: RECORD_MOUNT_KNOWN | if process.kernel_thread { RECORD_KERNEL_THREAD } else { 0 },
+            path_len: 0,
+            tier: Tier::Fanotify as u32,
+            comm: process.comm,
+            path: [0; guard_common::record::PATH_STORAGE],
+        };
+        write_path(&mut record, answered.path);
+        record
+    }
+
+    /// Whether there was room for it.
+    fn send(&self, record: &Record) -> bool {
+        // SAFETY: a record is plain integers without padding (asserted beside the type), so all its bytes are set.
+        let bytes =
+            unsafe { std::slice::from_raw_parts((&raw const *record).cast::<u8>(), size_of::<Record>()) };
+        nix::unistd::write(&self.records, bytes).is_ok()
+    }
+}
+
+fn words(comm: [u8; 16]) -> [u64; 2] {
+    let (low, high) = comm.split_at(8);
+    [low, high].map(|half| u64::from_ne_bytes(half.try_into().expect("half of sixteen bytes")))
+}
+
+/// Names from the target up, each closed by a NUL, as the kernel program writes them.
+fn write_path(record: &mut Record, path: &Path) {
+    let names: Vec<&[u8]> = path
+        .components()
+        .filter_map(|part| match part {
+            std::path::Component::Normal(name) => Some(name.as_bytes()),
+            _ => None,
+        })
+        .collect();
+    let mut length = 0;
+    for (number, name) in names.iter().rev().enumerate() {
+        if number == PATH_COMPONENTS || length >= PATH_BYTES || name.len() > 255 {
+            record.flags |= RECORD_PATH_TRUNCATED;
+            break;
+        }
+        record.path[length..length + name.len()].copy_from_slice(name);
+        length += name.len() + 1;
+    }
+    record.path_len = u32::try_from(length).expect("the path's storage is small");
+}

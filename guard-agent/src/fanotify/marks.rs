@@ -1,0 +1,90 @@
+//! The system calls: permission marks on mounts, and the read-only attribute of mounts.
+//!
+//! Each is made on a mount that was opened (by `O_PATH`, which asks no server) and found to be the one that is meant.
+//! Marking may ask the pool's servers all the same, since the kernel checks that the directory may be read: it is
+//! done where nothing else waits for it.
+
+use std::ffi::CString;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use nix::libc;
+use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
+
+use super::identity::described;
+
+/// A group for permission events. Its queue has no limit: no question is lost, and none is answered by the kernel.
+pub fn group() -> nix::Result<Fanotify> {
+    let flags = InitFlags::FAN_CLASS_CONTENT
+        | InitFlags::FAN_CLOEXEC
+        | InitFlags::FAN_UNLIMITED_QUEUE
+        | InitFlags::FAN_UNLIMITED_MARKS;
+    Fanotify::init(flags, EventFFlags::O_RDONLY | EventFFlags::O_LARGEFILE | EventFFlags::O_CLOEXEC)
+}
+
+/// Opens a mount at the place where it is reached; `None` if another one, or none, is there.
+pub fn open_mount(path: &Path, mount_id: u32) -> io::Result<Option<File>> {
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC | libc::O_DIRECTORY);
+    let file = match options.open(path) {
+        Ok(file) => file,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    Ok((described(&file)?.0 == mount_id).then_some(file))
+}
+
+/// From now on opening and listing a directory through this mount is asked about; files are not.
+pub fn mark(group: &Fanotify, mount: &File) -> nix::Result<()> {
+    let asked = MaskFlags::FAN_OPEN_PERM | MaskFlags::FAN_ACCESS_PERM;
+    // Files first: what nobody decides about must not wait for an answer.
+    let ignore = MarkFlags::FAN_MARK_ADD
+        | MarkFlags::FAN_MARK_MOUNT
+        | MarkFlags::FAN_MARK_IGNORE
+        | MarkFlags::FAN_MARK_IGNORED_SURV_MODIFY;
+    change(group, mount, ignore, asked)?;
+    change(group, mount, MarkFlags::FAN_MARK_ADD | MarkFlags::FAN_MARK_MOUNT, asked | MaskFlags::FAN_ONDIR)
+}
+
+/// Takes the mark back.
+pub fn unmark(group: &Fanotify, mount: &File) -> nix::Result<()> {
+    let asked = MaskFlags::FAN_OPEN_PERM | MaskFlags::FAN_ACCESS_PERM;
+    let remove = MarkFlags::FAN_MARK_REMOVE | MarkFlags::FAN_MARK_MOUNT;
+    change(group, mount, remove, asked | MaskFlags::FAN_ONDIR)?;
+    change(group, mount, remove | MarkFlags::FAN_MARK_IGNORE, asked)
+}
+
+fn change(group: &Fanotify, mount: &File, flags: MarkFlags, mask: MaskFlags) -> nix::Result<()> {
+    // By this name, since the call takes no O_PATH descriptor.
+    let path = format!("/proc/self/fd/{}", mount.as_raw_fd());
+    group.mark(flags, mask, nix::fcntl::AT_FDCWD, Some(path.as_str()))
+}
+
+/// Sets or clears the read-only attribute of this one mount; the superblock and its other mounts stay as they are.
+/// Setting it fails with `EBUSY` while a file is open for writing through it.
+pub fn set_read_only(mount: &File, read_only: bool) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 },
+        attr_clr: if read_only { 0 } else { libc::MOUNT_ATTR_RDONLY },
+        propagation: 0,
+        userns_fd: 0,
+    };
+    let empty = CString::default();
+    // SAFETY: an open descriptor, a NUL-closed empty path, and a structure of the size that is told.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            empty.as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

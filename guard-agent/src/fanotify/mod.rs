@@ -1,0 +1,28 @@
+//! The tier for kernels that refuse our programs: permission events of fanotify, and mounts that are made read-only.
+//!
+//! ```text
+//!  pools' entries (maps), mount table ─► engine ── orders ──► responder (a process that outlives the agent)
+//!                                          │                     │ marks mounts, makes them read-only
+//!                        seals.json ◄──────┘                     │ answers who opens or lists a directory
+//!                                                                ▼
+//!                                               counters, incidents, records (the same as the kernel program's)
+//! ```
+//!
+//! The maps are those of the other tiers: what reads them is the responder instead of the kernel program, so that modes,
+//! releases, leases, counters and incidents mean the same. A recursive deletion must list directories, and is refused
+//! there; a sealed pool's mounts in the host's namespace refuse every change. What that leaves open: `posture::gaps`.
+//!
+//! `decide` and `order` are pure; `identity` reads `/proc`; `marks` has the system calls; `responder` is the process,
+//! `ledger` what it writes down; `engine` is the agent's side, with `seals` and `canary`.
+
+mod canary;
+pub mod decide;
+mod engine;
+mod identity;
+mod ledger;
+mod marks;
+pub mod order;
+pub mod responder;
+mod seals;
+
+pub use engine::{Engine, EngineError, Problems, unload};

@@ -1,0 +1,389 @@
+//! The process that answers: a child of the agent that outlives it.
+//!
+//! Whoever opens a directory of a pool waits in the kernel for the answer, so nothing that can block may come before
+//! it: the answering thread reads maps and `/proc`, never a path of a pool, and does nothing else. Marks, which may ask
+//! a pool's servers, are made by a second thread; a third one talks with the agent, and ends the process when an
+//! answer is overdue. When the process ends, by whatever means, the kernel allows what waits and the marks are gone.
+//!
+//! Without an agent it goes on: modes, releases and leases are in the maps, and end by the boot clock.
+
+use std::collections::HashMap;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use std::{fs, thread};
+
+use guard_common::policy::{POOL_CANARY, POOL_NO_ALIAS};
+use guard_common::{Counter, Hook, PoolEntry};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::fanotify::{Fanotify, FanotifyEvent, FanotifyResponse, MaskFlags, Response};
+use thiserror::Error;
+
+use super::decide::{self, Outcome as Decided};
+use super::identity::{Identities, Process, described};
+use super::ledger::{Answered, Ledger};
+use super::marks;
+use super::order::{Line, Order, Outcome, Reply, Wanted};
+use crate::bpf::{MapAccessError, Maps};
+use crate::events::clock;
+
+/// Name of the process, by which the next agent finds it.
+pub const COMM: &str = "guard-answer";
+/// An answer that takes longer will not come: the process ends, and the kernel allows what waits.
+pub const BOUND: Duration = Duration::from_secs(5);
+/// Between two looks at the answering thread.
+const BEAT: Duration = Duration::from_millis(500);
+
+/// Where the maps are. Standard input is a socket to the agent, standard output a pipe for records.
+#[derive(Clone, Debug, clap::Args)]
+pub struct AnswerArgs {
+    #[arg(long)]
+    pub maps: PathBuf,
+}
+
+/// Why it does not answer.
+#[derive(Debug, Error)]
+pub enum ResponderError {
+    #[error(transparent)]
+    Map(#[from] MapAccessError),
+    #[error("{operation}")]
+    Io {
+        operation: &'static str,
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn failed<E: Into<io::Error>>(operation: &'static str) -> impl FnOnce(E) -> ResponderError {
+    move |source| ResponderError::Io { operation, source: source.into() }
+}
+
+/// What the threads share.
+struct Shared {
+    group: Fanotify,
+    /// The marked mounts, by id.
+    mounts: Mutex<HashMap<u32, Marked>>,
+    /// When the answering thread began what it is at, in milliseconds of `start`; 0: it waits for a question.
+    busy_since: AtomicU64,
+    /// Grows with each order: the mount table may be another one.
+    orders: AtomicU64,
+    start: Instant,
+}
+
+#[derive(Clone)]
+struct Marked {
+    wanted: Arc<Wanted>,
+    /// It has been sealed: nothing can be deleted through it.
+    read_only: bool,
+}
+
+impl Shared {
+    fn mounts(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Marked>> {
+        // Entries are replaced whole: a panic leaves none half-written.
+        self.mounts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn milliseconds(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)
+    }
+}
+
+/// Answers until it is ended.
+pub fn run(args: &AnswerArgs) -> Result<(), ResponderError> {
+    nix::sys::prctl::set_name(&std::ffi::CString::new(COMM).expect("no NUL in it"))
+        .map_err(failed("name the process"))?;
+    let mut maps = Maps::open(&args.maps)?;
+    let shared = Arc::new(Shared {
+        group: marks::group().map_err(failed("fanotify_init"))?,
+        mounts: Mutex::default(),
+        busy_since: AtomicU64::new(0),
+        orders: AtomicU64::new(0),
+        start: Instant::now(),
+    });
+    let records = io::stdout().as_fd().try_clone_to_owned().map_err(failed("take the pipe for records"))?;
+    let agent = io::stdin().as_fd().try_clone_to_owned().map_err(failed("take the agent's socket"))?;
+    let agent = UnixStream::from(agent);
+    let (orders, wanted) = mpsc::channel();
+    let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
+        thread::Builder::new().name(name.to_owned()).spawn(body).map_err(failed("start a thread"))
+    };
+    let replies = Arc::new(Mutex::new(agent.try_clone().map_err(failed("copy the agent's socket"))?));
+    let (one, other) = (Arc::clone(&shared), Arc::clone(&replies));
+    spawn("guard-orders", Box::new(move || carry_out_all(&one, &wanted, &other)))?;
+    let other = Arc::clone(&shared);
+    spawn("guard-watch", Box::new(move || converse(&other, agent, &orders, &replies)))?;
+    answer_all(&shared, &mut maps, &Ledger::new(records))
+}
+
+/// The answering thread.
+fn answer_all(shared: &Shared, maps: &mut Maps, ledger: &Ledger) -> Result<(), ResponderError> {
+    let mut identities = Identities::default();
+    let mut seen = u64::MAX;
+    loop {
+        wait(shared.group.as_fd(), None).map_err(failed("wait for questions"))?;
+        shared.busy_since.store(shared.milliseconds(), Ordering::SeqCst);
+        let orders = shared.orders.load(Ordering::SeqCst);
+        if orders != seen && identities.refresh().is_ok() {
+            seen = orders;
+        }
+        // Reading opens each directory that is asked about: here a pool whose servers are gone may block. One that
+        // cannot be opened is denied by the kernel, and told as an error here.
+        for event in shared.group.read_events().unwrap_or_default() {
+            shared.busy_since.store(shared.milliseconds(), Ordering::SeqCst);
+            answer(shared, maps, ledger, &mut identities, &event)?;
+        }
+        shared.busy_since.store(0, Ordering::SeqCst);
+    }
+}
+
+fn answer(
+    shared: &Shared,
+    maps: &mut Maps,
+    ledger: &Ledger,
+    identities: &mut Identities,
+    event: &FanotifyEvent,
+) -> Result<(), ResponderError> {
+    let Some(fd) = event.fd() else { return Ok(()) };
+    let respond = |response| match shared.group.write_response(FanotifyResponse::new(fd, response)) {
+        // Who asked was killed meanwhile.
+        Ok(()) | Err(Errno::ENOENT) => Ok(()),
+        Err(errno) => Err(failed("answer")(errno)),
+    };
+    // First of all: it must never wait for itself.
+    if u32::try_from(event.pid()) == Ok(std::process::id()) {
+        return respond(Response::FAN_ALLOW);
+    }
+    let question = Question::of(shared, maps, event, fd);
+    let outcome = question.as_ref().map(|question| question.decide(maps, identities));
+    let denied = match &outcome {
+        // No mount or superblock of ours: the mark is about to go.
+        None => false,
+        Some(Judged { canary: true, .. }) => true,
+        Some(judged) => {
+            judged.outcome.is_some_and(|outcome| outcome.verdict == guard_common::Verdict::Denied)
+        }
+    };
+    respond(if denied { Response::FAN_DENY } else { Response::FAN_ALLOW })?;
+    // Whoever asked goes on; the rest is for the record.
+    let (Some(question), Some(judged)) = (question, outcome) else { return Ok(()) };
+    let Some(outcome) = judged.outcome else { return Ok(()) };
+    if outcome.reason == guard_common::Reason::ReadError {
+        maps.count(Counter::ErrorReadClosed, 1)?;
+    }
+    let answered = Answered {
+        outcome,
+        hook: question.hook,
+        entry: &question.entry,
+        dev: question.mark.wanted.dev,
+        mount_id: question.mark.wanted.mount_id,
+        target_ino: question.ino,
+        path: &question.path,
+        process: &judged.process,
+        cgroup_id: judged.cgroup_id,
+        now_boot_ns: question.now_boot_ns,
+    };
+    // No line for the log: whoever reads that may be stuck. A map that is full has counted it.
+    let _ = ledger.enter(maps, &answered);
+    Ok(())
+}
+
+/// A directory of a pool is to be opened or listed.
+struct Question {
+    mark: Marked,
+    entry: PoolEntry,
+    hook: Hook,
+    tgid: u32,
+    ino: u64,
+    path: PathBuf,
+    now_boot_ns: u64,
+}
+
+/// What was found out.
+#[derive(Default)]
+struct Judged {
+    canary: bool,
+    outcome: Option<Decided>,
+    process: Process,
+    cgroup_id: u64,
+}
+
+impl Question {
+    /// Nothing if it is none of ours.
+    fn of(shared: &Shared, maps: &Maps, event: &FanotifyEvent, fd: BorrowedFd<'_>) -> Option<Self> {
+        let (mount_id, ino) = described(&fd).ok()?;
+        let mark = shared.mounts().get(&mount_id).cloned()?;
+        let entry = maps.pools.get(&mark.wanted.dev).ok()??;
+        // The kernel's own name of an open file: no lookup, no server.
+        let path = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap_or_default();
+        Some(Self {
+            path: mark.wanted.inside(&path),
+            mark,
+            entry,
+            hook: if event.mask().contains(MaskFlags::FAN_OPEN_PERM) {
+                Hook::FanotifyOpen
+            } else {
+                Hook::FanotifyList
+            },
+            tgid: u32::try_from(event.pid()).unwrap_or(0),
+            ino,
+            now_boot_ns: clock::now().map_or(0, |(_, stamp)| stamp.boot_ns),
+        })
+    }
+
+    fn decide(&self, maps: &Maps, identities: &mut Identities) -> Judged {
+        if self.entry.flags & POOL_CANARY != 0 {
+            return Judged { canary: true, ..Judged::default() };
+        }
+        if self.entry.flags & POOL_NO_ALIAS != 0 {
+            return Judged::default();
+        }
+        let read_only = self.mark.read_only;
+        if !decide::depends_on_asker(&self.entry, read_only, self.now_boot_ns) && read_only {
+            return Judged::default();
+        }
+        let process = Process::read(Path::new("/proc"), self.tgid);
+        let asker = process.as_ref().ok().and_then(|process| {
+            identities.ask(maps, self.mark.wanted.dev, &self.entry, self.now_boot_ns, process).ok()
+        });
+        Judged {
+            canary: false,
+            outcome: decide::decide(&self.entry, read_only, self.now_boot_ns, asker.map(|(asker, _)| asker)),
+            process: process.unwrap_or(Process { tgid: self.tgid, ..Process::default() }),
+            cgroup_id: asker.map_or(0, |(_, cgroup_id)| cgroup_id),
+        }
+    }
+}
+
+/// The thread that makes marks and seals.
+fn carry_out_all(shared: &Shared, orders: &Receiver<Order>, replies: &Mutex<UnixStream>) {
+    while let Ok(mut order) = orders.recv() {
+        // Only the newest counts.
+        while let Ok(newer) = orders.try_recv() {
+            order = newer;
+        }
+        let serial = order.serial;
+        let mounts = carry_out(shared, order);
+        send(replies, &Reply::Done { serial, mounts });
+    }
+}
+
+fn carry_out(shared: &Shared, order: Order) -> Vec<Outcome> {
+    let unwanted: Vec<Marked> = {
+        let mounts = shared.mounts();
+        let wanted = |id: &u32| order.mounts.iter().any(|mount| mount.mount_id == *id && mount.marked);
+        mounts.iter().filter(|(id, _)| !wanted(id)).map(|(_, marked)| marked.clone()).collect()
+    };
+    for marked in unwanted {
+        let Wanted { mount_id, ref path, .. } = *marked.wanted;
+        // The mark of a mount that is gone went with it.
+        if let Ok(Some(mount)) = marks::open_mount(&path.0, mount_id) {
+            let _ = marks::unmark(&shared.group, &mount);
+        }
+        shared.mounts().remove(&mount_id);
+    }
+    let outcomes = order.mounts.into_iter().map(|wanted| one_mount(shared, wanted)).collect();
+    shared.orders.fetch_add(1, Ordering::SeqCst);
+    outcomes
+}
+
+fn one_mount(shared: &Shared, wanted: Wanted) -> Outcome {
+    let mut outcome = Outcome { mount_id: wanted.mount_id, gone: false, unmarked: None, unsealed: None };
+    let mount = match marks::open_mount(&wanted.path.0, wanted.mount_id) {
+        Ok(Some(mount)) => mount,
+        Ok(None) => return Outcome { gone: true, ..outcome },
+        Err(error) => return Outcome { unmarked: Some(error.to_string()), ..outcome },
+    };
+    let id = wanted.mount_id;
+    if wanted.marked {
+        // The answering thread knows the mount before the first question about it.
+        let known = shared.mounts().get(&id).is_some_and(|marked| marked.wanted.dev == wanted.dev);
+        let read_only = known && shared.mounts().get(&id).is_some_and(|marked| marked.read_only);
+        shared.mounts().insert(id, Marked { wanted: Arc::new(wanted.clone()), read_only });
+        if !known && let Err(error) = marks::mark(&shared.group, &mount) {
+            shared.mounts().remove(&id);
+            outcome.unmarked = Some(error.to_string());
+        }
+    }
+    let note = |read_only| {
+        if let Some(marked) = shared.mounts().get_mut(&id) {
+            marked.read_only = read_only;
+        }
+    };
+    match wanted.read_only {
+        Some(true) => match marks::set_read_only(&mount, true) {
+            Ok(()) => note(true),
+            Err(error) => {
+                note(false);
+                outcome.unsealed = Some(error.to_string());
+            }
+        },
+        Some(false) => {
+            note(false);
+            outcome.unsealed = marks::set_read_only(&mount, false).err().map(|error| error.to_string());
+        }
+        None => note(false),
+    }
+    outcome
+}
+
+/// The thread that talks with the agent, and watches the answering thread.
+fn converse(shared: &Shared, agent: UnixStream, orders: &Sender<Order>, replies: &Mutex<UnixStream>) {
+    let mut lines = BufReader::new(agent);
+    let mut connected = true;
+    loop {
+        let busy_since = shared.busy_since.load(Ordering::SeqCst);
+        let bound = u64::try_from(BOUND.as_millis()).unwrap_or(u64::MAX);
+        if busy_since != 0 && shared.milliseconds().saturating_sub(busy_since) > bound {
+            tracing::error!("an answer is overdue: this process ends, and the kernel allows what waits");
+            std::process::abort();
+        }
+        if !connected {
+            thread::park_timeout(BEAT);
+            continue;
+        }
+        if lines.buffer().is_empty() && !matches!(wait(lines.get_ref().as_fd(), Some(BEAT)), Ok(true)) {
+            continue;
+        }
+        let mut line = String::new();
+        connected = match lines.read_line(&mut line) {
+            // The agent is gone. What it has ordered stays.
+            Ok(0) | Err(_) => false,
+            Ok(_) => match serde_json::from_str(&line) {
+                Ok(Line::Ping(number)) => {
+                    send(replies, &Reply::Pong(number));
+                    true
+                }
+                Ok(Line::Order(order)) => orders.send(order).is_ok(),
+                Err(error) => {
+                    tracing::error!(%error, "an order could not be understood");
+                    true
+                }
+            },
+        };
+    }
+}
+
+fn send(replies: &Mutex<UnixStream>, reply: &Reply) {
+    let Ok(mut line) = serde_json::to_string(reply) else { return };
+    line.push('\n');
+    // The agent may be gone.
+    let _ = replies.lock().unwrap_or_else(PoisonError::into_inner).write_all(line.as_bytes());
+}
+
+/// Whether something can be read; waits for it, or for so long.
+fn wait(fd: BorrowedFd<'_>, limit: Option<Duration>) -> io::Result<bool> {
+    let timeout =
+        limit.map_or(PollTimeout::NONE, |limit| PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX));
+    let mut polled = [PollFd::new(fd, PollFlags::POLLIN)];
+    match poll(&mut polled, timeout) {
+        Ok(ready) => Ok(ready > 0),
+        Err(Errno::EINTR) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}

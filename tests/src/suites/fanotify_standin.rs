@@ -1,0 +1,308 @@
+//! The tier without programs: permission events of fanotify, and mounts that are made read-only.
+//!
+//! Every test has pins of its own, so that no program of another test's is attached to its maps.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::harness::agent::binary;
+use crate::harness::attempt::{copy_rm, failed_with, passes, rm_passes};
+use crate::harness::guarded::Guarded;
+use crate::harness::mount::{Mount, mountinfo_of};
+use crate::harness::registry::Test;
+use crate::harness::scratch::Scratch;
+use crate::harness::{command, wait};
+
+pub const TESTS: &[Test] = &[
+    Test::new("fanotify_guarded_stops_recursive_deletion_and_says_what_it_does_not", guarded),
+    Test::new("fanotify_sealed_outlives_the_agent_and_is_restored_exactly", sealed),
+    Test::new("fanotify_busy_mount_cannot_be_listed_until_it_is_sealed", busy).only_in_full(),
+    Test::new("fanotify_64_openers_and_a_stalled_agent_hang_nobody", crowd).only_in_full(),
+    Test::new("fanotify_stalled_responder_is_replaced_within_the_bound", stalled_responder).only_in_full(),
+];
+
+const TIER: &str = "[enforcement]\ntier = \"fanotify\"";
+const SOON: Duration = Duration::from_secs(60);
+
+/// Ends responders and seals with the test, which no pin does.
+struct Ground(Guarded);
+
+impl Ground {
+    fn new(name: &str, settings: &str) -> Result<Self> {
+        Ok(Self(Guarded::with_own_pins(name, &format!("{settings}\n{TIER}"))?))
+    }
+
+    fn unload(&self) -> Result<()> {
+        let installation = &self.0.installation;
+        let (pins, state) = (installation.pin_dir().to_string_lossy(), installation.state_dir());
+        let agent = binary("GUARD_AGENT")?;
+        let arguments = ["unload", "--pin-dir", &pins, "--state-dir", &state.to_string_lossy()];
+        command::run(&agent.to_string_lossy(), &arguments)?;
+        Ok(())
+    }
+
+    /// The process that answers.
+    fn responder(&self) -> Result<Pid> {
+        let maps = self.0.installation.pin_dir().join("maps");
+        let is_ours = |directory: &Path| {
+            let name = fs::read_to_string(directory.join("comm")).unwrap_or_default();
+            let line = fs::read_to_string(directory.join("cmdline")).unwrap_or_default();
+            name.trim_end() == "guard-answer" && line.split('\0').any(|word| Path::new(word) == maps)
+        };
+        let entries = fs::read_dir("/proc").context("list /proc")?.flatten();
+        let found: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| is_ours(path)).collect();
+        ensure!(found.len() == 1, "{} responders run on {}: {found:?}", found.len(), maps.display());
+        let name = found[0].file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Pid::from_raw(name.parse().context("a process's number")?))
+    }
+
+    fn reasons(&self) -> Result<Vec<String>> {
+        let posture = self.0.status()?["posture"].clone();
+        let reasons = posture["reasons"].as_array().context("the posture has no reasons")?;
+        Ok(reasons.iter().map(|reason| reason["code"].as_str().unwrap_or_default().to_owned()).collect())
+    }
+}
+
+impl Drop for Ground {
+    fn drop(&mut self) {
+        // The test has failed already if the agent still runs.
+        let _ = self.unload();
+    }
+}
+
+/// The files that a test's pool has, told without listing a directory.
+fn intact(pool: &Path) -> Result<()> {
+    for directory in [pool.to_owned(), pool.join("volume")] {
+        for number in 0..10 {
+            let file = directory.join(format!("file{number}"));
+            fs::symlink_metadata(&file).with_context(|| format!("{} is gone", file.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// `rm -rf` must fail and leave every file.
+fn wipe(root: &Path, pool: &Path) -> Result<()> {
+    command::run_failing("rm", &["-rf", &root.to_string_lossy()])?;
+    intact(pool)
+}
+
+/// What wipes a directory: each must fail and leave every file.
+fn wipe_all_ways(root: &Path, pool: &Path) -> Result<()> {
+    let (root, place) = (root.to_string_lossy(), pool.to_string_lossy());
+    let python = "import shutil, sys; shutil.rmtree(sys.argv[1])";
+    for (program, arguments) in [
+        ("rm", vec!["-rf", &root]),
+        ("sh", vec!["-c", "rm -rf \"$1\"/*", "sh", &root]),
+        ("sh", vec!["-c", "rm -rf \"$1\"/volume", "sh", &place]),
+        ("find", vec![&root, "-delete"]),
+        ("python3", vec!["-c", python, &place]),
+        ("python3", vec!["-c", python, &root]),
+    ] {
+        command::run_failing(program, &arguments)?;
+        intact(pool).with_context(|| format!("after {program} {}", arguments.join(" ")))?;
+    }
+    Ok(())
+}
+
+fn guarded() -> Result<()> {
+    let scratch = Scratch::new("fanotify-actor")?;
+    let actor = scratch.join("rm");
+    copy_rm(&actor)?;
+    let ground =
+        Ground::new("fanotify-guarded", &format!("actors = [{{ executable = \"{}\" }}]", actor.display()))?;
+    let agent = ground.0.installation.start()?;
+    let pool = ground.0.pool("pool")?;
+    let at = |name: &str| pool.path().join(name);
+
+    wipe_all_ways(ground.0.root(), pool.path())?;
+    let decision = ground.0.wait_for_decision("guarded", "/volume")?;
+    ensure!(
+        decision["tier"] == "fanotify" && decision["operation"] == "list" && decision["verdict"] == "denied",
+        "recorded as {decision}"
+    );
+    passes("read a file", fs::read(at("file0")).map(drop))?;
+    passes("write a file", fs::write(at("new"), "x"))?;
+
+    // What it does not stop, and says so.
+    passes("a single deletion of a known path", fs::remove_file(at("new")))?;
+    let posture = ground.0.status()?["posture"].clone();
+    ensure!(posture["state"] == "degraded" && posture["tier"] == "fanotify", "{posture}");
+    let gaps = posture["gaps"].as_array().context("the posture has no gaps")?;
+    for code in ["single-deletions", "listing", "other-namespaces", "responder"] {
+        ensure!(gaps.iter().any(|gap| gap["code"] == code), "{code} is not among the gaps: {posture}");
+    }
+    let told = command::text(&ground.0.installation.guardctl(&["status"])?);
+    ensure!(told.contains("not covered (single-deletions)"), "the status does not say so: {told}");
+
+    // A guest's view bears no mark; an actor is let through; a release ends it all for a while.
+    let guest = "mount --bind \"$1\" \"$2\" && ls \"$2\" >/dev/null && rm -r \"$2/guest\"";
+    fs::create_dir_all(at("volume").join("guest/inner"))?;
+    let (volume, place) = (at("volume"), scratch.join("guest"));
+    fs::create_dir(&place)?;
+    let arguments = [&*volume.to_string_lossy(), &*place.to_string_lossy()].map(str::to_owned);
+    let namespace = ["-m", "--propagation", "private", "sh", "-c", guest, "sh", &arguments[0], &arguments[1]];
+    command::run("unshare", &namespace)?;
+    ensure!(!volume.join("guest").exists(), "the guest's deletion did not reach the volume");
+    fs::create_dir_all(at("actors/inner"))?;
+    command::run(&actor.to_string_lossy(), &["-r", &at("actors").to_string_lossy()])?;
+    intact(pool.path())?;
+    ground.0.guardctl(&["release", "pool", "--ttl", "10m", "--reason", "test"])?;
+    rm_passes(&at("volume"))?;
+    ensure!(agent.stop()?.success(), "the agent ended otherwise");
+    Ok(())
+}
+
+/// Mount options as the table has them, of the mounts of a place.
+fn options(path: &Path) -> Result<Vec<String>> {
+    let field = |line: &String| line.split(' ').nth(5).unwrap_or_default().to_owned();
+    Ok(mountinfo_of(path)?.iter().map(field).collect())
+}
+
+fn sealed() -> Result<()> {
+    let scratch = Scratch::new("fanotify-sealed")?;
+    let ground = Ground::new("fanotify-sealed", "")?;
+    let agent = ground.0.installation.start()?;
+    let pool = ground.0.pool("pool")?;
+    // A second mount of it, which was read-only before.
+    let second = Mount::bind(pool.path(), scratch.join("second"))?;
+    command::run("mount", &["-o", "remount,bind,ro", &second.path().to_string_lossy()])?;
+    let before = (options(pool.path())?, options(second.path())?);
+    ensure!(before.0[0].starts_with("rw") && before.1[0].starts_with("ro"), "the mounts begin as {before:?}");
+
+    let seals = ground.0.installation.state_dir().join("seals.json");
+    ground.0.guardctl(&["seal", "pool"])?;
+    ensure!(options(pool.path())?[0].starts_with("ro"), "sealed, and writable: {:?}", options(pool.path())?);
+    ensure!(fs::read_to_string(&seals)?.contains("pool"), "what it was before is not on disk");
+    wipe_all_ways(ground.0.root(), pool.path())?;
+    let refused = |what| failed_with(what, fs::remove_file(pool.path().join("file0")), Errno::EROFS);
+    refused("a single deletion")?;
+    passes("list a sealed pool", fs::read_dir(pool.path()).map(drop))?;
+
+    agent.kill()?;
+    ensure!(options(pool.path())?[0].starts_with("ro"), "writable without an agent");
+    refused("a single deletion without an agent")?;
+    wipe(ground.0.root(), pool.path())?;
+
+    let agent = ground.0.installation.start()?;
+    ground.0.wait_for_mode(pool.path(), "sealed")?;
+    refused("a single deletion after the restart")?;
+    ground.responder().context("the new agent's, and it alone")?;
+    ground.0.guardctl(&["unseal", "pool"])?;
+    wait::until("the mounts are what they were", SOON, || {
+        Ok((options(pool.path())?, options(second.path())?) == before)
+    })?;
+    passes("write after leaving the mode", fs::write(pool.path().join("new"), "x"))?;
+    wait::until("nothing is recorded any more", SOON, || {
+        Ok(!fs::read_to_string(&seals)?.contains("mount_id"))
+    })?;
+    // Guarded again, without a moment between.
+    wipe(ground.0.root(), pool.path())?;
+    ground.0.guardctl(&["seal", "pool"])?;
+    agent.kill()?;
+    ground.unload()?;
+    ensure!((options(pool.path())?, options(second.path())?) == before, "unload leaves the mounts sealed");
+    rm_passes(&pool.path().join("volume"))
+}
+
+fn busy() -> Result<()> {
+    let ground = Ground::new("fanotify-busy", "")?;
+    let _agent = ground.0.installation.start()?;
+    let pool = ground.0.pool("pool")?;
+    let writer = fs::File::options().append(true).open(pool.path().join("file0"))?;
+    ground.0.guardctl(&["seal", "pool"])?;
+    ensure!(options(pool.path())?[0].starts_with("rw"), "read-only with a file open for writing");
+    ensure!(ground.reasons()?.contains(&"mounts-not-sealed".to_owned()), "{:?}", ground.reasons()?);
+    wipe(ground.0.root(), pool.path())?;
+    ground.0.wait_for_decision("sealed", "/")?;
+    drop(writer);
+    wait::until("it is sealed once nobody writes", SOON, || Ok(options(pool.path())?[0].starts_with("ro")))?;
+    wait::until("the posture says so", SOON, || {
+        Ok(!ground.reasons()?.contains(&"mounts-not-sealed".to_owned()))
+    })
+}
+
+/// Starts so many listings of a directory at once.
+fn listings(count: usize, program: &Path, directory: &Path) -> Result<Vec<Child>> {
+    (0..count)
+        .map(|_| {
+            Command::new(program)
+                .arg(directory)
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .with_context(|| format!("start {}", program.display()))
+        })
+        .collect()
+}
+
+/// How many of them succeeded. A hang is found by the test's limit.
+fn succeeded(children: Vec<Child>) -> Result<usize> {
+    let mut count = 0;
+    for mut child in children {
+        count += usize::from(child.wait().context("wait for a listing")?.success());
+    }
+    Ok(count)
+}
+
+fn crowd() -> Result<()> {
+    let scratch = Scratch::new("fanotify-crowd")?;
+    let actor = scratch.join("ls");
+    let host = PathBuf::from(command::run("sh", &["-c", "readlink -f \"$(command -v ls)\""])?.trim());
+    fs::copy(&host, &actor).with_context(|| format!("copy {}", host.display()))?;
+    let ground =
+        Ground::new("fanotify-crowd", &format!("actors = [{{ executable = \"{}\" }}]", actor.display()))?;
+    let agent = ground.0.installation.start()?;
+    let pool = ground.0.pool("pool")?;
+    let volume = pool.path().join("volume");
+    for stalled in [false, true] {
+        if stalled {
+            agent.signal(Signal::SIGSTOP)?;
+        }
+        let strangers = listings(64, &host, &volume)?;
+        let actors = listings(16, &actor, &volume)?;
+        let guest = "mount --bind \"$1\" \"$2\" && exec ls \"$2\"";
+        let (from, to) = (volume.to_string_lossy(), scratch.path().to_string_lossy());
+        let namespace = ["-m", "--propagation", "private", "sh", "-c", guest, "sh", &from, &to];
+        command::run("unshare", &namespace).context("a guest was held up")?;
+        let (strangers, actors) = (succeeded(strangers)?, succeeded(actors)?);
+        ensure!(strangers == 0, "{strangers} of 64 strangers could list the pool (agent stalled: {stalled})");
+        ensure!(actors == 16, "{actors} of 16 actors could list the pool (agent stalled: {stalled})");
+    }
+    agent.signal(Signal::SIGCONT)?;
+    let counted = ground.0.counter("denied_guarded")?;
+    ensure!(counted == 128, "{counted} of 128 denials were counted");
+    ensure!(ground.reasons()? == ["tier-fanotify"], "{:?}", ground.reasons()?);
+    Ok(())
+}
+
+fn stalled_responder() -> Result<()> {
+    let ground = Ground::new("fanotify-stalled", "[canary]\ninterval = \"1h\"")?;
+    let agent = ground.0.installation.start()?;
+    let pool = ground.0.pool("pool")?;
+    let volume = pool.path().join("volume");
+    let first = ground.responder()?;
+    kill(first, Signal::SIGSTOP).context("stop the responder")?;
+    // Whoever asks now waits, until the agent ends the responder: then the kernel allows it.
+    ensure!(fs::read_dir(&volume).is_ok(), "the kernel's answer for a responder that is gone is to allow");
+    wait::until("the posture says so", SOON, || {
+        Ok(ground.reasons()?.contains(&"responder-replaced".to_owned()))
+    })?;
+    wait::until("another responder answers", SOON, || Ok(ground.responder().is_ok_and(|pid| pid != first)))?;
+    wait::until("listing is denied again", SOON, || Ok(fs::read_dir(&volume).is_err()))?;
+    // One that is killed is replaced as well, and none at all is needed for an agent to start.
+    kill(ground.responder()?, Signal::SIGKILL).context("kill the responder")?;
+    wait::until("listing is denied again", SOON, || Ok(fs::read_dir(&volume).is_err()))?;
+    // Without an agent it goes on answering.
+    agent.kill()?;
+    ensure!(fs::read_dir(&volume).is_err(), "listing is allowed without an agent");
+    intact(pool.path())
+}
