@@ -8,9 +8,12 @@
 //! A load counts as complete when all its links are pinned. Several may be in force at once while one
 //! replaces another: a deletion passes only if all of them allow it, so there is no gap.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use aya::programs::{ProgramInfo, loaded_programs};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use thiserror::Error;
 
@@ -26,7 +29,18 @@ pub enum PinError {
         #[source]
         source: io::Error,
     },
+    #[error(
+        "the pins are removed, but after {} s the kernel still holds the programs {ids:?}: another process has them \
+         open; see who with `bpftool prog show`, end it, and their hooks are free",
+        LETS_GO_WITHIN.as_secs()
+    )]
+    Held { ids: Vec<u32> },
 }
+
+/// Longest time that the kernel may take to end programs without pins: a moment, or many on a busy host.
+const LETS_GO_WITHIN: Duration = Duration::from_secs(30);
+/// Between two looks whether it has.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PinError {
     move |source| PinError::Io { operation, path: path.to_owned(), source }
@@ -105,12 +119,27 @@ impl Pins {
         std::fs::create_dir_all(self.maps()).map_err(io_error("create", &self.maps()))
     }
 
-    /// Removes everything: nothing is enforced afterwards.
+    /// Removes everything, and returns when the kernel has ended the programs: nothing is enforced afterwards.
     pub fn unload(&self) -> Result<(), PinError> {
+        let mut ids = Vec::new();
         for generation in self.generations()? {
+            ids.extend(generation.program_ids()?);
             self.retire(&generation)?;
         }
-        remove_tree(&self.directory)
+        remove_tree(&self.directory)?;
+        // It ends a program only when the last one that runs it is through, and tells nobody.
+        let began = Instant::now();
+        loop {
+            let left: BTreeSet<u32> = loaded_programs().flatten().map(|program| program.id()).collect();
+            ids.retain(|id| left.contains(id));
+            if ids.is_empty() {
+                return Ok(());
+            }
+            if began.elapsed() > LETS_GO_WITHIN {
+                return Err(PinError::Held { ids });
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
     }
 }
 
@@ -126,10 +155,27 @@ impl Generation {
         self.directory.join(format!("{name}_link"))
     }
 
+    /// The kernel's numbers of its programs.
+    fn program_ids(&self) -> Result<Vec<u32>, PinError> {
+        let mut ids = Vec::new();
+        for entry in std::fs::read_dir(&self.directory).map_err(io_error("list", &self.directory))? {
+            let path = entry.map_err(io_error("list", &self.directory))?.path();
+            if !is_link(&path) {
+                // What cannot be opened is removed all the same.
+                ids.extend(ProgramInfo::from_pin(&path).map(|program| program.id()));
+            }
+        }
+        Ok(ids)
+    }
+
     /// Whether every one of these programs has its link pinned.
     pub fn is_complete<'a>(&self, mut programs: impl Iterator<Item = &'a str>) -> bool {
         programs.all(|name| self.link(name).exists())
     }
+}
+
+fn is_link(path: &Path) -> bool {
+    path.to_string_lossy().ends_with("_link")
 }
 
 /// Removes a directory of pins. Links go first, so that a crash leaves an incomplete load behind.
@@ -143,7 +189,7 @@ fn remove_tree(directory: &Path) -> Result<(), PinError> {
     for entry in entries {
         paths.push(entry.map_err(io_error("list", directory))?.path());
     }
-    paths.sort_by_key(|path| !path.to_string_lossy().ends_with("_link"));
+    paths.sort_by_key(|path| !is_link(path));
     for path in paths {
         if path.is_dir() {
             remove_tree(&path)?;

@@ -1,14 +1,15 @@
 //! What a user would pick instead of us, each with a reader that takes what it tells, as their daemons do.
 
 use std::fs::File;
-use std::io::{self, IoSliceMut, Read as _};
+use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::maps::RingBuf;
 use aya::programs::Lsm;
 use aya::{Btf, Ebpf, EbpfLoader};
@@ -16,10 +17,8 @@ use guard_agent::bpf::{btf, offsets};
 use guard_common::names::global;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, recvmsg, sendto,
-    socket,
-};
+
+use crate::harness::command;
 
 /// Loads and attaches an LSM program of an object that the environment names.
 fn attach(ebpf: &mut Ebpf, program: &str, hook: &str, btf: &Btf) -> Result<()> {
@@ -76,7 +75,7 @@ impl Reader {
     fn end(self, what: &str) -> Result<()> {
         self.ends.store(true, Ordering::Relaxed);
         let ended = self.thread.join();
-        ended.map_err(|_| anyhow::anyhow!("the reader of {what} panicked"))??;
+        ended.map_err(|_| anyhow!("the reader of {what} panicked"))??;
         ensure!(self.events.load(Ordering::Relaxed) > 0, "{what} told nothing");
         Ok(())
     }
@@ -163,122 +162,70 @@ impl Fanotify {
     }
 }
 
-/// A rule of the kernel's audit, as `auditctl -a always,exit -S unlink,…` makes it, with this process as auditd.
-pub struct AuditRule {
-    reader: Reader,
-    rule: Vec<u8>,
+/// An AppArmor profile that keeps everything from being deleted below the guarded root, as one writes it by hand.
+/// Loaded until the machine is off: only who wears it has the cost.
+pub struct Profile;
+
+impl Profile {
+    const NAME: &str = "guard-bench";
+
+    pub fn load(root: &str) -> Result<Self> {
+        let text = format!(
+            "profile {} {{\n  capability,\n  ptrace,\n  signal,\n  unix,\n  network,\n  / r,\n  /** rwlkm,\n  deny {root}/** w,\n}}\n",
+            Self::NAME
+        );
+        let path = "/run/guard-bench.apparmor";
+        std::fs::write(path, text).with_context(|| format!("write {path}"))?;
+        command::run("apparmor_parser", &["--replace", "--skip-cache", path])?;
+        Ok(Self)
+    }
+
+    /// Runs `work` in a thread that wears the profile, as do the threads that it starts.
+    pub fn worn<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let done = thread::scope(|scope| {
+            let wearer = scope.spawn(|| {
+                let attribute = "/proc/thread-self/attr/apparmor/current";
+                std::fs::write(attribute, format!("changeprofile {}", Self::NAME))
+                    .with_context(|| format!("put on the AppArmor profile through {attribute}"))?;
+                work()
+            });
+            wearer.join()
+        });
+        done.map_err(|_| anyhow!("the thread with the profile panicked"))?
+    }
 }
 
-const AUDIT_SET: u16 = 1001;
-const AUDIT_ADD_RULE: u16 = 1011;
-const AUDIT_DEL_RULE: u16 = 1012;
-const MASK_WORDS: usize = 64;
+/// A rule of the kernel's audit, with a daemon that reads what it tells.
+pub struct AuditRule {
+    daemon: Child,
+    output: BufReader<ChildStdout>,
+}
 
 impl AuditRule {
     pub fn add() -> Result<Self> {
-        let socket = audit_socket()?;
-        // Enabled, this process as the daemon, and room for what it has not yet read.
-        let (enabled, daemon, backlog) = (1, 4, 16);
-        audit_status(&socket, enabled | daemon | backlog, 1, std::process::id())?;
-        let rule = rule();
-        request(&socket, AUDIT_ADD_RULE, &rule)?;
-        let mut buffer = vec![0; 16 * 1024];
-        let reader = Reader::start(move || {
-            if !is_ready(&socket)? {
-                return Ok(0);
-            }
-            let size = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).context("read the audit")?;
-            Ok(u64::from(size > 0))
-        })?;
-        Ok(Self { reader, rule })
+        let program = std::env::current_exe().context("where is this program?")?;
+        let mut command = Command::new(program);
+        command.args(["peer", "auditd"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut daemon = command.spawn().context("start the audit's daemon")?;
+        let output = daemon.stdout.take().context("the audit's daemon has no output")?;
+        let mut rule = Self { daemon, output: BufReader::new(output) };
+        let line = rule.line()?;
+        ensure!(line == "ready", "the audit's daemon said {line:?}");
+        Ok(rule)
     }
 
-    pub fn remove(self) -> Result<()> {
-        self.reader.end("the audit rule")?;
-        let socket = audit_socket()?;
-        request(&socket, AUDIT_DEL_RULE, &self.rule)?;
-        audit_status(&socket, 1, 0, 0)
+    fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        self.output.read_line(&mut line).context("read from the audit's daemon")?;
+        Ok(line.trim_end().to_owned())
     }
-}
 
-fn audit_socket() -> Result<OwnedFd> {
-    let kind = (AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC);
-    let socket =
-        socket(kind.0, kind.1, kind.2, Some(SockProtocol::NetlinkAudit)).context("open an audit socket")?;
-    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0)).context("bind the audit socket")?;
-    Ok(socket)
-}
-
-/// `struct audit_status`.
-fn audit_status(socket: &OwnedFd, mask: u32, enabled: u32, pid: u32) -> Result<()> {
-    let backlog_limit = 65_536;
-    let words = [mask, enabled, 0, pid, 0, backlog_limit, 0, 0, 0, 0, 0];
-    request(socket, AUDIT_SET, &bytes(&words))
-}
-
-/// `struct audit_rule_data`: always, at a call's exit, for the calls that remove a name.
-fn rule() -> Vec<u8> {
-    const AUDIT_FILTER_EXIT: u32 = 4;
-    const AUDIT_ALWAYS: u32 = 2;
-    const AUDIT_ARCH: u32 = 11;
-    const ARCH_X86_64: u32 = 0xc000_003e;
-    const EQUAL: u32 = 0x4000_0000;
-    const FIELDS: usize = 64;
-    let calls = [
-        libc::SYS_unlink,
-        libc::SYS_unlinkat,
-        libc::SYS_rmdir,
-        libc::SYS_rename,
-        libc::SYS_renameat,
-        libc::SYS_renameat2,
-    ];
-    let mut mask = [0_u32; MASK_WORDS];
-    for call in calls {
-        mask[call as usize / 32] |= 1 << (call % 32);
-    }
-    let one = |first: u32| {
-        let mut all = [0; FIELDS];
-        all[0] = first;
-        all
-    };
-    let mut words = vec![AUDIT_FILTER_EXIT, AUDIT_ALWAYS, 1];
-    words.extend(mask);
-    for field in [AUDIT_ARCH, ARCH_X86_64, EQUAL] {
-        words.extend(one(field));
-    }
-    // No text follows.
-    words.push(0);
-    bytes(&words)
-}
-
-fn bytes(words: &[u32]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_ne_bytes()).collect()
-}
-
-/// Sends a request, and reads messages until its answer.
-fn request(socket: &OwnedFd, kind: u16, payload: &[u8]) -> Result<()> {
-    const HEADER: usize = 16;
-    let (request, acknowledge) = (1_u16, 4_u16);
-    let mut message = Vec::new();
-    message.extend(u32::try_from(HEADER + payload.len())?.to_ne_bytes());
-    message.extend(kind.to_ne_bytes());
-    message.extend((request | acknowledge).to_ne_bytes());
-    message.extend([0; 8]);
-    message.extend(payload);
-    sendto(socket.as_raw_fd(), &message, &NetlinkAddr::new(0, 0), MsgFlags::empty())
-        .with_context(|| format!("send the audit request {kind}"))?;
-    loop {
-        let mut buffer = [0; 16 * 1024];
-        let mut parts = [IoSliceMut::new(&mut buffer)];
-        let size = recvmsg::<()>(socket.as_raw_fd(), &mut parts, None, MsgFlags::empty())
-            .with_context(|| format!("read the answer to the audit request {kind}"))?
-            .bytes;
-        let answer = &buffer[..size];
-        if answer.get(4..6) == Some(&u16::to_ne_bytes(libc::NLMSG_ERROR as u16)) {
-            let code = answer.get(HEADER..HEADER + 4).and_then(|four| four.try_into().ok());
-            let code = i32::from_ne_bytes(code.context("the audit's answer is cut short")?);
-            ensure!(code == 0, "audit request {kind}: {}", io::Error::from_raw_os_error(-code));
-            return Ok(());
-        }
+    pub fn remove(mut self) -> Result<()> {
+        drop(self.daemon.stdin.take());
+        let read: u64 = self.line()?.parse().context("the audit's daemon told no number")?;
+        let status = self.daemon.wait().context("wait for the audit's daemon")?;
+        ensure!(status.success(), "the audit's daemon ended with {status}");
+        ensure!(read > 0, "the audit rule told nothing");
+        Ok(())
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use super::measure::{Cost, May, delete, is_loaded, make_files, measured, unlinks};
-use super::peers::{AuditRule, Empty, Fanotify, Monitor};
+use super::peers::{AuditRule, Empty, Fanotify, Monitor, Profile};
 use super::results::Results;
 use crate::harness::agent::{Agent, Installation};
 use crate::harness::ceph::CephMount;
@@ -108,7 +108,9 @@ impl Grounds {
         watch.end()?;
         let monitor = Monitor::load()?;
         self.everywhere(results, "BPF monitor that resolves each path")?;
-        monitor.end()
+        monitor.end()?;
+        let profile = Profile::load(ROOT)?;
+        profile.worn(|| self.everywhere(results, "AppArmor profile that protects a tree"))
     }
 
     /// Last: once audited, the kernel goes on to look at each system call of each new task.

@@ -1,6 +1,7 @@
 //! Programs of other people's hosts, in small: what deletes in ways that no command of Debian does, and
 //! what runs where no command line gets to.
 
+pub mod auditd;
 pub mod calls;
 pub mod container;
 pub mod disguise;

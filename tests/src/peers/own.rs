@@ -18,6 +18,8 @@ pub enum Peer {
     Unlink { file: PathBuf, times: u64 },
     /// Answers like an Incus daemon, as it is told on standard input
     Incusd { socket: PathBuf },
+    /// Reads the kernel's audit, with a rule about deletions, until standard input ends
+    Auditd,
     /// Makes the system calls that it is told on standard input, a socket
     Obey,
     /// Takes another program's file for its executable, then unlinks
@@ -29,6 +31,7 @@ impl Peer {
         let result = match self {
             Self::Unlink { file, times } => unlink(file, *times),
             Self::Incusd { socket } => super::incusd::serve(socket),
+            Self::Auditd => super::auditd::serve(),
             Self::Obey => super::obedient::obey(),
             Self::Disguise { by, executable, file } => disguise::disguise(*by, executable, file),
         };

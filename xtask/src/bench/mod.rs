@@ -36,7 +36,7 @@ pub struct Arguments {
 
 /// The command `cargo xtask bench`.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    setup::ensure(&setup::Use::WITHOUT_INCUS, &[arguments.kernel])?;
+    setup::ensure(&setup::Use::BENCH, &[arguments.kernel])?;
     let binaries = build::for_tests()?;
     let mut boot =
         Boot::new(arguments.kernel, format!("exec {} bench", vm::quoted(&binaries.tests.to_string_lossy())));

@@ -18,6 +18,8 @@ pub enum Use {
     Suites,
     /// What guests run in the test suites with `--full`.
     Workloads,
+    /// What the benchmarks measure beside us.
+    Bench,
     /// Building libFuzzer.
     Fuzz,
     /// Incus, unpacked in the cache, and what the machine must have beside it.
@@ -27,9 +29,19 @@ pub enum Use {
 impl Use {
     /// What everything but the suite `incus` and the demo needs.
     pub const WITHOUT_INCUS: [Self; 4] = [Self::Bpf, Self::Vm, Self::Ceph, Self::Suites];
+    /// The suite `incus` and the demo.
     pub const WITH_INCUS: [Self; 5] = [Self::Bpf, Self::Vm, Self::Ceph, Self::Suites, Self::Incus];
-    pub const ALL: [Self; 7] =
-        [Self::Bpf, Self::Vm, Self::Ceph, Self::Suites, Self::Workloads, Self::Fuzz, Self::Incus];
+    pub const BENCH: [Self; 4] = [Self::Bpf, Self::Vm, Self::Ceph, Self::Bench];
+    pub const ALL: [Self; 8] = [
+        Self::Bpf,
+        Self::Vm,
+        Self::Ceph,
+        Self::Suites,
+        Self::Workloads,
+        Self::Bench,
+        Self::Fuzz,
+        Self::Incus,
+    ];
 }
 
 /// One thing that must be there.
@@ -109,6 +121,12 @@ pub const ALL: &[Requirement] = &[
         "postgresql",
         File("/var/lib/dpkg/info/postgresql.list"),
         "a database in a guest's volume",
+    ),
+    requirement(
+        Use::Bench,
+        "apparmor",
+        Command("apparmor_parser"),
+        "an AppArmor profile to measure beside us",
     ),
     requirement(Use::Incus, "util-linux", Command("nsenter"), "a second node in namespaces of its own"),
 ];
