@@ -1,4 +1,4 @@
-//! Runs the suites of `guard-tests`: one boot for each kernel and each profile that their tests declare.
+//! Runs the suites of `guard-tests`: boots for each kernel and each profile that their tests declare.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -22,6 +22,8 @@ const LIMIT: Duration = Duration::from_secs(2400);
 const INCUS_LIMIT: Duration = Duration::from_secs(7200);
 /// So many of these tests are run in one boot.
 const JOINS_A_BOOT: usize = 6;
+/// And so many of all others: parts small enough that the processors end at about the same time.
+const TESTS_A_BOOT: usize = 30;
 /// Starts the line that ends a suite: `guard-tests: 3 passed, 0 failed`.
 const CLOSING: &str = "guard-tests: ";
 /// Starts each line that explains the failure just reported.
@@ -101,8 +103,7 @@ pub fn parts(
             by_profile.entry(profile).or_default().push(test.to_owned());
         }
         for (profile, tests) in &by_profile {
-            // Joins take minutes each: they are spread over the processors.
-            let at_once = if suite == Suite::Incus { JOINS_A_BOOT } else { tests.len() };
+            let at_once = if suite == Suite::Incus { JOINS_A_BOOT } else { TESTS_A_BOOT };
             for &kernel in kernels {
                 parts.extend(tests.chunks(at_once).map(|tests| Part {
                     suite,
