@@ -2,7 +2,8 @@
 //!
 //! No prefix of the list leaves a pool weaker than the weaker of before and after, so that an agent
 //! may die anywhere in it: first everything that strengthens, additions before removals, and the filter
-//! by magic (`Config::magic_bloom`) covers every pool at all times.
+//! by magic (`Config::magic_bloom`) covers every pool, the one by device (`Config::root_devices`) every root, at all
+//! times.
 //!
 //! A pool that is gone from the mount table stays: after a lazy unmount open directories still reach
 //! its data, and the kernel removes the entry when the superblock ends. A pool whose mount was moved out
@@ -18,7 +19,7 @@ pub use pools::is_pool;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use guard_common::policy::{CONFIG_ALIASES, RAMFS_MAGIC, ROOT_OBSERVED, magic_bit};
+use guard_common::policy::{CONFIG_ALIASES, RAMFS_MAGIC, ROOT_OBSERVED, device_bit, magic_bit};
 use guard_common::{
     ActorMask, CgroupKey, Config, ExecutableKey, FilesystemKey, Mode, PoolEntry, RootEntry, RootKey,
 };
@@ -152,13 +153,18 @@ pub fn plan(desired: &Desired<'_>, observed: &Observed) -> Plan {
     let mut pools = pools::changes(desired, observed);
     let aliases = aliases::changes(desired, observed, &mut pools);
     let actors = actors::changes(desired, observed, &aliases.sealed);
-    let config = config(desired, &pools.kept_magics, !aliases.sealed.is_empty());
+    let config = Config {
+        root_devices: root_devices(roots.keys()),
+        ..config(desired, &pools.kept_magics, !aliases.sealed.is_empty())
+    };
 
     let mut operations = Vec::new();
     // From here on every superblock that is guarded before or after comes past the filter.
     let wide = Config {
         magic_bloom: config.magic_bloom | observed.config.magic_bloom,
         flags: config.flags | observed.config.flags,
+        // By the roots themselves: an agent that knew no such filter may have written them.
+        root_devices: root_devices(observed.roots.keys().chain(roots.keys())),
         ..config
     };
     if wide != observed.config {
@@ -195,8 +201,12 @@ fn config(desired: &Desired<'_>, kept_magics: &BTreeSet<u64>, aliases: bool) -> 
         host_mnt_ns: desired.host_mnt_ns,
         full_records: policy.full_records(),
         flags: if aliases { CONFIG_ALIASES } else { 0 },
-        reserved: 0,
+        root_devices: 0,
     }
+}
+
+fn root_devices<'a>(roots: impl Iterator<Item = &'a RootKey>) -> u32 {
+    roots.fold(0, |bloom, root| bloom | device_bit(root.dev))
 }
 
 /// The roots to be in the map. `RootEntry::reserved`, which the kernel does not read, names the policy's

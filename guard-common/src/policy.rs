@@ -38,7 +38,9 @@ pub struct Config {
     pub full_records: u32,
     /// `CONFIG_*` flags.
     pub flags: u32,
-    pub reserved: u32,
+    /// Bit `device_bit(d)` is set for the device of each guarded root. A clear bit proves that no root lies on a
+    /// superblock, so that a walk need not look at its names. 0: not known, every name is looked at.
+    pub root_devices: u32,
 }
 
 /// Some pool is sealed: the actors in the set [`ALIAS_ACTORS`] delete on no superblock of a guarded kind
@@ -53,6 +55,13 @@ pub const ALIAS_ACTORS: u32 = u32::MAX;
 pub const fn magic_bit(magic: u64) -> u64 {
     // Fibonacci hashing: the upper six bits of the product are well mixed.
     1 << (magic.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 58)
+}
+
+/// The bit of `Config::root_devices` that stands for a superblock's device.
+#[inline(always)]
+pub const fn device_bit(dev: u32) -> u32 {
+    // As `magic_bit`, with the upper five bits.
+    1 << (dev.wrapping_mul(0x9E37_79B9) >> 27)
 }
 
 /// Magic of every FUSE superblock; its kind is told by the subtype.

@@ -4,7 +4,7 @@
 //! and by itself, instead of once for every way that leads to it.
 
 use aya_ebpf::helpers::generated;
-use guard_common::policy::{ALIAS_ACTORS, ROOT_OBSERVED};
+use guard_common::policy::{ALIAS_ACTORS, ROOT_OBSERVED, device_bit};
 use guard_common::{ActorMask, CgroupKey, ExecutableKey, LeaseKey, RootKey};
 
 use crate::decide::Access;
@@ -31,15 +31,20 @@ pub extern "C" fn guarded_root(mut mount: u64, filesystems: u64) -> u32 {
     let mut root = reads.mount_root(mount);
     let mut dentry = root;
     let mut dev = reads.mount_device(mount);
+    let devices = CONFIG.get(0).map_or(0, |config| config.root_devices);
     for _ in 0..WALK_STEPS {
-        let key = RootKey { ino: reads.dentry_ino(dentry), dev, reserved: 0 };
-        // SAFETY: as in `decide::with_mount`.
-        if let Some(entry) = unsafe { ROOTS.get(key) }
-            && entry.filesystems & filesystems != 0
-        {
-            return if entry.flags & ROOT_OBSERVED != 0 { WALK_OBSERVE } else { WALK_DENY };
+        let may_hold_root = devices == 0 || devices & device_bit(dev) != 0;
+        if may_hold_root {
+            let key = RootKey { ino: reads.dentry_ino(dentry), dev, reserved: 0 };
+            // SAFETY: as in `decide::with_mount`.
+            if let Some(entry) = unsafe { ROOTS.get(key) }
+                && entry.filesystems & filesystems != 0
+            {
+                return if entry.flags & ROOT_OBSERVED != 0 { WALK_OBSERVE } else { WALK_DENY };
+            }
         }
-        if dentry == root {
+        // No root lies on such a superblock: its names are passed over.
+        if dentry == root || !may_hold_root {
             let parent = reads.mount_parent(mount);
             if parent == mount {
                 return WALK_OUTSIDE;

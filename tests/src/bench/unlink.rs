@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use super::measure::{Cost, May, delete, is_loaded, make_files, measured, unlinks};
+use super::measure::{Cost, May, delete, is_loaded, lowest_unlinks, make_files, measured, unlinks};
 use super::peers::{AuditRule, Empty, Fanotify, Monitor, Profile};
 use super::results::Results;
 use crate::harness::agent::{Agent, Installation};
@@ -85,7 +85,7 @@ impl Grounds {
     /// The same case on each.
     fn everywhere(&self, results: &mut Results, case: &str) -> Result<()> {
         for ground in &self.grounds {
-            let cost = unlinks(&ground.elsewhere, ground.files, May::Delete)
+            let cost = lowest_unlinks(&ground.elsewhere, ground.files)
                 .with_context(|| format!("{case} on {}", ground.name))?;
             results.unlink(ground.name, case, &cost);
         }
@@ -137,8 +137,8 @@ impl Grounds {
                 fs::write(&probe, "").context("write a probe")?;
                 Ok(fs::remove_file(&probe).is_err())
             })?;
-            results.unlink(name, "guard: outside every root", &unlinks(elsewhere, *files, May::Delete)?);
-            let cost = as_actor(&cgroup, || unlinks(pool, *files, May::Delete))?;
+            results.unlink(name, "guard: outside every root", &lowest_unlinks(elsewhere, *files)?);
+            let cost = as_actor(&cgroup, || lowest_unlinks(pool, *files))?;
             results.unlink(name, "guard: pool, allowed as actor", &cost);
             results.unlink(name, "guard: pool, allowed as guest view", &as_guest(pool, *files)?);
             let cost = unlinks(pool, RECORDED, May::NotDelete)?;

@@ -32,6 +32,10 @@ fn check_steps(before: &Observed, after: &Observed, operations: &[MapOperation])
         for (dev, entry) in &maps.pools {
             assert_ne!(maps.config.magic_bloom & magic_bit(entry.magic), 0, "the filter hides {dev}");
         }
+        for key in maps.roots.keys() {
+            let devices = maps.config.root_devices;
+            assert!(devices == 0 || devices & device_bit(key.dev) != 0, "the filter hides {key:?}");
+        }
         for (dev, old) in &before.pools {
             let Some(new) = after.pools.get(dev) else { continue };
             let now = maps.pools.get(dev).unwrap_or_else(|| panic!("pool {dev} without entry"));
