@@ -10,7 +10,7 @@ use clap::Args;
 
 use crate::kernel::Kernel;
 use crate::test::guest;
-use crate::vm::{self, Boot};
+use crate::vm;
 use crate::{build, setup};
 
 #[derive(Args)]
@@ -29,10 +29,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     setup::ensure(&setup::Use::WITH_INCUS, &[arguments.kernel])?;
     let binaries = build::for_tests()?;
-    let mut boot =
-        Boot::new(arguments.kernel, format!("exec {} demo", vm::quoted(&binaries.tests.to_string_lossy())));
+    let mut boot = guest::machine(arguments.kernel, &binaries, "demo");
     boot.ceph = true;
-    boot.environment = guest::environment(&binaries, arguments.kernel, "default");
     boot.environment.push(guest::incus()?);
     if io::stdout().is_terminal() {
         boot.environment.push(("GUARD_DEMO_COLOUR".to_owned(), "1".to_owned()));

@@ -8,7 +8,7 @@ use clap::Args;
 
 use crate::kernel::Kernel;
 use crate::test::guest;
-use crate::vm::{self, Boot};
+use crate::vm;
 use crate::{build, setup};
 
 #[derive(Args)]
@@ -34,12 +34,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let binaries = build::for_tests()?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let seed = arguments.seed.unwrap_or(now.as_secs());
-    let program = vm::quoted(&binaries.tests.to_string_lossy());
     let only: String = arguments.only.iter().map(|name| format!(" --only {}", vm::quoted(name))).collect();
-    let line = format!("exec {program} lab --seconds {} --seed {seed}{only}", arguments.seconds);
-    let mut boot = Boot::new(arguments.kernel, line);
+    let command = format!("lab --seconds {} --seed {seed}{only}", arguments.seconds);
+    let mut boot = guest::machine(arguments.kernel, &binaries, &command);
     boot.limit = Some(Duration::from_secs(arguments.seconds) + BESIDE);
-    boot.environment = guest::environment(&binaries, arguments.kernel, "default");
     eprintln!("xtask: booting a VM, seed {seed} …");
     vm::show(&boot)
 }

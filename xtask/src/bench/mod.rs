@@ -16,7 +16,7 @@ use clap::Args;
 
 use crate::kernel::Kernel;
 use crate::test::guest;
-use crate::vm::{self, Boot, Outcome};
+use crate::vm::{self, Outcome};
 use crate::{build, setup, workspace};
 use results::Results;
 
@@ -38,12 +38,10 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     setup::ensure(&setup::Use::BENCH, &[arguments.kernel])?;
     let binaries = build::for_tests()?;
-    let mut boot =
-        Boot::new(arguments.kernel, format!("exec {} bench", vm::quoted(&binaries.tests.to_string_lossy())));
+    let mut boot = guest::machine(arguments.kernel, &binaries, "bench");
     boot.icount = true;
     boot.ceph = true;
     boot.limit = Some(LIMIT);
-    boot.environment = guest::environment(&binaries, arguments.kernel, "icount");
     eprintln!("xtask: booting a VM with one CPU that counts instructions, and a Ceph cluster …");
     let mut lines = Lines::default();
     let outcome = vm::boot(&boot, &mut |output| lines.take(output))?;

@@ -30,7 +30,7 @@ const CLOSING: &str = "guard-tests: ";
 const EXPLANATION: &str = "  | ";
 
 /// What a test suite finds in its environment, beside what the Ceph cluster adds.
-pub fn environment(binaries: &TestBinaries, kernel: Kernel, profile: &str) -> Vec<(String, String)> {
+fn environment(binaries: &TestBinaries, kernel: Kernel, profile: &str) -> Vec<(String, String)> {
     let path = |path: &std::path::Path| path.to_string_lossy().into_owned();
     let values = [
         ("GUARD_AGENT", path(&binaries.agent)),
@@ -43,6 +43,13 @@ pub fn environment(binaries: &TestBinaries, kernel: Kernel, profile: &str) -> Ve
         ("RUST_BACKTRACE", "0".to_owned()),
     ];
     values.map(|(name, value)| (name.to_owned(), value)).to_vec()
+}
+
+/// A machine that runs a command of `guard-tests`.
+pub fn machine(kernel: Kernel, binaries: &TestBinaries, command: &str) -> Boot {
+    let mut boot = Boot::new(kernel, format!("exec {} {command}", quoted(&binaries.tests.to_string_lossy())));
+    boot.environment = environment(binaries, kernel, "default");
+    boot
 }
 
 /// Where the guest finds Incus, once its programs are checked.
