@@ -14,6 +14,10 @@ use crate::workspace;
 /// Exists only on the namespace's loopback, so that the addresses in Ceph's maps are those the guest dials.
 const ADDRESS: &str = "10.99.0.1";
 const FILESYSTEM: &str = "testfs";
+/// Ceph's own default.
+pub const SESSION: u32 = 60;
+/// A guest that counts instructions has a clock that is many times slower than the cluster's.
+pub const SESSION_BY_INSTRUCTIONS: u32 = 6 * 3600;
 
 /// A cluster that is prepared but not started. Its directory goes with it.
 #[derive(Debug)]
@@ -118,8 +122,9 @@ pid_file =
         fs::write(&path, content).with_context(|| format!("write {}", path.display()))
     }
 
-    /// What starts the cluster and then `command` beside it; all of it ends when xtask does.
-    pub fn wrap(&self, command: &[String], root: bool) -> Vec<String> {
+    /// What starts the cluster and then `command` beside it; all of it ends when xtask does. A client that has not
+    /// been heard of for `session` seconds is stale, for five times as many is evicted.
+    pub fn wrap(&self, command: &[String], root: bool, session: u32) -> Vec<String> {
         let script = workspace::root().join("xtask/host/ceph-cluster");
         let mut wrapped: Vec<String> =
             ["unshare", "--net", "--pid", "--fork", "--kill-child"].map(str::to_owned).to_vec();
@@ -129,7 +134,7 @@ pid_file =
         wrapped.extend(["--", "bash"].map(str::to_owned));
         wrapped.push(script.to_string_lossy().into_owned());
         wrapped.push(self.directory.to_string_lossy().into_owned());
-        wrapped.extend([ADDRESS.to_owned(), FILESYSTEM.to_owned(), self.osd.clone()]);
+        wrapped.extend([ADDRESS.to_owned(), FILESYSTEM.to_owned(), self.osd.clone(), session.to_string()]);
         wrapped.extend_from_slice(command);
         wrapped
     }

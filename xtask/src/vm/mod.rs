@@ -164,7 +164,8 @@ pub fn boot(boot: &Boot, on_output: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> 
     let job = Job::create(boot, &kernel, &environment)?;
     let mut command = qemu::command(boot, &kernel, &job, Acceleration::choose(boot.icount)?);
     if let Some(cluster) = &cluster {
-        command = cluster.wrap(&command, setup::is_root()?);
+        let session = if boot.icount { ceph::SESSION_BY_INSTRUCTIONS } else { ceph::SESSION };
+        command = cluster.wrap(&command, setup::is_root()?, session);
     }
     let mut machine = Machine::start(&command, &job, boot.script.is_none())?;
     let in_time = machine.follow(boot.limit, on_output)?;
