@@ -6,9 +6,11 @@ mod facts;
 mod fix;
 #[cfg(test)]
 mod tests;
+mod tiers;
 
 use std::fmt;
 
+use guard_common::Tier;
 use serde::{Deserialize, Serialize};
 
 pub use facts::{HostFacts, KernelOption};
@@ -75,18 +77,30 @@ impl Check {
 
 /// All checks of the host itself.
 pub fn checks(facts: &HostFacts) -> Vec<Check> {
-    vec![
+    let mut checks = vec![
         kernel_version(facts),
         btf(facts),
-        config_bpf_lsm(facts),
-        active_lsm(facts),
+        of_bpf_lsm_alone(facts, config_bpf_lsm(facts)),
+        of_bpf_lsm_alone(facts, active_lsm(facts)),
         security_path(facts),
         lockdown(facts),
         capabilities(facts),
         bpffs(facts),
         cgroup2(facts),
         mount_namespace(facts),
-    ]
+    ];
+    checks.extend(tiers::tiers(facts));
+    checks
+}
+
+/// What only the strongest tier needs is no failure where the next one can be had.
+fn of_bpf_lsm_alone(facts: &HostFacts, check: Check) -> Check {
+    match check.state {
+        CheckState::Fail if tiers::is_available(facts, Tier::FmodRet) => {
+            Check { state: CheckState::Warn, ..check }
+        }
+        _ => check,
+    }
 }
 
 /// Checks of the agent's own directories against a policy.
@@ -208,7 +222,9 @@ fn active_lsm(facts: &HostFacts) -> Check {
 
 fn security_path(facts: &HostFacts) -> Check {
     let (code, name) = ("security-path-not-built", "CONFIG_SECURITY_PATH");
-    match (facts.hook_in_btf("bpf_lsm_path_unlink"), facts.security_path) {
+    let in_btf = facts.hook_in_btf("bpf_lsm_path_unlink");
+    let in_btf = in_btf.map(|hook| hook || facts.hook_in_btf("security_path_unlink") == Some(true));
+    match (in_btf, facts.security_path) {
         (Some(true), _) => Check::ok(code, name, "built in (path hooks are in the BTF)"),
         (None, KernelOption::Set) => Check::ok(code, name, "built in (kernel configuration)"),
         (Some(false), _) | (None, KernelOption::Unset) => Check::fail(

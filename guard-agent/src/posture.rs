@@ -55,8 +55,21 @@ pub struct Posture {
 /// What a tier leaves open, beyond what no tier covers (README). Pure.
 pub fn gaps(tier: Tier) -> Vec<Gap> {
     let list: &[(&str, &str)] = match tier {
-        // The yardstick. The others are not there yet: whoever brings one into force lists its gaps here.
-        Tier::BpfLsm | Tier::FmodRet => &[],
+        // The yardstick.
+        Tier::BpfLsm => &[],
+        Tier::FmodRet => &[
+            (
+                "skipped-when-preempted",
+                "the kernel leaves a program out while another task that it has preempted on the same processor is in \
+                 the middle of it: that deletion is allowed, unrecorded. It needs kernel preemption (full, lazy), and is \
+                 counted (decisions-skipped)",
+            ),
+            (
+                "before-other-lsms",
+                "it decides before the host's other security modules: they do not see what it denies, and may still \
+                 refuse what it records as allowed",
+            ),
+        ],
         Tier::Fanotify => FANOTIFY_GAPS,
     };
     list.iter().map(|(code, detail)| Gap { code: (*code).to_owned(), detail: (*detail).to_owned() }).collect()

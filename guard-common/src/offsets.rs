@@ -43,10 +43,12 @@ pub struct Offsets {
     pub cred_uid: u32,
     pub cred_euid: u32,
     pub iattr_ia_valid: u32,
-    /// No member: which argument of the hook `inode_setattr` is the dentry. 0, and since 6.9 1.
+    /// No member: which argument of `inode_setattr` is the dentry. Of the LSM hook 0, and since 6.9 1; of the
+    /// function `security_inode_setattr` 1.
     pub inode_setattr_dentry: u32,
-    /// Keeps the size a multiple of eight.
-    pub reserved: u32,
+    /// No member: how many arguments `inode_rename` has, and with it where the answer of an earlier program stands. The
+    /// LSM hook has 4, the function `security_inode_rename` 5.
+    pub inode_rename_arguments: u32,
 }
 
 crate::pod!(Offsets);

@@ -1,4 +1,7 @@
 //! The LSM hooks, as thin as they can be: take the arguments, pass on an earlier refusal, ask `decide`.
+//!
+//! The agent attaches the same programs in front of the kernel's `security_*` functions where the LSM hooks are not called
+//! (tier `fmod-ret`). Those take the same arguments, with the exceptions that `Offsets` names.
 
 use core::ffi::c_void;
 
@@ -136,10 +139,12 @@ pub fn guard_inode_rmdir(context: LsmContext) -> i32 {
     on_inode(Hook::InodeRmdir, Operation::Rmdir, pointer(&context, 0), pointer(&context, 1))
 }
 
-/// For an exchange the kernel calls this hook once for each direction: both targets exist then.
+/// For an exchange the kernel calls this hook once for each direction (and `security_inode_rename` once for both): both
+/// targets exist then.
 #[lsm(hook = "inode_rename")]
 pub fn guard_inode_rename(context: LsmContext) -> i32 {
-    honour_previous!(context, 4);
+    let previous = if kernel::rename_has_flags() { argument!(context, 40) } else { argument!(context, 32) };
+    honour!(previous as i32);
     let target = pointer(&context, 3);
     if !target.is_positive() {
         return 0;

@@ -53,7 +53,7 @@ static OFFSETS: Offsets = Offsets {
     cred_euid: 0,
     iattr_ia_valid: 0,
     inode_setattr_dentry: 0,
-    reserved: 0,
+    inode_rename_arguments: 0,
 };
 
 /// Which load of the programs this is (see `POOL_CANARY`).
@@ -89,6 +89,12 @@ const ATTR_SIZE: u32 = 1 << 3;
 #[inline(always)]
 pub fn setattr_has_idmap() -> bool {
     offset!(inode_setattr_dentry) != 0
+}
+
+/// Whether `inode_rename` has the flags as its last argument.
+#[inline(always)]
+pub fn rename_has_flags() -> bool {
+    offset!(inode_rename_arguments) == 5
 }
 
 /// The kernel's memory could not be read.

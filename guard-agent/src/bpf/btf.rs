@@ -30,7 +30,7 @@ pub enum BtfError {
     NoParameter { function: String, parameter: String },
     /// It is there, and not as this version knows it.
     #[error("the kernel's `{name}` is not as this version knows it: {what}")]
-    Unexpected { name: &'static str, what: &'static str },
+    Unexpected { name: String, what: String },
 }
 
 const MAGIC: u16 = 0xeb9f;
@@ -114,11 +114,22 @@ impl<'a> Btf<'a> {
         self.functions.contains_key(name.as_bytes())
     }
 
+    /// Number of a function's type: what a program is loaded for.
+    pub fn function_id(&self, name: &str) -> Option<u32> {
+        self.functions.get(name.as_bytes()).copied()
+    }
+
+    /// How many parameters a function has; `None` if there is no such function.
+    pub fn parameters(&self, function: &str) -> Result<Option<u32>, BtfError> {
+        let Some(id) = self.function_id(function) else { return Ok(None) };
+        Ok(Some(self.type_of(self.type_of(id)?.refers)?.count as u32))
+    }
+
     /// Which parameter of a function has this name, from 0.
     pub fn parameter_index(&self, function: &str, parameter: &str) -> Result<u32, BtfError> {
         let missing =
             || BtfError::NoParameter { function: function.to_owned(), parameter: parameter.to_owned() };
-        let id = *self.functions.get(function.as_bytes()).ok_or_else(missing)?;
+        let id = self.function_id(function).ok_or_else(missing)?;
         let prototype = self.type_of(self.type_of(id)?.refers)?;
         for index in 0..prototype.count {
             let name = u32_at(self.types, prototype.start + 12 + index * 8)?;
@@ -305,6 +316,8 @@ mod tests {
         assert!(btf.has_function("security_path_unlink"));
         assert!(!btf.has_function("security_path_rmdir"));
         assert_eq!(btf.parameter_index("bpf_lsm_inode_setattr", "dentry"), Ok(1));
+        assert_eq!(btf.parameters("bpf_lsm_inode_setattr"), Ok(Some(2)));
+        assert_eq!(btf.parameters("security_path_rmdir"), Ok(None));
     }
 
     #[test]

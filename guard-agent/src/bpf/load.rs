@@ -1,9 +1,11 @@
-//! Loads, pins and attaches the programs, or adopts the pins of an earlier agent.
+//! Loads, pins and attaches the programs, or adopts the pins of an earlier agent; on the LSM hooks or, in the tier
+//! `fmod-ret`, in front of the functions that call them.
 //!
 //! The order is: [`prepare`] (maps exist, programs are loaded but not attached) → the caller writes the
 //! policy → [`Prepared::attach`] → the caller proves it by canary → [`Programs::retire_others`].
 
 use std::fs;
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use aya::maps::MapError;
@@ -15,6 +17,7 @@ use guard_common::{LAYOUT_VERSION, Meta, Tier};
 use thiserror::Error;
 
 use super::btf::{Btf, BtfError};
+use super::fmod_ret::{self, FmodRetError, Loader, Place};
 use super::maps::{MapAccessError, Maps};
 use super::pins::{Generation, PinError, Pins};
 use super::{object, offsets};
@@ -32,6 +35,10 @@ pub enum LoadError {
     Btf(#[from] BtfError),
     #[error("the kernel has no LSM hook `{hook}` for BPF: it needs CONFIG_BPF_LSM and CONFIG_SECURITY_PATH")]
     NoHook { hook: &'static str },
+    #[error("the kernel has no function `{function}` for the tier fmod-ret: it needs CONFIG_SECURITY_PATH")]
+    NoFunction { function: String },
+    #[error("tier fmod-ret")]
+    FmodRet(#[from] FmodRetError),
     #[error(
         "the pinned maps in {directory} have layout {found}, this agent has layout {LAYOUT_VERSION}: the agent that \
          made them goes on enforcing; to replace it run `guard-agent unload` (nothing is protected in between), \
@@ -63,14 +70,39 @@ pub enum LoadError {
     },
 }
 
+impl LoadError {
+    /// Whether another tier may do on this kernel.
+    pub fn is_of_the_tier(&self) -> bool {
+        matches!(
+            self,
+            Self::NoHook { .. }
+                | Self::NoFunction { .. }
+                | Self::Btf(_)
+                | Self::Object(_)
+                | Self::Program { .. }
+                | Self::FmodRet(_)
+        )
+    }
+}
+
 /// Maps are there and programs are loaded; nothing new is attached yet.
 #[derive(Debug)]
 pub struct Prepared {
     pins: Pins,
     generation: Generation,
     programs: Vec<ProgramName>,
-    /// `None`: the pins of an equal agent are adopted.
-    loaded: Option<Ebpf>,
+    loaded: Loaded,
+}
+
+/// What there is to attach.
+#[derive(Debug)]
+enum Loaded {
+    /// Nothing: the pins of an equal agent are adopted.
+    Adopted,
+    /// For the LSM hooks.
+    Lsm(Ebpf),
+    /// For the functions with these numbers, in the order of the programs. aya's part holds the maps.
+    FmodRet { maps: Ebpf, functions: Vec<u32> },
 }
 
 /// The programs are attached and pinned.
@@ -85,38 +117,46 @@ pub struct Programs {
 }
 
 /// Brings the maps and programs into being, or finds those of an equal agent.
-pub fn prepare(pin_directory: &Path) -> Result<Prepared, LoadError> {
+pub fn prepare(pin_directory: &Path, tier: Tier) -> Result<Prepared, LoadError> {
     let object = object::bytes().ok_or(LoadError::NoObject)?;
     let pins = Pins::open(pin_directory)?;
     let raw = fs::read(VMLINUX_BTF).map_err(LoadError::NoBtf)?;
     let btf = Btf::parse(&raw)?;
-    let programs = available(&btf)?;
+    let programs = available(&btf, tier)?;
     let names = || programs.iter().map(|name| name.program);
     let identity = object::identity();
 
     let complete: Vec<Generation> =
         pins.generations()?.into_iter().filter(|generation| generation.is_complete(names())).collect();
     check_layout(&pins, !complete.is_empty())?;
-    if let Some(generation) = complete.into_iter().find(|generation| generation.identity == identity) {
-        return Ok(Prepared { pins, generation, programs, loaded: None });
+    let is_ours = |generation: &Generation| generation.identity == identity && generation.tier == tier;
+    if let Some(generation) = complete.into_iter().find(is_ours) {
+        return Ok(Prepared { pins, generation, programs, loaded: Loaded::Adopted });
     }
 
     let token = token();
-    let offsets = offsets::resolve(&btf)?;
+    let offsets = offsets::resolve(&btf, tier)?;
     let mut loader = EbpfLoader::new();
     // The object needs no relocation against the kernel's types: its offsets are globals.
     loader.btf(None);
     loader.override_global(global::OFFSETS, &offsets, true);
     loader.override_global(global::PROGRAM_TOKEN, &token, true);
-    let tier = Tier::BpfLsm as u32;
-    loader.override_global(global::TIER, &tier, true);
+    let number = tier as u32;
+    loader.override_global(global::TIER, &number, true);
     for name in map::ALL {
         loader.map_pin_path(name, pins.maps().join(name));
     }
     let ebpf = loader.load(object).map_err(LoadError::Object)?;
     write_layout(&mut Maps::open(&pins.maps())?)?;
-    let generation = pins.generation(&identity, token);
-    Ok(Prepared { pins, generation, programs, loaded: Some(ebpf) })
+    let loaded = match tier {
+        Tier::FmodRet => {
+            let id = |name: &ProgramName| btf.function_id(&offsets::function(tier, name.hook)).unwrap_or(0);
+            Loaded::FmodRet { maps: ebpf, functions: programs.iter().map(id).collect() }
+        }
+        Tier::BpfLsm | Tier::Fanotify => Loaded::Lsm(ebpf),
+    };
+    let generation = pins.generation(tier, &identity, token);
+    Ok(Prepared { pins, generation, programs, loaded })
 }
 
 /// Brings the maps into being without any program, for the tier that answers from user space. It needs nothing of
@@ -170,14 +210,18 @@ fn write_layout(maps: &mut Maps) -> Result<(), MapAccessError> {
     Ok(())
 }
 
-/// The programs whose hooks this kernel has.
-fn available(btf: &Btf<'_>) -> Result<Vec<ProgramName>, LoadError> {
+/// The programs whose hooks, or functions, this kernel has.
+fn available(btf: &Btf<'_>, tier: Tier) -> Result<Vec<ProgramName>, LoadError> {
     let mut programs = Vec::new();
     for name in PROGRAMS {
-        if btf.has_function(&format!("bpf_lsm_{}", name.hook)) {
+        let function = offsets::function(tier, name.hook);
+        if btf.has_function(&function) {
             programs.push(*name);
         } else if !name.optional {
-            return Err(LoadError::NoHook { hook: name.hook });
+            return Err(match tier {
+                Tier::FmodRet => LoadError::NoFunction { function },
+                Tier::BpfLsm | Tier::Fanotify => LoadError::NoHook { hook: name.hook },
+            });
         }
     }
     Ok(programs)
@@ -221,25 +265,33 @@ impl Prepared {
         self.pins.maps()
     }
 
+    /// The tier that it would put in force.
+    pub fn tier(&self) -> Tier {
+        self.generation.tier
+    }
+
     /// Attaches and pins what was loaded; does nothing for adopted pins.
-    pub fn attach(mut self) -> Result<Programs, LoadError> {
-        let adopted = self.loaded.is_none();
-        if let Some(mut ebpf) = self.loaded.take() {
+    pub fn attach(self) -> Result<Programs, LoadError> {
+        let adopted = matches!(self.loaded, Loaded::Adopted);
+        if !adopted {
             let directory = &self.generation.directory;
             fs::create_dir_all(directory).map_err(|source| PinError::Io {
                 operation: "create",
                 path: directory.clone(),
                 source,
             })?;
-            let btf =
-                aya::Btf::from_sys_fs().map_err(|error| LoadError::Object(EbpfError::BtfError(error)))?;
-            for name in &self.programs {
-                if let Err(error) = attach_one(&mut ebpf, *name, &btf, &self.generation) {
-                    // Half a load must not be mistaken for a whole one.
-                    self.pins.retire(&self.generation)?;
-                    return Err(error);
-                }
+        }
+        let attached = match self.loaded {
+            Loaded::Adopted => Ok(()),
+            Loaded::Lsm(ebpf) => attach_to_hooks(ebpf, &self.programs, &self.generation),
+            Loaded::FmodRet { maps, functions } => {
+                attach_to_functions(&maps, &self.programs, &functions, &self.generation)
             }
+        };
+        if let Err(error) = attached {
+            // Half a load must not be mistaken for a whole one.
+            self.pins.retire(&self.generation)?;
+            return Err(error);
         }
         give_memory_back();
         let hooks = self.programs.iter().map(|name| name.hook).collect();
@@ -254,6 +306,34 @@ fn give_memory_back() {
     unsafe {
         nix::libc::malloc_trim(0);
     }
+}
+
+fn attach_to_hooks(
+    mut ebpf: Ebpf,
+    programs: &[ProgramName],
+    generation: &Generation,
+) -> Result<(), LoadError> {
+    let btf = aya::Btf::from_sys_fs().map_err(|error| LoadError::Object(EbpfError::BtfError(error)))?;
+    programs.iter().try_for_each(|name| attach_one(&mut ebpf, *name, &btf, generation))
+}
+
+fn attach_to_functions(
+    maps: &Ebpf,
+    programs: &[ProgramName],
+    functions: &[u32],
+    generation: &Generation,
+) -> Result<(), LoadError> {
+    let loader = Loader::new(object::bytes().ok_or(LoadError::NoObject)?, maps)?;
+    for (name, id) in programs.iter().zip(functions) {
+        let function = offsets::function(generation.tier, name.hook);
+        // It answers nothing that could be modified.
+        let place = if name.hook == "sb_delete" { Place::Entry } else { Place::ModifyReturn };
+        let program = loader.load(name.program, &function, *id, place)?;
+        fmod_ret::pin(program.as_fd(), &generation.program(name.program))?;
+        let link = fmod_ret::attach(program.as_fd())?;
+        fmod_ret::pin(link.as_fd(), &generation.link(name.program))?;
+    }
+    Ok(())
 }
 
 fn attach_one(
@@ -283,7 +363,17 @@ fn attach_one(
 impl Programs {
     /// The tier that they make up.
     pub fn tier(&self) -> Tier {
-        Tier::BpfLsm
+        self.generation.tier
+    }
+
+    /// How many decisions the kernel has skipped, which only the tier `fmod-ret` knows.
+    pub fn skipped(&self) -> u64 {
+        if self.generation.tier != Tier::FmodRet {
+            return 0;
+        }
+        let deciders = PROGRAMS.iter().filter(|name| self.hooks.contains(&name.hook));
+        // A pin that is gone is told of by `is_pinned`.
+        deciders.map(|name| fmod_ret::skipped(&self.generation.program(name.program)).unwrap_or(0)).sum()
     }
 
     /// Names this load to the canary.

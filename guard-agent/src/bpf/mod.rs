@@ -5,6 +5,7 @@
 pub mod apply;
 pub mod btf;
 pub mod canary;
+pub mod fmod_ret;
 pub mod load;
 pub mod logs;
 pub mod maps;

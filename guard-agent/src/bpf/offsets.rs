@@ -1,6 +1,6 @@
 //! The kernel structure members that the kernel program reads, resolved from BTF.
 
-use guard_common::Offsets;
+use guard_common::{Offsets, Tier};
 
 use super::btf::{Btf, BtfError};
 
@@ -46,18 +46,54 @@ const MEMBERS: &[(&str, &str, Field)] = &[
     ("iattr", "ia_valid", |o| &mut o.iattr_ia_valid),
 ];
 
-/// Resolves them all; the first one that is missing is the error.
-pub fn resolve(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
+/// The function that a program stands in front of, or in place of.
+pub fn function(tier: Tier, hook: &str) -> String {
+    match tier {
+        Tier::FmodRet => format!("security_{hook}"),
+        Tier::BpfLsm | Tier::Fanotify => format!("bpf_lsm_{hook}"),
+    }
+}
+
+/// How many arguments the kernel program takes for granted: the answer of an earlier program stands behind them.
+const ARGUMENTS: &[(&str, u32)] = &[
+    ("path_unlink", 2),
+    ("path_rmdir", 2),
+    ("path_rename", 5),
+    ("path_truncate", 1),
+    ("file_truncate", 1),
+    ("inode_unlink", 2),
+    ("inode_rmdir", 2),
+    ("sb_delete", 1),
+];
+
+/// Resolves them all, for the functions of a tier; the first one that is missing is the error.
+pub fn resolve(btf: &Btf<'_>, tier: Tier) -> Result<Offsets, BtfError> {
     let mut offsets = Offsets::default();
     for (structure, member, field) in MEMBERS {
         *field(&mut offsets) = btf.member_offset(structure, member)?;
     }
-    offsets.inode_setattr_dentry = btf.parameter_index("bpf_lsm_inode_setattr", "dentry")?;
-    if offsets.inode_setattr_dentry > 1 {
-        return Err(BtfError::Unexpected {
-            name: "bpf_lsm_inode_setattr",
-            what: "the dentry is not one of the first two",
-        });
+    let unexpected = |name, what: String| Err(BtfError::Unexpected { name, what });
+    for (hook, expected) in ARGUMENTS {
+        let name = function(tier, hook);
+        // One that is missing is told of by whoever wants to attach to it.
+        match btf.parameters(&name)? {
+            Some(found) if found != *expected => {
+                return unexpected(name, format!("it has {found} arguments instead of {expected}"));
+            }
+            _ => {}
+        }
+    }
+    let setattr = function(tier, "inode_setattr");
+    offsets.inode_setattr_dentry = btf.parameter_index(&setattr, "dentry")?;
+    let behind = btf.parameters(&setattr)?.unwrap_or(0).saturating_sub(offsets.inode_setattr_dentry);
+    if offsets.inode_setattr_dentry > 1 || behind != 2 {
+        return unexpected(setattr, "the dentry is not the last but one of two or three".to_owned());
+    }
+    let rename = function(tier, "inode_rename");
+    offsets.inode_rename_arguments = btf.parameters(&rename)?.unwrap_or(0);
+    if !matches!(offsets.inode_rename_arguments, 4 | 5) {
+        let what = format!("it has {} arguments instead of 4 or 5", offsets.inode_rename_arguments);
+        return unexpected(rename, what);
     }
     Ok(offsets)
 }
@@ -68,7 +104,7 @@ mod tests {
 
     #[test]
     fn every_offset_is_resolved() {
-        // One u32 a member, one for an argument's place, and the padding word.
+        // One u32 a member, and two about arguments.
         assert_eq!(size_of::<Offsets>(), (MEMBERS.len() + 2) * 4);
         let mut offsets = Offsets::default();
         for (number, (_, _, field)) in MEMBERS.iter().enumerate() {

@@ -3,6 +3,7 @@
 //! ```text
 //! <pin-dir>/maps/<MAP>                       shared by every load of the programs
 //! <pin-dir>/programs-<identity>-<token>/     one load: <program> and <program>_link for each hook
+//! <pin-dir>/fmod-ret-<identity>-<token>/     the same, in front of the kernel's functions
 //! ```
 //!
 //! A load counts as complete when all its links are pinned. Several may be in force at once while one
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use aya::programs::{ProgramInfo, loaded_programs};
+use guard_common::Tier;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use thiserror::Error;
 
@@ -56,13 +58,27 @@ pub struct Pins {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Generation {
     pub directory: PathBuf,
+    pub tier: Tier,
     /// Hash of the object and the build.
     pub identity: String,
     /// Tells this load from every other, for the canary.
     pub token: u32,
 }
 
-const PREFIX: &str = "programs-";
+/// How the names of the directories begin.
+const PREFIXES: [(Tier, &str); 2] = [(Tier::BpfLsm, "programs-"), (Tier::FmodRet, "fmod-ret-")];
+
+fn prefix(tier: Tier) -> &'static str {
+    PREFIXES.iter().find(|(known, _)| *known == tier).expect("only tiers of BPF programs have pins").1
+}
+
+/// Tier, identity and token of a directory's name.
+fn parse(name: &str) -> Option<(Tier, &str, u32)> {
+    let (tier, rest) =
+        PREFIXES.iter().find_map(|(tier, prefix)| Some((*tier, name.strip_prefix(prefix)?)))?;
+    let (identity, token) = rest.rsplit_once('-')?;
+    Some((tier, identity, u32::from_str_radix(token, 16).ok()?))
+}
 
 impl Pins {
     /// Opens the directory, making it if it is missing. It has to be on a bpffs.
@@ -83,9 +99,9 @@ impl Pins {
     }
 
     /// Where a new load goes.
-    pub fn generation(&self, identity: &str, token: u32) -> Generation {
-        let directory = self.directory.join(format!("{PREFIX}{identity}-{token:08x}"));
-        Generation { directory, identity: identity.to_owned(), token }
+    pub fn generation(&self, tier: Tier, identity: &str, token: u32) -> Generation {
+        let directory = self.directory.join(format!("{}{identity}-{token:08x}", prefix(tier)));
+        Generation { directory, tier, identity: identity.to_owned(), token }
     }
 
     /// Every load that has a directory, complete or not.
@@ -94,15 +110,9 @@ impl Pins {
         for entry in std::fs::read_dir(&self.directory).map_err(io_error("list", &self.directory))? {
             let entry = entry.map_err(io_error("list", &self.directory))?;
             let name = entry.file_name();
-            let Some((identity, token)) = name
-                .to_str()
-                .and_then(|name| name.strip_prefix(PREFIX))
-                .and_then(|rest| rest.rsplit_once('-'))
-            else {
-                continue;
-            };
-            if let Ok(token) = u32::from_str_radix(token, 16) {
-                found.push(Generation { directory: entry.path(), identity: identity.to_owned(), token });
+            if let Some((tier, identity, token)) = name.to_str().and_then(parse) {
+                let identity = identity.to_owned();
+                found.push(Generation { directory: entry.path(), tier, identity, token });
             }
         }
         Ok(found)
@@ -198,4 +208,21 @@ fn remove_tree(directory: &Path) -> Result<(), PinError> {
         }
     }
     std::fs::remove_dir(directory).map_err(io_error("remove", directory))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loads_directory_tells_its_tier() {
+        let pins = Pins { directory: PathBuf::from("/sys/fs/bpf/guard-agent") };
+        for tier in [Tier::BpfLsm, Tier::FmodRet] {
+            let generation = pins.generation(tier, "00c0ffee00c0ffee", 0xbeef);
+            let name = generation.directory.file_name().unwrap().to_str().unwrap();
+            assert_eq!(parse(name), Some((tier, "00c0ffee00c0ffee", 0xbeef)));
+        }
+        assert_eq!(parse("maps"), None);
+        assert_eq!(parse("programs-x-y"), None);
+    }
 }

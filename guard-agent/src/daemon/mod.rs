@@ -20,6 +20,7 @@ mod requests;
 mod rollback;
 mod state;
 mod telemetry;
+mod tiers;
 
 use std::future::Future;
 use std::io;
@@ -36,7 +37,7 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep_until};
 
 use crate::audit::{AuditError, AuditFile, AuditOptions, origin};
-use crate::bpf::load::{self, LoadError};
+use crate::bpf::load::LoadError;
 use crate::bpf::logs::KernelLog;
 use crate::bpf::{CanaryError, MapAccessError, maps};
 use crate::control::{Command, Server, ServerOptions, SocketError};
@@ -131,6 +132,8 @@ impl DaemonError {
                 | LoadError::Btf(_)
                 | LoadError::NoObject
                 | LoadError::Object(_)
+                | LoadError::NoFunction { .. }
+                | LoadError::FmodRet(_)
                 | LoadError::Program { .. },
             ) => Exit::Inactive,
             Self::Load(LoadError::Incompatible { .. }) => Exit::IncompatiblePins,
@@ -186,8 +189,8 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     owner.open_nodes(&mounts).await;
     owner.check_reconciled()?;
     match foundation {
-        Foundation::Programs(prepared) => {
-            owner.put_in_force(prepared.attach()?)?;
+        Foundation::Programs(prepared, ladder) => {
+            owner.put_in_force(prepared, ladder)?;
             // What a weaker tier has left, once this one is proven.
             owner.end_engines()?;
         }
@@ -302,8 +305,8 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
 
 /// What enforcement stands on.
 enum Foundation {
-    /// Programs in the kernel.
-    Programs(load::Prepared),
+    /// Programs in the kernel, and the tiers to try if these do not prove themselves.
+    Programs(load::Prepared, tiers::Ladder),
     /// Maps only: the answers come from user space.
     Maps(load::BareMaps),
 }
@@ -312,20 +315,23 @@ impl Foundation {
     fn prepare(choice: TierChoice, pin_dir: &Path) -> Result<Self, LoadError> {
         Ok(match choice {
             TierChoice::Only(Tier::Fanotify) => Self::Maps(load::prepare_maps(pin_dir)?),
-            _ => Self::Programs(load::prepare(pin_dir)?),
+            _ => {
+                let mut ladder = tiers::Ladder::of_this_host(pin_dir, choice);
+                Self::Programs(ladder.next()?, ladder)
+            }
         })
     }
 
     fn maps(&self) -> Result<maps::Maps, LoadError> {
         match self {
-            Self::Programs(prepared) => prepared.maps(),
+            Self::Programs(prepared, _) => prepared.maps(),
             Self::Maps(bare) => bare.maps(),
         }
     }
 
     fn map_directory(&self) -> PathBuf {
         match self {
-            Self::Programs(prepared) => prepared.map_directory(),
+            Self::Programs(prepared, _) => prepared.map_directory(),
             Self::Maps(bare) => bare.map_directory(),
         }
     }

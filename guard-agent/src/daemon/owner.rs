@@ -17,9 +17,11 @@ use super::policy::{LoadedPolicy, interval_ns};
 use super::pools::KnownPool;
 use super::posture::Troubles;
 use super::state::StateFile;
+use super::tiers::Ladder;
 use super::{DaemonError, Options, chain, posture, publish};
 use crate::audit::record::{AgentBody, AgentChange, LeaseChange, PolicyChange};
 use crate::audit::{AuditFile, Body, Place};
+use crate::bpf::load::Prepared;
 use crate::bpf::{CanaryError, Maps, Programs, canary, object};
 use crate::classify::{self, Classification};
 use crate::control::Peer;
@@ -60,6 +62,8 @@ pub struct Owner {
     pub(super) proven_at: Option<Time>,
     /// The tier that was put in force.
     pub(super) tier: Option<Tier>,
+    /// Why stronger ones were not.
+    pub(super) passed_over: Vec<String>,
     pub(super) started: Time,
     pub(super) ended_seen: u64,
     /// Counter `error_incidents_full` at the last look.
@@ -116,6 +120,7 @@ impl Owner {
             preconditions: None,
             proven_at: None,
             tier: None,
+            passed_over: Vec::new(),
             started: now().time,
             ended_seen: 0,
             unrecorded_seen,
@@ -124,11 +129,12 @@ impl Owner {
         })
     }
 
-    /// Takes the attached programs, and proves them before any older ones go.
-    pub fn put_in_force(&mut self, programs: Programs) -> Result<(), DaemonError> {
+    /// Attaches what was prepared (or another tier of the ladder), and proves it before any older programs go.
+    pub fn put_in_force(&mut self, prepared: Prepared, mut ladder: Ladder) -> Result<(), DaemonError> {
+        let (programs, proven) = self.attach_and_prove(prepared, &mut ladder)?;
         let adopted = programs.adopted;
         self.tier = Some(programs.tier());
-        let proven = canary::prove(&mut self.maps, programs.token());
+        self.passed_over = ladder.passed_over;
         let retired = match &proven {
             Ok(()) => programs.retire_others()?,
             Err(_) => 0,
@@ -189,7 +195,10 @@ impl Owner {
         self.troubles
             .set_if(posture::UNPINNED, || (!pinned).then(|| "a link is no longer pinned".to_owned()));
         match canary::prove(&mut self.maps, programs.token()) {
-            Ok(()) => self.canary_passed(),
+            Ok(()) => {
+                self.note_skipped();
+                self.canary_passed();
+            }
             Err(error) => self.canary_failed(&error),
         }
     }
@@ -197,6 +206,7 @@ impl Owner {
     pub(super) fn canary_passed(&mut self) {
         self.proven_at = Some(now().time);
         self.troubles.clear(posture::CANARY);
+        self.judge_tier();
         self.judge_posture();
     }
 

@@ -54,6 +54,7 @@ impl Owner {
                 self.incidents.set_interval(interval_ns(&self.policy.policy));
                 self.keep_policy();
                 self.follow_policy();
+                self.judge_tier();
                 tracing::info!(
                     generation = self.policy.generation,
                     hash = self.policy.policy.hash(),

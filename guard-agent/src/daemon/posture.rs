@@ -9,7 +9,7 @@ use crate::audit::Body;
 use crate::audit::record::PostureBody;
 use crate::doctor;
 use crate::events::Name;
-use crate::policy::DefaultMode;
+use crate::policy::{DefaultMode, TierChoice};
 use crate::posture::{Posture, Reason, State, gaps};
 
 /// A stable code, and what to do about it.
@@ -105,6 +105,24 @@ pub const INCIDENTS: Trouble = Trouble {
     fix: "end what deletes in so many processes: their deletions are denied and counted, and the audit log has no line of them",
 };
 
+pub const TIER_LOST: Trouble = Trouble {
+    code: "tier-lost",
+    fix: "run `guardctl doctor`: it names the change that brings the stronger tier back; or take this one by name in \
+          the policy: [enforcement] tier",
+    leaves: Leaves::Part,
+};
+pub const OTHER_TIER: Trouble = Trouble {
+    code: "tier-not-as-policy",
+    fix: "restart the agent: the tier is chosen when it starts",
+    leaves: Leaves::Part,
+};
+pub const SKIPPED: Trouble = Trouble {
+    code: "decisions-skipped",
+    fix: "boot with lsm=…,bpf (see `guardctl doctor`), whose programs are never skipped, or with preempt=voluntary; the \
+          count begins anew with the next load of the programs",
+    leaves: Leaves::Part,
+};
+
 /// What is wrong now.
 #[derive(Debug, Default)]
 pub struct Troubles(BTreeMap<Trouble, String>);
@@ -146,7 +164,10 @@ impl Owner {
             // The canary only knows that nothing answered; the host's preconditions tell why. They are
             // looked at once: that takes seconds on a slow host (all of the kernel's BTF), and they
             // change with a boot.
-            posture.reasons.extend(self.preconditions.get_or_insert_with(failed_preconditions).clone());
+            let choice = self.policy.policy.tier();
+            posture
+                .reasons
+                .extend(self.preconditions.get_or_insert_with(|| failed_preconditions(choice)).clone());
         }
         let essence = |posture: &Posture| {
             (posture.state, posture.tier, codes(posture).into_iter().map(str::to_owned).collect::<Vec<_>>())
@@ -171,10 +192,17 @@ fn codes(posture: &Posture) -> Vec<&str> {
     posture.reasons.iter().map(|reason| reason.code.as_str()).collect()
 }
 
-/// What `doctor` finds wrong with this host.
-fn failed_preconditions() -> Vec<Reason> {
+/// What `doctor` finds wrong with this host, or with the one tier that policy lets be tried.
+fn failed_preconditions(choice: TierChoice) -> Vec<Reason> {
     let checks = doctor::checks(&doctor::HostFacts::gather(std::path::Path::new("/")));
-    let failed = checks.into_iter().filter(|check| check.state == doctor::CheckState::Fail);
+    let wanted = match choice {
+        TierChoice::Auto => None,
+        TierChoice::Only(tier) => Some(format!("tier-{}", tier.name())),
+    };
+    let failed = checks.into_iter().filter(|check| {
+        check.state == doctor::CheckState::Fail
+            || (check.state == doctor::CheckState::Warn && wanted.as_ref() == Some(&check.code))
+    });
     failed
         .map(|check| Reason { code: check.code, detail: check.found, fix: check.fix.unwrap_or_default() })
         .collect()

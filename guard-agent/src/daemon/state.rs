@@ -8,12 +8,13 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use guard_common::Tier;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::audit::record::LeaseKind;
 use crate::durable;
-use crate::events::Time;
+use crate::events::{Name, Time};
 
 const NAME: &str = "state.json";
 const VERSION: u32 = 1;
@@ -73,6 +74,9 @@ pub struct State {
     pub leases: Vec<Lease>,
     /// Number of the next lease.
     pub next_lease: u64,
+    /// The best tier that has proven itself on this host, unless policy has taken a weaker one by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tier: Option<Name<Tier>>,
 }
 
 /// The file.
@@ -95,6 +99,7 @@ impl StateFile {
             sealed: BTreeSet::new(),
             leases: Vec::new(),
             next_lease: 1,
+            tier: None,
         };
         let (mut state, problem) = match fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => (empty, None),

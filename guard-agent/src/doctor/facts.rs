@@ -49,6 +49,7 @@ pub struct HostFacts {
     pub command_line: String,
     pub bpf_lsm: KernelOption,
     pub security_path: KernelOption,
+    pub bpf_events: KernelOption,
     /// `integrity` or `confidentiality`; `None` if lockdown is off.
     pub lockdown: Option<String>,
     /// `CapEff` of this process.
@@ -61,7 +62,7 @@ pub struct HostFacts {
 }
 
 /// Functions of the kernel that tell what it was built with.
-const HOOKS: [&str; 2] = ["bpf_lsm_inode_unlink", "bpf_lsm_path_unlink"];
+const HOOKS: [&str; 3] = ["bpf_lsm_inode_unlink", "bpf_lsm_path_unlink", "security_path_unlink"];
 
 impl HostFacts {
     /// Reads the facts below a root directory.
@@ -84,6 +85,7 @@ impl HostFacts {
             command_line: trimmed("proc/cmdline").unwrap_or_default(),
             bpf_lsm: option("CONFIG_BPF_LSM"),
             security_path: option("CONFIG_SECURITY_PATH"),
+            bpf_events: option("CONFIG_BPF_EVENTS"),
             lockdown: read("sys/kernel/security/lockdown").and_then(|text| chosen(&text)),
             effective_capabilities: read("proc/self/status").and_then(|text| effective(&text)),
             mounts: mounts(root),

@@ -9,7 +9,8 @@ use crate::policy::parse;
 
 fn host(files: &[(&str, &str)]) -> HostFacts {
     let directory = tempfile::tempdir().unwrap();
-    let btf = format!("{}\0bpf_lsm_inode_unlink\0bpf_lsm_path_unlink\0", "x".repeat(30));
+    let btf =
+        format!("{}\0bpf_lsm_inode_unlink\0bpf_lsm_path_unlink\0security_path_unlink\0", "x".repeat(30));
     let mounts =
         "31 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n32 23 0:29 / /sys/fs/bpf rw - bpf bpf rw\n";
     let usual = [
@@ -55,6 +56,8 @@ ok    capabilities          all that are needed
 ok    bpffs                 /sys/fs/bpf
 ok    cgroup v2             /sys/fs/cgroup
 ok    mount namespace       the host's
+ok    tier bpf-lsm          available
+ok    tier fmod-ret         available: taken where bpf-lsm is not
 ";
     let checks = checks(&host(&[]));
     assert_eq!(Report(&checks).to_string(), expected);
@@ -69,11 +72,17 @@ fn an_ubuntu_without_bpf_in_the_list() {
     ]);
     let lsm = check(&facts, "bpf-not-in-lsm-list");
     let expected = "\
-FAIL  active LSM list  lockdown,capability,landlock,yama,apparmor (without bpf: the kernel attaches programs and never calls them)
+WARN  active LSM list  lockdown,capability,landlock,yama,apparmor (without bpf: the kernel attaches programs and never calls them)
                        > boot with lsm=lockdown,capability,landlock,yama,apparmor,bpf
                        > add lsm=lockdown,capability,landlock,yama,apparmor,bpf in GRUB_CMDLINE_LINUX in /etc/default/grub, then: update-grub && reboot
 ";
     assert_eq!(Report(&[lsm]).to_string(), expected);
+    // The next tier does; what stands against this one is told with the one change.
+    let tier = check(&facts, "tier-bpf-lsm");
+    assert_eq!((tier.state, check(&facts, "tier-fmod-ret").state), (CheckState::Warn, CheckState::Ok));
+    assert!(tier.found.starts_with("not available: active LSM list: lockdown"), "{}", tier.found);
+    assert!(tier.fix.is_some_and(|fix| fix.contains("update-grub")));
+    assert_eq!(worst(&checks(&facts)), CheckState::Warn);
 }
 
 #[test]
@@ -109,6 +118,7 @@ fn every_check_can_fail_or_warn() {
     use CheckState::{Fail, Ok, Warn};
     let no_btf = ("sys/kernel/btf/vmlinux", "absent");
     let plain_btf = "x".repeat(40);
+    let later_btf = format!("{}\0security_path_unlink\0", "x".repeat(30));
     type Files<'f> = &'f [(&'f str, &'f str)];
     let cases: &[(&str, CheckState, Files<'_>)] = &[
         ("kernel-version", Warn, &[("proc/sys/kernel/osrelease", "5.15.0-91-generic")]),
@@ -117,6 +127,13 @@ fn every_check_can_fail_or_warn() {
         ("btf-missing", Fail, &[no_btf]),
         ("bpf-lsm-not-built", Warn, &[no_btf]),
         ("bpf-lsm-not-built", Fail, &[("sys/kernel/btf/vmlinux", &plain_btf)]),
+        ("bpf-lsm-not-built", Warn, &[("sys/kernel/btf/vmlinux", &later_btf)]),
+        ("tier-bpf-lsm", Warn, &[("sys/kernel/btf/vmlinux", &later_btf)]),
+        ("tier-bpf-lsm", Fail, &[no_btf]),
+        ("tier-fmod-ret", Fail, &[no_btf]),
+        ("tier-fmod-ret", Ok, &[("sys/kernel/btf/vmlinux", &later_btf)]),
+        ("tier-fmod-ret", Warn, &[("boot/config-6.12.43+deb13-amd64", "# CONFIG_BPF_EVENTS is not set\n")]),
+        ("tier-bpf-lsm", Warn, &[("sys/kernel/security/lsm", "absent")]),
         ("bpf-lsm-not-built", Ok, &[no_btf, ("boot/config-6.12.43+deb13-amd64", "CONFIG_BPF_LSM=y\n")]),
         (
             "security-path-not-built",
@@ -129,7 +146,8 @@ fn every_check_can_fail_or_warn() {
             Warn,
             &[("sys/kernel/security/lsm", "absent"), ("proc/cmdline", "lsm=yama,bpf")],
         ),
-        ("bpf-not-in-lsm-list", Fail, &[("sys/kernel/security/lsm", "absent"), ("proc/cmdline", "lsm=yama")]),
+        ("bpf-not-in-lsm-list", Warn, &[("sys/kernel/security/lsm", "absent"), ("proc/cmdline", "lsm=yama")]),
+        ("bpf-not-in-lsm-list", Fail, &[("sys/kernel/security/lsm", "yama"), no_btf]),
         ("lockdown", Fail, &[("sys/kernel/security/lockdown", "none integrity [confidentiality]")]),
         ("lockdown", Ok, &[("sys/kernel/security/lockdown", "none [integrity] confidentiality")]),
         ("capabilities", Fail, &[("proc/self/status", "CapEff:\t0000000000000000\n")]),
@@ -171,5 +189,5 @@ fn the_agents_directories_lie_outside_the_roots() {
 
 #[test]
 fn this_machine_is_looked_at_without_privileges() {
-    assert_eq!(checks(&HostFacts::gather(Path::new("/"))).len(), 10);
+    assert_eq!(checks(&HostFacts::gather(Path::new("/"))).len(), 12);
 }

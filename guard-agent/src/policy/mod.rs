@@ -125,8 +125,17 @@ pub enum TierChoice {
 }
 
 impl TierChoice {
-    /// What the file may say. The others are not there yet.
-    const ALL: [Self; 3] = [Self::Auto, Self::Only(Tier::BpfLsm), Self::Only(Tier::Fanotify)];
+    /// What the file may say.
+    const ALL: [Self; 4] =
+        [Self::Auto, Self::Only(Tier::BpfLsm), Self::Only(Tier::FmodRet), Self::Only(Tier::Fanotify)];
+
+    /// Whether policy wants, or takes, this one.
+    pub fn accepts(self, tier: Tier) -> bool {
+        match self {
+            Self::Auto => true,
+            Self::Only(only) => only == tier,
+        }
+    }
 
     /// The name in the file.
     pub const fn name(self) -> &'static str {

@@ -171,7 +171,7 @@ fn single_problems() {
         ("version = 1\n[[root]]\npath = \"/a\"\non_join_failure = \"hold\"", "follows no Incus"),
         (&format!("{incus}[agent]\non_inactive = \"panic\""), "known are exit, run"),
         (&format!("{incus}[enforcement]\ntier = \"kprobe\""), "unknown tier `kprobe`"),
-        (&format!("{incus}[enforcement]\ntier = \"fmod_ret\""), "known are auto, bpf-lsm, fanotify"),
+        (&format!("{incus}[enforcement]\ntier = \"fmod_ret\""), "did you mean `fmod-ret`?"),
     ] {
         let message = refusal(text);
         assert!(message.contains(expected), "{text:?} gave {message}");

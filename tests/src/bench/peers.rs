@@ -14,6 +14,7 @@ use aya::maps::RingBuf;
 use aya::programs::Lsm;
 use aya::{Btf, Ebpf, EbpfLoader};
 use guard_agent::bpf::{btf, offsets};
+use guard_common::Tier;
 use guard_common::names::global;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -98,7 +99,7 @@ pub struct Monitor {
 impl Monitor {
     pub fn load() -> Result<Self> {
         let raw = std::fs::read("/sys/kernel/btf/vmlinux").context("read the kernel's BTF")?;
-        let offsets = offsets::resolve(&btf::Btf::parse(&raw)?)?;
+        let offsets = offsets::resolve(&btf::Btf::parse(&raw)?, Tier::BpfLsm)?;
         let path = object("GUARD_MONITOR_OBJECT")?;
         let mut loader = EbpfLoader::new();
         loader.btf(None).override_global(global::OFFSETS, &offsets, true);

@@ -35,6 +35,7 @@ mod policy_standin;
 mod restart_standin;
 mod rollback_standin;
 mod seal_cephfs;
+mod tier_standin;
 mod trouble_incus;
 mod unmount_standin;
 mod views_standin;
@@ -62,6 +63,7 @@ const STANDIN: &[&[Test]] = &[
     command_lease_standin::TESTS,
     exec_standin::TESTS,
     inactive_standin::TESTS,
+    tier_standin::TESTS,
     fanotify_standin::TESTS,
     policy_standin::TESTS,
     audit_standin::TESTS,

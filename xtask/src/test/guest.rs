@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::Suite;
 use super::report::{Entry, Report, lock};
+use super::{Suite, Tier};
 use crate::build::TestBinaries;
 use crate::incus;
 use crate::kernel::{Kernel, Layout};
@@ -125,7 +125,7 @@ pub fn parts(
 }
 
 /// Boots the part's machine and runs its tests there.
-pub fn run(part: &Part, binaries: &TestBinaries, report: &Mutex<Report>) -> Result<()> {
+pub fn run(part: &Part, tier: Tier, binaries: &TestBinaries, report: &Mutex<Report>) -> Result<()> {
     let Part { suite, kernel, ref profile, ref tests } = *part;
     let script = format!(
         "exec {} run --suite {} --profile {profile} --full --exact {}",
@@ -134,6 +134,9 @@ pub fn run(part: &Part, binaries: &TestBinaries, report: &Mutex<Report>) -> Resu
         tests.join(" ")
     );
     let mut boot = boot_of_profile(kernel, profile, script)?;
+    if tier == Tier::FmodRet {
+        boot.lsm = Lsm::WithoutBpf;
+    }
     boot.ceph = suite != Suite::Standin;
     boot.limit = Some(if suite == Suite::Incus { INCUS_LIMIT } else { LIMIT });
     boot.environment = environment(binaries, kernel, profile);

@@ -27,6 +27,10 @@ pub struct Arguments {
     /// The kernels on which to run the suites in VMs
     #[arg(long, value_enum, default_value = "6.12")]
     kernel: Selection,
+    /// The tier that enforces in the suites: with fmod-ret the machines are booted without bpf in lsm=. Tests that are about
+    /// bpf-lsm itself fail there
+    #[arg(long, value_enum, default_value = "bpf-lsm")]
+    tier: Tier,
     /// Also the tests that take long: all of the table of failed joins, the faults of the lab, workloads in a guest
     #[arg(long)]
     full: bool,
@@ -47,6 +51,12 @@ pub enum Suite {
     Cephfs,
     /// In a VM, a real Incus cluster of two nodes on real CephFS
     Incus,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Tier {
+    BpfLsm,
+    FmodRet,
 }
 
 impl Suite {
@@ -102,7 +112,7 @@ fn run_in_guests(suites: &[Suite], arguments: &Arguments, report: &Mutex<Report>
     let next = || parts.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
     let work = || {
         while let Some(part) = next() {
-            if let Err(error) = guest::run(&part, &binaries, report) {
+            if let Err(error) = guest::run(&part, arguments.tier, &binaries, report) {
                 lock(report).part_did_not_run(&part.name(), &format!("{error:?}"));
             }
         }

@@ -1,0 +1,149 @@
+//! Which tier is put in force, and whether it is a weaker one than this host has had.
+//!
+//! The strongest one that answers the canary. All share the maps, and a deletion passes only if all that
+//! are attached allow it: while one tier takes another's place there is no gap.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+
+use guard_common::Tier;
+
+use super::owner::Owner;
+use super::{DaemonError, chain, posture};
+use crate::bpf::load::{self, LoadError, Prepared};
+use crate::bpf::{CanaryError, Programs, canary};
+use crate::events::Name;
+use crate::policy::TierChoice;
+
+const ACTIVE_LSMS: &str = "/sys/kernel/security/lsm";
+
+/// The tiers that are still to be tried, and why others were not put in force.
+#[derive(Debug)]
+pub struct Ladder {
+    pin_directory: PathBuf,
+    untried: VecDeque<Tier>,
+    /// For people: `bpf-lsm: why`.
+    pub(super) passed_over: Vec<String>,
+}
+
+impl Ladder {
+    /// What policy lets be tried on this host.
+    pub fn of_this_host(pin_directory: &Path, choice: TierChoice) -> Self {
+        let active = std::fs::read_to_string(ACTIVE_LSMS).ok();
+        let (untried, passed_over) = candidates(choice, active.as_deref());
+        Self { pin_directory: pin_directory.to_owned(), untried, passed_over }
+    }
+
+    /// Prepares the strongest one left that this kernel takes.
+    pub fn next(&mut self) -> Result<Prepared, LoadError> {
+        loop {
+            // Whoever asks for the next one has seen that there is one.
+            let tier = self.untried.pop_front().unwrap_or(Tier::BpfLsm);
+            match load::prepare(&self.pin_directory, tier) {
+                Err(error) if self.goes_on_after(&error) => self.pass_over(tier, &error),
+                result => return result,
+            }
+        }
+    }
+
+    fn goes_on_after(&self, error: &LoadError) -> bool {
+        !self.untried.is_empty() && error.is_of_the_tier()
+    }
+
+    fn pass_over(&mut self, tier: Tier, error: &dyn std::error::Error) {
+        let why = format!("{}: {}", tier.name(), chain(error));
+        tracing::warn!(why, "this tier cannot be had, the next one is tried");
+        self.passed_over.push(why);
+    }
+}
+
+/// The tiers to try, strongest first, and why which are not. Where `bpf` is not among the active LSMs its hooks are
+/// never called: a load would be wasted. Pure.
+fn candidates(choice: TierChoice, active_lsms: Option<&str>) -> (VecDeque<Tier>, Vec<String>) {
+    match (choice, active_lsms.map(str::trim)) {
+        (TierChoice::Only(tier), _) => (VecDeque::from([tier]), Vec::new()),
+        (TierChoice::Auto, Some(list)) if !list.is_empty() && list.split(',').all(|lsm| lsm != "bpf") => {
+            let why = format!("bpf-lsm: bpf is not among the kernel's active LSMs ({list})");
+            (VecDeque::from([Tier::FmodRet]), vec![why])
+        }
+        (TierChoice::Auto, _) => (VecDeque::from([Tier::BpfLsm, Tier::FmodRet]), Vec::new()),
+    }
+}
+
+impl Owner {
+    /// Attaches the prepared tier, or the next one, until one answers the canary. The last one is
+    /// returned with what the canary found.
+    pub(super) fn attach_and_prove(
+        &mut self,
+        first: Prepared,
+        ladder: &mut Ladder,
+    ) -> Result<(Programs, Result<(), CanaryError>), DaemonError> {
+        let mut prepared = first;
+        loop {
+            let tier = prepared.tier();
+            match prepared.attach() {
+                Ok(programs) => match canary::prove(&mut self.maps, programs.token()) {
+                    Err(error) if !ladder.untried.is_empty() => {
+                        if !programs.adopted {
+                            programs.withdraw()?;
+                        }
+                        ladder.pass_over(tier, &error);
+                    }
+                    outcome => return Ok((programs, outcome)),
+                },
+                Err(error) if ladder.goes_on_after(&error) => ladder.pass_over(tier, &error),
+                Err(error) => return Err(error.into()),
+            }
+            prepared = ladder.next()?;
+        }
+    }
+
+    /// Compares the tier that has proven itself with what policy wants and what the host had, and keeps the best
+    /// one in mind.
+    pub(super) fn judge_tier(&mut self) {
+        let (Some(tier), choice) = (self.proven_at.and(self.tier), self.policy.policy.tier()) else { return };
+        self.troubles.set_if(posture::OTHER_TIER, || {
+            (!choice.accepts(tier))
+                .then(|| format!("policy asks for {}, and {} is in force", choice.name(), tier.name()))
+        });
+        let best = self.state.state.tier.map(|name| name.0);
+        // Who asks for this one by name has taken note of it.
+        let lost = best.filter(|best| *best < tier && choice != TierChoice::Only(tier));
+        self.troubles.set_if(posture::TIER_LOST, || {
+            let best = lost?.name();
+            let why = self.passed_over.join("; ");
+            Some(format!("{best} was in force on this host, and now {} is ({why})", tier.name()))
+        });
+        if lost.is_none() && best != Some(tier) {
+            self.state.state.tier = Some(Name(tier));
+            self.save_state();
+        }
+    }
+
+    /// Looks for decisions that the kernel has skipped.
+    pub(super) fn note_skipped(&mut self) {
+        let skipped = self.programs.as_ref().map_or(0, Programs::skipped);
+        self.troubles.set_if(posture::SKIPPED, || {
+            let what = "decisions were skipped, each a deletion (on any filesystem) that was allowed and not recorded";
+            (skipped > 0).then(|| format!("{skipped} {what}"))
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_strongest_comes_first_and_what_cannot_prove_itself_is_not_tried() {
+        let tried = |choice, lsms| Vec::from(candidates(choice, lsms).0);
+        let both = [Tier::BpfLsm, Tier::FmodRet];
+        assert_eq!(tried(TierChoice::Auto, Some("capability,yama,bpf\n")), both);
+        assert_eq!(tried(TierChoice::Auto, None), both);
+        assert_eq!(tried(TierChoice::Auto, Some("")), both);
+        assert_eq!(tried(TierChoice::Auto, Some("capability,bpfx")), [Tier::FmodRet]);
+        assert_eq!(tried(TierChoice::Only(Tier::BpfLsm), Some("yama")), [Tier::BpfLsm]);
+        let (_, why) = candidates(TierChoice::Auto, Some("yama\n"));
+        assert_eq!(why, ["bpf-lsm: bpf is not among the kernel's active LSMs (yama)"]);
+    }
+}
