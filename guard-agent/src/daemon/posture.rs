@@ -118,8 +118,8 @@ pub const OTHER_TIER: Trouble = Trouble {
 };
 pub const SKIPPED: Trouble = Trouble {
     code: "decisions-skipped",
-    fix: "boot with lsm=…,bpf (see `guardctl doctor`), whose programs are never skipped, or with preempt=voluntary; the \
-          count begins anew with the next load of the programs",
+    fix: "boot with lsm=…,bpf (see `guardctl doctor`), whose programs are never skipped, or with \
+          preempt=voluntary where the kernel takes that; the count begins anew with the next load of the programs",
     leaves: Leaves::Part,
 };
 
