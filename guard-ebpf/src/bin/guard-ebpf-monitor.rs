@@ -2,6 +2,7 @@
 //! sends it through a ring buffer, and leaves the choice of what matters to its reader.
 #![no_std]
 #![no_main]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 use core::ffi::c_void;
 use core::ptr;
