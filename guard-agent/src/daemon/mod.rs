@@ -37,7 +37,7 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep_until};
 
 use crate::audit::{AuditError, AuditFile, AuditOptions, origin};
-use crate::bpf::load::LoadError;
+use crate::bpf::load::{self, LoadError};
 use crate::bpf::logs::KernelLog;
 use crate::bpf::{CanaryError, MapAccessError, maps};
 use crate::control::{Command, Server, ServerOptions, SocketError};
@@ -190,7 +190,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     owner.check_reconciled()?;
     match foundation {
         Foundation::Programs(prepared, ladder) => {
-            owner.put_in_force(prepared, ladder)?;
+            owner.put_in_force(*prepared, ladder)?;
             // What a weaker tier has left, once this one is proven.
             owner.end_engines()?;
         }
@@ -306,7 +306,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
 /// What enforcement stands on.
 enum Foundation {
     /// Programs in the kernel, and the tiers to try if these do not prove themselves.
-    Programs(load::Prepared, tiers::Ladder),
+    Programs(Box<load::Prepared>, tiers::Ladder),
     /// Maps only: the answers come from user space.
     Maps(load::BareMaps),
 }
@@ -317,7 +317,7 @@ impl Foundation {
             TierChoice::Only(Tier::Fanotify) => Self::Maps(load::prepare_maps(pin_dir)?),
             _ => {
                 let mut ladder = tiers::Ladder::of_this_host(pin_dir, choice);
-                Self::Programs(ladder.next()?, ladder)
+                Self::Programs(Box::new(ladder.next()?), ladder)
             }
         })
     }
