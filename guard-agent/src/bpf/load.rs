@@ -77,6 +77,7 @@ impl LoadError {
             self,
             Self::NoHook { .. }
                 | Self::NoFunction { .. }
+                | Self::NoBtf(_)
                 | Self::Btf(_)
                 | Self::Object(_)
                 | Self::Program { .. }

@@ -12,7 +12,7 @@ use super::owner::{Owner, now};
 use super::{DaemonError, chain, failed, posture};
 use crate::audit::origin;
 use crate::audit::record::{AgentChange, LeaseKind};
-use crate::bpf::load::{BareMaps, LoadError};
+use crate::bpf::load::BareMaps;
 use crate::bpf::pins::Pins;
 use crate::events::clock;
 use crate::fanotify::{self, Engine};
@@ -25,11 +25,10 @@ fn boot_id() -> Result<String, DaemonError> {
 
 impl Owner {
     /// Starts the engine, brings marks and seals to what the maps say, and proves it before whatever was in force goes:
-    /// an older agent's responder, or programs. `why`: no stronger tier is in force.
-    pub fn put_engine_in_force(
+    /// an older agent's responder, or programs.
+    pub(super) fn put_engine_in_force(
         &mut self,
         bare: &BareMaps,
-        why: String,
         mounts: &MountWatch,
     ) -> Result<(), DaemonError> {
         let boot_id = boot_id()?;
@@ -38,6 +37,10 @@ impl Owner {
             Some(reactor::watch(pipe, Interest::READABLE).map_err(failed("watch the responder's records"))?);
         self.engine = Some(engine);
         self.tier = Some(Tier::Fanotify);
+        let why = match self.passed_over.is_empty() {
+            true => "policy asks for this tier".to_owned(),
+            false => self.passed_over.join("; "),
+        };
         self.troubles.set(posture::WEAK_TIER, why);
         self.reconcile(mounts);
         self.check_reconciled()?;
@@ -68,9 +71,16 @@ impl Owner {
     }
 
     /// Ends what an agent of this tier has left, once a stronger one is proven.
-    pub fn end_engines(&self) -> Result<(), DaemonError> {
-        let pins = Pins::open(&self.options.pin_dir).map_err(LoadError::Pins)?;
-        Ok(fanotify::unload(&pins.maps(), &self.options.state_dir, &boot_id()?)?)
+    pub(super) fn end_engines(&mut self) {
+        let pins = Pins::open(&self.options.pin_dir).map_err(|error| chain(&error));
+        let ended = pins.and_then(|pins| {
+            let boot_id = boot_id().map_err(|error| chain(&error))?;
+            fanotify::unload(&pins.maps(), &self.options.state_dir, &boot_id).map_err(|error| chain(&error))
+        });
+        if let Err(error) = ended {
+            tracing::error!(error, "what the tier fanotify has left is still there");
+            self.troubles.set(posture::UNSEALED, error);
+        }
     }
 
     /// Brings marks and seals to what the maps say.

@@ -28,7 +28,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use guard_common::Tier;
 use nix::fcntl::{Flock, FlockArg};
 use thiserror::Error;
 use tokio::io::Interest;
@@ -37,7 +36,7 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep_until};
 
 use crate::audit::{AuditError, AuditFile, AuditOptions, origin};
-use crate::bpf::load::{self, LoadError};
+use crate::bpf::load::LoadError;
 use crate::bpf::logs::KernelLog;
 use crate::bpf::{CanaryError, MapAccessError, maps};
 use crate::control::{Command, Server, ServerOptions, SocketError};
@@ -45,7 +44,7 @@ use crate::exit::Exit;
 use crate::fanotify::{self, EngineError};
 use crate::mounts::MountWatch;
 use crate::paths;
-use crate::policy::{PolicyErrors, TierChoice};
+use crate::policy::PolicyErrors;
 use crate::posture::State;
 use crate::reactor;
 use crate::watch::PathWatcher;
@@ -174,7 +173,8 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     let server = Server::bind(ServerOptions::new(options.run_dir.clone(), options.audit.clone()))?;
     let (events, _) = broadcast::channel(FOLLOWERS_LAG);
 
-    let foundation = Foundation::prepare(policy.policy.tier(), &options.pin_dir)?;
+    let mut ladder = tiers::Ladder::of_this_host(&options.pin_dir, policy.policy.tier());
+    let foundation = ladder.next()?;
     let maps_directory = foundation.map_directory();
     let maps = foundation.maps()?;
     let records = reactor::watch(maps::records(&maps_directory)?, Interest::READABLE)
@@ -188,16 +188,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     // The policy is in the maps before anything is attached: the first decision already knows it.
     owner.open_nodes(&mounts).await;
     owner.check_reconciled()?;
-    match foundation {
-        Foundation::Programs(prepared, ladder) => {
-            owner.put_in_force(*prepared, ladder)?;
-            // What a weaker tier has left, once this one is proven.
-            owner.end_engines()?;
-        }
-        Foundation::Maps(bare) => {
-            owner.put_engine_in_force(&bare, "policy asks for this tier".to_owned(), &mounts)?;
-        }
-    }
+    owner.put_in_force(foundation, ladder, &mounts)?;
     let mut answers = owner.take_answers();
 
     let mut watcher = match PathWatcher::new(owner.watched_paths()) {
@@ -301,40 +292,6 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
         tracing::warn!(%error, "control socket");
     }
     Ok(())
-}
-
-/// What enforcement stands on.
-enum Foundation {
-    /// Programs in the kernel, and the tiers to try if these do not prove themselves.
-    Programs(Box<load::Prepared>, tiers::Ladder),
-    /// Maps only: the answers come from user space.
-    Maps(load::BareMaps),
-}
-
-impl Foundation {
-    fn prepare(choice: TierChoice, pin_dir: &Path) -> Result<Self, LoadError> {
-        Ok(match choice {
-            TierChoice::Only(Tier::Fanotify) => Self::Maps(load::prepare_maps(pin_dir)?),
-            _ => {
-                let mut ladder = tiers::Ladder::of_this_host(pin_dir, choice);
-                Self::Programs(Box::new(ladder.next()?), ladder)
-            }
-        })
-    }
-
-    fn maps(&self) -> Result<maps::Maps, LoadError> {
-        match self {
-            Self::Programs(prepared, _) => prepared.maps(),
-            Self::Maps(bare) => bare.maps(),
-        }
-    }
-
-    fn map_directory(&self) -> PathBuf {
-        match self {
-            Self::Programs(prepared, _) => prepared.map_directory(),
-            Self::Maps(bare) => bare.map_directory(),
-        }
-    }
 }
 
 /// Removes all pins, ends responders, and makes sealed mounts writable: nothing is enforced afterwards.

@@ -17,11 +17,10 @@ use super::policy::{LoadedPolicy, interval_ns};
 use super::pools::KnownPool;
 use super::posture::Troubles;
 use super::state::StateFile;
-use super::tiers::Ladder;
+use super::tiers::{Foundation, Ladder, Reached};
 use super::{DaemonError, Options, chain, posture, publish};
 use crate::audit::record::{AgentBody, AgentChange, LeaseChange, PolicyChange};
 use crate::audit::{AuditFile, Body, Place};
-use crate::bpf::load::Prepared;
 use crate::bpf::{CanaryError, Maps, Programs, canary, object};
 use crate::classify::{self, Classification};
 use crate::control::Peer;
@@ -130,11 +129,20 @@ impl Owner {
     }
 
     /// Attaches what was prepared (or another tier of the ladder), and proves it before any older programs go.
-    pub fn put_in_force(&mut self, prepared: Prepared, mut ladder: Ladder) -> Result<(), DaemonError> {
-        let (programs, proven) = self.attach_and_prove(prepared, &mut ladder)?;
+    pub fn put_in_force(
+        &mut self,
+        foundation: Foundation,
+        mut ladder: Ladder,
+        mounts: &MountWatch,
+    ) -> Result<(), DaemonError> {
+        let reached = self.attach_and_prove(foundation, &mut ladder)?;
+        self.passed_over = ladder.passed_over;
+        let (programs, proven) = match reached {
+            Reached::Programs(programs, proven) => (programs, proven),
+            Reached::Maps(bare) => return self.put_engine_in_force(&bare, mounts),
+        };
         let adopted = programs.adopted;
         self.tier = Some(programs.tier());
-        self.passed_over = ladder.passed_over;
         let retired = match &proven {
             Ok(()) => programs.retire_others()?,
             Err(_) => 0,
@@ -158,6 +166,7 @@ impl Owner {
             return Ok(());
         }
         self.programs = Some(programs);
+        self.end_engines();
         self.canary_passed();
         Ok(())
     }

@@ -10,12 +10,45 @@ use guard_common::Tier;
 
 use super::owner::Owner;
 use super::{DaemonError, chain, posture};
-use crate::bpf::load::{self, LoadError, Prepared};
-use crate::bpf::{CanaryError, Programs, canary};
+use crate::bpf::load::{self, BareMaps, LoadError, Prepared};
+use crate::bpf::{CanaryError, Maps, Programs, canary};
 use crate::events::Name;
 use crate::policy::TierChoice;
 
 const ACTIVE_LSMS: &str = "/sys/kernel/security/lsm";
+
+/// What a tier stands on, before it is in force.
+#[derive(Debug)]
+pub enum Foundation {
+    /// Programs in the kernel.
+    Programs(Prepared),
+    /// Maps only: the answers come from user space.
+    Maps(BareMaps),
+}
+
+impl Foundation {
+    pub fn maps(&self) -> Result<Maps, LoadError> {
+        match self {
+            Self::Programs(prepared) => prepared.maps(),
+            Self::Maps(bare) => bare.maps(),
+        }
+    }
+
+    pub fn map_directory(&self) -> PathBuf {
+        match self {
+            Self::Programs(prepared) => prepared.map_directory(),
+            Self::Maps(bare) => bare.map_directory(),
+        }
+    }
+}
+
+/// What has been put in force.
+pub(super) enum Reached {
+    /// The last tier with programs, and what the canary found.
+    Programs(Programs, Result<(), CanaryError>),
+    /// None with programs: the tier that answers from user space is next.
+    Maps(BareMaps),
+}
 
 /// The tiers that are still to be tried, and why others were not put in force.
 #[derive(Debug)]
@@ -35,11 +68,17 @@ impl Ladder {
     }
 
     /// Prepares the strongest one left that this kernel takes.
-    pub fn next(&mut self) -> Result<Prepared, LoadError> {
+    pub fn next(&mut self) -> Result<Foundation, LoadError> {
         loop {
             // Whoever asks for the next one has seen that there is one.
             let tier = self.untried.pop_front().unwrap_or(Tier::BpfLsm);
-            match load::prepare(&self.pin_directory, tier) {
+            let prepared = match tier {
+                Tier::Fanotify => load::prepare_maps(&self.pin_directory).map(Foundation::Maps),
+                Tier::BpfLsm | Tier::FmodRet => {
+                    load::prepare(&self.pin_directory, tier).map(Foundation::Programs)
+                }
+            };
+            match prepared {
                 Err(error) if self.goes_on_after(&error) => self.pass_over(tier, &error),
                 result => return result,
             }
@@ -64,9 +103,9 @@ fn candidates(choice: TierChoice, active_lsms: Option<&str>) -> (VecDeque<Tier>,
         (TierChoice::Only(tier), _) => (VecDeque::from([tier]), Vec::new()),
         (TierChoice::Auto, Some(list)) if !list.is_empty() && list.split(',').all(|lsm| lsm != "bpf") => {
             let why = format!("bpf-lsm: bpf is not among the kernel's active LSMs ({list})");
-            (VecDeque::from([Tier::FmodRet]), vec![why])
+            (VecDeque::from([Tier::FmodRet, Tier::Fanotify]), vec![why])
         }
-        (TierChoice::Auto, _) => (VecDeque::from([Tier::BpfLsm, Tier::FmodRet]), Vec::new()),
+        (TierChoice::Auto, _) => (VecDeque::from([Tier::BpfLsm, Tier::FmodRet, Tier::Fanotify]), Vec::new()),
     }
 }
 
@@ -75,11 +114,15 @@ impl Owner {
     /// returned with what the canary found.
     pub(super) fn attach_and_prove(
         &mut self,
-        first: Prepared,
+        first: Foundation,
         ladder: &mut Ladder,
-    ) -> Result<(Programs, Result<(), CanaryError>), DaemonError> {
-        let mut prepared = first;
+    ) -> Result<Reached, DaemonError> {
+        let mut next = first;
         loop {
+            let prepared = match next {
+                Foundation::Programs(prepared) => prepared,
+                Foundation::Maps(bare) => return Ok(Reached::Maps(bare)),
+            };
             let tier = prepared.tier();
             match prepared.attach() {
                 Ok(programs) => match canary::prove(&mut self.maps, programs.token()) {
@@ -89,12 +132,12 @@ impl Owner {
                         }
                         ladder.pass_over(tier, &error);
                     }
-                    outcome => return Ok((programs, outcome)),
+                    outcome => return Ok(Reached::Programs(programs, outcome)),
                 },
                 Err(error) if ladder.goes_on_after(&error) => ladder.pass_over(tier, &error),
                 Err(error) => return Err(error.into()),
             }
-            prepared = ladder.next()?;
+            next = ladder.next()?;
         }
     }
 
@@ -137,11 +180,11 @@ mod tests {
     #[test]
     fn the_strongest_comes_first_and_what_cannot_prove_itself_is_not_tried() {
         let tried = |choice, lsms| Vec::from(candidates(choice, lsms).0);
-        let both = [Tier::BpfLsm, Tier::FmodRet];
-        assert_eq!(tried(TierChoice::Auto, Some("capability,yama,bpf\n")), both);
-        assert_eq!(tried(TierChoice::Auto, None), both);
-        assert_eq!(tried(TierChoice::Auto, Some("")), both);
-        assert_eq!(tried(TierChoice::Auto, Some("capability,bpfx")), [Tier::FmodRet]);
+        let all = [Tier::BpfLsm, Tier::FmodRet, Tier::Fanotify];
+        assert_eq!(tried(TierChoice::Auto, Some("capability,yama,bpf\n")), all);
+        assert_eq!(tried(TierChoice::Auto, None), all);
+        assert_eq!(tried(TierChoice::Auto, Some("")), all);
+        assert_eq!(tried(TierChoice::Auto, Some("capability,bpfx")), [Tier::FmodRet, Tier::Fanotify]);
         assert_eq!(tried(TierChoice::Only(Tier::BpfLsm), Some("yama")), [Tier::BpfLsm]);
         let (_, why) = candidates(TierChoice::Auto, Some("yama\n"));
         assert_eq!(why, ["bpf-lsm: bpf is not among the kernel's active LSMs (yama)"]);

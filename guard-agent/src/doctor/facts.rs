@@ -50,6 +50,9 @@ pub struct HostFacts {
     pub bpf_lsm: KernelOption,
     pub security_path: KernelOption,
     pub bpf_events: KernelOption,
+    /// Whether the kernel has fanotify at all.
+    pub has_fanotify: bool,
+    pub fanotify_permissions: KernelOption,
     /// `integrity` or `confidentiality`; `None` if lockdown is off.
     pub lockdown: Option<String>,
     /// `CapEff` of this process.
@@ -86,6 +89,8 @@ impl HostFacts {
             bpf_lsm: option("CONFIG_BPF_LSM"),
             security_path: option("CONFIG_SECURITY_PATH"),
             bpf_events: option("CONFIG_BPF_EVENTS"),
+            has_fanotify: root.join("proc/sys/fs/fanotify").exists(),
+            fanotify_permissions: option("CONFIG_FANOTIFY_ACCESS_PERMISSIONS"),
             lockdown: read("sys/kernel/security/lockdown").and_then(|text| chosen(&text)),
             effective_capabilities: read("proc/self/status").and_then(|text| effective(&text)),
             mounts: mounts(root),

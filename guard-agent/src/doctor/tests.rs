@@ -21,6 +21,7 @@ fn host(files: &[(&str, &str)]) -> HostFacts {
         ("sys/kernel/security/lockdown", "[none] integrity confidentiality\n"),
         ("proc/self/status", "Name:\tx\nCapEff:\t000001ffffffffff\n"),
         ("proc/self/mountinfo", mounts),
+        ("proc/sys/fs/fanotify/max_queued_events", "16384\n"),
     ];
     for (path, text) in usual.iter().chain(files) {
         let file = directory.path().join(path);
@@ -58,6 +59,7 @@ ok    cgroup v2             /sys/fs/cgroup
 ok    mount namespace       the host's
 ok    tier bpf-lsm          available
 ok    tier fmod-ret         available: taken where bpf-lsm is not
+ok    tier fanotify         available: taken where neither is, and leaves much open (README)
 ";
     let checks = checks(&host(&[]));
     assert_eq!(Report(&checks).to_string(), expected);
@@ -113,6 +115,9 @@ fn the_fix_names_the_hosts_boot_loader() {
     }
 }
 
+const FANOTIFY_UNSET: (&str, &str) =
+    ("boot/config-6.12.43+deb13-amd64", "# CONFIG_FANOTIFY_ACCESS_PERMISSIONS is not set\n");
+
 #[test]
 fn every_check_can_fail_or_warn() {
     use CheckState::{Fail, Ok, Warn};
@@ -134,6 +139,9 @@ fn every_check_can_fail_or_warn() {
         ("tier-fmod-ret", Ok, &[("sys/kernel/btf/vmlinux", &later_btf)]),
         ("tier-fmod-ret", Warn, &[("boot/config-6.12.43+deb13-amd64", "# CONFIG_BPF_EVENTS is not set\n")]),
         ("tier-bpf-lsm", Warn, &[("sys/kernel/security/lsm", "absent")]),
+        ("tier-fanotify", Ok, &[no_btf]),
+        ("tier-fanotify", Warn, &[("proc/sys/fs/fanotify/max_queued_events", "absent"), FANOTIFY_UNSET]),
+        ("tier-fanotify", Fail, &[no_btf, FANOTIFY_UNSET]),
         ("bpf-lsm-not-built", Ok, &[no_btf, ("boot/config-6.12.43+deb13-amd64", "CONFIG_BPF_LSM=y\n")]),
         (
             "security-path-not-built",
@@ -189,5 +197,5 @@ fn the_agents_directories_lie_outside_the_roots() {
 
 #[test]
 fn this_machine_is_looked_at_without_privileges() {
-    assert_eq!(checks(&HostFacts::gather(Path::new("/"))).len(), 12);
+    assert_eq!(checks(&HostFacts::gather(Path::new("/"))).len(), 13);
 }

@@ -3,17 +3,18 @@
 use guard_common::Tier;
 
 use super::{
-    Check, CheckState, HostFacts, KernelOption, active_lsm, btf, config_bpf_lsm, lockdown, security_path,
+    Check, CheckState, HostFacts, KernelOption, active_lsm, bpffs, btf, config_bpf_lsm, kernel_version,
+    lockdown, security_path,
 };
 
 /// One line a tier, the strongest first.
-pub(super) fn tiers(facts: &HostFacts) -> [Check; 2] {
+pub(super) fn tiers(facts: &HostFacts) -> [Check; 3] {
     let worst = if is_available(facts, Tier::BpfLsm) || is_available(facts, Tier::FmodRet) {
         CheckState::Warn
     } else {
         CheckState::Fail
     };
-    [Tier::BpfLsm, Tier::FmodRet].map(|tier| {
+    [Tier::BpfLsm, Tier::FmodRet, Tier::Fanotify].map(|tier| {
         let (code, name) = (format!("tier-{}", tier.name()), format!("tier {}", tier.name()));
         match obstacle(facts, tier) {
             None => Check::ok(&code, &name, available(tier)),
@@ -32,7 +33,8 @@ pub(super) fn tiers(facts: &HostFacts) -> [Check; 2] {
 fn available(tier: Tier) -> &'static str {
     match tier {
         Tier::FmodRet => "available: taken where bpf-lsm is not",
-        Tier::BpfLsm | Tier::Fanotify => "available",
+        Tier::Fanotify => "available: taken where neither is, and leaves much open (README)",
+        Tier::BpfLsm => "available",
     }
 }
 
@@ -44,10 +46,11 @@ pub(super) fn is_available(facts: &HostFacts, tier: Tier) -> bool {
 /// The first thing that stands against a tier, or may.
 fn obstacle(facts: &HostFacts, tier: Tier) -> Option<Check> {
     let checks = match tier {
-        Tier::BpfLsm | Tier::Fanotify => {
+        Tier::BpfLsm => {
             vec![btf(facts), config_bpf_lsm(facts), security_path(facts), lockdown(facts), active_lsm(facts)]
         }
         Tier::FmodRet => vec![btf(facts), bpf_events(facts), security_path(facts), lockdown(facts)],
+        Tier::Fanotify => vec![fanotify(facts), kernel_version(facts), bpffs(facts)],
     };
     let first = |state| checks.iter().find(|check| check.state == state).cloned();
     first(CheckState::Fail).or_else(|| first(CheckState::Warn))
@@ -61,5 +64,20 @@ fn bpf_events(facts: &HostFacts) -> Check {
         }
         // BPF LSM, whose hooks tell of it, needs it too; where nothing tells, the load will.
         KernelOption::Set | KernelOption::Unknown => Check::ok(code, name, "built in"),
+    }
+}
+
+fn fanotify(facts: &HostFacts) -> Check {
+    let (code, name) = ("fanotify-not-built", "CONFIG_FANOTIFY_ACCESS_PERMISSIONS");
+    match facts.fanotify_permissions {
+        KernelOption::Set => Check::ok(code, name, "built in"),
+        // Distributions build both or none; where nothing tells, the agent's start will.
+        KernelOption::Unknown if facts.has_fanotify => {
+            Check::ok(code, name, "built in (/proc/sys/fs/fanotify)")
+        }
+        KernelOption::Unset | KernelOption::Unknown => {
+            let fix = "boot a kernel built with CONFIG_FANOTIFY=y and CONFIG_FANOTIFY_ACCESS_PERMISSIONS=y";
+            Check::fail(code, name, "not built in", fix)
+        }
     }
 }
