@@ -11,6 +11,7 @@ use guard_common::Tier;
 use super::owner::Owner;
 use super::{DaemonError, chain, posture};
 use crate::bpf::load::{self, BareMaps, LoadError, Prepared};
+use crate::bpf::pins::Pins;
 use crate::bpf::{CanaryError, Maps, Programs, canary};
 use crate::events::Name;
 use crate::policy::TierChoice;
@@ -63,7 +64,12 @@ impl Ladder {
     /// What policy lets be tried on this host.
     pub fn of_this_host(pin_directory: &Path, choice: TierChoice) -> Self {
         let active = std::fs::read_to_string(ACTIVE_LSMS).ok();
-        let (untried, passed_over) = candidates(choice, active.as_deref());
+        let (mut untried, passed_over) = candidates(choice, active.as_deref());
+        if choice == TierChoice::Auto && has_programs(pin_directory) {
+            // An older agent's programs are stronger than what would take their place: rather they go on, and this
+            // agent ends with the reason.
+            untried.retain(|tier| *tier != Tier::Fanotify);
+        }
         Self { pin_directory: pin_directory.to_owned(), untried, passed_over }
     }
 
@@ -94,6 +100,12 @@ impl Ladder {
         tracing::warn!(why, "this tier cannot be had, the next one is tried");
         self.passed_over.push(why);
     }
+}
+
+/// Whether programs are pinned, which are of this boot.
+fn has_programs(pin_directory: &Path) -> bool {
+    // What cannot be looked at fails in `load::prepare`, with its reason.
+    Pins::open(pin_directory).and_then(|pins| pins.generations()).is_ok_and(|found| !found.is_empty())
 }
 
 /// The tiers to try, strongest first, and why which are not. Where `bpf` is not among the active LSMs its hooks are
