@@ -1,7 +1,7 @@
 //! Faults of the mount table: storms, many mounts, and very long tables.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
@@ -100,20 +100,29 @@ pub(super) fn rather_long_mount_table(ground: &mut Ground, random: &mut Rng) -> 
 pub(super) fn long_mount_table(ground: &mut Ground, count: usize) -> Result<()> {
     /// KiB. What the agent may hold of such a table.
     const MEMORY: u64 = 256 * 1024;
+    const BLOCK: usize = 1000;
     let scratch = Scratch::new("lines")?;
     let all = Mount::tmpfs(scratch.join("all"))?;
     // A mount in a shared one would be told to each of the others.
     mount(None::<&str>, all.path(), None::<&str>, MsFlags::MS_PRIVATE, None::<&str>)?;
-    let source = all.path().join("source");
-    fs::create_dir(&source).context("make a directory")?;
     // It would read the table again for each line of it.
     ground.agent()?.signal(Signal::SIGSTOP)?;
-    for number in 0..count {
-        let place = all.path().join(number.to_string());
-        fs::create_dir(&place).context("make a directory")?;
-        // It goes with the mount that it is on.
-        mount(Some(&source), &place, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-            .with_context(|| format!("bind mount {number} of {count}"))?;
+    // Copies of one block: mounts made one by one take a time that grows with the square of their number.
+    let directory = |name: &str| -> Result<PathBuf> {
+        let path = all.path().join(name);
+        fs::create_dir(&path).with_context(|| format!("make {}", path.display()))?;
+        Ok(path)
+    };
+    let bind = |source: &Path, place: &Path, flags| {
+        mount(Some(source), place, None::<&str>, MsFlags::MS_BIND | flags, None::<&str>)
+            .with_context(|| format!("bind {} to {}", source.display(), place.display()))
+    };
+    let (source, block) = (directory("source")?, directory("block")?);
+    for number in 0..BLOCK {
+        bind(&source, &directory(&format!("block/{number}"))?, MsFlags::empty())?;
+    }
+    for number in 1..count.div_ceil(BLOCK) {
+        bind(&block, &directory(&format!("copy{number}"))?, MsFlags::MS_REC)?;
     }
     let lines = fs::read_to_string("/proc/1/mountinfo").context("read the mount table")?.lines().count();
     ensure!(lines > count, "the mount table has {lines} lines");
