@@ -1,4 +1,5 @@
-//! Runs the fault lab in a VM. The faults are package `guard-tests`' business (`guard-tests lab`).
+//! Runs the fault lab in a VM. The faults are package `guard-tests`' business (`guard-tests lab`), but for one that comes
+//! from outside: now and then the whole VM stands still.
 
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -30,6 +31,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     /// For the boot, the first start, and the last fault to be over.
     const BESIDE: Duration = Duration::from_secs(600);
+    const SUSPEND_EVERY: Duration = Duration::from_secs(20);
     setup::ensure(&setup::Use::WITHOUT_INCUS, &[arguments.kernel])?;
     let binaries = build::for_tests()?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -38,6 +40,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let command = format!("lab --seconds {} --seed {seed}{only}", arguments.seconds);
     let mut boot = guest::machine(arguments.kernel, &binaries, &command);
     boot.limit = Some(Duration::from_secs(arguments.seconds) + BESIDE);
+    boot.suspend_every = Some(SUSPEND_EVERY);
     eprintln!("xtask: booting a VM, seed {seed} …");
     vm::show(&boot)
 }

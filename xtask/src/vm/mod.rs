@@ -71,10 +71,16 @@ pub struct Boot {
     pub append: Vec<String>,
     pub icount: bool,
     pub limit: Option<Duration>,
+    /// The machine stands still for [`STANDS_STILL`] each time that so much has passed, as a hypervisor suspends one.
+    /// Not with a cluster, which would go on.
+    pub suspend_every: Option<Duration>,
     /// Run by bash in the guest; `None` is an interactive shell on this terminal.
     pub script: Option<String>,
     pub environment: Vec<(String, String)>,
 }
+
+/// How long a suspended machine stands still.
+const STANDS_STILL: Duration = Duration::from_secs(4);
 
 impl Boot {
     /// The usual machine, running `script`.
@@ -88,6 +94,7 @@ impl Boot {
             append: Vec::new(),
             icount: false,
             limit: Some(Duration::from_secs(900)),
+            suspend_every: None,
             script: Some(script),
             environment: Vec::new(),
         }
@@ -136,6 +143,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         append: arguments.append,
         icount: arguments.icount,
         limit: script.is_some().then(|| Duration::from_secs(arguments.limit)),
+        suspend_every: None,
         script,
         kernel: arguments.kernel,
         environment: Vec::new(),
@@ -168,7 +176,7 @@ pub fn boot(boot: &Boot, on_output: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> 
         command = cluster.wrap(&command, setup::is_root()?, session);
     }
     let mut machine = Machine::start(&command, &job, boot.script.is_none())?;
-    let in_time = machine.follow(boot.limit, on_output)?;
+    let in_time = machine.follow(boot, on_output)?;
     drop(machine);
     let kernel_messages = progress::tail(&job.console(), 20);
     let outcome = match (job.status(), in_time) {
@@ -216,11 +224,7 @@ impl Machine {
     }
 
     /// Passes the output on until the machine is off. False if the limit came first.
-    fn follow(
-        &mut self,
-        limit: Option<Duration>,
-        on_output: &mut dyn FnMut(&[u8]) -> io::Result<()>,
-    ) -> Result<bool> {
+    fn follow(&mut self, boot: &Boot, on_output: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> Result<bool> {
         let Some(mut output) = self.child.stdout.take() else {
             self.child.wait().context("wait for QEMU")?;
             return Ok(true);
@@ -234,19 +238,37 @@ impl Machine {
                 }
             }
         });
-        let end = limit.map(|limit| Instant::now() + limit);
+        let end = boot.limit.map(|limit| Instant::now() + limit);
+        let next = || boot.suspend_every.map(|every| Instant::now() + every);
+        let mut suspension = next();
         loop {
+            let wake = [end, suspension].into_iter().flatten().min();
             let left =
-                end.map_or(Duration::from_secs(3600), |end| end.saturating_duration_since(Instant::now()));
+                wake.map_or(Duration::from_secs(3600), |at| at.saturating_duration_since(Instant::now()));
             match receiver.recv_timeout(left) {
                 Ok(chunk) => on_output(&chunk).context("pass on the guest's output")?,
-                Err(RecvTimeoutError::Timeout) if end.is_none() => {}
-                Err(RecvTimeoutError::Timeout) => return Ok(false),
+                Err(RecvTimeoutError::Timeout) if end.is_some_and(|end| end <= Instant::now()) => {
+                    return Ok(false);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
+            }
+            if suspension.is_some_and(|at| at <= Instant::now()) {
+                self.suspend()?;
+                suspension = next();
             }
         }
         self.child.wait().context("wait for QEMU")?;
         Ok(true)
+    }
+
+    fn suspend(&self) -> Result<()> {
+        let pid = self.child.id().to_string();
+        progress::capture(Command::new("kill").args(["-STOP", &pid]))?;
+        thread::sleep(STANDS_STILL);
+        progress::capture(Command::new("kill").args(["-CONT", &pid]))?;
+        eprintln!("xtask: the machine stood still for {} s", STANDS_STILL.as_secs());
+        Ok(())
     }
 }
 
