@@ -594,6 +594,29 @@ pub const CATALOGUE: &[Group] = &[
         ],
     },
     Group {
+        title: "Weaker tiers",
+        rows: &[
+            row(
+                "tier `fmod-ret`, kernel preemption: a deletion while another task stands in the middle of the program",
+                "`__bpf_prog_enter_recur`: the program is skipped",
+                LIMIT,
+                "counted by the kernel (`recursion_misses`), told by the posture (`decisions-skipped`); `bpf-lsm` is not skipped",
+                Stated,
+            ),
+            row(
+                "tier `fanotify`: single files, mounts of other namespaces, a responder that has just ended …",
+                "no hook: only opening and listing of directories is asked about",
+                LIMIT,
+                "`guardctl status` lists each gap. What the tests show stopped: recursive deletions, and in sealed mode every \
+                 change through the host's mounts",
+                By(&[
+                    "fanotify_guarded_stops_recursive_deletion_and_says_what_it_does_not",
+                    "fanotify_sealed_outlives_the_agent_and_is_restored_exactly",
+                ]),
+            ),
+        ],
+    },
+    Group {
         title: "Root against the barrier",
         rows: &[row(
             "`guard-agent unload`, removing pins, another BPF program, a kernel module, kexec, raw memory",

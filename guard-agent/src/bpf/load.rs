@@ -5,22 +5,20 @@
 //! policy → [`Prepared::attach`] → the caller proves it by canary → [`Programs::retire_others`].
 
 use std::fs;
-use std::os::fd::AsFd;
 use std::path::Path;
 
 use aya::maps::MapError;
-use aya::programs::links::FdLink;
-use aya::programs::{Lsm, ProgramError};
+use aya::programs::ProgramError;
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use guard_common::names::{PROGRAMS, ProgramName, global, map};
 use guard_common::{LAYOUT_VERSION, Meta, Tier};
 use thiserror::Error;
 
 use super::btf::{Btf, BtfError};
-use super::fmod_ret::{self, FmodRetError, Loader, Place};
+use super::fmod_ret::{self, FmodRetError};
 use super::maps::{MapAccessError, Maps};
 use super::pins::{Generation, PinError, Pins};
-use super::{object, offsets};
+use super::{attach, object, offsets};
 
 const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
 
@@ -284,9 +282,9 @@ impl Prepared {
         }
         let attached = match self.loaded {
             Loaded::Adopted => Ok(()),
-            Loaded::Lsm(ebpf) => attach_to_hooks(ebpf, &self.programs, &self.generation),
+            Loaded::Lsm(ebpf) => attach::to_hooks(ebpf, &self.programs, &self.generation),
             Loaded::FmodRet { maps, functions } => {
-                attach_to_functions(&maps, &self.programs, &functions, &self.generation)
+                attach::to_functions(&maps, &self.programs, &functions, &self.generation)
             }
         };
         if let Err(error) = attached {
@@ -307,58 +305,6 @@ fn give_memory_back() {
     unsafe {
         nix::libc::malloc_trim(0);
     }
-}
-
-fn attach_to_hooks(
-    mut ebpf: Ebpf,
-    programs: &[ProgramName],
-    generation: &Generation,
-) -> Result<(), LoadError> {
-    let btf = aya::Btf::from_sys_fs().map_err(|error| LoadError::Object(EbpfError::BtfError(error)))?;
-    programs.iter().try_for_each(|name| attach_one(&mut ebpf, *name, &btf, generation))
-}
-
-fn attach_to_functions(
-    maps: &Ebpf,
-    programs: &[ProgramName],
-    functions: &[u32],
-    generation: &Generation,
-) -> Result<(), LoadError> {
-    let loader = Loader::new(object::bytes().ok_or(LoadError::NoObject)?, maps)?;
-    for (name, id) in programs.iter().zip(functions) {
-        let function = offsets::function(generation.tier, name.hook);
-        // It answers nothing that could be modified.
-        let place = if name.hook == "sb_delete" { Place::Entry } else { Place::ModifyReturn };
-        let program = loader.load(name.program, &function, *id, place)?;
-        fmod_ret::pin(program.as_fd(), &generation.program(name.program))?;
-        let link = fmod_ret::attach(program.as_fd())?;
-        fmod_ret::pin(link.as_fd(), &generation.link(name.program))?;
-    }
-    Ok(())
-}
-
-fn attach_one(
-    ebpf: &mut Ebpf,
-    name: ProgramName,
-    btf: &aya::Btf,
-    generation: &Generation,
-) -> Result<(), LoadError> {
-    let ProgramName { program, hook, .. } = name;
-    let failed = |operation| move |source| LoadError::Program { operation, program, source };
-    let lsm: &mut Lsm = ebpf
-        .program_mut(program)
-        .expect("the object holds every program of PROGRAMS")
-        .try_into()
-        .map_err(failed("recognise"))?;
-    lsm.load(hook, btf).map_err(failed("load"))?;
-    let pin = |what| {
-        let directory = generation.directory.display().to_string();
-        move |source| LoadError::Pin { what, directory, source }
-    };
-    lsm.pin(generation.program(program)).map_err(pin("a program"))?;
-    let link = lsm.attach().and_then(|id| lsm.take_link(id)).map_err(failed("attach"))?;
-    FdLink::from(link).pin(generation.link(program)).map_err(pin("a link"))?;
-    Ok(())
 }
 
 impl Programs {

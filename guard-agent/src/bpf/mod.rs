@@ -3,6 +3,7 @@
 //! It acts and reports; what to protect is decided by `classify` and `plan`.
 
 pub mod apply;
+mod attach;
 pub mod btf;
 pub mod canary;
 pub mod fmod_ret;

@@ -4,33 +4,25 @@
 //! responder ends, the kernel lets everyone go on.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use guard_common::PoolEntry;
 use nix::fcntl::OFlag;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, pipe2};
 use thiserror::Error;
 
 use super::canary::Ground;
+use super::child::{PATIENCE, Responder, responders};
 use super::order::{self, Line, Order, Outcome, Reply, SealedMount, Wanted};
-use super::responder::{BOUND, COMM};
+use super::responder::BOUND;
 use super::seals::{Seals, SealsError};
 use crate::bpf::{CanaryError, Maps};
 use crate::mounts::Snapshot;
-
-/// How long the agent waits for an order to be carried out. A mark that takes longer is made all the same.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// The responder's name on the command line: `guard-agent helper answer --maps DIR`.
-const ARGUMENTS: [&str; 3] = [crate::rollback::helper::NAME, "answer", "--maps"];
 
 /// The tier could not be brought into force.
 #[derive(Debug, Error)]
@@ -47,7 +39,7 @@ pub enum EngineError {
     Canary(#[from] CanaryError),
 }
 
-fn failed<E: Into<io::Error>>(operation: &'static str) -> impl FnOnce(E) -> EngineError {
+pub(super) fn failed<E: Into<io::Error>>(operation: &'static str) -> impl FnOnce(E) -> EngineError {
     move |source| EngineError::Io { operation, source: source.into() }
 }
 
@@ -276,142 +268,4 @@ fn end(pid: u32, signal: Signal) {
         // It may have ended already.
         let _ = kill(Pid::from_raw(pid), signal);
     }
-}
-
-/// The responders that use these maps. By name first: the command line of a stranger is not read, since that may block.
-fn responders(maps_directory: &Path) -> Vec<u32> {
-    let is_one = |directory: &Path| {
-        let comm = fs::read_to_string(directory.join("comm")).unwrap_or_default();
-        let Ok(line) =
-            (if comm.trim_end() == COMM { fs::read(directory.join("cmdline")) } else { Ok(Vec::new()) })
-        else {
-            return false;
-        };
-        let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
-        let expected = ARGUMENTS.iter().map(|word| word.as_bytes());
-        let expected: Vec<&[u8]> =
-            expected.chain([std::os::unix::ffi::OsStrExt::as_bytes(maps_directory.as_os_str())]).collect();
-        words.get(1..=expected.len()) == Some(&expected[..])
-    };
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let numbered =
-        entries.filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path())));
-    numbered.filter(|(_, directory)| is_one(directory)).map(|(pid, _)| pid).collect()
-}
-
-/// The child process.
-#[derive(Debug)]
-struct Responder {
-    child: Child,
-    socket: UnixStream,
-    /// The beginning of a line.
-    received: Vec<u8>,
-    pings: u64,
-    /// Since when the last ping waits for its answer.
-    waiting_since: Option<Instant>,
-}
-
-impl Responder {
-    fn start(maps_directory: &Path, records: &OwnedFd) -> Result<Self, EngineError> {
-        let (socket, its) = UnixStream::pair().map_err(failed("make a socket for the responder"))?;
-        socket.set_nonblocking(true).map_err(failed("prepare the responder's socket"))?;
-        let records = records.try_clone().map_err(failed("copy the pipe for records"))?;
-        let child = Command::new("/proc/self/exe")
-            .args(ARGUMENTS)
-            .arg(maps_directory)
-            .stdin(Stdio::from(OwnedFd::from(its)))
-            .stdout(Stdio::from(records))
-            // A signal from the terminal is meant for the agent.
-            .process_group(0)
-            .spawn()
-            .map_err(failed("start the responder"))?;
-        Ok(Self { child, socket, received: Vec::new(), pings: 0, waiting_since: None })
-    }
-
-    fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    fn send(&mut self, line: &Line) -> io::Result<()> {
-        let mut text = serde_json::to_string(line)?;
-        text.push('\n');
-        let end = Instant::now() + PATIENCE;
-        let mut rest = text.as_bytes();
-        while !rest.is_empty() {
-            match self.socket.write(rest) {
-                Ok(written) => rest = &rest[written..],
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let left = end.saturating_duration_since(Instant::now());
-                    if !ready(&self.socket, PollFlags::POLLOUT, left) {
-                        return Err(io::ErrorKind::TimedOut.into());
-                    }
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    fn wait(&self, limit: Duration) -> bool {
-        ready(&self.socket, PollFlags::POLLIN, limit)
-    }
-
-    /// What it has said since.
-    fn replies(&mut self) -> Vec<Reply> {
-        let mut buffer = [0; 4096];
-        while let Ok(count @ 1..) = self.socket.read(&mut buffer) {
-            self.received.extend_from_slice(&buffer[..count]);
-        }
-        let Some(end) = self.received.iter().rposition(|byte| *byte == b'\n') else { return Vec::new() };
-        let lines: Vec<u8> = self.received.drain(..=end).collect();
-        let lines = lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-        lines.filter_map(|line| serde_json::from_slice(line).ok()).collect()
-    }
-
-    fn ping(&mut self) {
-        if self.waiting_since.is_none() {
-            self.pings += 1;
-            self.waiting_since = Some(Instant::now());
-            // What it does not take it does not answer either.
-            let _ = self.send(&Line::Ping(self.pings));
-        }
-    }
-
-    fn pong(&mut self, number: u64) {
-        if number == self.pings {
-            self.waiting_since = None;
-        }
-    }
-
-    fn is_overdue(&self) -> bool {
-        self.waiting_since.is_some_and(|since| since.elapsed() > BOUND)
-    }
-
-    /// How it ended, if it has.
-    fn ended(&mut self) -> Option<String> {
-        match self.child.try_wait() {
-            Ok(None) => None,
-            Ok(Some(status)) => Some(format!("it ended: {status}")),
-            Err(error) => Some(format!("it cannot be waited for: {error}")),
-        }
-    }
-
-    fn kill(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-    }
-
-    /// Waits for the end, which a pool whose servers are gone can put off, in a thread of its own.
-    fn reap(mut self) {
-        let wait = move || {
-            let _ = self.child.wait();
-        };
-        // Without a thread it stays a zombie.
-        let _ = std::thread::Builder::new().name("guard-reaper".to_owned()).spawn(wait);
-    }
-}
-
-fn ready(socket: &UnixStream, what: PollFlags, limit: Duration) -> bool {
-    let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
-    poll(&mut [PollFd::new(socket.as_fd(), what)], timeout).is_ok_and(|ready| ready > 0)
 }

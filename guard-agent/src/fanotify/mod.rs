@@ -13,9 +13,10 @@
 //! there; a sealed pool's mounts in the host's namespace refuse every change. What that leaves open: `posture::gaps`.
 //!
 //! `decide` and `order` are pure; `identity` reads `/proc`; `marks` has the system calls; `responder` is the process,
-//! `ledger` what it writes down; `engine` is the agent's side, with `seals` and `canary`.
+//! `ledger` what it writes down; `engine` is the agent's side, with `child` (the process as it sees it), `seals` and `canary`.
 
 mod canary;
+mod child;
 pub mod decide;
 mod engine;
 mod identity;

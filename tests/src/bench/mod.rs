@@ -2,8 +2,9 @@
 //!
 //! Runs in a VM with `-icount shift=0`: its clock advances one nanosecond an instruction, so that every
 //! time is a count of instructions. Two kinds: what the kernel's statistics say of each BPF program (with
-//! what that measuring costs, which the empty programs show), and the CPU time of a thread that
-//! deletes, the lowest of three runs. Work in other threads, like that of whoever reads the events, is in neither.
+//! what that measuring costs, which the empty programs show), and the CPU time of a thread that deletes. Of a case that
+//! can be repeated three runs are made, and the lowest figures stand: what else the machine did meanwhile only adds.
+//! Work in other threads, like that of whoever reads the events, is in neither.
 //!
 //! The table is printed for people; `cargo xtask bench` reads the line that ends it.
 

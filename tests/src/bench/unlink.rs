@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use super::measure::{Cost, May, delete, is_loaded, lowest_unlinks, make_files, measured, unlinks};
 use super::peers::{AuditRule, Empty, Fanotify, Monitor, Profile};
@@ -110,7 +110,13 @@ impl Grounds {
         self.everywhere(results, "BPF monitor that resolves each path")?;
         monitor.end()?;
         let profile = Profile::load(ROOT)?;
-        profile.worn(|| self.everywhere(results, "AppArmor profile that protects a tree"))
+        let protected = Path::new(ROOT).join("protected");
+        fs::write(&protected, "").with_context(|| format!("write {}", protected.display()))?;
+        profile.worn(|| {
+            ensure!(fs::remove_file(&protected).is_err(), "the AppArmor profile protects nothing");
+            self.everywhere(results, "AppArmor profile that protects a tree")
+        })?;
+        fs::remove_file(&protected).context("remove what the profile has protected")
     }
 
     /// Last: once audited, the kernel goes on to look at each system call of each new task.

@@ -64,7 +64,7 @@ impl Toolchain {
     }
 
     /// Takes DWARF out of an object, which is most of it; BTF stays. Without an objcopy the object is
-    /// used as it is: that only costs size.
+    /// used as it is: that only costs size. It keeps the object's time: by that cargo tells whether to embed it anew.
     pub fn stripped(self, object: PathBuf) -> Result<PathBuf> {
         let objcopy = match self {
             Self::Rustup => find_command("llvm-objcopy"),
@@ -72,7 +72,9 @@ impl Toolchain {
         };
         let Some(objcopy) = objcopy.filter(|objcopy| objcopy.exists()) else { return Ok(object) };
         let stripped = object.with_extension("stripped");
-        progress::capture(Command::new(objcopy).arg("--strip-debug").arg(&object).arg(&stripped))?;
+        progress::capture(
+            Command::new(objcopy).args(["--strip-debug", "--preserve-dates"]).arg(&object).arg(&stripped),
+        )?;
         Ok(stripped)
     }
 
