@@ -17,7 +17,7 @@ use crate::harness::attempt::{
 };
 use crate::harness::guarded::Guarded;
 use crate::harness::registry::Test;
-use crate::harness::tree;
+use crate::harness::{machine, tree};
 use crate::peers::{calls, uring};
 
 pub const TESTS: &[Test] = &[
@@ -81,7 +81,7 @@ fn io_uring() -> Result<()> {
     denied("openat, O_TRUNC and O_CREAT", io(uring::open(&at("file0"), libc::O_TRUNC | libc::O_CREAT)?))?;
     match uring::truncate(&at("file0"))? {
         // Kernels before 6.9 have no such operation.
-        Err(Errno::EINVAL) if std::env::var("GUARD_KERNEL").is_ok_and(|kernel| kernel == "6.1") => {}
+        Err(Errno::EINVAL) if machine::kernel()? == "6.1" => {}
         outcome => denied("ftruncate", io(outcome))?,
     }
     has_content(&at("file0"), CONTENT)?;

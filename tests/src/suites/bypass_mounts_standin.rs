@@ -20,7 +20,7 @@ use crate::harness::guarded::{Guarded, populate};
 use crate::harness::mount::Mount;
 use crate::harness::registry::Test;
 use crate::harness::scratch::Scratch;
-use crate::harness::{command, tree};
+use crate::harness::{command, machine, tree};
 use crate::peers::holder::Holder;
 use crate::peers::{calls, container};
 
@@ -204,7 +204,7 @@ fn detached_and_idmapped() -> Result<()> {
                     // tmpfs lets its owners be mapped since 6.3, CephFS since 6.7.
                     Err(error)
                         if error.raw_os_error() == Some(Errno::EINVAL as i32)
-                            && std::env::var("GUARD_KERNEL").is_ok_and(|kernel| kernel == "6.1") =>
+                            && machine::kernel()? == "6.1" =>
                     {
                         maps = false;
                         continue;

@@ -1,17 +1,18 @@
 //! What the tests on stand-in filesystems take for granted of the machine.
 
+use std::fs;
 use std::path::Path;
-use std::{env, fs};
 
 use anyhow::{Context as _, Result, ensure};
 
+use crate::harness::machine;
 use crate::harness::mount::{self, Mount};
 use crate::harness::registry::{Profile, Test};
 use crate::harness::tree;
 
 pub const TESTS: &[Test] = &[
     Test::new("ground_kernel_is_the_one_asked_for", kernel_is_the_one_asked_for),
-    Test::new("ground_bpf_lsm_is_active", bpf_lsm_is_active),
+    Test::new("ground_lsm_list_is_the_tiers", lsm_list_is_the_tiers),
     Test::new("ground_bpf_lsm_is_inactive", bpf_lsm_is_inactive).on(Profile::NoBpf),
     Test::new("ground_filesystems_are_mounted", filesystems_are_mounted),
     Test::new("ground_tmpfs_holds_a_tree", tmpfs_holds_a_tree),
@@ -19,7 +20,7 @@ pub const TESTS: &[Test] = &[
 
 fn kernel_is_the_one_asked_for() -> Result<()> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let wanted = env::var("GUARD_KERNEL").context("GUARD_KERNEL is not set")?;
+    let wanted = machine::kernel()?;
     ensure!(release.starts_with(&format!("{wanted}.")), "wanted {wanted}, booted {release}");
     Ok(())
 }
@@ -28,9 +29,13 @@ fn active_lsms() -> Result<String> {
     fs::read_to_string("/sys/kernel/security/lsm").context("read the list of active LSMs")
 }
 
-fn bpf_lsm_is_active() -> Result<()> {
-    let lsms = active_lsms()?;
-    ensure!(lsms.split(',').any(|lsm| lsm == "bpf"), "the active LSMs are {lsms}");
+fn lsm_list_is_the_tiers() -> Result<()> {
+    let (lsms, tier) = (active_lsms()?, machine::tier()?);
+    let has_bpf = lsms.split(',').any(|lsm| lsm == "bpf");
+    ensure!(
+        !lsms.is_empty() && has_bpf == (tier == "bpf-lsm"),
+        "{tier} is wanted, the active LSMs are {lsms}"
+    );
     Ok(())
 }
 

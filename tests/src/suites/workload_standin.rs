@@ -6,9 +6,9 @@ use std::fs;
 use anyhow::{Context as _, Result, ensure};
 
 use crate::harness::beside::never_denied;
-use crate::harness::command;
 use crate::harness::guarded::{Guarded, populate};
 use crate::harness::registry::Test;
+use crate::harness::{command, machine};
 use crate::peers::container;
 
 pub const TESTS: &[Test] = &[Test::new("workload_of_an_overlay_in_a_guest_is_never_denied", overlay)
@@ -39,7 +39,7 @@ fn overlay() -> Result<()> {
         ),
     ];
     // tmpfs has attributes of users since 6.6. Without them an overlay of theirs removes no directory of a lower layer.
-    let old_kernel = std::env::var("GUARD_KERNEL").is_ok_and(|kernel| kernel == "6.1");
+    let old_kernel = machine::kernel()? == "6.1";
     let users = if old_kernel { &users[..1] } else { &users[..] };
     never_denied(&ground.installation, agent, |beside, _| {
         for (before, who) in users {

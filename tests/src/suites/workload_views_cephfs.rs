@@ -15,7 +15,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use super::workload_cephfs::on_a_pool;
 use crate::harness::mount::Mount;
 use crate::harness::registry::Test;
-use crate::harness::{command, tree};
+use crate::harness::{command, machine, tree};
 use crate::peers::container::Owners;
 use crate::peers::{calls, container};
 
@@ -39,7 +39,7 @@ rsync -a --delete new/ d0/; rm -r /data/*; test -z \"$(ls -A /data)\"";
 /// container's users, as Incus does it there.
 fn mapped_owners() -> Result<()> {
     let owners = Owners::new()?;
-    let old_kernel = std::env::var("GUARD_KERNEL").is_ok_and(|kernel| kernel == "6.1");
+    let old_kernel = machine::kernel()? == "6.1";
     on_a_pool(|host, beside, _| {
         let volume = host.scratch("guest")?;
         beside.keeps(&volume.join("d0/e0/f0"))?;

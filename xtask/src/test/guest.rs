@@ -140,6 +140,8 @@ pub fn run(part: &Part, tier: Tier, binaries: &TestBinaries, report: &Mutex<Repo
     boot.ceph = suite != Suite::Standin;
     boot.limit = Some(if suite == Suite::Incus { INCUS_LIMIT } else { LIMIT });
     boot.environment = environment(binaries, kernel, profile);
+    let best = if boot.lsm == Lsm::WithoutBpf { "fmod-ret" } else { "bpf-lsm" };
+    boot.environment.push(("GUARD_TIER".to_owned(), best.to_owned()));
     if suite == Suite::Incus {
         boot.environment.push(incus()?);
     }

@@ -27,8 +27,7 @@ pub struct Arguments {
     /// The kernels on which to run the suites in VMs
     #[arg(long, value_enum, default_value = "6.12")]
     kernel: Selection,
-    /// The tier that enforces in the suites: with fmod-ret the machines are booted without bpf in lsm=. Tests that are about
-    /// bpf-lsm itself fail there
+    /// The tier that enforces in the suites: with fmod-ret the machines are booted without bpf in lsm=
     #[arg(long, value_enum, default_value = "bpf-lsm")]
     tier: Tier,
     /// Also the tests that take long: all of the table of failed joins, the faults of the lab, workloads in a guest

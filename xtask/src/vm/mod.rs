@@ -53,7 +53,7 @@ pub struct Arguments {
     command: Vec<String>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Lsm {
     KernelDefault,
     WithoutBpf,
