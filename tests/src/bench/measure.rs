@@ -8,34 +8,53 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::programs::{ProgramInfo, loaded_programs};
+use guard_agent::fanotify::responder::COMM;
 use nix::time::{ClockId, clock_gettime};
 
-/// Instructions for one unlink.
+/// Instructions for one unlink, or for one listing of a directory.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cost {
     /// Of all programs on this hook together, with what the measuring costs.
     pub path_unlink: Option<f64>,
     pub inode_unlink: Option<f64>,
-    /// Of the deleting thread, from system call to return.
+    /// Of the thread that deletes or lists, from system call to return.
     pub whole: f64,
     /// The same and what the kernel's own threads did meanwhile, such as those that speak with CephFS's servers.
     pub with_kernel: f64,
+    /// Of the process that answers in the tier fanotify, all of it. The thread that asks only waits for it.
+    pub responder: Option<f64>,
 }
 
 /// Makes the files, then lets `delete` try each; `may` says whether it has to succeed.
 pub fn unlinks(directory: &Path, files: usize, may: May) -> Result<Cost> {
-    let files = make_files(directory, files)?;
+    unlinks_of(&make_files(directory, files)?, may)
+}
+
+/// The same with files that are there.
+pub fn unlinks_of(files: &[PathBuf], may: May) -> Result<Cost> {
     // In a thread of its own: the kernel's audit looks only at tasks that are younger than its first rule.
-    measured(&files, may, || {
-        let done = thread::scope(|scope| scope.spawn(|| delete(&files)).join());
-        done.map_err(|_| anyhow!("the deleting thread panicked"))
-    })
+    measured(files.len(), may, || in_a_thread(|| delete(files)))
+}
+
+/// Lists a directory so often, each time from opening to the last name. Who may not delete may not list either.
+pub fn listings(directory: &Path, times: usize, may: May) -> Result<Cost> {
+    measured(times, may, || in_a_thread(|| list(directory, times)))
+}
+
+fn in_a_thread<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
+    let done = thread::scope(|scope| scope.spawn(work).join());
+    done.map_err(|_| anyhow!("the measured thread panicked"))
+}
+
+/// Deletions that have to succeed, in the lowest of some runs.
+pub fn lowest_unlinks(directory: &Path, files: usize) -> Result<Cost> {
+    lowest(|| unlinks(directory, files, May::Delete))
 }
 
 /// The lowest of some runs: what else the machine did meanwhile only adds.
-pub fn lowest_unlinks(directory: &Path, files: usize) -> Result<Cost> {
+pub fn lowest(run: impl Fn() -> Result<Cost>) -> Result<Cost> {
     const RUNS: usize = 3;
-    let mut runs = (0..RUNS).map(|_| unlinks(directory, files, May::Delete));
+    let mut runs = (0..RUNS).map(|_| run());
     let first = runs.next().context("there is no run")??;
     runs.try_fold(first, |lowest, run| Ok(lowest.lower_of(run?)))
 }
@@ -48,11 +67,12 @@ impl Cost {
             inode_unlink: lower(self.inode_unlink, other.inode_unlink),
             whole: self.whole.min(other.whole),
             with_kernel: self.with_kernel.min(other.with_kernel),
+            responder: lower(self.responder, other.responder),
         }
     }
 }
 
-/// Whether the deletions have to succeed.
+/// Whether what is tried has to succeed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum May {
     Delete,
@@ -75,18 +95,24 @@ pub fn delete(files: &[PathBuf]) -> (usize, Duration) {
     (removed, cpu_time() - began)
 }
 
-/// Runs `work`, which deletes `files`, and takes the programs' statistics around it.
-pub fn measured(
-    files: &[PathBuf],
-    may: May,
-    work: impl FnOnce() -> Result<(usize, Duration)>,
-) -> Result<Cost> {
-    let (before, kernel_before) = (statistics(), kernel_threads()?);
-    let (removed, took) = work()?;
-    let (after, kernel_after) = (statistics(), kernel_threads()?);
-    let count = files.len();
+/// Lists a directory each time; returns how often it could, and this thread's CPU time.
+fn list(directory: &Path, times: usize) -> (usize, Duration) {
+    let began = cpu_time();
+    let could = || fs::read_dir(directory).is_ok_and(|mut names| names.all(|name| name.is_ok()));
+    let listed = (0..times).filter(|_| could()).count();
+    (listed, cpu_time() - began)
+}
+
+/// Runs `work`, which deletes or lists `count` times, and takes the programs' statistics around it. It returns how
+/// often it succeeded, and what CPU time its thread took.
+pub fn measured(count: usize, may: May, work: impl FnOnce() -> Result<(usize, Duration)>) -> Result<Cost> {
+    let (before, others_before) = (statistics(), Others::now()?);
+    let (succeeded, took) = work()?;
+    let (after, others) = (statistics(), Others::now()?);
     let wanted = if may == May::Delete { count } else { 0 };
-    ensure!(removed == wanted, "{removed} of {count} files were removed, wanted {wanted}");
+    ensure!(succeeded == wanted, "{succeeded} of {count} attempts succeeded, wanted {wanted}");
+    let kernel = others.kernel.saturating_sub(others_before.kernel);
+    let each = |spent: Duration| spent.as_nanos() as f64 / count as f64;
     let on = |hook: &str| {
         let spent = after.iter().filter(|(name, _)| is_on(name, hook)).map(|(name, (time, runs))| {
             let (time_before, runs_before) = before.get(name).copied().unwrap_or_default();
@@ -98,8 +124,12 @@ pub fn measured(
     Ok(Cost {
         path_unlink: on("path_unlink"),
         inode_unlink: on("inode_unlink"),
-        whole: took.as_nanos() as f64 / count as f64,
-        with_kernel: (took + kernel_after.saturating_sub(kernel_before)).as_nanos() as f64 / count as f64,
+        whole: each(took),
+        with_kernel: each(took + kernel),
+        responder: others
+            .responder
+            .zip(others_before.responder)
+            .map(|(now, before)| each(now.saturating_sub(before))),
     })
 }
 
@@ -131,17 +161,30 @@ pub fn cpu_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
-/// CPU time of all kernel threads so far.
-fn kernel_threads() -> Result<Duration> {
-    let mut sum = Duration::ZERO;
-    for entry in fs::read_dir("/proc").context("list the processes")?.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        // Only they have no command line. One may end while it is looked at.
-        if fs::read(entry.path().join("cmdline")).is_ok_and(|line| line.is_empty()) {
-            sum += cpu_time_of(pid).unwrap_or_default();
+/// CPU time so far of what works beside the measured thread.
+#[derive(Default)]
+struct Others {
+    /// All kernel threads.
+    kernel: Duration,
+    /// The process that answers in the tier fanotify, if there is one.
+    responder: Option<Duration>,
+}
+
+impl Others {
+    fn now() -> Result<Self> {
+        let mut others = Self::default();
+        for entry in fs::read_dir("/proc").context("list the processes")?.flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            // Only kernel threads have no command line. One may end while it is looked at.
+            if fs::read(entry.path().join("cmdline")).is_ok_and(|line| line.is_empty()) {
+                others.kernel += cpu_time_of(pid).unwrap_or_default();
+            } else if fs::read_to_string(entry.path().join("comm")).is_ok_and(|name| name.trim_end() == COMM)
+            {
+                others.responder = Some(cpu_time_of(pid)?);
+            }
         }
+        Ok(others)
     }
-    Ok(sum)
 }
 
 /// CPU time of another process's threads together.

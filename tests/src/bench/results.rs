@@ -10,6 +10,7 @@ const CLOSING: &str = "results: ";
 #[derive(Debug)]
 pub struct Results {
     unlink: Vec<Value>,
+    listing: Vec<Value>,
     growth: Vec<Value>,
     agent: Vec<Value>,
 }
@@ -17,27 +18,22 @@ pub struct Results {
 impl Results {
     pub fn new() -> Self {
         println!(
-            "{:<8} {:<44} {:>12} {:>12} {:>12} {:>12}",
-            "on", "case", "path_unlink", "inode_unlink", "whole", "with kernel"
+            "{:<8} {:<47} {:>12} {:>12} {:>12} {:>12} {:>12}",
+            "on", "case", "path_unlink", "inode_unlink", "whole", "with kernel", "responder"
         );
-        Self { unlink: Vec::new(), growth: Vec::new(), agent: Vec::new() }
+        Self { unlink: Vec::new(), listing: Vec::new(), growth: Vec::new(), agent: Vec::new() }
     }
 
     /// One case of the table: instructions an unlink.
     pub fn unlink(&mut self, filesystem: &str, case: &str, cost: &Cost) {
-        let shown = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.0}"));
-        let (path, inode, whole) =
-            (shown(cost.path_unlink), shown(cost.inode_unlink), shown(Some(cost.whole)));
-        let with_kernel = cost.with_kernel;
-        println!("{filesystem:<8} {case:<44} {path:>12} {inode:>12} {whole:>12} {with_kernel:>12.0}");
-        self.unlink.push(json!({
-            "filesystem": filesystem,
-            "case": case,
-            "path_unlink": cost.path_unlink,
-            "inode_unlink": cost.inode_unlink,
-            "whole": cost.whole,
-            "with_kernel": with_kernel,
-        }));
+        show(filesystem, case, cost);
+        self.unlink.push(row(filesystem, case, cost));
+    }
+
+    /// One case of the table of listings: instructions to list a directory.
+    pub fn listing(&mut self, filesystem: &str, case: &str, cost: &Cost) {
+        show(filesystem, &format!("listing, {case}"), cost);
+        self.listing.push(row(filesystem, case, cost));
     }
 
     /// How a case grows with something.
@@ -60,7 +56,28 @@ impl Results {
     }
 
     pub fn print(&self) {
-        let all = json!({ "unlink": self.unlink, "growth": self.growth, "agent": self.agent });
+        let all = json!({ "unlink": self.unlink, "listing": self.listing, "growth": self.growth, "agent": self.agent });
         println!("{CLOSING}{all}");
     }
+}
+
+fn show(filesystem: &str, case: &str, cost: &Cost) {
+    let shown = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.0}"));
+    let (path, inode, responder) = (shown(cost.path_unlink), shown(cost.inode_unlink), shown(cost.responder));
+    let Cost { whole, with_kernel, .. } = cost;
+    println!(
+        "{filesystem:<8} {case:<47} {path:>12} {inode:>12} {whole:>12.0} {with_kernel:>12.0} {responder:>12}"
+    );
+}
+
+fn row(filesystem: &str, case: &str, cost: &Cost) -> Value {
+    json!({
+        "filesystem": filesystem,
+        "case": case,
+        "path_unlink": cost.path_unlink,
+        "inode_unlink": cost.inode_unlink,
+        "whole": cost.whole,
+        "with_kernel": cost.with_kernel,
+        "responder": cost.responder,
+    })
 }

@@ -1,12 +1,16 @@
-//! One unlink on each filesystem: with nothing, with other watchers, and with us in every role.
+//! One unlink on each filesystem: with nothing, with other watchers, and with us in every role and tier. One tier asks
+//! about listings instead of unlinks: so one listing too.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use guard_common::Tier;
 
-use super::measure::{Cost, May, delete, is_loaded, lowest_unlinks, make_files, measured, unlinks};
+use super::measure::{
+    Cost, May, delete, is_loaded, listings, lowest, lowest_unlinks, make_files, measured, unlinks, unlinks_of,
+};
 use super::peers::{AuditRule, Empty, Fanotify, Monitor, Profile};
 use super::results::Results;
 use crate::harness::agent::{Agent, Installation};
@@ -22,8 +26,16 @@ const ACTOR: &str = "/guard-bench";
 /// Denials of an incident that get a record of their own: so many that all do, and the usual number.
 const ALL_RECORDED: u32 = 1000;
 const FEW_RECORDED: u32 = 8;
+/// With the first policy nothing is denied; it is another number, by which the next policy is told from it.
+const NONE_RECORDED: u32 = 1;
 /// Denials in the case in which each is recorded. The ring buffer holds them all.
 const RECORDED: usize = 300;
+/// The shared kinds of the grounds, and one that is not here.
+const KINDS: &str = "tmpfs\", \"ceph";
+const OTHER_KIND: &str = "nfs";
+/// How often a directory is listed, and how many names it has.
+const LISTINGS: usize = 100;
+const NAMES: usize = 10;
 /// For the agent to take note of a change, on a machine that counts instructions.
 pub const SOON: Duration = Duration::from_secs(120);
 
@@ -82,6 +94,21 @@ impl Grounds {
         Ok(Self { grounds, _mounts: mounts, _shared: shared })
     }
 
+    /// Those that may become pools.
+    fn pools(&self) -> impl Iterator<Item = (&Ground, &Path)> {
+        self.grounds.iter().filter_map(|ground| Some((ground, ground.pool.as_deref()?)))
+    }
+
+    /// Lists a directory of each pool.
+    fn listed(&self, results: &mut Results, case: &str, may: May) -> Result<()> {
+        for (ground, pool) in self.pools() {
+            let cost = lowest(|| listings(&listed(pool), LISTINGS, may))
+                .with_context(|| format!("{case}: listings on {}", ground.name))?;
+            results.listing(ground.name, case, &cost);
+        }
+        Ok(())
+    }
+
     /// The same case on each.
     fn everywhere(&self, results: &mut Results, case: &str) -> Result<()> {
         for ground in &self.grounds {
@@ -98,7 +125,14 @@ impl Grounds {
         for ground in &self.grounds {
             unlinks(&ground.elsewhere, ground.files, May::Delete)?;
         }
+        for (_, pool) in self.pools() {
+            let directory = listed(pool);
+            fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
+            make_files(&directory, NAMES)?;
+            listings(&directory, LISTINGS, May::Delete)?;
+        }
         self.everywhere(results, "nothing")?;
+        self.listed(results, "nothing", May::Delete)?;
         let empty = Empty::load()?;
         self.everywhere(results, "empty BPF LSM programs")?;
         drop(empty);
@@ -121,45 +155,94 @@ impl Grounds {
 
     /// Last: once audited, the kernel goes on to look at each system call of each new task.
     pub fn audited(&self, results: &mut Results) -> Result<()> {
-        wait::until("our programs are gone", SOON, || Ok(!is_loaded("guard_")))?;
+        unloaded()?;
         let rule = AuditRule::add()?;
         self.everywhere(results, "audit rule on unlink, rename, rmdir")?;
         rule.remove()
     }
 
-    /// What there is with us.
-    pub fn with_us(&self, results: &mut Results) -> Result<Guarded> {
-        let installation = Installation::new("bench", &policy("nfs", FEW_RECORDED))?;
-        let agent = installation.start()?;
-        self.everywhere(results, "guard: kind of filesystem not guarded")?;
-        let cgroup = Path::new("/sys/fs/cgroup").join(&ACTOR[1..]);
-        fs::create_dir_all(&cgroup).context("create the actor's cgroup")?;
+    /// What there is with us, with the programs of a tier.
+    pub fn with_us(&self, tier: Tier, results: &mut Results) -> Result<Guarded> {
+        let (installation, agent) = start(tier)?;
+        self.everywhere(results, &ours(tier, "kind of filesystem not guarded"))?;
         // First every denial is a record of its own: incidents that have counted much would get none.
-        set_policy(&installation, &policy("tmpfs\", \"ceph", ALL_RECORDED), ALL_RECORDED)?;
-        for Ground { name, files, elsewhere, pool } in &self.grounds {
-            let Some(pool) = pool else { continue };
+        set_policy(&installation, &policy(tier, KINDS, "guarded", ALL_RECORDED), ALL_RECORDED)?;
+        for (Ground { name, files, elsewhere, .. }, pool) in self.pools() {
             wait::until("the pool is guarded", SOON, || {
                 let probe = pool.join("probe");
                 fs::write(&probe, "").context("write a probe")?;
                 Ok(fs::remove_file(&probe).is_err())
             })?;
-            results.unlink(name, "guard: outside every root", &lowest_unlinks(elsewhere, *files)?);
-            let cost = as_actor(&cgroup, || lowest_unlinks(pool, *files))?;
-            results.unlink(name, "guard: pool, allowed as actor", &cost);
-            results.unlink(name, "guard: pool, allowed as guest view", &as_guest(pool, *files)?);
-            let cost = unlinks(pool, RECORDED, May::NotDelete)?;
-            results.unlink(name, "guard: pool, denied, recorded", &cost);
+            let mut add = |case, cost: Cost| results.unlink(name, &ours(tier, case), &cost);
+            add("outside every root", lowest_unlinks(elsewhere, *files)?);
+            add("pool, allowed as actor", as_actor(&actors(), || lowest_unlinks(pool, *files))?);
+            add("pool, allowed as guest view", as_guest(pool, *files)?);
+            add("pool, denied, recorded", unlinks(pool, RECORDED, May::NotDelete)?);
         }
-        set_policy(&installation, &policy("tmpfs\", \"ceph", FEW_RECORDED), FEW_RECORDED)?;
-        for Ground { name, files, pool, .. } in &self.grounds {
-            let Some(pool) = pool else { continue };
+        set_policy(&installation, &policy(tier, KINDS, "guarded", FEW_RECORDED), FEW_RECORDED)?;
+        for (Ground { name, files, .. }, pool) in self.pools() {
             let cost = unlinks(pool, *files, May::NotDelete)?;
-            results.unlink(name, "guard: pool, denied, aggregated", &cost);
+            results.unlink(name, &ours(tier, "pool, denied, aggregated"), &cost);
         }
         let pool = self.grounds[0].pool.clone().context("tmpfs has a pool")?;
         let elsewhere = self.grounds[0].elsewhere.clone();
         Ok(Guarded { agent, installation, pool, elsewhere })
     }
+
+    /// What there is with us without programs: a single unlink is not asked about, listing a pool's directory is.
+    pub fn without_programs(&self, results: &mut Results) -> Result<()> {
+        let tier = Tier::Fanotify;
+        let (installation, agent) = start(tier)?;
+        self.everywhere(results, &ours(tier, "kind of filesystem not guarded"))?;
+        set_policy(&installation, &policy(tier, KINDS, "guarded", FEW_RECORDED), FEW_RECORDED)?;
+        let mut made = Vec::new();
+        for (Ground { name, files, elsewhere, .. }, pool) in self.pools() {
+            wait::until("the pool is guarded", SOON, || Ok(fs::read_dir(pool).is_err()))?;
+            let mut add = |case, cost: Cost| results.unlink(name, &ours(tier, case), &cost);
+            add("outside every root", lowest_unlinks(elsewhere, *files)?);
+            add("pool, allowed: not asked about", lowest_unlinks(pool, *files)?);
+            made.push((name, pool, make_files(pool, *files)?));
+        }
+        as_actor(&actors(), || self.listed(results, &ours(tier, "pool, allowed as actor"), May::Delete))?;
+        self.listed(results, &ours(tier, "pool, denied, aggregated"), May::NotDelete)?;
+        installation.write_policy(&policy(tier, KINDS, "sealed", FEW_RECORDED))?;
+        for (name, pool, files) in made {
+            wait::until("the pool is sealed", SOON, || Ok(fs::write(pool.join("probe"), "").is_err()))?;
+            let cost = unlinks_of(&files, May::NotDelete)?;
+            results.unlink(name, &ours(tier, "pool, sealed: mounted read-only"), &cost);
+        }
+        agent.kill()?;
+        installation.unload()
+    }
+}
+
+/// The directory of a pool that is listed.
+fn listed(pool: &Path) -> PathBuf {
+    pool.join("listed")
+}
+
+/// A case of ours. The strongest tier is not named.
+fn ours(tier: Tier, case: &str) -> String {
+    match tier {
+        Tier::BpfLsm => format!("guard: {case}"),
+        Tier::FmodRet | Tier::Fanotify => format!("guard, {}: {case}", tier.name()),
+    }
+}
+
+/// Waits until the kernel has let go of our programs.
+fn unloaded() -> Result<()> {
+    wait::until("our programs are gone", SOON, || Ok(!is_loaded("guard_")))
+}
+
+/// An agent in a tier, which guards nothing of what is here, and the cgroup of its actors.
+fn start(tier: Tier) -> Result<(Installation, Agent)> {
+    unloaded()?;
+    fs::create_dir_all(actors()).context("create the actors' cgroup")?;
+    let installation = Installation::new("bench", &policy(tier, OTHER_KIND, "guarded", NONE_RECORDED))?;
+    let agent = installation.start()?;
+    let posture = installation.status()?["posture"].clone();
+    ensure!(posture["tier"] == tier.name(), "the tier is not {}: {posture}", tier.name());
+    Ok((installation, agent))
 }
 
 /// Writes a policy, and waits until it is in force: its number of records tells.
@@ -195,7 +278,7 @@ fn as_guest(pool: &Path, files: usize) -> Result<Cost> {
     fs::create_dir_all(&volume).context("create a volume")?;
     let made = make_files(&volume, files)?;
     let mut counted = (0, Duration::ZERO);
-    measured(&made, May::Delete, || {
+    measured(made.len(), May::Delete, || {
         container::with_own_root(&volume, |place| {
             let files: Vec<_> = (0..files).map(|number| place.join(format!("f{number}"))).collect();
             counted = delete(&files);
@@ -205,10 +288,11 @@ fn as_guest(pool: &Path, files: usize) -> Result<Cost> {
     })
 }
 
-fn policy(filesystems: &str, full_records: u32) -> String {
+fn policy(tier: Tier, filesystems: &str, mode: &str, full_records: u32) -> String {
     format!(
-        "version = 1\n[audit]\nfull_records = {full_records}\n[[root]]\npath = \"{ROOT}\"\nfilesystems = \
-         [\"{filesystems}\"]\nactors = [{{ cgroup = \"{ACTOR}\" }}]\n"
+        "version = 1\n[enforcement]\ntier = \"{}\"\n[audit]\nfull_records = {full_records}\n[[root]]\npath = \
+         \"{ROOT}\"\nfilesystems = [\"{filesystems}\"]\nmode = \"{mode}\"\nactors = [{{ cgroup = \"{ACTOR}\" }}]\n",
+        tier.name()
     )
 }
 

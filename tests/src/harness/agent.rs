@@ -149,6 +149,21 @@ impl Installation {
         Ok(Agent { child, notify, log: log_path })
     }
 
+    /// Ends enforcement in every tier, also what no pin holds: responders and sealed mounts. Stop the agent before.
+    pub fn unload(&self) -> Result<()> {
+        let (pins, state) = (self.pin_dir.to_string_lossy(), self.state_dir());
+        let arguments = ["unload", "--pin-dir", &pins, "--state-dir", &state.to_string_lossy()];
+        command::run(&binary("GUARD_AGENT")?.to_string_lossy(), &arguments)?;
+        Ok(())
+    }
+
+    /// What `guardctl status` says, whatever the posture is.
+    pub fn status(&self) -> Result<serde_json::Value> {
+        let output = self.guardctl(&["status", "--json"])?;
+        serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("parse the status: {}", command::text(&output)))
+    }
+
     /// Runs guardctl against this agent, whatever comes of it.
     pub fn guardctl(&self, arguments: &[&str]) -> Result<Output> {
         let run_dir = self.run_dir();

@@ -88,9 +88,7 @@ impl Guarded {
 
     /// What `guardctl status` says, whatever the posture is.
     pub fn status(&self) -> Result<Value> {
-        let output = self.installation.guardctl(&["status", "--json"])?;
-        serde_json::from_slice(&output.stdout)
-            .with_context(|| format!("parse the status: {}\n{}", command::text(&output), self.whereabouts()))
+        self.installation.status().with_context(|| self.whereabouts())
     }
 
     /// What explains an agent that does not do what it should.

@@ -12,7 +12,6 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::harness::agent::binary;
 use crate::harness::attempt::{copy_rm, failed_with, passes, rm_passes};
 use crate::harness::guarded::Guarded;
 use crate::harness::mount::{Mount, mountinfo_of};
@@ -40,12 +39,7 @@ impl Ground {
     }
 
     fn unload(&self) -> Result<()> {
-        let installation = &self.0.installation;
-        let (pins, state) = (installation.pin_dir().to_string_lossy(), installation.state_dir());
-        let agent = binary("GUARD_AGENT")?;
-        let arguments = ["unload", "--pin-dir", &pins, "--state-dir", &state.to_string_lossy()];
-        command::run(&agent.to_string_lossy(), &arguments)?;
-        Ok(())
+        self.0.installation.unload()
     }
 
     /// The process that answers.

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 
-use super::results::{Growth, Results, Unlink};
+use super::results::{Growth, OURS, Results, Row};
 
 const FONT: &str = "sans-serif";
 
 /// Bars: instructions that each case adds to, or takes for, one unlink on tmpfs.
 pub fn unlink(results: &Results) -> Result<String> {
-    let rows: Vec<&Unlink> = results.unlink.iter().filter(|row| row.filesystem == "tmpfs").collect();
+    let rows: Vec<&Row> = results.unlink.iter().filter(|row| row.filesystem == "tmpfs").collect();
     let (mut svg, longest) = (String::new(), rows.iter().map(|row| row.whole).fold(1.0, f64::max));
     {
         let height = 60 + 28 * u32::try_from(rows.len())?;
@@ -24,7 +24,7 @@ pub fn unlink(results: &Results) -> Result<String> {
         for (number, row) in rows.iter().enumerate() {
             let top = 45 + 28 * i32::try_from(number)?;
             let length = (400.0 * row.whole / longest) as i32;
-            let colour = if row.case.starts_with("guard: ") {
+            let colour = if row.case.starts_with(OURS) {
                 RGBColor(0x1f, 0x77, 0xb4)
             } else {
                 RGBColor(0x99, 0x99, 0x99)

@@ -5,19 +5,21 @@ use std::fmt::Write as _;
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
 
-/// Instructions for one unlink in one case.
+/// Instructions for one unlink in one case, or for one listing of a directory.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Unlink {
+pub struct Row {
     pub filesystem: String,
     pub case: String,
     pub path_unlink: Option<f64>,
     pub inode_unlink: Option<f64>,
     pub whole: f64,
-    /// The deleting thread and the kernel's own threads.
+    /// The thread that deletes or lists, and the kernel's own threads.
     pub with_kernel: f64,
+    /// Of the process that answers in the tier fanotify.
+    pub responder: Option<f64>,
 }
 
-impl Unlink {
+impl Row {
     /// Of all programs together.
     fn programs(&self) -> f64 {
         self.path_unlink.unwrap_or_default() + self.inode_unlink.unwrap_or_default()
@@ -44,13 +46,16 @@ pub struct Agent {
 
 #[derive(Clone, Debug, Deserialize)]
 pub struct Results {
-    pub unlink: Vec<Unlink>,
+    pub unlink: Vec<Row>,
+    /// A committed run of before there were tiers has none.
+    #[serde(default)]
+    pub listing: Vec<Row>,
     pub growth: Vec<Growth>,
     pub agent: Vec<Agent>,
 }
 
-/// Our own cases start so.
-const OURS: &str = "guard: ";
+/// Our own cases start so, in every tier.
+pub const OURS: &str = "guard";
 /// Above this ratio to the committed run a program has become slower. Counts of instructions hardly vary.
 const TOLERATED: f64 = 1.05;
 
@@ -59,7 +64,7 @@ impl Results {
         serde_json::from_str(text).context("parse the results of the benchmarks")
     }
 
-    fn case(&self, filesystem: &str, case: &str) -> Option<&Unlink> {
+    fn case(&self, filesystem: &str, case: &str) -> Option<&Row> {
         self.unlink.iter().find(|row| row.filesystem == filesystem && row.case == case)
     }
 
@@ -164,13 +169,23 @@ impl Results {
              | On | Case | Programs on path_unlink | on inode_unlink | Deleting thread | with kernel threads |\n|---|---|--:|--:|--:|--:|\n",
         );
         let shown = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |value| format!("{value:.0}"));
-        for Unlink { filesystem, case, path_unlink, inode_unlink, whole, with_kernel } in &self.unlink {
+        for Row { filesystem, case, path_unlink, inode_unlink, whole, with_kernel, .. } in &self.unlink {
             let (path, inode) = (shown(*path_unlink), shown(*inode_unlink));
             // Writing to a text cannot fail.
             let _ = writeln!(
                 text,
                 "| {filesystem} | {case} | {path} | {inode} | {whole:.0} | {with_kernel:.0} |"
             );
+        }
+        text += "\nIn no figure: what other processes do, such as those that read events and records.\n\n\
+                 ## Instructions to list a directory\n\nThe tier fanotify asks about no unlink. It asks who opens a \
+                 directory of a pool, and again each time that its names are read: here three times, or once where that \
+                 is denied. Who lists waits meanwhile; what the answering process takes is not in the columns before \
+                 its own, which has all that it does, also what it counts and records.\n\n\
+                 | On | Case | Listing thread | with kernel threads | Answering process |\n|---|---|--:|--:|--:|\n";
+        for Row { filesystem, case, whole, with_kernel, responder, .. } in &self.listing {
+            let responder = shown(*responder);
+            let _ = writeln!(text, "| {filesystem} | {case} | {whole:.0} | {with_kernel:.0} | {responder} |");
         }
         text += "\n## Bars\n\n| Bar | This run | Met |\n|---|--:|---|\n";
         for (name, figure, met) in self.bars() {
@@ -217,6 +232,7 @@ pub mod tests {
         let mut shorter = run(100.0);
         shorter.unlink.pop();
         assert_eq!(shorter.slower_than(&baseline), ["guard: x on tmpfs: was not measured"]);
+        assert!(run(999.0).slower_than(&shorter).is_empty(), "a new case has nothing to be compared with");
     }
 
     #[test]
