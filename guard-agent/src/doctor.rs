@@ -14,6 +14,7 @@ use guard_common::Tier;
 use serde::{Deserialize, Serialize};
 
 pub use facts::{HostFacts, KernelOption};
+pub use tiers::known_obstacle;
 
 use crate::policy::Policy;
 

@@ -13,6 +13,7 @@ use super::{DaemonError, chain, posture};
 use crate::bpf::load::{self, BareMaps, LoadError, Prepared};
 use crate::bpf::pins::Pins;
 use crate::bpf::{CanaryError, Maps, Programs, canary};
+use crate::doctor;
 use crate::events::Name;
 use crate::policy::TierChoice;
 
@@ -96,9 +97,12 @@ impl Ladder {
     }
 
     fn pass_over(&mut self, tier: Tier, error: &dyn std::error::Error) {
-        let why = format!("{}: {}", tier.name(), chain(error));
-        tracing::warn!(why, "this tier cannot be had, the next one is tried");
-        self.passed_over.push(why);
+        let (name, why) = (tier.name(), chain(error));
+        tracing::warn!(tier = name, why, "this tier cannot be had, the next one is tried");
+        // The verifier's words are for the log. What is known to stand against the tier says more.
+        let known = doctor::known_obstacle(&doctor::HostFacts::gather(Path::new("/")), tier);
+        let first = why.lines().next().unwrap_or_default();
+        self.passed_over.push(format!("{name}: {}", known.as_deref().unwrap_or(first)));
     }
 }
 

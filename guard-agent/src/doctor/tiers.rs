@@ -38,9 +38,15 @@ fn available(tier: Tier) -> &'static str {
     }
 }
 
+/// What is known to stand against a tier.
+pub fn known_obstacle(facts: &HostFacts, tier: Tier) -> Option<String> {
+    let check = obstacle(facts, tier).filter(|check| check.state == CheckState::Fail)?;
+    Some(format!("{}: {}", check.name, check.found))
+}
+
 /// Whether nothing is known to stand against a tier.
 pub(super) fn is_available(facts: &HostFacts, tier: Tier) -> bool {
-    obstacle(facts, tier).is_none_or(|obstacle| obstacle.state != CheckState::Fail)
+    known_obstacle(facts, tier).is_none()
 }
 
 /// The first thing that stands against a tier, or may.

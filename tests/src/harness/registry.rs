@@ -40,6 +40,8 @@ pub enum Profile {
     Default,
     /// `bpf` is not in the list of active LSMs.
     NoBpf,
+    /// The kernel is locked down for confidentiality, so that it takes no programs.
+    LockedDown,
     /// One processor and counted instructions, for measurements.
     Icount,
 }
@@ -49,6 +51,7 @@ impl Profile {
         match self {
             Self::Default => "default",
             Self::NoBpf => "no-bpf",
+            Self::LockedDown => "locked-down",
             Self::Icount => "icount",
         }
     }

@@ -23,6 +23,7 @@ pub const TESTS: &[Test] = &[
     // The last one there: it leaves the upgrade's programs.
     Test::new("tier_fmod_ret_outlives_kill_restart_and_upgrade", outlives).on(Profile::NoBpf),
     Test::new("tier_goes_up_without_a_gap", goes_up).only_in_full(),
+    Test::new("tier_fanotify_is_taken_under_lockdown", locked_down).on(Profile::LockedDown).only_in_full(),
 ];
 
 const SOON: Duration = Duration::from_secs(60);
@@ -151,6 +152,27 @@ fn lost() -> Result<()> {
     // Who asks for it by name has taken note.
     ground.installation.write_policy(&ground.policy("[enforcement]\ntier = \"fmod-ret\""))?;
     wait::until("policy takes the tier", SOON, || Ok(ground.status()?["posture"]["state"] == "enforcing"))
+}
+
+fn locked_down() -> Result<()> {
+    let ground = Guarded::with_own_pins("tier-locked", "")?;
+    let agent = ground.installation.start()?;
+    let posture = must_be(&ground, "fanotify", "degraded")?;
+    let reason = &posture["reasons"][0];
+    let detail = reason["detail"].as_str().unwrap_or_default();
+    ensure!(reason["code"] == "tier-fanotify" && detail.contains("lockdown: confidentiality"), "{posture}");
+    ensure!(!detail.contains('\n'), "it is no line: {detail}");
+    let doctor = command::text(&ground.installation.guardctl(&["doctor"])?);
+    ensure!(doctor.contains("FAIL  tier bpf-lsm") && doctor.contains("ok    tier fanotify"), "{doctor}");
+    ensure!(doctor.contains("lockdown=integrity"), "it does not say what would raise the tier: {doctor}");
+
+    let pool = ground.pool("pool")?;
+    command::run_failing("rm", &["-rf", &ground.root().to_string_lossy()])?;
+    ensure!(pool.path().join("volume/file9").exists(), "rm -rf has reached the pool");
+    ground.guardctl(&["release", "pool", "--ttl", "10m", "--reason", "test"])?;
+    rm_passes(&pool.path().join("volume"))?;
+    ensure!(agent.stop()?.success(), "the agent did not end well");
+    ground.installation.unload()
 }
 
 fn goes_up() -> Result<()> {

@@ -163,6 +163,11 @@ fn boot_of_profile(kernel: Kernel, profile: &str, script: String) -> Result<Boot
     match profile {
         "default" => {}
         "no-bpf" => boot.lsm = Lsm::WithoutBpf,
+        // As the parameter lockdown= does it, and as final.
+        "locked-down" => {
+            let lock = "echo confidentiality >/sys/kernel/security/lockdown || exit 1";
+            boot.script = boot.script.map(|script| format!("{lock}\n{script}"));
+        }
         "icount" => boot.icount = true,
         other => bail!("guard-tests asks for the boot profile {other:?}, which xtask does not know"),
     }
