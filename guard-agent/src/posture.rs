@@ -79,7 +79,8 @@ pub fn gaps(tier: Tier) -> Vec<Gap> {
 const FANOTIFY_GAPS: &[(&str, &str)] = &[
     (
         "single-deletions",
-        "guarded: a file whose path is known can be removed or replaced by anybody whom its permissions let",
+        "guarded: a file whose path is known can be removed or replaced by anybody whom its permissions let; a removal is \
+         recorded (would-deny), a replacement is not",
     ),
     (
         "listing",
@@ -93,7 +94,11 @@ const FANOTIFY_GAPS: &[(&str, &str)] = &[
         "other-namespaces",
         "mounts in other mount namespaces are not covered: guests', and private copies (`unshare -m`, PrivateTmp=)",
     ),
-    ("first-moment", "a pool is open from its mount until the agent has seen it, and while no agent runs"),
+    (
+        "first-moment",
+        "a new pool is open from its mount until the agent has seen it, and while no agent runs; a further mount of a \
+         known pool until the responder has marked it",
+    ),
     (
         "open-before",
         "a directory that was opened before the pool was marked can be listed through that descriptor",

@@ -16,6 +16,8 @@ crate::wire_enum! {
         FanotifyOpen = 10 => "fanotify_open",
         /// As above, when an open directory is listed.
         FanotifyList = 11 => "fanotify_list",
+        /// As above, after the fact: fanotify tells of a deletion that nobody was asked about.
+        FanotifyDelete = 12 => "fanotify_delete",
     }
 }
 
@@ -38,7 +40,7 @@ crate::wire_enum! {
     /// What the kernel program answered.
     Verdict {
         Denied = 1 => "denied",
-        /// Allowed, since the pool is only observed.
+        /// Allowed, since the pool is only observed, or since it had happened before anybody was asked (`FanotifyDelete`).
         WouldDeny = 2 => "would-deny",
         Allowed = 3 => "allowed",
     }

@@ -122,6 +122,13 @@ impl Owner {
         gone.iter().try_for_each(|dev| self.maps.pools.remove(dev)).map_err(text)
     }
 
+    /// The mount table has changed, perhaps into one that reads the same.
+    pub(super) fn note_mounts_changed(&mut self) {
+        if let Some(engine) = &mut self.engine {
+            engine.mounts_changed();
+        }
+    }
+
     /// Looks after the responder.
     pub(super) fn tick_engine(&mut self) {
         if let Some(engine) = &mut self.engine {
@@ -135,6 +142,7 @@ impl Owner {
         let problems = engine.problems();
         self.troubles.set_if(posture::UNMARKED, || problems.unmarked);
         self.troubles.set_if(posture::UNSEALED, || problems.unsealed);
+        self.troubles.set_if(posture::UNSEEN, || problems.unseen);
         self.troubles.set_if(posture::RESPONDER, || problems.replaced);
     }
 

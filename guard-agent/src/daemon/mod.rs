@@ -231,6 +231,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
                 if let Err(error) = changed {
                     tracing::error!(%error, "the mount table cannot be watched");
                 }
+                owner.note_mounts_changed();
                 owner.reconcile(&mounts);
                 rewatch(&mut watcher, &owner);
             }

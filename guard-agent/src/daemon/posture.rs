@@ -89,6 +89,12 @@ pub const UNSEALED: Trouble = Trouble {
           then listing its directories is refused to everybody, and it is tried again",
     leaves: Leaves::Part,
 };
+pub const UNSEEN: Trouble = Trouble {
+    code: "deletions-unseen",
+    fix: "see the detail: what this tier does not stop is not in the audit log either; for want of room the host deletes \
+          faster than can be read (sysctl fs.fanotify.max_queued_events), and the next proof forgets it",
+    leaves: Leaves::Part,
+};
 pub const RESPONDER: Trouble = Trouble {
     code: "responder-replaced",
     fix: "see the agent's log: for a moment the kernel allowed everything in guarded pools; this ends with the next proof",

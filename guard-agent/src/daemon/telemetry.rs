@@ -82,7 +82,9 @@ impl Owner {
                     .is_ok_and(|entry| entry.map(|entry| entry.generation) != Some(key.generation))
         };
         let goes_on = |key: &IncidentKey| {
-            !has_ended(key) && is_alive(Path::new("/proc"), key.tgid, key.start_boot_ns, ticks)
+            // Of process 0 are all whose process had ended before it could be looked at.
+            !has_ended(key)
+                && (key.tgid == 0 || is_alive(Path::new("/proc"), key.tgid, key.start_boot_ns, ticks))
         };
         let scan = self.incidents.scan(now().boot_ns, &entries, goes_on);
         let Ok((offset, _)) = clock::now() else { return };

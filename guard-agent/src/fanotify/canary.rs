@@ -56,6 +56,7 @@ impl Ground {
             path: PathText(format!("/proc/{}/fd/{}", std::process::id(), self.mount.as_raw_fd()).into()),
             root: PathText("/".into()),
             marked: true,
+            is_pool: false,
             read_only: None,
         }
     }

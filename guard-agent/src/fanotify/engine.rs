@@ -50,6 +50,8 @@ pub struct Problems {
     pub unmarked: Option<String>,
     /// Mounts that should be read-only and are not, or the other way round.
     pub unsealed: Option<String>,
+    /// Deletions that were not seen, or cannot be.
+    pub unseen: Option<String>,
     /// The responder had to be replaced.
     pub replaced: Option<String>,
 }
@@ -68,6 +70,13 @@ pub struct Engine {
     outcomes: Option<Vec<Outcome>>,
     seals_problem: Option<String>,
     replaced: Option<String>,
+    /// How often this responder has missed deletions, and how often by the last proof.
+    missed: u64,
+    missed_before: u64,
+    /// Pools whose deletions this responder cannot see.
+    unseen: Option<String>,
+    /// The mount table has changed since the last order: even one that looks the same may have other mounts.
+    stale: bool,
 }
 
 impl Engine {
@@ -93,6 +102,10 @@ impl Engine {
             outcomes: None,
             seals_problem: None,
             replaced: None,
+            missed: 0,
+            missed_before: 0,
+            unseen: None,
+            stale: false,
         };
         Ok((engine, read.into()))
     }
@@ -118,10 +131,16 @@ impl Engine {
         };
         let mut wanted = steps.mounts;
         wanted.push(self.ground.wanted());
-        if wanted != self.wanted || self.has_failed_mounts() {
+        if wanted != self.wanted || self.stale || self.has_failed_mounts() {
             self.wanted = wanted;
+            self.stale = false;
             self.order();
         }
+    }
+
+    /// The mount table has changed: the next order is given anew, whatever it says.
+    pub fn mounts_changed(&mut self) {
+        self.stale = true;
     }
 
     fn has_failed_mounts(&self) -> bool {
@@ -146,7 +165,10 @@ impl Engine {
     fn take_replies(&mut self) {
         for reply in self.responder.replies() {
             match reply {
-                Reply::Pong(number) => self.responder.pong(number),
+                Reply::Pong { number, missed, unseen } => {
+                    self.responder.pong(number);
+                    (self.missed, self.unseen) = (missed, unseen);
+                }
                 Reply::Done { serial, mounts } if serial == self.serial => {
                     self.forget_restored(&mounts);
                     self.outcomes = Some(mounts);
@@ -193,6 +215,11 @@ impl Engine {
         Problems {
             unmarked: list(|outcome| &outcome.unmarked).or(waiting),
             unsealed: self.seals_problem.clone().or_else(|| list(|outcome| &outcome.unsealed)),
+            unseen: self.unseen.clone().or_else(|| {
+                (self.missed > self.missed_before).then(|| {
+                    "there were more at once than could be read: the audit log lacks some".to_owned()
+                })
+            }),
             replaced: self.replaced.clone(),
         }
     }
@@ -220,6 +247,7 @@ impl Engine {
         match Responder::start(&self.maps_directory, &self.records) {
             Ok(responder) => {
                 std::mem::replace(&mut self.responder, responder).reap();
+                (self.missed, self.missed_before) = (0, 0);
                 self.order();
             }
             // The next tick tries again.
@@ -227,11 +255,13 @@ impl Engine {
         }
     }
 
-    /// Proves that this responder answers and that sealing works. A passed proof forgets that one was replaced.
+    /// Proves that this responder answers and that sealing works. A passed proof forgets that one was replaced, and that
+    /// deletions were missed.
     pub fn prove(&mut self, maps: &mut Maps) -> Result<(), CanaryError> {
         let pid = self.responder.pid();
         self.ground.prove(maps, BOUND, || end(pid, Signal::SIGKILL))?;
         self.replaced = None;
+        self.missed_before = self.missed;
         Ok(())
     }
 

@@ -39,6 +39,11 @@ pub struct Process {
 }
 
 impl Process {
+    /// One of which nothing is known.
+    pub fn unknown(tgid: u32) -> Self {
+        Self { tgid, uid: u32::MAX, euid: u32::MAX, login_uid: u32::MAX, ..Self::default() }
+    }
+
     /// Looks a process up below `proc_root` (`/proc`).
     pub fn read(proc_root: &Path, tgid: u32) -> io::Result<Self> {
         let directory = proc_root.join(tgid.to_string());
@@ -186,7 +191,7 @@ fn executable(directory: &Path) -> io::Result<Option<(u32, u64)>> {
 
 /// Mount id and inode of an open file.
 pub fn described(file: &impl AsRawFd) -> io::Result<(u32, u64)> {
-    let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()))?;
+    let text = fs::read_to_string(format!("/proc/thread-self/fdinfo/{}", file.as_raw_fd()))?;
     roots::parse_fdinfo(&text).ok_or_else(|| io::Error::other("fdinfo has no mnt_id and ino"))
 }
 

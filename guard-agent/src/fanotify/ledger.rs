@@ -5,11 +5,14 @@
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use guard_common::record::{
     PATH_BYTES, PATH_COMPONENTS, RECORD_KERNEL_THREAD, RECORD_MOUNT_KNOWN, RECORD_PATH_TRUNCATED,
 };
-use guard_common::{Counter, Hook, IncidentKey, IncidentValue, Operation, PoolEntry, Record, Tier, Verdict};
+use guard_common::{
+    Counter, Hook, IncidentKey, IncidentValue, Operation, PoolEntry, Reason, Record, Tier, Verdict,
+};
 
 use super::decide::Outcome;
 use super::identity::{Process, mount_namespace};
@@ -21,8 +24,12 @@ pub struct Answered<'a> {
     pub outcome: Outcome,
     pub hook: Hook,
     pub entry: &'a PoolEntry,
+    pub operation: Operation,
     pub dev: u32,
-    pub mount_id: u32,
+    /// Nothing where it is not told through which mount it was done.
+    pub mount_id: Option<u32>,
+    /// 0 where they are not known.
+    pub parent_ino: u64,
     pub target_ino: u64,
     /// Inside the superblock.
     pub path: &'a Path,
@@ -36,16 +43,27 @@ pub struct Ledger {
     /// A pipe that does not block; each record goes in whole or not at all.
     records: OwnedFd,
     host_mnt_ns: u32,
+    /// Held while one answer is entered: what is counted is read and written. Nothing in it can block.
+    turn: Mutex<()>,
 }
 
 impl Ledger {
     pub fn new(records: OwnedFd) -> Self {
-        Self { records, host_mnt_ns: mount_namespace(1) }
+        Self { records, host_mnt_ns: mount_namespace(1), turn: Mutex::default() }
     }
 
-    /// Writes an answer down.
+    /// Whether a mount namespace, by its inode, is another than the host's.
+    pub fn is_elsewhere(&self, mnt_ns: u32) -> bool {
+        mnt_ns != self.host_mnt_ns
+    }
+
+    /// Writes an answer down. Both threads do, each with the maps as it has opened them.
     pub fn enter(&self, maps: &mut Maps, answered: &Answered<'_>) -> Result<(), MapAccessError> {
         let (outcome, entry) = (answered.outcome, answered.entry);
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        if (outcome.verdict, outcome.reason) == (Verdict::Denied, Reason::ReadError) {
+            maps.count(Counter::ErrorReadClosed, 1)?;
+        }
         maps.count(outcome.counter(), 1)?;
         if let Some(mut counters) = maps.pool_counters.get(&entry.generation)? {
             match outcome.verdict {
@@ -105,12 +123,11 @@ impl Ledger {
             generation: entry.generation,
             pool_id: entry.pool_id,
             cgroup_id: answered.cgroup_id,
-            // The directory that is opened is the target; what holds its name was not looked at.
-            parent_ino: 0,
+            parent_ino: answered.parent_ino,
             target_ino: answered.target_ino,
             incident_count: number,
             hook: answered.hook as u32,
-            operation: Operation::List as u32,
+            operation: answered.operation as u32,
             verdict: outcome.verdict as u32,
             reason: outcome.reason as u32,
             mode: entry.mode,
@@ -122,9 +139,10 @@ impl Ledger {
             login_uid: process.login_uid,
             mnt_ns: mount_namespace(process.tgid),
             mount_ns: self.host_mnt_ns,
-            mount_id: answered.mount_id,
+            mount_id: answered.mount_id.unwrap_or(0),
             dev: answered.dev,
-            flags: RECORD_MOUNT_KNOWN | if process.kernel_thread { RECORD_KERNEL_THREAD } else { 0 },
+            flags: answered.mount_id.map_or(0, |_| RECORD_MOUNT_KNOWN)
+                | if process.kernel_thread { RECORD_KERNEL_THREAD } else { 0 },
             path_len: 0,
             tier: Tier::Fanotify as u32,
             comm: process.comm,

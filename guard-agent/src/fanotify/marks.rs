@@ -1,4 +1,4 @@
-//! The system calls: permission marks on mounts, and the read-only attribute of mounts.
+//! The system calls: permission marks on mounts, marks for deletions on superblocks, and the read-only attribute of mounts.
 //!
 //! Each is made on a mount that was opened (by `O_PATH`, which asks no server) and found to be the one that is meant.
 //! Marking may ask the pool's servers all the same, since the kernel checks that the directory may be read: it is
@@ -7,14 +7,17 @@
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
 
+use super::deletion::Handle;
 use super::identity::described;
+use super::statmount;
 
 /// A group for permission events. Its queue has no limit: no question is lost, and none is answered by the kernel.
 pub fn group() -> nix::Result<Fanotify> {
@@ -61,8 +64,49 @@ pub fn unmark(group: &Fanotify, mount: &File) -> nix::Result<()> {
 
 fn change(group: &Fanotify, mount: &File, flags: MarkFlags, mask: MaskFlags) -> nix::Result<()> {
     // By this name, since the call takes no O_PATH descriptor.
-    let path = format!("/proc/self/fd/{}", mount.as_raw_fd());
+    let path = format!("/proc/thread-self/fd/{}", mount.as_raw_fd());
     group.mark(flags, mask, nix::fcntl::AT_FDCWD, Some(path.as_str()))
+}
+
+/// A group for deletions: told after the fact, by directory and name. Its queue is limited, since nobody waits for whoever
+/// reads it; what finds no room is told as such.
+pub fn deletions_group() -> nix::Result<Fanotify> {
+    let named = InitFlags::from_bits_retain(libc::FAN_REPORT_DFID_NAME);
+    let flags = InitFlags::FAN_CLASS_NOTIF | InitFlags::FAN_CLOEXEC | InitFlags::FAN_NONBLOCK | named;
+    Fanotify::init(flags, EventFFlags::O_RDONLY | EventFFlags::O_CLOEXEC)
+}
+
+/// From now on deletions in this mount's superblock are told, through whatever mount they come. The superblock may end
+/// all the same: the mark holds nothing.
+pub fn mark_deletions(group: &Fanotify, mount: &File) -> nix::Result<()> {
+    let how = MarkFlags::FAN_MARK_ADD | MarkFlags::FAN_MARK_FILESYSTEM;
+    change(group, mount, how, MaskFlags::FAN_DELETE | MaskFlags::FAN_ONDIR)
+}
+
+/// A group that tells which mounts are attached in a mount namespace. `EINVAL` before Linux 6.15.
+pub fn mount_events(namespace: &File) -> nix::Result<Fanotify> {
+    let mounts = InitFlags::from_bits_retain(statmount::REPORT_MOUNTS);
+    let flags = InitFlags::FAN_CLASS_NOTIF | InitFlags::FAN_CLOEXEC | mounts;
+    let group = Fanotify::init(flags, EventFFlags::O_RDONLY | EventFFlags::O_CLOEXEC)?;
+    let how = MarkFlags::FAN_MARK_ADD | MarkFlags::from_bits_retain(statmount::MARK_NAMESPACE);
+    group.mark(how, MaskFlags::from_bits_retain(statmount::ATTACHED), namespace, None::<&str>)?;
+    Ok(group)
+}
+
+/// Opens (by `O_PATH`) a directory of the superblock that is mounted at a place. Asks its servers if need be, and keeps
+/// the mount busy for that moment.
+pub fn open_by_handle(path: &Path, mount_id: u32, handle: &Handle) -> io::Result<OwnedFd> {
+    // The call takes no O_PATH descriptor. Opening one asks this process's own group, which allows it.
+    let mount = File::open(path)?;
+    if described(&mount)?.0 != mount_id {
+        return Err(Errno::ESTALE.into());
+    }
+    let mut raw = handle.to_raw();
+    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
+    // SAFETY: an open descriptor, and a `struct file_handle` whose first field tells how long it is.
+    let opened = unsafe { libc::open_by_handle_at(mount.as_raw_fd(), raw.as_mut_ptr().cast(), flags) };
+    // SAFETY: a new descriptor that nobody else owns.
+    Errno::result(opened).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).map_err(io::Error::from)
 }
 
 /// Sets or clears the read-only attribute of this one mount; the superblock and its other mounts stay as they are.

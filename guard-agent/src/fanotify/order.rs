@@ -68,6 +68,8 @@ pub struct Wanted {
     pub root: PathText,
     /// Whether opening a directory in it is asked about.
     pub marked: bool,
+    /// Whether it belongs to a pool: then deletions in its superblock are seen.
+    pub is_pool: bool,
     /// Nothing: it stays as it is.
     pub read_only: Option<bool>,
 }
@@ -76,16 +78,19 @@ pub struct Wanted {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reply {
-    Pong(u64),
-    /// An order was carried out, as far as that was possible.
-    Done {
-        serial: u64,
-        mounts: Vec<Outcome>,
+    Pong {
+        number: u64,
+        /// How often so far deletions could not be seen, for want of room.
+        missed: u64,
+        /// Superblocks whose deletions cannot be seen, and why.
+        unseen: Option<String>,
     },
+    /// An order was carried out, as far as that was possible.
+    Done { serial: u64, mounts: Vec<Outcome> },
 }
 
 /// What became of one mount.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
     pub mount_id: u32,
     /// There is another mount, or none, by now.
@@ -159,6 +164,7 @@ pub fn steps(
             path: PathText(mount.mountpoint.clone()),
             root: PathText(mount.root.clone()),
             marked: pool.is_some(),
+            is_pool: pool.is_some(),
             read_only,
         });
     }
@@ -174,6 +180,12 @@ fn is_read_only(mount: &MountEntry) -> bool {
 }
 
 impl Wanted {
+    /// Whether both name the same mount, as far as the mount table tells.
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        (self.mount_id, self.dev, &self.path, &self.root)
+            == (other.mount_id, other.dev, &other.path, &other.root)
+    }
+
     /// Its path inside the superblock, from the path of an open directory.
     pub fn inside(&self, path: &Path) -> PathBuf {
         let below = path.strip_prefix(&self.path.0).unwrap_or(path);
@@ -263,7 +275,7 @@ mod tests {
     fn lines_survive_any_path() {
         let path = PathText(OsString::from_vec(b"/a\n\xff".to_vec()).into());
         let root = PathText("/ü".into());
-        let wanted = Wanted { mount_id: 1, dev: 2, path, root, marked: true, read_only: None };
+        let wanted = Wanted { mount_id: 1, dev: 2, path, root, marked: true, is_pool: true, read_only: None };
         let line =
             serde_json::to_string(&Line::Order(Order { serial: 1, mounts: vec![wanted.clone()] })).unwrap();
         assert!(!line.contains('\n') && line.contains("\"/ü\""), "{line}");

@@ -3,7 +3,7 @@
 //! Whoever opens a directory of a pool waits in the kernel for the answer, so nothing that can block may come before
 //! it: the answering thread reads maps and `/proc`, never a path of a pool, and does nothing else. Marks, which may ask
 //! a pool's servers, are made by a second thread; a third one talks with the agent, and ends the process when an
-//! answer is overdue. When the process ends, by whatever means, the kernel allows what waits and the marks are gone.
+//! answer is overdue; a fourth one sees what was deleted, and a fifth one what is mounted. When the process ends, by whatever means, the kernel allows what waits and the marks are gone.
 //!
 //! Without an agent it goes on: modes, releases and leases are in the maps, and end by the boot clock.
 
@@ -13,23 +13,26 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use guard_common::policy::{POOL_CANARY, POOL_NO_ALIAS};
-use guard_common::{Counter, Hook, PoolEntry};
+use guard_common::{Hook, Operation, PoolEntry};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::fanotify::{Fanotify, FanotifyEvent, FanotifyResponse, MaskFlags, Response};
 use thiserror::Error;
 
+use super::attached;
+use super::carry_out::carry_out_all;
 use super::decide::{self, Outcome as Decided};
 use super::identity::{Identities, Process, described};
 use super::ledger::{Answered, Ledger};
 use super::marks;
-use super::order::{Line, Order, Outcome, Reply, Wanted};
+use super::order::{Line, Order, Reply, Wanted};
+use super::witness::{Told, Witness};
 use crate::bpf::{MapAccessError, Maps};
 use crate::events::clock;
 
@@ -65,26 +68,27 @@ fn failed<E: Into<io::Error>>(operation: &'static str) -> impl FnOnce(E) -> Resp
 }
 
 /// What the threads share.
-struct Shared {
-    group: Fanotify,
+pub(super) struct Shared {
+    pub group: Fanotify,
     /// The marked mounts, by id.
-    mounts: Mutex<HashMap<u32, Marked>>,
+    pub mounts: Mutex<HashMap<u32, Marked>>,
+    pub witness: Witness,
     /// When the answering thread began what it is at, in milliseconds of `start`; 0: it waits for a question.
     busy_since: AtomicU64,
     /// Grows with each order: the mount table may be another one.
-    orders: AtomicU64,
+    pub orders: AtomicU64,
     start: Instant,
 }
 
 #[derive(Clone)]
-struct Marked {
-    wanted: Arc<Wanted>,
+pub(super) struct Marked {
+    pub wanted: Arc<Wanted>,
     /// It has been sealed: nothing can be deleted through it.
-    read_only: bool,
+    pub read_only: bool,
 }
 
 impl Shared {
-    fn mounts(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Marked>> {
+    pub fn mounts(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Marked>> {
         // Entries are replaced whole: a panic leaves none half-written.
         self.mounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -102,6 +106,7 @@ pub fn run(args: &AnswerArgs) -> Result<(), ResponderError> {
     let shared = Arc::new(Shared {
         group: marks::group().map_err(failed("fanotify_init"))?,
         mounts: Mutex::default(),
+        witness: Witness::new().map_err(failed("make an eventfd"))?,
         busy_since: AtomicU64::new(0),
         orders: AtomicU64::new(0),
         start: Instant::now(),
@@ -118,7 +123,14 @@ pub fn run(args: &AnswerArgs) -> Result<(), ResponderError> {
     spawn("guard-orders", Box::new(move || carry_out_all(&one, &wanted, &other)))?;
     let other = Arc::clone(&shared);
     spawn("guard-watch", Box::new(move || converse(&other, agent, &orders, &replies)))?;
-    answer_all(&shared, &mut maps, &Ledger::new(records))
+    let ledger = Arc::new(Ledger::new(records));
+    let (other, its_ledger, mut its_maps) =
+        (Arc::clone(&shared), Arc::clone(&ledger), Maps::open(&args.maps)?);
+    let see = move || other.witness.see_all(&mut its_maps, &its_ledger, other.group.as_raw_fd());
+    spawn("guard-witness", Box::new(see))?;
+    let (other, its_maps) = (Arc::clone(&shared), Maps::open(&args.maps)?);
+    spawn("guard-attached", Box::new(move || attached::mark_all(&other, &its_maps)))?;
+    answer_all(&shared, &mut maps, &ledger)
 }
 
 /// The answering thread.
@@ -136,7 +148,7 @@ fn answer_all(shared: &Shared, maps: &mut Maps, ledger: &Ledger) -> Result<(), R
         // cannot be opened is denied by the kernel, and told as an error here.
         for event in shared.group.read_events().unwrap_or_default() {
             shared.busy_since.store(shared.milliseconds(), Ordering::SeqCst);
-            answer(shared, maps, ledger, &mut identities, &event)?;
+            answer(shared, maps, ledger, &mut identities, event)?;
         }
         shared.busy_since.store(0, Ordering::SeqCst);
     }
@@ -147,7 +159,7 @@ fn answer(
     maps: &mut Maps,
     ledger: &Ledger,
     identities: &mut Identities,
-    event: &FanotifyEvent,
+    event: FanotifyEvent,
 ) -> Result<(), ResponderError> {
     let Some(fd) = event.fd() else { return Ok(()) };
     let respond = |response| match shared.group.write_response(FanotifyResponse::new(fd, response)) {
@@ -159,7 +171,7 @@ fn answer(
     if u32::try_from(event.pid()) == Ok(std::process::id()) {
         return respond(Response::FAN_ALLOW);
     }
-    let question = Question::of(shared, maps, event, fd);
+    let question = Question::of(shared, maps, &event, fd);
     let outcome = question.as_ref().map(|question| question.decide(maps, identities));
     let denied = match &outcome {
         // No mount or superblock of ours: the mark is about to go.
@@ -170,18 +182,19 @@ fn answer(
         }
     };
     respond(if denied { Response::FAN_DENY } else { Response::FAN_ALLOW })?;
-    // Whoever asked goes on; the rest is for the record.
+    // Whoever asked goes on, and may unmount at once what this descriptor would hold; the rest is for the record.
+    drop(event);
     let (Some(question), Some(judged)) = (question, outcome) else { return Ok(()) };
     let Some(outcome) = judged.outcome else { return Ok(()) };
-    if outcome.reason == guard_common::Reason::ReadError {
-        maps.count(Counter::ErrorReadClosed, 1)?;
-    }
     let answered = Answered {
         outcome,
         hook: question.hook,
+        operation: Operation::List,
         entry: &question.entry,
         dev: question.mark.wanted.dev,
-        mount_id: question.mark.wanted.mount_id,
+        mount_id: Some(question.mark.wanted.mount_id),
+        // The directory that is opened is the target; what holds its name was not looked at.
+        parent_ino: 0,
         target_ino: question.ino,
         path: &question.path,
         process: &judged.process,
@@ -220,7 +233,7 @@ impl Question {
         let mark = shared.mounts().get(&mount_id).cloned()?;
         let entry = maps.pools.get(&mark.wanted.dev).ok()??;
         // The kernel's own name of an open file: no lookup, no server.
-        let path = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap_or_default();
+        let path = fs::read_link(format!("/proc/thread-self/fd/{}", fd.as_raw_fd())).unwrap_or_default();
         Some(Self {
             path: mark.wanted.inside(&path),
             mark,
@@ -254,82 +267,10 @@ impl Question {
         Judged {
             canary: false,
             outcome: decide::decide(&self.entry, read_only, self.now_boot_ns, asker.map(|(asker, _)| asker)),
-            process: process.unwrap_or(Process { tgid: self.tgid, ..Process::default() }),
+            process: process.unwrap_or(Process::unknown(self.tgid)),
             cgroup_id: asker.map_or(0, |(_, cgroup_id)| cgroup_id),
         }
     }
-}
-
-/// The thread that makes marks and seals.
-fn carry_out_all(shared: &Shared, orders: &Receiver<Order>, replies: &Mutex<UnixStream>) {
-    while let Ok(mut order) = orders.recv() {
-        // Only the newest counts.
-        while let Ok(newer) = orders.try_recv() {
-            order = newer;
-        }
-        let serial = order.serial;
-        let mounts = carry_out(shared, order);
-        send(replies, &Reply::Done { serial, mounts });
-    }
-}
-
-fn carry_out(shared: &Shared, order: Order) -> Vec<Outcome> {
-    let unwanted: Vec<Marked> = {
-        let mounts = shared.mounts();
-        let wanted = |id: &u32| order.mounts.iter().any(|mount| mount.mount_id == *id && mount.marked);
-        mounts.iter().filter(|(id, _)| !wanted(id)).map(|(_, marked)| marked.clone()).collect()
-    };
-    for marked in unwanted {
-        let Wanted { mount_id, ref path, .. } = *marked.wanted;
-        // The mark of a mount that is gone went with it.
-        if let Ok(Some(mount)) = marks::open_mount(&path.0, mount_id) {
-            let _ = marks::unmark(&shared.group, &mount);
-        }
-        shared.mounts().remove(&mount_id);
-    }
-    let outcomes = order.mounts.into_iter().map(|wanted| one_mount(shared, wanted)).collect();
-    shared.orders.fetch_add(1, Ordering::SeqCst);
-    outcomes
-}
-
-fn one_mount(shared: &Shared, wanted: Wanted) -> Outcome {
-    let mut outcome = Outcome { mount_id: wanted.mount_id, gone: false, unmarked: None, unsealed: None };
-    let mount = match marks::open_mount(&wanted.path.0, wanted.mount_id) {
-        Ok(Some(mount)) => mount,
-        Ok(None) => return Outcome { gone: true, ..outcome },
-        Err(error) => return Outcome { unmarked: Some(error.to_string()), ..outcome },
-    };
-    let id = wanted.mount_id;
-    if wanted.marked {
-        // The answering thread knows the mount before the first question about it.
-        let known = shared.mounts().get(&id).is_some_and(|marked| marked.wanted.dev == wanted.dev);
-        let read_only = known && shared.mounts().get(&id).is_some_and(|marked| marked.read_only);
-        shared.mounts().insert(id, Marked { wanted: Arc::new(wanted.clone()), read_only });
-        if !known && let Err(error) = marks::mark(&shared.group, &mount) {
-            shared.mounts().remove(&id);
-            outcome.unmarked = Some(error.to_string());
-        }
-    }
-    let note = |read_only| {
-        if let Some(marked) = shared.mounts().get_mut(&id) {
-            marked.read_only = read_only;
-        }
-    };
-    match wanted.read_only {
-        Some(true) => match marks::set_read_only(&mount, true) {
-            Ok(()) => note(true),
-            Err(error) => {
-                note(false);
-                outcome.unsealed = Some(error.to_string());
-            }
-        },
-        Some(false) => {
-            note(false);
-            outcome.unsealed = marks::set_read_only(&mount, false).err().map(|error| error.to_string());
-        }
-        None => note(false),
-    }
-    outcome
 }
 
 /// The thread that talks with the agent, and watches the answering thread.
@@ -356,7 +297,8 @@ fn converse(shared: &Shared, agent: UnixStream, orders: &Sender<Order>, replies:
             Ok(0) | Err(_) => false,
             Ok(_) => match serde_json::from_str(&line) {
                 Ok(Line::Ping(number)) => {
-                    send(replies, &Reply::Pong(number));
+                    let Told { missed, unseen, .. } = shared.witness.told();
+                    send(replies, &Reply::Pong { number, missed, unseen });
                     true
                 }
                 Ok(Line::Order(order)) => orders.send(order).is_ok(),
@@ -369,7 +311,7 @@ fn converse(shared: &Shared, agent: UnixStream, orders: &Sender<Order>, replies:
     }
 }
 
-fn send(replies: &Mutex<UnixStream>, reply: &Reply) {
+pub(super) fn send(replies: &Mutex<UnixStream>, reply: &Reply) {
     let Ok(mut line) = serde_json::to_string(reply) else { return };
     line.push('\n');
     // The agent may be gone.

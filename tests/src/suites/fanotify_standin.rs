@@ -1,19 +1,14 @@
 //! The tier without programs: permission events of fanotify, and mounts that are made read-only.
-//!
-//! Every test has pins of its own, so that no program of another test's is attached to its maps.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use crate::harness::attempt::{copy_rm, failed_with, passes, rm_passes};
-use crate::harness::guarded::Guarded;
+use crate::harness::fanotify::{Ground, intact};
 use crate::harness::mount::{Mount, mountinfo_of};
 use crate::harness::registry::Test;
 use crate::harness::scratch::Scratch;
@@ -23,64 +18,9 @@ pub const TESTS: &[Test] = &[
     Test::new("fanotify_guarded_stops_recursive_deletion_and_says_what_it_does_not", guarded),
     Test::new("fanotify_sealed_outlives_the_agent_and_is_restored_exactly", sealed),
     Test::new("fanotify_busy_mount_cannot_be_listed_until_it_is_sealed", busy).only_in_full(),
-    Test::new("fanotify_64_openers_and_a_stalled_agent_hang_nobody", crowd).only_in_full(),
-    Test::new("fanotify_stalled_responder_is_replaced_within_the_bound", stalled_responder).only_in_full(),
 ];
 
-const TIER: &str = "[enforcement]\ntier = \"fanotify\"";
 const SOON: Duration = Duration::from_secs(60);
-
-/// Ends responders and seals with the test, which no pin does.
-struct Ground(Guarded);
-
-impl Ground {
-    fn new(name: &str, settings: &str) -> Result<Self> {
-        Ok(Self(Guarded::with_own_pins(name, &format!("{settings}\n{TIER}"))?))
-    }
-
-    fn unload(&self) -> Result<()> {
-        self.0.installation.unload()
-    }
-
-    /// The process that answers.
-    fn responder(&self) -> Result<Pid> {
-        let maps = self.0.installation.pin_dir().join("maps");
-        let is_ours = |directory: &Path| {
-            let name = fs::read_to_string(directory.join("comm")).unwrap_or_default();
-            let line = fs::read_to_string(directory.join("cmdline")).unwrap_or_default();
-            name.trim_end() == "guard-answer" && line.split('\0').any(|word| Path::new(word) == maps)
-        };
-        let entries = fs::read_dir("/proc").context("list /proc")?.flatten();
-        let found: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| is_ours(path)).collect();
-        ensure!(found.len() == 1, "{} responders run on {}: {found:?}", found.len(), maps.display());
-        let name = found[0].file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Ok(Pid::from_raw(name.parse().context("a process's number")?))
-    }
-
-    fn reasons(&self) -> Result<Vec<String>> {
-        let posture = self.0.status()?["posture"].clone();
-        let reasons = posture["reasons"].as_array().context("the posture has no reasons")?;
-        Ok(reasons.iter().map(|reason| reason["code"].as_str().unwrap_or_default().to_owned()).collect())
-    }
-}
-
-impl Drop for Ground {
-    fn drop(&mut self) {
-        // The test has failed already if the agent still runs.
-        let _ = self.unload();
-    }
-}
-
-/// The files that a test's pool has, told without listing a directory.
-fn intact(pool: &Path) -> Result<()> {
-    for directory in [pool.to_owned(), pool.join("volume")] {
-        for number in 0..10 {
-            let file = directory.join(format!("file{number}"));
-            fs::symlink_metadata(&file).with_context(|| format!("{} is gone", file.display()))?;
-        }
-    }
-    Ok(())
-}
 
 /// `rm -rf` must fail and leave every file.
 fn wipe(root: &Path, pool: &Path) -> Result<()> {
@@ -127,6 +67,11 @@ fn guarded() -> Result<()> {
 
     // What it does not stop, and says so.
     passes("a single deletion of a known path", fs::remove_file(at("new")))?;
+    let seen = ground.0.wait_for_decision("guarded", "/new")?;
+    ensure!(
+        seen["tier"] == "fanotify" && seen["operation"] == "unlink" && seen["verdict"] == "would-deny",
+        "recorded as {seen}"
+    );
     let posture = ground.0.status()?["posture"].clone();
     ensure!(posture["state"] == "degraded" && posture["tier"] == "fanotify", "{posture}");
     let gaps = posture["gaps"].as_array().context("the posture has no gaps")?;
@@ -188,7 +133,7 @@ fn sealed() -> Result<()> {
     let agent = ground.0.installation.start()?;
     ground.0.wait_for_mode(pool.path(), "sealed")?;
     refused("a single deletion after the restart")?;
-    ground.responder().context("the new agent's, and it alone")?;
+    wait::until("there is the new agent's responder, and it alone", SOON, || Ok(ground.responder().is_ok()))?;
     ground.0.guardctl(&["unseal", "pool"])?;
     wait::until("the mounts are what they were", SOON, || {
         Ok((options(pool.path())?, options(second.path())?) == before)
@@ -221,82 +166,4 @@ fn busy() -> Result<()> {
     wait::until("the posture says so", SOON, || {
         Ok(!ground.reasons()?.contains(&"mounts-not-sealed".to_owned()))
     })
-}
-
-/// Starts so many listings of a directory at once.
-fn listings(count: usize, program: &Path, directory: &Path) -> Result<Vec<Child>> {
-    (0..count)
-        .map(|_| {
-            Command::new(program)
-                .arg(directory)
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-                .with_context(|| format!("start {}", program.display()))
-        })
-        .collect()
-}
-
-/// How many of them succeeded. A hang is found by the test's limit.
-fn succeeded(children: Vec<Child>) -> Result<usize> {
-    let mut count = 0;
-    for mut child in children {
-        count += usize::from(child.wait().context("wait for a listing")?.success());
-    }
-    Ok(count)
-}
-
-fn crowd() -> Result<()> {
-    let scratch = Scratch::new("fanotify-crowd")?;
-    let actor = scratch.join("ls");
-    let host = PathBuf::from(command::run("sh", &["-c", "readlink -f \"$(command -v ls)\""])?.trim());
-    fs::copy(&host, &actor).with_context(|| format!("copy {}", host.display()))?;
-    let ground =
-        Ground::new("fanotify-crowd", &format!("actors = [{{ executable = \"{}\" }}]", actor.display()))?;
-    let agent = ground.0.installation.start()?;
-    let pool = ground.0.pool("pool")?;
-    let volume = pool.path().join("volume");
-    for stalled in [false, true] {
-        if stalled {
-            agent.signal(Signal::SIGSTOP)?;
-        }
-        let strangers = listings(64, &host, &volume)?;
-        let actors = listings(16, &actor, &volume)?;
-        let guest = "mount --bind \"$1\" \"$2\" && exec ls \"$2\"";
-        let (from, to) = (volume.to_string_lossy(), scratch.path().to_string_lossy());
-        let namespace = ["-m", "--propagation", "private", "sh", "-c", guest, "sh", &from, &to];
-        command::run("unshare", &namespace).context("a guest was held up")?;
-        let (strangers, actors) = (succeeded(strangers)?, succeeded(actors)?);
-        ensure!(strangers == 0, "{strangers} of 64 strangers could list the pool (agent stalled: {stalled})");
-        ensure!(actors == 16, "{actors} of 16 actors could list the pool (agent stalled: {stalled})");
-    }
-    agent.signal(Signal::SIGCONT)?;
-    let counted = ground.0.counter("denied_guarded")?;
-    ensure!(counted == 128, "{counted} of 128 denials were counted");
-    ensure!(ground.reasons()? == ["tier-fanotify"], "{:?}", ground.reasons()?);
-    Ok(())
-}
-
-fn stalled_responder() -> Result<()> {
-    let ground = Ground::new("fanotify-stalled", "[canary]\ninterval = \"1h\"")?;
-    let agent = ground.0.installation.start()?;
-    let pool = ground.0.pool("pool")?;
-    let volume = pool.path().join("volume");
-    let first = ground.responder()?;
-    kill(first, Signal::SIGSTOP).context("stop the responder")?;
-    // Whoever asks now waits, until the agent ends the responder: then the kernel allows it.
-    ensure!(fs::read_dir(&volume).is_ok(), "the kernel's answer for a responder that is gone is to allow");
-    wait::until("the posture says so", SOON, || {
-        Ok(ground.reasons()?.contains(&"responder-replaced".to_owned()))
-    })?;
-    wait::until("another responder answers", SOON, || Ok(ground.responder().is_ok_and(|pid| pid != first)))?;
-    wait::until("listing is denied again", SOON, || Ok(fs::read_dir(&volume).is_err()))?;
-    // One that is killed is replaced as well, and none at all is needed for an agent to start.
-    kill(ground.responder()?, Signal::SIGKILL).context("kill the responder")?;
-    wait::until("listing is denied again", SOON, || Ok(fs::read_dir(&volume).is_err()))?;
-    // Without an agent it goes on answering.
-    agent.kill()?;
-    ensure!(fs::read_dir(&volume).is_err(), "listing is allowed without an agent");
-    intact(pool.path())
 }

@@ -49,13 +49,18 @@ static EXPECTED: OnceLock<Contents> = OnceLock::new();
 impl Host {
     /// One of the test's own, with the agent running and the pool mounted.
     pub fn new() -> Result<Self> {
+        Self::with("")
+    }
+
+    /// The same with more in its policy.
+    pub fn with(settings: &str) -> Result<Self> {
         // One agent at a time: the shared one goes.
         drop(SHARED.lock().unwrap_or_else(PoisonError::into_inner).take());
         let witness = CephMount::independent(WITNESS)?;
         fs::create_dir_all(ACTORS).context("make the cgroup of incus.service")?;
         furnish()?;
         put_data_on_ceph(witness.path())?;
-        let installation = Installation::new("cephfs", POLICY)?;
+        let installation = Installation::new("cephfs", &format!("{POLICY}{settings}"))?;
         let agent = Some(installation.start()?);
         let pool = mount_pool()?;
         let mut host = Self { agent, pool, witness, installation, generation: 0 };
@@ -195,7 +200,7 @@ pub fn as_actor(line: &str) -> Result<String> {
 }
 
 /// What else is in an Incus directory.
-fn furnish() -> Result<()> {
+pub fn furnish() -> Result<()> {
     for directory in ["database/global", "containers", "storage-pools"] {
         let path = Path::new(ROOT).join(directory);
         fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;

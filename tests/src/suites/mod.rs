@@ -16,7 +16,9 @@ mod detour_cephfs;
 mod erase_cephfs;
 mod exec_standin;
 mod failures_incus;
+mod fanotify_cephfs;
 mod fanotify_standin;
+mod fanotify_trouble_standin;
 mod gap_standin;
 mod ground_cephfs;
 mod ground_standin;
@@ -65,6 +67,7 @@ const STANDIN: &[&[Test]] = &[
     inactive_standin::TESTS,
     tier_standin::TESTS,
     fanotify_standin::TESTS,
+    fanotify_trouble_standin::TESTS,
     policy_standin::TESTS,
     audit_standin::TESTS,
     control_standin::TESTS,
@@ -87,6 +90,7 @@ const CEPHFS: &[&[Test]] = &[
     alias_cephfs::TESTS,
     bypass_cephfs::TESTS,
     window_cephfs::TESTS,
+    fanotify_cephfs::TESTS,
     workload_cephfs::TESTS,
     workload_views_cephfs::TESTS,
 ];

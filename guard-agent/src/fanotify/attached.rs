@@ -1,0 +1,147 @@
+//! Further mounts of known pools: a thread of the responder that marks them, also while no agent runs.
+//!
+//! Since Linux 6.15 fanotify tells which mount was attached, and statmount(2) what it is. Elsewhere the whole mount
+//! table is read after each change. The agent's next order says the same, and what else is to be done with them.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use guard_common::policy::kernel_dev;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::fanotify::Fanotify;
+
+use super::marks;
+use super::order::{PathText, Wanted};
+use super::responder::{Marked, Shared};
+use super::statmount::{self, Attached};
+use crate::bpf::Maps;
+use crate::mounts::{self, Snapshot};
+use crate::plan;
+
+/// The mount namespace of this process, as everything here sees it.
+const TABLE: &str = "/proc/self/mountinfo";
+const NAMESPACE: &str = "/proc/self/ns/mnt";
+
+/// Where changes are told.
+enum Source {
+    Events(Fanotify),
+    Table(File),
+}
+
+/// A mount that may have been attached just now.
+struct Found {
+    wanted: Wanted,
+    is_read_only: bool,
+}
+
+/// The thread: marks what is attached, for ever.
+pub fn mark_all(shared: &Shared, maps: &Maps) {
+    if let Err(error) = watch(shared, maps) {
+        // The agent's orders go on.
+        tracing::error!(%error, "the mount table is not watched: further mounts are marked by the agent alone");
+    }
+}
+
+fn watch(shared: &Shared, maps: &Maps) -> io::Result<()> {
+    let source = Source::open()?;
+    loop {
+        for found in source.next()? {
+            // No entry: no pool of ours, or one that only the agent can tell.
+            if let Ok(Some(entry)) = maps.pools.get(&found.wanted.dev)
+                && plan::is_pool(&entry)
+            {
+                mark(shared, found);
+            }
+        }
+    }
+}
+
+/// As an order does it, but for sealing, which only the agent may do: it writes down before what the mount was.
+fn mark(shared: &Shared, found: Found) {
+    let Found { wanted, is_read_only } = found;
+    let Ok(Some(mount)) = marks::open_mount(&wanted.path.0, wanted.mount_id) else { return };
+    let id = wanted.mount_id;
+    {
+        let mut mounts = shared.mounts();
+        let known = mounts.get(&id).filter(|marked| marked.wanted.is_same_place(&wanted));
+        // Another mount with the same numbers is writable again.
+        let read_only = is_read_only && known.is_some_and(|marked| marked.read_only);
+        mounts.insert(id, Marked { wanted: Arc::new(wanted), read_only });
+    }
+    if let Err(error) = marks::mark(&shared.group, &mount) {
+        tracing::error!(%error, mount = id, "a further mount of a pool is not marked");
+    }
+}
+
+impl Source {
+    fn open() -> io::Result<Self> {
+        match marks::mount_events(&File::open(NAMESPACE)?) {
+            Ok(group) => Ok(Self::Events(group)),
+            // Before 6.15.
+            Err(Errno::EINVAL) => Ok(Self::Table(File::open(TABLE)?)),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Waits for changes; returns what may be new.
+    fn next(&self) -> io::Result<Vec<Found>> {
+        match self {
+            Self::Events(group) => {
+                wait(group, PollFlags::POLLIN)?;
+                let mut buffer = [0; 4096];
+                let length = nix::unistd::read(group, &mut buffer)?;
+                match statmount::parse(&buffer[..length]) {
+                    Some(ids) => {
+                        Ok(ids.into_iter().filter_map(|id| found(&statmount::of(id).ok()?)).collect())
+                    }
+                    // There was no room for all of them.
+                    None => Ok(every(&Snapshot::parse(&fs::read(TABLE)?))),
+                }
+            }
+            Self::Table(table) => {
+                wait(table, PollFlags::POLLPRI)?;
+                Ok(every(&mounts::read(table)?))
+            }
+        }
+    }
+}
+
+fn wait(fd: &impl AsFd, what: PollFlags) -> io::Result<()> {
+    match poll(&mut [PollFd::new(fd.as_fd(), what)], PollTimeout::NONE) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+fn wanted(mount_id: u32, dev: u32, path: PathBuf, root: PathBuf) -> Wanted {
+    Wanted {
+        mount_id,
+        dev,
+        path: PathText(path),
+        root: PathText(root),
+        marked: true,
+        is_pool: true,
+        read_only: None,
+    }
+}
+
+fn found(attached: &Attached) -> Option<Found> {
+    let path = attached.path.clone()?;
+    let dev = kernel_dev(attached.major, attached.minor);
+    Some(Found {
+        wanted: wanted(attached.mount_id, dev, path, attached.root.clone()),
+        is_read_only: attached.is_read_only,
+    })
+}
+
+fn every(table: &Snapshot) -> Vec<Found> {
+    let found = |mount: &mounts::MountEntry| Found {
+        wanted: wanted(mount.mount_id, mount.dev(), mount.mountpoint.clone(), mount.root.clone()),
+        is_read_only: mount.options.split(',').any(|option| option == "ro"),
+    };
+    table.entries().iter().map(found).collect()
+}

@@ -1,0 +1,243 @@
+//! The tier without programs where it is hard pressed: what it does not stop, mounts that come and go, and many who ask at
+//! once, with an agent or a responder that is stalled or gone.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+
+use crate::harness::attempt::passes;
+use crate::harness::fanotify::{Ground, intact};
+use crate::harness::mount::{Mount, mountinfo_of};
+use crate::harness::registry::Test;
+use crate::harness::scratch::Scratch;
+use crate::harness::{command, wait};
+
+pub const TESTS: &[Test] = &[
+    Test::new("fanotify_deletions_that_are_not_stopped_are_seen", seen).only_in_full(),
+    Test::new("fanotify_pool_mounted_again_unnoticed_is_marked_again", mounted_again).only_in_full(),
+    Test::new("fanotify_further_mount_is_marked_without_an_agent", further_mount).only_in_full(),
+    Test::new("fanotify_64_openers_and_a_stalled_agent_hang_nobody", crowd).only_in_full(),
+    Test::new("fanotify_stalled_responder_is_replaced_within_the_bound", stalled_responder).only_in_full(),
+];
+
+const SOON: Duration = Duration::from_secs(60);
+
+/// Removes files, then each that it is told of, and lives on until its input is closed, so that it can be looked at.
+struct Remover(Child);
+
+impl Remover {
+    const SCRIPT: &str = "
+import os, sys
+def remove(path):
+    os.rmdir(path) if os.path.isdir(path) else os.remove(path)
+for path in sys.argv[1:]: remove(path)
+for line in sys.stdin: remove(line.strip())
+";
+
+    /// `program` is a Python, or ends as one in the directory as it has it.
+    fn start(program: &str, arguments: &[&str], directory: &Path, names: &[&str]) -> Result<Self> {
+        let mut command = Command::new(program);
+        command.args(arguments).args(["-c", Self::SCRIPT]).args(names);
+        command.current_dir(directory).stdin(Stdio::piped());
+        let remover = Self(command.spawn().with_context(|| format!("start {program}"))?);
+        let is_gone = |name: &&str| fs::symlink_metadata(directory.join(name)).is_err();
+        wait::until("all is removed", SOON, || Ok(names.iter().all(is_gone)))?;
+        Ok(remover)
+    }
+
+    fn also(&mut self, name: &str) -> Result<()> {
+        let input = self.0.stdin.as_mut().context("who removes files has no input")?;
+        writeln!(input, "{name}").context("tell who removes files")
+    }
+
+    fn end(mut self) -> Result<()> {
+        // Its input ends with the descriptor.
+        drop(self.0.stdin.take());
+        let status = self.0.wait().context("wait for who removes files")?;
+        ensure!(status.success(), "who removes files ended with {status}");
+        Ok(())
+    }
+}
+
+fn seen() -> Result<()> {
+    let scratch = Scratch::new("fanotify-seen")?;
+    let actor = scratch.join("actor");
+    // As it calls itself: the path may have a script of some version manager.
+    let python = command::run("python3", &["-c", "import os, sys; print(os.path.realpath(sys.executable))"])?;
+    fs::copy(python.trim(), &actor).context("copy python3")?;
+    let actors = format!("actors = [{{ executable = \"{}\" }}]", actor.display());
+    let ground = Ground::new("fanotify-seen", &actors)?;
+    let _agent = ground.0.installation.start()?;
+    let pool = ground.0.pool("pool")?;
+    let at = |name: &str| pool.path().join(name);
+    let place = scratch.join("guest");
+    fs::create_dir(&place)?;
+    fs::create_dir(at("volume/inner"))?;
+    fs::create_dir(at("empty"))?;
+
+    // An actor, and a guest that has a part of the pool: what they delete is counted, or nobody's business.
+    let by_actor = Remover::start(&actor.to_string_lossy(), &[], pool.path(), &["file0", "file1"])?;
+    wait::until("the actor's are counted", SOON, || Ok(ground.0.counter("allowed_actor")? == 2))?;
+    by_actor.end()?;
+    let volume = at("volume");
+    let bind =
+        "mount --bind \"$1\" \"$2\" && umount -l \"$3\" && cd \"$2\" && shift 3 && exec python3 \"$@\"";
+    let (from, to, whole) =
+        (volume.to_string_lossy(), place.to_string_lossy(), pool.path().to_string_lossy());
+    let guest = ["-m", "--propagation", "private", "sh", "-c", bind, "sh", &from, &to, &whole];
+    let mut by_guest = Remover::start("unshare", &guest, &volume, &["file0", "inner"])?;
+
+    // Events come in their order: once this one is recorded, what was before it has been looked at.
+    let by_stranger = Remover::start("python3", &[], pool.path(), &["file2", "empty"])?;
+    let decision = ground.0.wait_for_decision("guarded", "/empty")?;
+    ensure!(
+        decision["operation"] == "rmdir"
+            && decision["hook"] == "fanotify_delete"
+            && decision["comm"] == "python3",
+        "recorded as {decision}"
+    );
+    let decision = ground.0.wait_for_decision("guarded", "/file2")?;
+    ensure!(
+        decision["operation"] == "unlink" && decision["verdict"] == "would-deny",
+        "recorded as {decision}"
+    );
+    ensure!(ground.0.counter("would_deny")? == 2, "{} deletions were seen", ground.0.counter("would_deny")?);
+    by_stranger.end()?;
+
+    // Who has ended by then cannot be told; what was deleted can.
+    command::run("rm", &["-f", &at("volume/file1").to_string_lossy()])?;
+    ground.0.wait_for_record("the deletion by rm", |record| {
+        record["decision"]["path"] == "/volume/file1" && record["decision"]["verdict"] == "would-deny"
+    })?;
+    // A guest that had its volume before the pool was sealed is not stopped, and seen.
+    ground.0.guardctl(&["seal", "pool"])?;
+    by_guest.also("file2")?;
+    ground.0.wait_for_decision("sealed", "/volume/file2")?;
+    by_guest.end()
+}
+
+fn mounted_again() -> Result<()> {
+    let ground = Ground::new("fanotify-again", "")?;
+    let agent = ground.0.installation.start()?;
+    let mut pool = ground.0.pool("pool")?;
+    ensure!(fs::read_dir(pool.path()).is_err(), "a stranger can list the pool");
+    ground.0.guardctl(&["seal", "pool"])?;
+    let is_sealed =
+        || Ok(mountinfo_of(&ground.0.root().join("pool"))?.iter().any(|line| line.contains(" ro,")));
+    ensure!(is_sealed()?, "the pool is not sealed");
+    let number = |line: &String| line.split(' ').take(3).map(str::to_owned).collect::<Vec<_>>();
+    let numbers = || Ok::<_, anyhow::Error>(mountinfo_of(&ground.0.root().join("pool"))?.first().map(number));
+    let before = numbers()?;
+
+    agent.signal(Signal::SIGSTOP)?;
+    // Whoever has just answered holds the directory for a moment.
+    wait::until("the pool is unmounted", SOON, || Ok(pool.unmount().is_ok()))?;
+    let pool = ground.0.mount("pool")?;
+    let after = numbers()?;
+    ensure!(
+        before == after,
+        "the kernel gave the mount other numbers, so that nothing is shown: {before:?}, {after:?}"
+    );
+    // No agent is needed for this much.
+    wait::until("it is marked again", SOON, || Ok(fs::read_dir(pool.path()).is_err()))?;
+    agent.signal(Signal::SIGCONT)?;
+    wait::until("it is sealed again", SOON, is_sealed)
+}
+
+fn further_mount() -> Result<()> {
+    let scratch = Scratch::new("fanotify-further")?;
+    let ground = Ground::new("fanotify-further", "")?;
+    let agent = ground.0.installation.start()?;
+    let pool = ground.0.pool("pool")?;
+    agent.kill()?;
+    let further = Mount::bind(&pool.path().join("volume"), scratch.join("further"))?;
+    wait::until("a further mount is marked", SOON, || Ok(fs::read_dir(further.path()).is_err()))?;
+    // What is no pool stays what it is.
+    let other = Mount::tmpfs(scratch.join("other"))?;
+    passes("list another mount", fs::read_dir(other.path()).map(drop))?;
+    ensure!(fs::read_dir(further.path()).is_err(), "it is marked no more");
+    intact(pool.path())
+}
+
+/// Starts so many listings of a directory at once.
+fn listings(count: usize, program: &Path, directory: &Path) -> Result<Vec<Child>> {
+    (0..count)
+        .map(|_| {
+            Command::new(program)
+                .arg(directory)
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .with_context(|| format!("start {}", program.display()))
+        })
+        .collect()
+}
+
+/// How many of them succeeded. A hang is found by the test's limit.
+fn succeeded(children: Vec<Child>) -> Result<usize> {
+    let mut count = 0;
+    for mut child in children {
+        count += usize::from(child.wait().context("wait for a listing")?.success());
+    }
+    Ok(count)
+}
+
+fn crowd() -> Result<()> {
+    let scratch = Scratch::new("fanotify-crowd")?;
+    let actor = scratch.join("ls");
+    let host = PathBuf::from(command::run("sh", &["-c", "readlink -f \"$(command -v ls)\""])?.trim());
+    fs::copy(&host, &actor).with_context(|| format!("copy {}", host.display()))?;
+    let ground =
+        Ground::new("fanotify-crowd", &format!("actors = [{{ executable = \"{}\" }}]", actor.display()))?;
+    let agent = ground.0.installation.start()?;
+    let pool = ground.0.pool("pool")?;
+    let volume = pool.path().join("volume");
+    for stalled in [false, true] {
+        if stalled {
+            agent.signal(Signal::SIGSTOP)?;
+        }
+        let strangers = listings(64, &host, &volume)?;
+        let actors = listings(16, &actor, &volume)?;
+        let guest = "mount --bind \"$1\" \"$2\" && exec ls \"$2\"";
+        let (from, to) = (volume.to_string_lossy(), scratch.path().to_string_lossy());
+        let namespace = ["-m", "--propagation", "private", "sh", "-c", guest, "sh", &from, &to];
+        command::run("unshare", &namespace).context("a guest was held up")?;
+        let (strangers, actors) = (succeeded(strangers)?, succeeded(actors)?);
+        ensure!(strangers == 0, "{strangers} of 64 strangers could list the pool (agent stalled: {stalled})");
+        ensure!(actors == 16, "{actors} of 16 actors could list the pool (agent stalled: {stalled})");
+    }
+    agent.signal(Signal::SIGCONT)?;
+    let counted = ground.0.counter("denied_guarded")?;
+    ensure!(counted == 128, "{counted} of 128 denials were counted");
+    ensure!(ground.reasons()? == ["tier-fanotify"], "{:?}", ground.reasons()?);
+    Ok(())
+}
+
+fn stalled_responder() -> Result<()> {
+    let ground = Ground::new("fanotify-stalled", "[canary]\ninterval = \"1h\"")?;
+    let agent = ground.0.installation.start()?;
+    let pool = ground.0.pool("pool")?;
+    let volume = pool.path().join("volume");
+    let first = ground.responder()?;
+    kill(first, Signal::SIGSTOP).context("stop the responder")?;
+    // Whoever asks now waits, until the agent ends the responder: then the kernel allows it.
+    ensure!(fs::read_dir(&volume).is_ok(), "the kernel's answer for a responder that is gone is to allow");
+    wait::until("the posture says so", SOON, || {
+        Ok(ground.reasons()?.contains(&"responder-replaced".to_owned()))
+    })?;
+    wait::until("another responder answers", SOON, || Ok(ground.responder().is_ok_and(|pid| pid != first)))?;
+    wait::until("listing is denied again", SOON, || Ok(fs::read_dir(&volume).is_err()))?;
+    // One that is killed is replaced as well, and none at all is needed for an agent to start.
+    kill(ground.responder()?, Signal::SIGKILL).context("kill the responder")?;
+    wait::until("listing is denied again", SOON, || Ok(fs::read_dir(&volume).is_err()))?;
+    // Without an agent it goes on answering.
+    agent.kill()?;
+    ensure!(fs::read_dir(&volume).is_err(), "listing is allowed without an agent");
+    intact(pool.path())
+}
