@@ -61,8 +61,9 @@ pub fn gaps(tier: Tier) -> Vec<Gap> {
             (
                 "skipped-when-preempted",
                 "the kernel leaves a program out while another task that it has preempted on the same processor is in \
-                 the middle of it: that deletion is allowed, unrecorded. It needs kernel preemption (full, lazy), and is \
-                 counted (decisions-skipped)",
+                 the middle of it. A second load of the same programs decides then; where two tasks have been preempted, \
+                 one in each, a third one's deletion is allowed, unrecorded. It needs kernel preemption (full, lazy), and \
+                 is counted (decisions-skipped)",
             ),
             (
                 "before-other-lsms",

@@ -294,8 +294,10 @@ fn unclassified(access: &Access, aliases: bool) -> Option<Outcome> {
         WALK_OBSERVE => Some(Outcome { verdict: Verdict::WouldDeny, reason: Reason::Unclassified }),
         WALK_BOUND => {
             // So deep that nothing is known: fail open, and say so.
-            report::count(Counter::ErrorWalkBound);
-            diagnose(Diagnosis::WalkBound, access.dev);
+            if !kernel::is_standby() {
+                report::count(Counter::ErrorWalkBound);
+                diagnose(Diagnosis::WalkBound, access.dev);
+            }
             None
         }
         _ => fail_open(access),
@@ -320,8 +322,10 @@ fn alias(access: &Access) -> Option<Outcome> {
 /// Nothing is known to be guarded here, and the kernel's memory could not be read: fail open.
 #[inline(always)]
 fn fail_open(access: &Access) -> Option<Outcome> {
-    report::count(Counter::ErrorReadOpen);
-    diagnose(Diagnosis::UnreadableOpen, access.dev);
+    if !kernel::is_standby() {
+        report::count(Counter::ErrorReadOpen);
+        diagnose(Diagnosis::UnreadableOpen, access.dev);
+    }
     None
 }
 

@@ -64,6 +64,16 @@ static PROGRAM_TOKEN: u32 = 0;
 #[unsafe(no_mangle)]
 static TIER: u32 = 0;
 
+/// Whether this load stands behind another one of the same tier.
+#[unsafe(no_mangle)]
+static STANDBY: u32 = 0;
+
+/// Whether another load of the same programs decides the same, and counts what is allowed.
+pub fn is_standby() -> bool {
+    // SAFETY: as in `program_token`.
+    unsafe { ptr::read_volatile(&raw const STANDBY) != 0 }
+}
+
 pub fn tier() -> u32 {
     // SAFETY: as in `program_token`.
     unsafe { ptr::read_volatile(&raw const TIER) }

@@ -597,11 +597,12 @@ pub const CATALOGUE: &[Group] = &[
         title: "Weaker tiers",
         rows: &[
             row(
-                "tier `fmod-ret`, kernel preemption: a deletion while another task stands in the middle of the program",
-                "`__bpf_prog_enter_recur`: the program is skipped",
+                "tier `fmod-ret`, kernel preemption: a deletion while two other tasks stand in the middle of the program, one in each load",
+                "`__bpf_prog_enter_recur`: the programs are skipped",
                 LIMIT,
-                "counted by the kernel (`recursion_misses`), told by the posture (`decisions-skipped`); `bpf-lsm` is not skipped",
-                Stated,
+                "one task alone: the standby decides. Counted by the kernel (`recursion_misses`), told by the posture \
+                 (`decisions-skipped`); `bpf-lsm` is not skipped",
+                By(&["tier_fmod_ret_standby_decides_where_the_first_is_left_out"]),
             ),
             row(
                 "tier `fanotify`: single files, mounts of other namespaces, a responder that has just ended …",

@@ -9,7 +9,7 @@ use guard_common::names::ProgramName;
 
 use super::fmod_ret::{self, Loader, Place};
 use super::load::LoadError;
-use super::pins::Generation;
+use super::pins::{Generation, Standby};
 use super::{object, offsets};
 
 /// To the LSM hooks.
@@ -24,6 +24,7 @@ pub fn to_functions(
     programs: &[ProgramName],
     functions: &[u32],
     generation: &Generation,
+    standby: Standby,
 ) -> Result<(), LoadError> {
     let loader = Loader::new(object::bytes().ok_or(LoadError::NoObject)?, maps)?;
     for (name, id) in programs.iter().zip(functions) {
@@ -31,9 +32,9 @@ pub fn to_functions(
         // It answers nothing that could be modified.
         let place = if name.hook == "sb_delete" { Place::Entry } else { Place::ModifyReturn };
         let program = loader.load(name.program, &function, *id, place)?;
-        fmod_ret::pin(program.as_fd(), &generation.program(name.program))?;
+        fmod_ret::pin(program.as_fd(), &generation.program(name.program, standby))?;
         let link = fmod_ret::attach(program.as_fd())?;
-        fmod_ret::pin(link.as_fd(), &generation.link(name.program))?;
+        fmod_ret::pin(link.as_fd(), &generation.link(name.program, standby))?;
     }
     Ok(())
 }
@@ -56,8 +57,8 @@ fn to_hook(
         let directory = generation.directory.display().to_string();
         move |source| LoadError::Pin { what, directory, source }
     };
-    lsm.pin(generation.program(program)).map_err(pin("a program"))?;
+    lsm.pin(generation.program(program, Standby::No)).map_err(pin("a program"))?;
     let link = lsm.attach().and_then(|id| lsm.take_link(id)).map_err(failed("attach"))?;
-    FdLink::from(link).pin(generation.link(program)).map_err(pin("a link"))?;
+    FdLink::from(link).pin(generation.link(program, Standby::No)).map_err(pin("a link"))?;
     Ok(())
 }

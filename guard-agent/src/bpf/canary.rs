@@ -43,9 +43,13 @@ fn setup(operation: &'static str) -> impl Fn(Errno) -> CanaryError {
     move |errno| CanaryError::Setup { operation, source: errno.into() }
 }
 
-/// Proves that the load with this token answers on every hook, and that the superblock's end clears its
+/// Proves that each of the loads with these tokens answers on every hook, and that the superblock's end clears its
 /// entry.
-pub fn prove(maps: &mut Maps, token: u32) -> Result<(), CanaryError> {
+pub fn prove(maps: &mut Maps, mut tokens: impl Iterator<Item = u32>) -> Result<(), CanaryError> {
+    tokens.try_for_each(|token| prove_load(maps, token))
+}
+
+fn prove_load(maps: &mut Maps, token: u32) -> Result<(), CanaryError> {
     let ground = Ground::new()?;
     let dev = ground.dev;
     maps.pools.remove(&PLACE)?;

@@ -17,7 +17,7 @@ use thiserror::Error;
 use super::btf::{Btf, BtfError};
 use super::fmod_ret::{self, FmodRetError};
 use super::maps::{MapAccessError, Maps};
-use super::pins::{Generation, PinError, Pins};
+use super::pins::{Generation, PinError, Pins, Standby};
 use super::{attach, object, offsets};
 
 const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -100,8 +100,8 @@ enum Loaded {
     Adopted,
     /// For the LSM hooks.
     Lsm(Ebpf),
-    /// For the functions with these numbers, in the order of the programs. aya's part holds the maps.
-    FmodRet { maps: Ebpf, functions: Vec<u32> },
+    /// For the functions with these numbers, in the order of the programs. aya's part holds the maps, once for each load.
+    FmodRet { maps: Vec<(Standby, Ebpf)>, functions: Vec<u32> },
 }
 
 /// The programs are attached and pinned.
@@ -135,24 +135,32 @@ pub fn prepare(pin_directory: &Path, tier: Tier) -> Result<Prepared, LoadError> 
 
     let token = token();
     let offsets = offsets::resolve(&btf, tier)?;
-    let mut loader = EbpfLoader::new();
-    // The object needs no relocation against the kernel's types: its offsets are globals.
-    loader.btf(None);
-    loader.override_global(global::OFFSETS, &offsets, true);
-    loader.override_global(global::PROGRAM_TOKEN, &token, true);
-    let number = tier as u32;
-    loader.override_global(global::TIER, &number, true);
-    for name in map::ALL {
-        loader.map_pin_path(name, pins.maps().join(name));
-    }
-    let ebpf = loader.load(object).map_err(LoadError::Object)?;
+    let load = |standby: Standby| {
+        let mut loader = EbpfLoader::new();
+        // The object needs no relocation against the kernel's types: its offsets are globals.
+        loader.btf(None);
+        let (token, tier, is_standby) = (standby.token(token), tier as u32, standby as u32);
+        loader.override_global(global::OFFSETS, &offsets, true);
+        loader.override_global(global::PROGRAM_TOKEN, &token, true);
+        loader.override_global(global::TIER, &tier, true);
+        loader.override_global(global::STANDBY, &is_standby, true);
+        for name in map::ALL {
+            loader.map_pin_path(name, pins.maps().join(name));
+        }
+        loader.load(object).map_err(LoadError::Object)
+    };
+    let first = load(Standby::No)?;
     write_layout(&mut Maps::open(&pins.maps())?)?;
     let loaded = match tier {
         Tier::FmodRet => {
             let id = |name: &ProgramName| btf.function_id(&offsets::function(tier, name.hook)).unwrap_or(0);
-            Loaded::FmodRet { maps: ebpf, functions: programs.iter().map(id).collect() }
+            let functions = programs.iter().map(id).collect();
+            Loaded::FmodRet {
+                maps: vec![(Standby::No, first), (Standby::Yes, load(Standby::Yes)?)],
+                functions,
+            }
         }
-        Tier::BpfLsm | Tier::Fanotify => Loaded::Lsm(ebpf),
+        Tier::BpfLsm | Tier::Fanotify => Loaded::Lsm(first),
     };
     let generation = pins.generation(tier, &identity, token);
     Ok(Prepared { pins, generation, programs, loaded })
@@ -283,9 +291,9 @@ impl Prepared {
         let attached = match self.loaded {
             Loaded::Adopted => Ok(()),
             Loaded::Lsm(ebpf) => attach::to_hooks(ebpf, &self.programs, &self.generation),
-            Loaded::FmodRet { maps, functions } => {
-                attach::to_functions(&maps, &self.programs, &functions, &self.generation)
-            }
+            Loaded::FmodRet { maps, functions } => maps.iter().try_for_each(|(standby, maps)| {
+                attach::to_functions(maps, &self.programs, &functions, &self.generation, *standby)
+            }),
         };
         if let Err(error) = attached {
             // Half a load must not be mistaken for a whole one.
@@ -313,24 +321,28 @@ impl Programs {
         self.generation.tier
     }
 
-    /// How many decisions the kernel has skipped, which only the tier `fmod-ret` knows.
+    /// How many decisions the kernel has skipped at most, which only the tier `fmod-ret` knows: it has to have left out
+    /// a program in both of its loads.
     pub fn skipped(&self) -> u64 {
         if self.generation.tier != Tier::FmodRet {
             return 0;
         }
         let deciders = PROGRAMS.iter().filter(|name| self.hooks.contains(&name.hook));
         // A pin that is gone is told of by `is_pinned`.
-        deciders.map(|name| fmod_ret::skipped(&self.generation.program(name.program)).unwrap_or(0)).sum()
+        let of = |name: &ProgramName, standby| {
+            fmod_ret::skipped(&self.generation.program(name.program, standby)).unwrap_or(0)
+        };
+        deciders.map(|name| of(name, Standby::No).min(of(name, Standby::Yes))).sum()
     }
 
-    /// Names this load to the canary.
-    pub fn token(&self) -> u32 {
-        self.generation.token
+    /// Name each load to the canary.
+    pub fn tokens(&self) -> impl Iterator<Item = u32> {
+        self.generation.loads().iter().map(|standby| standby.token(self.generation.token))
     }
 
     /// One of the programs, for what asks the kernel about them.
     pub fn any_program(&self) -> std::path::PathBuf {
-        self.generation.program(PROGRAMS[0].program)
+        self.generation.program(PROGRAMS[0].program, Standby::No)
     }
 
     /// Whether every link is still pinned.

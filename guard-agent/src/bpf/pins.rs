@@ -3,7 +3,8 @@
 //! ```text
 //! <pin-dir>/maps/<MAP>                       shared by every load of the programs
 //! <pin-dir>/programs-<identity>-<token>/     one load: <program> and <program>_link for each hook
-//! <pin-dir>/fmod-ret-<identity>-<token>/     the same, in front of the kernel's functions
+//! <pin-dir>/fmod-ret-<identity>-<token>/     the same, in front of the kernel's functions, with
+//!                                            <program>_standby and <program>_standby_link
 //! ```
 //!
 //! A load counts as complete when all its links are pinned. Several may be in force at once while one
@@ -63,6 +64,27 @@ pub struct Generation {
     pub identity: String,
     /// Tells this load from every other, for the canary.
     pub token: u32,
+}
+
+/// Which of a tier's loads: `fmod-ret` has two.
+///
+/// The kernel leaves a program of that kind out while another task that it has preempted on the same processor is in the
+/// middle of it. Then the standby decides, which is another program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Standby {
+    No = 0,
+    Yes = 1,
+}
+
+impl Standby {
+    /// What a load is called for the canary.
+    pub fn token(self, first: u32) -> u32 {
+        match self {
+            Self::No => first,
+            Self::Yes => !first,
+        }
+    }
 }
 
 /// How the names of the directories begin.
@@ -154,15 +176,28 @@ impl Pins {
 }
 
 impl Generation {
+    /// The loads that it is made of.
+    pub fn loads(&self) -> &'static [Standby] {
+        match self.tier {
+            Tier::FmodRet => &[Standby::No, Standby::Yes],
+            Tier::BpfLsm | Tier::Fanotify => &[Standby::No],
+        }
+    }
+
     /// Where a program is pinned.
-    pub fn program(&self, name: &str) -> PathBuf {
-        self.directory.join(name)
+    pub fn program(&self, name: &str, standby: Standby) -> PathBuf {
+        // bpffs takes no dots in names.
+        match standby {
+            Standby::No => self.directory.join(name),
+            Standby::Yes => self.directory.join(format!("{name}_standby")),
+        }
     }
 
     /// Where a program's link is pinned.
-    pub fn link(&self, name: &str) -> PathBuf {
-        // bpffs takes no dots in names.
-        self.directory.join(format!("{name}_link"))
+    pub fn link(&self, name: &str, standby: Standby) -> PathBuf {
+        let mut path = self.program(name, standby).into_os_string();
+        path.push("_link");
+        path.into()
     }
 
     /// The kernel's numbers of its programs.
@@ -180,7 +215,7 @@ impl Generation {
 
     /// Whether every one of these programs has its link pinned.
     pub fn is_complete<'a>(&self, mut programs: impl Iterator<Item = &'a str>) -> bool {
-        programs.all(|name| self.link(name).exists())
+        programs.all(|name| self.loads().iter().all(|standby| self.link(name, *standby).exists()))
     }
 }
 

@@ -203,7 +203,7 @@ impl Owner {
         let pinned = programs.is_pinned();
         self.troubles
             .set_if(posture::UNPINNED, || (!pinned).then(|| "a link is no longer pinned".to_owned()));
-        match canary::prove(&mut self.maps, programs.token()) {
+        match canary::prove(&mut self.maps, programs.tokens()) {
             Ok(()) => {
                 self.note_skipped();
                 self.canary_passed();

@@ -141,7 +141,7 @@ impl Owner {
             };
             let tier = prepared.tier();
             match prepared.attach() {
-                Ok(programs) => match canary::prove(&mut self.maps, programs.token()) {
+                Ok(programs) => match canary::prove(&mut self.maps, programs.tokens()) {
                     Err(error) if !ladder.untried.is_empty() => {
                         if !programs.adopted {
                             programs.withdraw()?;

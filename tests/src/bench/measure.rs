@@ -139,12 +139,15 @@ fn is_on(name: &str, hook: &str) -> bool {
     prefixes.iter().any(|prefix| format!("{prefix}_{hook}").chars().take(15).eq(name.chars()))
 }
 
-/// Run time and run count by program. Two loads of one program do not run at the same time here.
+/// Run time and run count by program's name: the tier `fmod-ret` has two loads of each.
 fn statistics() -> BTreeMap<String, (u64, u64)> {
-    let programs = loaded_programs().flatten();
-    programs
-        .map(|program| (name(&program), (program.run_time().as_nanos() as u64, program.run_count())))
-        .collect()
+    let mut sums: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+    for program in loaded_programs().flatten() {
+        let sum = sums.entry(name(&program)).or_default();
+        sum.0 += program.run_time().as_nanos() as u64;
+        sum.1 += program.run_count();
+    }
+    sums
 }
 
 /// Whether the kernel still holds a program whose name begins so.

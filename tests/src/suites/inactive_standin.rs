@@ -1,9 +1,10 @@
 //! A kernel that does not call the programs: the agent must not say that it protects. (Policy forbids the tier that would.)
 
 use std::fs;
+use std::io::ErrorKind;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::harness::agent::binary;
@@ -103,7 +104,13 @@ fn unpinned() -> Result<()> {
     let load = fs::read_dir(ground.installation.pin_dir())?.flatten().map(|entry| entry.path());
     let loads: Vec<_> = load.filter(|path| !path.ends_with("maps")).collect();
     ensure!(loads.len() == 1, "the loads are {loads:?}");
-    fs::remove_file(loads[0].join("guard_path_unlink_link"))?;
+    // In the tier fmod-ret a standby has one as well.
+    for name in ["guard_path_unlink_link", "guard_path_unlink_standby_link"] {
+        match fs::remove_file(loads[0].join(name)) {
+            Err(error) if error.kind() == ErrorKind::NotFound && machine::tier()? == "bpf-lsm" => {}
+            removed => removed.with_context(|| format!("unpin {name}"))?,
+        }
+    }
     wait::until("the canary notices", SOON, || Ok(ground.status()?["posture"]["state"] == "inactive"))?;
     let codes: Vec<Value> = ground.status()?["posture"]["reasons"]
         .as_array()

@@ -19,6 +19,7 @@ use crate::harness::{command, tree, wait};
 pub const TESTS: &[Test] = &[
     Test::new("tier_fmod_ret_denies_and_allows_as_bpf_lsm_does", decides).on(Profile::NoBpf),
     Test::new("tier_fmod_ret_release_ends_with_the_agent_stopped", release).on(Profile::NoBpf),
+    Test::new("tier_fmod_ret_standby_decides_where_the_first_is_left_out", standby).on(Profile::NoBpf),
     Test::new("tier_that_is_lost_is_told", lost).on(Profile::NoBpf),
     // The last one there: it leaves the upgrade's programs.
     Test::new("tier_fmod_ret_outlives_kill_restart_and_upgrade", outlives).on(Profile::NoBpf),
@@ -61,8 +62,11 @@ fn decides() -> Result<()> {
     populate(elsewhere.path())?;
     rm_passes(&elsewhere.path().join("volume"))?;
 
+    let before = ground.counter("allowed_actor")?;
     command::run(&actor.to_string_lossy(), &["-f", &pool.path().join("file2").to_string_lossy()])?;
     ensure!(!pool.path().join("file2").exists(), "the actor's deletion left the file");
+    let counted = ground.counter("allowed_actor")? - before;
+    ensure!(counted == 1, "one deletion by an actor is counted {counted} times");
     let place = scratch.join("guest");
     fs::create_dir(&place)?;
     let script = format!(
@@ -76,6 +80,32 @@ fn decides() -> Result<()> {
     ground.guardctl(&["seal", "pool"])?;
     command::run_failing(&actor.to_string_lossy(), &["-f", &pool.path().join("file3").to_string_lossy()])?;
     denied("truncation", fs::write(pool.path().join("file3"), "x"))
+}
+
+/// A first program that is not attached is like one that the kernel leaves out.
+fn standby() -> Result<()> {
+    let ground = Guarded::with_own_pins("tier-standby", "[canary]\ninterval = \"1h\"")?;
+    let _agent = ground.installation.start()?;
+    must_be(&ground, "fmod-ret", "enforcing")?;
+    let pool = ground.pool("pool")?;
+    let loads = fs::read_dir(ground.installation.pin_dir())?.flatten().map(|entry| entry.path());
+    let load = loads.into_iter().find(|path| !path.ends_with("maps")).context("no load is pinned")?;
+    for program in ["guard_path_unlink", "guard_path_rmdir", "guard_path_rename"] {
+        fs::remove_file(load.join(format!("{program}_link"))).with_context(|| format!("unpin {program}"))?;
+    }
+    let before = ground.counter("denied_guarded")?;
+    rm_is_denied(&pool.path().join("file0"))?;
+    rm_is_denied(&pool.path().join("volume"))?;
+    let renamed = fs::rename(pool.path().join("file1"), pool.path().join("file2"));
+    denied("a rename onto a file", renamed)?;
+    let decision = ground.wait_for_decision("guarded", "/file0")?;
+    ensure!(decision["tier"] == "fmod-ret", "the record names another tier: {decision}");
+    ensure!(ground.counter("denied_guarded")? > before, "nothing was counted");
+    ensure!(tree::count(pool.path())? == 20, "{} of 20 files are left", tree::count(pool.path())?);
+    // The standby says nothing of what it allows.
+    let elsewhere = Mount::tmpfs("/var/lib/guard-standin-tier")?;
+    populate(elsewhere.path())?;
+    rm_passes(&elsewhere.path().join("volume"))
 }
 
 fn release() -> Result<()> {
