@@ -2,8 +2,9 @@
 //!
 //! Whoever opens a directory of a pool waits in the kernel for the answer, so nothing that can block may come before
 //! it: the answering thread reads maps and `/proc`, never a path of a pool, and does nothing else. Marks, which may ask
-//! a pool's servers, are made by a second thread; a third one talks with the agent, and ends the process when an
-//! answer is overdue; a fourth one sees what was deleted, and a fifth one what is mounted. When the process ends, by whatever means, the kernel allows what waits and the marks are gone.
+//! a pool's servers, are made by a second thread; a third one talks with the agent, and ends the process when an answer
+//! is overdue; a fourth one sees what was deleted, and a fifth one what is mounted. When the process ends, by whatever
+//! means, the kernel allows what waits and the marks are gone.
 //!
 //! Without an agent it goes on: modes, releases and leases are in the maps, and end by the boot clock.
 

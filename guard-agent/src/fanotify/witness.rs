@@ -93,10 +93,10 @@ impl Witness {
 
     /// The thread: reads and writes down what is deleted, for ever.
     ///
-    /// It has descriptors of its own (so `/proc/thread-self`, not `/proc/self`), without `questions` (the group of those who wait for an answer). Whoever waits
-    /// there also holds this thread's groups, if there is a mark of theirs on the same superblock: a process that is
-    /// killed with both in one table may wait for ever to close the one, before it closes the other that would let
-    /// the waiting go on.
+    /// It has descriptors of its own (so `/proc/thread-self`, not `/proc/self`), without `questions`, the group of those
+    /// who wait for an answer. Whoever waits there also holds this thread's groups, if one has a mark on the same
+    /// superblock: a process that is killed with both in one table may wait for ever to close the one, before it closes
+    /// the other that would let the waiting go on.
     pub fn see_all(&self, maps: &mut Maps, ledger: &Ledger, questions: RawFd) {
         let ended = unshare(CloneFlags::CLONE_FILES)
             .and_then(|()| nix::unistd::close(questions))
@@ -153,7 +153,11 @@ fn set(ready: &Epoll, watches: &mut HashMap<u32, Watch>, wanted: Vec<Wanted>) ->
             problems.push(format!("{}: {error}", path.display()));
         }
     }
-    (!problems.is_empty()).then(|| problems.join("; "))
+    match &problems[..] {
+        [] => None,
+        [one] => Some(one.clone()),
+        [first, ..] => Some(format!("{} pools; the first: {first}", problems.len())),
+    }
 }
 
 /// Marks the mount's superblock. Again if that was done before: its device number may be another superblock's by now,
