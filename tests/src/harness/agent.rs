@@ -16,7 +16,7 @@ use super::scratch::Scratch;
 use super::{command, wait};
 
 /// From start to READY, with programs loaded and the canary answered, on an emulated machine.
-const START_LIMIT: Duration = Duration::from_secs(120);
+const START_LIMIT: Duration = Duration::from_secs(240);
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 const LOG: &str = "agent.log";
 

@@ -166,19 +166,23 @@ impl Results {
             "# Benchmarks\n\nMade by `cargo xtask bench --bless` on Debian's 6.12 in QEMU with counted instructions; \
              what is measured is said in `tests/src/bench/mod.rs`. All in one run.\n\n\
              ![Instructions for one unlink](unlink.svg)\n\n## Instructions for one unlink\n\n\
-             | On | Case | Programs on path_unlink | on inode_unlink | Deleting thread | with kernel threads |\n|---|---|--:|--:|--:|--:|\n",
+             | On | Case | Programs on path_unlink | on inode_unlink | Deleting thread | with kernel threads | Answering process |\n\
+             |---|---|--:|--:|--:|--:|--:|\n",
         );
         let shown = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |value| format!("{value:.0}"));
-        for Row { filesystem, case, path_unlink, inode_unlink, whole, with_kernel, .. } in &self.unlink {
-            let (path, inode) = (shown(*path_unlink), shown(*inode_unlink));
+        for Row { filesystem, case, path_unlink, inode_unlink, whole, with_kernel, responder } in &self.unlink
+        {
+            let (path, inode, responder) = (shown(*path_unlink), shown(*inode_unlink), shown(*responder));
             // Writing to a text cannot fail.
             let _ = writeln!(
                 text,
-                "| {filesystem} | {case} | {path} | {inode} | {whole:.0} | {with_kernel:.0} |"
+                "| {filesystem} | {case} | {path} | {inode} | {whole:.0} | {with_kernel:.0} | {responder} |"
             );
         }
-        text += "\nIn no figure: what other processes do, such as those that read events and records.\n\n\
-                 ## Instructions to list a directory\n\nThe tier fanotify asks about no unlink. It asks who opens a \
+        text += "\nIn no figure: what other processes do, such as those that read events and records, but for the answering \
+                 process of the tier fanotify, which sees each deletion afterwards. The programs of fmod-ret: both loads \
+                 together.\n\n\
+                 ## Instructions to list a directory\n\nThe tier fanotify asks about no unlink; it asks who opens a \
                  directory of a pool, and again each time that its names are read: here three times, or once where that \
                  is denied. Who lists waits meanwhile; what the answering process takes is not in the columns before \
                  its own, which has all that it does, also what it counts and records.\n\n\
