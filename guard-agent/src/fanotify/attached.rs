@@ -23,7 +23,7 @@ use crate::mounts::{self, Snapshot};
 use crate::plan;
 
 /// The mount namespace of this process, as everything here sees it.
-const TABLE: &str = "/proc/self/mountinfo";
+pub(super) const TABLE: &str = "/proc/self/mountinfo";
 const NAMESPACE: &str = "/proc/self/ns/mnt";
 
 /// Where changes are told.
@@ -141,7 +141,7 @@ fn found(attached: &Attached) -> Option<Found> {
 fn every(table: &Snapshot) -> Vec<Found> {
     let found = |mount: &mounts::MountEntry| Found {
         wanted: wanted(mount.mount_id, mount.dev(), mount.mountpoint.clone(), mount.root.clone()),
-        is_read_only: mount.options.split(',').any(|option| option == "ro"),
+        is_read_only: mount.is_read_only(),
     };
     table.entries().iter().map(found).collect()
 }

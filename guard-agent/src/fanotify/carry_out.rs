@@ -1,13 +1,16 @@
 //! The thread that makes marks and seals, as the agent orders.
 
+use std::fs;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 
+use super::attached;
 use super::marks;
 use super::order::{Order, Outcome, Reply, Wanted};
 use super::responder::{Marked, Shared, send};
+use crate::mounts::Snapshot;
 
 /// Carries out each order until the agent's last one.
 pub fn carry_out_all(shared: &Shared, orders: &Receiver<Order>, replies: &Mutex<UnixStream>) {
@@ -37,12 +40,14 @@ fn carry_out(shared: &Shared, order: Order) -> Vec<Outcome> {
         shared.mounts().remove(&mount_id);
     }
     shared.witness.want(order.mounts.iter().filter(|mount| mount.is_pool).cloned().collect());
-    let outcomes = order.mounts.into_iter().map(|wanted| one_mount(shared, wanted)).collect();
+    // One that cannot be read says nothing: then everything is set.
+    let table = Snapshot::parse(&fs::read(attached::TABLE).unwrap_or_default());
+    let outcomes = order.mounts.into_iter().map(|wanted| one_mount(shared, wanted, &table)).collect();
     shared.orders.fetch_add(1, Ordering::SeqCst);
     outcomes
 }
 
-fn one_mount(shared: &Shared, wanted: Wanted) -> Outcome {
+fn one_mount(shared: &Shared, wanted: Wanted, table: &Snapshot) -> Outcome {
     let mut outcome = Outcome { mount_id: wanted.mount_id, ..Outcome::default() };
     let mount = match marks::open_mount(&wanted.path.0, wanted.mount_id) {
         Ok(Some(mount)) => mount,
@@ -66,8 +71,13 @@ fn one_mount(shared: &Shared, wanted: Wanted) -> Outcome {
             marked.read_only = read_only;
         }
     };
+    // What is so already is left alone: to set it changes the mount table, which makes the agent give the next order.
+    let set_read_only = |read_only| match table.mount(id) {
+        Some(entry) if entry.is_read_only() == read_only => Ok(()),
+        _ => marks::set_read_only(&mount, read_only),
+    };
     match wanted.read_only {
-        Some(true) => match marks::set_read_only(&mount, true) {
+        Some(true) => match set_read_only(true) {
             Ok(()) => note(true),
             Err(error) => {
                 note(false);
@@ -76,7 +86,7 @@ fn one_mount(shared: &Shared, wanted: Wanted) -> Outcome {
         },
         Some(false) => {
             note(false);
-            outcome.unsealed = marks::set_read_only(&mount, false).err().map(|error| error.to_string());
+            outcome.unsealed = set_read_only(false).err().map(|error| error.to_string());
         }
         None => note(false),
     }

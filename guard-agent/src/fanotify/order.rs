@@ -149,7 +149,7 @@ pub fn steps(
         }
         let record = match record {
             Some(record) => Some(record.clone()),
-            None if seal && !is_read_only(mount) => Some(SealedMount::of(mount)),
+            None if seal && !mount.is_read_only() => Some(SealedMount::of(mount)),
             None => None,
         };
         let read_only = match &record {
@@ -173,10 +173,6 @@ pub fn steps(
 
 fn is_sealed(entry: &PoolEntry) -> bool {
     matches!(Mode::from_u32(entry.mode), Some(Mode::Sealed) | None)
-}
-
-fn is_read_only(mount: &MountEntry) -> bool {
-    mount.options.split(',').any(|option| option == "ro")
 }
 
 impl Wanted {

@@ -33,6 +33,11 @@ pub struct MountEntry {
 }
 
 impl MountEntry {
+    /// Whether this mount (not its superblock) is read-only.
+    pub fn is_read_only(&self) -> bool {
+        self.options.split(',').any(|option| option == "ro")
+    }
+
     /// `s_dev` in the kernel's encoding: the superblock's key in `POOLS`.
     pub fn dev(&self) -> u32 {
         kernel_dev(self.major, self.minor)

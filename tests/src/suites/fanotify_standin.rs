@@ -1,11 +1,13 @@
 //! The tier without programs: permission events of fanotify, and mounts that are made read-only.
 
 use std::fs;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::harness::attempt::{copy_rm, failed_with, passes, rm_passes};
 use crate::harness::fanotify::{Ground, intact};
@@ -105,6 +107,15 @@ fn options(path: &Path) -> Result<Vec<String>> {
     Ok(mountinfo_of(path)?.iter().map(field).collect())
 }
 
+/// The mount table does: an agent that answers its own change with another would never end.
+fn comes_to_rest() -> Result<()> {
+    let table = fs::File::open("/proc/self/mountinfo").context("open the mount table")?;
+    wait::until("the mount table comes to rest", SOON, || {
+        let mut changed = [PollFd::new(table.as_fd(), PollFlags::POLLPRI)];
+        Ok(poll(&mut changed, PollTimeout::from(500_u16)).context("watch the mount table")? == 0)
+    })
+}
+
 fn sealed() -> Result<()> {
     let scratch = Scratch::new("fanotify-sealed")?;
     let ground = Ground::new("fanotify-sealed", "")?;
@@ -120,6 +131,7 @@ fn sealed() -> Result<()> {
     ground.0.guardctl(&["seal", "pool"])?;
     ensure!(options(pool.path())?[0].starts_with("ro"), "sealed, and writable: {:?}", options(pool.path())?);
     ensure!(fs::read_to_string(&seals)?.contains("pool"), "what it was before is not on disk");
+    comes_to_rest()?;
     wipe_all_ways(ground.0.root(), pool.path())?;
     let refused = |what| failed_with(what, fs::remove_file(pool.path().join("file0")), Errno::EROFS);
     refused("a single deletion")?;

@@ -102,7 +102,6 @@ fn standby() -> Result<()> {
     ensure!(decision["tier"] == "fmod-ret", "the record names another tier: {decision}");
     ensure!(ground.counter("denied_guarded")? > before, "nothing was counted");
     ensure!(tree::count(pool.path())? == 20, "{} of 20 files are left", tree::count(pool.path())?);
-    // The standby says nothing of what it allows.
     let elsewhere = Mount::tmpfs("/var/lib/guard-standin-tier")?;
     populate(elsewhere.path())?;
     rm_passes(&elsewhere.path().join("volume"))
