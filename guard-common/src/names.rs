@@ -102,6 +102,6 @@ pub mod global {
     pub const PROGRAM_TOKEN: &str = "PROGRAM_TOKEN";
     /// `u32`: the [`Tier`](crate::Tier) that the programs are loaded for.
     pub const TIER: &str = "TIER";
-    /// `u32`: not 0 for the second of two loads of the tier `fmod-ret` (`bpf/fmod_ret.rs`).
+    /// `u32`: not 0 for the second of two loads of the tier `fmod-ret` (the agent's `bpf/pins.rs`).
     pub const STANDBY: &str = "STANDBY";
 }
