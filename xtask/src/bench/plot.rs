@@ -76,6 +76,8 @@ pub fn growth(results: &Results) -> Result<String> {
         }
         chart
             .configure_series_labels()
+            // No program is that short.
+            .position(SeriesLabelPosition::LowerRight)
             .background_style(WHITE.mix(0.8))
             .border_style(BLACK)
             .draw()
