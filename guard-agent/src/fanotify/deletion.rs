@@ -7,6 +7,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use nix::libc;
 
+use super::event::{self, i32_at, u16_at, u32_at};
+
 /// What was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -33,8 +35,6 @@ pub struct Handle {
     pub bytes: Vec<u8>,
 }
 
-/// Bytes of `struct fanotify_event_metadata`.
-const METADATA: usize = size_of::<libc::fanotify_event_metadata>();
 /// Bytes of `struct fanotify_event_info_header`, and of the filesystem's id behind it.
 const INFO_HEADER: usize = 4;
 const FSID: usize = 8;
@@ -54,20 +54,14 @@ pub fn parse(mut bytes: &[u8]) -> Vec<Event> {
 }
 
 fn first(bytes: &[u8]) -> Option<(Event, &[u8])> {
-    let length = usize::try_from(u32_at(bytes, 0)?).ok()?;
-    if length < METADATA || *bytes.get(4)? != libc::FANOTIFY_METADATA_VERSION {
-        return None;
-    }
-    let (event, rest) = bytes.split_at_checked(length)?;
-    let metadata = usize::from(u16::from_ne_bytes(event.get(6..8)?.try_into().ok()?));
-    let mask = u64::from_ne_bytes(event.get(8..16)?.try_into().ok()?);
-    if mask & libc::FAN_Q_OVERFLOW != 0 {
+    let (head, rest) = event::first(bytes)?;
+    if head.mask & libc::FAN_Q_OVERFLOW != 0 {
         return Some((Event::Missed, rest));
     }
-    let (parent, name) = directory_and_name(event.get(metadata..)?)?;
+    let (parent, name) = directory_and_name(head.records)?;
     let deletion = Deletion {
-        tgid: u32_at(event, 20).filter(|tgid| i32::try_from(*tgid).is_ok())?,
-        is_directory: mask & libc::FAN_ONDIR != 0,
+        tgid: u32::try_from(head.pid).ok()?,
+        is_directory: head.mask & libc::FAN_ONDIR != 0,
         parent,
         name: OsStr::from_bytes(name).to_owned(),
     };
@@ -77,22 +71,18 @@ fn first(bytes: &[u8]) -> Option<(Event, &[u8])> {
 /// The record of the kind `DFID_NAME`, among those that follow the metadata.
 fn directory_and_name(mut records: &[u8]) -> Option<(Handle, &[u8])> {
     loop {
-        let length = usize::from(u16::from_ne_bytes(records.get(2..4)?.try_into().ok()?));
+        let length = usize::from(u16_at(records, 2)?);
         let (record, rest) = records.split_at_checked(length.max(INFO_HEADER))?;
         if record[0] == libc::FAN_EVENT_INFO_TYPE_DFID_NAME {
             let handle = record.get(INFO_HEADER + FSID..)?;
             let size = usize::try_from(u32_at(handle, 0)?).ok()?;
-            let kind = i32::from_ne_bytes(handle.get(4..8)?.try_into().ok()?);
+            let kind = i32_at(handle, 4)?;
             let (bytes, name) = handle.get(8..)?.split_at_checked(size)?;
             let end = name.iter().position(|byte| *byte == 0)?;
             return Some((Handle { kind, bytes: bytes.to_vec() }, &name[..end]));
         }
         records = rest;
     }
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
 impl Handle {
@@ -117,20 +107,8 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use super::super::event::tests::event;
     use super::*;
-
-    /// An event as the kernel lays it out.
-    fn event(mask: u64, tgid: i32, records: &[u8]) -> Vec<u8> {
-        let length = u32::try_from(METADATA + records.len()).unwrap();
-        let mut bytes = length.to_ne_bytes().to_vec();
-        bytes.extend([libc::FANOTIFY_METADATA_VERSION, 0]);
-        bytes.extend(u16::try_from(METADATA).unwrap().to_ne_bytes());
-        bytes.extend(mask.to_ne_bytes());
-        bytes.extend((-1_i32).to_ne_bytes());
-        bytes.extend(tgid.to_ne_bytes());
-        bytes.extend(records);
-        bytes
-    }
 
     fn record(kind: u8, handle: &[u8], name: &[u8]) -> Vec<u8> {
         let mut body = [0; FSID].to_vec();

@@ -9,6 +9,8 @@ use std::path::PathBuf;
 
 use nix::libc;
 
+use super::event::{self, u32_at, u64_at};
+
 /// `FAN_MNT_ATTACH`: a mount was attached. (`FAN_MNT_DETACH` needs nothing: a mark goes with its mount.)
 pub const ATTACHED: u64 = 0x0100_0000;
 /// `FAN_REPORT_MNT`: the group tells of mounts.
@@ -19,7 +21,6 @@ pub const MARK_NAMESPACE: u32 = 0x110;
 /// `FAN_EVENT_INFO_TYPE_MNT`: behind the header of four bytes and four of padding, the mount's unique id.
 const INFO_MOUNT: u8 = 7;
 const INFO_LENGTH: usize = 16;
-const METADATA: usize = size_of::<libc::fanotify_event_metadata>();
 
 /// The number of `statmount(2)`, the same on every architecture.
 const STATMOUNT: libc::c_long = 457;
@@ -47,18 +48,9 @@ pub struct Attached {
 pub fn parse(mut bytes: &[u8]) -> Option<Vec<u64>> {
     let mut ids = Vec::new();
     while !bytes.is_empty() {
-        let length = usize::try_from(u32_at(bytes, 0)?).ok()?;
-        let (event, rest) = bytes.split_at_checked(length)?;
-        let mask = u64_at(event, 8)?;
-        let header = usize::from(u16::from_ne_bytes(event.get(6..8)?.try_into().ok()?));
-        if length < METADATA
-            || event[4] != libc::FANOTIFY_METADATA_VERSION
-            || mask & libc::FAN_Q_OVERFLOW != 0
-        {
-            return None;
-        }
-        let record = event.get(header..header + INFO_LENGTH)?;
-        if record[0] != INFO_MOUNT {
+        let (head, rest) = event::first(bytes)?;
+        let record = head.records.get(..INFO_LENGTH)?;
+        if head.mask & libc::FAN_Q_OVERFLOW != 0 || record[0] != INFO_MOUNT {
             return None;
         }
         ids.push(u64_at(record, 8)?);
@@ -110,43 +102,28 @@ fn understand(bytes: &[u8]) -> Option<Attached> {
     })
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
     use proptest::prelude::*;
 
+    use super::super::event::tests::event;
     use super::*;
 
-    fn event(mask: u64, kind: u8, id: u64) -> Vec<u8> {
-        let length = u32::try_from(METADATA + INFO_LENGTH).unwrap();
-        let mut bytes = length.to_ne_bytes().to_vec();
-        bytes.extend([libc::FANOTIFY_METADATA_VERSION, 0]);
-        bytes.extend(u16::try_from(METADATA).unwrap().to_ne_bytes());
-        bytes.extend(mask.to_ne_bytes());
-        bytes.extend([0xff; 4]);
-        bytes.extend([0; 4]);
-        bytes.extend([kind, 0, 16, 0, 0, 0, 0, 0]);
-        bytes.extend(id.to_ne_bytes());
-        bytes
+    fn attached(mask: u64, kind: u8, id: u64) -> Vec<u8> {
+        let record = [&[kind, 0, 16, 0, 0, 0, 0, 0], &id.to_ne_bytes()[..]].concat();
+        event(mask, 0, &record)
     }
 
     #[test]
     fn mounts_are_named_and_what_is_missing_is_told() {
-        let both = [event(ATTACHED, INFO_MOUNT, 7), event(ATTACHED, INFO_MOUNT, 1 << 40)].concat();
+        let both = [attached(ATTACHED, INFO_MOUNT, 7), attached(ATTACHED, INFO_MOUNT, 1 << 40)].concat();
         assert_eq!(parse(&both), Some(vec![7, 1 << 40]));
         assert_eq!(parse(&[]), Some(vec![]));
         assert_eq!(parse(&both[..both.len() - 1]), None);
-        assert_eq!(parse(&event(libc::FAN_Q_OVERFLOW, INFO_MOUNT, 7)), None);
-        assert_eq!(parse(&event(ATTACHED, 1, 7)), None);
+        assert_eq!(parse(&attached(libc::FAN_Q_OVERFLOW, INFO_MOUNT, 7)), None);
+        assert_eq!(parse(&attached(ATTACHED, 1, 7)), None);
     }
 
     #[test]
