@@ -3,11 +3,14 @@
 //! Since Linux 6.15 fanotify tells which mount was attached, and statmount(2) what it is. Elsewhere the whole mount
 //! table is read after each change. The agent's next order says the same, and what else is to be done with them.
 
+use std::convert::Infallible;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use guard_common::policy::kernel_dev;
 use nix::errno::Errno;
@@ -38,18 +41,26 @@ struct Found {
     is_read_only: bool,
 }
 
-/// The thread: marks what is attached, for ever.
+/// Between two tries to watch the mount table.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// The thread: marks what is attached, for ever. While the mount table cannot be watched, the agent is told why; its
+/// orders go on.
 pub fn mark_all(shared: &Shared, maps: &Maps) {
-    if let Err(error) = watch(shared, maps) {
-        // The agent's orders go on.
-        tracing::error!(%error, "the mount table is not watched: further mounts are marked by the agent alone");
+    loop {
+        let Err(error) = watch(shared, maps);
+        shared.set_unwatched(Some(error.to_string()));
+        thread::sleep(AGAIN);
     }
 }
 
-fn watch(shared: &Shared, maps: &Maps) -> io::Result<()> {
+fn watch(shared: &Shared, maps: &Maps) -> io::Result<Infallible> {
     let source = Source::open()?;
+    // What was attached while nobody watched. At the start that is the first order's, which also knows what is sealed.
+    let mut found =
+        if shared.set_unwatched(None) { every(&Snapshot::parse(&fs::read(TABLE)?)) } else { Vec::new() };
     loop {
-        for found in source.next()? {
+        for found in found {
             // No entry: no pool of ours, or one that only the agent can tell.
             if let Ok(Some(entry)) = maps.pools.get(&found.wanted.dev)
                 && plan::is_pool(&entry)
@@ -57,6 +68,7 @@ fn watch(shared: &Shared, maps: &Maps) -> io::Result<()> {
                 mark(shared, found);
             }
         }
+        found = source.next()?;
     }
 }
 

@@ -75,6 +75,8 @@ pub struct Engine {
     missed_before: u64,
     /// Pools whose deletions this responder cannot see.
     unseen: Option<String>,
+    /// Why this responder marks further mounts only when it is ordered to.
+    unwatched: Option<String>,
     /// The mount table has changed since the last order: even one that looks the same may have other mounts.
     stale: bool,
 }
@@ -105,6 +107,7 @@ impl Engine {
             missed: 0,
             missed_before: 0,
             unseen: None,
+            unwatched: None,
             stale: false,
         };
         Ok((engine, read.into()))
@@ -131,7 +134,7 @@ impl Engine {
         };
         let mut wanted = steps.mounts;
         wanted.push(self.ground.wanted());
-        if wanted != self.wanted || self.stale || self.has_failed_mounts() {
+        if wanted != self.wanted || self.stale || self.has_failed_mounts() || self.unseen.is_some() {
             self.wanted = wanted;
             self.stale = false;
             self.order();
@@ -165,9 +168,9 @@ impl Engine {
     fn take_replies(&mut self) {
         for reply in self.responder.replies() {
             match reply {
-                Reply::Pong { number, missed, unseen } => {
+                Reply::Pong { number, missed, unseen, unwatched } => {
                     self.responder.pong(number);
-                    (self.missed, self.unseen) = (missed, unseen);
+                    (self.missed, self.unseen, self.unwatched) = (missed, unseen, unwatched);
                 }
                 Reply::Done { serial, mounts } if serial == self.serial => {
                     self.forget_restored(&mounts);
@@ -212,8 +215,11 @@ impl Engine {
             .outcomes
             .is_none()
             .then(|| "the responder has not carried out the last order yet".to_owned());
+        let later = self.unwatched.as_ref().map(|why| {
+            format!("mounts to come, by the responder: {why}; the agent marks them, a little later")
+        });
         Problems {
-            unmarked: list(|outcome| &outcome.unmarked).or(waiting),
+            unmarked: list(|outcome| &outcome.unmarked).or(waiting).or(later),
             unsealed: self.seals_problem.clone().or_else(|| list(|outcome| &outcome.unsealed)),
             unseen: self.unseen.clone().or_else(|| {
                 (self.missed > self.missed_before).then(|| {

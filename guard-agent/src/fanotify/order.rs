@@ -84,6 +84,8 @@ pub enum Reply {
         missed: u64,
         /// Superblocks whose deletions cannot be seen, and why.
         unseen: Option<String>,
+        /// Why further mounts are not marked when they are attached.
+        unwatched: Option<String>,
     },
     /// An order was carried out, as far as that was possible.
     Done { serial: u64, mounts: Vec<Outcome> },

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use std::{fs, thread};
+use std::{fs, panic, thread};
 
 use guard_common::policy::{POOL_CANARY, POOL_NO_ALIAS};
 use guard_common::{Hook, Operation, PoolEntry};
@@ -74,6 +74,8 @@ pub(super) struct Shared {
     /// The marked mounts, by id.
     pub mounts: Mutex<HashMap<u32, Marked>>,
     pub witness: Witness,
+    /// Why the mount table cannot be watched.
+    unwatched: Mutex<Option<String>>,
     /// When the answering thread began what it is at, in milliseconds of `start`; 0: it waits for a question.
     busy_since: AtomicU64,
     /// Grows with each order: the mount table may be another one.
@@ -94,6 +96,15 @@ impl Shared {
         self.mounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Returns whether there was a reason before.
+    pub fn set_unwatched(&self, why: Option<String>) -> bool {
+        std::mem::replace(&mut *self.unwatched(), why).is_some()
+    }
+
+    fn unwatched(&self) -> std::sync::MutexGuard<'_, Option<String>> {
+        self.unwatched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn milliseconds(&self) -> u64 {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)
     }
@@ -103,11 +114,13 @@ impl Shared {
 pub fn run(args: &AnswerArgs) -> Result<(), ResponderError> {
     nix::sys::prctl::set_name(&std::ffi::CString::new(COMM).expect("no NUL in it"))
         .map_err(failed("name the process"))?;
+    end_on_panic();
     let mut maps = Maps::open(&args.maps)?;
     let shared = Arc::new(Shared {
         group: marks::group().map_err(failed("fanotify_init"))?,
         mounts: Mutex::default(),
         witness: Witness::new().map_err(failed("make an eventfd"))?,
+        unwatched: Mutex::default(),
         busy_since: AtomicU64::new(0),
         orders: AtomicU64::new(0),
         start: Instant::now(),
@@ -132,6 +145,15 @@ pub fn run(args: &AnswerArgs) -> Result<(), ResponderError> {
     let (other, its_maps) = (Arc::clone(&shared), Maps::open(&args.maps)?);
     spawn("guard-attached", Box::new(move || attached::mark_all(&other, &its_maps)))?;
     answer_all(&shared, &mut maps, &ledger)
+}
+
+/// A thread that panics takes the process with it: its work would be missing, and nobody told.
+fn end_on_panic() {
+    let report = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
 }
 
 /// The answering thread.
@@ -299,7 +321,8 @@ fn converse(shared: &Shared, agent: UnixStream, orders: &Sender<Order>, replies:
             Ok(_) => match serde_json::from_str(&line) {
                 Ok(Line::Ping(number)) => {
                     let Told { missed, unseen, .. } = shared.witness.told();
-                    send(replies, &Reply::Pong { number, missed, unseen });
+                    let unwatched = shared.unwatched().clone();
+                    send(replies, &Reply::Pong { number, missed, unseen, unwatched });
                     true
                 }
                 Ok(Line::Order(order)) => orders.send(order).is_ok(),

@@ -8,6 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use nix::errno::Errno;
+use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags};
 use nix::sys::signal::{Signal, kill};
 
 use crate::harness::attempt::passes;
@@ -21,6 +23,7 @@ pub const TESTS: &[Test] = &[
     Test::new("fanotify_deletions_that_are_not_stopped_are_seen", seen).only_in_full(),
     Test::new("fanotify_pool_mounted_again_unnoticed_is_marked_again", mounted_again).only_in_full(),
     Test::new("fanotify_further_mount_is_marked_without_an_agent", further_mount).only_in_full(),
+    Test::new("fanotify_groups_that_run_out_are_told_and_tried_again", no_more_groups).only_in_full(),
     Test::new("fanotify_64_openers_and_a_stalled_agent_hang_nobody", crowd).only_in_full(),
     Test::new("fanotify_stalled_responder_is_replaced_within_the_bound", stalled_responder).only_in_full(),
 ];
@@ -162,6 +165,54 @@ fn further_mount() -> Result<()> {
     passes("list another mount", fs::read_dir(other.path()).map(drop))?;
     ensure!(fs::read_dir(further.path()).is_err(), "it is marked no more");
     intact(pool.path())
+}
+
+/// How many groups a user may have. Put back when dropped.
+struct MaxGroups(String);
+
+impl MaxGroups {
+    const PATH: &str = "/proc/sys/fs/fanotify/max_user_groups";
+
+    fn set(count: &str) -> Result<Self> {
+        let before = fs::read_to_string(Self::PATH).context("read how many groups a user may have")?;
+        fs::write(Self::PATH, count).context("set how many groups a user may have")?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for MaxGroups {
+    fn drop(&mut self) {
+        // Best effort: without it the next agent says what is missing.
+        let _ = fs::write(Self::PATH, &self.0);
+    }
+}
+
+fn no_more_groups() -> Result<()> {
+    let scratch = Scratch::new("fanotify-groups")?;
+    let limit = MaxGroups::set("1")?;
+    // Those of the tests before end with their processes.
+    let group = |flags| Fanotify::init(InitFlags::FAN_CLASS_NOTIF | flags, EventFFlags::O_RDONLY);
+    wait::until("there is no other group", SOON, || Ok(group(InitFlags::empty()).is_ok()))?;
+    // FAN_REPORT_MNT. Without it (before Linux 6.15) the mount table is read, which nothing limits.
+    let has_mount_events = group(InitFlags::from_bits_retain(0x4000)).is_ok();
+    let ground = Ground::new("fanotify-groups", "")?;
+    let agent = ground.0.installation.start()?;
+    let pool = ground.0.pool("pool")?;
+    // The one group is that which answers.
+    ensure!(fs::read_dir(pool.path()).is_err(), "a stranger can list the pool");
+    wait::until("the posture says what is missing", SOON, || {
+        let posture = ground.0.status()?["posture"].to_string();
+        let has = |text: &str| posture.contains(text);
+        let why = has(Errno::EMFILE.desc());
+        Ok(why && has("deletions-unseen") && has("mounts-unmarked") == has_mount_events)
+    })?;
+    drop(limit);
+    wait::until("all is well again", SOON, || Ok(ground.reasons()? == ["tier-fanotify"]))?;
+    command::run("rm", &["-f", &pool.path().join("file0").to_string_lossy()])?;
+    ground.0.wait_for_record("the deletion", |record| record["decision"]["path"] == "/file0")?;
+    agent.kill()?;
+    let further = Mount::bind(&pool.path().join("volume"), scratch.join("further"))?;
+    wait::until("a further mount is marked", SOON, || Ok(fs::read_dir(further.path()).is_err()))
 }
 
 /// Starts so many listings of a directory at once.
