@@ -84,6 +84,11 @@ impl Job {
         self.directory.join("qemu.log")
     }
 
+    /// Whether the guest has come to its second stage.
+    pub fn has_started(&self) -> bool {
+        self.directory.join("started").exists()
+    }
+
     /// The command's exit status, once it has ended.
     pub fn status(&self) -> Option<i32> {
         fs::read_to_string(self.directory.join("status")).ok()?.trim().parse().ok()

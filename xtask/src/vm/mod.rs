@@ -79,6 +79,10 @@ pub struct Boot {
     pub environment: Vec<(String, String)>,
 }
 
+/// A guest that has not come to its second stage by then never will: an emulated one loses a timer now and then.
+const START_LIMIT: Duration = Duration::from_secs(180);
+/// So often such a guest is booted. Nothing has run in it.
+const BOOTS: u32 = 3;
 /// How long a suspended machine stands still.
 const STANDS_STILL: Duration = Duration::from_secs(4);
 
@@ -165,6 +169,18 @@ pub fn show(boot_this: &Boot) -> Result<ExitCode> {
 pub fn boot(boot: &Boot, on_output: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> Result<Outcome> {
     let uses: &[Use] = if boot.ceph { &[Use::Vm, Use::Ceph] } else { &[Use::Vm] };
     setup::ensure(uses, &[boot.kernel])?;
+    for _ in 1..BOOTS {
+        match boot_once(boot, on_output)? {
+            (Outcome::Broken { why }, Followed::NotStarted) => {
+                eprintln!("xtask: {why}\nxtask: it is booted again");
+            }
+            (outcome, _) => return Ok(outcome),
+        }
+    }
+    Ok(boot_once(boot, on_output)?.0)
+}
+
+fn boot_once(boot: &Boot, on_output: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> Result<(Outcome, Followed)> {
     let kernel = Layout::open(boot.kernel)?;
     let cluster = if boot.ceph { Some(Cluster::prepare()?) } else { None };
     let mut environment = boot.environment.clone();
@@ -176,23 +192,27 @@ pub fn boot(boot: &Boot, on_output: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> 
         command = cluster.wrap(&command, setup::is_root()?, session);
     }
     let mut machine = Machine::start(&command, &job, boot.script.is_none())?;
-    let in_time = machine.follow(boot, on_output)?;
+    let followed = machine.follow(boot, &job, on_output)?;
     drop(machine);
     let kernel_messages = progress::tail(&job.console(), 20);
-    let outcome = match (job.status(), in_time) {
-        (Some(status), _) => Outcome::Ended { status, kernel_messages },
-        (None, true) => Outcome::Broken { why: broken(&job, "the guest ended before its command did") },
-        (None, false) => {
-            let limit = boot.limit.unwrap_or_default().as_secs();
-            Outcome::Broken {
-                why: broken(&job, &format!("the guest was still running after {limit} s and was ended")),
-            }
+    let why = match followed {
+        Followed::Off => "the guest ended before its command did".to_owned(),
+        Followed::NotStarted => {
+            format!("the guest did not start within {} s and was ended", START_LIMIT.as_secs())
         }
+        Followed::Limit => {
+            let limit = boot.limit.unwrap_or_default().as_secs();
+            format!("the guest was still running after {limit} s and was ended")
+        }
+    };
+    let outcome = match job.status() {
+        Some(status) => Outcome::Ended { status, kernel_messages },
+        None => Outcome::Broken { why: broken(&job, &why) },
     };
     if matches!(outcome, Outcome::Ended { .. }) {
         job.remove();
     }
-    Ok(outcome)
+    Ok((outcome, followed))
 }
 
 fn broken(job: &Job, what: &str) -> String {
@@ -202,6 +222,17 @@ fn broken(job: &Job, what: &str) -> String {
         progress::tail(&job.complaints(), 25),
         progress::tail(&job.console(), 25)
     )
+}
+
+/// How following a machine ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Followed {
+    /// It is off.
+    Off,
+    /// It hangs on its way up.
+    NotStarted,
+    /// It ran for as long as it may.
+    Limit,
 }
 
 /// A running QEMU. It ends when this is dropped, and when this process dies.
@@ -223,11 +254,16 @@ impl Machine {
         Ok(Self { child: start.spawn().context("start setpriv (package util-linux)")? })
     }
 
-    /// Passes the output on until the machine is off. False if the limit came first.
-    fn follow(&mut self, boot: &Boot, on_output: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> Result<bool> {
+    /// Passes the output on until the machine is off, or a limit comes first.
+    fn follow(
+        &mut self,
+        boot: &Boot,
+        job: &Job,
+        on_output: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<Followed> {
         let Some(mut output) = self.child.stdout.take() else {
             self.child.wait().context("wait for QEMU")?;
-            return Ok(true);
+            return Ok(Followed::Off);
         };
         let (sender, receiver) = mpsc::channel();
         thread::spawn(move || {
@@ -241,17 +277,24 @@ impl Machine {
         let end = boot.limit.map(|limit| Instant::now() + limit);
         let next = || boot.suspend_every.map(|every| Instant::now() + every);
         let mut suspension = next();
+        let mut start = Some(Instant::now() + START_LIMIT);
         loop {
-            let wake = [end, suspension].into_iter().flatten().min();
+            let wake = [end, suspension, start].into_iter().flatten().min();
             let left =
                 wake.map_or(Duration::from_secs(3600), |at| at.saturating_duration_since(Instant::now()));
             match receiver.recv_timeout(left) {
                 Ok(chunk) => on_output(&chunk).context("pass on the guest's output")?,
                 Err(RecvTimeoutError::Timeout) if end.is_some_and(|end| end <= Instant::now()) => {
-                    return Ok(false);
+                    return Ok(Followed::Limit);
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
+            }
+            if start.is_some_and(|at| at <= Instant::now()) {
+                if !job.has_started() {
+                    return Ok(Followed::NotStarted);
+                }
+                start = None;
             }
             if suspension.is_some_and(|at| at <= Instant::now()) {
                 self.suspend()?;
@@ -259,7 +302,7 @@ impl Machine {
             }
         }
         self.child.wait().context("wait for QEMU")?;
-        Ok(true)
+        Ok(Followed::Off)
     }
 
     fn suspend(&self) -> Result<()> {
