@@ -275,17 +275,28 @@ fn stalled_responder() -> Result<()> {
     let agent = ground.0.installation.start()?;
     let pool = ground.0.pool("pool")?;
     let volume = pool.path().join("volume");
+    let is_replaced = || Ok(ground.reasons()?.contains(&"responder-replaced".to_owned()));
+
+    // With nobody to replace it: whoever waits is let go by the kernel.
+    agent.signal(Signal::SIGSTOP)?;
     let first = ground.responder()?;
     kill(first, Signal::SIGSTOP).context("stop the responder")?;
-    // Whoever asks now waits, until the agent ends the responder: then the kernel allows it.
-    ensure!(fs::read_dir(&volume).is_ok(), "the kernel's answer for a responder that is gone is to allow");
-    wait::until("the posture says so", SOON, || {
-        Ok(ground.reasons()?.contains(&"responder-replaced".to_owned()))
+    let waiting = listings(1, Path::new("ls"), &volume)?;
+    let place = format!("/proc/{}/wchan", waiting[0].id());
+    wait::until("it waits for an answer", SOON, || {
+        Ok(fs::read_to_string(&place).context("read where it waits")?.contains("fanotify"))
     })?;
-    wait::until("another responder answers", SOON, || Ok(ground.responder().is_ok_and(|pid| pid != first)))?;
+    kill(first, Signal::SIGKILL).context("kill the responder")?;
+    ensure!(succeeded(waiting)? == 1, "the kernel's answer for a responder that is gone is to allow");
+    agent.signal(Signal::SIGCONT)?;
+    wait::until("the posture says so", SOON, is_replaced)?;
     wait::until("listing is denied again", SOON, || Ok(fs::read_dir(&volume).is_err()))?;
-    // One that is killed is replaced as well, and none at all is needed for an agent to start.
-    kill(ground.responder()?, Signal::SIGKILL).context("kill the responder")?;
+
+    // With an agent that ends it at the bound: the kernel allows it, or the next one answers; nobody hangs.
+    let second = ground.responder()?;
+    kill(second, Signal::SIGSTOP).context("stop the responder")?;
+    succeeded(listings(1, Path::new("ls"), &volume)?)?;
+    wait::until("another responder answers", SOON, || Ok(ground.responder().is_ok_and(|pid| pid != second)))?;
     wait::until("listing is denied again", SOON, || Ok(fs::read_dir(&volume).is_err()))?;
     // Without an agent it goes on answering.
     agent.kill()?;
