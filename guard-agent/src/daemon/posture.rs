@@ -80,7 +80,8 @@ pub const WEAK_TIER: Trouble = Trouble {
 };
 pub const UNMARKED: Trouble = Trouble {
     code: "mounts-unmarked",
-    fix: "see the detail: directories of these mounts can be listed, and so deleted, by everybody; it is tried again",
+    fix: "see the detail: directories of these mounts can be listed, and so deleted, by everybody; it is tried again. Too \
+          many open files: raise the sysctl fs.fanotify.max_user_groups",
     leaves: Leaves::Part,
 };
 pub const UNSEALED: Trouble = Trouble {
@@ -92,7 +93,8 @@ pub const UNSEALED: Trouble = Trouble {
 pub const UNSEEN: Trouble = Trouble {
     code: "deletions-unseen",
     fix: "see the detail: what this tier does not stop is not in the audit log either; for want of room the host deletes \
-          faster than can be read (sysctl fs.fanotify.max_queued_events), and the next proof forgets it",
+          faster than can be read (sysctl fs.fanotify.max_queued_events), and the next proof forgets it. Too many open \
+          files: raise the sysctl fs.fanotify.max_user_groups",
     leaves: Leaves::Part,
 };
 pub const RESPONDER: Trouble = Trouble {

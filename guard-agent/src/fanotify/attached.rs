@@ -28,6 +28,8 @@ use crate::plan;
 /// The mount namespace of this process, as everything here sees it.
 pub(super) const TABLE: &str = "/proc/self/mountinfo";
 const NAMESPACE: &str = "/proc/self/ns/mnt";
+/// Between two tries to watch the mount table.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Where changes are told.
 enum Source {
@@ -40,9 +42,6 @@ struct Found {
     wanted: Wanted,
     is_read_only: bool,
 }
-
-/// Between two tries to watch the mount table.
-const AGAIN: Duration = Duration::from_secs(1);
 
 /// The thread: marks what is attached, for ever. While the mount table cannot be watched, the agent is told why; its
 /// orders go on.

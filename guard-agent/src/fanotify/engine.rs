@@ -215,9 +215,10 @@ impl Engine {
             .outcomes
             .is_none()
             .then(|| "the responder has not carried out the last order yet".to_owned());
-        let later = self.unwatched.as_ref().map(|why| {
-            format!("mounts to come, by the responder: {why}; the agent marks them, a little later")
-        });
+        let later = self
+            .unwatched
+            .as_ref()
+            .map(|why| format!("further mounts are marked by the agent alone, a little later: {why}"));
         Problems {
             unmarked: list(|outcome| &outcome.unmarked).or(waiting).or(later),
             unsealed: self.seals_problem.clone().or_else(|| list(|outcome| &outcome.unsealed)),

@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::errno::Errno;
 use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags};
 use nix::sys::signal::{Signal, kill};
+use serde_json::Value;
 
 use crate::harness::attempt::passes;
 use crate::harness::fanotify::{Ground, intact};
@@ -201,10 +202,13 @@ fn no_more_groups() -> Result<()> {
     // The one group is that which answers.
     ensure!(fs::read_dir(pool.path()).is_err(), "a stranger can list the pool");
     wait::until("the posture says what is missing", SOON, || {
-        let posture = ground.0.status()?["posture"].to_string();
-        let has = |text: &str| posture.contains(text);
-        let why = has(Errno::EMFILE.desc());
-        Ok(why && has("deletions-unseen") && has("mounts-unmarked") == has_mount_events)
+        let posture = ground.0.status()?["posture"].clone();
+        let reasons = posture["reasons"].as_array().context("the posture has no reasons")?;
+        let has = |code: &str| {
+            let says_why = |reason: &Value| reason["detail"].to_string().contains(Errno::EMFILE.desc());
+            reasons.iter().any(|reason| reason["code"] == code && says_why(reason))
+        };
+        Ok(has("deletions-unseen") && has("mounts-unmarked") == has_mount_events)
     })?;
     drop(limit);
     wait::until("all is well again", SOON, || Ok(ground.reasons()? == ["tier-fanotify"]))?;
