@@ -45,6 +45,8 @@ enum Action {
     Bench,
     /// Print the tables of `docs/BYPASSES.md`
     Bypasses,
+    /// Real hosts for a person
+    Host(harness::host::shell::Arguments),
     /// The fault lab
     Lab {
         #[arg(long)]
@@ -72,6 +74,10 @@ fn main() -> ExitCode {
             print!("{}", catalogue::tables());
             ExitCode::SUCCESS
         }
+        Action::Host(arguments) => harness::host::shell::run(&arguments).unwrap_or_else(|error| {
+            eprintln!("guard-tests: {error:?}");
+            ExitCode::FAILURE
+        }),
         Action::Lab { seconds, seed, only } => {
             harness::run::report(lab::run(Duration::from_secs(seconds), seed, &only))
         }

@@ -12,6 +12,7 @@ mod build;
 mod checksums;
 mod demo;
 mod fuzz;
+mod host;
 mod incus;
 mod kernel;
 mod lab;

@@ -15,6 +15,7 @@ pub mod ceph;
 pub mod command;
 pub mod fanotify;
 pub mod guarded;
+pub mod host;
 pub mod incus;
 pub mod machine;
 pub mod mount;

@@ -1,5 +1,5 @@
 //! The guest's first files: a static busybox, the init script, and the few modules that reach the
-//! root. Everything else is loaded later, by the real modprobe, from the shared root.
+//! root. Everything else is loaded later, by the real modprobe, from there.
 
 use std::fs;
 use std::path::Path;
@@ -12,27 +12,31 @@ use crate::progress;
 
 /// Where Debian's busybox-static puts it.
 pub const BUSYBOX: &str = "/bin/busybox";
-const INIT: &str = include_str!("../../guest/init");
-const MODULES: [&str; 5] = ["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay"];
+/// Goes on in this machine's own root.
+pub const SHARED_INIT: &str = include_str!("../../guest/init");
+/// What it needs.
+pub const SHARED_MODULES: [&str; 5] = ["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay"];
+/// Goes on with systemd on a disk.
+pub const HOST_INIT: &str = include_str!("../../guest/host/init");
 
-/// Writes the initramfs of `kernel` to `target`.
-pub fn write(kernel: &Layout, target: &Path) -> Result<()> {
+/// Writes an initramfs for `kernel` to `target`: `init`, and `modules` with what they need.
+pub fn write(kernel: &Layout, target: &Path, init: &str, modules: &[&str]) -> Result<()> {
     let mut archive = Archive::default();
     for directory in ["bin", "dev", "proc", "sys", "mnt", "modules"] {
         archive.add(directory, 0o040_755, &[]);
     }
-    archive.add("init", 0o100_755, INIT.as_bytes());
+    archive.add("init", 0o100_755, init.as_bytes());
     archive.add("bin/busybox", 0o100_755, &fs::read(BUSYBOX).with_context(|| format!("read {BUSYBOX}"))?);
-    for (number, module) in load_order(kernel)?.iter().enumerate() {
+    for (number, module) in load_order(kernel, modules)?.iter().enumerate() {
         archive.add(&format!("modules/{:02}.ko", number), 0o100_644, &unpacked(module)?);
     }
     fs::write(target, archive.finish()).with_context(|| format!("write {}", target.display()))
 }
 
 /// The files of the modules and of what they need, in the order to load them.
-fn load_order(kernel: &Layout) -> Result<Vec<String>> {
+fn load_order(kernel: &Layout, modules: &[&str]) -> Result<Vec<String>> {
     let mut files: Vec<String> = Vec::new();
-    for module in MODULES {
+    for module in modules {
         let shown = progress::capture(Command::new("modprobe").arg("-d").arg(&kernel.directory).args([
             "-S",
             &kernel.release,

@@ -22,6 +22,9 @@ pub enum Kernel {
     /// bookworm-backports
     #[value(name = "6.12")]
     V6_12,
+    /// trixie's own, which the real hosts of the suite `host` boot
+    #[value(name = "6.12-trixie")]
+    Trixie,
     /// trixie-backports
     #[value(name = "7")]
     V7,
@@ -56,6 +59,7 @@ impl Kernel {
         match self {
             Self::V6_1 => "6.1",
             Self::V6_12 => "6.12",
+            Self::Trixie => "6.12-trixie",
             Self::V7 => "7",
         }
     }
@@ -64,6 +68,7 @@ impl Kernel {
         match self {
             Self::V6_1 => "bookworm",
             Self::V6_12 => "bookworm-backports",
+            Self::Trixie => "trixie",
             Self::V7 => "trixie-backports",
         }
     }

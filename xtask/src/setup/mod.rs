@@ -10,9 +10,9 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use clap::Args;
 
-use crate::incus;
 use crate::kernel::{self, Kernel, Selection};
 use crate::workspace;
+use crate::{host, incus};
 pub use install::is_root;
 use requirement::Requirement;
 pub use requirement::{Use, find_command};
@@ -31,16 +31,40 @@ pub struct Arguments {
     verify: bool,
 }
 
+/// What a step uses.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wanted<'a> {
+    pub uses: &'a [Use],
+    pub kernels: &'a [Kernel],
+    /// Real hosts, by their Incus.
+    pub hosts: &'a [host::Incus],
+}
+
 /// What is missing.
 struct Plan {
     packages: Vec<&'static Requirement>,
     bpf_linker: bool,
     kernels: Vec<Kernel>,
     incus: bool,
+    hosts: Vec<host::Incus>,
+}
+
+/// One thing to bring into being, with the minutes that it takes on two processors.
+struct Task<'a> {
+    minutes: u32,
+    what: String,
+    act: Box<dyn Fn() -> Result<()> + 'a>,
+}
+
+impl<'a> Task<'a> {
+    fn new(minutes: u32, what: String, act: impl Fn() -> Result<()> + 'a) -> Self {
+        Self { minutes, what, act: Box::new(act) }
+    }
 }
 
 impl Plan {
-    fn observe(uses: &[Use], kernels: &[Kernel]) -> Result<Self> {
+    fn observe(wanted: Wanted<'_>) -> Result<Self> {
+        let Wanted { uses, kernels, hosts } = wanted;
         // The rustup route needs none of Debian's compiler packages.
         let toolchain = if uses.contains(&Use::Bpf) { toolchain::detect()? } else { Toolchain::Unneeded };
         let wanted = |use_: Use| uses.contains(&use_) && !(use_ == Use::Bpf && toolchain.is_complete());
@@ -48,18 +72,29 @@ impl Plan {
             requirement::ALL.iter().filter(|r| wanted(r.needed_for) && !r.is_present()).collect();
         // One package may serve two purposes, which stand side by side.
         packages.dedup_by_key(|requirement| requirement.package);
+        let of_hosts: &[Kernel] = if hosts.is_empty() { &[] } else { &host::KERNELS };
         let mut missing = Vec::new();
-        for &kernel in kernels {
-            if !kernel.is_ready()? {
+        for &kernel in kernels.iter().chain(of_hosts) {
+            if !kernel.is_ready()? && !missing.contains(&kernel) {
                 missing.push(kernel);
             }
         }
         let incus = uses.contains(&Use::Incus) && !incus::is_ready()?;
-        Ok(Self { packages, bpf_linker: toolchain.lacks_linker(), kernels: missing, incus })
+        let mut unmade = Vec::new();
+        for &host in hosts {
+            if !host::Image::is_ready(host)? {
+                unmade.push(host);
+            }
+        }
+        Ok(Self { packages, bpf_linker: toolchain.lacks_linker(), kernels: missing, incus, hosts: unmade })
     }
 
     fn is_empty(&self) -> bool {
-        self.packages.is_empty() && !self.bpf_linker && self.kernels.is_empty() && !self.incus
+        self.packages.is_empty()
+            && !self.bpf_linker
+            && self.kernels.is_empty()
+            && !self.incus
+            && self.hosts.is_empty()
     }
 
     fn print(&self) -> Result<()> {
@@ -67,44 +102,60 @@ impl Plan {
         for requirement in &self.packages {
             eprintln!("xtask:   package {:<24} {}", requirement.package, requirement.purpose);
         }
-        if self.bpf_linker {
-            let place = toolchain::linker_root()?;
-            eprintln!(
-                "xtask:   bpf-linker {} built by cargo (2 minutes) into {}",
-                toolchain::LINKER_VERSION,
-                place.display()
-            );
-        }
-        for kernel in &self.kernels {
-            eprintln!(
-                "xtask:   kernel {:<25} into {} (not installed)",
-                kernel.name(),
-                kernel.directory()?.display()
-            );
-        }
-        if self.incus {
-            eprintln!("xtask:   Incus {:<26} into {} (not installed)", "", incus::directory()?.display());
+        for task in self.tasks()?.iter().skip(usize::from(!self.packages.is_empty())) {
+            eprintln!("xtask:   {}", task.what);
         }
         Ok(())
     }
 
-    fn execute(&self) -> Result<()> {
+    /// All that is to be done, in order: a host's disk needs packages and kernels.
+    fn tasks(&self) -> Result<Vec<Task<'_>>> {
+        let mut tasks: Vec<Task<'_>> = Vec::new();
         if !self.packages.is_empty() {
-            install::packages(&self.packages)?;
+            let what = format!("{} packages", self.packages.len());
+            tasks.push(Task::new(2, what, || install::packages(&self.packages)));
         }
         if self.bpf_linker {
-            toolchain::install_linker()?;
+            let place = toolchain::linker_root()?;
+            let what =
+                format!("bpf-linker {}, built by cargo into {}", toolchain::LINKER_VERSION, place.display());
+            tasks.push(Task::new(2, what, toolchain::install_linker));
         }
-        self.kernels.iter().try_for_each(|kernel| kernel.fetch())?;
-        if self.incus { incus::fetch() } else { Ok(()) }
+        for kernel in &self.kernels {
+            let place = kernel.directory()?;
+            let what = format!("kernel {} into {} (not installed)", kernel.name(), place.display());
+            tasks.push(Task::new(1, what, || kernel.fetch()));
+        }
+        if self.incus {
+            let what = format!("Incus into {} (not installed)", incus::directory()?.display());
+            tasks.push(Task::new(1, what, incus::fetch));
+        }
+        for &host in &self.hosts {
+            let what = format!("a Debian 13 system with Incus {} on a disk image", host.name());
+            tasks.push(Task::new(3, what, move || host::Image::make(host)));
+        }
+        Ok(tasks)
+    }
+
+    fn execute(&self) -> Result<()> {
+        let tasks = self.tasks()?;
+        let mut left: u32 = tasks.iter().map(|task| task.minutes).sum();
+        for (number, task) in tasks.iter().enumerate() {
+            let (number, all) = (number + 1, tasks.len());
+            eprintln!("xtask: setup, {number} of {all}: {} (about {left} minutes left in all)", task.what);
+            (task.act)()?;
+            left -= task.minutes;
+        }
+        Ok(())
     }
 }
 
 /// The command `cargo xtask setup`: everything.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let kernels = arguments.kernel.kernels();
+    let all = Wanted { uses: &Use::ALL, kernels, hosts: &[host::Incus::V7_0] };
     if arguments.check {
-        let plan = Plan::observe(&Use::ALL, kernels)?;
+        let plan = Plan::observe(all)?;
         if plan.is_empty() {
             eprintln!("xtask: nothing is missing");
             return Ok(ExitCode::SUCCESS);
@@ -112,7 +163,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         plan.print()?;
         return Ok(ExitCode::FAILURE);
     }
-    ensure(&Use::ALL, kernels)?;
+    ensure_all(all)?;
     if arguments.verify {
         kernels.iter().try_for_each(|&kernel| kernel::verify_all(kernel))?;
         incus::verify_all()?;
@@ -124,18 +175,23 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 /// Makes sure that what a step uses is there.
 pub fn ensure(uses: &[Use], kernels: &[Kernel]) -> Result<()> {
-    if Plan::observe(uses, kernels)?.is_empty() {
+    ensure_all(Wanted { uses, kernels, hosts: &[] })
+}
+
+/// The same, real hosts among it.
+pub fn ensure_all(wanted: Wanted<'_>) -> Result<()> {
+    if Plan::observe(wanted)?.is_empty() {
         return Ok(());
     }
     let _lock = workspace::lock_cache()?;
     // Another step may have done it while this one waited.
-    let plan = Plan::observe(uses, kernels)?;
+    let plan = Plan::observe(wanted)?;
     if plan.is_empty() {
         return Ok(());
     }
     plan.print()?;
     plan.execute()?;
-    let left = Plan::observe(uses, kernels)?;
+    let left = Plan::observe(wanted)?;
     if !left.is_empty() {
         left.print()?;
         bail!("setup ran through, but what is listed above is still missing");

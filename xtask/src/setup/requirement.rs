@@ -24,6 +24,8 @@ pub enum Use {
     Fuzz,
     /// Incus, unpacked in the cache, and what the machine must have beside it.
     Incus,
+    /// Making and booting real hosts.
+    Host,
 }
 
 impl Use {
@@ -32,7 +34,7 @@ impl Use {
     /// The suite `incus` and the demo.
     pub const WITH_INCUS: [Self; 5] = [Self::Bpf, Self::Vm, Self::Ceph, Self::Suites, Self::Incus];
     pub const BENCH: [Self; 4] = [Self::Bpf, Self::Vm, Self::Ceph, Self::Bench];
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Bpf,
         Self::Vm,
         Self::Ceph,
@@ -41,6 +43,7 @@ impl Use {
         Self::Bench,
         Self::Fuzz,
         Self::Incus,
+        Self::Host,
     ];
 }
 
@@ -128,6 +131,10 @@ pub const ALL: &[Requirement] = &[
         Command("apparmor_parser"),
         "an AppArmor profile to measure beside us",
     ),
+    requirement(Use::Host, "mmdebstrap", Command("mmdebstrap"), "a Debian system on a disk image"),
+    requirement(Use::Host, "qemu-utils", Command("qemu-img"), "disks and saved states of real hosts"),
+    requirement(Use::Host, "e2fsprogs", Command("mke2fs"), "the disk's filesystem"),
+    requirement(Use::Host, "socat", Command("socat"), "a shell on a real host"),
     requirement(Use::Incus, "util-linux", Command("nsenter"), "a second node in namespaces of its own"),
 ];
 

@@ -41,7 +41,7 @@ impl Job {
         let config = kernel.directory.join("config");
         fs::copy(&config, job.directory.join("config"))
             .with_context(|| format!("copy {}", config.display()))?;
-        initramfs::write(kernel, &job.initramfs())?;
+        initramfs::write(kernel, &job.initramfs(), initramfs::SHARED_INIT, &initramfs::SHARED_MODULES)?;
         Ok(job)
     }
 

@@ -14,6 +14,7 @@ use std::{fs::File, thread};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
+use crate::host;
 use crate::kernel::{Kernel, Layout};
 use crate::progress;
 use crate::setup::{self, Use};
@@ -47,6 +48,18 @@ pub struct Arguments {
     /// End the VM after so many seconds (no limit for an interactive shell)
     #[arg(long, value_name = "SECONDS", default_value_t = 900)]
     limit: u64,
+    /// Real hosts instead: Debian 13 on a disk, with systemd, Ceph and Incus, started from a saved state
+    #[arg(long, conflicts_with_all = ["lsm", "no_bpf_lsm", "ceph", "icount", "append"])]
+    host: bool,
+    /// With --host: booted (one host), seed (a cluster of one, with a pool, and two more hosts), members (two have joined)
+    #[arg(long, requires = "host", default_value = "booted")]
+    state: String,
+    /// With --host: which host to show, store, n1, n2 or n3
+    #[arg(long, requires = "host", default_value = "n1", value_name = "NAME")]
+    on: String,
+    /// With --host: the version of Incus
+    #[arg(long, requires = "host", value_enum, default_value = "7.0")]
+    incus: host::Incus,
     /// What to run as root: one argument is a shell script, several are a command and its arguments.
     /// Nothing on a terminal: an interactive shell
     #[arg(last = true, value_name = "COMMAND")]
@@ -135,6 +148,13 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         [script] => Some(script.clone()),
         words => Some(words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")),
     };
+    if arguments.host {
+        let limit = arguments.limit.to_string();
+        let options = ["--state", &arguments.state, "--on", &arguments.on, "--limit", &limit];
+        let arguments_ = options.into_iter().map(str::to_owned).chain(script).collect();
+        let (kernel, incus) = (arguments.kernel, arguments.incus);
+        return host::run::shell(&host::run::Shell { kernel, incus, arguments: arguments_ });
+    }
     let boot_this = Boot {
         lsm: match arguments.lsm {
             Some(list) => Lsm::List(list),

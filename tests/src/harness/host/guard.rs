@@ -1,0 +1,1 @@
+//! The package under test on a host.

@@ -1,0 +1,48 @@
+//! Runs `guard-tests` beside real hosts: on this machine, in namespaces that hold nothing else and that take
+//! every machine with them when it ends.
+
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, Result};
+
+use super::{Incus, KERNELS, environment, kernel};
+use crate::kernel::Kernel;
+use crate::setup::{self, Use, Wanted};
+use crate::{build, workspace};
+
+/// What a person asks for with `cargo xtask vm --host`.
+#[derive(Debug)]
+pub struct Shell {
+    pub kernel: Kernel,
+    pub incus: Incus,
+    /// Handed to `guard-tests host` as they are.
+    pub arguments: Vec<String>,
+}
+
+/// Everything that real hosts of these versions of Incus need.
+pub fn ensure(incus: &[Incus]) -> Result<()> {
+    setup::ensure_all(Wanted { uses: &[Use::Bpf, Use::Vm, Use::Host], kernels: &KERNELS, hosts: incus })
+}
+
+/// Starts hosts, and runs a command or shows a shell on one.
+pub fn shell(shell: &Shell) -> Result<ExitCode> {
+    ensure(&[shell.incus])?;
+    let tests = build::for_this_machine()?.join("guard-tests");
+    let environment = environment(shell.incus, kernel(shell.kernel)?)?;
+    let mut command = beside(&tests)?;
+    command.arg("host").args(&shell.arguments).envs(environment);
+    let status = command.status().context("start unshare (package util-linux)")?;
+    Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX)))
+}
+
+/// A command line that begins with `guard-tests`, as the first process of new network and PID namespaces.
+pub fn beside(tests: &Path) -> Result<Command> {
+    let mut command = Command::new("unshare");
+    command.args(["--net", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+    if !setup::is_root()? {
+        command.arg("--map-root-user");
+    }
+    command.arg("--").arg(tests).current_dir(workspace::root());
+    Ok(command)
+}
