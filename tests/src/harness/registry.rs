@@ -20,6 +20,8 @@ pub enum Suite {
     Cephfs,
     /// A real Incus cluster of two nodes on real CephFS.
     Incus,
+    /// Real hosts: Debian 13 with systemd and our package, each in a machine of its own; runs beside them.
+    Host,
 }
 
 impl Suite {
@@ -28,6 +30,7 @@ impl Suite {
             Self::Standin => "standin",
             Self::Cephfs => "cephfs",
             Self::Incus => "incus",
+            Self::Host => "host",
         }
     }
 }

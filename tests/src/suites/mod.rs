@@ -22,6 +22,7 @@ mod fanotify_trouble_standin;
 mod gap_standin;
 mod ground_cephfs;
 mod ground_standin;
+mod host;
 mod host_cephfs;
 mod inactive_standin;
 mod incident_incus;
@@ -103,6 +104,7 @@ pub fn of(suite: Suite) -> impl Iterator<Item = Test> {
         Suite::Standin => STANDIN,
         Suite::Cephfs => CEPHFS,
         Suite::Incus => INCUS,
+        Suite::Host => host::TESTS,
     };
     tables.iter().flat_map(|table| table.iter().copied())
 }

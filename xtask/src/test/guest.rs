@@ -1,8 +1,8 @@
 //! Runs the suites of `guard-tests`: boots for each kernel and each profile that their tests declare.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
-use std::process::Command;
+use std::io::{self, Read as _};
+use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use anyhow::{Context as _, Result, bail};
 use super::report::{Entry, Report, lock};
 use super::{Suite, Tier};
 use crate::build::TestBinaries;
-use crate::incus;
 use crate::kernel::{Kernel, Layout};
 use crate::progress;
 use crate::vm::{self, Boot, Lsm, Outcome, quoted};
+use crate::{host, incus};
 
 /// Longest time for one boot with all of its tests.
 const LIMIT: Duration = Duration::from_secs(2400);
@@ -64,6 +64,8 @@ pub struct Wanted<'a> {
     pub full: bool,
     /// Those whose name contains this.
     pub filter: Option<&'a str>,
+    /// Versions of Incus, for real hosts.
+    pub incus: &'a [host::Incus],
 }
 
 impl Wanted<'_> {
@@ -78,13 +80,19 @@ pub struct Part {
     suite: Suite,
     kernel: Kernel,
     profile: String,
+    /// Of a real host.
+    incus: Option<host::Incus>,
     tests: Vec<String>,
 }
 
 impl Part {
     /// As it is called in the report.
     pub fn name(&self) -> String {
-        format!("{}[{}]", self.suite.name(), self.kernel.name())
+        let kernel = self.kernel.name();
+        match self.incus {
+            Some(incus) => format!("{}[{kernel}, Incus {}]", self.suite.name(), incus.name()),
+            None => format!("{}[{kernel}]", self.suite.name()),
+        }
     }
 }
 
@@ -96,6 +104,9 @@ pub fn parts(
     wanted: &Wanted<'_>,
 ) -> Result<Vec<Part>> {
     let mut parts = Vec::new();
+    if let ([Suite::Host], [kernel]) = (suites, kernels) {
+        host::kernel(*kernel)?;
+    }
     for &suite in suites {
         let listed = progress::capture(
             Command::new(&binaries.tests)
@@ -111,13 +122,21 @@ pub fn parts(
         }
         for (profile, tests) in &by_profile {
             let at_once = if suite == Suite::Incus { JOINS_A_BOOT } else { TESTS_A_BOOT };
+            let part = |kernel, incus, tests: &[String]| Part {
+                suite,
+                kernel,
+                profile: (*profile).to_owned(),
+                incus,
+                tests: tests.to_vec(),
+            };
             for &kernel in kernels {
-                parts.extend(tests.chunks(at_once).map(|tests| Part {
-                    suite,
-                    kernel,
-                    profile: (*profile).to_owned(),
-                    tests: tests.to_vec(),
-                }));
+                if suite != Suite::Host {
+                    parts.extend(tests.chunks(at_once).map(|tests| part(kernel, None, tests)));
+                    continue;
+                }
+                // Debian 13 has no 6.1: with all kernels asked for, its hosts boot the others.
+                let Ok(kernel) = host::kernel(kernel) else { continue };
+                parts.extend(wanted.incus.iter().map(|&incus| part(kernel, Some(incus), tests)));
             }
         }
     }
@@ -126,7 +145,10 @@ pub fn parts(
 
 /// Boots the part's machine and runs its tests there.
 pub fn run(part: &Part, tier: Tier, binaries: &TestBinaries, report: &Mutex<Report>) -> Result<()> {
-    let Part { suite, kernel, ref profile, ref tests } = *part;
+    if let Some(incus) = part.incus {
+        return run_beside_hosts(part, incus, binaries, report);
+    }
+    let Part { suite, kernel, ref profile, ref tests, .. } = *part;
     let script = format!(
         "exec {} run --suite {} --profile {profile} --full --exact {}",
         quoted(&binaries.tests.to_string_lossy()),
@@ -154,6 +176,30 @@ pub fn run(part: &Part, tier: Tier, binaries: &TestBinaries, report: &Mutex<Repo
         io::Result::Ok(())
     })?;
     reader.end(tests, &outcome);
+    Ok(())
+}
+
+/// Runs the part's tests here, beside the hosts that they start.
+fn run_beside_hosts(
+    part: &Part,
+    incus: host::Incus,
+    binaries: &TestBinaries,
+    report: &Mutex<Report>,
+) -> Result<()> {
+    let mut command = host::run::beside(&binaries.tests)?;
+    command.args(["run", "--suite", part.suite.name(), "--full", "--exact"]).args(&part.tests);
+    command.envs(host::environment(incus, part.kernel)?).env("RUST_BACKTRACE", "0");
+    command.env("GUARD_HOST_PAYLOAD", crate::workspace::target().join("host-payload"));
+    eprintln!("xtask: {}: {} tests …", part.name(), part.tests.len());
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("start unshare")?;
+    let mut output = child.stdout.take().context("the tests' output is a pipe")?;
+    let mut reader = Reader::new(part.name(), part.suite.name(), report);
+    let mut buffer = [0; 16 * 1024];
+    while let count @ 1.. = output.read(&mut buffer).context("read the tests' output")? {
+        reader.bytes(&buffer[..count]);
+    }
+    let status = child.wait().context("wait for the tests")?.code().unwrap_or(-1);
+    reader.end(&part.tests, &Outcome::Ended { status, kernel_messages: String::new() });
     Ok(())
 }
 

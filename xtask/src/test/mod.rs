@@ -14,9 +14,9 @@ use std::thread;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 
-use crate::build;
 use crate::kernel::Selection;
-use crate::setup::{self, Use};
+use crate::setup::{self, Use, Wanted};
+use crate::{build, host};
 use report::{Report, lock};
 
 #[derive(Args)]
@@ -30,6 +30,9 @@ pub struct Arguments {
     /// The tier that enforces in the suites: with fmod-ret the machines are booted without bpf in lsm=
     #[arg(long, value_enum, default_value = "bpf-lsm")]
     tier: Tier,
+    /// The versions of Incus on the real hosts of the suite host
+    #[arg(long, value_enum, default_value = "7.0")]
+    incus: host::Selection,
     /// Also the tests that take long: all of the table of failed joins, the faults of the lab, workloads in a guest
     #[arg(long)]
     full: bool,
@@ -50,6 +53,8 @@ pub enum Suite {
     Cephfs,
     /// In a VM, a real Incus cluster of two nodes on real CephFS
     Incus,
+    /// Real hosts: Debian 13 with systemd, Incus and our package, each in a VM of its own
+    Host,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -65,6 +70,7 @@ impl Suite {
             Self::Standin => "standin",
             Self::Cephfs => "cephfs",
             Self::Incus => "incus",
+            Self::Host => "host",
         }
     }
 }
@@ -78,8 +84,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         unit::run(filter, &mut report);
     }
     // What takes longest comes first, so that at the end no processor waits for it.
-    let in_guests: Vec<Suite> =
-        [Suite::Incus, Suite::Standin, Suite::Cephfs].into_iter().filter(|suite| selected(*suite)).collect();
+    let in_guests: Vec<Suite> = [Suite::Host, Suite::Incus, Suite::Standin, Suite::Cephfs]
+        .into_iter()
+        .filter(|suite| selected(*suite))
+        .collect();
     let report = Mutex::new(report);
     if !in_guests.is_empty()
         && let Err(error) = run_in_guests(&in_guests, arguments, &report)
@@ -104,9 +112,13 @@ fn run_in_guests(suites: &[Suite], arguments: &Arguments, report: &Mutex<Report>
     let kernels = arguments.kernel.kernels();
     let uses: &[Use] = if suites.contains(&Suite::Incus) { &Use::WITH_INCUS } else { &Use::WITHOUT_INCUS };
     let workloads: &[Use] = if arguments.full { &[Use::Workloads] } else { &[] };
-    setup::ensure(&[uses, workloads].concat(), kernels)?;
+    let (hosts, of_hosts): (&[host::Incus], &[Use]) = match suites.contains(&Suite::Host) {
+        true => (arguments.incus.versions(), &[Use::Host]),
+        false => (&[], &[]),
+    };
+    setup::ensure_all(Wanted { uses: &[uses, workloads, of_hosts].concat(), kernels, hosts })?;
     let binaries = build::for_tests()?;
-    let wanted = guest::Wanted { full: arguments.full, filter: arguments.filter.as_deref() };
+    let wanted = guest::Wanted { full: arguments.full, filter: arguments.filter.as_deref(), incus: hosts };
     let parts = Mutex::new(VecDeque::from(guest::parts(suites, kernels, &binaries, &wanted)?));
     let next = || parts.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
     let work = || {

@@ -155,3 +155,20 @@ impl Joined {
         Ok(self.ended.output)
     }
 }
+
+/// Makes a member know an offline one with another's address, as one whose machine was reinstalled.
+pub fn remember_old_member(member: &Machine, name: &str, address: Name) -> Result<()> {
+    let row = format!(
+        "INSERT INTO nodes (name, address, schema, api_extensions, heartbeat, arch, description) SELECT \
+         '{name}', '{}:8443', schema, api_extensions, '2020-01-01T00:00:00Z', arch, '' FROM nodes WHERE id = 1",
+        address.address()
+    );
+    member.run(&format!("incus admin sql global \"{row}\""))?;
+    let offline = format!("incus cluster list --format csv | grep '^{name},.*OFFLINE'");
+    member.wait_for("the member sees the old one offline", Duration::from_secs(90), &offline).map(drop)
+}
+
+/// Removes a member's row by force.
+pub fn forget_member(member: &Machine, name: &str) -> Result<()> {
+    member.run(&format!("incus cluster remove --force --yes {name}")).map(drop)
+}

@@ -1,1 +1,152 @@
-//! The package under test on a host.
+//! The package under test on a host: installed by apt, run by systemd, asked by guardctl.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use super::machine::Machine;
+use super::runner::Ended;
+use crate::harness::wait;
+
+/// Where the payload's disk is unpacked.
+const PLACE: &str = "/root/payload";
+/// The policy file.
+pub const POLICY: &str = "/etc/guard-agent/policy.toml";
+/// For apt on an emulated machine.
+const INSTALL_LIMIT: Duration = Duration::from_secs(300);
+/// For the agent to take note of what has happened.
+const NOTICE: Duration = Duration::from_secs(60);
+
+/// The packages that a scenario may install.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Package {
+    /// The one under test.
+    Current,
+    /// A later version of it.
+    Next,
+    /// A later version whose maps have another layout.
+    NextLayout,
+}
+
+impl Package {
+    fn file(self) -> &'static str {
+        match self {
+            Self::Current => "guard-agent.deb",
+            Self::Next => "guard-agent-next.deb",
+            Self::NextLayout => "guard-agent-next-layout.deb",
+        }
+    }
+}
+
+/// A host's guard-agent.
+#[derive(Clone, Copy, Debug)]
+pub struct Guard<'a> {
+    host: &'a Machine,
+}
+
+impl<'a> Guard<'a> {
+    /// Installs the package as a person does, and waits until it enforces.
+    pub fn install(host: &'a Machine) -> Result<Self> {
+        unpack(host)?;
+        let guard = Self { host };
+        guard.apt_install(Package::Current)?;
+        guard.enforces()?;
+        Ok(guard)
+    }
+
+    /// The guard-agent of a host that has it.
+    pub fn of(host: &'a Machine) -> Self {
+        Self { host }
+    }
+
+    /// Waits until the agent answers, whatever its posture.
+    pub fn answers(&self) -> Result<()> {
+        wait::until("guard-agent answers", NOTICE, || {
+            Ok(self.json("status").is_ok_and(|status| status["agent"]["pid"].is_u64()))
+        })
+        .with_context(|| self.journal())
+    }
+
+    /// `apt install` of one of the packages.
+    pub fn apt_install(&self, package: Package) -> Result<String> {
+        self.apt(&format!("install {PLACE}/{}", package.file()))
+    }
+
+    /// `apt-get`, which must succeed.
+    pub fn apt(&self, arguments: &str) -> Result<String> {
+        let script = format!("DEBIAN_FRONTEND=noninteractive apt-get --yes --allow-downgrades {arguments}");
+        let ended = self.host.attempt_within(&script, INSTALL_LIMIT)?;
+        ensure!(ended.status == 0, "apt-get {arguments}: {}", ended.output);
+        Ok(ended.output)
+    }
+
+    /// Waits until the posture is `enforcing`.
+    pub fn enforces(&self) -> Result<()> {
+        wait::until("guard-agent enforces", NOTICE, || {
+            Ok(self.json("status").is_ok_and(|status| status["posture"]["state"] == "enforcing"))
+        })
+        .with_context(|| self.journal())
+    }
+
+    /// Runs guardctl, whatever comes of it.
+    pub fn control(&self, arguments: &str) -> Result<Ended> {
+        self.host.attempt_within(&format!("guardctl {arguments}"), Duration::from_secs(400))
+    }
+
+    /// Runs guardctl, which must succeed.
+    pub fn direct(&self, arguments: &str) -> Result<String> {
+        let ended = self.control(arguments)?;
+        ensure!(ended.status == 0, "guardctl {arguments}: {}\n{}", ended.output.trim(), self.journal());
+        Ok(ended.output)
+    }
+
+    /// What guardctl answers as JSON, whatever its exit code.
+    pub fn json(&self, arguments: &str) -> Result<Value> {
+        let ended = self.control(&format!("{arguments} --json 2>/dev/null"))?;
+        serde_json::from_str(&ended.output)
+            .with_context(|| format!("guardctl {arguments} --json said: {}", ended.output))
+    }
+
+    /// What the agent says of the host's Incus node.
+    pub fn node(&self) -> Result<Value> {
+        let status = self.json("status")?;
+        let nodes = status["nodes"].as_array().context("status has no nodes")?;
+        let own = nodes.iter().find(|node| node["root"] == "/var/lib/incus");
+        own.cloned().context("status does not name the node /var/lib/incus")
+    }
+
+    /// Waits until the node is in a state; its pools' mode must be `mode` then.
+    pub fn becomes(&self, state: &str, mode: &str) -> Result<()> {
+        let mut last = Value::Null;
+        let waited = wait::until("the node's state", NOTICE, || {
+            last = self.node()?;
+            Ok(last["state"] == state)
+        });
+        waited.with_context(|| format!("wanted {state}; the last look: {last}\n{}", self.journal()))?;
+        ensure!(last["mode"] == mode, "wanted the mode {mode}: {last}");
+        Ok(())
+    }
+
+    /// Denials in all pools of the host.
+    pub fn denied(&self) -> Result<u64> {
+        let pools = self.json("pools")?;
+        let pools = pools.as_array().context("guardctl pools printed no list")?;
+        Ok(pools.iter().filter_map(|pool| pool["counters"]["denied"].as_u64()).sum())
+    }
+
+    /// The agent's last lines in the journal.
+    pub fn journal(&self) -> String {
+        let said = self.host.attempt("journalctl -b -u guard-agent --no-pager -n 25 -o short-monotonic");
+        said.map_or_else(|error| format!("and no journal: {error:#}"), |ended| ended.output)
+    }
+}
+
+/// Brings the payload's files into the host.
+pub fn unpack(host: &Machine) -> Result<()> {
+    let script = format!(
+        "mkdir -p {PLACE} && dd if=/dev/vdb iflag=direct bs=1M status=none 2>/dev/null | tar --extract --directory {PLACE}; \
+         ls {PLACE}/guard-agent.deb"
+    );
+    host.run(&script).map(drop)
+}

@@ -62,9 +62,18 @@ pub struct Lab {
 impl Lab {
     /// Starts the named hosts where `state` left them; makes the state if it was never made.
     pub fn start(state: State, names: &[Name]) -> Result<Self> {
-        let settings = Settings::from_environment()?;
+        Self::start_with(state, names, "")
+    }
+
+    /// The same; with further kernel parameters they are booted anew.
+    pub fn start_with(state: State, names: &[Name], parameters: &str) -> Result<Self> {
+        let mut settings = Settings::from_environment()?;
         let saved = state.made(&settings)?;
+        parameters.clone_into(&mut settings.parameters);
         let lab = Self::of_saved(&settings, names, |name| (saved.clone(), state.name_of(name).to_owned()))?;
+        if !parameters.is_empty() {
+            lab.machines.values().try_for_each(Machine::reboot)?;
+        }
         Ok(lab)
     }
 

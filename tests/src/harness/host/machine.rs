@@ -145,6 +145,13 @@ impl Machine {
         self.qmp().execute("system_reset", json!({})).map(drop)
     }
 
+    /// Reboots it in order, and waits until its runner is there again.
+    pub fn reboot(&self) -> Result<()> {
+        let before = self.starts();
+        self.run("systemctl --no-block reboot")?;
+        self.wait_up(before)
+    }
+
     /// Pulls its network cable, or plugs it in.
     pub fn link(&self, up: bool) -> Result<()> {
         self.qmp().execute("set_link", json!({"name": "net0", "up": up})).map(drop)
@@ -243,7 +250,8 @@ fn options(settings: &Settings, network: &[String]) -> Vec<OsString> {
     // The guest's clock goes with its processors: saved states stay where they were in time.
     add(&["-rtc", "base=utc,clock=vm"]);
     add(&["-kernel", &settings.kernel.to_string_lossy(), "-initrd", &settings.initrd.to_string_lossy()]);
-    add(&["-append", PARAMETERS, "-serial", "chardev:console"]);
+    let parameters = format!("{PARAMETERS} {}", settings.parameters);
+    add(&["-append", &parameters, "-serial", "chardev:console"]);
     add(&["-object", "rng-random,id=random,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=random"]);
     // What the guest has free is free here, and not saved.
     add(&["-device", "virtio-balloon-pci,free-page-reporting=on"]);

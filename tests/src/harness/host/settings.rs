@@ -19,6 +19,8 @@ pub struct Settings {
     pub key: String,
     /// `6.0` or `7.0`.
     pub incus: String,
+    /// Of the kernel, beyond the usual ones. In force from a host's next boot on.
+    pub parameters: String,
 }
 
 impl Settings {
@@ -39,6 +41,7 @@ impl Settings {
             states: value("GUARD_HOST_STATES")?.into(),
             key: key.finalize().iter().map(|byte| format!("{byte:02x}")).collect(),
             incus: value("GUARD_HOST_INCUS")?,
+            parameters: String::new(),
         })
     }
 }

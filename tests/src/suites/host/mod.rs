@@ -1,0 +1,21 @@
+//! Real hosts: what we ship, the way it is shipped. These tests run beside the hosts, not on them.
+
+mod commands;
+mod healthy;
+mod incident;
+mod operations;
+mod reboot;
+mod silent;
+mod upgrade;
+
+use crate::harness::registry::Test;
+
+pub const TESTS: &[&[Test]] = &[
+    incident::TESTS,
+    healthy::TESTS,
+    reboot::TESTS,
+    commands::TESTS,
+    upgrade::TESTS,
+    operations::TESTS,
+    silent::TESTS,
+];
