@@ -36,5 +36,6 @@ pub mod preflight;
 pub mod reactor;
 pub mod rollback;
 pub mod roots;
+pub mod systemd;
 pub mod watch;
 pub mod wipe;

@@ -10,6 +10,7 @@ pub mod history;
 pub mod join;
 pub mod lease;
 pub mod node;
+pub mod own_cgroup;
 pub mod policy;
 pub mod pools;
 pub mod preflight;
@@ -112,8 +113,10 @@ pub enum CliError {
     Output(#[from] io::Error),
     #[error("the policy that the agent has in force is not understood by this guardctl")]
     ForeignPolicy(#[source] crate::policy::PolicyErrors),
-    #[error(transparent)]
+    #[error("the command was not run")]
     Exec(#[from] exec::ExecError),
+    #[error("there is no cgroup for the command")]
+    OwnCgroup(#[from] own_cgroup::CgroupError),
     #[error(transparent)]
     Node(#[from] node::NodeError),
     #[error("Incus could not be stopped")]
@@ -134,6 +137,7 @@ impl CliError {
             Self::Output(_)
             | Self::ForeignPolicy(_)
             | Self::Exec(_)
+            | Self::OwnCgroup(_)
             | Self::Stop(_)
             | Self::Wipe(_)
             | Self::Helper(_) => Exit::Failure,
@@ -144,12 +148,12 @@ impl CliError {
         match self {
             Self::Client(error) => Some(error.fix()),
             Self::Node(error) => Some(error.fix()),
-            Self::Exec(error) => Some(error.fix()),
+            Self::OwnCgroup(error) => Some(error.fix().to_owned()),
             Self::Wipe(error) => Some(error.fix()),
             Self::Stop(_) => {
                 Some("stop Incus by hand (systemctl stop incus.socket incus.service)".to_owned())
             }
-            Self::Output(_) | Self::ForeignPolicy(_) | Self::Helper(_) => None,
+            Self::Output(_) | Self::ForeignPolicy(_) | Self::Helper(_) | Self::Exec(_) => None,
         }
     }
 }

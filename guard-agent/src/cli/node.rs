@@ -15,6 +15,7 @@ use crate::incus;
 use crate::join::Daemon;
 use crate::mounts::{self, Snapshot};
 use crate::policy::{self, Policy};
+use crate::systemd;
 use crate::wipe::stop;
 
 /// A guarded root whose joins are followed.
@@ -156,7 +157,7 @@ const END: Duration = Duration::from_secs(10);
 /// Stops Incus and its sockets, and proves that the daemon is gone.
 pub fn stop_incus(node: &Node, say: &mut dyn FnMut(&str) -> Result<(), CliError>) -> Result<(), CliError> {
     require_host()?;
-    if stop::has_systemd() {
+    if systemd::manages_host() {
         let stopped = stop::stop_units(&stop::units(&node.unit)).map_err(CliError::Stop)?;
         if !stopped.is_empty() {
             say(&format!("stopped: {}", stopped.join(", ")))?;

@@ -19,8 +19,8 @@ use crate::incus;
 use crate::join::Daemon;
 use crate::rollback::UnmountOutcome;
 use crate::rollback::helper::{Helper, UnmountArgs};
-use crate::roots;
 use crate::wipe::{self, Census, Deleted, InTheWay, MountsBelow, OwnMount, Root, stop};
+use crate::{roots, systemd};
 
 #[derive(Debug, clap::Args)]
 pub struct WipeArgs {
@@ -103,7 +103,7 @@ fn plan(global: &Global, node: &Node) -> Result<Plan, CliError> {
     obstacles.extend(instances.map(|(pid, command)| Obstacle::Instance { pid, command }));
     let ticks = crate::events::process::ticks_per_second();
     Ok(Plan {
-        units: if stop::has_systemd() { stop::units(&node.unit) } else { Vec::new() },
+        units: if systemd::manages_host() { stop::units(&node.unit) } else { Vec::new() },
         daemon: incus::sight(&node.incus, &snapshot, ticks).daemon,
         pools: pools.iter().map(|pool| format!("{} at {}", pool.name, pool.mountpoints.join(", "))).collect(),
         unmounts: own,

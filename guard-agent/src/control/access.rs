@@ -19,6 +19,8 @@ pub struct Peer {
     pub gid: u32,
     /// Who logged in, if the session has that; for the audit log, never for a decision.
     pub login_uid: Option<u32>,
+    /// When it started, in ticks of the boot clock, read as the connection was accepted: with `pid` it names one process.
+    pub start_ticks: Option<u64>,
 }
 
 /// What a peer may ask.
@@ -75,7 +77,7 @@ mod tests {
     use super::*;
 
     fn peer(uid: u32, gid: u32) -> Peer {
-        Peer { pid: None, uid, gid, login_uid: None }
+        Peer { pid: None, uid, gid, login_uid: None, start_ticks: None }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! One connection to the control socket: lines in, answers out, events if they are asked for.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -17,6 +18,7 @@ use super::refusal::Refusal;
 use super::server::{Command, Shared};
 use crate::audit::Filter;
 use crate::audit::history::{HistoryLine, read_tail};
+use crate::events::process;
 
 /// Refuses a connection without serving it. The answer fits the empty socket buffer or is left out.
 pub(super) fn turn_away(stream: &UnixStream, refusal: Refusal) {
@@ -37,10 +39,12 @@ type Goes = io::Result<bool>;
 impl Connection {
     pub async fn open(stream: UnixStream, credentials: &UCred, shared: Arc<Shared>) -> Self {
         let pid = credentials.pid().and_then(|pid| u32::try_from(pid).ok());
-        let mut peer = Peer { pid, uid: credentials.uid(), gid: credentials.gid(), login_uid: None };
+        let (uid, gid) = (credentials.uid(), credentials.gid());
+        let mut peer = Peer { pid, uid, gid, login_uid: None, start_ticks: None };
         let of = shared.options.access;
         let known = tokio::task::spawn_blocking(move || {
             peer.login_uid = pid.and_then(login_uid);
+            peer.start_ticks = pid.and_then(|pid| process::started(Path::new("/proc"), pid));
             (of(&peer), peer)
         });
         // A panic in there is no permission.

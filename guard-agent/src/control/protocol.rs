@@ -53,7 +53,8 @@ pub enum Request {
         ttl_seconds: Option<u64>,
         reason: String,
     },
-    /// A lease for one command tree. The agent makes a cgroup, and what is put into it may delete.
+    /// A lease for the requester's own cgroup, in which it must be alone. It ends with the requester, which is or becomes the
+    /// command.
     ExecLease {
         pool: String,
         /// The policy's default if it is left out.
@@ -213,7 +214,7 @@ pub enum Reply {
     Sealed(Box<PoolReport>),
     Unsealed(Box<PoolReport>),
     Released(Box<LeaseReport>),
-    /// The cgroup's directory, as the agent sees it.
+    /// The cgroup, as in `/proc/PID/cgroup`.
     ExecLeased {
         lease: Box<LeaseReport>,
         cgroup: String,

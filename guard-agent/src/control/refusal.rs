@@ -22,6 +22,10 @@ pub enum Refusal {
     ReasonMissing,
     #[error("{limit} commands have a lease, which is as many as there may be")]
     TooManyLeases { limit: u32 },
+    #[error(
+        "the cgroup {cgroup} is not the requester's alone ({others} other processes): the lease would be theirs too"
+    )]
+    SharedCgroup { cgroup: String, others: usize },
     #[error("there is no lease `{id}`; {}", listed("leases", leases))]
     NoSuchLease { id: String, leases: Vec<String> },
     #[error("the policy was rejected, the old one stays in force: {}", errors.join("; "))]
@@ -66,6 +70,7 @@ impl Refusal {
             Self::TtlZero => "ttl-zero",
             Self::ReasonMissing => "reason-missing",
             Self::TooManyLeases { .. } => "too-many-leases",
+            Self::SharedCgroup { .. } => "shared-cgroup",
             Self::NoSuchLease { .. } => "no-such-lease",
             Self::PolicyRejected { .. } => "policy-rejected",
             Self::NoSuchNode { .. } => "no-such-node",
@@ -97,6 +102,9 @@ impl Refusal {
             Self::ReasonMissing => "give --reason: it is written to the audit log".to_owned(),
             Self::TooManyLeases { .. } => {
                 "wait until one has ended, or end one: guardctl lease list, guardctl lease revoke".to_owned()
+            }
+            Self::SharedCgroup { .. } => {
+                "run the command with `guardctl exec`, which makes a cgroup for it".to_owned()
             }
             Self::NoSuchLease { .. } => "see guardctl lease list".to_owned(),
             Self::PolicyRejected { .. } => "correct the file: guardctl policy check".to_owned(),

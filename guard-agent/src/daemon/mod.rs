@@ -16,6 +16,7 @@ mod policy;
 mod pools;
 mod posture;
 mod report;
+mod requester;
 mod requests;
 mod rollback;
 mod state;
@@ -190,6 +191,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     owner.check_reconciled()?;
     owner.put_in_force(foundation, ladder, &mounts)?;
     let mut answers = owner.take_answers();
+    let command_ended = owner.command_ended();
 
     let mut watcher = match PathWatcher::new(owner.watched_paths()) {
         Ok(watcher) => Some(watcher),
@@ -248,6 +250,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
             Some((root, observation)) = observations.recv() => {
                 owner.observed(&root, observation, &mounts);
             }
+            () = command_ended.notified() => owner.watch_commands(),
             Some(happening) = rolling.recv() => owner.rollback_happened(&happening, &mounts),
             Some(command) = requests.recv() => {
                 owner.handle(command, &mounts);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use guard_common::{Counter, Tier};
 use tokio::io::unix::AsyncFd;
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, broadcast};
 
 use super::nodes::Nodes;
 use super::policy::{LoadedPolicy, interval_ns};
@@ -70,6 +70,8 @@ pub struct Owner {
     pub(super) ticks: u64,
     /// Who asked for what is being carried out, and for which pool (its generation).
     pub(super) asked_by: Option<(u64, Peer)>,
+    /// The process of a lease has ended.
+    pub(super) command_ended: Arc<Notify>,
 }
 
 /// Ticks between two rounds that no event asked for.
@@ -125,6 +127,7 @@ impl Owner {
             unrecorded_seen,
             ticks: 0,
             asked_by: None,
+            command_ended: Arc::default(),
         })
     }
 

@@ -46,20 +46,21 @@ pub struct Lease {
     pub ends: Time,
     pub ends_boot_ns: u64,
     pub ttl_seconds: u64,
-    /// Of a lease for a command tree: its cgroup.
+    /// Of a lease for a command tree: its cgroup and first process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command: Option<CommandTree>,
 }
 
-/// The cgroup that a lease is bound to.
+/// The cgroup that a lease is bound to, and the process that it ends with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CommandTree {
     pub cgroup_id: u64,
     /// `s_dev` of the pool.
     pub dev: u32,
-    /// Something was seen to run in it.
-    pub begun: bool,
+    pub pid: u32,
+    /// When the process started, in ticks of the boot clock.
+    pub start_ticks: u64,
 }
 
 /// Content of the file.

@@ -1,8 +1,11 @@
-//! Whether the process of an incident still lives. A pid alone does not say so: pids are reused.
+//! Whether a process still lives. A pid alone does not say so: pids are reused, so its start time is compared too.
 
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::Path;
 use std::{fs, io};
 
+use nix::errno::Errno;
+use nix::libc;
 use nix::unistd::{SysconfVar, sysconf};
 
 /// Ticks a second in `/proc/<pid>/stat`, as the running system has it.
@@ -20,6 +23,42 @@ pub fn is_alive(proc_root: &Path, tgid: u32, start_boot_ns: u64, ticks_per_secon
         Ok(stat) => start_ticks(&stat)
             .is_none_or(|ticks| ticks.abs_diff(to_ticks(start_boot_ns, ticks_per_second)) <= 1),
         Err(error) => !is_gone(&error),
+    }
+}
+
+/// The start time of a process below `proc_root` (`/proc`), in ticks. `None`: there is none, or it cannot be read.
+pub fn started(proc_root: &Path, pid: u32) -> Option<u64> {
+    start_ticks(&fs::read(proc_root.join(pid.to_string()).join("stat")).ok()?)
+}
+
+/// Whether the process `pid` that started at `ticks` has certainly ended. A zombie has.
+pub fn has_ended(proc_root: &Path, pid: u32, ticks: u64) -> bool {
+    match fs::read(proc_root.join(pid.to_string()).join("stat")) {
+        Ok(stat) => is_dead(&stat) || start_ticks(&stat).is_some_and(|found| found != ticks),
+        Err(error) => is_gone(&error),
+    }
+}
+
+/// Field 3, the state.
+fn is_dead(stat: &[u8]) -> bool {
+    let close = stat.iter().rposition(|byte| *byte == b')');
+    let state = close.and_then(|close| stat.get(close + 2));
+    matches!(state, Some(b'Z' | b'X' | b'x'))
+}
+
+/// A descriptor of a process, which becomes readable when the process ends. `None` if there is no such process.
+pub fn pidfd_open(pid: u32) -> io::Result<Option<OwnedFd>> {
+    let pid = libc::pid_t::try_from(pid).map_err(io::Error::other)?;
+    // SAFETY: a system call on numbers; the result is checked.
+    let result = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) });
+    match result {
+        Err(Errno::ESRCH) => Ok(None),
+        Err(error) => Err(error.into()),
+        Ok(descriptor) => {
+            let descriptor = i32::try_from(descriptor).map_err(io::Error::other)?;
+            // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+            Ok(Some(unsafe { OwnedFd::from_raw_fd(descriptor) }))
+        }
     }
 }
 

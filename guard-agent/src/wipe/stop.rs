@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -13,8 +13,8 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
 
-/// Directory that exists where systemd is PID 1.
-const SYSTEMD: &str = "/run/systemd/system";
+use crate::events::process::pidfd_open;
+
 /// Longer than systemd's own limit before it kills (90 s).
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -38,11 +38,6 @@ pub enum StopError {
         #[source]
         source: io::Error,
     },
-}
-
-/// Whether systemd manages this host.
-pub fn has_systemd() -> bool {
-    Path::new(SYSTEMD).is_dir()
 }
 
 /// The units that would start the daemon, or are it: `incus.service` → its sockets too, which would start it again.
@@ -106,22 +101,6 @@ pub fn terminate(pid: u32, start_ticks: u64) -> Result<(), StopError> {
             Err(error) => return Err(failed("wait for")(error.into())),
             Ok(0) => return Err(StopError::RunsOn { pid }),
             Ok(_) => return Ok(()),
-        }
-    }
-}
-
-/// `None` if there is no such process.
-fn pidfd_open(pid: u32) -> io::Result<Option<OwnedFd>> {
-    let pid = libc::pid_t::try_from(pid).map_err(io::Error::other)?;
-    // SAFETY: a system call on numbers; the result is checked.
-    let result = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) });
-    match result {
-        Err(Errno::ESRCH) => Ok(None),
-        Err(error) => Err(error.into()),
-        Ok(descriptor) => {
-            let descriptor = i32::try_from(descriptor).map_err(io::Error::other)?;
-            // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
-            Ok(Some(unsafe { OwnedFd::from_raw_fd(descriptor) }))
         }
     }
 }

@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::io::Read as _;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use guard_agent::cli::own_cgroup;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -18,7 +20,9 @@ use crate::harness::{command, wait};
 
 pub const TESTS: &[Test] = &[
     Test::new("exec_lets_one_tree_through_and_ends_with_it", one_tree),
-    Test::new("exec_lease_lives_as_long_as_its_cgroup_when_guardctl_is_killed", guardctl_killed),
+    Test::new("exec_lease_ends_with_the_command_and_not_with_what_it_started", process_ends),
+    Test::new("exec_lease_goes_to_the_requesters_own_cgroup_alone", own_cgroup_alone),
+    Test::new("exec_command_is_the_process_that_guardctl_was", same_process),
     Test::new("exec_lease_survives_the_agents_restart", restart),
     Test::new("exec_lease_ends_by_time_revocation_and_seal", early_ends),
 ];
@@ -69,11 +73,15 @@ fn leases(ground: &Guarded) -> Result<Vec<Value>> {
     leases.as_array().cloned().context("guardctl lease list printed no list")
 }
 
+/// No lease; and of all cgroups that commands have left, the next call removes what is empty.
 fn nothing_is_left(ground: &Guarded) -> Result<()> {
-    wait::until("the lease is over and its cgroup gone", SOON, || {
+    wait::until("the lease is over", SOON, || Ok(leases(ground)?.is_empty()))?;
+    wait::until("the cgroups of earlier commands are gone", SOON, || {
+        ensure!(run(ground, "true")?.status.success(), "a command that does nothing failed");
         let cgroups = fs::read_dir(CGROUPS).context("list the cgroups")?.flatten();
-        Ok(leases(ground)?.is_empty() && cgroups.filter(|entry| entry.path().is_dir()).count() == 0)
-    })
+        Ok(cgroups.filter(|entry| entry.path().is_dir()).count() <= 1)
+    })?;
+    wait::until("the lease of that is over", SOON, || Ok(leases(ground)?.is_empty()))
 }
 
 fn ended(ground: &Guarded, change: &str) -> Result<()> {
@@ -102,34 +110,27 @@ fn one_tree() -> Result<()> {
     nothing_is_left(&ground)?;
     ground.wait_for_decision("lease", "/file0")?;
     ended(&ground, "granted")?;
-    ground.wait_for_record("the lease's end", |record| {
-        let lease = &record["lease"];
-        // Guardctl asks for it; the agent may see the empty cgroup first.
-        lease["lease_kind"] == "command" && (lease["change"] == "revoked" || lease["change"] == "ended")
-    })?;
+    ended(&ground, "ended")?;
 
     // From its first instruction, with what it starts, also in a sealed pool.
     ground.guardctl(&["seal", "pool"])?;
     let output = run(&ground, &format!("sh -c 'rm {}' && cat /proc/self/cgroup", at("file1").display()))?;
     ensure!(output.status.success() && !at("file1").exists(), "{}", command::text(&output));
-    ensure!(command::text(&output).contains("guard-agent.exec/lease-"), "{}", command::text(&output));
+    ensure!(command::text(&output).contains("/guard-agent.exec/"), "{}", command::text(&output));
     rm_is_denied(&at("file2"))?;
     ground.guardctl(&["unseal", "pool"])?;
 
-    // What it leaves behind is denied when guardctl has ended.
+    // What it leaves behind is denied when the command has ended.
     let fifo = at("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU)?;
     let line = format!("(cat {}; rm {}) >/dev/null 2>&1 &", fifo.display(), at("file3").display());
     ensure!(exit_code(&run(&ground, &line)?)? == 0, "the shell failed");
-    ensure!(leases(&ground)?.is_empty(), "the lease outlives guardctl's end");
+    wait::until("the lease is over", SOON, || Ok(leases(&ground)?.is_empty()))?;
     fs::write(&fifo, "go")?;
     nothing_is_left(&ground)?;
     ensure!(at("file3").exists(), "what the command left behind was let through");
 
-    for (line, code) in [("exit 7", 7), ("kill -TERM $$", 143)] {
-        let output = run(&ground, line)?;
-        ensure!(exit_code(&output)? == code, "`{line}` ended with {}", output.status);
-    }
+    ensure!(exit_code(&run(&ground, "exit 7")?)? == 7, "another exit code than the command's");
     let guardctl = ["exec", "--pool", "pool", "--reason", "test", "--", "/no/such/command"];
     ensure!(exit_code(&ground.installation.guardctl(&guardctl)?)? == 127, "a command that is not there");
     let guardctl = ["exec", "--pool", "pool", "--reason", " ", "--", "true"];
@@ -139,27 +140,102 @@ fn one_tree() -> Result<()> {
     kill(Pid::from_raw(i32::try_from(terminated.child.id())?), Signal::SIGTERM)?;
     let mut child = terminated.child;
     let status = child.wait()?;
-    ensure!(status.code() == Some(143), "SIGTERM was not passed on: {status}");
+    ensure!(status.signal() == Some(Signal::SIGTERM as i32), "SIGTERM did not reach the command: {status}");
     nothing_is_left(&ground)?;
     rm_is_denied(&at("file4"))
 }
 
-fn guardctl_killed() -> Result<()> {
-    let ground = Guarded::new("exec-killed", "")?;
+fn process_ends() -> Result<()> {
+    let ground = Guarded::new("exec-ended", "")?;
     let _agent = ground.installation.start()?;
     let pool = ground.pool("pool")?;
     let mut waiting = Waiting::start(&ground, "5m", &pool.path().join("file0"))?;
-    // To wait for it closes its input, which the command has from it.
+    rm_is_denied(&pool.path().join("file0"))?;
+    ensure!(leases(&ground)?.len() == 1, "the lease is not listed");
+    // Its input stays open, so that what it has started (`cat`) runs on in its cgroup.
     let input = waiting.child.stdin.take();
     waiting.child.kill()?;
     waiting.child.wait()?;
-    rm_is_denied(&pool.path().join("file0"))?;
-    ensure!(leases(&ground)?.len() == 1, "the lease went with guardctl");
-    waiting.child.stdin = input;
-    ensure!(waiting.finish()? == "0", "the command was denied after guardctl's death");
     ended(&ground, "ended")?;
-    nothing_is_left(&ground)?;
-    rm_is_denied(&pool.path().join("file1"))
+    ensure!(leases(&ground)?.is_empty(), "the lease outlives the command");
+    rm_is_denied(&pool.path().join("file0"))?;
+    drop(input);
+    nothing_is_left(&ground)
+}
+
+/// Runs `line` in a new cgroup, whose path is `$0`; guardctl there believes that it has made it itself.
+fn in_new_cgroup(ground: &Guarded, line: &str) -> Result<Output> {
+    let cgroup = Path::new("/sys/fs/cgroup/guard-tests-exec");
+    fs::create_dir(cgroup).context("make a cgroup")?;
+    let guardctl = std::env::var("GUARDCTL").context("GUARDCTL is not set")?;
+    let run_dir = ground.installation.run_dir();
+    let output = Command::new("sh")
+        .args(["-c", &format!("echo 0 >$0/cgroup.procs; {line}")])
+        .arg(cgroup)
+        .args([guardctl.as_ref(), "--run-dir".as_ref(), run_dir.as_os_str()])
+        .args(["exec", "--pool", "pool", "--reason", "test", "--"])
+        .env(own_cgroup::MARK, "")
+        .output()
+        .context("run a shell")?;
+    wait::until("the cgroup is empty", SOON, || {
+        Ok(fs::read_to_string(cgroup.join("cgroup.procs"))?.is_empty())
+    })?;
+    fs::remove_dir(cgroup)?;
+    Ok(output)
+}
+
+fn own_cgroup_alone() -> Result<()> {
+    let ground = Guarded::new("exec-alone", "")?;
+    let _agent = ground.installation.start()?;
+    let pool = ground.pool("pool")?;
+    let at = |name: &str| pool.path().join(name);
+
+    // The test's own cgroup holds strangers, and so does one with a process beside it.
+    let mut shared = exec(&ground, "5m", &format!("rm {}", at("file0").display()))?;
+    let output = shared.env(own_cgroup::MARK, "").output()?;
+    let refused = |output: &Output| -> Result<()> {
+        let text = command::text(output);
+        ensure!(exit_code(output)? == 6 && text.contains("is not the requester's alone"), "{text}");
+        ensure!(at("file0").exists() && leases(&ground)?.is_empty(), "a lease was granted");
+        Ok(())
+    };
+    refused(&output)?;
+    let beside = format!("sleep 60 & \"$@\" rm {}; code=$?; kill $!; exit $code", at("file0").display());
+    refused(&in_new_cgroup(&ground, &beside)?)?;
+    // Alone, it may, and nobody in another cgroup.
+    let alone = format!("exec \"$@\" rm {}", at("file0").display());
+    let output = in_new_cgroup(&ground, &alone)?;
+    ensure!(output.status.success() && !at("file0").exists(), "{}", command::text(&output));
+    wait::until("the lease is over", SOON, || Ok(leases(&ground)?.is_empty()))?;
+    rm_is_denied(&at("file1"))
+}
+
+/// Exit code, signals, descriptors, environment, working directory and process id are those of a direct call.
+fn same_process() -> Result<()> {
+    let ground = Guarded::new("exec-same", "")?;
+    let _agent = ground.installation.start()?;
+    let _pool = ground.pool("pool")?;
+    let line =
+        "echo $$; pwd; tr '\\0' '\\n' </proc/$$/environ | sort; grep -E '^Sig(Blk|Ign|Cgt)' /proc/$$/status";
+    let prepared = |mut command: Command| -> Result<(u32, String)> {
+        command.current_dir("/tmp").env_clear().env("PATH", "/usr/bin:/bin").env("WORD", "two words");
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let pid = child.id();
+        Ok((pid, command::text(&child.wait_with_output()?)))
+    };
+    let mut direct = Command::new("sh");
+    direct.args(["-c", line]);
+    let ((direct_pid, direct), (pid, text)) = (prepared(direct)?, prepared(exec(&ground, "5m", line)?)?);
+    let (expected, found) =
+        (direct.replace(&direct_pid.to_string(), "PID"), text.replace(&pid.to_string(), "PID"));
+    ensure!(
+        found == expected && found.starts_with("PID\n/tmp\n"),
+        "directly:\n{expected}\nwith a lease:\n{found}"
+    );
+
+    let output = run(&ground, "kill -TERM $$")?;
+    ensure!(output.status.signal() == Some(Signal::SIGTERM as i32), "ended with {}", output.status);
+    Ok(())
 }
 
 fn restart() -> Result<()> {

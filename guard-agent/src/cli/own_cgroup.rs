@@ -1,0 +1,137 @@
+//! A cgroup for guardctl alone, which it then asks a lease for.
+//!
+//! Where systemd runs, guardctl starts itself once more in a scope, as the same process; elsewhere (OpenRC, a bare guest) it
+//! makes a cgroup below the hierarchy's root, and enters it. What such cgroups leave behind, empty, the next call removes:
+//! nobody else can, since guardctl becomes the command.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::SystemTime;
+
+use crate::mounts::Snapshot;
+use crate::{roots, systemd};
+
+/// Set for the guardctl in the scope, never for the command: the value of `INVOCATION_ID` before systemd-run set its own.
+pub const MARK: &str = "GUARDCTL_OWN_CGROUP";
+const INVOCATION: &str = "INVOCATION_ID";
+/// Above the cgroups that guardctl makes itself.
+const PARENT: &str = "/guard-agent.exec";
+/// Another guardctl may remove a new cgroup before it is entered.
+const ATTEMPTS: u32 = 16;
+
+/// There is no cgroup for guardctl alone.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    #[error("this host runs systemd, and has no systemd-run")]
+    NoSystemdRun,
+    #[error("no cgroup v2 hierarchy is mounted")]
+    NoHierarchy,
+    #[error("{operation} {path}")]
+    Io {
+        operation: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl CgroupError {
+    /// What to do about it.
+    pub fn fix(&self) -> &'static str {
+        match self {
+            Self::NoSystemdRun => "install it: Debian's package systemd has it",
+            Self::NoHierarchy => "mount one: mount -t cgroup2 cgroup2 /sys/fs/cgroup",
+            Self::Io { .. } => "run guardctl as root, in the host's own mount namespace",
+        }
+    }
+}
+
+fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CgroupError {
+    let path = path.to_owned();
+    move |source| CgroupError::Io { operation, path, source }
+}
+
+/// Returns in a cgroup of guardctl's own. Where systemd runs, this process begins anew for that.
+pub fn enter() -> Result<(), CgroupError> {
+    if env::var_os(MARK).is_some() {
+        return Ok(());
+    }
+    if systemd::manages_host() { become_scope() } else { make() }
+}
+
+/// A command's environment is what guardctl's was at first.
+pub fn restore_environment(command: &mut Command) {
+    let Some(before) = env::var_os(MARK) else { return };
+    command.env_remove(MARK);
+    if before.is_empty() {
+        command.env_remove(INVOCATION);
+    } else {
+        command.env(INVOCATION, before);
+    }
+}
+
+/// Does not return where it succeeds.
+fn become_scope() -> Result<(), CgroupError> {
+    let own = Path::new("/proc/self/exe");
+    let program = env::current_exe().map_err(failed("find", own))?;
+    let unit = format!("guard-exec-{}", unique());
+    let mut command = systemd::in_scope(&unit, "Command with a lease (guardctl exec)", &[])
+        .ok_or(CgroupError::NoSystemdRun)?;
+    let error = command
+        .arg(program)
+        .args(env::args_os().skip(1))
+        .env(MARK, env::var_os(INVOCATION).unwrap_or_default())
+        .exec();
+    let program = PathBuf::from(command.get_program());
+    Err(failed("start", &program)(error))
+}
+
+/// No other guardctl has, or had, this name: a process has one time at which it started.
+fn unique() -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    format!("{}-{}", std::process::id(), now.as_micros())
+}
+
+fn make() -> Result<(), CgroupError> {
+    let table = Path::new("/proc/self/mountinfo");
+    let snapshot = Snapshot::parse(&fs::read(table).map_err(failed("read", table))?);
+    let parent = roots::cgroup_directory(PARENT, &snapshot).ok_or(CgroupError::NoHierarchy)?;
+    fs::create_dir_all(&parent).map_err(failed("make", &parent))?;
+    sweep(&parent);
+    let own = parent.join(OsString::from(unique()));
+    let mut outcome = Ok(());
+    for _ in 0..ATTEMPTS {
+        outcome = enter_new(&own);
+        if !matches!(&outcome, Err(CgroupError::Io { source, .. }) if is_gone(source)) {
+            break;
+        }
+    }
+    outcome
+}
+
+fn enter_new(own: &Path) -> Result<(), CgroupError> {
+    fs::create_dir(own).map_err(failed("make", own))?;
+    // `0` is the process that writes it.
+    let entrance = own.join("cgroup.procs");
+    fs::write(&entrance, "0").map_err(failed("write to", &entrance))
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::ENODEV)
+}
+
+/// Removes the cgroups that nothing runs in any more, with those that a command has made below its own.
+fn sweep(cgroup: &Path) {
+    for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            sweep(&entry.path());
+            // Busy while a process lives in it: the kernel refuses that.
+            let _ = fs::remove_dir(entry.path());
+        }
+    }
+}
