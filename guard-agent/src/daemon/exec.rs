@@ -104,7 +104,9 @@ impl Owner {
             } else {
                 failed(chain(&error))
             }
-        })
+        })?;
+        // Tier fanotify: a sealed pool's mounts are writable while a command has a lease on it.
+        self.order_marks().map_err(failed)
     }
 
     /// Ends a lease in the kernel, if it is one of a command tree.
@@ -117,6 +119,9 @@ impl Owner {
                 "the lease goes on until its time is over"
             );
             self.troubles.set(posture::RECONCILE, chain(&error));
+        }
+        if let Err(error) = self.order_marks() {
+            tracing::error!(lease = lease.id, error, "the pool's mounts are sealed again with the next look");
         }
     }
 

@@ -19,6 +19,7 @@ use crate::harness::{command, wait};
 pub const TESTS: &[Test] = &[
     Test::new("fanotify_guarded_stops_recursive_deletion_and_says_what_it_does_not", guarded),
     Test::new("fanotify_sealed_outlives_the_agent_and_is_restored_exactly", sealed),
+    Test::new("fanotify_command_lease_writes_at_once_in_a_sealed_pool", command_lease),
     Test::new("fanotify_busy_mount_cannot_be_listed_until_it_is_sealed", busy).only_in_full(),
 ];
 
@@ -114,6 +115,32 @@ fn comes_to_rest() -> Result<()> {
         let mut changed = [PollFd::new(table.as_fd(), PollFlags::POLLPRI)];
         Ok(poll(&mut changed, PollTimeout::from(500_u16)).context("watch the mount table")? == 0)
     })
+}
+
+/// The command with a lease lists and deletes; others do neither, and the mounts are sealed again when it ends.
+fn command_lease() -> Result<()> {
+    let ground = Ground::new("fanotify-lease", "")?;
+    let _agent = ground.0.installation.start()?;
+    let pool = ground.0.pool("pool")?;
+    let exec = |line: &str| {
+        ground
+            .0
+            .installation
+            .guardctl(&["exec", "--pool", "pool", "--reason", "test", "--", "sh", "-c", line])
+    };
+    let rm = |name: &str| format!("rm -rf {}", pool.path().join(name).display());
+    wipe(ground.0.root(), pool.path())?;
+    let output = exec(&format!("{} && mkdir {}", rm("volume"), pool.path().join("volume").display()))?;
+    ensure!(output.status.success(), "guarded: {}", command::text(&output));
+    for number in 0..10 {
+        passes("make a file", fs::write(pool.path().join(format!("volume/file{number}")), "x"))?;
+    }
+    ground.0.guardctl(&["seal", "pool"])?;
+    ensure!(options(pool.path())?[0].starts_with("ro"), "sealed, and writable");
+    let output = exec(&rm("volume/file0"))?;
+    ensure!(output.status.success(), "sealed: {}", command::text(&output));
+    wait::until("the mount is sealed again", SOON, || Ok(options(pool.path())?[0].starts_with("ro")))?;
+    failed_with("without a lease", fs::remove_file(pool.path().join("file0")), Errno::EROFS)
 }
 
 fn sealed() -> Result<()> {
