@@ -6,6 +6,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::SystemTime;
 
 /// Exists where systemd is PID 1 (`sd_booted(3)`).
 const RUNS: &str = "/run/systemd/system";
@@ -16,6 +17,12 @@ const SYSTEMD_RUN: [&str; 3] =
 /// Whether systemd manages this host.
 pub fn manages_host() -> bool {
     Path::new(RUNS).is_dir()
+}
+
+/// For a unit's name: no other one has it, since of the processes with this pid only this one started at this time.
+pub fn unique() -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    format!("{}-{}", std::process::id(), now.as_micros())
 }
 
 /// A command that becomes the program which is added to it as arguments, in the scope `unit`. `None`: this host has no

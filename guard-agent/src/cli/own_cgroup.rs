@@ -11,7 +11,6 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::SystemTime;
 
 use crate::mounts::Snapshot;
 use crate::{roots, systemd};
@@ -79,7 +78,7 @@ pub fn restore_environment(command: &mut Command) {
 fn become_scope() -> Result<(), CgroupError> {
     let own = Path::new("/proc/self/exe");
     let program = env::current_exe().map_err(failed("find", own))?;
-    let unit = format!("guard-exec-{}", unique());
+    let unit = format!("guard-exec-{}", systemd::unique());
     let mut command = systemd::in_scope(&unit, "Command with a lease (guardctl exec)", &[])
         .ok_or(CgroupError::NoSystemdRun)?;
     let error = command
@@ -91,19 +90,13 @@ fn become_scope() -> Result<(), CgroupError> {
     Err(failed("start", &program)(error))
 }
 
-/// No other guardctl has, or had, this name: a process has one time at which it started.
-fn unique() -> String {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    format!("{}-{}", std::process::id(), now.as_micros())
-}
-
 fn make() -> Result<(), CgroupError> {
     let table = Path::new("/proc/self/mountinfo");
     let snapshot = Snapshot::parse(&fs::read(table).map_err(failed("read", table))?);
     let parent = roots::cgroup_directory(PARENT, &snapshot).ok_or(CgroupError::NoHierarchy)?;
     fs::create_dir_all(&parent).map_err(failed("make", &parent))?;
     sweep(&parent);
-    let own = parent.join(OsString::from(unique()));
+    let own = parent.join(OsString::from(systemd::unique()));
     let mut outcome = Ok(());
     for _ in 0..ATTEMPTS {
         outcome = enter_new(&own);

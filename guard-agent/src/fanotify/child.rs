@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{self, Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -15,11 +15,15 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::engine::{EngineError, failed};
 use super::order::{Line, Reply};
 use super::responder::{BOUND, COMM};
+use crate::systemd;
 
 /// How long the agent waits for an order to be carried out. A mark that takes longer is made all the same.
 pub const PATIENCE: Duration = Duration::from_secs(1);
 /// The responder's name on the command line: `guard-agent helper answer --maps DIR`.
 const ARGUMENTS: [&str; 3] = [crate::rollback::helper::NAME, "answer", "--maps"];
+
+/// What `systemctl` shows of its scope.
+const DESCRIPTION: &str = "Answers for guard-agent who may list a guarded directory";
 
 /// The child process.
 #[derive(Debug)]
@@ -31,14 +35,50 @@ pub struct Responder {
     pings: u64,
     /// Since when the last ping waits for its answer.
     waiting_since: Option<Instant>,
+    is_apart: bool,
 }
 
 impl Responder {
+    /// Starts one at once, as a child in the agent's own cgroup.
     pub fn start(maps_directory: &Path, records: &OwnedFd) -> Result<Self, EngineError> {
+        Self::start_by(Command::new("/proc/self/exe"), maps_directory, records)
+    }
+
+    /// As [`start`](Self::start), in a scope of its own where systemd runs: a process that outlives its unit is to systemd a
+    /// left-over one. It must be alive within a limit; without that, or without systemd, it is started as a mere child.
+    pub fn start_apart(maps_directory: &Path, records: &OwnedFd) -> Result<Self, EngineError> {
+        if let Some(mut responder) = Self::begin_apart(maps_directory, records)? {
+            if responder.comes_alive() {
+                return Ok(responder);
+            }
+            tracing::warn!("the responder gets no scope of its own: it stays in the agent's cgroup");
+            responder.kill();
+            responder.reap();
+        }
+        Self::start(maps_directory, records)
+    }
+
+    /// Begins to start one in a scope of its own, and asks it for a sign of life. `None`: this host has no scopes.
+    pub fn begin_apart(maps_directory: &Path, records: &OwnedFd) -> Result<Option<Self>, EngineError> {
+        if !systemd::manages_host() {
+            return Ok(None);
+        }
+        let unit = format!("guard-answer-{}", systemd::unique());
+        // It goes on until the host is down: only the last of all kills may end it.
+        let command = systemd::in_scope(&unit, DESCRIPTION, &["DefaultDependencies=no"]);
+        let Some(mut command) = command else { return Ok(None) };
+        command.arg(format!("/proc/{}/exe", process::id()));
+        let mut responder = Self::start_by(command, maps_directory, records)?;
+        responder.is_apart = true;
+        responder.ping();
+        Ok(Some(responder))
+    }
+
+    fn start_by(mut command: Command, maps_directory: &Path, records: &OwnedFd) -> Result<Self, EngineError> {
         let (socket, its) = UnixStream::pair().map_err(failed("make a socket for the responder"))?;
         socket.set_nonblocking(true).map_err(failed("prepare the responder's socket"))?;
         let records = records.try_clone().map_err(failed("copy the pipe for records"))?;
-        let child = Command::new("/proc/self/exe")
+        let child = command
             .args(ARGUMENTS)
             .arg(maps_directory)
             .stdin(Stdio::from(OwnedFd::from(its)))
@@ -47,7 +87,31 @@ impl Responder {
             .process_group(0)
             .spawn()
             .map_err(failed("start the responder"))?;
-        Ok(Self { child, socket, received: Vec::new(), pings: 0, waiting_since: None })
+        Ok(Self { child, socket, received: Vec::new(), pings: 0, waiting_since: None, is_apart: false })
+    }
+
+    /// Waits for its first answer.
+    fn comes_alive(&mut self) -> bool {
+        let end = Instant::now() + BOUND;
+        while self.ended().is_none() && self.wait(end.saturating_duration_since(Instant::now())) {
+            if self.has_answered() {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Whether the answer to its first ping is there.
+    pub fn has_answered(&mut self) -> bool {
+        if self.replies().iter().any(|reply| matches!(reply, Reply::Pong { .. })) {
+            self.waiting_since = None;
+        }
+        self.waiting_since.is_none()
+    }
+
+    /// Whether it was started in a cgroup of its own.
+    pub fn is_apart(&self) -> bool {
+        self.is_apart
     }
 
     pub fn pid(&self) -> u32 {

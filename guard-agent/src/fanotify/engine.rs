@@ -21,6 +21,7 @@ use super::child::{PATIENCE, Responder, responders};
 use super::order::{self, Line, Order, Outcome, Reply, SealedMount, Wanted};
 use super::responder::BOUND;
 use super::seals::{Seals, SealsError};
+use super::succession::Succession;
 use crate::bpf::{CanaryError, Maps};
 use crate::mounts::Snapshot;
 
@@ -65,6 +66,8 @@ pub struct Engine {
     /// The responder's end of the pipe for records; it stays when responders come and go.
     records: OwnedFd,
     responder: Responder,
+    /// Takes the place of one that was started in a hurry.
+    succession: Succession,
     wanted: Vec<Wanted>,
     serial: u64,
     outcomes: Option<Vec<Outcome>>,
@@ -92,13 +95,14 @@ impl Engine {
         let seals = Seals::open(state_directory, boot_id)?;
         let (read, records) =
             pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(failed("make a pipe for records"))?;
-        let responder = Responder::start(maps_directory, &records)?;
+        let responder = Responder::start_apart(maps_directory, &records)?;
         let engine = Self {
             maps_directory: maps_directory.to_owned(),
             ground,
             seals,
             records,
             responder,
+            succession: Succession::default(),
             wanted: Vec::new(),
             serial: 0,
             outcomes: None,
@@ -244,9 +248,25 @@ impl Engine {
             Some(why) => self.replace(&why),
             None => self.responder.ping(),
         }
+        // Once it is proven: until then the host has other worries.
+        if self.replaced.is_none() {
+            self.succeed();
+        }
     }
 
-    /// Puts a new responder in the place of one that failed. Between them the kernel allows everything.
+    /// Gives a responder that shares the agent's cgroup a successor that does not.
+    fn succeed(&mut self) {
+        self.succession.retire(self.outcomes.is_some());
+        let next = self.succession.next(&self.responder, &self.maps_directory, &self.records);
+        if let Some(next) = next {
+            self.succession.leave(std::mem::replace(&mut self.responder, next));
+            (self.missed, self.missed_before) = (0, 0);
+            self.order();
+        }
+    }
+
+    /// Puts a new responder in the place of one that failed. Between them the kernel allows everything, so systemd is not
+    /// asked for a scope: that would take longer, and for ever if it hangs.
     fn replace(&mut self, why: &str) {
         tracing::error!(why, "the responder is replaced: guarded pools were open for a moment");
         self.responder.kill();

@@ -32,6 +32,7 @@ pub mod order;
 pub mod responder;
 mod seals;
 mod statmount;
+mod succession;
 mod witness;
 
 pub use engine::{Engine, EngineError, Problems, unload};
