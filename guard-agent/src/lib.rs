@@ -27,6 +27,8 @@ pub mod exit;
 pub mod fanotify;
 pub mod incus;
 pub mod join;
+mod journal;
+pub mod logging;
 pub mod mounts;
 pub mod paths;
 pub mod plan;

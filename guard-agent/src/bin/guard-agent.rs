@@ -1,6 +1,5 @@
 //! The agent. Everything is in the library; this is the command line, the log and the signals.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -9,9 +8,9 @@ use clap::{Parser, Subcommand};
 use guard_agent::daemon::{self, DaemonError, Options};
 use guard_agent::exit::Exit;
 use guard_agent::rollback::helper::{self, HelperCommand};
-use guard_agent::{bpf, paths};
+use guard_agent::{bpf, logging, paths};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
+use tokio::sync::mpsc;
 
 /// How long readings of files that still run may hold up the end.
 const GRACE: Duration = Duration::from_secs(1);
@@ -44,11 +43,9 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")))
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
+    // A helper's lines belong to the agent that has started it, wherever systemd has put the helper.
+    let agent = matches!(cli.command, Command::Helper(_)).then(std::os::unix::process::parent_id);
+    logging::begin(agent);
     let result = match cli.command {
         Command::Run(options) => run(options),
         Command::Unload { pin_dir, state_dir } => daemon::unload(&pin_dir, &state_dir),
@@ -58,7 +55,9 @@ fn main() -> ExitCode {
         Ok(()) => Exit::Ok.into(),
         Err(error) => {
             let exit = error.exit();
-            tracing::error!(exit_code = exit as u8, "{:#}", anyhow::Error::new(error));
+            let message = format!("{:#}", anyhow::Error::new(error));
+            tracing::error!(exit_code = exit as u8, "{message}");
+            daemon::tell_failure(exit, &message);
             exit.into()
         }
     }
@@ -71,6 +70,7 @@ fn run(options: Options) -> Result<(), DaemonError> {
         .build()
         .map_err(failed("start the runtime"))?;
     let result = runtime.block_on(async {
+        let mut hangup = signal(SignalKind::hangup()).map_err(failed("catch SIGHUP"))?;
         let mut terminate = signal(SignalKind::terminate()).map_err(failed("catch SIGTERM"))?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed("catch SIGINT"))?;
         let shutdown = async move {
@@ -79,7 +79,14 @@ fn run(options: Options) -> Result<(), DaemonError> {
                 _ = interrupt.recv() => {}
             }
         };
-        daemon::run(options, shutdown).await
+        let (reload, reloads) = mpsc::channel(1);
+        tokio::spawn(async move {
+            while hangup.recv().await.is_some() {
+                // One that waits already stands for this one too.
+                let _ = reload.try_send(());
+            }
+        });
+        daemon::run(options, shutdown, reloads).await
     });
     // One that hangs is left behind.
     runtime.shutdown_timeout(GRACE);

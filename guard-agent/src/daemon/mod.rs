@@ -20,6 +20,7 @@ mod requester;
 mod requests;
 mod rollback;
 mod state;
+mod status_text;
 mod telemetry;
 mod tiers;
 
@@ -155,8 +156,12 @@ const SETTLE: Duration = Duration::from_millis(50);
 /// Lines of the audit log that a slow follower may lag behind.
 const FOLLOWERS_LAG: usize = 1024;
 
-/// Runs until `shutdown`. Enforcement goes on after it.
-pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result<(), DaemonError> {
+/// Runs until `shutdown`. Enforcement goes on after it. Each of `reloads` has the policy file read again.
+pub async fn run(
+    options: Options,
+    shutdown: impl Future<Output = ()>,
+    mut reloads: mpsc::Receiver<()>,
+) -> Result<(), DaemonError> {
     let policy = policy::LoadedPolicy::load_or_last_good(&options.policy, &options.state_dir)
         .map_err(DaemonError::Policy)?;
     for root in policy.policy.roots() {
@@ -212,7 +217,8 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     let (stop, stopping) = watch::channel(false);
     let serving = tokio::spawn(server.run(commands, events, stopped(stopping)));
     let manager = notify::Notify::from_environment();
-    manager.ready();
+    let mut told = owner.status_text();
+    manager.ready(&told);
 
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -250,6 +256,11 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
             Some((root, observation)) = observations.recv() => {
                 owner.observed(&root, observation, &mounts);
             }
+            Some(()) = reloads.recv() => {
+                owner.reload_policy();
+                owner.reconcile(&mounts);
+                rewatch(&mut watcher, &owner);
+            }
             () = command_ended.notified() => owner.watch_commands(),
             Some(happening) = rolling.recv() => owner.rollback_happened(&happening, &mounts),
             Some(command) = requests.recv() => {
@@ -281,10 +292,15 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
             _ = tick.tick() => {
                 owner.tick(&mounts);
                 manager.alive();
+                let text = owner.status_text();
+                if text != told {
+                    manager.status(&text);
+                    told = text;
+                }
             }
         }
     }
-    manager.stopping();
+    manager.stopping(&owner.stopped_text());
     // Whatever is in the ring is written before the agent goes.
     owner.drain_records(records.get_mut());
     if let Some(answers) = &mut answers {
@@ -296,6 +312,12 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
         tracing::warn!(%error, "control socket");
     }
     Ok(())
+}
+
+/// Shows in `systemctl status` why the agent does not run.
+pub fn tell_failure(exit: Exit, message: &str) {
+    let text = format!("not running (exit code {}): {message}", exit as u8);
+    notify::Notify::from_environment().status(&text);
 }
 
 /// Removes all pins, ends responders, and makes sealed mounts writable: nothing is enforced afterwards.

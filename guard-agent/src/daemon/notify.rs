@@ -8,6 +8,8 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 use std::{env, io};
 
+/// Bytes of a status line that are sent; `systemctl status` shows a long one over several lines.
+const LONGEST: usize = 500;
 /// How long the messages that come once may take. Losing `READY=1` would end the agent.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -30,12 +32,17 @@ impl Notify {
         Self { manager, watchdog: env::var_os("WATCHDOG_USEC").is_some() }
     }
 
-    pub fn ready(&self) {
-        self.tell("READY=1\n", Some(PATIENCE));
+    pub fn ready(&self, status: &str) {
+        self.tell(&format!("READY=1\n{}", status_line(status)), Some(PATIENCE));
     }
 
-    pub fn stopping(&self) {
-        self.tell("STOPPING=1\n", Some(PATIENCE));
+    pub fn stopping(&self, status: &str) {
+        self.tell(&format!("STOPPING=1\n{}", status_line(status)), Some(PATIENCE));
+    }
+
+    /// What the agent is at, for `systemctl status`.
+    pub fn status(&self, text: &str) {
+        self.tell(&status_line(text), None);
     }
 
     /// A message that finds the queue full is left out: the next one will do.
@@ -55,6 +62,14 @@ impl Notify {
             Ok(()) => {}
         }
     }
+}
+
+/// One line: a line feed would begin another variable.
+fn status_line(text: &str) -> String {
+    let text: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let text = text.join("; ").replace(":; ", ": ");
+    let end = text.floor_char_boundary(LONGEST);
+    format!("STATUS={}{}\n", &text[..end], if end < text.len() { "…" } else { "" })
 }
 
 /// A path, or an abstract name behind `@`.
@@ -97,9 +112,16 @@ mod tests {
     }
 
     #[test]
+    fn a_status_is_one_line_of_bounded_length() {
+        assert_eq!(status_line("a:\n  b\n\nREADY=1"), "STATUS=a: b; READY=1\n");
+        let long = status_line(&"ä".repeat(LONGEST));
+        assert!(long.len() <= LONGEST + 16 && long.ends_with("…\n"), "{long}");
+    }
+
+    #[test]
     fn without_a_manager_nothing_is_sent() {
         let notify = Notify { manager: None, watchdog: true };
-        notify.ready();
+        notify.ready("enforcing");
         notify.alive();
         assert!(address(&OsString::from("@/org/manager")).unwrap().as_abstract_name().is_some());
     }

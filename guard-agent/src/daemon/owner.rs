@@ -8,7 +8,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use guard_common::{Counter, Tier};
+use guard_common::{Counter, Mode, Tier};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, broadcast};
 
@@ -17,6 +17,7 @@ use super::policy::{LoadedPolicy, interval_ns};
 use super::pools::KnownPool;
 use super::posture::Troubles;
 use super::state::StateFile;
+use super::status_text::Facts;
 use super::tiers::{Foundation, Ladder, Reached};
 use super::{DaemonError, Options, chain, posture, publish};
 use crate::audit::record::{AgentBody, AgentChange, LeaseChange, PolicyChange};
@@ -385,6 +386,28 @@ impl Owner {
     /// A pinned program, if there are programs.
     pub fn any_program(&self) -> Option<PathBuf> {
         self.programs.as_ref().map(Programs::any_program)
+    }
+
+    /// For `systemctl status`.
+    pub fn status_text(&self) -> String {
+        self.status_facts().running()
+    }
+
+    /// The same for the time after the agent's end.
+    pub fn stopped_text(&self) -> String {
+        self.status_facts().stopped()
+    }
+
+    fn status_facts(&self) -> Facts<'_> {
+        let rejected = self.policy.rejected.as_ref().and_then(|rejected| rejected.errors.first());
+        Facts {
+            posture: self.posture.as_ref(),
+            pools: self.pools.len(),
+            sealed: self.pools.values().filter(|known| known.mode == Mode::Sealed).count(),
+            leases: self.state.state.leases.len(),
+            policy: self.policy.generation,
+            rejected: rejected.map(String::as_str),
+        }
     }
 
     /// Says what was wrong with the state file.

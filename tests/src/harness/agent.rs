@@ -146,7 +146,8 @@ impl Installation {
             .stderr(log)
             .spawn()
             .with_context(|| format!("start {}", program.display()))?;
-        Ok(Agent { child, notify, log: log_path })
+        notify.set_nonblocking(true).context("prepare the notify socket")?;
+        Ok(Agent { child, notify, log: log_path, status: String::new() })
     }
 
     /// Ends enforcement in every tier, also what no pin holds: responders and sealed mounts. Stop the agent before.
@@ -202,6 +203,8 @@ pub struct Agent {
     child: Child,
     notify: UnixDatagram,
     log: PathBuf,
+    /// What it has last told the service manager.
+    status: String,
 }
 
 impl Agent {
@@ -219,21 +222,43 @@ impl Agent {
 
     /// Waits for `READY=1`; fails at once if the agent ends before.
     pub fn wait_ready(&mut self) -> Result<()> {
-        self.notify.set_nonblocking(true)?;
         wait::until("guard-agent says READY=1", START_LIMIT, || {
             if let Some(status) = self.child.try_wait()? {
                 bail!("guard-agent ended before it was ready: {status}");
             }
-            let mut message = [0; 4096];
-            match self.notify.recv(&mut message) {
-                Ok(size) => {
-                    Ok(String::from_utf8_lossy(&message[..size]).lines().any(|line| line == "READY=1"))
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-                Err(error) => Err(error.into()),
-            }
+            Ok(self.notifications()?.iter().any(|line| line == "READY=1"))
         })
         .with_context(|| format!("the agent's log:\n{}", self.log()))
+    }
+
+    /// Lines that it has sent to the service manager since the last call.
+    fn notifications(&mut self) -> Result<Vec<String>> {
+        let mut lines = Vec::new();
+        let mut message = [0; 4096];
+        loop {
+            match self.notify.recv(&mut message) {
+                Ok(size) => {
+                    lines.extend(String::from_utf8_lossy(&message[..size]).lines().map(str::to_owned))
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let texts = lines.iter().rev().find_map(|line| line.strip_prefix("STATUS="));
+        if let Some(text) = texts {
+            text.clone_into(&mut self.status);
+        }
+        Ok(lines)
+    }
+
+    /// Waits until what it last told the service manager has this in it; returns all of it.
+    pub fn wait_status_text(&mut self, part: &str) -> Result<String> {
+        wait::until(&format!("the status text has `{part}`"), STOP_LIMIT, || {
+            self.notifications()?;
+            Ok(self.status.contains(part))
+        })
+        .with_context(|| format!("the status text is `{}`", self.status))?;
+        Ok(self.status.clone())
     }
 
     /// Waits for it to end by itself.

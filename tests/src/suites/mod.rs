@@ -34,6 +34,7 @@ mod million_standin;
 mod modes_standin;
 mod node_standin;
 mod node_trouble_standin;
+mod notify_standin;
 mod policy_standin;
 mod restart_standin;
 mod rollback_standin;
@@ -69,6 +70,7 @@ const STANDIN: &[&[Test]] = &[
     tier_standin::TESTS,
     fanotify_standin::TESTS,
     fanotify_trouble_standin::TESTS,
+    notify_standin::TESTS,
     policy_standin::TESTS,
     audit_standin::TESTS,
     control_standin::TESTS,
