@@ -1,8 +1,9 @@
 //! The agent's log in journald's own protocol: priorities, and every value as a field of its own.
 //!
-//! Never waits. A journald that is stopped or overloaded leaves the socket full; what is lost then is counted, and told with
-//! the next line that gets through. (tracing-journald and libsystemd send on a blocking socket, which would stop the one
-//! thread that owns the agent's state.) Pure but for the socket.
+//! Never waits. A journald that is stopped or overloaded leaves the socket full; what is lost then
+//! is counted, and told with the next line that gets through. (tracing-journald and libsystemd send
+//! on a blocking socket, which would stop the one thread that owns the agent's state.) Pure but for
+//! the socket.
 
 use std::fmt::{self, Write as _};
 use std::io;
@@ -17,7 +18,8 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 
 const SOCKET: &str = "/run/systemd/journal/socket";
-/// In bytes. A datagram that exceeds the socket's buffer (208 KiB by default) would not be sent at all.
+/// In bytes. A datagram that exceeds the socket's buffer (208 KiB by default) would not be sent at
+/// all.
 const LONGEST_VALUE: usize = 16 * 1024;
 /// What journald may not read is no more than this many fields.
 const MOST_FIELDS: usize = 10;
@@ -34,8 +36,8 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// If standard error is the journal's stream: systemd says in `JOURNAL_STREAM` which one it is. With a log of its own
-    /// (`StandardError=file:`), or in a terminal, it is not.
+    /// If standard error is the journal's stream: systemd says in `JOURNAL_STREAM` which one it is.
+    /// With a log of its own (`StandardError=file:`), or in a terminal, it is not.
     pub fn of_standard_error(identifier: &'static str, object: Option<u32>) -> Option<Self> {
         let stream = std::env::var("JOURNAL_STREAM").ok()?;
         let stat = fstat(io::stderr()).ok()?;
@@ -92,7 +94,8 @@ struct Entry {
 
 impl Entry {
     fn new(level: Level) -> Self {
-        // As sd-daemon(3) has them; `journalctl -p err` shows what went wrong, `-p notice` nothing of the everyday.
+        // As sd-daemon(3) has them; `journalctl -p err` shows what went wrong, `-p notice` nothing
+        // of the everyday.
         let priority = match level {
             Level::ERROR => 3,
             Level::WARN => 4,

@@ -1,8 +1,10 @@
-//! systemd as this program needs it: whether it manages the host, and a program in a scope of its own.
+//! systemd as this program needs it: whether it manages the host, and a program in a scope of its
+//! own.
 //!
-//! A scope is a cgroup that systemd makes for processes that it did not start. Nobody else may make cgroups on such a host
-//! (one writer a hierarchy). `systemd-run --scope` puts itself into the scope and becomes the program: same process,
-//! descriptors, terminal, working directory and capabilities.
+//! A scope is a cgroup that systemd makes for processes that it did not start. Nobody else may make
+//! cgroups on such a host (one writer a hierarchy). `systemd-run --scope` puts itself into the
+//! scope and becomes the program: same process, descriptors, terminal, working directory and
+//! capabilities.
 
 use std::path::Path;
 use std::process::Command;
@@ -19,14 +21,15 @@ pub fn manages_host() -> bool {
     Path::new(RUNS).is_dir()
 }
 
-/// For a unit's name: no other one has it, since of the processes with this pid only this one started at this time.
+/// For a unit's name: no other one has it, since of the processes with this pid only this one
+/// started at this time.
 pub fn unique() -> String {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     format!("{}-{}", std::process::id(), now.as_micros())
 }
 
-/// A command that becomes the program which is added to it as arguments, in the scope `unit`. `None`: this host has no
-/// systemd-run. `properties` are the scope's, as in a unit file.
+/// A command that becomes the program which is added to it as arguments, in the scope `unit`.
+/// `None`: this host has no systemd-run. `properties` are the scope's, as in a unit file.
 pub fn in_scope(unit: &str, description: &str, properties: &[&str]) -> Option<Command> {
     let program = SYSTEMD_RUN.iter().find(|program| Path::new(program).exists())?;
     let mut command = Command::new(program);

@@ -43,7 +43,8 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    // A helper's lines belong to the agent that has started it, wherever systemd has put the helper.
+    // A helper's lines belong to the agent that has started it, wherever systemd has put the
+    // helper.
     let agent = matches!(cli.command, Command::Helper(_)).then(std::os::unix::process::parent_id);
     logging::begin(agent);
     let result = match cli.command {

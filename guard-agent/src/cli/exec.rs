@@ -1,7 +1,8 @@
 //! `guardctl exec`: becomes a command that may delete in a pool, with what it starts.
 //!
-//! The command is the same process: its exit code, signals, terminal, descriptors and environment are as if it had been run
-//! directly. The lease is granted to the cgroup that guardctl has entered before (`own_cgroup`), and ends with the process.
+//! The command is the same process: its exit code, signals, terminal, descriptors and environment
+//! are as if it had been run directly. The lease is granted to the cgroup that guardctl has entered
+//! before (`own_cgroup`), and ends with the process.
 
 use std::ffi::OsString;
 use std::io;
@@ -78,8 +79,8 @@ fn become_command(program: &OsString, arguments: &[OsString]) -> io::Error {
     let mut command = Command::new(program);
     command.args(arguments);
     own_cgroup::restore_environment(&mut command);
-    // SAFETY: only sigprocmask, which is async-signal-safe, and nothing is allocated. Without it the standard library
-    // would unblock every signal.
+    // SAFETY: only sigprocmask, which is async-signal-safe, and nothing is allocated. Without it
+    // the standard library would unblock every signal.
     unsafe {
         command.pre_exec(move || Ok(mask.thread_set_mask()?));
     }

@@ -1,8 +1,9 @@
 //! A cgroup for guardctl alone, which it then asks a lease for.
 //!
-//! Where systemd runs, guardctl starts itself once more in a scope, as the same process; elsewhere (OpenRC, a bare guest) it
-//! makes a cgroup below the hierarchy's root, and enters it. What such cgroups leave behind, empty, the next call removes:
-//! nobody else can, since guardctl becomes the command.
+//! Where systemd runs, guardctl starts itself once more in a scope, as the same process; elsewhere
+//! (OpenRC, a bare guest) it makes a cgroup below the hierarchy's root, and enters it. What such
+//! cgroups leave behind, empty, the next call removes: nobody else can, since guardctl becomes the
+//! command.
 
 use std::env;
 use std::ffi::OsString;
@@ -15,7 +16,8 @@ use std::process::Command;
 use crate::mounts::Snapshot;
 use crate::{roots, systemd};
 
-/// Set for the guardctl in the scope, never for the command: the value of `INVOCATION_ID` before systemd-run set its own.
+/// Set for the guardctl in the scope, never for the command: the value of `INVOCATION_ID` before
+/// systemd-run set its own.
 pub const MARK: &str = "GUARDCTL_OWN_CGROUP";
 const INVOCATION: &str = "INVOCATION_ID";
 /// Above the cgroups that guardctl makes itself.
@@ -118,7 +120,8 @@ fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::ENODEV)
 }
 
-/// Removes the cgroups that nothing runs in any more, with those that a command has made below its own.
+/// Removes the cgroups that nothing runs in any more, with those that a command has made below its
+/// own.
 fn sweep(cgroup: &Path) {
     for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {

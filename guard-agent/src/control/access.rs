@@ -19,7 +19,8 @@ pub struct Peer {
     pub gid: u32,
     /// Who logged in, if the session has that; for the audit log, never for a decision.
     pub login_uid: Option<u32>,
-    /// When it started, in ticks of the boot clock, read as the connection was accepted: with `pid` it names one process.
+    /// When it started, in ticks of the boot clock, read as the connection was accepted: with `pid`
+    /// it names one process.
     pub start_ticks: Option<u64>,
 }
 

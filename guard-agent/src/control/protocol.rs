@@ -53,8 +53,8 @@ pub enum Request {
         ttl_seconds: Option<u64>,
         reason: String,
     },
-    /// A lease for the requester's own cgroup, in which it must be alone. It ends with the requester, which is or becomes the
-    /// command.
+    /// A lease for the requester's own cgroup, in which it must be alone. It ends with the
+    /// requester, which is or becomes the command.
     ExecLease {
         pool: String,
         /// The policy's default if it is left out.

@@ -1,8 +1,8 @@
 //! Leases for one command tree (`guardctl exec`): a cgroup of its own, which the kernel lets through.
 //!
-//! The agent makes no cgroup: guardctl puts itself into one and asks for it (`cli/own_cgroup.rs`), then becomes the command.
-//! So the lease ends with that process, whatever else still runs in the cgroup: that goes on, and is denied like everybody
-//! else.
+//! The agent makes no cgroup: guardctl puts itself into one and asks for it (`cli/own_cgroup.rs`),
+//! then becomes the command. So the lease ends with that process, whatever else still runs in the
+//! cgroup: that goes on, and is denied like everybody else.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -69,7 +69,8 @@ impl Owner {
         Ok(Reply::ExecLeased { lease: Box::new(lease_report(&lease)), cgroup: requester.cgroup })
     }
 
-    /// Tells the owner's loop when the process of a lease has ended. Without that the next tick finds it.
+    /// Tells the owner's loop when the process of a lease has ended. Without that the next tick
+    /// finds it.
     fn await_end(&self, tree: &CommandTree) {
         let ended = Arc::clone(&self.command_ended);
         let opened = process::pidfd_open(tree.pid);

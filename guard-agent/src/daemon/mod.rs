@@ -156,7 +156,8 @@ const SETTLE: Duration = Duration::from_millis(50);
 /// Lines of the audit log that a slow follower may lag behind.
 const FOLLOWERS_LAG: usize = 1024;
 
-/// Runs until `shutdown`. Enforcement goes on after it. Each of `reloads` has the policy file read again.
+/// Runs until `shutdown`. Enforcement goes on after it. Each of `reloads` has the policy file read
+/// again.
 pub async fn run(
     options: Options,
     shutdown: impl Future<Output = ()>,

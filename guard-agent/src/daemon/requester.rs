@@ -1,8 +1,9 @@
-//! Which process asks for a lease, and that its cgroup is its own: what the kernel says of the other end of the connection.
-//! Grants nothing.
+//! Which process asks for a lease, and that its cgroup is its own: what the kernel says of the
+//! other end of the connection. Grants nothing.
 //!
-//! The cgroup is never named by the requester. The start time was read when the connection was accepted and is compared
-//! again after everything else, so that a pid that was reused meanwhile gives no lease to a stranger.
+//! The cgroup is never named by the requester. The start time was read when the connection was
+//! accepted and is compared again after everything else, so that a pid that was reused meanwhile
+//! gives no lease to a stranger.
 
 use std::fs;
 use std::io;

@@ -21,7 +21,9 @@ impl Facts<'_> {
         let leases =
             if self.leases > 0 { format!(", {}", counted(self.leases, "lease")) } else { String::new() };
         let policy = match self.rejected {
-            Some(problem) => format!("policy rejected, generation {} stays: {problem}", self.policy),
+            Some(problem) => {
+                format!("policy rejected, generation {} stays: {problem}", self.policy)
+            }
             None => format!("policy generation {}", self.policy),
         };
         format!("{}; {}{sealed}{leases}; {policy}", self.posture_text(), counted(self.pools, "pool"))

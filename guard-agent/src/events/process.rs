@@ -1,4 +1,5 @@
-//! Whether a process still lives. A pid alone does not say so: pids are reused, so its start time is compared too.
+//! Whether a process still lives. A pid alone does not say so: pids are reused, so its start time
+//! is compared too.
 
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::Path;
@@ -26,7 +27,8 @@ pub fn is_alive(proc_root: &Path, tgid: u32, start_boot_ns: u64, ticks_per_secon
     }
 }
 
-/// The start time of a process below `proc_root` (`/proc`), in ticks. `None`: there is none, or it cannot be read.
+/// The start time of a process below `proc_root` (`/proc`), in ticks. `None`: there is none, or it
+/// cannot be read.
 pub fn started(proc_root: &Path, pid: u32) -> Option<u64> {
     start_ticks(&fs::read(proc_root.join(pid.to_string()).join("stat")).ok()?)
 }
@@ -46,7 +48,8 @@ fn is_dead(stat: &[u8]) -> bool {
     matches!(state, Some(b'Z' | b'X' | b'x'))
 }
 
-/// A descriptor of a process, which becomes readable when the process ends. `None` if there is no such process.
+/// A descriptor of a process, which becomes readable when the process ends. `None` if there is no
+/// such process.
 pub fn pidfd_open(pid: u32) -> io::Result<Option<OwnedFd>> {
     let pid = libc::pid_t::try_from(pid).map_err(io::Error::other)?;
     // SAFETY: a system call on numbers; the result is checked.

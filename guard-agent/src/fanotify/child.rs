@@ -44,8 +44,9 @@ impl Responder {
         Self::start_by(Command::new("/proc/self/exe"), maps_directory, records)
     }
 
-    /// As [`start`](Self::start), in a scope of its own where systemd runs: a process that outlives its unit is to systemd a
-    /// left-over one. It must be alive within a limit; without that, or without systemd, it is started as a mere child.
+    /// As [`start`](Self::start), in a scope of its own where systemd runs: a process that outlives
+    /// its unit is to systemd a left-over one. It must be alive within a limit; without that, or
+    /// without systemd, it is started as a mere child.
     pub fn start_apart(maps_directory: &Path, records: &OwnedFd) -> Result<Self, EngineError> {
         if let Some(mut responder) = Self::begin_apart(maps_directory, records)? {
             if responder.comes_alive() {
@@ -58,7 +59,8 @@ impl Responder {
         Self::start(maps_directory, records)
     }
 
-    /// Begins to start one in a scope of its own, and asks it for a sign of life. `None`: this host has no scopes.
+    /// Begins to start one in a scope of its own, and asks it for a sign of life. `None`: this host
+    /// has no scopes.
     pub fn begin_apart(maps_directory: &Path, records: &OwnedFd) -> Result<Option<Self>, EngineError> {
         if !systemd::manages_host() {
             return Ok(None);

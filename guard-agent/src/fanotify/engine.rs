@@ -265,8 +265,9 @@ impl Engine {
         }
     }
 
-    /// Puts a new responder in the place of one that failed. Between them the kernel allows everything, so systemd is not
-    /// asked for a scope: that would take longer, and for ever if it hangs.
+    /// Puts a new responder in the place of one that failed. Between them the kernel allows
+    /// everything, so systemd is not asked for a scope: that would take longer, and for ever if it
+    /// hangs.
     fn replace(&mut self, why: &str) {
         tracing::error!(why, "the responder is replaced: guarded pools were open for a moment");
         self.responder.kill();

@@ -1,4 +1,5 @@
-//! How a responder that shares the agent's cgroup is followed by one in a scope of its own, with no moment between them.
+//! How a responder that shares the agent's cgroup is followed by one in a scope of its own, with no
+//! moment between them.
 //!
 //! The old one answers until the new one has marked everything. Nothing here waits.
 
@@ -17,7 +18,8 @@ pub struct Succession {
 }
 
 impl Succession {
-    /// A successor that is alive, to be put in the place of `present`. Starts one if it is time for that.
+    /// A successor that is alive, to be put in the place of `present`. Starts one if it is time for
+    /// that.
     pub fn next(
         &mut self,
         present: &Responder,

@@ -163,7 +163,8 @@ fn process_ends() -> Result<()> {
     nothing_is_left(&ground)
 }
 
-/// Runs `line` in a new cgroup, whose path is `$0`; guardctl there believes that it has made it itself.
+/// Runs `line` in a new cgroup, whose path is `$0`; guardctl there believes that it has made it
+/// itself.
 fn in_new_cgroup(ground: &Guarded, line: &str) -> Result<Output> {
     let cgroup = Path::new("/sys/fs/cgroup/guard-tests-exec");
     fs::create_dir(cgroup).context("make a cgroup")?;
@@ -220,7 +221,8 @@ fn comparable(text: &str, pid: u32) -> String {
     text.replace(&pid.to_string(), "PID").lines().map(line).collect()
 }
 
-/// Exit code, signals, descriptors, environment, working directory and process id are those of a direct call.
+/// Exit code, signals, descriptors, environment, working directory and process id are those of a
+/// direct call.
 fn same_process() -> Result<()> {
     let ground = Guarded::new("exec-same", "")?;
     let _agent = ground.installation.start()?;

@@ -117,7 +117,8 @@ fn comes_to_rest() -> Result<()> {
     })
 }
 
-/// The command with a lease lists and deletes; others do neither, and the mounts are sealed again when it ends.
+/// The command with a lease lists and deletes; others do neither, and the mounts are sealed again
+/// when it ends.
 fn command_lease() -> Result<()> {
     let ground = Ground::new("fanotify-lease", "")?;
     let _agent = ground.0.installation.start()?;

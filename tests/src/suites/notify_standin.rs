@@ -1,4 +1,5 @@
-//! What the agent tells the service manager, and what it does with its signals: as far as that can be seen without systemd.
+//! What the agent tells the service manager, and what it does with its signals: as far as that can
+//! be seen without systemd.
 
 use std::time::Duration;
 
