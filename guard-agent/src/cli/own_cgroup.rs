@@ -120,14 +120,20 @@ fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::ENODEV)
 }
 
-/// Removes the cgroups that nothing runs in any more, with those that a command has made below its
-/// own.
-fn sweep(cgroup: &Path) {
-    for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+/// Removes the cgroups in which nothing runs any more. Those that a running command has made below
+/// its own are left to it, also the empty ones.
+fn sweep(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) && is_empty(&entry.path()) {
             sweep(&entry.path());
-            // Busy while a process lives in it: the kernel refuses that.
+            // Another guardctl may have entered it meanwhile: then the kernel refuses.
             let _ = fs::remove_dir(entry.path());
         }
     }
+}
+
+/// Whether no process lives in a cgroup or below it.
+fn is_empty(cgroup: &Path) -> bool {
+    let events = fs::read_to_string(cgroup.join("cgroup.events"));
+    events.is_ok_and(|events| events.lines().any(|line| line == "populated 0"))
 }
