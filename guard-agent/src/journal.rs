@@ -7,7 +7,6 @@
 
 use std::fmt::{self, Write as _};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,10 +17,9 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 
 const SOCKET: &str = "/run/systemd/journal/socket";
-/// In bytes. A datagram that exceeds the socket's buffer (208 KiB by default) would not be sent at
-/// all.
+/// In bytes. With this and the next limit a datagram stays below the socket's buffer (208 KiB by
+/// default), beyond which it would not be sent at all.
 const LONGEST_VALUE: usize = 16 * 1024;
-/// What journald may not read is no more than this many fields.
 const MOST_FIELDS: usize = 10;
 
 /// Sends each event to journald.
@@ -48,7 +46,8 @@ impl Journal {
     }
 
     fn open(path: &Path, identifier: &'static str, object: Option<u32>) -> io::Result<Self> {
-        std::fs::metadata(path)?.ino();
+        // Without journald's socket the log goes to standard error.
+        std::fs::metadata(path)?;
         let socket = UnixDatagram::unbound()?;
         socket.set_nonblocking(true)?;
         Ok(Self { socket, path: path.to_owned(), identifier, object, lost: AtomicU64::new(0) })
