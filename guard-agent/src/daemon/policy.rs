@@ -18,24 +18,29 @@ pub struct LoadedPolicy {
     pub generation: u64,
     pub loaded: Time,
     pub rejected: Option<RejectedPolicy>,
+    /// What the policy file said at the last look, in force or not; nothing if it could not be read.
+    seen: Option<String>,
 }
 
 impl LoadedPolicy {
-    /// Reads and validates a policy file.
-    pub fn load(path: &Path) -> Result<Self, PolicyErrors> {
-        let text = file::read(path)?;
-        let policy = crate::policy::parse(&text, path)?;
-        Ok(Self { policy, text, generation: 1, loaded: now().time, rejected: None })
+    /// Reads and validates a policy file. A file that is wrong comes with its text, as far as it could be read.
+    fn load(path: &Path) -> Result<Self, (PolicyErrors, Option<String>)> {
+        let text = file::read(path).map_err(|errors| (errors, None))?;
+        let policy =
+            crate::policy::parse(&text, path).map_err(|errors| (errors, Some(text.clone())))?;
+        let (loaded, seen) = (now().time, Some(text.clone()));
+        Ok(Self { policy, text, generation: 1, loaded, rejected: None, seen })
     }
 
-    /// As [`load`](Self::load); if the file is wrong, the last policy that was in force, with the
+    /// Reads and validates a policy file; if it is wrong, the last policy that was in force, with the
     /// problems noted: a host must not boot unprotected because of a misspelt key.
     pub fn load_or_last_good(path: &Path, state_dir: &Path) -> Result<Self, PolicyErrors> {
-        let errors = match Self::load(path) {
+        let (errors, seen) = match Self::load(path) {
             Ok(loaded) => return Ok(loaded),
-            Err(errors) => errors,
+            Err(wrong) => wrong,
         };
         let Ok(mut last) = Self::load(&last_good::path(state_dir)) else { return Err(errors) };
+        last.seen = seen;
         let lines: Vec<String> = errors.to_string().lines().map(str::to_owned).collect();
         tracing::error!(file = %path.display(), errors = ?lines, "policy rejected, the last good one is in force");
         last.rejected = Some(RejectedPolicy { at: now().time, errors: lines });
@@ -47,7 +52,10 @@ impl Owner {
     /// Reads the policy file again. A bad one changes nothing but the report.
     pub fn reload_policy(&mut self) {
         match LoadedPolicy::load(&self.options.policy) {
-            Ok(loaded) if loaded.text == self.policy.text => self.policy.rejected = None,
+            Ok(loaded) if loaded.text == self.policy.text => {
+                self.policy.rejected = None;
+                self.policy.seen = loaded.seen;
+            }
             Ok(mut loaded) => {
                 loaded.generation = self.policy.generation + 1;
                 self.policy = loaded;
@@ -62,7 +70,8 @@ impl Owner {
                 );
                 self.write_policy(PolicyChange::Loaded, Vec::new());
             }
-            Err(errors) => {
+            Err((errors, seen)) => {
+                self.policy.seen = seen;
                 let errors: Vec<String> = errors.to_string().lines().map(str::to_owned).collect();
                 tracing::error!(file = %self.options.policy.display(), ?errors, "policy rejected, the old one stays");
                 let rejected = RejectedPolicy { at: now().time, errors: errors.clone() };
@@ -75,10 +84,9 @@ impl Owner {
         self.judge_posture();
     }
 
-    /// Whether the file differs from what was last taken from it: for hosts where it cannot be watched.
+    /// Whether the file is another than at the last look, whatever came of that: for hosts where it cannot be watched.
     pub(super) fn policy_file_changed(&self) -> bool {
-        self.policy.rejected.is_none()
-            && file::read(&self.options.policy).is_ok_and(|text| text != self.policy.text)
+        file::read(&self.options.policy).ok() != self.policy.seen
     }
 
     /// Keeps the policy in force, for a start that finds a wrong file. Tried again with each tick if it fails.

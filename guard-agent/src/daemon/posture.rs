@@ -1,14 +1,16 @@
 //! What the agent's posture is, from what it knows to be wrong.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use guard_common::Tier;
 
 use super::owner::Owner;
 use crate::audit::Body;
 use crate::audit::record::PostureBody;
-use crate::doctor;
+use crate::control::report::RejectedPolicy;
 use crate::events::Name;
+use crate::{doctor, join};
 use crate::policy::{DefaultMode, TierChoice};
 use crate::posture::{Posture, Reason, State, gaps};
 
@@ -124,6 +126,18 @@ pub const OTHER_TIER: Trouble = Trouble {
     fix: "restart the agent: the tier is chosen when it starts",
     leaves: Leaves::Part,
 };
+/// The policy file on disk is not the one in force.
+const POLICY_REJECTED: Trouble = Trouble {
+    code: "policy-rejected",
+    fix: "correct the file (`guardctl policy check` names every problem): it is read again within seconds",
+    leaves: Leaves::Part,
+};
+/// A followed node's join has failed. Its pools are sealed, which is right and not what anybody wants to keep.
+const NODE_FAILED: Trouble = Trouble {
+    code: "node-failed",
+    fix: "run `guardctl rollback` and then join again: docs/RUNBOOK.md; `guardctl history` tells how it came here",
+    leaves: Leaves::Part,
+};
 pub const SKIPPED: Trouble = Trouble {
     code: "decisions-skipped",
     fix: "boot with lsm=…,bpf (see `guardctl doctor`), whose programs are never skipped, or with \
@@ -167,6 +181,11 @@ impl Owner {
         if self.posture.is_none() && self.proven_at.is_none() && !self.troubles.0.contains_key(&CANARY) {
             return;
         }
+        // Both end by themselves with what they tell of, wherever that ended.
+        self.troubles.set_if(POLICY_REJECTED, || self.policy.rejected.as_ref().map(rejection));
+        let states = self.nodes.iter().map(|(root, node)| (root, node.state()));
+        let failed = failed_nodes(states);
+        self.troubles.set_if(NODE_FAILED, || failed);
         let mut posture = judge(&self.troubles, self.proven_at.and(self.tier), self.policy_only_observes());
         if posture.state == State::Inactive {
             // The canary only knows that nothing answered; the host's preconditions tell why. They are
@@ -196,13 +215,30 @@ impl Owner {
     }
 }
 
+/// What is wrong with a rejected policy file, in a line. All of it is in the policy's own part of the status.
+fn rejection(rejected: &RejectedPolicy) -> String {
+    let first = rejected.errors.first().map_or("no reason was given", String::as_str);
+    match rejected.errors.len() {
+        0 | 1 => format!("the policy file on disk is not in force: {first}"),
+        lines => format!("the policy file on disk is not in force; the first of {lines} lines: {first}"),
+    }
+}
+
+/// The nodes whose join has failed, in a line.
+fn failed_nodes<'n>(nodes: impl Iterator<Item = (&'n Path, &'n join::State)>) -> Option<String> {
+    let failed = nodes.filter(|(_, state)| state.has_failed());
+    let failed: Vec<String> =
+        failed.map(|(root, state)| format!("{} is {}", root.display(), state.name())).collect();
+    (!failed.is_empty()).then(|| failed.join(", "))
+}
+
 fn codes(posture: &Posture) -> Vec<&str> {
     posture.reasons.iter().map(|reason| reason.code.as_str()).collect()
 }
 
 /// What `doctor` finds wrong with this host, or with the one tier that policy lets be tried.
 fn failed_preconditions(choice: TierChoice) -> Vec<Reason> {
-    let checks = doctor::checks(&doctor::HostFacts::gather(std::path::Path::new("/")));
+    let checks = doctor::checks(&doctor::HostFacts::gather(Path::new("/")));
     let wanted = match choice {
         TierChoice::Auto => None,
         TierChoice::Only(tier) => Some(format!("tier-{}", tier.name())),
@@ -266,5 +302,27 @@ mod tests {
         troubles.clear(CANARY);
         troubles.clear(AUDIT);
         assert_eq!(judge(&troubles, Some(Tier::BpfLsm), false).state, State::Enforcing);
+    }
+
+    #[test]
+    fn a_rejected_policy_is_told_with_its_first_problem() {
+        let at = serde_json::from_str("\"2026-01-02T03:04:05Z\"").unwrap();
+        let errors = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect();
+        let mut rejected = RejectedPolicy { at, errors: errors(&["p.toml:3: unknown key `rots`"]) };
+        let told = rejection(&rejected);
+        assert_eq!(told, "the policy file on disk is not in force: p.toml:3: unknown key `rots`");
+        rejected.errors = errors(&["p.toml:3: one", "p.toml:4: two"]);
+        assert!(rejection(&rejected).ends_with("the first of 2 lines: p.toml:3: one"));
+    }
+
+    #[test]
+    fn only_failed_nodes_are_told() {
+        use join::{Kept, State};
+        let (one, two) = (Path::new("/one"), Path::new("/two"));
+        let unknown = State::Unknown { kept: Kept::Nothing };
+        assert_eq!(failed_nodes([(one, &State::Standalone), (two, &unknown)].into_iter()), None);
+        assert_eq!(failed_nodes([(one, &State::RollingBack), (two, &State::Released)].into_iter()), None);
+        let told = failed_nodes([(one, &State::JoinFailed), (two, &State::JoinPartial)].into_iter());
+        assert_eq!(told.as_deref(), Some("/one is join-failed, /two is join-partial"));
     }
 }

@@ -126,6 +126,11 @@ impl State {
         }
     }
 
+    /// A join has ended without membership, and somebody has to do something about it.
+    pub fn has_failed(&self) -> bool {
+        matches!(self, Self::JoinFailed | Self::JoinPartial)
+    }
+
     /// A join runs or has left something: what is mounted now may be its remains.
     pub(super) fn is_between(&self) -> bool {
         matches!(self, Self::Joining { .. } | Self::JoinFailed | Self::JoinPartial | Self::RollingBack)
