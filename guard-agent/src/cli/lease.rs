@@ -51,12 +51,12 @@ fn revoke(global: &Global, id: &str, out: &mut impl Write) -> Result<Exit, CliEr
     Ok(Exit::Ok)
 }
 
-/// The leases as a table; empty if there are none.
+/// The leases as a table, each with its reason below it; empty if there are none.
 pub fn render(leases: &[LeaseReport]) -> String {
     if leases.is_empty() {
         return String::new();
     }
-    let heading = ["ID", "POOL", "KIND", "LEFT", "ENDS", "UID", "LOGIN", "REASON"];
+    let heading = ["ID", "POOL", "KIND", "LEFT", "ENDS", "UID", "LOGIN"];
     let mut rows = vec![heading.map(str::to_owned).to_vec()];
     rows.extend(leases.iter().map(|lease| {
         vec![
@@ -67,10 +67,15 @@ pub fn render(leases: &[LeaseReport]) -> String {
             time(lease.ends),
             lease.uid.to_string(),
             lease.login_uid.map_or("-".to_owned(), |uid| uid.to_string()),
-            safe(&lease.reason),
         ]
     }));
-    text::table("  ", &rows)
+    let aligned = text::table("  ", &rows);
+    let mut lines = aligned.lines();
+    let mut shown = format!("{}\n", lines.next().unwrap_or_default());
+    for (line, lease) in lines.zip(leases) {
+        shown += &format!("{line}\n{}", text::wrap("    reason: ", 6, &safe(&lease.reason)));
+    }
+    shown
 }
 
 fn kind_name(kind: LeaseKind) -> &'static str {

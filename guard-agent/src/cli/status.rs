@@ -77,14 +77,14 @@ fn posture(report: &PostureReport) -> String {
     let mut text = String::new();
     line(&mut text, "posture", format!("{}, {proven}", state_name(report.posture.state)));
     for reason in &report.posture.reasons {
-        let _ = writeln!(text, "  {}: {}", safe(&reason.code), safe(&reason.detail));
-        let _ = writeln!(text, "    fix: {}", safe(&reason.fix));
+        text += &text::wrap(&format!("  {}: ", safe(&reason.code)), 4, &safe(&reason.detail));
+        text += &text::wrap("    fix: ", 9, &safe(&reason.fix));
     }
     if let Some(tier) = report.posture.tier {
         line(&mut text, "tier", tier.to_string());
     }
     for gap in &report.posture.gaps {
-        let _ = writeln!(text, "  not covered ({}): {}", safe(&gap.code), safe(&gap.detail));
+        text += &text::wrap(&format!("  not covered ({}): ", safe(&gap.code)), 4, &safe(&gap.detail));
     }
     text
 }
@@ -106,7 +106,7 @@ fn policy(report: &PolicyReport) -> String {
             time(rejected.at)
         );
         for error in &rejected.errors {
-            let _ = writeln!(text, "    {}", safe(error));
+            text += &text::wrap("    ", 6, &safe(error));
         }
         let _ = writeln!(text, "    fix: correct the file; guardctl policy check");
     }
@@ -128,19 +128,20 @@ fn audit(report: &AuditReport) -> String {
 }
 
 fn roots(roots: &[RootReport]) -> String {
-    let rows: Vec<Vec<String>> = roots
-        .iter()
-        .map(|root| {
-            let state = match (&root.detail, root.in_force) {
-                (None, true) => "in force".to_owned(),
-                (None, false) => "not in force".to_owned(),
-                (Some(detail), true) => format!("in force: {}", safe(detail)),
-                (Some(detail), false) => format!("not in force: {}", safe(detail)),
-            };
-            vec![safe(&root.path), root.mode.to_string(), root.filesystems.join(" "), state]
-        })
-        .collect();
-    text::table("  ", &rows)
+    let row = |root: &RootReport| {
+        let state = if root.in_force { "in force" } else { "not in force" };
+        vec![safe(&root.path), root.mode.to_string(), state.to_owned()]
+    };
+    let rows: Vec<Vec<String>> = roots.iter().map(row).collect();
+    let mut text = String::new();
+    for (line, root) in text::table("  ", &rows).lines().zip(roots) {
+        let _ = writeln!(text, "{line}");
+        text += &text::wrap("    filesystems: ", 6, &safe(&root.filesystems.join(" ")));
+        if let Some(detail) = &root.detail {
+            text += &text::wrap("    ", 6, &safe(detail));
+        }
+    }
+    text
 }
 
 fn counters(status: &StatusReport) -> String {
@@ -149,11 +150,13 @@ fn counters(status: &StatusReport) -> String {
     text::table("  ", &rows)
 }
 
-fn line(text: &mut String, name: &str, content: String) {
-    let _ = writeln!(text, "{name:<10} {content}");
+/// A line behind its name, which goes on behind as many blanks.
+pub(super) fn line(text: &mut String, name: &str, content: String) {
+    text.push_str(&text::wrap(&format!("{name:<10} "), 11, &content));
 }
 
-fn section(text: &mut String, name: &str, content: String) {
+/// A part with its name above it.
+pub(super) fn section(text: &mut String, name: &str, content: String) {
     if content.is_empty() {
         let _ = writeln!(text, "\n{name}: none");
     } else {

@@ -50,9 +50,19 @@ fn status() -> StatusReport {
         detail: "the kernel has no file_truncate hook".to_owned(),
         fix: "run Linux 6.2 or newer".to_owned(),
     };
+    let failed = Reason {
+        code: "node-failed".to_owned(),
+        detail: "/var/lib/incus is join-failed, /srv/another-incus is join-partial".to_owned(),
+        fix: "run `guardctl rollback` and then join again: docs/RUNBOOK.md; `guardctl history` tells how it came \
+              here"
+        .to_owned(),
+    };
     let counters = [("denied_sealed", 0), ("denied_guarded", 1_000_000), ("allowed_released", 5)];
     StatusReport {
-        posture: PostureReport { posture: posture(State::Degraded, vec![reason]), proven_at: Some(at(60)) },
+        posture: PostureReport {
+            posture: posture(State::Degraded, vec![reason, failed]),
+            proven_at: Some(at(60)),
+        },
         agent: AgentReport {
             version: "0.1.0".to_owned(),
             build: "abc123".to_owned(),
@@ -135,6 +145,7 @@ fn empty() -> StatusReport {
 fn a_status_reads_as_the_golden_file_says() {
     let text = format!("{}----\n{}", status::render(&status()), status::render(&empty()));
     assert_eq!(text, include_str!("status.golden"), "the text changed:\n{text}");
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "a line is too long:\n{text}");
 }
 
 #[test]

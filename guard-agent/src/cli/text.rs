@@ -40,6 +40,30 @@ pub fn duration(seconds: u64) -> String {
     if text.is_empty() { "0s".to_owned() } else { text }
 }
 
+/// Columns that text for people has. Only a word (a path, say) that is longer than a line goes beyond.
+pub const COLUMNS: usize = 80;
+
+/// Words in lines of [`COLUMNS`]: the first one behind `first`, the others behind as many blanks as `indent` says.
+pub fn wrap(first: &str, indent: usize, content: &str) -> String {
+    let mut text = String::new();
+    let mut line = first.to_owned();
+    let mut is_empty = true;
+    for word in content.split(' ').filter(|word| !word.is_empty()) {
+        let between = usize::from(!is_empty);
+        if !is_empty && line.chars().count() + between + word.chars().count() > COLUMNS {
+            let _ = writeln!(text, "{}", line.trim_end());
+            (line, is_empty) = (" ".repeat(indent), true);
+        }
+        if !is_empty {
+            line.push(' ');
+        }
+        line.push_str(word);
+        is_empty = false;
+    }
+    let _ = writeln!(text, "{}", line.trim_end());
+    text
+}
+
 /// Rows with aligned columns, each line behind `indent`. The first row is the heading.
 pub fn table(indent: &str, rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
@@ -72,6 +96,18 @@ mod tests {
         {
             assert_eq!(duration(seconds), text);
         }
+    }
+
+    #[test]
+    fn words_are_wrapped_and_never_cut() {
+        let long = "x".repeat(90);
+        assert_eq!(wrap("  a: ", 4, "one two"), "  a: one two\n");
+        assert_eq!(wrap("  a: ", 4, ""), "  a:\n");
+        assert_eq!(wrap("a ", 4, &format!("{long} b")), format!("a {long}\n    b\n"));
+        let words = wrap("fix: ", 5, &"word ".repeat(40));
+        assert!(words.lines().all(|line| line.chars().count() <= COLUMNS), "{words}");
+        assert!(words.lines().skip(1).all(|line| line.starts_with("     word")), "{words}");
+        assert_eq!(words.matches("word").count(), 40);
     }
 
     #[test]

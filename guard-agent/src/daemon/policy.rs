@@ -26,8 +26,7 @@ impl LoadedPolicy {
     /// Reads and validates a policy file. A file that is wrong comes with its text, as far as it could be read.
     fn load(path: &Path) -> Result<Self, (PolicyErrors, Option<String>)> {
         let text = file::read(path).map_err(|errors| (errors, None))?;
-        let policy =
-            crate::policy::parse(&text, path).map_err(|errors| (errors, Some(text.clone())))?;
+        let policy = crate::policy::parse(&text, path).map_err(|errors| (errors, Some(text.clone())))?;
         let (loaded, seen) = (now().time, Some(text.clone()));
         Ok(Self { policy, text, generation: 1, loaded, rejected: None, seen })
     }

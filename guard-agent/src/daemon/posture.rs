@@ -10,9 +10,9 @@ use crate::audit::Body;
 use crate::audit::record::PostureBody;
 use crate::control::report::RejectedPolicy;
 use crate::events::Name;
-use crate::{doctor, join};
 use crate::policy::{DefaultMode, TierChoice};
 use crate::posture::{Posture, Reason, State, gaps};
+use crate::{doctor, join};
 
 /// A stable code, and what to do about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -86,7 +86,9 @@ impl Ladder {
                 }
             };
             match prepared {
-                Err(error) if self.goes_on_after(&error) => self.pass_over(tier, &error),
+                Err(error) if self.goes_on_after(&error) => {
+                    self.pass_over(tier, &error, &error.in_brief());
+                }
                 result => return result,
             }
         }
@@ -96,13 +98,12 @@ impl Ladder {
         !self.untried.is_empty() && error.is_of_the_tier()
     }
 
-    fn pass_over(&mut self, tier: Tier, error: &dyn std::error::Error) {
+    fn pass_over(&mut self, tier: Tier, error: &dyn std::error::Error, in_brief: &str) {
         let (name, why) = (tier.name(), chain(error));
         tracing::warn!(tier = name, why, "this tier cannot be had, the next one is tried");
         // The verifier's words are for the log. What is known to stand against the tier says more.
         let known = doctor::known_obstacle(&doctor::HostFacts::gather(Path::new("/")), tier);
-        let first = why.lines().next().unwrap_or_default();
-        self.passed_over.push(format!("{name}: {}", known.as_deref().unwrap_or(first)));
+        self.passed_over.push(format!("{name}: {}", known.as_deref().unwrap_or(in_brief)));
     }
 }
 
@@ -146,11 +147,13 @@ impl Owner {
                         if !programs.adopted {
                             programs.withdraw()?;
                         }
-                        ladder.pass_over(tier, &error);
+                        ladder.pass_over(tier, &error, &chain(&error));
                     }
                     outcome => return Ok(Reached::Programs(programs, outcome)),
                 },
-                Err(error) if ladder.goes_on_after(&error) => ladder.pass_over(tier, &error),
+                Err(error) if ladder.goes_on_after(&error) => {
+                    ladder.pass_over(tier, &error, &error.in_brief());
+                }
                 Err(error) => return Err(error.into()),
             }
             next = ladder.next()?;
