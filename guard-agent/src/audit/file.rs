@@ -4,14 +4,16 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, chown, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::unistd::{Gid, geteuid};
 use serde::Deserialize;
 
 use super::queue::LineQueue;
 use super::record::{Body, Origin, Record};
+use super::rotated;
 use super::tail::LinesFromEnd;
 use crate::events::Stamp;
 
@@ -40,11 +42,13 @@ pub struct AuditOptions {
     pub pending_capacity: usize,
     /// The sequence is greater than this even if no file says so (all of it was rotated away).
     pub sequence_floor: u64,
+    /// The group whose members may read the log; none: only root may.
+    pub readers: Option<Gid>,
 }
 
 impl Default for AuditOptions {
     fn default() -> Self {
-        Self { pending_capacity: 4_096, sequence_floor: 0 }
+        Self { pending_capacity: 4_096, sequence_floor: 0, readers: None }
     }
 }
 
@@ -76,6 +80,7 @@ pub struct AuditFile {
     opened: Opened,
     queue: LineQueue,
     last_sequence: u64,
+    readers: Option<Gid>,
 }
 
 #[derive(Debug)]
@@ -86,9 +91,9 @@ struct Opened {
 }
 
 impl AuditFile {
-    /// Opens or creates the log (mode 0640, its directories 0750) and resumes after its last record.
+    /// Opens or creates the log (mode 0640, its directories 0750, of the readers' group) and resumes after its last record.
     pub fn open(path: &Path, origin: Origin, options: AuditOptions) -> Result<Self, AuditError> {
-        let opened = Opened::open(path)?;
+        let opened = Opened::open(path, options.readers)?;
         let end = End::read(&opened.file).map_err(|source| resume_error(path, source))?;
         let mut last_sequence = end.last_sequence;
         if end.is_empty {
@@ -100,6 +105,7 @@ impl AuditFile {
             opened,
             queue: LineQueue::new(options.pending_capacity, end.torn),
             last_sequence: last_sequence.max(options.sequence_floor),
+            readers: options.readers,
         })
     }
 
@@ -116,7 +122,7 @@ impl AuditFile {
     /// Writes what waits. If the file was moved or deleted, goes on in a new one. Call it regularly.
     pub fn flush(&mut self) -> Result<(), AuditError> {
         if !self.opened.is_at(&self.path) {
-            self.opened = Opened::open(&self.path)?;
+            self.opened = Opened::open(&self.path, self.readers)?;
             let end = End::read(&self.opened.file).map_err(|source| resume_error(&self.path, source))?;
             self.queue.reset_torn(end.torn);
         }
@@ -146,7 +152,7 @@ impl AuditFile {
 }
 
 impl Opened {
-    fn open(path: &Path) -> Result<Self, AuditError> {
+    fn open(path: &Path, readers: Option<Gid>) -> Result<Self, AuditError> {
         let open_error = |source| AuditError::Open { path: path.to_owned(), source };
         if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
             DirBuilder::new()
@@ -154,6 +160,8 @@ impl Opened {
                 .mode(0o750)
                 .create(directory)
                 .map_err(|source| AuditError::CreateDirectory { path: directory.to_owned(), source })?;
+            let found = fs::metadata(directory);
+            give_to(readers, directory, 0o750, found, |group| chown(directory, None, Some(group)));
         }
         // Reading as well: the end is looked at, and opening a FIFO does not block.
         let mut options = OpenOptions::new();
@@ -162,11 +170,33 @@ impl Opened {
         if !metadata.is_file() {
             return Err(AuditError::NotRegular { path: path.to_owned() });
         }
+        let found = file.metadata();
+        give_to(readers, path, 0o640, found, |group| fchown(&file, None, Some(group)));
         Ok(Self { file, device: metadata.dev(), inode: metadata.ino() })
     }
 
     fn is_at(&self, path: &Path) -> bool {
         fs::metadata(path).is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == (self.device, self.inode))
+    }
+}
+
+/// Gives what is ours alone to the group of readers: what is root's, in root's group, with just this mode. A place that
+/// somebody has set up otherwise is theirs. A log that the group cannot read is better than none, so a failure is told
+/// and no more.
+fn give_to(
+    readers: Option<Gid>,
+    path: &Path,
+    mode: u32,
+    found: io::Result<fs::Metadata>,
+    change: impl FnOnce(u32) -> io::Result<()>,
+) {
+    let Some(group) = readers.filter(|_| geteuid().is_root()) else { return };
+    let changed = found.and_then(|found| {
+        let is_ours = found.uid() == 0 && found.gid() == 0 && found.mode() & 0o7777 == mode;
+        if is_ours { change(group.as_raw()) } else { Ok(()) }
+    });
+    if let Err(error) = changed {
+        tracing::warn!(path = %path.display(), group = group.as_raw(), %error, "audit log: not given to its readers");
     }
 }
 
@@ -206,31 +236,12 @@ impl End {
     }
 }
 
-/// The last sequence of the newest rotated files (`audit.jsonl.1`, `audit.jsonl-20260921`), for a start
-/// right after a rotation. Compressed ones are not read.
+/// The last sequence of the newest rotated files, for a start right after a rotation. What is compressed has no lines
+/// to read here.
 fn last_rotated_sequence(path: &Path) -> io::Result<u64> {
-    let (Some(directory), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str()))
-    else {
-        return Ok(0);
-    };
-    let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
-    let mut rotated = Vec::new();
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        let metadata = entry.metadata()?;
-        let is_rotated = entry
-            .file_name()
-            .to_str()
-            .and_then(|other| other.strip_prefix(name))
-            .is_some_and(|rest| rest.starts_with(['.', '-']));
-        if is_rotated && metadata.is_file() {
-            rotated.push((metadata.modified()?, entry.path()));
-        }
-    }
-    rotated.sort_unstable_by(|one, other| other.cmp(one));
     let mut last = 0;
-    for (_, path) in rotated.iter().take(ROTATED_FILES) {
-        last = last.max(End::read(&File::open(path)?)?.last_sequence);
+    for rotated in rotated::list(path)?.iter().take(ROTATED_FILES) {
+        last = last.max(End::read(&File::open(rotated)?)?.last_sequence);
     }
     Ok(last)
 }

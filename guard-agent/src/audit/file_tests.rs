@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::audit::filter::Filter;
-use crate::audit::history::read_tail;
+use crate::audit::history::{SEARCH_BOUND, read_tail};
 use crate::audit::record::{AgentBody, AgentChange, Kind, Place, PoolBody, PoolChange};
 use crate::events::BootOffset;
 
@@ -39,7 +39,7 @@ fn open(path: &Path) -> AuditFile {
 }
 
 fn sequences(path: &Path) -> Vec<u64> {
-    let lines = read_tail(path, usize::MAX, &Filter::default()).unwrap();
+    let lines = read_tail(path, usize::MAX, &Filter::default(), SEARCH_BOUND).unwrap();
     lines.iter().map(|line| line.record.sequence).collect()
 }
 
@@ -95,7 +95,8 @@ fn a_rotated_file_is_left_and_a_new_one_goes_on() {
     log.flush().unwrap();
     log.append(stamp(3), agent());
     assert_eq!(sequences(&root.path().join("audit.jsonl.1")), [1, 2]);
-    assert_eq!(sequences(&path), [3]);
+    assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 1);
+    assert_eq!(sequences(&path), [1, 2, 3]);
 }
 
 #[test]
@@ -130,12 +131,16 @@ fn history_gives_the_last_lines_that_match_oldest_first() {
     }
     log.append(stamp(6), agent());
     let found = |count, filter: Filter| -> Vec<u64> {
-        read_tail(&path, count, &filter).unwrap().iter().map(|line| line.record.sequence).collect()
+        read_tail(&path, count, &filter, SEARCH_BOUND)
+            .unwrap()
+            .iter()
+            .map(|line| line.record.sequence)
+            .collect()
     };
     let two = Filter { pool: Some("two".to_owned()), ..Filter::default() };
     assert_eq!(found(2, two.clone()), [8, 10]);
     assert_eq!(found(9, Filter { kind: Some(Kind::Agent), ..Filter::default() }), [11]);
     assert_eq!(found(9, Filter { since: Some(stamp(5).time), ..two }), [10]);
     assert_eq!(found(0, Filter::default()), [0; 0]);
-    assert_eq!(read_tail(&root.path().join("none"), 1, &Filter::default()).unwrap(), []);
+    assert_eq!(read_tail(&root.path().join("none"), 1, &Filter::default(), SEARCH_BOUND).unwrap(), []);
 }

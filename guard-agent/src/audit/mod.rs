@@ -1,5 +1,5 @@
 //! The audit log: what is written (`record`, `decisions`, `changes`: pure), how it reaches the file whole and in order
-//! (`queue`, `file`), and how it is read back (`history`, `filter`).
+//! (`queue`, `file`), and how it is read back (`rotated`, `tail`, `history`, `filter`).
 
 pub mod changes;
 pub mod decisions;
@@ -9,6 +9,7 @@ pub mod history;
 pub mod origin;
 pub mod queue;
 pub mod record;
+pub mod rotated;
 pub mod tail;
 
 pub use file::{Appended, AuditError, AuditFile, AuditOptions, AuditStatus};

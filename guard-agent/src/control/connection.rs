@@ -17,7 +17,7 @@ use super::protocol::{HISTORY_LIMIT, LINE_LIMIT, Lagged, Reply, Request, Respons
 use super::refusal::Refusal;
 use super::server::{Command, Shared};
 use crate::audit::Filter;
-use crate::audit::history::{HistoryLine, read_tail};
+use crate::audit::history::{HistoryLine, SEARCH_BOUND, read_tail};
 use crate::events::process;
 
 /// Refuses a connection without serving it. The answer fits the empty socket buffer or is left out.
@@ -135,8 +135,8 @@ impl Connection {
         }
         let _turn = self.shared.searches.acquire().await.map_err(|error| unreadable(error.to_string()))?;
         let audit = self.shared.options.audit.clone();
-        let search =
-            tokio::task::spawn_blocking(move || read_tail(&audit, count.min(HISTORY_LIMIT), &filter));
+        let count = count.min(HISTORY_LIMIT);
+        let search = tokio::task::spawn_blocking(move || read_tail(&audit, count, &filter, SEARCH_BOUND));
         let found = search.await.map_err(|error| unreadable(error.to_string()))?;
         found.map_err(|error| unreadable(error.to_string()))
     }

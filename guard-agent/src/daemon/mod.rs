@@ -41,6 +41,7 @@ use crate::audit::{AuditError, AuditFile, AuditOptions, origin};
 use crate::bpf::load::LoadError;
 use crate::bpf::logs::KernelLog;
 use crate::bpf::{CanaryError, MapAccessError, maps};
+use crate::control::access::{GROUP, reader_group};
 use crate::control::{Command, Server, ServerOptions, SocketError};
 use crate::exit::Exit;
 use crate::fanotify::{self, EngineError};
@@ -176,7 +177,14 @@ pub async fn run(
         .map_err(|source| DaemonError::NoMountTable { path: MOUNT_TABLE.into(), source })?;
     let origin = origin::of_this_host().map_err(failed("read the host's name and boot id"))?;
     let (state, state_problem) = state::StateFile::open(&options.state_dir, &origin.boot_id)?;
-    let audit = AuditFile::open(&options.audit, origin, AuditOptions::default())?;
+    let readers = reader_group();
+    if readers.is_none() {
+        tracing::info!(
+            group = GROUP,
+            "there is no such group: only root reads the audit log and asks the agent"
+        );
+    }
+    let audit = AuditFile::open(&options.audit, origin, AuditOptions { readers, ..AuditOptions::default() })?;
     let server = Server::bind(ServerOptions::new(options.run_dir.clone(), options.audit.clone()))?;
     let (events, _) = broadcast::channel(FOLLOWERS_LAG);
 
