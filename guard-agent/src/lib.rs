@@ -30,6 +30,7 @@ pub mod join;
 mod journal;
 pub mod logging;
 pub mod mounts;
+pub mod offline;
 pub mod paths;
 pub mod plan;
 pub mod policy;

@@ -12,3 +12,7 @@ pub const AUDIT: &str = "/var/log/guard-agent/audit.jsonl";
 pub const PIN_DIR: &str = "/sys/fs/bpf/guard-agent";
 /// Name of the control socket in the run directory.
 pub const SOCKET_NAME: &str = "control.sock";
+/// Name of the running agent's lock in the state directory.
+pub const LOCK_NAME: &str = "agent.lock";
+/// Name of the nodes' journals' directory in the state directory.
+pub const NODES_NAME: &str = "nodes";

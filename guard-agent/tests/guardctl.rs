@@ -78,7 +78,8 @@ fn exit_codes_are_the_documented_ones() {
         (&["--version"][..], 0),
         (&["release", "default"], 2),
         (&["policy", "check", "/nonexistent/policy.toml"], 3),
-        (&["status"], 5),
+        (&["lease", "list"], 5),
+        (&["events"], 5),
     ] {
         let output = run(arguments);
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {output:?}");

@@ -145,6 +145,12 @@ impl Maps {
         })
     }
 
+    /// The layout of pinned maps: what must be known before any other of them is understood.
+    pub fn layout(directory: &Path) -> Result<u32, MapAccessError> {
+        let meta: Single<Meta> = single(directory, map::META)?;
+        Ok(meta.read()?.layout_version)
+    }
+
     /// Adds to a counter from outside the kernel. Only where no program counts in the same map: the tier whose
     /// answers come from user space.
     pub fn count(&mut self, counter: Counter, number: u64) -> Result<(), MapAccessError> {

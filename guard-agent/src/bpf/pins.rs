@@ -15,6 +15,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use aya::programs::links::{LinkError, PinnedLink};
 use aya::programs::{ProgramInfo, loaded_programs};
 use guard_common::Tier;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
@@ -115,6 +116,11 @@ impl Pins {
         Ok(pins)
     }
 
+    /// The directory as it is, for who only looks. Nothing is made.
+    pub fn at(directory: &Path) -> Self {
+        Self { directory: directory.to_owned() }
+    }
+
     /// Where the maps are.
     pub fn maps(&self) -> PathBuf {
         self.directory.join("maps")
@@ -211,6 +217,27 @@ impl Generation {
             }
         }
         Ok(ids)
+    }
+
+    /// Whether a program's links are all pinned: then it is attached. `None` if the program itself is not there.
+    pub fn is_linked(&self, name: &str) -> Result<Option<bool>, PinError> {
+        let program = self.program(name, Standby::No);
+        if !program.try_exists().map_err(io_error("look at", &program))? {
+            return Ok(None);
+        }
+        for standby in self.loads() {
+            let link = self.link(name, *standby);
+            match PinnedLink::from_pin(&link) {
+                Ok(_) => {}
+                Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
+                    return Ok(Some(false));
+                }
+                // It may be attached, and who asks may not know.
+                Err(LinkError::SyscallError(error)) => return Err(io_error("open", &link)(error.io_error)),
+                Err(error) => return Err(io_error("open", &link)(io::Error::other(error))),
+            }
+        }
+        Ok(Some(true))
     }
 
     /// Whether every one of these programs has its link pinned.

@@ -4,15 +4,18 @@ use std::io::Write;
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::offline::{self, Reached};
 use super::parse_duration;
 use super::text::{duration, safe, time};
 use super::{CliError, Global};
 use crate::audit::record::{Body, DecisionBody, IncidentBody, Place, Record};
 use crate::audit::{Filter, Kind};
+use crate::control::client::PATIENCE;
 use crate::control::protocol::Lagged;
-use crate::control::{Client, ClientError, Reply, Request};
+use crate::control::{ClientError, Reply, Request};
 use crate::events::Time;
 use crate::exit::Exit;
+use crate::offline::Places;
 
 #[derive(Debug, clap::Args)]
 pub struct EventsArgs {
@@ -31,13 +34,20 @@ pub struct EventsArgs {
     /// Only since then: a time (2026-09-21T14:00:00Z) or a duration back from now (10m).
     #[arg(long, value_name = "TIME", value_parser = parse_since)]
     pub since: Option<Time>,
+    #[command(flatten)]
+    pub places: Places,
 }
 
 /// Shows events until there are no more; followed, until the agent or the reader ends it.
 pub fn run(global: &Global, args: &EventsArgs, out: &mut impl Write) -> Result<Exit, CliError> {
     let filter = Filter { pool: args.pool.clone(), kind: args.kind, since: args.since };
+    // Searching the log may take long; whether there is an agent that answers must not.
+    let mut client = match offline::reach(global, &args.places)? {
+        Reached::Agent(client) => client,
+        Reached::Silence(silence) => return offline::events(global, args, filter, &silence, out),
+    };
+    client.wait_at_most(Some(global.timeout.unwrap_or(PATIENCE)))?;
     let request = Request::Events { follow: args.follow, history: args.lines, filter };
-    let mut client = Client::connect(&global.run_dir)?;
     let lines = match client.request(&request)? {
         Reply::Events { lines, .. } => lines,
         _ => return Err(ClientError::OtherAnswer { request: request.name() }.into()),
@@ -46,7 +56,7 @@ pub fn run(global: &Global, args: &EventsArgs, out: &mut impl Write) -> Result<E
     while args.follow || shown < lines {
         if shown == lines {
             out.flush()?;
-            client.wait_forever()?;
+            client.wait_at_most(None)?;
         }
         let Some(line) = client.line()? else { return Err(ClientError::Closed.into()) };
         let line = if global.json { line } else { render_line(&line) };

@@ -10,6 +10,7 @@ pub mod history;
 pub mod join;
 pub mod lease;
 pub mod node;
+pub mod offline;
 pub mod own_cgroup;
 pub mod policy;
 pub mod pools;
@@ -30,8 +31,10 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 
+use crate::control::client::PATIENCE;
 use crate::control::{Client, ClientError, Reply, Request};
 use crate::exit::Exit;
+use crate::offline::Places;
 use crate::paths;
 use crate::policy::duration;
 use crate::rollback::helper::{self, HelperCommand, HelperError};
@@ -49,8 +52,8 @@ pub struct Cli {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done (status: enforcing), 1 failure, 2 wrong command line, \
-    3 policy file missing or wrong, 4 inactive, 5 agent unreachable, 6 refused, 7 degraded, audit-only, \
-    or a failed check";
+    3 policy file missing or wrong, 4 inactive, 5 agent unreachable (status, pools and events have answered \
+    from pins and files), 6 refused, 7 degraded, audit-only, or a failed check";
 
 /// Options of every subcommand.
 #[derive(Debug, Args)]
@@ -61,14 +64,22 @@ pub struct Global {
     /// JSON instead of text.
     #[arg(long, global = true)]
     pub json: bool,
+    /// How long to wait for the agent, such as 10s. Without it 35s; `status`, `pools` and `events`, which can answer
+    /// without the agent, 1s.
+    #[arg(long, global = true, value_name = "DURATION", value_parser = parse_duration)]
+    pub timeout: Option<Duration>,
 }
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Posture, policy, pools, leases and counters.
-    Status,
+    ///
+    /// Without an agent that answers: what pins and files say, which proves nothing (exit 5; 4 if nothing is in force).
+    Status(Places),
     /// The pools and their modes.
-    Pools,
+    ///
+    /// Without an agent that answers: those in the kernel's map (exit 5).
+    Pools(Places),
     /// Deny every deletion in a pool, the storage daemon's too.
     Seal(seal::SealArgs),
     /// Take a seal back: the pool returns to the mode that policy gives it.
@@ -85,6 +96,8 @@ pub enum Command {
     /// The join state machine as a drawing. Needs no agent.
     StateMachine(state_machine::StateMachineArgs),
     /// The audit log: history, and what happens now.
+    ///
+    /// Without an agent that answers: history, from its files (exit 5).
     Events(events::EventsArgs),
     /// Every precondition on this host, and how to fix what fails. Needs no agent.
     Doctor,
@@ -186,8 +199,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
 pub fn run(cli: &Cli, out: &mut impl Write) -> Result<Exit, CliError> {
     let global = &cli.global;
     match &cli.command {
-        Command::Status => status::run(global, out),
-        Command::Pools => pools::run(global, out),
+        Command::Status(places) => status::run(global, places, out),
+        Command::Pools(places) => pools::run(global, places, out),
         Command::Seal(args) => seal::run(global, args, out),
         Command::Unseal(args) => seal::unseal(global, args, out),
         Command::Release(args) => release::run(global, args, out),
@@ -229,7 +242,8 @@ fn explained(error: &CliError) -> String {
 impl Global {
     /// One request on a connection of its own.
     fn ask(&self, request: &Request) -> Result<Reply, CliError> {
-        Ok(Client::connect(&self.run_dir)?.request(request)?)
+        let limit = self.timeout.unwrap_or(PATIENCE);
+        Ok(Client::connect(&self.run_dir, limit)?.request(request)?)
     }
 }
 

@@ -2,83 +2,81 @@
 
 use std::io::Write;
 
+use super::offline::{self, Answer};
 use super::text::{duration, safe};
-use super::{CliError, Global, expect_reply, text, write_json};
+use super::{CliError, Global, text, write_json};
 use crate::audit::record::ModeCause;
 use crate::control::report::PoolReport;
-use crate::control::{Reply, Request};
+use crate::control::{ClientError, Reply, Request};
 use crate::exit::Exit;
+use crate::offline::Places;
 
 /// Shows the pools.
-pub fn run(global: &Global, out: &mut impl Write) -> Result<Exit, CliError> {
-    let pools = expect_reply!(global, Request::Pools, Reply::Pools(pools) => pools);
+pub fn run(global: &Global, places: &Places, out: &mut impl Write) -> Result<Exit, CliError> {
+    match offline::ask(global, places, &Request::Pools)? {
+        Answer::Agent(Reply::Pools(pools)) => {
+            show(global, &pools, out)?;
+            Ok(Exit::Ok)
+        }
+        Answer::Agent(_) => Err(ClientError::OtherAnswer { request: Request::Pools.name() }.into()),
+        Answer::Silence(silence) => offline::pools(global, places, &silence, out),
+    }
+}
+
+/// The pools, whoever has told of them.
+pub(super) fn show(global: &Global, pools: &[PoolReport], out: &mut impl Write) -> Result<(), CliError> {
     if global.json {
         write_json(out, &pools)?;
     } else if pools.is_empty() {
         writeln!(out, "no pools")?;
     } else {
-        out.write_all(render(&pools).as_bytes())?;
+        out.write_all(render(pools).as_bytes())?;
     }
-    Ok(Exit::Ok)
+    Ok(())
 }
 
 /// The pools as a table, each with its place below it; empty if there are none.
 pub fn render(pools: &[PoolReport]) -> String {
-    let heading = ["NAME", "MODE", "BY", "DENIED", "ALLOWED", "WOULD-DENY"];
-    let rows = pools.iter().map(row).collect();
-    let places =
-        pools.iter().map(|pool| place(&pool.filesystem, &pool.device, &pool.pool_id, &pool.mountpoints));
-    table(&heading, rows, places)
-}
-
-/// Rows below a heading, each with the pool's place in a line of its own; empty if there are none.
-pub(super) fn table(
-    heading: &[&str],
-    mut rows: Vec<Vec<String>>,
-    places: impl Iterator<Item = String>,
-) -> String {
-    if rows.is_empty() {
+    if pools.is_empty() {
         return String::new();
     }
-    rows.insert(0, heading.iter().map(|title| (*title).to_owned()).collect());
+    let heading = ["NAME", "MODE", "BY", "DENIED", "ALLOWED", "WOULD-DENY"];
+    let mut rows = vec![heading.map(str::to_owned).to_vec()];
+    rows.extend(pools.iter().map(row));
     let aligned = text::table("  ", &rows);
     let mut lines = aligned.lines();
     let mut shown = format!("{}\n", lines.next().unwrap_or_default());
-    for (line, place) in lines.zip(places) {
-        shown += &format!("{line}\n{}", text::wrap("    ", 6, &place));
+    for (line, pool) in lines.zip(pools) {
+        shown += &format!("{line}\n{}", text::wrap("    ", 6, &place(pool)));
     }
     shown
 }
 
 fn row(pool: &PoolReport) -> Vec<String> {
+    let mode = match pool.remaining_seconds {
+        Some(seconds) => format!("{} ({} left)", pool.mode, duration(seconds)),
+        None => pool.mode.to_string(),
+    };
     vec![
         safe(&pool.name),
-        mode(&pool.mode.to_string(), pool.remaining_seconds),
-        cause_name(pool.mode_cause).to_owned(),
+        mode,
+        pool.mode_cause.map_or("-", cause_name).to_owned(),
         pool.counters.denied.to_string(),
         pool.counters.allowed.to_string(),
         pool.counters.would_deny.to_string(),
     ]
 }
 
-/// A mode, and for how long it lasts.
-pub(super) fn mode(name: &str, remaining_seconds: Option<u64>) -> String {
-    match remaining_seconds {
-        Some(seconds) => format!("{name} ({} left)", duration(seconds)),
-        None => name.to_owned(),
-    }
-}
-
 /// What a pool is and where, in a line.
-pub(super) fn place(filesystem: &str, device: &str, id: &str, mountpoints: &[String]) -> String {
-    let mounted = match mountpoints {
+fn place(pool: &PoolReport) -> String {
+    let mounted = match pool.mountpoints.as_slice() {
         [] => "detached".to_owned(),
         mountpoints => {
-            let safe: Vec<String> = mountpoints.iter().map(|path| safe(path)).collect();
-            format!("at {}", safe.join(" "))
+            let mountpoints: Vec<String> = mountpoints.iter().map(|path| safe(path)).collect();
+            format!("at {}", mountpoints.join(" "))
         }
     };
-    format!("{} {}, id {}, {mounted}", safe(filesystem), safe(device), safe(id))
+    format!("{} {}, id {}, {mounted}", safe(&pool.filesystem), safe(&pool.device), safe(&pool.pool_id))
 }
 
 /// Who or what set a mode, in a word.

@@ -46,8 +46,8 @@ pub fn unseal(global: &Global, args: &SealArgs, out: &mut impl Write) -> Result<
 
 /// Why a pool is sealed that no operator seals any more.
 fn still_sealed(pool: &PoolReport) -> Option<String> {
-    let root = safe(&pool.root);
-    match pool.mode_cause {
+    let root = safe(pool.root.as_deref().unwrap_or("(unknown)"));
+    match pool.mode_cause? {
         _ if pool.mode.0 != Mode::Sealed => None,
         ModeCause::Join => Some(format!(
             "the operator's seal is gone; the state of the node {root} keeps it sealed until evidence or a rollback \
@@ -63,7 +63,7 @@ fn still_sealed(pool: &PoolReport) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::report::PoolCountersReport;
+    use crate::control::report::{AnsweredBy, PoolCountersReport};
     use crate::events::Name;
 
     #[test]
@@ -75,13 +75,14 @@ mod tests {
             filesystem: String::new(),
             source: String::new(),
             mountpoints: Vec::new(),
-            root: "/var/lib/incus".to_owned(),
+            root: Some("/var/lib/incus".to_owned()),
             mode: Name(mode),
-            mode_cause,
+            mode_cause: Some(mode_cause),
             generation: 1,
             release_ends: None,
             remaining_seconds: None,
             counters: PoolCountersReport::default(),
+            answered_by: AnsweredBy::Agent,
         };
         let why = still_sealed(&pool(Mode::Sealed, ModeCause::Join)).unwrap();
         assert!(why.contains("guardctl history --root /var/lib/incus"), "{why}");

@@ -1,18 +1,27 @@
 //! `guardctl status`: the posture first, then what it stands on.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write;
 
+use super::offline::{self, Answer};
 use super::text::{safe, time};
-use super::{CliError, Global, expect_reply, history, lease, pools, text, write_json};
-use crate::control::report::{AuditReport, PolicyReport, PostureReport, RootReport, StatusReport};
-use crate::control::{Reply, Request};
+use super::{CliError, Global, history, lease, pools, text, write_json};
+use crate::control::report::{
+    AuditReport, PolicyReport, PostureReport, Reconciled, RootReport, StatusReport,
+};
+use crate::control::{ClientError, Reply, Request};
 use crate::exit::Exit;
+use crate::offline::Places;
 use crate::posture::State;
 
 /// Shows the status; the exit code is the posture's.
-pub fn run(global: &Global, out: &mut impl Write) -> Result<Exit, CliError> {
-    let status = expect_reply!(global, Request::Status, Reply::Status(status) => status);
+pub fn run(global: &Global, places: &Places, out: &mut impl Write) -> Result<Exit, CliError> {
+    let status = match offline::ask(global, places, &Request::Status)? {
+        Answer::Agent(Reply::Status(status)) => status,
+        Answer::Agent(_) => return Err(ClientError::OtherAnswer { request: Request::Status.name() }.into()),
+        Answer::Silence(silence) => return offline::status(global, places, silence, out),
+    };
     if global.json {
         write_json(out, &status)?;
     } else {
@@ -43,7 +52,6 @@ pub fn state_name(state: State) -> &'static str {
 /// The status as text.
 pub fn render(status: &StatusReport) -> String {
     let agent = &status.agent;
-    let counts = &status.reconciled;
     let mut text = posture(&status.posture);
     text += &policy(&status.policy);
     let (version, build) = (safe(&agent.version), safe(&agent.build));
@@ -52,21 +60,20 @@ pub fn render(status: &StatusReport) -> String {
         "agent",
         format!("{version} ({build}), pid {}, since {}", agent.pid, time(agent.started)),
     );
-    line(
-        &mut text,
-        "decisions",
-        format!(
-            "{} = {} emitted + {} aggregated + {} lost",
-            counts.decisions, counts.emitted, counts.aggregated, counts.lost
-        ),
-    );
+    line(&mut text, "decisions", decisions(&status.reconciled));
     line(&mut text, "audit", audit(&status.audit));
     section(&mut text, "guarded roots", roots(&status.roots));
     section(&mut text, "nodes", history::render_nodes(&status.nodes));
     section(&mut text, "pools", pools::render(&status.pools));
     section(&mut text, "leases", lease::render(&status.leases));
-    section(&mut text, "counters", counters(status));
+    section(&mut text, "counters", counters(&status.counters));
     text
+}
+
+/// How decisions and records reconcile.
+pub(super) fn decisions(counts: &Reconciled) -> String {
+    let Reconciled { decisions, emitted, aggregated, lost } = counts;
+    format!("{decisions} = {emitted} emitted + {aggregated} aggregated + {lost} lost")
 }
 
 fn posture(report: &PostureReport) -> String {
@@ -144,8 +151,9 @@ fn roots(roots: &[RootReport]) -> String {
     text
 }
 
-fn counters(status: &StatusReport) -> String {
-    let counted = status.counters.iter().filter(|(_, count)| **count > 0);
+/// The counters that have counted, as a table.
+pub(super) fn counters(counters: &BTreeMap<String, u64>) -> String {
+    let counted = counters.iter().filter(|(_, count)| **count > 0);
     let rows: Vec<Vec<String>> = counted.map(|(name, count)| vec![safe(name), count.to_string()]).collect();
     text::table("  ", &rows)
 }

@@ -25,13 +25,14 @@ fn pool(name: &str, mode: Mode) -> PoolReport {
         filesystem: "ceph".to_owned(),
         source: "admin@fsid.cephfs=/".to_owned(),
         mountpoints: vec![format!("/var/lib/incus/storage-pools/{name}")],
-        root: "/var/lib/incus".to_owned(),
+        root: Some("/var/lib/incus".to_owned()),
         mode: Name(mode),
-        mode_cause: ModeCause::Policy,
+        mode_cause: Some(ModeCause::Policy),
         generation: 3,
         release_ends: None,
         remaining_seconds: None,
         counters: PoolCountersReport { denied: 1_000_000, allowed: 5, would_deny: 0 },
+        answered_by: AnsweredBy::Agent,
     }
 }
 
@@ -42,7 +43,7 @@ fn posture(state: State, reasons: Vec<Reason>) -> Posture {
 
 fn status() -> StatusReport {
     let mut released = pool("scratch\u{1b}[2J", Mode::Released);
-    released.mode_cause = ModeCause::Operator;
+    released.mode_cause = Some(ModeCause::Operator);
     released.release_ends = Some(at(700));
     released.remaining_seconds = Some(600);
     let reason = Reason {
@@ -126,6 +127,7 @@ fn status() -> StatusReport {
             dropped: 0,
             pending: 0,
         },
+        answered_by: AnsweredBy::Agent,
     }
 }
 
@@ -193,7 +195,7 @@ fn the_command_line_is_understood() {
 fn no_agent_is_exit_code_five_with_advice() {
     let directory = tempfile::tempdir().unwrap();
     let run_dir = directory.path().display().to_string();
-    let cli = Cli::try_parse_from(["guardctl", "status", "--run-dir", &run_dir]).unwrap();
+    let cli = Cli::try_parse_from(["guardctl", "lease", "list", "--run-dir", &run_dir]).unwrap();
     let error = run(&cli, &mut Vec::new()).unwrap_err();
     assert_eq!(error.exit(), Exit::Unreachable);
     let mut text = Vec::new();

@@ -115,7 +115,10 @@ fn plan(global: &Global, node: &Node) -> Result<Plan, CliError> {
 
 fn pools(global: &Global, node: &Node) -> Result<Vec<PoolReport>, CliError> {
     let pools = expect_reply!(global, Request::Pools, Reply::Pools(pools) => pools);
-    Ok(pools.into_iter().filter(|pool| Path::new(&pool.root) == node.root).collect())
+    Ok(pools
+        .into_iter()
+        .filter(|pool| pool.root.as_deref().is_some_and(|root| Path::new(root) == node.root))
+        .collect())
 }
 
 fn instances(node: &Node) -> Result<Vec<(u32, String)>, NodeError> {

@@ -1,17 +1,24 @@
 //! `guardctl`'s side of the control socket: blocking, with time-outs.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use nix::sys::socket::sockopt::{PeerCredentials, SendTimeout};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, setsockopt, socket,
+};
+use nix::sys::time::TimeVal;
 
 use super::protocol::{Reply, Request, Response};
 use super::refusal::RefusalReport;
 use crate::exit::Exit;
 use crate::paths::SOCKET_NAME;
 
-/// Longer than the agent's own limit for an answer.
-const TIMEOUT: Duration = Duration::from_secs(35);
+/// The usual limit for an answer: longer than the agent's own.
+pub const PATIENCE: Duration = Duration::from_secs(35);
 /// Bytes of one answer at most.
 const ANSWER_LIMIT: u64 = 64 * 1024 * 1024;
 
@@ -71,17 +78,30 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to the agent that has its socket in `run_dir`.
-    pub fn connect(run_dir: &Path) -> Result<Self, ClientError> {
+    /// Connects to the agent that has its socket in `run_dir`. Connecting, and each wait after it, has the limit.
+    pub fn connect(run_dir: &Path, limit: Duration) -> Result<Self, ClientError> {
         let path = run_dir.join(SOCKET_NAME);
-        let stream = UnixStream::connect(&path).map_err(|source| match source.kind() {
+        let stream = dial(&path, limit).map_err(|source| match source.kind() {
             ErrorKind::PermissionDenied => ClientError::Permission { path, source },
+            ErrorKind::WouldBlock => ClientError::Unreachable { path, source: no_answer() },
             _ => ClientError::Unreachable { path, source },
         })?;
-        let limited =
-            stream.set_read_timeout(Some(TIMEOUT)).and_then(|()| stream.set_write_timeout(Some(TIMEOUT)));
-        limited.map_err(broken)?;
-        Ok(Self { stream: BufReader::new(stream) })
+        let client = Self { stream: BufReader::new(stream) };
+        client.wait_at_most(Some(limit))?;
+        Ok(client)
+    }
+
+    /// The process that listens, if this namespace has a number for it.
+    pub fn agent_pid(&self) -> Option<u32> {
+        let peer = getsockopt(self.stream.get_ref(), PeerCredentials).ok()?;
+        u32::try_from(peer.pid()).ok().filter(|pid| *pid > 0)
+    }
+
+    /// Gives each wait another limit; none: for following.
+    pub fn wait_at_most(&self, limit: Option<Duration>) -> Result<(), ClientError> {
+        let stream = self.stream.get_ref();
+        let limited = stream.set_read_timeout(limit).and_then(|()| stream.set_write_timeout(limit));
+        limited.map_err(broken)
     }
 
     /// Asks, and waits for the answer.
@@ -111,16 +131,25 @@ impl Client {
             Some(_) => Err(broken(ErrorKind::UnexpectedEof.into())),
         }
     }
+}
 
-    /// Lets [`line`](Self::line) wait as long as it takes: for following.
-    pub fn wait_forever(&self) -> Result<(), ClientError> {
-        self.stream.get_ref().set_read_timeout(None).map_err(broken)
-    }
+/// As [`UnixStream::connect`], which has no limit: it waits as long as the queue of a stopped agent is full.
+fn dial(path: &Path, limit: Duration) -> io::Result<UnixStream> {
+    let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    let (seconds, microseconds) = (limit.as_secs(), limit.subsec_micros());
+    let seconds = seconds.try_into().unwrap_or(i64::MAX);
+    setsockopt(&socket, SendTimeout, &TimeVal::new(seconds, microseconds.into()))?;
+    connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(socket.into())
+}
+
+fn no_answer() -> io::Error {
+    io::Error::new(ErrorKind::TimedOut, "no answer in time")
 }
 
 fn broken(source: io::Error) -> ClientError {
     let source = match source.kind() {
-        ErrorKind::WouldBlock => io::Error::new(ErrorKind::TimedOut, "no answer in time"),
+        ErrorKind::WouldBlock => no_answer(),
         _ => source,
     };
     ClientError::Broken { source }

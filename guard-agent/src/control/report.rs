@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use guard_common::Mode;
+use guard_common::{Counter, Mode};
 use serde::{Deserialize, Serialize};
 
 use crate::audit::record::{LeaseKind, ModeCause};
@@ -10,6 +10,16 @@ use crate::events::{Name, Time};
 use crate::join::Evidence;
 use crate::posture::Posture;
 use crate::rollback::{RollbackOutcome, StepReport};
+
+/// Who has answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AnsweredBy {
+    #[default]
+    Agent,
+    /// No agent: what is pinned, and files, which nobody has proven anew.
+    PinsAndFiles,
+}
 
 /// Everything that `guardctl status` shows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -27,6 +37,8 @@ pub struct StatusReport {
     pub counters: BTreeMap<String, u64>,
     pub reconciled: Reconciled,
     pub audit: AuditReport,
+    #[serde(default)]
+    pub answered_by: AnsweredBy,
 }
 
 /// The posture, and when the canary last proved it.
@@ -88,15 +100,18 @@ pub struct PoolReport {
     pub filesystem: String,
     pub source: String,
     pub mountpoints: Vec<String>,
-    /// The guarded root above it.
-    pub root: String,
+    /// The guarded root above it; only the agent knows it.
+    pub root: Option<String>,
     pub mode: Name<Mode>,
-    pub mode_cause: ModeCause,
+    /// Who or what set the mode; only the agent knows it.
+    pub mode_cause: Option<ModeCause>,
     pub generation: u64,
     /// In mode `released`: when that ends.
     pub release_ends: Option<Time>,
     pub remaining_seconds: Option<u64>,
     pub counters: PoolCountersReport,
+    #[serde(default)]
+    pub answered_by: AnsweredBy,
 }
 
 /// Decisions on one pool since it got its entry.
@@ -205,6 +220,19 @@ pub struct Reconciled {
     pub emitted: u64,
     pub aggregated: u64,
     pub lost: u64,
+}
+
+impl Reconciled {
+    /// From the kernel's counters.
+    pub fn of(counters: &BTreeMap<Counter, u64>) -> Self {
+        let count = |counter: Counter| counters.get(&counter).copied().unwrap_or(0);
+        Self {
+            decisions: counters.iter().filter(|(counter, _)| counter.is_audited()).map(|(_, n)| n).sum(),
+            emitted: count(Counter::RecordsEmitted),
+            aggregated: count(Counter::RecordsAggregated),
+            lost: count(Counter::RecordsLost),
+        }
+    }
 }
 
 /// The audit log.

@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::audit::record::{AgentBody, AgentChange, Body, Origin};
 use crate::audit::{AuditFile, AuditOptions};
+use crate::control::client::PATIENCE;
 use crate::control::protocol::Response;
 use crate::control::{Client, ClientError};
 use crate::events::BootOffset;
@@ -221,7 +222,7 @@ async fn the_socket_goes_away_and_followers_are_let_go() {
     fixture.stop.take().unwrap().send(()).unwrap();
     assert_eq!(wire.line().await, "");
     fixture.server.await.unwrap().unwrap();
-    let error = Client::connect(fixture.directory.path()).unwrap_err();
+    let error = Client::connect(fixture.directory.path(), PATIENCE).unwrap_err();
     assert!(matches!(error, ClientError::Unreachable { .. }));
     assert_eq!(error.exit(), Exit::Unreachable);
 }
@@ -232,7 +233,7 @@ async fn the_blocking_client_speaks_with_it() {
     append(&mut fixture.audit());
     let run_dir = fixture.directory.path().to_owned();
     let client = tokio::task::spawn_blocking(move || {
-        let mut client = Client::connect(&run_dir).unwrap();
+        let mut client = Client::connect(&run_dir, PATIENCE).unwrap();
         assert_eq!(client.request(&Request::Leases).unwrap(), Reply::Leases(Vec::new()));
         let refused = client.request(&Request::Seal { pool: "a".to_owned() }).unwrap_err();
         assert_eq!(refused.exit(), Exit::Refused);

@@ -52,7 +52,8 @@ use crate::posture::State;
 use crate::reactor;
 use crate::watch::PathWatcher;
 
-pub use state::StateError;
+pub use report::lease_report;
+pub use state::{StateError, read_leases};
 
 /// Where everything is.
 #[derive(Clone, Debug, clap::Args)]
@@ -341,7 +342,7 @@ pub fn unload(pin_dir: &Path, state_dir: &Path) -> Result<(), DaemonError> {
 /// One agent at a time.
 fn lock(state_dir: &Path) -> Result<Flock<std::fs::File>, DaemonError> {
     std::fs::create_dir_all(state_dir).map_err(failed("create the state directory"))?;
-    let path = state_dir.join("agent.lock");
+    let path = state_dir.join(paths::LOCK_NAME);
     let file = std::fs::OpenOptions::new()
         .create(true)
         .truncate(false)

@@ -19,6 +19,7 @@ use crate::audit::record::NodeBody;
 use crate::incus::{self, Observation, Observer};
 use crate::join::{Effect, Event, NodeMode, Refusal, State};
 use crate::mounts::MountWatch;
+use crate::paths;
 use crate::plan::Overrides;
 use crate::policy::{DefaultMode, Policy, Root};
 
@@ -42,7 +43,8 @@ impl Nodes {
     /// The other end is for the owner's loop.
     pub fn new(state_dir: &Path, rollbacks: Rollbacks) -> (Self, mpsc::Receiver<(Arc<Path>, Observation)>) {
         let (sender, observations) = mpsc::channel(WAITING);
-        let (directory, nodes, prepared) = (state_dir.join("nodes"), BTreeMap::new(), BTreeMap::new());
+        let (directory, nodes, prepared) =
+            (state_dir.join(paths::NODES_NAME), BTreeMap::new(), BTreeMap::new());
         (Self { directory, sender, nodes, rollbacks, prepared }, observations)
     }
 

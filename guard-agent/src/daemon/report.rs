@@ -1,6 +1,6 @@
 //! What the agent reports of itself.
 
-use guard_common::{Counter, Mode};
+use guard_common::Mode;
 
 use std::path::Path;
 
@@ -13,8 +13,8 @@ use crate::audit::record::{device_text, pool_id_text};
 use crate::bpf::object;
 use crate::control::Refusal;
 use crate::control::report::{
-    AgentReport, LeaseReport, NodeHistory, NodeReport, PolicyReport, PolicyText, PoolCountersReport,
-    PoolReport, PostureReport, Reconciled, RootReport, StatusReport, TransitionReport,
+    AgentReport, AnsweredBy, LeaseReport, NodeHistory, NodeReport, PolicyReport, PolicyText,
+    PoolCountersReport, PoolReport, PostureReport, Reconciled, RootReport, StatusReport, TransitionReport,
 };
 use crate::events::{Name, Time, clock};
 use crate::join::{Kept, State, Transition};
@@ -26,7 +26,6 @@ impl Owner {
     /// Everything that `guardctl status` shows.
     pub(super) fn status(&self) -> StatusReport {
         let counters = self.maps.counters().unwrap_or_default();
-        let count = |counter: Counter| counters.get(&counter).copied().unwrap_or(0);
         let unknown =
             Posture { state: posture::State::Inactive, reasons: Vec::new(), tier: None, gaps: Vec::new() };
         StatusReport {
@@ -51,14 +50,10 @@ impl Owner {
             roots: self.root_reports(),
             nodes: self.node_reports(),
             leases: self.lease_reports(),
-            reconciled: Reconciled {
-                decisions: counters.iter().filter(|(counter, _)| counter.is_audited()).map(|(_, n)| n).sum(),
-                emitted: count(Counter::RecordsEmitted),
-                aggregated: count(Counter::RecordsAggregated),
-                lost: count(Counter::RecordsLost),
-            },
+            reconciled: Reconciled::of(&counters),
             counters: counters.iter().map(|(counter, value)| (counter.name().to_owned(), *value)).collect(),
             audit: self.audit.status().into(),
+            answered_by: AnsweredBy::Agent,
         }
     }
 
@@ -83,13 +78,14 @@ impl Owner {
             filesystem: known.pool.fs_type.clone(),
             source: known.pool.source.clone(),
             mountpoints: known.pool.mountpoints.iter().map(|path| path.display().to_string()).collect(),
-            root: known.root.display().to_string(),
+            root: Some(known.root.display().to_string()),
             mode: Name(if expired { Mode::Sealed } else { known.mode }),
-            mode_cause: known.cause,
+            mode_cause: Some(known.cause),
             generation: known.entry.generation,
             release_ends: released.then(|| wall(known.entry.expires_boot_ns)).flatten(),
             remaining_seconds: released.then(|| (known.entry.expires_boot_ns - moment) / SECOND),
             counters: PoolCountersReport::from(counters),
+            answered_by: AnsweredBy::Agent,
         }
     }
 
@@ -190,8 +186,8 @@ fn history(root: &Path, node: &Node) -> NodeHistory {
     }
 }
 
-/// How a lease is reported.
-pub(super) fn lease_report(lease: &Lease) -> LeaseReport {
+/// How a lease is reported, now.
+pub fn lease_report(lease: &Lease) -> LeaseReport {
     LeaseReport {
         id: lease.id.clone(),
         pool: lease.pool.clone(),

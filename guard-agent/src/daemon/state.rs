@@ -105,11 +105,9 @@ impl StateFile {
         let (mut state, problem) = match fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => (empty, None),
             Err(source) => return Err(StateError { operation: "read", path, source }),
-            Ok(bytes) => match serde_json::from_slice::<State>(&bytes) {
-                Ok(state) if state.version == VERSION => (state, None),
-                other => {
-                    let why = other
-                        .map_or_else(|error| error.to_string(), |state| format!("version {}", state.version));
+            Ok(bytes) => match parse(&bytes) {
+                Ok(state) => (state, None),
+                Err(why) => {
                     let aside = durable::set_aside(&path).map_err(|source| StateError {
                         operation: "set aside",
                         path: path.clone(),
@@ -139,6 +137,26 @@ impl StateFile {
         self.unsaved = saved.is_err();
         saved.map_err(|(operation, source)| StateError { operation, path: self.path.clone(), source })
     }
+}
+
+/// The state of a file's text, or why it cannot be understood.
+fn parse(bytes: &[u8]) -> Result<State, String> {
+    let state: State = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    if state.version == VERSION { Ok(state) } else { Err(format!("version {}", state.version)) }
+}
+
+/// The leases of this boot that run at a moment of the boot clock, as the file says; the file is left as it is. None
+/// without a file.
+pub fn read_leases(directory: &Path, boot_id: &str, now_boot_ns: u64) -> Result<Vec<Lease>, StateError> {
+    let path = directory.join(NAME);
+    let failed = |operation, source| StateError { operation, path: path.clone(), source };
+    let mut state = match fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => return Err(failed("read", source)),
+        Ok(bytes) => parse(&bytes).map_err(|why| failed("understand", io::Error::other(why)))?,
+    };
+    state.leases.retain(|lease| state.boot_id == boot_id && lease.ends_boot_ns > now_boot_ns);
+    Ok(state.leases)
 }
 
 #[cfg(test)]
@@ -187,6 +205,20 @@ mod tests {
         assert!(file.state.sealed.is_empty());
         assert!(problem.unwrap().contains("state.json.unreadable"));
         assert!(directory.path().join("state.json.unreadable").exists());
+    }
+
+    #[test]
+    fn leases_are_read_without_touching_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(read_leases(directory.path(), "boot-1", 0).unwrap(), []);
+        let (mut file, _) = StateFile::open(directory.path(), "boot-1").unwrap();
+        file.state.leases.push(lease());
+        file.save().unwrap();
+        let ids = |boot: &str, now| read_leases(directory.path(), boot, now).unwrap().len();
+        assert_eq!((ids("boot-1", 4), ids("boot-1", 5), ids("boot-2", 4)), (1, 0, 0));
+        fs::write(directory.path().join(NAME), "{").unwrap();
+        assert!(read_leases(directory.path(), "boot-1", 4).is_err());
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "it was set aside");
     }
 
     #[test]

@@ -35,4 +35,6 @@ mod statmount;
 mod succession;
 mod witness;
 
+pub use child::responders;
 pub use engine::{Engine, EngineError, Problems, unload};
+pub use seals::recorded as recorded_seals;

@@ -111,6 +111,11 @@ impl Seals {
     }
 }
 
+/// How many mounts of this boot are recorded as read-only.
+pub fn recorded(directory: &Path, boot_id: &str) -> Result<usize, SealsError> {
+    Ok(Seals::open(directory, boot_id)?.mounts().len())
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::order::PathText;

@@ -63,12 +63,18 @@ impl Journal {
         text
     }
 
-    /// Reads the text of the journal of a root. What is wrong with it is said.
-    pub fn parse(text: &[u8], root: &str) -> Result<Self, String> {
+    /// Reads the text of a journal. What is wrong with it is said.
+    pub fn read(text: &[u8]) -> Result<Self, String> {
         let journal: Self = serde_json::from_slice(text).map_err(|error| error.to_string())?;
         if journal.version != VERSION {
             return Err(format!("version {} is not known here", journal.version));
         }
+        Ok(journal)
+    }
+
+    /// Reads the text of the journal of a root. What is wrong with it is said.
+    pub fn parse(text: &[u8], root: &str) -> Result<Self, String> {
+        let journal = Self::read(text)?;
         if journal.root != root {
             return Err(format!("it is the journal of {}", journal.root));
         }

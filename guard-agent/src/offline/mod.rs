@@ -1,0 +1,115 @@
+//! What can be told of this host without its agent: from pins, the mount table and files.
+//!
+//! It reads only. No map is written, no file made or moved, no pool touched (not even by `stat`), and nothing is waited
+//! for: a dead server or a stopped agent must not hold up who asks what protects the host. What it cannot do is
+//! prove: `report` says what is known, and what only an agent could know.
+
+mod files;
+mod pins;
+mod report;
+mod silence;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use report::{
+    Counters, InForce, Known, LastPosture, Load, NodeOnFile, OfflineReport, Posture, Responder, Unknown,
+};
+pub use silence::{Cause, Silence, agent_pid, is_stopped};
+
+use crate::control::report::{AnsweredBy, PoolReport};
+use crate::events::clock;
+use crate::paths;
+
+/// Where an agent that cannot be asked has its things.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Places {
+    /// Without an agent: its pins, on a bpffs.
+    #[arg(long, value_name = "DIR", default_value = paths::PIN_DIR)]
+    pub pin_dir: PathBuf,
+    /// Without an agent: its state directory.
+    #[arg(long, value_name = "DIR", default_value = paths::STATE_DIR)]
+    pub state_dir: PathBuf,
+    /// Without an agent: its audit log.
+    #[arg(long, value_name = "FILE", default_value = paths::AUDIT)]
+    pub audit: PathBuf,
+}
+
+/// Everything that is known, for `status`.
+pub fn report(places: &Places, silence: Silence) -> OfflineReport {
+    let now = clock::now().expect("CLOCK_BOOTTIME and CLOCK_REALTIME exist");
+    let boot_id = files::boot_id();
+    let mut unknown = Vec::new();
+    let in_force = note(&mut unknown, "what is in force", pins::in_force(places, &boot_id));
+    let kernel = note(&mut unknown, "pools, modes and counters", pins::pools(places, now));
+    let (pools, counters) = kernel.map_or((None, None), |(pools, counters)| (Some(pools), Some(counters)));
+    let leases = note(&mut unknown, "leases", files::leases(places, &boot_id, now.1.boot_ns));
+    let nodes = note(&mut unknown, "nodes", files::nodes(places));
+    let log = note(&mut unknown, "the audit log", files::log(places)).unwrap_or_default();
+    OfflineReport {
+        answered_by: AnsweredBy::PinsAndFiles,
+        time: now.1.time,
+        posture: Posture::unproven(silence, log.posture),
+        in_force,
+        agent: log.agent,
+        policy: log.policy,
+        pools,
+        leases,
+        nodes,
+        counters,
+        events: log.last,
+        unknown,
+    }
+}
+
+/// The pools alone, for `pools`.
+pub fn pools(places: &Places) -> Result<Vec<PoolReport>, Unknown> {
+    let now = clock::now().expect("CLOCK_BOOTTIME and CLOCK_REALTIME exist");
+    pins::pools(places, now).map(|(pools, _)| pools).map_err(|why| Unknown::of("pools and their modes", &why))
+}
+
+/// What could be had; what could not is noted.
+fn note<T>(unknown: &mut Vec<Unknown>, what: &str, result: Result<T, Why>) -> Option<T> {
+    result.map_err(|why| unknown.push(Unknown::of(what, &why))).ok()
+}
+
+/// Why something is not known.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Why {
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{path}: it is of layout {found}, which this guardctl does not know")]
+    Layout { path: PathBuf, found: u32 },
+    #[error("{path}: nothing is pinned there")]
+    NoPins { path: PathBuf },
+    #[error("{detail}")]
+    Other { detail: String, is_forbidden: bool },
+}
+
+impl Why {
+    fn io(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { path, source }
+    }
+
+    /// Of an error whose cause may be that only root may do this.
+    fn of(error: &(dyn std::error::Error + 'static)) -> Self {
+        let mut source = Some(error);
+        let mut is_forbidden = false;
+        while let Some(inner) = source {
+            let io = inner.downcast_ref::<io::Error>();
+            is_forbidden |= io.is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
+            source = inner.source();
+        }
+        Self::Other { detail: crate::daemon::chain(error), is_forbidden }
+    }
+
+    /// Whether root could have had it.
+    pub(crate) fn needs_root(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::PermissionDenied,
+            Self::Other { is_forbidden, .. } => *is_forbidden,
+            Self::Layout { .. } | Self::NoPins { .. } => false,
+        }
+    }
+}

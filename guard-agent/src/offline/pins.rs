@@ -1,0 +1,170 @@
+//! What is pinned, read and never written: loads of the programs, pools with their modes, counters.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use guard_common::names::PROGRAMS;
+use guard_common::{LAYOUT_VERSION, Mode, PoolEntry};
+
+use super::report::{Counters, InForce, Load, Responder};
+use super::silence::is_stopped;
+use super::{Places, Why};
+use crate::audit::record::{device_text, pool_id_text};
+use crate::bpf::Maps;
+use crate::bpf::pins::{Generation, PinError, Pins};
+use crate::control::report::{AnsweredBy, PoolCountersReport, PoolReport};
+use crate::events::{BootOffset, Name, Stamp};
+use crate::fanotify;
+use crate::mounts::{self, Snapshot};
+use crate::plan;
+
+const SECOND: u64 = 1_000_000_000;
+/// The host's mount table, and for who may not read that, one's own, which is the same on a host without tricks.
+const MOUNT_TABLES: [&str; 2] = ["/proc/1/mountinfo", "/proc/self/mountinfo"];
+
+/// What denies deletions now.
+pub fn in_force(places: &Places, boot_id: &str) -> Result<InForce, Why> {
+    let pins = Pins::at(&places.pin_dir);
+    let loads = match is_there(&places.pin_dir)? {
+        true => {
+            let generations = pins.generations().map_err(|error| Why::of(&error))?;
+            generations.iter().map(load).collect::<Result<_, _>>().map_err(|error| Why::of(&error))?
+        }
+        false => Vec::new(),
+    };
+    let responders = fanotify::responders(&pins.maps());
+    let responders = responders.into_iter().map(|pid| Responder { pid, is_stopped: is_stopped(pid) });
+    let sealed = fanotify::recorded_seals(&places.state_dir, boot_id).map_err(|error| Why::of(&error))?;
+    Ok(InForce { loads, responders: responders.collect(), read_only_mounts: sealed })
+}
+
+/// Whether a directory is there; that it cannot be looked at is an error.
+fn is_there(directory: &Path) -> Result<bool, Why> {
+    match fs::metadata(directory) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Why::io(directory)(error)),
+    }
+}
+
+fn load(generation: &Generation) -> Result<Load, PinError> {
+    let (mut linked, mut unlinked) = (Vec::new(), Vec::new());
+    for name in PROGRAMS {
+        match generation.is_linked(name.program)? {
+            Some(true) => linked.push(name.hook.to_owned()),
+            Some(false) => unlinked.push(name.hook.to_owned()),
+            // A kernel may lack a hook.
+            None => {}
+        }
+    }
+    Ok(Load { tier: Name(generation.tier), identity: generation.identity.clone(), linked, unlinked })
+}
+
+/// The pools in the pinned map, placed by the mount table, and the counters.
+pub fn pools(
+    places: &Places,
+    (offset, now): (BootOffset, Stamp),
+) -> Result<(Vec<PoolReport>, Counters), Why> {
+    let directory = Pins::at(&places.pin_dir).maps();
+    if !is_there(&directory)? {
+        return Err(Why::NoPins { path: directory });
+    }
+    let found = Maps::layout(&directory).map_err(|error| Why::of(&error))?;
+    if found != LAYOUT_VERSION {
+        return Err(Why::Layout { path: directory, found });
+    }
+    let maps = Maps::open(&directory).map_err(|error| Why::of(&error))?;
+    let mounts = mount_table()?;
+    let entries = maps.pools.sorted().map_err(|error| Why::of(&error))?;
+    let entries = entries.into_iter().filter(|(_, entry)| plan::is_pool(entry));
+    let mut pools: Vec<PoolReport> = entries
+        .map(|(dev, entry)| {
+            let counters = maps.pool_counters.get(&entry.generation).ok().flatten().unwrap_or_default();
+            pool(dev, &entry, &mounts, counters.into(), offset, now.boot_ns)
+        })
+        .collect();
+    pools.sort_by(|one, other| (&one.name, one.generation).cmp(&(&other.name, other.generation)));
+    let counters = maps.counters().map_err(|error| Why::of(&error))?;
+    Ok((pools, Counters::of(&counters)))
+}
+
+fn mount_table() -> Result<Snapshot, Why> {
+    let table = MOUNT_TABLES.iter().find_map(|path| File::open(path).ok());
+    let path = Path::new(MOUNT_TABLES[0]);
+    let table = table.ok_or_else(|| Why::io(path)(io::ErrorKind::NotFound.into()))?;
+    mounts::read(&table).map_err(Why::io(path))
+}
+
+/// One entry of the map. Its place is all mounts of the superblock.
+fn pool(
+    dev: u32,
+    entry: &PoolEntry,
+    mounts: &Snapshot,
+    counters: PoolCountersReport,
+    offset: BootOffset,
+    now_boot_ns: u64,
+) -> PoolReport {
+    let places: Vec<_> = mounts.entries().iter().filter(|mount| mount.dev() == dev).collect();
+    // A mode that nobody knows is decided as sealed, and a release that is over too.
+    let mode = Mode::from_u32(entry.mode).unwrap_or(Mode::Sealed);
+    let left = entry.expires_boot_ns.checked_sub(now_boot_ns).filter(|left| *left > 0);
+    let left = left.filter(|_| mode == Mode::Released);
+    let mode = if mode == Mode::Released && left.is_none() { Mode::Sealed } else { mode };
+    let name = places.first().and_then(|mount| mount.mountpoint.file_name());
+    let text = |get: fn(&crate::mounts::MountEntry) -> String| {
+        places.first().map_or("-".to_owned(), |mount| get(mount))
+    };
+    PoolReport {
+        name: name.map_or("-".to_owned(), |name| name.to_string_lossy().into_owned()),
+        pool_id: pool_id_text(entry.pool_id),
+        device: device_text(dev),
+        filesystem: text(|mount| mount.fs_type.clone()),
+        source: text(|mount| mount.source.to_string_lossy().into_owned()),
+        mountpoints: places.iter().map(|mount| mount.mountpoint.display().to_string()).collect(),
+        root: None,
+        mode: Name(mode),
+        mode_cause: None,
+        generation: entry.generation,
+        release_ends: left.map(|_| offset.stamp(entry.expires_boot_ns).time),
+        remaining_seconds: left.map(|left| left / SECOND),
+        counters,
+        answered_by: AnsweredBy::PinsAndFiles,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn read(entry: PoolEntry, now_boot_ns: u64) -> PoolReport {
+        let table = b"50 20 0:44 / /var/lib/incus/storage-pools/default rw - ceph admin@f.cephfs=/ rw\n\
+                      51 20 0:45 / /elsewhere rw - ceph admin@f.cephfs=/ rw\n";
+        let offset = BootOffset::between(Duration::from_secs(1_790_000_000), Duration::ZERO);
+        pool(44, &entry, &Snapshot::parse(table), PoolCountersReport::default(), offset, now_boot_ns)
+    }
+
+    #[test]
+    fn a_pool_is_placed_by_the_mount_table() {
+        let entry = PoolEntry { mode: Mode::Guarded as u32, generation: 3, ..PoolEntry::default() };
+        let pool = read(entry, 0);
+        assert_eq!((pool.name.as_str(), pool.filesystem.as_str()), ("default", "ceph"));
+        assert_eq!(pool.mountpoints, ["/var/lib/incus/storage-pools/default"]);
+        assert_eq!((pool.mode.0, pool.release_ends, pool.remaining_seconds), (Mode::Guarded, None, None));
+        assert_eq!(pool.answered_by, AnsweredBy::PinsAndFiles);
+    }
+
+    #[test]
+    fn a_release_that_is_over_is_sealed() {
+        let released =
+            PoolEntry { mode: Mode::Released as u32, expires_boot_ns: 9 * SECOND, ..PoolEntry::default() };
+        let pool = read(released, 4 * SECOND);
+        assert_eq!((pool.mode.0, pool.remaining_seconds), (Mode::Released, Some(5)));
+        let pool = read(released, 9 * SECOND);
+        assert_eq!((pool.mode.0, pool.remaining_seconds, pool.release_ends), (Mode::Sealed, None, None));
+        let strange = PoolEntry { mode: 77, ..PoolEntry::default() };
+        assert_eq!(read(strange, 0).mode.0, Mode::Sealed);
+    }
+}
