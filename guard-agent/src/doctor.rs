@@ -1,12 +1,14 @@
 //! Is this host fit to be protected? Every precondition, its state, and the exact fix.
 //!
-//! `facts` reads `/proc`, `/sys` and `/boot` below a root directory; the checks here are pure.
+//! `facts` reads `/proc`, `/sys` and `/boot` below a root directory; `trial` has the kernel judge what a tier needs; the
+//! checks here are pure.
 
 mod facts;
 mod fix;
 #[cfg(test)]
 mod tests;
 mod tiers;
+mod trial;
 
 use std::fmt;
 
@@ -15,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub use facts::{HostFacts, KernelOption};
 pub use tiers::known_obstacle;
+pub use trial::{Trial, Trials};
 
 use crate::policy::Policy;
 
@@ -50,6 +53,9 @@ pub struct Check {
     pub fix: Option<String>,
     /// Stable: for scripts, and the code of the posture's reason.
     pub code: String,
+    /// The kernel's own words, where it has refused something: for who looks closer.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub log: Option<String>,
 }
 
 impl Check {
@@ -60,7 +66,7 @@ impl Check {
         found: impl Into<String>,
         fix: Option<String>,
     ) -> Self {
-        Self { name: name.to_owned(), state, found: found.into(), fix, code: code.to_owned() }
+        Self { name: name.to_owned(), state, found: found.into(), fix, code: code.to_owned(), log: None }
     }
 
     pub(crate) fn ok(code: &str, name: &str, found: impl Into<String>) -> Self {
@@ -126,6 +132,14 @@ pub fn worst(checks: &[Check]) -> CheckState {
     checks.iter().map(|check| check.state).max().unwrap_or(CheckState::Ok)
 }
 
+/// What all checks came to, in a line.
+pub fn summary(checks: &[Check]) -> String {
+    let count = |state| checks.iter().filter(|check| check.state == state).count();
+    let (failed, warned) = (count(CheckState::Fail), count(CheckState::Warn));
+    let plural = if warned == 1 { "" } else { "s" };
+    format!("{} checks, {failed} failed, {warned} warning{plural}", checks.len())
+}
+
 /// Checks as aligned lines, for people.
 #[derive(Debug)]
 pub struct Report<'c>(pub &'c [Check]);
@@ -142,6 +156,9 @@ impl fmt::Display for Report<'_> {
             writeln!(out, "{state}  {:width$}  {}", check.name, check.found)?;
             for line in check.fix.iter().flat_map(|fix| fix.lines()) {
                 writeln!(out, "      {:width$}  > {line}", "")?;
+            }
+            for line in check.log.iter().flat_map(|log| log.lines()) {
+                writeln!(out, "      {:width$}  | {line}", "")?;
             }
         }
         Ok(())
@@ -184,8 +201,8 @@ fn config_bpf_lsm(facts: &HostFacts) -> Check {
         (None, KernelOption::Unknown) => Check::warn(
             code,
             name,
-            "cannot be told: no readable BTF, /proc/config.gz is compressed, and there is no /boot/config",
-            "zgrep CONFIG_BPF_LSM /proc/config.gz",
+            "cannot be told: no readable BTF or kernel configuration",
+            "modprobe configs, which shows it as /proc/config.gz; or look into the kernel's package",
         ),
     }
 }
@@ -238,7 +255,7 @@ fn security_path(facts: &HostFacts) -> Check {
             code,
             name,
             "cannot be told: no readable BTF or kernel configuration",
-            "zgrep CONFIG_SECURITY_PATH /proc/config.gz",
+            "modprobe configs, which shows it as /proc/config.gz; or look into the kernel's package",
         ),
     }
 }
@@ -259,7 +276,11 @@ fn lockdown(facts: &HostFacts) -> Check {
 
 fn capabilities(facts: &HostFacts) -> Check {
     let (code, name) = ("capabilities", "capabilities");
-    let fix = "run as root; in a unit: AmbientCapabilities=CAP_SYS_ADMIN CAP_BPF CAP_PERFMON CAP_SYS_PTRACE";
+    let fix = if facts.is_root {
+        "give them back to this root: in a unit by CapabilityBoundingSet=, in a container by its privileges"
+    } else {
+        "run as root; in a unit: AmbientCapabilities=CAP_SYS_ADMIN CAP_BPF CAP_PERFMON CAP_SYS_PTRACE"
+    };
     let Some(effective) = facts.effective_capabilities else {
         return Check::warn(code, name, "cannot be told from /proc/self/status", fix);
     };
@@ -315,6 +336,10 @@ fn mount_namespace(facts: &HostFacts) -> Check {
             let found = format!("{own}, while PID 1 is in {host}: paths would be looked up in the wrong one");
             let fix = "run the agent in the host's namespace: no PrivateMounts=, PrivateTmp= or Protect*= in its unit";
             Check::fail(code, name, found, fix)
+        }
+        None if facts.is_root => {
+            let fix = "give this root CAP_SYS_PTRACE, and mount the host's /proc";
+            Check::warn(code, name, "cannot be told: /proc/1/ns/mnt cannot be read", fix)
         }
         None => Check::warn(code, name, "cannot be told (needs root)", "run as root"),
     }

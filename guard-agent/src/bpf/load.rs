@@ -197,6 +197,33 @@ pub fn prepare(pin_directory: &Path, tier: Tier) -> Result<Prepared, LoadError> 
     Ok(Prepared { pins, generation, programs, loaded })
 }
 
+/// Has the kernel judge the programs of a tier, and lets go of them: nothing is pinned, attached or changed. What has
+/// passed here, [`prepare`] and [`Prepared::attach`] can load.
+pub fn try_tier(tier: Tier) -> Result<(), LoadError> {
+    let object = object::bytes().ok_or(LoadError::NoObject)?;
+    let mut loader = EbpfLoader::new();
+    loader.btf(None);
+    if tier == Tier::Fanotify {
+        return loader.load(object).map(drop).map_err(LoadError::Object);
+    }
+    let raw = fs::read(VMLINUX_BTF).map_err(LoadError::NoBtf)?;
+    let btf = Btf::parse(&raw)?;
+    let programs = available(&btf, tier)?;
+    let offsets = offsets::resolve(&btf, tier)?;
+    let tier_number = tier as u32;
+    loader.override_global(global::OFFSETS, &offsets, true);
+    loader.override_global(global::TIER, &tier_number, true);
+    let mut ebpf = loader.load(object).map_err(LoadError::Object)?;
+    match tier {
+        Tier::FmodRet => {
+            let id = |name: &ProgramName| btf.function_id(&offsets::function(tier, name.hook)).unwrap_or(0);
+            let functions: Vec<u32> = programs.iter().map(id).collect();
+            attach::load_for_functions(&ebpf, &programs, &functions)
+        }
+        Tier::BpfLsm | Tier::Fanotify => attach::load_for_hooks(&mut ebpf, &programs),
+    }
+}
+
 /// Brings the maps into being without any program, for the tier that answers from user space. It needs nothing of
 /// the kernel but maps: no BTF, no hooks.
 pub fn prepare_maps(pin_directory: &Path) -> Result<BareMaps, LoadError> {

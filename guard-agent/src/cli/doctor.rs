@@ -4,17 +4,26 @@ use std::io::Write;
 use std::path::Path;
 
 use super::{CliError, Global, write_json};
-use crate::doctor::{CheckState, HostFacts, Report, checks};
+use crate::doctor::{CheckState, HostFacts, Report, checks, summary};
 use crate::exit::Exit;
 
+#[derive(Debug, clap::Args)]
+pub struct DoctorArgs {
+    /// The kernel's own words too, where it refuses a program.
+    #[arg(long, short)]
+    pub verbose: bool,
+}
+
 /// Checks this host. A warning is no failure.
-pub fn run(global: &Global, out: &mut impl Write) -> Result<Exit, CliError> {
-    let checks = checks(&HostFacts::gather(Path::new("/")));
+pub fn run(global: &Global, args: &DoctorArgs, out: &mut impl Write) -> Result<Exit, CliError> {
+    let mut checks = checks(&HostFacts::gather(Path::new("/")).with_trials());
+    if !args.verbose {
+        checks.iter_mut().for_each(|check| check.log = None);
+    }
     if global.json {
         write_json(out, &checks)?;
     } else {
-        let failed = checks.iter().filter(|check| check.state == CheckState::Fail).count();
-        writeln!(out, "{}\n{} checks, {failed} failed", Report(&checks), checks.len())?;
+        writeln!(out, "{}\n{}", Report(&checks), summary(&checks))?;
     }
     Ok(if checks.iter().any(|check| check.state == CheckState::Fail) { Exit::Degraded } else { Exit::Ok })
 }

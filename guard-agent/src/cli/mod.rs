@@ -100,7 +100,7 @@ pub enum Command {
     /// Without an agent that answers: history, from its files (exit 5).
     Events(events::EventsArgs),
     /// Every precondition on this host, and how to fix what fails. Needs no agent.
-    Doctor,
+    Doctor(doctor::DoctorArgs),
     /// The policy: check a file, show what is in force, compare.
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
@@ -209,7 +209,7 @@ pub fn run(cli: &Cli, out: &mut impl Write) -> Result<Exit, CliError> {
         Command::History(args) => history::run(global, args, out),
         Command::StateMachine(args) => state_machine::run(args, out),
         Command::Events(args) => events::run(global, args, out),
-        Command::Doctor => doctor::run(global, out),
+        Command::Doctor(args) => doctor::run(global, args, out),
         Command::Policy(command) => policy::run(global, command, out),
         Command::Preflight(args) => preflight::run(global, args, out),
         Command::Join(args) => join::run(global, args, out),

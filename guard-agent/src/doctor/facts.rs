@@ -3,10 +3,13 @@
 //! Whatever cannot be read is unknown, never assumed.
 
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use flate2::read::GzDecoder;
 use serde::Serialize;
 
+use super::trial::Trials;
 use crate::mounts::Snapshot;
 
 /// An option of the kernel's configuration.
@@ -57,6 +60,10 @@ pub struct HostFacts {
     pub lockdown: Option<String>,
     /// `CapEff` of this process.
     pub effective_capabilities: Option<u64>,
+    /// Whether this process is root's.
+    pub is_root: bool,
+    /// What the kernel said when it was tried, if it was.
+    pub trials: Trials,
     /// Types and mountpoints of the pseudo filesystems that matter.
     pub mounts: Vec<(String, PathBuf)>,
     /// Mount namespace of this process, and of PID 1.
@@ -93,6 +100,8 @@ impl HostFacts {
             fanotify_permissions: option("CONFIG_FANOTIFY_ACCESS_PERMISSIONS"),
             lockdown: read("sys/kernel/security/lockdown").and_then(|text| chosen(&text)),
             effective_capabilities: read("proc/self/status").and_then(|text| effective(&text)),
+            is_root: read("proc/self/status").is_some_and(|text| is_root(&text)),
+            trials: Trials::default(),
             mounts: mounts(root),
             mount_namespaces: namespace("self").zip(namespace("1")),
             bootloader: bootloader(root),
@@ -147,13 +156,25 @@ fn effective(status: &str) -> Option<u64> {
     u64::from_str_radix(line.trim(), 16).ok()
 }
 
+/// Whether the effective uid is 0.
+fn is_root(status: &str) -> bool {
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    line.and_then(|line| line.split_whitespace().nth(1)) == Some("0")
+}
+
 fn option(config: &str, name: &str) -> KernelOption {
     let set = config.lines().any(|line| line.strip_prefix(name) == Some("=y"));
     if set { KernelOption::Set } else { KernelOption::Unset }
 }
 
-/// The kernel's configuration as text. (`/proc/config.gz` is compressed; the BTF answers there.)
+/// The kernel's configuration as text: the running kernel's own, or the file beside it.
 fn configuration(root: &Path, release: &str) -> Option<String> {
+    let mut own = String::new();
+    if let Ok(file) = fs::File::open(root.join("proc/config.gz"))
+        && GzDecoder::new(file).read_to_string(&mut own).is_ok()
+    {
+        return Some(own);
+    }
     let places = [format!("boot/config-{release}"), format!("lib/modules/{release}/config")];
     places.iter().find_map(|place| fs::read_to_string(root.join(place)).ok())
 }

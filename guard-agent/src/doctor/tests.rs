@@ -57,13 +57,83 @@ ok    capabilities          all that are needed
 ok    bpffs                 /sys/fs/bpf
 ok    cgroup v2             /sys/fs/cgroup
 ok    mount namespace       the host's
-ok    tier bpf-lsm          available
-ok    tier fmod-ret         available: taken where bpf-lsm is not
-ok    tier fanotify         available: taken where neither is, and leaves much open (README)
+ok    tier bpf-lsm          looks available (not tried)
+ok    tier fmod-ret         looks available (not tried): taken where bpf-lsm is not
+ok    tier fanotify         looks available (not tried): taken where neither is, and leaves much open (README)
 ";
     let checks = checks(&host(&[]));
     assert_eq!(Report(&checks).to_string(), expected);
     assert_eq!(worst(&checks), CheckState::Ok);
+    assert_eq!(summary(&checks), "13 checks, 0 failed, 0 warnings");
+}
+
+fn tried(facts: HostFacts, refused: &[(Tier, &str)]) -> HostFacts {
+    let trial = |tier: Tier| {
+        let refusal = refused.iter().find(|(other, _)| *other == tier).map(|(_, why)| (*why).to_owned());
+        let log = refusal.as_ref().map(|_| "R1 type=scalar\nprocessed 7 insns".to_owned());
+        Trial { tier: tier.name(), refusal, log }
+    };
+    HostFacts {
+        trials: Trials(vec![trial(Tier::BpfLsm), trial(Tier::FmodRet), trial(Tier::Fanotify)]),
+        ..facts
+    }
+}
+
+#[test]
+fn what_the_kernel_says_goes_before_what_the_host_looks_like() {
+    // It looks fit, and the verifier refuses.
+    let facts =
+        tried(host(&[]), &[(Tier::BpfLsm, "the kernel refused to load program guard_path_unlink: EACCES")]);
+    let tier = check(&facts, "tier-bpf-lsm");
+    assert_eq!(tier.state, CheckState::Warn);
+    assert!(tier.found.starts_with("not available: tried: the kernel refused"), "{}", tier.found);
+    assert!(!tier.found.contains("R1") && tier.fix.as_ref().is_some_and(|fix| fix.contains("--verbose")));
+    let shown = Report(&[tier]).to_string();
+    assert!(shown.contains("| R1 type=scalar\n") && shown.contains("| processed 7 insns\n"), "{shown}");
+    assert_eq!(check(&facts, "tier-fmod-ret").found, "available: taken where bpf-lsm is not");
+    assert_eq!(summary(&checks(&facts)), "13 checks, 0 failed, 1 warning");
+    // It looks unfit, and the kernel takes it.
+    let unset = ("boot/config-6.12.43+deb13-amd64", "# CONFIG_BPF_EVENTS is not set\n");
+    let facts = tried(host(&[unset, FANOTIFY_UNSET]), &[]);
+    assert_eq!(check(&facts, "tier-fmod-ret").state, CheckState::Ok);
+    assert_eq!(check(&facts, "tier-fanotify").state, CheckState::Ok);
+    // A load knows nothing of whether it is called, or can be pinned.
+    let facts = tried(host(&[("sys/kernel/security/lsm", "yama")]), &[]);
+    assert_eq!(check(&facts, "tier-bpf-lsm").state, CheckState::Warn);
+    let facts = tried(host(&[("proc/self/mountinfo", "")]), &[]);
+    assert!(
+        checks(&facts)
+            .iter()
+            .filter(|check| check.code.starts_with("tier-"))
+            .all(|check| { check.state == CheckState::Fail && check.found.contains("bpffs") })
+    );
+}
+
+#[test]
+fn root_is_not_told_to_be_root() {
+    let status =
+        |uid: u32| format!("Name:\tx\nUid:\t{uid}\t{uid}\t{uid}\t{uid}\nCapEff:\t0000000000000000\n");
+    for (uid, is_told) in [(0, false), (1000, true)] {
+        let mut facts = host(&[("proc/self/status", &status(uid))]);
+        facts.mount_namespaces = None;
+        for code in ["capabilities", "mount-namespace"] {
+            let fix = check(&facts, code).fix.unwrap();
+            assert_eq!(fix.contains("run as root"), is_told, "{fix}");
+        }
+    }
+}
+
+#[test]
+fn a_compressed_configuration_is_read() {
+    use flate2::{Compression, write::GzEncoder};
+    use std::io::Write;
+    let directory = tempfile::tempdir().unwrap();
+    fs::create_dir_all(directory.path().join("proc")).unwrap();
+    let mut file = GzEncoder::new(Vec::new(), Compression::fast());
+    file.write_all(b"CONFIG_BPF_LSM=y\n# CONFIG_SECURITY_PATH is not set\n").unwrap();
+    fs::write(directory.path().join("proc/config.gz"), file.finish().unwrap()).unwrap();
+    let facts = HostFacts::gather(directory.path());
+    assert_eq!((facts.bpf_lsm, facts.security_path), (KernelOption::Set, KernelOption::Unset));
 }
 
 #[test]

@@ -3,8 +3,8 @@
 use guard_common::Tier;
 
 use super::{
-    Check, CheckState, HostFacts, KernelOption, active_lsm, bpffs, btf, config_bpf_lsm, kernel_version,
-    lockdown, security_path,
+    Check, CheckState, HostFacts, KernelOption, Trial, active_lsm, bpffs, btf, config_bpf_lsm,
+    kernel_version, lockdown, security_path,
 };
 
 /// One line a tier, the strongest first.
@@ -17,25 +17,28 @@ pub(super) fn tiers(facts: &HostFacts) -> [Check; 3] {
     [Tier::BpfLsm, Tier::FmodRet, Tier::Fanotify].map(|tier| {
         let (code, name) = (format!("tier-{}", tier.name()), format!("tier {}", tier.name()));
         match obstacle(facts, tier) {
-            None => Check::ok(&code, &name, available(tier)),
+            None => Check::ok(&code, &name, available(facts, tier)),
             Some(obstacle) => {
                 let (state, word) = match obstacle.state {
                     CheckState::Fail => (worst, "not available"),
                     CheckState::Ok | CheckState::Warn => (CheckState::Warn, "cannot be told"),
                 };
                 let found = format!("{word}: {}: {}", obstacle.name, obstacle.found);
-                Check::new(&code, &name, state, found, obstacle.fix)
+                Check { log: obstacle.log, ..Check::new(&code, &name, state, found, obstacle.fix) }
             }
         }
     })
 }
 
-fn available(tier: Tier) -> &'static str {
-    match tier {
-        Tier::FmodRet => "available: taken where bpf-lsm is not",
-        Tier::Fanotify => "available: taken where neither is, and leaves much open (README)",
-        Tier::BpfLsm => "available",
-    }
+fn available(facts: &HostFacts, tier: Tier) -> String {
+    // Only a trial knows what the kernel says.
+    let word = if facts.trials.of(tier).is_some() { "available" } else { "looks available (not tried)" };
+    let rest = match tier {
+        Tier::FmodRet => ": taken where bpf-lsm is not",
+        Tier::Fanotify => ": taken where neither is, and leaves much open (README)",
+        Tier::BpfLsm => "",
+    };
+    format!("{word}{rest}")
 }
 
 /// What is known to stand against a tier.
@@ -49,17 +52,33 @@ pub(super) fn is_available(facts: &HostFacts, tier: Tier) -> bool {
     known_obstacle(facts, tier).is_none()
 }
 
-/// The first thing that stands against a tier, or may.
+/// The first thing that stands against a tier, or may. What the kernel has said in a trial goes before what the host
+/// looks like, but for what says more than the kernel did.
 fn obstacle(facts: &HostFacts, tier: Tier) -> Option<Check> {
-    let checks = match tier {
-        Tier::BpfLsm => {
-            vec![btf(facts), config_bpf_lsm(facts), security_path(facts), lockdown(facts), active_lsm(facts)]
-        }
+    let trial = facts.trials.of(tier);
+    let mut checks = match tier {
+        _ if trial.is_some_and(|trial| trial.refusal.is_none()) => Vec::new(),
+        Tier::BpfLsm => vec![btf(facts), config_bpf_lsm(facts), security_path(facts), lockdown(facts)],
         Tier::FmodRet => vec![btf(facts), bpf_events(facts), security_path(facts), lockdown(facts)],
-        Tier::Fanotify => vec![fanotify(facts), kernel_version(facts), bpffs(facts)],
+        Tier::Fanotify => vec![fanotify(facts), kernel_version(facts)],
     };
+    // A load does not ask whether it is called, nor where it is pinned.
+    checks.push(bpffs(facts));
+    if tier == Tier::BpfLsm {
+        checks.push(active_lsm(facts));
+    }
     let first = |state| checks.iter().find(|check| check.state == state).cloned();
-    first(CheckState::Fail).or_else(|| first(CheckState::Warn))
+    first(CheckState::Fail).or_else(|| trial.and_then(refused)).or_else(|| first(CheckState::Warn))
+}
+
+fn refused(trial: &Trial) -> Option<Check> {
+    let (code, name) = ("kernel-refuses", "tried");
+    let fix = match &trial.log {
+        Some(_) => "report what the verifier said: guardctl doctor --verbose",
+        None => "see the other lines, which may say why; else report it",
+    };
+    let check = Check::fail(code, name, trial.refusal.as_ref()?, fix);
+    Some(Check { log: trial.log.clone(), ..check })
 }
 
 fn bpf_events(facts: &HostFacts) -> Check {

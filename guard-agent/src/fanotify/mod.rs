@@ -35,6 +35,7 @@ mod statmount;
 mod succession;
 mod witness;
 
+pub use canary::try_marks;
 pub use child::responders;
 pub use engine::{Engine, EngineError, Problems, unload};
 pub use seals::recorded as recorded_seals;
