@@ -66,7 +66,7 @@ pub struct Global {
     pub json: bool,
     /// How long to wait for the agent, such as 10s. Without it 35s; `status`, `pools` and `events`, which can answer
     /// without the agent, 1s.
-    #[arg(long, global = true, value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, global = true, value_name = "DURATION", value_parser = parse_duration, env = "GUARDCTL_TIMEOUT")]
     pub timeout: Option<Duration>,
 }
 

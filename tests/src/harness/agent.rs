@@ -172,6 +172,15 @@ impl Installation {
         // In front: behind a `--` it would be an argument of the command there.
         let mut all = vec!["--run-dir", &*run_dir];
         all.extend(arguments);
+        // Where those look that can answer without the agent.
+        let (state_dir, audit) = (self.state_dir(), self.audit());
+        if matches!(arguments.first(), Some(&"status" | &"pools" | &"events")) {
+            for (option, place) in
+                [("--pin-dir", self.pin_dir()), ("--state-dir", &*state_dir), ("--audit", &*audit)]
+            {
+                all.extend([option, place.to_str().context("a place that is UTF-8")?]);
+            }
+        }
         command::attempt(&binary("GUARDCTL")?.to_string_lossy(), &all)
     }
 

@@ -28,6 +28,14 @@ impl Mount {
         Self::new("tmpfs", "standin", path, "mode=755")
     }
 
+    /// A file that stands in front of another from now on.
+    pub fn over(source: &Path, path: impl Into<PathBuf>) -> Result<Self> {
+        let path = path.into();
+        mount(Some(source), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .with_context(|| format!("bind {} over {}", source.display(), path.display()))?;
+        Ok(Self { path, mounted: true })
+    }
+
     /// Another place for what is at `source`.
     pub fn bind(source: &Path, path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();

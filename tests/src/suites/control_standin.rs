@@ -2,17 +2,27 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::Path;
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use guard_agent::audit::{AuditFile, AuditOptions, Origin};
+use nix::unistd::Gid;
 
 use crate::harness::agent::binary;
 use crate::harness::attempt::rm_is_denied;
-use crate::harness::command;
 use crate::harness::guarded::{Guarded, exit_code};
 use crate::harness::registry::Test;
+use crate::harness::scratch::Scratch;
+use crate::harness::{command, wait};
 
-pub const TESTS: &[Test] = &[Test::new("control_changes_need_root_and_reading_root_or_the_group", control)];
+pub const TESTS: &[Test] = &[
+    Test::new("control_changes_need_root_and_reading_root_or_the_group", control),
+    Test::new("control_audit_log_is_the_groups_to_read_also_after_a_rotation", audit_log),
+];
+
+const SOON: Duration = Duration::from_secs(60);
 
 const NOBODY: &str = "65534";
 const GROUP: &str = "4242";
@@ -46,6 +56,68 @@ fn as_nobody(ground: &Guarded, group: &str, arguments: &[&str]) -> Result<Output
         .arg(ground.installation.run_dir())
         .output()
         .context("start setpriv")
+}
+
+/// What nobody, in this group, reads of a file.
+fn read_as_nobody(group: &str, file: &Path) -> Result<Output> {
+    Command::new("setpriv")
+        .args(["--reuid", NOBODY, "--regid", group, "--clear-groups", "--", "cat"])
+        .arg(file)
+        .output()
+        .context("start setpriv")
+}
+
+/// The log is there, for root to write and the group to read.
+fn is_the_groups(log: &Path) -> Result<bool> {
+    let Ok(found) = fs::metadata(log) else { return Ok(false) };
+    Ok(found.mode() & 0o7777 == 0o640 && found.uid() == 0 && found.gid().to_string() == GROUP)
+}
+
+fn audit_log() -> Result<()> {
+    let _group = GuardGroup::new()?;
+    let ground = Guarded::new("audit-group", "")?;
+    let log = ground.installation.audit();
+    let agent = ground.installation.start()?;
+    let pool = ground.pool("pool")?;
+    ensure!(is_the_groups(&log)?, "the log is {:?}", fs::metadata(&log)?);
+    let read = read_as_nobody(GROUP, &log)?;
+    ensure!(read.status.success() && !read.stdout.is_empty(), "the group: {}", command::text(&read));
+    let read = read_as_nobody(NOBODY, &log)?;
+    ensure!(!read.status.success(), "a stranger reads the log: {}", command::text(&read));
+
+    // As logrotate does it.
+    let rotated = log.with_file_name("audit.jsonl.1");
+    fs::rename(&log, &rotated).context("rotate the log")?;
+    wait::until("the agent goes on in a new log", SOON, || is_the_groups(&log))?;
+    ensure!(is_the_groups(&rotated)?, "the rotated log is {:?}", fs::metadata(&rotated)?);
+    let before = fs::read_to_string(&rotated)?.lines().count();
+    rm_is_denied(&pool.path().join("file0"))?;
+    wait::until("the new log has a line", SOON, || Ok(!fs::read_to_string(&log)?.is_empty()))?;
+    // Through the agent, and with no agent from the files: reading goes on into the rotated one.
+    let wanted = before + 1;
+    let line = ["events", "--json", "-n", &wanted.to_string()];
+    let output = as_nobody(&ground, GROUP, &line)?;
+    let lines = String::from_utf8_lossy(&output.stdout).lines().count();
+    ensure!(output.status.success() && lines == wanted, "{lines} of {wanted}: {}", command::text(&output));
+    ensure!(agent.stop()?.success(), "the agent did not end well");
+    let line = ["events", "--json", "-n", &wanted.to_string(), "--audit", &log.to_string_lossy()];
+    let output = as_nobody(&ground, GROUP, &line)?;
+    let lines = String::from_utf8_lossy(&output.stdout).lines().count();
+    ensure!(exit_code(&output)? == 5 && lines == wanted, "{lines} of {wanted}: {}", command::text(&output));
+
+    // The directory that the agent makes is the group's too; one that somebody else has set up is theirs.
+    let scratch = Scratch::new("audit-directory")?;
+    let origin = Origin { host: "h".to_owned(), boot_id: "b".to_owned() };
+    let readers = Some(Gid::from_raw(GROUP.parse()?));
+    let options = AuditOptions { readers, ..AuditOptions::default() };
+    let made = scratch.join("guard-agent");
+    AuditFile::open(&made.join("audit.jsonl"), origin.clone(), options)?;
+    let found = fs::metadata(&made)?;
+    ensure!(found.gid().to_string() == GROUP && found.mode() & 0o7777 == 0o750, "{found:?}");
+    AuditFile::open(&scratch.join("audit.jsonl"), origin, options)?;
+    let found = fs::metadata(scratch.path())?;
+    ensure!(found.gid() == 0, "a directory of somebody else's was changed: {found:?}");
+    Ok(())
 }
 
 fn control() -> Result<()> {

@@ -86,6 +86,14 @@ fn doctor_agrees() -> Result<()> {
     let tier = machine::tier()?;
     let expected = if tier == "bpf-lsm" { "ok" } else { "warn" };
     ensure!(check.is_some_and(|check| check["state"] == expected), "{expected} is wanted: {checks}");
+    let tiers = checks.as_array().into_iter().flatten().filter(|check| check["state"] == "ok");
+    let tiers = tiers.filter(|check| check["code"].as_str().is_some_and(|code| code.starts_with("tier-")));
+    let found: Vec<&str> = tiers.filter_map(|check| check["found"].as_str()).collect();
+    ensure!(found.iter().all(|found| found.starts_with("available")), "a tier was not tried: {found:?}");
+    let tried = if tier == "bpf-lsm" { 3 } else { 2 };
+    ensure!(found.len() == tried, "{tried} tiers can be had, and doctor says {found:?}");
+    let text = command::text(&ground.installation.guardctl(&["doctor", "-v"])?);
+    ensure!(text.contains("checks, 0 failed, ") && !text.contains("run as root"), "{text}");
     let none = ground.installation.guardctl(&["status"])?;
     ensure!(exit_code(&none)? == 5, "status with no agent: {}", command::text(&none));
     let _agent = ground.installation.start()?;

@@ -39,6 +39,7 @@ mod policy_standin;
 mod restart_standin;
 mod rollback_standin;
 mod seal_cephfs;
+mod silent_standin;
 mod tier_standin;
 mod trouble_incus;
 mod unmount_standin;
@@ -72,6 +73,7 @@ const STANDIN: &[&[Test]] = &[
     fanotify_trouble_standin::TESTS,
     notify_standin::TESTS,
     policy_standin::TESTS,
+    silent_standin::TESTS,
     audit_standin::TESTS,
     control_standin::TESTS,
     unmount_standin::TESTS,

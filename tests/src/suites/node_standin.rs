@@ -6,9 +6,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 
 use crate::harness::attempt::{rm_is_denied, rm_passes};
-use crate::harness::guarded::Guarded;
+use crate::harness::guarded::{Guarded, exit_code};
 use crate::harness::mount::Mount;
 use crate::harness::registry::Test;
 use crate::harness::standin_node::{StandinNode, settings};
@@ -123,6 +124,7 @@ fn join_fails() -> Result<()> {
     let _agent = ground.installation.start()?;
     let pool = failed(&ground, &mut node)?;
     is_sealed(&node, pool.path())?;
+    tells_of_failure(&ground, Some("join-failed"))?;
     // Neither the end of the daemon nor an operator's unseal is a reason to weaken.
     node.kill()?;
     node.wait_for_looks(&ground, 2)?;
@@ -146,7 +148,29 @@ fn join_fails() -> Result<()> {
     node.become_member()?;
     node.end_join(200)?;
     node.wait_for_state(&ground, "joined")?;
-    wait_until_guarded(&ground, &node, pool.path())
+    wait_until_guarded(&ground, &node, pool.path())?;
+    tells_of_failure(&ground, None)
+}
+
+/// A node whose join has failed makes the posture `degraded`, and `guardctl status` end with 7, for as long as that lasts.
+fn tells_of_failure(ground: &Guarded, state: Option<&str>) -> Result<()> {
+    wait::until("the posture follows the node", SOON, || {
+        let output = ground.installation.guardctl(&["status", "--json"])?;
+        let status: Value = serde_json::from_slice(&output.stdout)?;
+        let reason = &status["posture"]["reasons"][0];
+        Ok(match state {
+            Some(state) => {
+                let detail = reason["detail"].as_str().unwrap_or_default();
+                let fix = reason["fix"].as_str().unwrap_or_default();
+                exit_code(&output)? == 7
+                    && reason["code"] == "node-failed"
+                    && detail.contains(state)
+                    && fix.contains("guardctl rollback")
+                    && fix.contains("docs/RUNBOOK.md")
+            }
+            None => exit_code(&output)? == 0 && reason.is_null(),
+        })
+    })
 }
 
 fn late_failure() -> Result<()> {
@@ -177,6 +201,7 @@ fn stranger() -> Result<()> {
     node.end_join(400)?;
     node.wait_for_state(&ground, "join-partial")?;
     is_sealed(&node, pool.path())?;
+    tells_of_failure(&ground, Some("join-partial"))?;
     node.become_member()?;
     node.wait_for_state(&ground, "joined")?;
     wait_until_guarded(&ground, &node, pool.path())

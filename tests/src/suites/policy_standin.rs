@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::harness::attempt::{rm_is_denied, rm_passes};
 use crate::harness::command;
-use crate::harness::guarded::Guarded;
+use crate::harness::guarded::{Guarded, exit_code};
 use crate::harness::mount::Mount;
 use crate::harness::registry::Test;
 use crate::harness::wait;
@@ -16,6 +16,7 @@ use crate::harness::wait;
 pub const TESTS: &[Test] = &[
     Test::new("policy_good_edits_are_in_force_within_a_second", good_edits),
     Test::new("policy_bad_edits_change_nothing_and_are_reported", bad_edits),
+    Test::new("policy_rejected_degrades_until_the_file_is_mended", rejected_degrades),
     Test::new("policy_a_start_with_a_wrong_file_takes_the_last_good_edit", start_with_a_wrong_file),
 ];
 
@@ -63,6 +64,44 @@ fn good_edits() -> Result<()> {
     until_answer(&elsewhere, false)?;
     until_answer(&pool, true)?;
     rm_passes(&pool.path().join("file0"))
+}
+
+/// Whether `guardctl status` ends with this code and has exactly these reasons.
+fn posture_is(ground: &Guarded, code: i32, reasons: &[&str]) -> Result<bool> {
+    let output = ground.installation.guardctl(&["status", "--json"])?;
+    let status: Value = serde_json::from_slice(&output.stdout)?;
+    let found = status["posture"]["reasons"].as_array().cloned().unwrap_or_default();
+    let found: Vec<&str> = found.iter().filter_map(|reason| reason["code"].as_str()).collect();
+    Ok(exit_code(&output)? == code && found == reasons)
+}
+
+fn rejected_degrades() -> Result<()> {
+    let ground = Guarded::new("rejected", "")?;
+    let _agent = ground.installation.start()?;
+    let pool = ground.pool("pool")?;
+    ensure!(posture_is(&ground, 0, &[])?, "it is not enforcing: {}", ground.status()?["posture"]);
+
+    ground.installation.write_policy(&ground.policy("mode = \"gaurded\""))?;
+    wait::until("the posture is degraded", SOON, || posture_is(&ground, 7, &["policy-rejected"]))?;
+    let text = command::text(&ground.installation.guardctl(&["status"])?);
+    ensure!(text.contains("posture    degraded") && text.contains("policy.toml:5:"), "{text}");
+    ensure!(text.contains("did you mean `guarded`?") && text.contains("guardctl policy check"), "{text}");
+    ensure!(text.lines().all(|line| line.chars().count() <= 80), "a line is too long:\n{text}");
+    rm_is_denied(&pool.path().join("file0"))?;
+    ground.wait_for_record("the posture", |record| {
+        record["posture"]["state"] == "degraded"
+            && record["posture"]["reasons"][0]["code"] == "policy-rejected"
+    })?;
+    ground.installation.write_policy(&ground.policy(""))?;
+    wait::until("the posture is enforcing again", SOON, || posture_is(&ground, 0, &[]))?;
+
+    // A file that comes without any notice of inotify's is looked at all the same.
+    ground.installation.write_policy(&ground.policy("mode = \"gaurded\""))?;
+    wait::until("the posture is degraded", SOON, || posture_is(&ground, 7, &["policy-rejected"]))?;
+    let mended = ground.root().with_extension("mended");
+    fs::write(&mended, ground.policy(""))?;
+    let _over = Mount::over(&mended, ground.installation.policy())?;
+    wait::until("the mended file is taken", SOON, || posture_is(&ground, 0, &[]))
 }
 
 fn start_with_a_wrong_file() -> Result<()> {
