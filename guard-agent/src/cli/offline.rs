@@ -47,10 +47,11 @@ pub(super) fn ask(global: &Global, places: &Places, request: &Request) -> Result
     }
 }
 
-/// A connection whose agent has answered something small.
+/// A connection whose agent has answered something small: no events at all.
 pub(super) fn reach(global: &Global, places: &Places) -> Result<Reached, CliError> {
+    let nothing = Request::Events { follow: false, history: 0, filter: Filter::default() };
     match connect(global, places)? {
-        Reached::Agent(mut client) => match client.request(&Request::Leases) {
+        Reached::Agent(mut client) => match client.request(&nothing) {
             Ok(_) => Ok(Reached::Agent(client)),
             Err(error) => silence(error, client.agent_pid()).map(Reached::Silence),
         },
