@@ -65,7 +65,13 @@ fn connect(global: &Global, places: &Places) -> Result<Reached, CliError> {
             Some(pid) => Ok(Reached::Silence(Silence::stopped(pid))),
             None => Ok(Reached::Agent(client)),
         },
-        Err(error) => silence(error, offline::agent_pid(&places.state_dir)).map(Reached::Silence),
+        Err(error) => {
+            let pid = offline::agent_pid(&places.state_dir);
+            let silence = silence(error, pid)?;
+            // One that was stopped long ago takes no connections any more.
+            let stopped = pid.filter(|pid| offline::is_stopped(*pid)).map(Silence::stopped);
+            Ok(Reached::Silence(stopped.unwrap_or(silence)))
+        }
     }
 }
 

@@ -1,12 +1,14 @@
 //! The text of a fixed answer without an agent (golden), exit codes, and the command line as a whole.
 
 use std::collections::BTreeMap;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
 use guard_common::{Mode, Tier};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
 
 use super::*;
 use crate::audit::record::Record;
@@ -186,6 +188,24 @@ fn events_come_from_the_file() {
     assert_eq!(exit, Exit::Unreachable);
     let last: Vec<&str> = log.lines().collect();
     assert_eq!(text.lines().collect::<Vec<&str>>(), last[last.len() - 2..]);
+}
+
+#[test]
+fn a_queue_that_is_full_holds_nobody_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join(crate::paths::SOCKET_NAME);
+    let kind = (AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC);
+    let listener = nix::sys::socket::socket(kind.0, kind.1, kind.2, None).unwrap();
+    nix::sys::socket::bind(listener.as_raw_fd(), &UnixAddr::new(&socket).unwrap()).unwrap();
+    nix::sys::socket::listen(&listener, Backlog::new(1).unwrap()).unwrap();
+    // Whoever connects beyond the queue waits: without a limit, for ever.
+    let limit = Duration::from_millis(50);
+    let connected: Vec<_> =
+        std::iter::from_fn(|| Client::connect(directory.path(), limit).ok()).take(20).collect();
+    assert!(connected.len() < 20, "the queue has no end");
+    let (exit, text) = guardctl(directory.path(), "status");
+    assert!(matches!(exit, Exit::Unreachable | Exit::Inactive), "{text}");
+    assert!(text.starts_with("posture    unproven: the agent does not answer\n"), "{text}");
 }
 
 #[test]

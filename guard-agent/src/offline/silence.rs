@@ -1,6 +1,7 @@
 //! Why an agent does not answer: it does not run, a signal has stopped it, or it is busy with something else.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -38,6 +39,10 @@ impl Silence {
     /// What an error on the socket says, with the agent's process if one is known. `None`: the agent has answered.
     pub fn of(error: &ClientError, pid: Option<u32>) -> Option<Self> {
         let cause = match (error, pid) {
+            // It has so many connections waiting that it takes no more.
+            (ClientError::Unreachable { source, .. }, _) if source.kind() == ErrorKind::TimedOut => {
+                Cause::NoAnswer
+            }
             (ClientError::Unreachable { .. }, None) => Cause::NotRunning,
             (ClientError::Unreachable { .. } | ClientError::Broken { .. } | ClientError::Closed, _) => {
                 Cause::NoAnswer
@@ -137,6 +142,9 @@ mod tests {
         assert_eq!(Silence::of(&unreachable, Some(7)).unwrap().cause, Cause::NoAnswer);
         assert_eq!(cause(unreachable, None), Some(Cause::NotRunning));
         assert_eq!(cause(ClientError::Closed, Some(7)), Some(Cause::NoAnswer));
+        let crowded = io::Error::from(ErrorKind::TimedOut);
+        let crowded = ClientError::Unreachable { path: path.clone(), source: crowded };
+        assert_eq!(cause(crowded, None), Some(Cause::NoAnswer));
         let forbidden = ClientError::Permission { path, source: gone() };
         assert_eq!(cause(forbidden, None), None);
         assert_eq!(cause(ClientError::OtherAnswer { request: "status" }, None), None);
