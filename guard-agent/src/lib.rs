@@ -18,6 +18,7 @@ pub mod audit;
 pub mod bpf;
 pub mod classify;
 pub mod cli;
+pub mod command_line;
 pub mod control;
 pub mod daemon;
 pub mod doctor;

@@ -1,45 +1,19 @@
-//! The agent. Everything is in the library; this is the command line, the log and the signals.
+//! The agent. Everything is in the library; this is the log and the signals.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
+use guard_agent::command_line::{Cli, Command};
 use guard_agent::daemon::{self, DaemonError, Options};
 use guard_agent::exit::Exit;
-use guard_agent::rollback::helper::{self, HelperCommand};
-use guard_agent::{bpf, logging, paths};
+use guard_agent::logging;
+use guard_agent::rollback::helper;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 /// How long readings of files that still run may hold up the end.
 const GRACE: Duration = Duration::from_secs(1);
-
-/// Stops deletions in live shared-storage mounts, in the kernel.
-#[derive(Debug, Parser)]
-#[command(name = "guard-agent", version = bpf::object::BUILD)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Run the agent. Enforcement goes on when it ends.
-    Run(Options),
-    /// Remove all pins: nothing is protected afterwards. The agent must not run.
-    Unload {
-        /// Pins of programs, maps and links.
-        #[arg(long, value_name = "DIR", default_value = paths::PIN_DIR)]
-        pin_dir: PathBuf,
-        /// State that survives a reboot.
-        #[arg(long, value_name = "DIR", default_value = paths::STATE_DIR)]
-        state_dir: PathBuf,
-    },
-    /// What the agent runs beside itself.
-    #[command(subcommand, hide = true)]
-    Helper(HelperCommand),
-}
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
