@@ -43,11 +43,11 @@ fn run(policy: &Path, directory: &Path) -> Result<()> {
     let edition = edition()?;
     let markdown = fs::read_to_string(policy).with_context(|| format!("read {}", policy.display()))?;
     let programs = [guard_agent::command_line::Cli::command(), guard_agent::cli::Cli::command()];
-    for mut program in programs {
+    for program in programs {
         for (name, text) in pages::of_program(&program, &edition)? {
             write(&directory.join("man8").join(name), &text)?;
         }
-        for (name, text) in completions::of_program(&mut program) {
+        for (name, text) in completions::of_program(&program) {
             write(&directory.join(name), &text)?;
         }
     }
