@@ -94,6 +94,42 @@ pub fn for_tests() -> Result<TestBinaries> {
     })
 }
 
+/// Builds what the packages hold into `target`: no path of this machine is in it, so that two builds in
+/// two folders are the same. Returns the directory of the binaries.
+pub fn for_packages(target: &Path, label: Option<&str>) -> Result<PathBuf> {
+    setup::ensure(&[Use::Bpf], &[])?;
+    let flags = without_paths(target)?;
+    // One after the other: the features that the tools want of a library are none of the agent's.
+    for (what, packages) in [
+        ("build the agent for the packages", &["guard-agent"][..]),
+        ("build what makes man pages and .rpm", &["guard-manual", "guard-rpm"]),
+    ] {
+        build_with(Profile::Release, target, label, packages, Report::Summary(what), &flags)?;
+    }
+    Ok(target.join(Profile::Release.directory()))
+}
+
+/// Flags of rustc that give each folder of this machine that a path may begin with a neutral name.
+fn without_paths(target: &Path) -> Result<Vec<String>> {
+    Ok(neutral_paths(target)?
+        .iter()
+        .map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display()))
+        .collect())
+}
+
+/// Where sources and their output are, and what stands for it. Of two that match the later one counts.
+fn neutral_paths(target: &Path) -> Result<Vec<(PathBuf, &'static str)>> {
+    let cargo_home = std::env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| std::env::home_dir().map(|home| home.join(".cargo")))
+        .context("where cargo keeps its sources is not known: set CARGO_HOME")?;
+    Ok(vec![
+        (cargo_home, "/usr/src/cargo"),
+        (workspace::root().to_owned(), "/usr/src/guard-agent"),
+        (target.to_owned(), "/usr/src/guard-agent/target"),
+    ])
+}
+
 /// Builds what runs on this machine itself; returns the directory of the binaries.
 pub fn for_this_machine() -> Result<PathBuf> {
     let target = workspace::target();
@@ -134,9 +170,27 @@ fn build(
     report: Report,
 ) -> Result<()> {
     setup::ensure(&[Use::Bpf], &[])?;
-    let object = kernel_program(profile, target, label, report)?;
+    build_with(profile, target, label, packages, report, &[])
+}
+
+/// As [`build`], with further `flags` for rustc.
+fn build_with(
+    profile: Profile,
+    target: &Path,
+    label: Option<&str>,
+    packages: &[&str],
+    report: Report,
+    flags: &[String],
+) -> Result<()> {
+    let object = kernel_program(profile, target, label, report, flags)?;
     let mut cargo = workspace::cargo();
     cargo.arg("build").arg("--target-dir").arg(target).env(OBJECT_VARIABLE, object);
+    if !flags.is_empty() {
+        cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+        let maps = neutral_paths(target)?;
+        let maps = maps.iter().map(|(from, to)| format!("-ffile-prefix-map={}={to}", from.display()));
+        cargo.env("CFLAGS", maps.collect::<Vec<_>>().join(" "));
+    }
     for package in packages {
         cargo.args(["--package", package]);
     }
@@ -145,7 +199,13 @@ fn build(
 }
 
 /// Builds the kernel program and returns its object.
-fn kernel_program(profile: Profile, target: &Path, label: Option<&str>, report: Report) -> Result<PathBuf> {
+fn kernel_program(
+    profile: Profile,
+    target: &Path,
+    label: Option<&str>,
+    report: Report,
+    flags: &[String],
+) -> Result<PathBuf> {
     // BTF is made from debug information; v3 has the 32-bit jumps that every supported kernel knows.
     const FLAGS: [&str; 6] = ["-C", "link-arg=--btf", "-C", "debuginfo=2", "-C", "target-cpu=v3"];
     let toolchain = toolchain::detect()?;
@@ -156,7 +216,10 @@ fn kernel_program(profile: Profile, target: &Path, label: Option<&str>, report: 
         .args(toolchain.build_arguments())
         .arg("--target-dir")
         .arg(&target)
-        .env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f"))
+        .env(
+            "CARGO_ENCODED_RUSTFLAGS",
+            FLAGS.iter().copied().chain(flags.iter().map(String::as_str)).collect::<Vec<_>>().join("\x1f"),
+        )
         // The workspace's release profile is for host binaries: small and stripped. bpf-linker does
         // its own link-time optimisation, and stripping would take the BTF away.
         .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "3")

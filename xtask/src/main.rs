@@ -11,6 +11,7 @@ mod bench;
 mod build;
 mod checksums;
 mod demo;
+mod dist;
 mod fuzz;
 mod host;
 mod incus;
@@ -40,6 +41,8 @@ enum Step {
     Setup(setup::Arguments),
     /// Build the kernel program and the binaries around it
     Build(build::Arguments),
+    /// Make the packages (.deb, .rpm), their checksums and SBOM in target/dist, and check them
+    Dist(dist::Arguments),
     /// Formatting, clippy, licences, and the rules of purity
     Lint,
     /// Run tests: all of them, or one suite, or those whose name contains FILTER
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().step {
         Step::Setup(arguments) => setup::run(&arguments),
         Step::Build(arguments) => build::run(&arguments),
+        Step::Dist(arguments) => dist::run(&arguments),
         Step::Lint => lint::run(),
         Step::Test(arguments) => test::run(&arguments),
         Step::Fuzz(arguments) => fuzz::run(&arguments),

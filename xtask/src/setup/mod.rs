@@ -1,6 +1,7 @@
 //! Installs what building and testing need. Looks first, says what is missing and what it will
 //! change, then changes it. When all is there it costs a few file look-ups.
 
+pub mod cargo_tool;
 mod install;
 mod requirement;
 pub mod toolchain;
@@ -13,6 +14,7 @@ use clap::Args;
 use crate::kernel::{self, Kernel, Selection};
 use crate::workspace;
 use crate::{host, incus};
+use cargo_tool::CargoTool;
 pub use install::is_root;
 use requirement::Requirement;
 pub use requirement::{Use, find_command};
@@ -44,6 +46,7 @@ pub struct Wanted<'a> {
 struct Plan {
     packages: Vec<&'static Requirement>,
     bpf_linker: bool,
+    cargo_tools: Vec<&'static CargoTool>,
     kernels: Vec<Kernel>,
     incus: bool,
     hosts: Vec<host::Incus>,
@@ -86,12 +89,20 @@ impl Plan {
                 unmade.push(host);
             }
         }
-        Ok(Self { packages, bpf_linker: toolchain.lacks_linker(), kernels: missing, incus, hosts: unmade })
+        Ok(Self {
+            packages,
+            bpf_linker: toolchain.lacks_linker(),
+            cargo_tools: if uses.contains(&Use::Dist) { cargo_tool::missing()? } else { Vec::new() },
+            kernels: missing,
+            incus,
+            hosts: unmade,
+        })
     }
 
     fn is_empty(&self) -> bool {
         self.packages.is_empty()
             && !self.bpf_linker
+            && self.cargo_tools.is_empty()
             && self.kernels.is_empty()
             && !self.incus
             && self.hosts.is_empty()
@@ -120,6 +131,11 @@ impl Plan {
             let what =
                 format!("bpf-linker {}, built by cargo into {}", toolchain::LINKER_VERSION, place.display());
             tasks.push(Task::new(2, what, toolchain::install_linker));
+        }
+        for &tool in &self.cargo_tools {
+            let place = cargo_tool::root()?;
+            let what = format!("{} {}, built by cargo into {}", tool.name, tool.version, place.display());
+            tasks.push(Task::new(2, what, || tool.install()));
         }
         for kernel in &self.kernels {
             let place = kernel.directory()?;

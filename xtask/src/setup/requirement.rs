@@ -26,6 +26,10 @@ pub enum Use {
     Incus,
     /// Making and booting real hosts.
     Host,
+    /// Making the packages.
+    Dist,
+    /// Checking the packages.
+    DistCheck,
 }
 
 impl Use {
@@ -34,7 +38,7 @@ impl Use {
     /// The suite `incus` and the demo.
     pub const WITH_INCUS: [Self; 5] = [Self::Bpf, Self::Vm, Self::Ceph, Self::Suites, Self::Incus];
     pub const BENCH: [Self; 4] = [Self::Bpf, Self::Vm, Self::Ceph, Self::Bench];
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Bpf,
         Self::Vm,
         Self::Ceph,
@@ -44,6 +48,8 @@ impl Use {
         Self::Fuzz,
         Self::Incus,
         Self::Host,
+        Self::Dist,
+        Self::DistCheck,
     ];
 }
 
@@ -136,6 +142,16 @@ pub const ALL: &[Requirement] = &[
     requirement(Use::Host, "e2fsprogs", Command("mke2fs"), "the disk's filesystem"),
     requirement(Use::Host, "socat", Command("socat"), "a shell on a real host"),
     requirement(Use::Incus, "util-linux", Command("nsenter"), "a second node in namespaces of its own"),
+    requirement(Use::Dist, "dpkg-dev", Command("dpkg-shlibdeps"), "which libraries a .deb depends on"),
+    requirement(Use::Dist, "rpm", Command("rpm"), "which libraries an .rpm depends on; its scripts on trial"),
+    requirement(Use::DistCheck, "lintian", Command("lintian"), "checks the .deb"),
+    requirement(Use::DistCheck, "rpmlint", Command("rpmlint"), "checks the .rpm"),
+    requirement(
+        Use::DistCheck,
+        "mmdebstrap",
+        Command("mmdebstrap"),
+        "a Debian to try the packages' scripts in",
+    ),
 ];
 
 impl Requirement {
