@@ -45,6 +45,8 @@ crate::wire_enum! {
         SuperblocksEnded = 21 => "superblocks_ended",
         /// A storage daemon of a sealed pool, on another superblock that may show the same data.
         DeniedAlias = 22 => "denied_alias",
+        /// Decisions from maps of another layout that counted them under a name of its own.
+        CarriedOther = 23 => "carried_other",
     }
 }
 
@@ -66,6 +68,7 @@ impl Counter {
                 | Self::WouldDeny
                 | Self::AllowedReleased
                 | Self::AllowedLease
+                | Self::CarriedOther
         )
     }
 }

@@ -2,10 +2,12 @@
 //! map keys and values, the record of the ring buffer, counters, and every name that both sides use.
 //!
 //! Everything here is `#[repr(C)]`, has no implicit padding and no `bool` or `Option`: integers only,
-//! parsed into enums on the reading side. A change of any layout needs a new [`LAYOUT_VERSION`].
+//! parsed into enums on the reading side. A number of an enum or flag, once given, keeps its meaning in all
+//! layouts: agents of different layouts carry such numbers over as they are.
 #![no_std]
 
 pub mod counter;
+pub mod description;
 pub mod names;
 pub mod offsets;
 pub mod policy;
@@ -14,14 +16,15 @@ pub mod record;
 pub use counter::Counter;
 pub use offsets::Offsets;
 pub use policy::{
-    ActorMask, CgroupKey, Config, ExecutableKey, FilesystemKey, LeaseEntry, LeaseKey, Meta, Mode,
+    ActorMask, CarriedKey, CgroupKey, Config, ExecutableKey, FilesystemKey, LeaseEntry, LeaseKey, Meta, Mode,
     PoolCounters, PoolEntry, RootEntry, RootKey,
 };
 pub use record::{Hook, IncidentKey, IncidentValue, Operation, Reason, Record, Tier, Verdict};
 
-/// Version of everything in this crate that pinned maps are made of. An agent that finds pins of
-/// another version refuses to touch them.
-pub const LAYOUT_VERSION: u32 = 2;
+/// Version of what pinned maps mean. An agent that finds pins of another layout carries over what it can
+/// understand, and refuses the rest. A change of sizes or fields makes another layout by itself (see [`description`]);
+/// this number is for people, and for a change of meaning that leaves all of them alone.
+pub const LAYOUT_VERSION: u32 = if cfg!(feature = "other-layout") { 1003 } else { 3 };
 
 /// Declares an enum whose values cross the line as `u32`, with its name in map, log and JSON.
 macro_rules! wire_enum {

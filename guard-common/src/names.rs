@@ -58,6 +58,13 @@ pub mod map {
     /// aya-log's own ring buffer: the kernel program's diagnostics.
     pub const AYA_LOGS: &str = "AYA_LOGS";
 
+    /// `Array[1]` of bytes: the layout's description as JSON, padded with NULs (see [`description`](crate::description)).
+    pub const DESCRIPTION: &str = "DESCRIPTION";
+    /// `HashMap` from the token of maps that these have replaced to what each counter held there.
+    pub const CARRIED: &str = "CARRIED";
+    /// `HashMap` from [`CarriedKey`](crate::CarriedKey) to [`PoolCounters`](crate::PoolCounters).
+    pub const CARRIED_POOLS: &str = "CARRIED_POOLS";
+
     /// Every map that is pinned.
     pub const ALL: &[&str] = &[
         META,
@@ -73,6 +80,9 @@ pub mod map {
         COUNTERS,
         RECORDS,
         AYA_LOGS,
+        DESCRIPTION,
+        CARRIED,
+        CARRIED_POOLS,
     ];
 }
 
@@ -90,6 +100,10 @@ pub mod capacity {
     pub const LEASES: u32 = 4_096;
     /// Incidents: processes that were denied and have not been closed by the agent.
     pub const INCIDENTS: u32 = 16_384;
+    /// Bytes of the layout's description.
+    pub const DESCRIPTION_BYTES: usize = 16 * 1024;
+    /// Replaced maps whose counters are carried.
+    pub const CARRIED: u32 = 64;
     /// Bytes of the ring buffer of records (a power of two, whole pages).
     pub const RECORDS_BYTES: u32 = 512 * 1024;
 }

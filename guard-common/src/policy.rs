@@ -75,6 +75,9 @@ pub const RAMFS_MAGIC: u64 = 0x8584_58f6;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolEntry {
+    /// Only there to be in the way: see the feature `other-layout`.
+    #[cfg(feature = "other-layout")]
+    pub other: u64,
     /// Unique to this superblock among all that ever had an entry.
     pub generation: u64,
     /// Names the shared filesystem and path behind the pool; the same after a remount.
@@ -214,6 +217,9 @@ pub struct LeaseKey {
 pub struct LeaseEntry {
     /// The pool's generation: a lease dies with its superblock.
     pub generation: u64,
+    /// As in [`PoolEntry`].
+    #[cfg(feature = "other-layout")]
+    pub other: u64,
     /// End of the lease, on the boot clock in nanoseconds.
     pub expires_boot_ns: u64,
 }
@@ -222,9 +228,39 @@ pub struct LeaseEntry {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolCounters {
+    /// As in [`PoolEntry`].
+    #[cfg(feature = "other-layout")]
+    pub other: u64,
     pub denied: u64,
     pub allowed: u64,
     pub would_deny: u64,
+}
+
+impl LeaseEntry {
+    /// A lease on the pool with this generation.
+    #[cfg_attr(not(feature = "other-layout"), expect(clippy::needless_update, reason = "it has more fields"))]
+    pub fn new(generation: u64, expires_boot_ns: u64) -> Self {
+        Self { generation, expires_boot_ns, ..Self::default() }
+    }
+}
+
+impl PoolCounters {
+    /// Adds what was counted elsewhere.
+    pub fn add(&mut self, more: &Self) {
+        self.denied += more.denied;
+        self.allowed += more.allowed;
+        self.would_deny += more.would_deny;
+    }
+}
+
+/// Key of `CARRIED_POOLS`: what a pool's counters held in maps that these have replaced.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CarriedKey {
+    /// Token of those maps.
+    pub source: u64,
+    /// The pool's generation.
+    pub generation: u64,
 }
 
 /// A device number as the kernel keeps it in `s_dev`, from the `major:minor` of `mountinfo`.
@@ -234,6 +270,7 @@ pub const fn kernel_dev(major: u32, minor: u32) -> u32 {
 
 crate::pod!(
     ActorMask,
+    CarriedKey,
     CgroupKey,
     Config,
     ExecutableKey,
@@ -247,9 +284,13 @@ crate::pod!(
     RootKey,
 );
 crate::layout!(
-    Meta: 16, Config: 24, PoolEntry: 48, RootKey: 16, RootEntry: 16, FilesystemKey: 32, CgroupKey: 16,
-    ExecutableKey: 16, ActorMask: 16, LeaseKey: 16, LeaseEntry: 16, PoolCounters: 24,
+    Meta: 16, Config: 24, RootKey: 16, RootEntry: 16, FilesystemKey: 32, CgroupKey: 16, ExecutableKey: 16,
+    ActorMask: 16, LeaseKey: 16, CarriedKey: 16,
 );
+#[cfg(not(feature = "other-layout"))]
+crate::layout!(PoolEntry: 48, LeaseEntry: 16, PoolCounters: 24);
+#[cfg(feature = "other-layout")]
+crate::layout!(PoolEntry: 56, LeaseEntry: 24, PoolCounters: 32);
 
 #[cfg(test)]
 mod tests {

@@ -108,6 +108,7 @@ pub const RECORD_MOUNT_KNOWN: u32 = 1 << 2;
 #[derive(Clone, Copy, Debug)]
 pub struct Record {
     /// When, on the boot clock in nanoseconds. The agent adds the wall clock.
+    #[cfg(not(feature = "other-layout"))]
     pub boot_ns: u64,
     /// When the process (its group leader) started, on the boot clock in nanoseconds.
     pub start_boot_ns: u64,
@@ -122,6 +123,9 @@ pub struct Record {
     pub target_ino: u64,
     /// The how many-th decision of its incident this is, from 1.
     pub incident_count: u64,
+    /// As above, in another place.
+    #[cfg(feature = "other-layout")]
+    pub boot_ns: u64,
     /// [`Hook`].
     pub hook: u32,
     /// [`Operation`].
@@ -182,11 +186,15 @@ pub struct IncidentKey {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct IncidentValue {
     /// All decisions of the incident.
+    #[cfg(not(feature = "other-layout"))]
     pub count: u64,
     /// Those that were sent as full records.
     pub emitted: u64,
     /// Those that should have been sent and were not, since the ring buffer was full.
     pub lost: u64,
+    /// As above, in another place.
+    #[cfg(feature = "other-layout")]
+    pub count: u64,
     pub first_boot_ns: u64,
     pub last_boot_ns: u64,
     /// The pool's id; 0 if it has no entry.

@@ -4,8 +4,8 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
 use guard_common::names::capacity;
 use guard_common::{
-    ActorMask, CgroupKey, Config, Counter, ExecutableKey, FilesystemKey, IncidentKey, IncidentValue,
-    LeaseEntry, LeaseKey, Meta, PoolCounters, PoolEntry, RootEntry, RootKey,
+    ActorMask, CarriedKey, CgroupKey, Config, Counter, ExecutableKey, FilesystemKey, IncidentKey,
+    IncidentValue, LeaseEntry, LeaseKey, Meta, PoolCounters, PoolEntry, RootEntry, RootKey,
 };
 
 #[map]
@@ -32,3 +32,17 @@ pub static INCIDENTS: HashMap<IncidentKey, IncidentValue> = HashMap::with_max_en
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);
 #[map]
 pub static RECORDS: RingBuf = RingBuf::with_byte_size(capacity::RECORDS_BYTES, 0);
+
+#[map]
+pub static DESCRIPTION: Array<[u8; capacity::DESCRIPTION_BYTES]> = Array::with_max_entries(1, 0);
+
+#[map]
+pub static CARRIED: HashMap<u64, [u64; Counter::COUNT as usize]> =
+    HashMap::with_max_entries(capacity::CARRIED, 0);
+
+/// Its memory is taken as entries come: only an agent that has replaced another layout's maps writes some.
+#[map]
+pub static CARRIED_POOLS: HashMap<CarriedKey, PoolCounters> =
+    HashMap::with_max_entries(capacity::POOLS, BPF_F_NO_PREALLOC);
+
+const BPF_F_NO_PREALLOC: u32 = 1;

@@ -98,7 +98,7 @@ impl Owner {
         let failed = |detail| Refusal::Failed { operation: GRANT, detail };
         // On disk first: an agent that starts ends what it does not know.
         self.state.save().map_err(|error| failed(chain(&error)))?;
-        let entry = LeaseEntry { generation: lease.generation, expires_boot_ns: lease.ends_boot_ns };
+        let entry = LeaseEntry::new(lease.generation, lease.ends_boot_ns);
         self.maps.leases.write(key, entry, Write::Put).map_err(|error| {
             if error.is_full() {
                 Refusal::TooManyLeases { limit: capacity::LEASES }

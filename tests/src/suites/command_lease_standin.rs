@@ -37,7 +37,7 @@ fn one_tree() -> Result<()> {
     let key = LeaseKey { cgroup_id: fs::metadata(TREE)?.ino(), dev, reserved: 0 };
     let mut maps = ground.installation.maps()?;
     let mut grant = |generation, expires_boot_ns| {
-        maps.leases.write(key, LeaseEntry { generation, expires_boot_ns }, Write::Put)
+        maps.leases.write(key, LeaseEntry::new(generation, expires_boot_ns), Write::Put)
     };
 
     grant(generation, u64::MAX)?;
