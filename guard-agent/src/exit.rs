@@ -22,7 +22,7 @@ pub enum Exit {
     Refused = 6,
     /// Enforced in part only: the posture is `degraded` or `audit-only`, or a check of `doctor` failed.
     Degraded = 7,
-    /// The pins in bpffs belong to an agent with another map layout.
+    /// The pinned maps hold what this agent cannot carry over.
     IncompatiblePins = 8,
 }
 

@@ -73,7 +73,7 @@ impl Maps {
     pub fn sweep_counters(&mut self, pools: &Observed) -> Result<(), MapAccessError> {
         for (generation, _) in self.pool_counters.entries()? {
             if pools.pools.values().all(|entry| entry.generation != generation) {
-                self.pool_counters.remove(&generation)?;
+                self.forget_pool(generation)?;
             }
         }
         Ok(())

@@ -3,13 +3,6 @@
 //! aya 0.14 knows no such programs. Its loader still makes and fills the maps; this module takes the same
 //! object once more through aya's object layer, joins it to those maps, and makes the system calls
 //! itself. It can go when aya gains the type.
-//!
-//! # Safety
-//!
-//! All that is unsafe is one function, [`bpf`], and what it is given: the attributes are plain integers in
-//! the kernel's layout (asserted below), and every address among them is that of a buffer that its caller
-//! holds until the call returns. The kernel checks the rest: it reads the program's instructions and
-//! refuses what it cannot verify.
 
 use std::collections::HashSet;
 use std::ffi::CString;
@@ -23,8 +16,9 @@ use aya::programs::{ProgramError, ProgramInfo};
 use aya::{Ebpf, EbpfError};
 use aya_obj::Object;
 use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_prog_info, bpf_prog_type};
-use nix::libc;
 use thiserror::Error;
+
+use super::sys::{attributes, bpf};
 
 /// A program could not be loaded, attached or pinned.
 #[derive(Debug, Error)]
@@ -285,25 +279,7 @@ struct TypesLoad {
     reserved: u32,
 }
 
-/// A command's attributes: integers only, without padding.
-trait Attributes {}
-macro_rules! attributes {
-    ($($name:ty: $size:literal),+ $(,)?) => { $(
-        impl Attributes for $name {}
-        const _: () = assert!(size_of::<$name>() == $size);
-    )+ };
-}
 attributes!(ProgramLoad: 112, TracepointOpen: 16, ObjectPin: 16, ObjectInfo: 16, TypesLoad: 32);
-
-/// bpf(2).
-fn bpf<T: Attributes>(command: bpf_cmd, attributes: &mut T) -> io::Result<i32> {
-    // SAFETY: the kernel reads (and for a log or an answer writes) no more than the attributes and the
-    // buffers that they name; see the module's notes.
-    let result = unsafe {
-        libc::syscall(libc::SYS_bpf, command as libc::c_int, std::ptr::from_mut(attributes), size_of::<T>())
-    };
-    i32::try_from(result).ok().filter(|number| *number >= 0).ok_or_else(io::Error::last_os_error)
-}
 
 /// Takes a descriptor that [`bpf`] has returned.
 fn owned(number: i32) -> OwnedFd {

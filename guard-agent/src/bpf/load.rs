@@ -5,7 +5,6 @@
 //! policy → [`Prepared::attach`] → the caller proves it by canary → [`Programs::retire_others`].
 
 use std::fs;
-use std::path::Path;
 
 use aya::maps::MapError;
 use aya::programs::ProgramError;
@@ -15,8 +14,10 @@ use guard_common::{LAYOUT_VERSION, Meta, Tier};
 use thiserror::Error;
 
 use super::btf::{Btf, BtfError};
+use super::description::Description;
 use super::fmod_ret::{self, FmodRetError};
-use super::maps::{MapAccessError, Maps};
+use super::foreign::ForeignError;
+use super::maps::{self, MapAccessError, Maps};
 use super::pins::{Generation, PinError, Pins, Standby};
 use super::{attach, object, offsets};
 use crate::daemon::chain;
@@ -39,11 +40,33 @@ pub enum LoadError {
     #[error("tier fmod-ret")]
     FmodRet(#[from] FmodRetError),
     #[error(
-        "the pinned maps in {directory} have layout {found}, this agent has layout {LAYOUT_VERSION}: the agent that \
-         made them goes on enforcing; to replace it run `guard-agent unload` (nothing is protected in between), \
-         then start this agent"
+        "the pinned maps in {directory} have layout {version}, and this agent (layout {LAYOUT_VERSION}) cannot carry \
+         over what they hold; nothing was changed, and their programs go on enforcing: start the version of \
+         guard-agent that made them, or a newer one than this"
     )]
-    Incompatible { directory: String, found: u32 },
+    Incompatible {
+        directory: String,
+        version: u32,
+        #[source]
+        source: Box<ForeignError>,
+    },
+    #[error(
+        "the pinned maps in {directory}, of another layout, cannot be read; nothing was changed, and their programs go on \
+         enforcing"
+    )]
+    Foreign {
+        directory: String,
+        #[source]
+        source: Box<ForeignError>,
+    },
+    #[error(
+        "the pins in {directory} are of a build that did not describe its map layout, which this agent cannot carry \
+         over; nothing was changed, and their programs go on enforcing: `guard-agent unload` ends them, and nothing is \
+         protected until this agent is started after it"
+    )]
+    OlderPins { directory: String },
+    #[error("the pinned maps in {directory} say layout {found}, and their directory says {LAYOUT_VERSION}")]
+    Damaged { directory: String, found: u32 },
     #[error(transparent)]
     Pins(#[from] PinError),
     #[error(transparent)]
@@ -147,9 +170,10 @@ pub struct Programs {
 }
 
 /// Brings the maps and programs into being, or finds those of an equal agent.
-pub fn prepare(pin_directory: &Path, tier: Tier) -> Result<Prepared, LoadError> {
+pub fn prepare(pins: &Pins, tier: Tier) -> Result<Prepared, LoadError> {
     let object = object::bytes().ok_or(LoadError::NoObject)?;
-    let pins = Pins::open(pin_directory)?;
+    let pins = pins.clone();
+    pins.provide()?;
     let raw = fs::read(VMLINUX_BTF).map_err(LoadError::NoBtf)?;
     let btf = Btf::parse(&raw)?;
     let programs = available(&btf, tier)?;
@@ -181,7 +205,7 @@ pub fn prepare(pin_directory: &Path, tier: Tier) -> Result<Prepared, LoadError> 
         loader.load(object).map_err(LoadError::Object)
     };
     let first = load(Standby::No)?;
-    write_layout(&mut Maps::open(&pins.maps())?)?;
+    write_layout(&pins)?;
     let loaded = match tier {
         Tier::FmodRet => {
             let id = |name: &ProgramName| btf.function_id(&offsets::function(tier, name.hook)).unwrap_or(0);
@@ -226,9 +250,10 @@ pub fn try_tier(tier: Tier) -> Result<(), LoadError> {
 
 /// Brings the maps into being without any program, for the tier that answers from user space. It needs nothing of
 /// the kernel but maps: no BTF, no hooks.
-pub fn prepare_maps(pin_directory: &Path) -> Result<BareMaps, LoadError> {
+pub fn prepare_maps(pins: &Pins) -> Result<BareMaps, LoadError> {
     let object = object::bytes().ok_or(LoadError::NoObject)?;
-    let pins = Pins::open(pin_directory)?;
+    let pins = pins.clone();
+    pins.provide()?;
     let in_force = !pins.generations()?.is_empty();
     check_layout(&pins, in_force)?;
     let mut loader = EbpfLoader::new();
@@ -238,7 +263,7 @@ pub fn prepare_maps(pin_directory: &Path) -> Result<BareMaps, LoadError> {
     }
     // The programs in it are never handed to the kernel.
     loader.load(object).map_err(LoadError::Object)?;
-    write_layout(&mut Maps::open(&pins.maps())?)?;
+    write_layout(&pins)?;
     give_memory_back();
     Ok(BareMaps { pins })
 }
@@ -268,8 +293,11 @@ impl BareMaps {
     }
 }
 
-fn write_layout(maps: &mut Maps) -> Result<(), MapAccessError> {
+/// The version comes last: maps without it are not whole.
+fn write_layout(pins: &Pins) -> Result<(), MapAccessError> {
+    let mut maps = Maps::open(&pins.maps())?;
     if maps.meta.read()?.layout_version == 0 {
+        maps::describe(&pins.maps(), &Description::own().to_json())?;
         maps.meta.write(Meta { layout_version: LAYOUT_VERSION, reserved: 0, next_generation: 1 })?;
     }
     Ok(())
@@ -292,7 +320,7 @@ fn available(btf: &Btf<'_>, tier: Tier) -> Result<Vec<ProgramName>, LoadError> {
     Ok(programs)
 }
 
-/// Refuses maps of another layout; clears what a start that was cut short has left.
+/// Clears what a start that was cut short has left.
 fn check_layout(pins: &Pins, in_force: bool) -> Result<(), LoadError> {
     let directory = pins.maps();
     let found = match aya::maps::MapData::from_pin(directory.join(map::META)) {
@@ -306,7 +334,7 @@ fn check_layout(pins: &Pins, in_force: bool) -> Result<(), LoadError> {
         LAYOUT_VERSION => Ok(()),
         // The version is written before anything is attached: without it nothing is in force.
         0 if !in_force => Ok(pins.clear_maps()?),
-        found => Err(LoadError::Incompatible { directory: directory.display().to_string(), found }),
+        found => Err(LoadError::Damaged { directory: directory.display().to_string(), found }),
     }
 }
 

@@ -5,10 +5,10 @@ use std::path::Path;
 
 use aya::Pod;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf};
-use guard_common::names::map;
+use guard_common::names::{capacity, map};
 use guard_common::{
-    ActorMask, CgroupKey, Config, Counter, ExecutableKey, FilesystemKey, IncidentKey, IncidentValue,
-    LeaseEntry, LeaseKey, Meta, PoolCounters, PoolEntry, RootEntry, RootKey,
+    ActorMask, CarriedKey, CgroupKey, Config, Counter, ExecutableKey, FilesystemKey, IncidentKey,
+    IncidentValue, LeaseEntry, LeaseKey, Meta, PoolCounters, PoolEntry, RootEntry, RootKey,
 };
 use thiserror::Error;
 
@@ -94,6 +94,11 @@ impl<K: Pod, V: Pod> Table<K, V> {
         self.0.insert(key, value, write as u64).map_err(|source| self.error("write", source))
     }
 
+    /// Removes all entries.
+    pub fn clear(&mut self) -> Result<(), MapAccessError> {
+        self.entries()?.iter().try_for_each(|(key, _)| self.remove(key))
+    }
+
     /// Removes an entry; it is no error if it is gone already.
     pub fn remove(&mut self, key: &K) -> Result<(), MapAccessError> {
         match self.0.remove(key) {
@@ -125,6 +130,9 @@ pub struct Maps {
     pub pool_counters: Table<u64, PoolCounters>,
     pub incidents: Table<IncidentKey, IncidentValue>,
     counters: PerCpuArray<MapData, u64>,
+    /// By the token of maps that these have replaced: what each counter held there.
+    pub(super) carried: Table<u64, [u64; Counter::COUNT as usize]>,
+    pub(super) carried_pools: Table<CarriedKey, PoolCounters>,
 }
 
 impl Maps {
@@ -142,13 +150,9 @@ impl Maps {
             pool_counters: table(directory, map::POOL_COUNTERS)?,
             incidents: table(directory, map::INCIDENTS)?,
             counters: opened(map::COUNTERS, data(directory, map::COUNTERS).map(Map::PerCpuArray))?,
+            carried: table(directory, map::CARRIED)?,
+            carried_pools: table(directory, map::CARRIED_POOLS)?,
         })
-    }
-
-    /// The layout of pinned maps: what must be known before any other of them is understood.
-    pub fn layout(directory: &Path) -> Result<u32, MapAccessError> {
-        let meta: Single<Meta> = single(directory, map::META)?;
-        Ok(meta.read()?.layout_version)
     }
 
     /// Adds to a counter from outside the kernel. Only where no program counts in the same map: the tier whose
@@ -163,17 +167,27 @@ impl Maps {
         self.counters.set(counter as u32, values, 0).map_err(error)
     }
 
-    /// The counters, summed up over all CPUs.
+    /// The counters, summed up over all CPUs, with those of maps that these have replaced.
     pub fn counters(&self) -> Result<BTreeMap<Counter, u64>, MapAccessError> {
+        let carried = self.carried.entries()?;
+        let before =
+            |counter: Counter| carried.iter().map(|(_, counts)| counts[counter as usize]).sum::<u64>();
         let error = |source| MapAccessError { operation: "read", map: map::COUNTERS, source };
         Counter::ALL
             .iter()
             .map(|counter| {
                 let values = self.counters.get(&(*counter as u32), 0).map_err(error)?;
-                Ok((*counter, values.iter().sum()))
+                Ok((*counter, values.iter().sum::<u64>() + before(*counter)))
             })
             .collect()
     }
+}
+
+/// Writes the layout's description.
+pub fn describe(directory: &Path, json: &str) -> Result<(), MapAccessError> {
+    let mut bytes = [0; capacity::DESCRIPTION_BYTES];
+    bytes[..json.len()].copy_from_slice(json.as_bytes());
+    single(directory, map::DESCRIPTION)?.write(bytes)
 }
 
 /// Opens the ring buffer of records. It has one reader.

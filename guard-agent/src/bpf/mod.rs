@@ -6,13 +6,18 @@ pub mod apply;
 mod attach;
 pub mod btf;
 pub mod canary;
+mod carry;
+pub mod description;
 pub mod fmod_ret;
+pub mod foreign;
+pub mod layouts;
 pub mod load;
 pub mod logs;
 pub mod maps;
 pub mod object;
 pub mod offsets;
 pub mod pins;
+mod sys;
 
 pub use canary::CanaryError;
 pub use load::{LoadError, Programs};

@@ -1,10 +1,10 @@
-//! The pin directory: what survives the agent.
+//! The pins of one layout of the maps: what survives the agent. Which layouts there are: `layouts`.
 //!
 //! ```text
-//! <pin-dir>/maps/<MAP>                       shared by every load of the programs
-//! <pin-dir>/programs-<identity>-<token>/     one load: <program> and <program>_link for each hook
-//! <pin-dir>/fmod-ret-<identity>-<token>/     the same, in front of the kernel's functions, with
-//!                                            <program>_standby and <program>_standby_link
+//! maps/<MAP>                       shared by every load of the programs
+//! programs-<identity>-<token>/     one load: <program> and <program>_link for each hook
+//! fmod-ret-<identity>-<token>/     the same, in front of the kernel's functions, with
+//!                                  <program>_standby and <program>_standby_link
 //! ```
 //!
 //! A load counts as complete when all its links are pinned. Several may be in force at once while one
@@ -18,7 +18,6 @@ use std::time::{Duration, Instant};
 use aya::programs::links::{LinkError, PinnedLink};
 use aya::programs::{ProgramInfo, loaded_programs};
 use guard_common::Tier;
-use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use thiserror::Error;
 
 /// The pin directory could not be used.
@@ -46,11 +45,11 @@ const LETS_GO_WITHIN: Duration = Duration::from_secs(30);
 /// Between two looks whether it has.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PinError {
+pub(super) fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PinError {
     move |source| PinError::Io { operation, path: path.to_owned(), source }
 }
 
-/// The pin directory.
+/// One layout's directory.
 #[derive(Clone, Debug)]
 pub struct Pins {
     directory: PathBuf,
@@ -104,21 +103,13 @@ fn parse(name: &str) -> Option<(Tier, &str, u32)> {
 }
 
 impl Pins {
-    /// Opens the directory, making it if it is missing. It has to be on a bpffs.
-    pub fn open(directory: &Path) -> Result<Self, PinError> {
-        let existing = directory.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-        let filesystem = statfs(existing).map_err(|error| io_error("stat", existing)(error.into()))?;
-        if filesystem.filesystem_type() != BPF_FS_MAGIC {
-            return Err(PinError::NotBpffs { path: directory.to_owned() });
-        }
-        let pins = Self { directory: directory.to_owned() };
-        std::fs::create_dir_all(pins.maps()).map_err(io_error("create", &pins.maps()))?;
-        Ok(pins)
+    pub(super) fn new(directory: PathBuf) -> Self {
+        Self { directory }
     }
 
-    /// The directory as it is, for who only looks. Nothing is made.
-    pub fn at(directory: &Path) -> Self {
-        Self { directory: directory.to_owned() }
+    /// Makes the directory for the maps if it is missing.
+    pub fn provide(&self) -> Result<(), PinError> {
+        std::fs::create_dir_all(self.maps()).map_err(io_error("create", &self.maps()))
     }
 
     /// Where the maps are.
@@ -135,12 +126,11 @@ impl Pins {
     /// Every load that has a directory, complete or not.
     pub fn generations(&self) -> Result<Vec<Generation>, PinError> {
         let mut found = Vec::new();
-        for entry in std::fs::read_dir(&self.directory).map_err(io_error("list", &self.directory))? {
-            let entry = entry.map_err(io_error("list", &self.directory))?;
-            let name = entry.file_name();
-            if let Some((tier, identity, token)) = name.to_str().and_then(parse) {
+        for directory in list(&self.directory)? {
+            let name = directory.file_name().and_then(|name| name.to_str());
+            if let Some((tier, identity, token)) = name.and_then(parse) {
                 let identity = identity.to_owned();
-                found.push(Generation { directory: entry.path(), tier, identity, token });
+                found.push(Generation { directory, tier, identity, token });
             }
         }
         Ok(found)
@@ -157,27 +147,75 @@ impl Pins {
         std::fs::create_dir_all(self.maps()).map_err(io_error("create", &self.maps()))
     }
 
-    /// Removes everything, and returns when the kernel has ended the programs: nothing is enforced afterwards.
-    pub fn unload(&self) -> Result<(), PinError> {
+    /// Unpins every load, and returns the kernel's numbers of its programs.
+    pub fn retire_all(&self) -> Result<Vec<u32>, PinError> {
         let mut ids = Vec::new();
         for generation in self.generations()? {
             ids.extend(generation.program_ids()?);
             self.retire(&generation)?;
         }
-        remove_tree(&self.directory)?;
-        // It ends a program only when the last one that runs it is through, and tells nobody.
-        let began = Instant::now();
-        loop {
-            let left: BTreeSet<u32> = loaded_programs().flatten().map(|program| program.id()).collect();
-            ids.retain(|id| left.contains(id));
-            if ids.is_empty() {
-                return Ok(());
+        Ok(ids)
+    }
+
+    /// Removes all that is left of this layout.
+    pub fn remove(&self) -> Result<(), PinError> {
+        remove_tree(&self.directory)
+    }
+
+    /// Whether some program is attached.
+    pub fn is_attached(&self) -> Result<bool, PinError> {
+        for generation in self.generations()? {
+            if list(&generation.directory)?.iter().any(|path| is_link(path)) {
+                return Ok(true);
             }
-            if began.elapsed() > LETS_GO_WITHIN {
-                return Err(PinError::Held { ids });
-            }
-            std::thread::sleep(LOOK_EVERY);
         }
+        Ok(false)
+    }
+
+    /// When this layout was settled last.
+    pub fn settled(&self) -> Result<Option<u64>, PinError> {
+        let times = list(&self.directory)?;
+        let time = |path: &PathBuf| {
+            let name = path.file_name()?.to_str()?.strip_prefix(SETTLED)?;
+            u64::from_str_radix(name, 16).ok()
+        };
+        Ok(times.iter().filter_map(time).max())
+    }
+
+    /// Says that this layout has been proven in force: from now on it speaks.
+    pub fn settle(&self, boot_ns: u64) -> Result<(), PinError> {
+        let path = self.directory.join(format!("{SETTLED}{boot_ns:x}"));
+        std::fs::create_dir(&path).map_err(io_error("create", &path))
+    }
+
+    /// Takes that back.
+    pub(super) fn unsettle(&self) -> Result<(), PinError> {
+        for path in list(&self.directory)? {
+            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(SETTLED)) {
+                std::fs::remove_dir(&path).map_err(io_error("remove", &path))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How the name of the mark begins.
+const SETTLED: &str = "settled-";
+
+/// Waits until the kernel has ended programs without pins. It ends one only when the last one that runs it is through,
+/// and tells nobody.
+pub fn wait_for_the_end(mut ids: Vec<u32>) -> Result<(), PinError> {
+    let began = Instant::now();
+    loop {
+        let left: BTreeSet<u32> = loaded_programs().flatten().map(|program| program.id()).collect();
+        ids.retain(|id| left.contains(id));
+        if ids.is_empty() {
+            return Ok(());
+        }
+        if began.elapsed() > LETS_GO_WITHIN {
+            return Err(PinError::Held { ids });
+        }
+        std::thread::sleep(LOOK_EVERY);
     }
 }
 
@@ -209,8 +247,7 @@ impl Generation {
     /// The kernel's numbers of its programs.
     fn program_ids(&self) -> Result<Vec<u32>, PinError> {
         let mut ids = Vec::new();
-        for entry in std::fs::read_dir(&self.directory).map_err(io_error("list", &self.directory))? {
-            let path = entry.map_err(io_error("list", &self.directory))?.path();
+        for path in list(&self.directory)? {
             if !is_link(&path) {
                 // What cannot be opened is removed all the same.
                 ids.extend(ProgramInfo::from_pin(&path).map(|program| program.id()));
@@ -250,17 +287,19 @@ fn is_link(path: &Path) -> bool {
     path.to_string_lossy().ends_with("_link")
 }
 
-/// Removes a directory of pins. Links go first, so that a crash leaves an incomplete load behind.
-fn remove_tree(directory: &Path) -> Result<(), PinError> {
+/// What a directory holds; nothing if it is not there.
+fn list(directory: &Path) -> Result<Vec<PathBuf>, PinError> {
     let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(io_error("list", directory)(error)),
     };
-    let mut paths = Vec::new();
-    for entry in entries {
-        paths.push(entry.map_err(io_error("list", directory))?.path());
-    }
+    entries.map(|entry| entry.map(|entry| entry.path()).map_err(io_error("list", directory))).collect()
+}
+
+/// Removes a directory of pins. Links go first, so that a crash leaves an incomplete load behind.
+pub(super) fn remove_tree(directory: &Path) -> Result<(), PinError> {
+    let mut paths = list(directory)?;
     paths.sort_by_key(|path| !is_link(path));
     for path in paths {
         if path.is_dir() {
@@ -269,7 +308,10 @@ fn remove_tree(directory: &Path) -> Result<(), PinError> {
             std::fs::remove_file(&path).map_err(io_error("unpin", &path))?;
         }
     }
-    std::fs::remove_dir(directory).map_err(io_error("remove", directory))
+    match std::fs::remove_dir(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", directory)(error)),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

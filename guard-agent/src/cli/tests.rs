@@ -69,6 +69,7 @@ fn status() -> StatusReport {
             build: "abc123".to_owned(),
             pid: 700,
             started: at(5),
+            layout: 3,
         },
         policy: PolicyReport {
             path: "/etc/guard-agent/policy.toml".to_owned(),

@@ -56,6 +56,9 @@ pub struct AgentReport {
     pub build: String,
     pub pid: u32,
     pub started: Time,
+    /// Layout of its maps; 0: an agent of before there was more than one.
+    #[serde(default)]
+    pub layout: u32,
 }
 
 /// The policy in force, and the edit that was not taken.
@@ -124,7 +127,7 @@ pub struct PoolCountersReport {
 
 impl From<guard_common::PoolCounters> for PoolCountersReport {
     fn from(counters: guard_common::PoolCounters) -> Self {
-        let guard_common::PoolCounters { denied, allowed, would_deny } = counters;
+        let guard_common::PoolCounters { denied, allowed, would_deny, .. } = counters;
         Self { denied, allowed, would_deny }
     }
 }

@@ -13,7 +13,6 @@ use super::{DaemonError, chain, failed, posture};
 use crate::audit::origin;
 use crate::audit::record::{AgentChange, LeaseKind};
 use crate::bpf::load::BareMaps;
-use crate::bpf::pins::Pins;
 use crate::events::clock;
 use crate::fanotify::{self, Engine};
 use crate::mounts::{MountEntry, MountWatch};
@@ -32,7 +31,8 @@ impl Owner {
         mounts: &MountWatch,
     ) -> Result<(), DaemonError> {
         let boot_id = boot_id()?;
-        let (engine, pipe) = Engine::start(&bare.map_directory(), &self.options.state_dir, &boot_id)?;
+        let (engine, pipe) =
+            Engine::start(&bare.map_directory(), &self.options.pin_dir, &self.options.state_dir, &boot_id)?;
         self.answers =
             Some(reactor::watch(pipe, Interest::READABLE).map_err(failed("watch the responder's records"))?);
         self.engine = Some(engine);
@@ -47,7 +47,11 @@ impl Owner {
         let Some(engine) = &mut self.engine else { return Ok(()) };
         let proven = engine.prove(&mut self.maps);
         let retired = match &proven {
-            Ok(()) => engine.retire_others() + bare.retire_programs()?,
+            Ok(()) => {
+                self.settle()?;
+                let others = self.engine.as_ref().map_or(0, Engine::retire_others);
+                others + bare.retire_programs()? + self.take_over()?
+            }
             Err(_) => 0,
         };
         self.announce(if retired == 0 { AgentChange::Started } else { AgentChange::Upgraded });
@@ -56,7 +60,7 @@ impl Owner {
             return Ok(());
         };
         self.canary_failed(&error);
-        if self.policy.policy.allow_inactive() {
+        if self.may_run_inactive() {
             return Ok(());
         }
         if let Some(engine) = self.engine.take() {
@@ -72,10 +76,10 @@ impl Owner {
 
     /// Ends what an agent of this tier has left, once a stronger one is proven.
     pub(super) fn end_engines(&mut self) {
-        let pins = Pins::open(&self.options.pin_dir).map_err(|error| chain(&error));
-        let ended = pins.and_then(|pins| {
-            let boot_id = boot_id().map_err(|error| chain(&error))?;
-            fanotify::unload(&pins.maps(), &self.options.state_dir, &boot_id).map_err(|error| chain(&error))
+        let boot_id = boot_id().map_err(|error| chain(&error));
+        let ended = boot_id.and_then(|boot_id| {
+            fanotify::unload(&self.options.pin_dir, &self.options.state_dir, &boot_id)
+                .map_err(|error| chain(&error))
         });
         if let Err(error) = ended {
             tracing::error!(error, "what the tier fanotify has left is still there");

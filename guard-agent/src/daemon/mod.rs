@@ -21,6 +21,7 @@ mod requests;
 mod rollback;
 mod state;
 mod status_text;
+mod succession;
 mod telemetry;
 mod tiers;
 
@@ -110,6 +111,8 @@ pub enum DaemonError {
     #[error(transparent)]
     Load(#[from] LoadError),
     #[error(transparent)]
+    Pins(#[from] crate::bpf::pins::PinError),
+    #[error(transparent)]
     Map(#[from] MapAccessError),
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -139,7 +142,9 @@ impl DaemonError {
                 | LoadError::FmodRet(_)
                 | LoadError::Program { .. },
             ) => Exit::Inactive,
-            Self::Load(LoadError::Incompatible { .. }) => Exit::IncompatiblePins,
+            Self::Load(LoadError::Incompatible { .. } | LoadError::OlderPins { .. }) => {
+                Exit::IncompatiblePins
+            }
             _ => Exit::Failure,
         }
     }
@@ -189,15 +194,19 @@ pub async fn run(
     let server = Server::bind(ServerOptions::new(options.run_dir.clone(), options.audit.clone()))?;
     let (events, _) = broadcast::channel(FOLLOWERS_LAG);
 
-    let mut ladder = tiers::Ladder::of_this_host(&options.pin_dir, policy.policy.tier());
+    let succession = succession::Succession::begin(&options.pin_dir)?;
+    let has_programs = succession.has_programs();
+    let mut ladder = tiers::Ladder::of_this_host(succession.pins(), has_programs, policy.policy.tier());
     let foundation = ladder.next()?;
     let maps_directory = foundation.map_directory();
-    let maps = foundation.maps()?;
+    let mut maps = foundation.maps()?;
+    succession.carry_into(&mut maps)?;
     let records = reactor::watch(maps::records(&maps_directory)?, Interest::READABLE)
         .map_err(failed("watch the records"))?;
     let (rollbacks, mut rolling) = rollback::Rollbacks::new(maps_directory);
     let (nodes, mut observations) = nodes::Nodes::new(&options.state_dir, rollbacks);
-    let mut owner = owner::Owner::new(&options, policy, maps, state, audit, events.clone(), nodes)?;
+    let mut owner =
+        owner::Owner::new(&options, policy, (maps, succession), state, audit, events.clone(), nodes)?;
     owner.note_state_problem(state_problem);
     owner.keep_policy();
     owner.adopt_commands()?;
@@ -333,10 +342,10 @@ pub fn tell_failure(exit: Exit, message: &str) {
 /// Removes all pins, ends responders, and makes sealed mounts writable: nothing is enforced afterwards.
 pub fn unload(pin_dir: &Path, state_dir: &Path) -> Result<(), DaemonError> {
     let _lock = lock(state_dir)?;
-    let pins = crate::bpf::pins::Pins::open(pin_dir).map_err(LoadError::Pins)?;
+    let layouts = crate::bpf::layouts::Layouts::open(pin_dir).map_err(LoadError::Pins)?;
     let origin = origin::of_this_host().map_err(failed("read the host's name and boot id"))?;
-    fanotify::unload(&pins.maps(), state_dir, &origin.boot_id)?;
-    Ok(pins.unload().map_err(LoadError::Pins)?)
+    fanotify::unload(pin_dir, state_dir, &origin.boot_id)?;
+    Ok(layouts.unload().map_err(LoadError::Pins)?)
 }
 
 /// One agent at a time.

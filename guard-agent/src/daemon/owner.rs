@@ -18,6 +18,7 @@ use super::pools::KnownPool;
 use super::posture::Troubles;
 use super::state::StateFile;
 use super::status_text::Facts;
+use super::succession::Succession;
 use super::tiers::{Foundation, Ladder, Reached};
 use super::{DaemonError, Options, chain, posture, publish};
 use crate::audit::record::{AgentBody, AgentChange, LeaseChange, PolicyChange};
@@ -55,6 +56,8 @@ pub struct Owner {
     pub(super) past: BTreeMap<u64, Place>,
     pub(super) incidents: IncidentTracker,
     pub(super) nodes: Nodes,
+    /// Other layouts of the maps, until this agent's is proven.
+    pub(super) succession: Succession,
     pub(super) troubles: Troubles,
     pub(super) posture: Option<Posture>,
     /// What the host lacks; known once it was asked for.
@@ -83,11 +86,11 @@ pub fn now() -> Stamp {
 }
 
 impl Owner {
-    /// Takes over what the maps hold.
+    /// Takes over what the maps hold, whatever layout they have come from.
     pub fn new(
         options: &Options,
         policy: LoadedPolicy,
-        mut maps: Maps,
+        (mut maps, succession): (Maps, Succession),
         state: StateFile,
         audit: AuditFile,
         events: broadcast::Sender<Arc<str>>,
@@ -117,6 +120,7 @@ impl Owner {
             past: BTreeMap::new(),
             incidents: IncidentTracker::new(interval),
             nodes,
+            succession,
             troubles: Troubles::default(),
             posture: None,
             preconditions: None,
@@ -139,6 +143,8 @@ impl Owner {
         mut ladder: Ladder,
         mounts: &MountWatch,
     ) -> Result<(), DaemonError> {
+        // Makes room for what is denied meanwhile.
+        self.drain_old_records();
         let reached = self.attach_and_prove(foundation, &mut ladder)?;
         self.passed_over = ladder.passed_over;
         let (programs, proven) = match reached {
@@ -148,7 +154,12 @@ impl Owner {
         let adopted = programs.adopted;
         self.tier = Some(programs.tier());
         let retired = match &proven {
-            Ok(()) => programs.retire_others()?,
+            Ok(()) => {
+                self.settle()?;
+                let others = programs.retire_others()?;
+                self.end_engines();
+                others + self.take_over()?
+            }
             Err(_) => 0,
         };
         let change = match (adopted, retired) {
@@ -159,7 +170,7 @@ impl Owner {
         self.announce(change);
         if let Err(error) = proven {
             self.canary_failed(&error);
-            if !self.policy.policy.allow_inactive() {
+            if !self.may_run_inactive() {
                 // What was attached before stays; what never answered goes.
                 if !adopted {
                     programs.withdraw()?;
@@ -170,9 +181,14 @@ impl Owner {
             return Ok(());
         }
         self.programs = Some(programs);
-        self.end_engines();
         self.canary_passed();
         Ok(())
+    }
+
+    /// Whether policy lets the agent run although nothing has answered the canary. Not while programs of another layout
+    /// enforce: this agent could tell them nothing.
+    pub(super) fn may_run_inactive(&self) -> bool {
+        self.policy.policy.allow_inactive() && !self.succession.is_pending()
     }
 
     /// Writes down that the agent is up, and with which policy.

@@ -136,7 +136,7 @@ impl Owner {
         self.write(Body::Pool(body));
         self.overrides.released.remove(&generation);
         self.close_leases(LeaseChange::Ended, |lease| lease.generation == generation);
-        if let Err(error) = self.maps.pool_counters.remove(&generation) {
+        if let Err(error) = self.maps.forget_pool(generation) {
             tracing::warn!(error = chain(&error), "counters of an ended pool stay");
         }
     }

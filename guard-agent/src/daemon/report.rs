@@ -38,6 +38,7 @@ impl Owner {
                 build: object::BUILD.to_owned(),
                 pid: std::process::id(),
                 started: self.started,
+                layout: guard_common::LAYOUT_VERSION,
             },
             policy: PolicyReport {
                 path: self.options.policy.display().to_string(),
@@ -69,8 +70,7 @@ impl Owner {
         // The kernel's clock decides: an entry may say `released` when its time is over.
         let expired = known.mode == Mode::Released && known.entry.expires_boot_ns <= moment;
         let released = known.mode == Mode::Released && !expired;
-        let counters =
-            self.maps.pool_counters.get(&known.entry.generation).ok().flatten().unwrap_or_default();
+        let counters = self.maps.pool_totals(known.entry.generation).unwrap_or_default();
         PoolReport {
             name: known.pool.name.clone(),
             pool_id: pool_id_text(known.pool.pool_id),

@@ -50,7 +50,7 @@ impl Owner {
         }
     }
 
-    fn place(&self, generation: u64) -> Place {
+    pub(super) fn place(&self, generation: u64) -> Place {
         self.pools
             .get(&generation)
             .map(super::pools::KnownPool::place)

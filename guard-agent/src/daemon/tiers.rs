@@ -55,23 +55,23 @@ pub(super) enum Reached {
 /// The tiers that are still to be tried, and why others were not put in force.
 #[derive(Debug)]
 pub struct Ladder {
-    pin_directory: PathBuf,
+    pins: Pins,
     untried: VecDeque<Tier>,
     /// For people: `bpf-lsm: why`.
     pub(super) passed_over: Vec<String>,
 }
 
 impl Ladder {
-    /// What policy lets be tried on this host.
-    pub fn of_this_host(pin_directory: &Path, choice: TierChoice) -> Self {
+    /// What policy lets be tried on this host. `has_programs`: some are pinned, which are of this boot.
+    pub fn of_this_host(pins: &Pins, has_programs: bool, choice: TierChoice) -> Self {
         let active = std::fs::read_to_string(ACTIVE_LSMS).ok();
         let (mut untried, passed_over) = candidates(choice, active.as_deref());
-        if choice == TierChoice::Auto && has_programs(pin_directory) {
+        if choice == TierChoice::Auto && has_programs {
             // An older agent's programs are stronger than what would take their place: rather they go on, and this
             // agent ends with the reason.
             untried.retain(|tier| *tier != Tier::Fanotify);
         }
-        Self { pin_directory: pin_directory.to_owned(), untried, passed_over }
+        Self { pins: pins.clone(), untried, passed_over }
     }
 
     /// Prepares the strongest one left that this kernel takes.
@@ -80,10 +80,8 @@ impl Ladder {
             // Whoever asks for the next one has seen that there is one.
             let tier = self.untried.pop_front().unwrap_or(Tier::BpfLsm);
             let prepared = match tier {
-                Tier::Fanotify => load::prepare_maps(&self.pin_directory).map(Foundation::Maps),
-                Tier::BpfLsm | Tier::FmodRet => {
-                    load::prepare(&self.pin_directory, tier).map(Foundation::Programs)
-                }
+                Tier::Fanotify => load::prepare_maps(&self.pins).map(Foundation::Maps),
+                Tier::BpfLsm | Tier::FmodRet => load::prepare(&self.pins, tier).map(Foundation::Programs),
             };
             match prepared {
                 Err(error) if self.goes_on_after(&error) => {
@@ -105,12 +103,6 @@ impl Ladder {
         let known = doctor::known_obstacle(&doctor::HostFacts::gather(Path::new("/")), tier);
         self.passed_over.push(format!("{name}: {}", known.as_deref().unwrap_or(in_brief)));
     }
-}
-
-/// Whether programs are pinned, which are of this boot.
-fn has_programs(pin_directory: &Path) -> bool {
-    // What cannot be looked at fails in `load::prepare`, with its reason.
-    Pins::open(pin_directory).and_then(|pins| pins.generations()).is_ok_and(|found| !found.is_empty())
 }
 
 /// The tiers to try, strongest first, and why which are not. Where `bpf` is not among the active LSMs its hooks are

@@ -45,7 +45,7 @@ impl Summary {
     }
 
     /// Decisions that no record shows.
-    fn hidden(&self) -> u64 {
+    pub fn hidden(&self) -> u64 {
         self.value.count.saturating_sub(self.value.emitted)
     }
 }

@@ -1,5 +1,6 @@
 //! The responder as the agent sees it: a child process, its socket, and those that earlier agents have left.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -204,8 +205,8 @@ fn ready(socket: &UnixStream, what: PollFlags, limit: Duration) -> bool {
     poll(&mut [PollFd::new(socket.as_fd(), what)], timeout).is_ok_and(|ready| ready > 0)
 }
 
-/// The responders that use these maps. By name first: the command line of a stranger is not read, since that may block.
-pub fn responders(maps_directory: &Path) -> Vec<u32> {
+/// The responders that use maps below a pin directory. By name first: the command line of a stranger is not read, since that may block.
+pub fn responders(pin_directory: &Path) -> Vec<u32> {
     let is_one = |directory: &Path| {
         let comm = fs::read_to_string(directory.join("comm")).unwrap_or_default();
         let Ok(line) =
@@ -214,9 +215,10 @@ pub fn responders(maps_directory: &Path) -> Vec<u32> {
             return false;
         };
         let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
-        let expected = ARGUMENTS.iter().map(|word| word.as_bytes());
-        let expected: Vec<&[u8]> = expected.chain([maps_directory.as_os_str().as_bytes()]).collect();
-        words.get(1..=expected.len()) == Some(&expected[..])
+        let is_responder =
+            words.iter().skip(1).zip(ARGUMENTS).all(|(word, expected)| *word == expected.as_bytes());
+        let maps = words.get(1 + ARGUMENTS.len()).map(|word| Path::new(OsStr::from_bytes(word)));
+        is_responder && maps.is_some_and(|maps| maps.starts_with(pin_directory))
     };
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let numbered =

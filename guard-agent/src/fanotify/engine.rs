@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use guard_common::PoolEntry;
 use nix::fcntl::OFlag;
@@ -24,6 +24,9 @@ use super::seals::{Seals, SealsError};
 use super::succession::Succession;
 use crate::bpf::{CanaryError, Maps};
 use crate::mounts::Snapshot;
+
+/// Between two looks whether a responder has ended.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// The tier could not be brought into force.
 #[derive(Debug, Error)]
@@ -61,6 +64,7 @@ pub struct Problems {
 #[derive(Debug)]
 pub struct Engine {
     maps_directory: PathBuf,
+    pin_directory: PathBuf,
     ground: Ground,
     seals: Seals,
     /// The responder's end of the pipe for records; it stays when responders come and go.
@@ -88,6 +92,7 @@ impl Engine {
     /// Starts a responder. It marks nothing yet. The second value is where records come from.
     pub fn start(
         maps_directory: &Path,
+        pin_directory: &Path,
         state_directory: &Path,
         boot_id: &str,
     ) -> Result<(Self, File), EngineError> {
@@ -98,6 +103,7 @@ impl Engine {
         let responder = Responder::start_apart(maps_directory, &records)?;
         let engine = Self {
             maps_directory: maps_directory.to_owned(),
+            pin_directory: pin_directory.to_owned(),
             ground,
             seals,
             records,
@@ -293,13 +299,22 @@ impl Engine {
         Ok(())
     }
 
-    /// Ends the responders of earlier agents. Only after this one is proven. Returns how many there were.
+    /// Ends the responders of earlier agents, on maps of any layout, and waits for it: nothing is counted there any more.
+    /// Only after this one is proven. Returns how many there were.
     pub fn retire_others(&self) -> usize {
         let mine = self.responder.pid();
-        let others: Vec<u32> =
-            responders(&self.maps_directory).into_iter().filter(|pid| *pid != mine).collect();
-        others.iter().for_each(|pid| end(*pid, Signal::SIGTERM));
-        others.len()
+        let others = || {
+            let all = responders(&self.pin_directory).into_iter();
+            all.filter(|pid| *pid != mine).collect::<Vec<u32>>()
+        };
+        let found = others();
+        found.iter().for_each(|pid| end(*pid, Signal::SIGTERM));
+        // One that waits for a dead server ends later; it is no child of ours that could be waited for.
+        let limit = Instant::now() + PATIENCE;
+        while Instant::now() < limit && !others().is_empty() {
+            std::thread::sleep(LOOK_EVERY);
+        }
+        found.len()
     }
 
     /// Ends this responder: it did not prove itself.
@@ -309,9 +324,9 @@ impl Engine {
     }
 }
 
-/// Ends all responders on these maps and makes every sealed mount writable again: nothing is enforced afterwards.
-pub fn unload(maps_directory: &Path, state_directory: &Path, boot_id: &str) -> Result<(), EngineError> {
-    responders(maps_directory).into_iter().for_each(|pid| end(pid, Signal::SIGTERM));
+/// Ends all responders on maps below a pin directory and makes every sealed mount writable again: nothing is enforced afterwards.
+pub fn unload(pin_directory: &Path, state_directory: &Path, boot_id: &str) -> Result<(), EngineError> {
+    responders(pin_directory).into_iter().for_each(|pid| end(pid, Signal::SIGTERM));
     match Seals::open(state_directory, boot_id)?.restore_all().into_iter().next() {
         None => Ok(()),
         Some((path, error)) => {

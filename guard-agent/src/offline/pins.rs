@@ -5,14 +5,15 @@ use std::io;
 use std::path::Path;
 
 use guard_common::names::PROGRAMS;
-use guard_common::{LAYOUT_VERSION, Mode, PoolEntry};
+use guard_common::{Mode, PoolEntry};
 
 use super::report::{Counters, InForce, Load, Responder};
 use super::silence::is_stopped;
 use super::{Places, Why};
 use crate::audit::record::{device_text, pool_id_text};
 use crate::bpf::Maps;
-use crate::bpf::pins::{Generation, PinError, Pins};
+use crate::bpf::layouts::Layouts;
+use crate::bpf::pins::{Generation, PinError};
 use crate::control::report::{AnsweredBy, PoolCountersReport, PoolReport};
 use crate::events::{BootOffset, Name, Stamp};
 use crate::fanotify;
@@ -25,18 +26,25 @@ const MOUNT_TABLES: [&str; 2] = ["/proc/1/mountinfo", "/proc/self/mountinfo"];
 
 /// What denies deletions now.
 pub fn in_force(places: &Places, boot_id: &str) -> Result<InForce, Why> {
-    let pins = Pins::at(&places.pin_dir);
     let loads = match is_there(&places.pin_dir)? {
-        true => {
-            let generations = pins.generations().map_err(|error| Why::of(&error))?;
-            generations.iter().map(load).collect::<Result<_, _>>().map_err(|error| Why::of(&error))?
-        }
+        true => loads(&Layouts::at(&places.pin_dir)).map_err(|error| Why::of(&error))?,
         false => Vec::new(),
     };
-    let responders = fanotify::responders(&pins.maps());
+    let responders = fanotify::responders(&places.pin_dir);
     let responders = responders.into_iter().map(|pid| Responder { pid, is_stopped: is_stopped(pid) });
     let sealed = fanotify::recorded_seals(&places.state_dir, boot_id).map_err(|error| Why::of(&error))?;
     Ok(InForce { loads, responders: responders.collect(), read_only_mounts: sealed })
+}
+
+/// Of every layout: while one takes another's place both are in force.
+fn loads(layouts: &Layouts) -> Result<Vec<Load>, PinError> {
+    let mut loads = Vec::new();
+    for layout in layouts.found()? {
+        for generation in layout.pins.generations()? {
+            loads.push(load(&generation)?);
+        }
+    }
+    Ok(loads)
 }
 
 /// Whether a directory is there; that it cannot be looked at is an error.
@@ -66,13 +74,15 @@ pub fn pools(
     places: &Places,
     (offset, now): (BootOffset, Stamp),
 ) -> Result<(Vec<PoolReport>, Counters), Why> {
-    let directory = Pins::at(&places.pin_dir).maps();
-    if !is_there(&directory)? {
-        return Err(Why::NoPins { path: directory });
+    let nothing = || Why::NoPins { path: places.pin_dir.clone() };
+    if !is_there(&places.pin_dir)? {
+        return Err(nothing());
     }
-    let found = Maps::layout(&directory).map_err(|error| Why::of(&error))?;
-    if found != LAYOUT_VERSION {
-        return Err(Why::Layout { path: directory, found });
+    let current = Layouts::at(&places.pin_dir).current().map_err(|error| Why::of(&error))?;
+    let layout = current.ok_or_else(nothing)?;
+    let directory = layout.pins.maps();
+    if !layout.name.is_own() {
+        return Err(Why::Layout { path: directory, found: layout.name.version });
     }
     let maps = Maps::open(&directory).map_err(|error| Why::of(&error))?;
     let mounts = mount_table()?;
@@ -80,7 +90,7 @@ pub fn pools(
     let entries = entries.into_iter().filter(|(_, entry)| plan::is_pool(entry));
     let mut pools: Vec<PoolReport> = entries
         .map(|(dev, entry)| {
-            let counters = maps.pool_counters.get(&entry.generation).ok().flatten().unwrap_or_default();
+            let counters = maps.pool_totals(entry.generation).unwrap_or_default();
             pool(dev, &entry, &mounts, counters.into(), offset, now.boot_ns)
         })
         .collect();

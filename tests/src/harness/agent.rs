@@ -9,6 +9,7 @@ use std::{env, io};
 
 use anyhow::{Context as _, Result, bail};
 use guard_agent::bpf::Maps;
+use guard_agent::bpf::layouts::{Layout, Layouts};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -74,9 +75,29 @@ impl Installation {
         &self.pin_dir
     }
 
-    /// The pinned maps, as the agent has them.
+    /// The layout of the maps that speaks.
+    pub fn layout(&self) -> Result<Layout> {
+        let layout = Layouts::open(&self.pin_dir)?.current()?;
+        layout.with_context(|| format!("no map layout speaks in {}", self.pin_dir.display()))
+    }
+
+    /// Every load of programs that is pinned, of any layout.
+    pub fn loads(&self) -> Result<Vec<PathBuf>> {
+        let mut loads = Vec::new();
+        for layout in Layouts::open(&self.pin_dir)?.found()? {
+            loads.extend(layout.pins.generations()?.into_iter().map(|load| load.directory));
+        }
+        Ok(loads)
+    }
+
+    /// Where its maps are pinned.
+    pub fn maps_dir(&self) -> Result<PathBuf> {
+        Ok(self.layout()?.pins.maps())
+    }
+
+    /// The pinned maps, as the agent of this layout has them.
     pub fn maps(&self) -> Result<Maps> {
-        Ok(Maps::open(&self.pin_dir.join("maps"))?)
+        Ok(Maps::open(&self.maps_dir()?)?)
     }
 
     /// Replaces the policy as an editor does: a new file, renamed over the old one.
@@ -116,8 +137,20 @@ impl Installation {
         Ok(agent)
     }
 
+    /// Starts the agent that has another layout of the maps, and waits until it is ready.
+    pub fn start_other_layout(&self) -> Result<Agent> {
+        let mut agent = self.spawn(&binary("GUARD_AGENT_LAYOUT")?, &[])?;
+        agent.wait_ready()?;
+        Ok(agent)
+    }
+
     /// Starts an agent that may well refuse to run: waits for nothing.
     pub fn spawn(&self, program: &Path, more_arguments: &[&str]) -> Result<Agent> {
+        self.spawn_command(Command::new(program), more_arguments)
+    }
+
+    /// The same with whatever starts the agent: its arguments come behind those of the command.
+    pub fn spawn_command(&self, mut command: Command, more_arguments: &[&str]) -> Result<Agent> {
         let notify_path = self.scratch.join("notify");
         if notify_path.exists() {
             fs::remove_file(&notify_path).with_context(|| format!("remove {}", notify_path.display()))?;
@@ -127,7 +160,7 @@ impl Installation {
         let log_path = self.scratch.join(LOG);
         let log =
             File::options().create(true).append(true).open(&log_path).context("open the agent's log")?;
-        let child = Command::new(program)
+        let child = command
             .arg("run")
             .arg("--policy")
             .arg(self.policy())
@@ -145,7 +178,7 @@ impl Installation {
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
-            .with_context(|| format!("start {}", program.display()))?;
+            .with_context(|| format!("start {command:?}"))?;
         notify.set_nonblocking(true).context("prepare the notify socket")?;
         Ok(Agent { child, notify, log: log_path, status: String::new() })
     }
@@ -280,6 +313,16 @@ impl Agent {
     pub fn stop(mut self) -> Result<ExitStatus> {
         self.signal(Signal::SIGTERM)?;
         self.wait(STOP_LIMIT)
+    }
+
+    /// SIGTERM to the agent below strace(1), which ends with it.
+    pub fn stop_traced(mut self) -> Result<()> {
+        let children = format!("/proc/{0}/task/{0}/children", self.pid());
+        let children = fs::read_to_string(&children).with_context(|| format!("read {children}"))?;
+        let pid = children.split_whitespace().next().context("strace has no child")?.parse()?;
+        kill(Pid::from_raw(pid), Signal::SIGTERM).context("send SIGTERM to the agent below strace")?;
+        self.wait(STOP_LIMIT)?;
+        Ok(())
     }
 
     /// SIGKILL.

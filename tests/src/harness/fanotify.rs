@@ -24,7 +24,7 @@ impl Ground {
 
     /// The process that answers.
     pub fn responder(&self) -> Result<Pid> {
-        let maps = self.0.installation.pin_dir().join("maps");
+        let maps = self.0.installation.maps_dir()?;
         let is_ours = |directory: &Path| {
             let name = fs::read_to_string(directory.join("comm")).unwrap_or_default();
             let line = fs::read_to_string(directory.join("cmdline")).unwrap_or_default();

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::{EbpfLoader, Pod};
 use fastrand::Rng;
 use guard_agent::bpf::Maps;
+use guard_agent::bpf::layouts::Layouts;
 use guard_agent::bpf::maps::{Table, Write};
 use guard_agent::bpf::object;
 use guard_common::names::{capacity, map};
@@ -83,7 +84,7 @@ pub(super) fn leases_full(ground: &mut Ground, _: &mut Rng) -> Result<()> {
     let generation = report["generation"].as_u64().context("its generation")?;
     let pools = maps.pools.entries()?;
     let pool = pools.iter().find(|(_, entry)| entry.generation == generation).context("its entry")?;
-    let entry = LeaseEntry { generation, expires_boot_ns: u64::MAX };
+    let entry = LeaseEntry::new(generation, u64::MAX);
     let own = LeaseKey { cgroup_id: fs::metadata(tree)?.ino(), dev: pool.0, reserved: 0 };
     maps.leases.write(own, entry, Write::Create)?;
     let stranger = |number: u32| LeaseKey { cgroup_id: u64::MAX - u64::from(number), dev: 0, reserved: 0 };
@@ -239,7 +240,7 @@ pub(super) fn ring_of_one_page(ground: &mut Ground, _: &mut Rng) -> Result<()> {
     const TIMES: u64 = 1000;
     let guarded =
         Guarded::with_own_pins("lab-ring", "[audit]\nincident_interval = \"1s\"\nfull_records = 1024")?;
-    pin_maps_with_a_small_ring(&guarded.installation.pin_dir().join("maps"))?;
+    pin_maps_with_a_small_ring(guarded.installation.pin_dir())?;
     let agent = guarded.installation.start()?;
     let pool = guarded.pool("pool")?;
     let file = pool.path().join("file0");
@@ -271,8 +272,10 @@ pub(super) fn ring_of_one_page(ground: &mut Ground, _: &mut Rng) -> Result<()> {
 }
 
 /// Makes the maps that an agent finds and takes over, as it does those of another agent.
-fn pin_maps_with_a_small_ring(directory: &Path) -> Result<()> {
-    fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
+fn pin_maps_with_a_small_ring(pin_dir: &Path) -> Result<()> {
+    let pins = Layouts::open(pin_dir)?.standing()?.own.pins;
+    pins.provide()?;
+    let directory = &pins.maps();
     let object = object::bytes()
         .context("the tests were built without the kernel program: build them with `cargo xtask test`")?;
     let mut loader = EbpfLoader::new();
@@ -283,5 +286,6 @@ fn pin_maps_with_a_small_ring(directory: &Path) -> Result<()> {
     // Its programs are not loaded by that.
     drop(loader.load(object).context("make the maps")?);
     let meta = Meta { layout_version: LAYOUT_VERSION, reserved: 0, next_generation: 1 };
-    Ok(Maps::open(directory)?.meta.write(meta)?)
+    Maps::open(directory)?.meta.write(meta)?;
+    Ok(pins.settle(1)?)
 }

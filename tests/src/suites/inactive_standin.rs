@@ -33,8 +33,7 @@ fn refuses() -> Result<()> {
         ensure!(agent.log().contains(part), "its reason does not name {part:?}:\n{}", agent.log());
     }
     // It leaves nothing behind that looks like protection.
-    let left = fs::read_dir(ground.installation.pin_dir())?.flatten();
-    let left: Vec<_> = left.map(|entry| entry.file_name()).filter(|name| name != "maps").collect();
+    let left = ground.installation.loads()?;
     ensure!(left.is_empty(), "pins are left: {left:?}");
     Ok(())
 }
@@ -109,8 +108,7 @@ fn unpinned() -> Result<()> {
     let agent = ground.installation.start()?;
     let pool = ground.pool("pool")?;
     rm_is_denied(&pool.path().join("file0"))?;
-    let load = fs::read_dir(ground.installation.pin_dir())?.flatten().map(|entry| entry.path());
-    let loads: Vec<_> = load.filter(|path| !path.ends_with("maps")).collect();
+    let loads = ground.installation.loads()?;
     ensure!(loads.len() == 1, "the loads are {loads:?}");
     // In the tier fmod-ret a standby has one as well.
     for name in ["guard_path_unlink_link", "guard_path_unlink_standby_link"] {

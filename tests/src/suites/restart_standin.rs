@@ -4,7 +4,6 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use guard_common::{LAYOUT_VERSION, Meta};
 use serde_json::Value;
 
 use crate::harness::agent::binary;
@@ -18,7 +17,6 @@ use crate::peers::own::Running;
 pub const TESTS: &[Test] = &[
     Test::new("restart_kill_and_upgrade_under_load_pass_not_one_deletion", under_load).within_seconds(500),
     Test::new("restart_second_agent_is_refused", second_agent),
-    Test::new("restart_other_map_layout_is_refused_and_stays_in_force", other_layout),
     Test::new("restart_unload_ends_protection", unload),
 ];
 
@@ -86,29 +84,6 @@ fn second_agent() -> Result<()> {
     agent.signal(nix::sys::signal::Signal::SIGTERM)?;
     ensure!(agent.wait(SOON)?.success(), "the first agent did not end well");
     Ok(())
-}
-
-fn other_layout() -> Result<()> {
-    let ground = Guarded::with_own_pins("layout", "")?;
-    let agent = ground.installation.start()?;
-    let pool = ground.pool("pool")?;
-    ensure!(agent.stop()?.success(), "the agent did not end well");
-    let mut maps = ground.installation.maps()?;
-    let meta = maps.meta.read()?;
-    maps.meta.write(Meta { layout_version: LAYOUT_VERSION + 1, ..meta })?;
-
-    let mut refused = ground.installation.spawn(&binary("GUARD_AGENT")?, &[])?;
-    let status = refused.wait(SOON)?;
-    ensure!(status.code() == Some(8), "it ended with {status}:\n{}", refused.log());
-    let message = format!("have layout {}, this agent has layout {LAYOUT_VERSION}", LAYOUT_VERSION + 1);
-    ensure!(refused.log().contains(&message), "it does not say why:\n{}", refused.log());
-    ensure!(refused.log().contains("guard-agent unload"), "it does not say what to do:\n{}", refused.log());
-    rm_is_denied(&pool.path().join("file0"))?;
-
-    maps.meta.write(meta)?;
-    let _agent = ground.installation.start()?;
-    ground.wait_for_mode(pool.path(), "guarded")?;
-    rm_is_denied(&pool.path().join("file0"))
 }
 
 fn unload_command(ground: &Guarded) -> Result<i32> {

@@ -88,8 +88,8 @@ fn standby() -> Result<()> {
     let _agent = ground.installation.start()?;
     must_be(&ground, "fmod-ret", "enforcing")?;
     let pool = ground.pool("pool")?;
-    let loads = fs::read_dir(ground.installation.pin_dir())?.flatten().map(|entry| entry.path());
-    let load = loads.into_iter().find(|path| !path.ends_with("maps")).context("no load is pinned")?;
+    let loads = ground.installation.loads()?;
+    let load = loads.first().context("no load is pinned")?;
     for program in ["guard_path_unlink", "guard_path_rmdir", "guard_path_rename"] {
         fs::remove_file(load.join(format!("{program}_link"))).with_context(|| format!("unpin {program}"))?;
     }
@@ -150,9 +150,8 @@ fn outlives() -> Result<()> {
     let _agent = ground.installation.start_upgraded()?;
     ensure!(last_change(&ground)? == "upgraded", "the upgrade: {}", last_change(&ground)?);
     must_be(&ground, "fmod-ret", "enforcing")?;
-    let loads = fs::read_dir(ground.installation.pin_dir())?.flatten().map(|entry| entry.file_name());
-    let loads: Vec<_> = loads.filter(|name| name != "maps").collect();
-    let is_one = loads.len() == 1 && loads[0].to_string_lossy().starts_with("fmod-ret-");
+    let loads = ground.installation.loads()?;
+    let is_one = loads.len() == 1 && loads[0].to_string_lossy().contains("/fmod-ret-");
     ensure!(is_one, "the loads are {loads:?}");
     rm_is_denied(&pool.path().join("volume"))
 }

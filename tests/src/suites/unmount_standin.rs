@@ -33,7 +33,7 @@ fn target(ground: &Guarded, mountpoint: &Path) -> Result<Target> {
 }
 
 fn unmount(ground: &Guarded, target: &Target, lazy: bool) -> Result<RollbackOutcome> {
-    let maps = ground.installation.pin_dir().join("maps");
+    let maps = ground.installation.maps_dir()?;
     let helper = Helper::of(binary("GUARD_AGENT")?);
     let mut host = LiveHost::new(maps, helper, Limits::default());
     let mut steps = 0;

@@ -1,0 +1,258 @@
+//! Takes the place of an agent with another layout of the maps, or of attempts to that died.
+//!
+//! The order is: [`Succession::begin`] reads all that must be carried, and refuses what it does not understand before
+//! anything is changed → [`Succession::carry_into`] → the caller writes the policy, attaches and proves → `Owner::settle`
+//! (from then on this layout speaks, whoever dies) → `Owner::take_over`, when everything else has been retired.
+
+use std::path::Path;
+
+use super::owner::Owner;
+use super::{DaemonError, chain};
+use crate::audit::Body;
+use crate::audit::record::IncidentBody;
+use crate::bpf::foreign::{Estate, ForeignError, ForeignMaps};
+use crate::bpf::layouts::{Layout, Layouts, boot_ns};
+use crate::bpf::load::LoadError;
+use crate::bpf::pins::{PinError, Pins, wait_for_the_end};
+use crate::bpf::{MapAccessError, Maps};
+use crate::events::{Summary, clock};
+use guard_common::Counter;
+
+/// The layout of this agent, and those whose place it takes.
+#[derive(Debug)]
+pub struct Succession {
+    own: Layout,
+    /// What is in our maps holds already.
+    speaks: bool,
+    /// The layout that speaks, if that is another one.
+    source: Option<Old>,
+    estate: Estate,
+    leftovers: Vec<Old>,
+}
+
+#[derive(Debug)]
+struct Old {
+    layout: Layout,
+    maps: Result<ForeignMaps, ForeignError>,
+}
+
+impl Old {
+    fn look(layout: Layout) -> Self {
+        let maps = ForeignMaps::open(&layout.pins.maps());
+        Self { layout, maps }
+    }
+}
+
+impl Succession {
+    /// Looks at what is pinned. An error has changed nothing.
+    pub fn begin(pin_directory: &Path) -> Result<Self, LoadError> {
+        let layouts = Layouts::open(pin_directory)?;
+        if layouts.has_older_pins() {
+            return Err(LoadError::OlderPins { directory: pin_directory.display().to_string() });
+        }
+        let standing = layouts.standing()?;
+        let (source, estate) = match standing.source {
+            None => (None, Estate::default()),
+            Some(layout) => {
+                let (version, directory) = (layout.name.version, layout.pins.maps());
+                let refused = |source: ForeignError| {
+                    let (directory, source) = (directory.display().to_string(), Box::new(source));
+                    match *source {
+                        // What could not be read now may be read by the next start.
+                        ForeignError::Read { .. } | ForeignError::Restless { .. } => {
+                            LoadError::Foreign { directory, source }
+                        }
+                        _ => LoadError::Incompatible { directory, version, source },
+                    }
+                };
+                let maps = ForeignMaps::open(&directory).map_err(refused)?;
+                let estate = maps.estate().map_err(refused)?;
+                (Some(Old { layout, maps: Ok(maps) }), estate)
+            }
+        };
+        let own = standing.own;
+        let speaks = source.is_none() && (own.settled.is_some() || own.attached);
+        if !speaks {
+            own.begin_again()?;
+        }
+        let leftovers = standing.leftovers.into_iter().map(Old::look).collect();
+        Ok(Self { own, speaks, source, estate, leftovers })
+    }
+
+    /// This agent's own pins.
+    pub fn pins(&self) -> &Pins {
+        &self.own.pins
+    }
+
+    /// Whether programs of any layout are pinned.
+    pub fn has_programs(&self) -> bool {
+        let all = self.old().map(|old| &old.layout).chain([&self.own]);
+        // What cannot be looked at fails in `load::prepare`, with its reason.
+        all.map(|layout| layout.pins.generations()).any(|found| found.is_ok_and(|found| !found.is_empty()))
+    }
+
+    /// Whether another layout speaks until this one is settled.
+    pub fn is_pending(&self) -> bool {
+        self.source.is_some()
+    }
+
+    /// Makes the maps hold what those hold that speak.
+    pub fn carry_into(&self, maps: &mut Maps) -> Result<(), MapAccessError> {
+        if !self.speaks {
+            maps.clear_entries()?;
+        }
+        let Some(source) = &self.source else { return Ok(()) };
+        let (from, to) = (&source.layout.name, &self.own.name);
+        let (pools, leases) = (self.estate.pools.len(), self.estate.leases.len());
+        tracing::info!(
+            from = from.version,
+            to = to.version,
+            pools,
+            leases,
+            "another map layout is taken over"
+        );
+        maps.carry(&self.estate)
+    }
+
+    fn old(&self) -> impl Iterator<Item = &Old> {
+        self.source.iter().chain(&self.leftovers)
+    }
+
+    /// Maps of the others that can be read. What cannot is nothing that holds; it is said once.
+    fn readable(&self) -> impl Iterator<Item = (&Layout, &ForeignMaps)> {
+        self.old().filter_map(|old| Some((&old.layout, old.maps.as_ref().ok()?)))
+    }
+
+    /// Records that wait in the others' rings, as ours.
+    fn records(&self) -> Vec<Vec<u8>> {
+        let mut records = Vec::new();
+        for (layout, maps) in self.readable() {
+            let mut ring = match maps.records() {
+                Ok(ring) => ring,
+                Err(error) => {
+                    note(layout, &error, "its records are not read");
+                    continue;
+                }
+            };
+            // No more than it holds: it may be filled as fast as it is read.
+            for _ in 0..maps.records_in_ring() {
+                let Some(bytes) = ring.next() else { break };
+                match maps.record(&bytes) {
+                    Ok(record) => records.push(record),
+                    Err(error) => note(layout, &error, "a record cannot be read"),
+                }
+            }
+        }
+        records
+    }
+
+    /// Unpins all loads of the others and waits until the kernel has ended them. Returns how many layouts had some.
+    fn retire(&self) -> Result<usize, PinError> {
+        let mut ids = Vec::new();
+        let mut retired = 0;
+        for Old { layout, .. } in self.old() {
+            let programs = layout.pins.retire_all()?;
+            retired += usize::from(!programs.is_empty());
+            ids.extend(programs);
+        }
+        if let Err(error) = wait_for_the_end(ids) {
+            // They are detached all the same.
+            tracing::warn!(error = chain(&error), "programs that have been replaced are still held");
+        }
+        Ok(retired)
+    }
+}
+
+fn note(layout: &Layout, error: &dyn std::error::Error, what: &'static str) {
+    tracing::warn!(layout = layout.name.version, error = chain(error), what, "another map layout");
+}
+
+impl Owner {
+    /// Writes down what waits in the rings of other layouts.
+    pub(super) fn drain_old_records(&mut self) {
+        let Ok((offset, _)) = clock::now() else { return };
+        for record in self.succession.records() {
+            self.write_decision(&record, offset);
+        }
+    }
+
+    /// From now on this agent's layout speaks. Only when it is proven, and before anything else is retired: whoever
+    /// starts next takes over from the layout that was settled last.
+    pub(super) fn settle(&mut self) -> Result<(), DaemonError> {
+        let succession = &mut self.succession;
+        if let Some(Old { layout, maps: Ok(maps) }) = &succession.source {
+            match maps.pools() {
+                Ok(left) => self.maps.remove_ended(&succession.estate, &left)?,
+                Err(error) => note(layout, &error, "pools that have ended meanwhile are not told"),
+            }
+        }
+        if succession.own.settled.is_none() {
+            let now = boot_ns();
+            succession.own.pins.settle(now)?;
+            succession.own.settled = Some(now);
+        }
+        Ok(())
+    }
+
+    /// Ends all other layouts: their programs, then their maps, whose records and totals are taken over. Returns how
+    /// many of them had programs.
+    pub(super) fn take_over(&mut self) -> Result<usize, DaemonError> {
+        if self.succession.old().next().is_none() {
+            return Ok(0);
+        }
+        let retired = self.succession.retire()?;
+        self.drain_old_records();
+        self.close_old_incidents();
+        self.carry_totals();
+        for Old { layout, maps } in
+            self.succession.source.take().into_iter().chain(self.succession.leftovers.drain(..))
+        {
+            if let Err(error) = maps {
+                note(&layout, &error, "it goes, and what it has counted is not told");
+            }
+            layout.pins.remove()?;
+        }
+        // What came with the totals is no news.
+        self.unrecorded_seen = self.counter(Counter::ErrorIncidentsFull);
+        self.ended_seen = self.counter(Counter::PoolsEnded);
+        Ok(retired)
+    }
+
+    /// An incident ends with its maps: what goes on is another one in ours.
+    fn close_old_incidents(&mut self) {
+        let Ok((offset, _)) = clock::now() else { return };
+        let mut ended = Vec::new();
+        for (layout, maps) in self.succession.readable() {
+            match maps.incidents() {
+                Ok(incidents) => ended.extend(incidents),
+                Err(error) => note(layout, &error, "its incidents are not told"),
+            }
+        }
+        for (key, value) in ended {
+            let summary = Summary { key, value, ended: true };
+            if summary.hidden() > 0 {
+                let body = IncidentBody::new(&summary, offset, self.place(key.generation));
+                self.write(Body::Incident(Box::new(body)));
+            }
+        }
+    }
+
+    fn carry_totals(&mut self) {
+        let own = self.succession.own.name.token;
+        let tokens: Vec<u64> = self.succession.old().map(|old| old.layout.name.token).chain([own]).collect();
+        for (layout, foreign) in self.succession.readable() {
+            let carried = foreign.totals(&tokens).map_err(|error| chain(&error)).and_then(|totals| {
+                let audited = &foreign.description.audited;
+                let carried = self.maps.carry_totals(layout.name.token, &totals, audited);
+                carried.map_err(|error| chain(&error))
+            });
+            if let Err(error) = carried {
+                tracing::warn!(
+                    layout = layout.name.version,
+                    error,
+                    "what another layout has counted is lost"
+                );
+            }
+        }
+    }
+}
