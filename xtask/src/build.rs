@@ -1,5 +1,5 @@
 //! Builds the kernel program, then the binaries that embed it; for the tests also a second agent with
-//! another build label, the "upgrade".
+//! another build label, the "upgrade", and a third one with another layout of the maps.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,21 @@ pub struct Arguments {
 const OBJECT_VARIABLE: &str = "GUARD_EBPF_OBJECT";
 /// Baked into the kernel program and the agent.
 const LABEL_VARIABLE: &str = "GUARD_BUILD_LABEL";
-const UPGRADE_LABEL: &str = "upgrade";
+/// An agent that only tests run.
+#[derive(Clone, Copy, Debug)]
+struct Variant {
+    label: &'static str,
+    /// A feature of the agent and the kernel program.
+    feature: Option<&'static str>,
+    what: &'static str,
+}
+
+const UPGRADE: Variant = Variant { label: "upgrade", feature: None, what: "build the upgraded agent" };
+const OTHER_LAYOUT: Variant = Variant {
+    label: "layout",
+    feature: Some("other-layout"),
+    what: "build the agent with another map layout",
+};
 /// The kernel program's part of the target directory.
 const KERNEL_PROGRAM: &str = "bpf";
 
@@ -49,6 +63,8 @@ pub struct TestBinaries {
     pub control: PathBuf,
     /// The same agent with another build label.
     pub upgraded_agent: PathBuf,
+    /// The same agent with another layout of the maps.
+    pub layout_agent: PathBuf,
     pub tests: PathBuf,
     /// The yardsticks of the benchmarks.
     pub empty_object: PathBuf,
@@ -66,28 +82,20 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Builds all that runs in the VM: the agent as shipped, its upgrade, and the tests.
+/// Builds all that runs in the VM: the agent as shipped, its upgrades, and the tests.
 pub fn for_tests() -> Result<TestBinaries> {
     let profile = Profile::Release;
     let target = workspace::target();
     agent_and_tests(profile, &target)?;
-    let upgrade = target.join("upgrade");
-    for part in [profile.directory(), KERNEL_PROGRAM] {
-        seed(&target.join(part), &upgrade.join(part))?;
-    }
-    build(
-        profile,
-        &upgrade,
-        Some(UPGRADE_LABEL),
-        &["guard-agent"],
-        Report::Summary("build the upgraded agent"),
-    )?;
+    let [upgraded_agent, layout_agent] =
+        [UPGRADE, OTHER_LAYOUT].map(|variant| build_variant(profile, &target, variant));
     let binary = |target: &Path, name: &str| target.join(profile.directory()).join(name);
     let object = Toolchain::object(&target.join(KERNEL_PROGRAM), profile.directory());
     Ok(TestBinaries {
         agent: binary(&target, "guard-agent"),
         control: binary(&target, "guardctl"),
-        upgraded_agent: binary(&upgrade, "guard-agent"),
+        upgraded_agent: upgraded_agent?,
+        layout_agent: layout_agent?,
         tests: binary(&target, "guard-tests"),
         empty_object: object.with_file_name("guard-ebpf-empty"),
         monitor_object: object.with_file_name("guard-ebpf-monitor"),
@@ -96,7 +104,7 @@ pub fn for_tests() -> Result<TestBinaries> {
 
 /// Builds what the packages hold into `target`: no path of this machine is in it, so that two builds in
 /// two folders are the same. Returns the directory of the binaries.
-pub fn for_packages(target: &Path, label: Option<&str>) -> Result<PathBuf> {
+pub fn for_packages(target: &Path) -> Result<PathBuf> {
     setup::ensure(&[Use::Bpf], &[])?;
     let flags = without_paths(target)?;
     // One after the other: the features that the tools want of a library are none of the agent's.
@@ -104,7 +112,7 @@ pub fn for_packages(target: &Path, label: Option<&str>) -> Result<PathBuf> {
         ("build the agent for the packages", &["guard-agent"][..]),
         ("build what makes man pages and .rpm", &["guard-manual", "guard-rpm"]),
     ] {
-        build_with(Profile::Release, target, label, packages, Report::Summary(what), &flags)?;
+        build_with(Profile::Release, target, None, packages, Report::Summary(what), &flags)?;
     }
     Ok(target.join(Profile::Release.directory()))
 }
@@ -128,6 +136,16 @@ fn neutral_paths(target: &Path) -> Result<Vec<(PathBuf, &'static str)>> {
         (workspace::root().to_owned(), "/usr/src/guard-agent"),
         (target.to_owned(), "/usr/src/guard-agent/target"),
     ])
+}
+
+/// Builds an agent beside the shipped one, in a target directory of its own.
+fn build_variant(profile: Profile, target: &Path, variant: Variant) -> Result<PathBuf> {
+    let own = target.join(variant.label);
+    for part in [profile.directory(), KERNEL_PROGRAM] {
+        seed(&target.join(part), &own.join(part))?;
+    }
+    build(profile, &own, Some(variant), &["guard-agent"], Report::Summary(variant.what))?;
+    Ok(own.join(profile.directory()).join("guard-agent"))
 }
 
 /// Builds what runs on this machine itself; returns the directory of the binaries.
@@ -165,24 +183,24 @@ impl Report {
 fn build(
     profile: Profile,
     target: &Path,
-    label: Option<&str>,
+    variant: Option<Variant>,
     packages: &[&str],
     report: Report,
 ) -> Result<()> {
     setup::ensure(&[Use::Bpf], &[])?;
-    build_with(profile, target, label, packages, report, &[])
+    build_with(profile, target, variant, packages, report, &[])
 }
 
 /// As [`build`], with further `flags` for rustc.
 fn build_with(
     profile: Profile,
     target: &Path,
-    label: Option<&str>,
+    variant: Option<Variant>,
     packages: &[&str],
     report: Report,
     flags: &[String],
 ) -> Result<()> {
-    let object = kernel_program(profile, target, label, report, flags)?;
+    let object = kernel_program(profile, target, variant, report, flags)?;
     let mut cargo = workspace::cargo();
     cargo.arg("build").arg("--target-dir").arg(target).env(OBJECT_VARIABLE, object);
     if !flags.is_empty() {
@@ -194,7 +212,7 @@ fn build_with(
     for package in packages {
         cargo.args(["--package", package]);
     }
-    finish(&mut cargo, profile, label);
+    finish(&mut cargo, profile, variant);
     report.run(&mut cargo)
 }
 
@@ -202,7 +220,7 @@ fn build_with(
 fn kernel_program(
     profile: Profile,
     target: &Path,
-    label: Option<&str>,
+    variant: Option<Variant>,
     report: Report,
     flags: &[String],
 ) -> Result<PathBuf> {
@@ -229,7 +247,7 @@ fn kernel_program(
         .env("CARGO_PROFILE_DEV_OPT_LEVEL", "3")
         .env("CARGO_PROFILE_DEV_OVERFLOW_CHECKS", "false")
         .env("CARGO_PROFILE_DEV_DEBUG_ASSERTIONS", "false");
-    finish(&mut cargo, profile, label);
+    finish(&mut cargo, profile, variant);
     match report {
         Report::Stream => report.run(&mut cargo)?,
         Report::Summary(_) => Report::Summary("build the kernel program").run(&mut cargo)?,
@@ -237,14 +255,17 @@ fn kernel_program(
     toolchain.stripped(Toolchain::object(&target, profile.directory()))
 }
 
-fn finish(cargo: &mut Command, profile: Profile, label: Option<&str>) {
+fn finish(cargo: &mut Command, profile: Profile, variant: Option<Variant>) {
     if profile == Profile::Release {
         cargo.arg("--release");
     }
-    match label {
-        Some(label) => cargo.env(LABEL_VARIABLE, label),
+    match variant {
+        Some(variant) => cargo.env(LABEL_VARIABLE, variant.label),
         None => cargo.env_remove(LABEL_VARIABLE),
     };
+    if let Some(feature) = variant.and_then(|variant| variant.feature) {
+        cargo.args(["--features", feature]);
+    }
 }
 
 /// Starts a second target directory from what the first one has compiled: the dependencies are the

@@ -29,6 +29,7 @@ mod incident_incus;
 mod joined_incus;
 mod journal_standin;
 mod lab_standin;
+mod layout_standin;
 mod lease_standin;
 mod million_standin;
 mod modes_standin;
@@ -64,6 +65,7 @@ const STANDIN: &[&[Test]] = &[
     bypass_stacked_standin::TESTS,
     gap_standin::TESTS,
     restart_standin::TESTS,
+    layout_standin::TESTS,
     lease_standin::TESTS,
     command_lease_standin::TESTS,
     exec_standin::TESTS,

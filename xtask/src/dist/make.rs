@@ -24,11 +24,10 @@ pub struct Packages {
     pub rpm: PathBuf,
 }
 
-/// Makes both in `directory`; with a `label` it is another version than without.
-pub fn both(directory: &Path, label: Option<&str>, date: u64) -> Result<Packages> {
-    let version = label.map_or(VERSION.to_owned(), |label| format!("{VERSION}+{label}"));
-    let target = workspace::target().join(if label.is_some() { "package-upgrade" } else { "package" });
-    let binaries = build::for_packages(&target, label)?;
+/// Makes both in `directory`.
+pub fn both(directory: &Path, date: u64) -> Result<Packages> {
+    let target = workspace::target().join("package");
+    let binaries = build::for_packages(&target)?;
     let generated = workspace::fresh_directory(binaries.join("dist"))?;
     let about = about()?;
     let maintainer = about.metadata.deb.maintainer;
@@ -40,7 +39,7 @@ pub fn both(directory: &Path, label: Option<&str>, date: u64) -> Result<Packages
         let pages: Vec<PathBuf> = pages.flatten().map(|page| page.path()).collect();
         progress::capture(Command::new("gzip").args(["-9", "--no-name"]).args(pages))?;
     }
-    let full = format!("{version}-{REVISION}");
+    let full = format!("{VERSION}-{REVISION}");
     let entry = changelog::debian(&items, &full, &maintainer, &mail_date(date)?);
     let file = generated.join("changelog.Debian");
     write(&file, &entry)?;
@@ -54,11 +53,24 @@ pub fn both(directory: &Path, label: Option<&str>, date: u64) -> Result<Packages
         binaries: &binaries,
         summary: &about.description,
         maintainer: &maintainer,
-        version: &version,
+        version: VERSION,
         items: &items,
     };
     order.make(&copyright::spdx(&crates), &deb, &rpm, date)?;
     Ok(Packages { deb, rpm })
+}
+
+/// Makes a later version of `deb` that has another agent, for trying an upgrade: the same package but for that.
+pub fn with_another_agent(deb: &Path, agent: &Path, version: &str, output: &Path) -> Result<()> {
+    let place = workspace::fresh_directory(output.with_extension("tree"))?;
+    let script = "dpkg-deb --raw-extract \"$1\" \"$5\"; install -m 755 \"$2\" \"$5/usr/sbin/guard-agent\"
+                  sed -i \"s/^Version: .*/Version: $3/\" \"$5/DEBIAN/control\"
+                  (cd \"$5\" && find . -path ./DEBIAN -prune -o -type f -printf '%P\\0' | sort -z | xargs -0 md5sum) \
+                      >\"$5.sums\"; mv \"$5.sums\" \"$5/DEBIAN/md5sums\"
+                  dpkg-deb --root-owner-group --build \"$5\" \"$4\"; rm -r \"$5\"";
+    let mut command = Command::new("bash");
+    command.args(["-ec", script, "repack"]).arg(deb).arg(agent).arg(version).arg(output).arg(&place);
+    progress::capture(&mut command).map(drop)
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {

@@ -13,7 +13,7 @@ mod sbom;
 mod trial;
 mod verify;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
@@ -21,7 +21,7 @@ use clap::Args;
 
 use crate::setup::{self, Use};
 use crate::{checksums, progress, workspace};
-pub use make::Packages;
+pub use make::{Packages, VERSION, with_another_agent};
 
 #[derive(Args)]
 pub struct Arguments {
@@ -44,7 +44,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     setup::ensure(&[Use::Bpf, Use::Dist], &[])?;
     let date = date()?;
     let directory = workspace::fresh_directory(workspace::target().join("dist"))?;
-    let packages = make::both(&directory, None, date)?;
+    let packages = make::both(&directory, date)?;
     sbom::write(&directory, make::VERSION, date)?;
     checksums::record(&directory)?;
     if !arguments.no_lint {
@@ -77,10 +77,8 @@ fn date() -> Result<u64> {
     text.trim().parse().with_context(|| format!("{EPOCH} is {text:?}, which is no number of seconds"))
 }
 
-/// The packages of another build of the same version, for trying an upgrade.
-#[expect(dead_code, reason = "the suite `host` upgrades to it")]
-pub fn for_upgrade(label: &str) -> Result<Packages> {
+/// Makes the .deb alone, in `directory`, for what installs it in tests. Not checked.
+pub fn for_tests(directory: &Path) -> Result<PathBuf> {
     setup::ensure(&[Use::Bpf, Use::Dist], &[])?;
-    let directory: PathBuf = workspace::target().join("dist-upgrade");
-    make::both(&workspace::fresh_directory(directory)?, Some(label), date()?)
+    Ok(make::both(&workspace::fresh_directory(directory.to_owned())?, date()?)?.deb)
 }

@@ -38,6 +38,7 @@ fn environment(binaries: &TestBinaries, kernel: Kernel, profile: &str) -> Vec<(S
         // An emulated machine's agent may take longer than a second, and is no stopped one for that.
         ("GUARDCTL_TIMEOUT", "35s".to_owned()),
         ("GUARD_AGENT_UPGRADE", path(&binaries.upgraded_agent)),
+        ("GUARD_AGENT_LAYOUT", path(&binaries.layout_agent)),
         ("GUARD_EMPTY_OBJECT", path(&binaries.empty_object)),
         ("GUARD_MONITOR_OBJECT", path(&binaries.monitor_object)),
         ("GUARD_KERNEL", kernel.name().to_owned()),
