@@ -8,6 +8,10 @@ if [ "$1" -eq 0 ]; then
     elif command -v systemctl >/dev/null; then
         systemctl --no-reload disable guard-agent.service || :
     fi
+    # What waits for a policy that is mended would start an agent that is gone.
+    if [ -d /run/systemd/system ]; then
+        systemctl stop guard-agent-retry.path || :
+    fi
     # Not from a chroot (PID 1 has another root): the pins seen there are those of the host around it.
     if [ -e /sys/fs/bpf/guard-agent ] && [ / -ef /proc/1/root ]; then
         if ! guard-agent unload; then

@@ -1,15 +1,17 @@
 //! Runs `guard-tests` beside real hosts: on this machine, in namespaces that hold nothing else and that take
 //! every machine with them when it ends.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
 
 use super::{Incus, KERNELS, environment, kernel};
+use crate::build::TestBinaries;
 use crate::kernel::Kernel;
 use crate::setup::{self, Use, Wanted};
-use crate::{build, workspace};
+use crate::{build, dist, workspace};
 
 /// What a person asks for with `cargo xtask vm --host`.
 #[derive(Debug)]
@@ -45,4 +47,26 @@ pub fn beside(tests: &Path) -> Result<Command> {
     }
     command.arg("--").arg(tests).current_dir(workspace::root());
     Ok(command)
+}
+
+/// What tests install on hosts: the package as it is shipped, and two later versions of it, one with another agent, one
+/// whose maps have another layout; under the names that `guard-tests` knows.
+pub fn make_payload(binaries: &TestBinaries) -> Result<()> {
+    let deb = dist::for_tests(&workspace::target().join("host-package"))?;
+    let directory = workspace::fresh_directory(payload())?;
+    let current = directory.join("guard-agent.deb");
+    fs::copy(&deb, &current).with_context(|| format!("copy {}", deb.display()))?;
+    for (name, agent, step) in [
+        ("guard-agent-next.deb", &binaries.upgraded_agent, 2),
+        ("guard-agent-next-layout.deb", &binaries.layout_agent, 3),
+    ] {
+        let version = format!("{}-{step}", dist::VERSION);
+        dist::with_another_agent(&deb, agent, &version, &directory.join(name))?;
+    }
+    Ok(())
+}
+
+/// Where it is.
+pub fn payload() -> PathBuf {
+    workspace::target().join("host-payload")
 }

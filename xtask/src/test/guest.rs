@@ -192,7 +192,7 @@ fn run_beside_hosts(
     let mut command = host::run::beside(&binaries.tests)?;
     command.args(["run", "--suite", part.suite.name(), "--full", "--exact"]).args(&part.tests);
     command.envs(host::environment(incus, part.kernel)?).env("RUST_BACKTRACE", "0");
-    command.env("GUARD_HOST_PAYLOAD", crate::workspace::target().join("host-payload"));
+    command.env("GUARD_HOST_PAYLOAD", host::run::payload());
     eprintln!("xtask: {}: {} tests …", part.name(), part.tests.len());
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("start unshare")?;
     let mut output = child.stdout.take().context("the tests' output is a pipe")?;

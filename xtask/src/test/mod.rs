@@ -118,6 +118,9 @@ fn run_in_guests(suites: &[Suite], arguments: &Arguments, report: &Mutex<Report>
     };
     setup::ensure_all(Wanted { uses: &[uses, workloads, of_hosts].concat(), kernels, hosts })?;
     let binaries = build::for_tests()?;
+    if suites.contains(&Suite::Host) {
+        host::run::make_payload(&binaries)?;
+    }
     let wanted = guest::Wanted { full: arguments.full, filter: arguments.filter.as_deref(), incus: hosts };
     let parts = Mutex::new(VecDeque::from(guest::parts(suites, kernels, &binaries, &wanted)?));
     let next = || parts.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
