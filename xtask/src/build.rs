@@ -107,14 +107,22 @@ pub fn for_tests() -> Result<TestBinaries> {
 pub fn for_packages(target: &Path) -> Result<PathBuf> {
     setup::ensure(&[Use::Bpf], &[])?;
     let flags = without_paths(target)?;
-    // One after the other: the features that the tools want of a library are none of the agent's.
-    for (what, packages) in [
-        ("build the agent for the packages", &["guard-agent"][..]),
-        ("build what makes man pages and .rpm", &["guard-manual", "guard-rpm"]),
+    // One after the other: the features that the second wants of a library are none of the agent's.
+    for (what, package) in [
+        ("build the agent for the packages", "guard-agent"),
+        ("build what makes the man pages", "guard-manual"),
     ] {
-        build_with(Profile::Release, target, None, packages, Report::Summary(what), &flags)?;
+        build_with(Profile::Release, target, None, &[package], Report::Summary(what), &flags)?;
     }
     Ok(target.join(Profile::Release.directory()))
+}
+
+/// Builds what makes the .rpm, as `cargo test` does: optimising it takes minutes, and it runs for seconds.
+pub fn rpm_maker() -> Result<PathBuf> {
+    let mut cargo = workspace::cargo();
+    cargo.args(["build", "--locked", "--package", "guard-rpm"]);
+    progress::run("build what makes the .rpm", &mut cargo)?;
+    Ok(workspace::target().join(Profile::Dev.directory()).join("guard-rpm"))
 }
 
 /// Flags of rustc that give each folder of this machine that a path may begin with a neutral name.

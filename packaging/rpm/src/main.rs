@@ -99,7 +99,6 @@ fn add_files(package: &mut PackageBuilder, arguments: &Arguments) -> Result<()> 
     for directory in place::OWN_DIRECTORIES {
         package.with_dir_entry(FileOptions::dir(directory).permissions(0o755))?;
     }
-    package.with_ghost(FileOptions::ghost_dir(place::LOG_DIRECTORY).permissions(0o750))?;
     for source in files(&arguments.tree)? {
         let below = source.strip_prefix(&arguments.tree).context("a file is in its tree")?;
         let below = below.to_str().context("file names are UTF-8")?;

@@ -2,8 +2,6 @@
 
 /// Directories that no other package owns.
 pub const OWN_DIRECTORIES: [&str; 3] = ["/etc/guard-agent", "/usr/share/doc/guard-agent", LICENSE_DIRECTORY];
-/// systemd makes it when the agent starts, and gives it owner and mode; rpm knows whose it is.
-pub const LOG_DIRECTORY: &str = "/var/log/guard-agent";
 const LICENSE_DIRECTORY: &str = "/usr/share/licenses/guard-agent";
 
 /// What a file is to rpm.

@@ -166,7 +166,7 @@ impl Rpm<'_> {
         let changes = place.join("changes");
         let lines: Vec<String> = self.items.iter().map(|item| format!("- {item}")).collect();
         write(&changes, &lines.join("\n"))?;
-        let mut command = Command::new(self.binaries.join("guard-rpm"));
+        let mut command = Command::new(build::rpm_maker()?);
         command.arg("--tree").arg(&tree).arg("--changes").arg(&changes);
         command.arg("--description").arg(workspace::root().join("packaging/description"));
         for name in ["LICENSE", "LICENSE-APACHE", "LICENSE-GPL-2.0", "LICENSE-MIT"] {
