@@ -116,7 +116,7 @@ impl Stage {
 
     /// What the agent says of the joiner's node: state, mode and why.
     pub fn node(&self) -> Result<Value> {
-        let status = self.ask(&["status"])?;
+        let status = self.installation.status().with_context(|| self.agent_log())?;
         let nodes = status["nodes"].as_array().context("status has no nodes")?;
         let own = nodes.iter().find(|node| node["root"] == "/var/lib/incus");
         own.cloned().context("status does not name the node")
