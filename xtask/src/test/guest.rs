@@ -97,6 +97,11 @@ impl Part {
             None => format!("{}[{kernel}]", self.suite.name()),
         }
     }
+
+    /// How many tests it has.
+    pub fn size(&self) -> usize {
+        self.tests.len()
+    }
 }
 
 /// The wanted tests of the suites, on each of the kernels.

@@ -10,6 +10,7 @@ use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
+use std::time::Instant;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
@@ -81,7 +82,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let filter = arguments.filter.as_deref();
     let selected = |suite: Suite| arguments.suite.is_none_or(|only| only == suite);
     if selected(Suite::Unit) {
-        unit::run(filter, &mut report);
+        timed("unit", || unit::run(filter, &mut report));
     }
     // What takes longest comes first, so that at the end no processor waits for it.
     let in_guests: Vec<Suite> = [Suite::Host, Suite::Incus, Suite::Standin, Suite::Cephfs]
@@ -117,16 +118,18 @@ fn run_in_guests(suites: &[Suite], arguments: &Arguments, report: &Mutex<Report>
         false => (&[], &[]),
     };
     setup::ensure_all(Wanted { uses: &[uses, workloads, of_hosts].concat(), kernels, hosts })?;
-    let binaries = build::for_tests()?;
+    let binaries = timed("building", build::for_tests)?;
     if suites.contains(&Suite::Host) {
-        host::run::make_payload(&binaries)?;
+        timed("packaging", || host::run::make_payload(&binaries))?;
     }
     let wanted = guest::Wanted { full: arguments.full, filter: arguments.filter.as_deref(), incus: hosts };
     let parts = Mutex::new(VecDeque::from(guest::parts(suites, kernels, &binaries, &wanted)?));
     let next = || parts.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
     let work = || {
         while let Some(part) = next() {
-            if let Err(error) = guest::run(&part, arguments.tier, &binaries, report) {
+            let name = format!("{}, {} tests", part.name(), part.size());
+            let ran = timed(&name, || guest::run(&part, arguments.tier, &binaries, report));
+            if let Err(error) = ran {
                 lock(report).part_did_not_run(&part.name(), &format!("{error:?}"));
             }
         }
@@ -137,6 +140,14 @@ fn run_in_guests(suites: &[Suite], arguments: &Arguments, report: &Mutex<Report>
         }
     });
     Ok(())
+}
+
+/// Does one part of a run, and says how long it took.
+fn timed<T>(part: &str, act: impl FnOnce() -> T) -> T {
+    let start = Instant::now();
+    let done = act();
+    eprintln!("xtask: part {part}: {:.0} s", start.elapsed().as_secs_f64());
+    done
 }
 
 /// How many VMs run at a time. An emulated processor keeps one of this machine's busy; each VM has 4 GiB.
