@@ -29,7 +29,9 @@ pub const TESTS: &[Test] = &[
         .on(Profile::NoBpf)
         .within_seconds(900),
     Test::new("layout_upgrade_in_tier_fanotify_passes_nothing", fanotify).within_seconds(500),
-    Test::new("layout_start_killed_at_any_step_leaves_all_in_force", killed).within_seconds(1500),
+    Test::new("layout_start_killed_at_any_step_leaves_all_in_force", killed)
+        .within_seconds(1500)
+        .only_in_full(),
     Test::new("layout_that_is_not_understood_is_refused_and_nothing_changes", refused),
 ];
 
