@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
+use nix::fcntl::{Flock, FlockArg};
 
 use super::machine::{From, Machine};
 use super::settings::Settings;
@@ -56,7 +57,8 @@ impl Name {
 #[derive(Debug)]
 pub struct Lab {
     machines: BTreeMap<Name, Machine>,
-    directory: PathBuf,
+    /// After the machines: it goes last.
+    place: Place,
 }
 
 impl Lab {
@@ -83,14 +85,14 @@ impl Lab {
         names: &[Name],
         saved: impl Fn(Name) -> (PathBuf, String),
     ) -> Result<Self> {
-        let directory = fresh_directory()?;
-        let payload = payload(&directory)?;
-        let mut lab = Self { machines: BTreeMap::new(), directory };
+        let place = Place::new()?;
+        let payload = payload(&place.path)?;
+        let mut lab = Self { machines: BTreeMap::new(), place };
         for &name in names {
             let (directory, saved_name) = saved(name);
             let from = From::Saved(&directory, &saved_name);
-            let network = network(name, names, &lab.directory);
-            let machine = Machine::start(name.as_str(), settings, &lab.directory, from, &network, &payload)?;
+            let network = network(name, names, &lab.place.path);
+            let machine = Machine::start(name.as_str(), settings, &lab.place.path, from, &network, &payload)?;
             lab.machines.insert(name, machine);
         }
         lab.machines.values().try_for_each(Machine::resume)?;
@@ -116,24 +118,47 @@ impl Lab {
     }
 }
 
-impl Drop for Lab {
-    fn drop(&mut self) {
-        self.machines.clear();
-        // What stays is removed with the temporary directory's other litter.
-        let _ = fs::remove_dir_all(&self.directory);
+/// A directory for the files of running machines, and the lock that says that it is in use. It goes with the value.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub path: PathBuf,
+    _lock: Flock<fs::File>,
+}
+
+impl Place {
+    const PREFIX: &str = "guard-host-";
+
+    /// A new one. Sockets have short paths, so it is not in the target directory. What a run that was killed has left,
+    /// which nobody holds any more, is removed.
+    pub fn new() -> Result<Self> {
+        let parent = std::env::temp_dir();
+        for entry in fs::read_dir(&parent).with_context(|| format!("list {}", parent.display()))?.flatten() {
+            let is_ours = entry.file_name().to_string_lossy().starts_with(Self::PREFIX);
+            if is_ours && fs::File::open(entry.path().join("lock")).is_ok_and(|lock| hold(lock).is_ok()) {
+                // What stays is only litter.
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+        // Runs in PID namespaces of their own are all process 1.
+        let unique = fs::read_to_string("/proc/sys/kernel/random/uuid").context("read a new uuid")?;
+        let path = parent.join(format!("{}{}", Self::PREFIX, &unique[..8]));
+        fs::create_dir(&path).with_context(|| format!("create {}", path.display()))?;
+        let lock =
+            fs::File::create(path.join("lock")).context("create the lock of the machines' directory")?;
+        let lock = hold(lock).map_err(|error| anyhow!("lock {}: {error}", path.display()))?;
+        Ok(Self { path, _lock: lock })
     }
 }
 
-/// Sockets have short paths, so this is not in the target directory.
-pub(super) fn fresh_directory() -> Result<PathBuf> {
-    static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-    let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    let directory = std::env::temp_dir().join(format!("guard-host-{}-{number}", std::process::id()));
-    if directory.exists() {
-        fs::remove_dir_all(&directory).with_context(|| format!("remove {}", directory.display()))?;
+impl Drop for Place {
+    fn drop(&mut self) {
+        // What stays is removed by the next run.
+        let _ = fs::remove_dir_all(&self.path);
     }
-    fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
-    Ok(directory)
+}
+
+fn hold(lock: fs::File) -> Result<Flock<fs::File>, nix::errno::Errno> {
+    Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| error)
 }
 
 /// The store's QEMU is the switch: each other host is a cable to it. A host without the store is alone.

@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, anyhow};
 use nix::fcntl::{Flock, FlockArg};
 
 use super::cluster;
-use super::lab::{ALONE, Lab, Name, fresh_directory, payload};
+use super::lab::{ALONE, Lab, Name, Place, payload};
 use super::machine::{From, Machine};
 use super::settings::Settings;
 
@@ -82,17 +82,17 @@ impl State {
 }
 
 fn boot(settings: &Settings, target: &Path) -> Result<()> {
-    let directory = fresh_directory()?;
+    let place = Place::new()?;
+    let directory = &place.path;
     let network = [ALONE.to_owned()];
     let disk = From::Disk(&settings.disk);
-    let machine = Machine::start("host", settings, &directory, disk, &network, &payload(&directory)?)?;
+    let machine = Machine::start("host", settings, directory, disk, &network, &payload(directory)?)?;
     machine.wait_up(0)?;
     machine
         .attempt_within("systemctl is-system-running --wait; systemctl --failed", Duration::from_secs(300))?;
     tidy(&machine)?;
     machine.pause()?;
-    machine.save(target)?;
-    fs::remove_dir_all(&directory).with_context(|| format!("remove {}", directory.display()))
+    machine.save(target)
 }
 
 fn seed(settings: &Settings, booted: &Path, target: &Path) -> Result<()> {
