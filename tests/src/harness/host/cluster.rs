@@ -92,7 +92,6 @@ pub fn is_intact(lab: &Lab) -> Result<()> {
 #[derive(Debug)]
 pub struct Joining {
     running: Running,
-    log: String,
 }
 
 /// How a join ended.
@@ -111,7 +110,7 @@ pub fn join(lab: &Lab, node: Name) -> Result<Joined> {
 pub fn begin_join(lab: &Lab, node: Name, name: &str) -> Result<Joining> {
     let preseed = join_preseed(lab, node, name)?;
     let running = lab.host(node).begin(&preseeding(&preseed), CLUSTER_LIMIT)?;
-    Ok(Joining { running, log: String::new() })
+    Ok(Joining { running })
 }
 
 /// The answers that make a node join under a name, with a fresh token of the first member.
@@ -138,7 +137,7 @@ pub fn log(machine: &Machine) -> String {
 impl Joining {
     pub fn end(self, machine: &Machine) -> Result<Joined> {
         let ended = self.running.end()?;
-        let log = if ended.status == 0 { self.log } else { log(machine) };
+        let log = if ended.status == 0 { String::new() } else { log(machine) };
         Ok(Joined { ended, log })
     }
 }

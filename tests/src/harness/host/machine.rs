@@ -18,7 +18,7 @@ use crate::harness::wait;
 pub const QEMU: &str = "qemu-system-x86_64";
 const MEMORY: &str = "2G";
 const PROCESSORS: &str = "2";
-/// Behind `reboot=t`, systemd's own time is cut short by nothing.
+/// A panic restarts the guest after ten seconds, so that the console holds its last words.
 const PARAMETERS: &str = "console=ttyS0 root=/dev/vda rw quiet loglevel=4 panic=10 nokaslr mitigations=off \
      tsc=nowatchdog net.ifnames=0";
 /// From power on to the guest's runner, and for a reboot.
