@@ -74,7 +74,7 @@ pub fn list(path: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(sorted(found))
 }
 
-/// What stands behind the log's name in that of a rotated file.
+/// The suffix of a rotated file, after the log's own name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     /// The how many-th, 1 is the newest.

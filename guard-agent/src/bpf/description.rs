@@ -1,6 +1,6 @@
 //! A layout's description (`guard_common::description`) as JSON, and what an entry of another layout is in ours. Pure.
 //!
-//! Whatever is in the way of carrying enforcement over is an error, and no guess is made.
+//! A field that cannot be understood is an error: nothing is guessed.
 
 use guard_common::description::{Carry, Field, MAPS, MapLayout};
 use guard_common::{Counter, LAYOUT_VERSION};

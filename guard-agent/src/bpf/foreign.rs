@@ -38,7 +38,7 @@ pub enum ForeignError {
     Restless { map: String },
 }
 
-/// What must hold in the new maps as it does in the old ones.
+/// Enforcement that the new maps take over from the old ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Estate {
     pub next_generation: u64,
@@ -127,7 +127,7 @@ impl ForeignMaps {
         self.record.apply(bytes)
     }
 
-    /// What was counted here, and carried here from maps other than those with the tokens in `elsewhere`.
+    /// Counts made here, and counts carried here from maps other than those with the tokens in `elsewhere`.
     pub fn totals(&self, elsewhere: &[u64]) -> Result<Totals, ForeignError> {
         let mut totals = Totals::default();
         let names = &self.description.counters;

@@ -23,7 +23,7 @@ pub struct Layouts {
     directory: PathBuf,
 }
 
-/// What a layout's directory is called.
+/// Name of a layout's directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayoutName {
     /// `LAYOUT_VERSION` of the agent that made it.
@@ -45,14 +45,14 @@ pub struct Layout {
     pub attached: bool,
 }
 
-/// What an agent starts on.
+/// The layout that an agent starts on.
 #[derive(Debug)]
 pub struct Standing {
     /// Its own layout. If it does not speak, nothing in it holds but what it has counted.
     pub own: Layout,
     /// The layout that speaks, if that is another one.
     pub source: Option<Layout>,
-    /// What died before it spoke, or after another one did.
+    /// Layouts whose agent died before it was settled, or that another one has replaced.
     pub leftovers: Vec<Layout>,
 }
 
@@ -123,7 +123,7 @@ impl Layouts {
         self.directory.join("maps").exists()
     }
 
-    /// What an agent of this layout starts on. It makes nothing.
+    /// Finds the layout that an agent of this version starts on; makes nothing.
     pub fn standing(&self) -> Result<Standing, PinError> {
         let mut others = self.found()?;
         let mut source = None;
