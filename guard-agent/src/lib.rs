@@ -40,6 +40,8 @@ pub mod preflight;
 pub mod reactor;
 pub mod rollback;
 pub mod roots;
+pub mod service;
 pub mod systemd;
+pub mod wait;
 pub mod watch;
 pub mod wipe;

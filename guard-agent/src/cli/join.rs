@@ -9,19 +9,22 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use super::node::{self, Node, NodeError};
 use super::preflight::{self, PreflightArgs};
+use super::rollback::{self, Follow};
+use super::stop::{Say, Stop, StopArgs};
 use super::text::safe;
-use super::{CliError, Global, expect_reply, parse_duration, rollback, write_json};
-use crate::control::report::RollbackReport;
+use super::{CliError, Global, expect_reply, parse_duration, write_json};
+use crate::control::report::{PoolReport, RollbackReport};
 use crate::control::{Reply, Request};
 use crate::doctor::Check;
 use crate::exit::Exit;
+use crate::rollback::Allowed;
+use crate::wait::{self, EVERY, Interrupt, Patience, Waited};
 
 #[derive(Debug, clap::Args)]
 pub struct JoinArgs {
@@ -39,6 +42,11 @@ pub struct JoinArgs {
     /// How long to wait, after the command has ended, until it is known whether the node has joined.
     #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = parse_duration)]
     pub wait: Duration,
+    /// How long the command may take. One that takes longer is ended; what Incus has begun goes on, sealed.
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_duration)]
+    pub command_timeout: Duration,
+    #[command(flatten)]
+    pub stop: StopArgs,
     /// The command that joins, instead of a preseed.
     #[arg(last = true, value_name = "COMMAND", conflicts_with = "preseed")]
     pub command: Vec<std::ffi::OsString>,
@@ -103,16 +111,10 @@ pub fn run(global: &Global, args: &JoinArgs, out: &mut impl Write) -> Result<Exi
         return Ok(Exit::Degraded);
     }
     let mut say = |line: &str| if global.json { Ok(()) } else { Ok(writeln!(out, "{line}")?) };
-    prepare(global, &root, &mut say)?;
-    let ended = command(global, args);
-    // Also when it could not be started: nothing comes any more.
-    let told = tell_end(global, &root);
-    report.command = Some(ended?);
-    told?;
-    say(&format!("the command ended with {}", report.command.as_deref().unwrap_or_default()))?;
-    report.state = settled_state(global, &root, args.wait)?;
-    report.joined = report.state == JOINED;
-    conclude(global, args, &mut report, &mut say)?;
+    let interrupt = Interrupt::catch()?;
+    let node = Node::find(global, Some(&root))?;
+    let join = Join { global, args, node: &node, interrupt: &interrupt };
+    join.run(&mut report, &mut say)?;
     if global.json {
         write_json(out, &report)?;
     }
@@ -122,122 +124,249 @@ pub fn run(global: &Global, args: &JoinArgs, out: &mut impl Write) -> Result<Exi
 /// Name of the state of a member.
 const JOINED: &str = "joined";
 
-fn prepare(
-    global: &Global,
-    root: &Path,
-    say: &mut dyn FnMut(&str) -> Result<(), CliError>,
-) -> Result<(), CliError> {
-    let request = Request::JoinPrepare { root: Some(root.to_string_lossy().into_owned()) };
-    let root = expect_reply!(global, request, Reply::NodeState { root, .. } => root);
-    say(&format!(
-        "{}: prepared: whatever is mounted below it from now on is sealed until the node has joined",
-        safe(&root)
-    ))
+struct Join<'a> {
+    global: &'a Global,
+    args: &'a JoinArgs,
+    node: &'a Node,
+    interrupt: &'a Interrupt,
 }
 
-/// Without this the preparation would end by its time limit.
-fn tell_end(global: &Global, root: &Path) -> Result<(), CliError> {
-    let request = Request::JoinCommandEnded { root: Some(root.to_string_lossy().into_owned()) };
-    match global.ask(&request) {
-        // An agent that is being restarted treats a preparation as over anyway.
-        Err(error) if error.exit() == Exit::Unreachable => Ok(()),
-        answer => answer.map(|_| ()),
+impl Join<'_> {
+    fn run(&self, report: &mut Report, say: &mut Say<'_>) -> Result<(), CliError> {
+        self.prepare(say)?;
+        let ended = self.reach(say).and_then(|()| self.command(say));
+        // Also when it could not be started: nothing comes any more.
+        let told = self.tell_end();
+        report.command = Some(ended?);
+        told?;
+        say(&format!("the command ended with {}", report.command.as_deref().unwrap_or_default()))?;
+        report.state = self.settled_state(say)?;
+        report.joined = report.state == JOINED;
+        self.conclude(report, say)
     }
-}
 
-/// Runs the command to its end. Its output is the operator's; with `--json` both go to standard error.
-fn command(global: &Global, args: &JoinArgs) -> Result<String, CliError> {
-    let io = |operation| move |source| CliError::from(NodeError::Io { operation, source });
-    let mut command = match (&args.preseed, args.command.split_first()) {
-        (Some(path), _) => {
-            let mut command = Command::new("incus");
-            command.args(["admin", "init", "--preseed"]);
-            command.stdin(File::open(path).map_err(io("open the preseed"))?);
-            command
+    fn prepare(&self, say: &mut Say<'_>) -> Result<(), CliError> {
+        let request = Request::JoinPrepare { root: self.root() };
+        let root = expect_reply!(self.global, request, Reply::NodeState { root, .. } => root);
+        say(&format!(
+            "{}: prepared: whatever is mounted below it from now on is sealed until the node has joined",
+            safe(&root)
+        ))
+    }
+
+    /// Starts the sockets of an Incus that was stopped: the incus client cannot.
+    fn reach(&self, say: &mut Say<'_>) -> Result<(), CliError> {
+        self.stop().start(&[], say).map(|_| ())
+    }
+
+    fn stop(&self) -> Stop<'_> {
+        Stop { node: self.node, args: &self.args.stop, interrupt: self.interrupt }
+    }
+
+    fn root(&self) -> Option<String> {
+        Some(self.node.root.to_string_lossy().into_owned())
+    }
+
+    /// Without this the preparation would end by its time limit.
+    fn tell_end(&self) -> Result<(), CliError> {
+        match self.global.ask(&Request::JoinCommandEnded { root: self.root() }) {
+            // An agent that is being restarted treats a preparation as over anyway.
+            Err(error) if error.exit() == Exit::Unreachable => Ok(()),
+            answer => answer.map(|_| ()),
         }
-        (None, Some((program, arguments))) => {
-            let mut command = Command::new(program);
-            command.args(arguments);
-            command
-        }
-        (None, None) => {
-            return Err(NodeError::Io {
-                operation: "run the command",
-                source: io::ErrorKind::InvalidInput.into(),
+    }
+
+    /// Runs the command, and says how it ended. Its output is the operator's; with `--json` both go to standard error.
+    fn command(&self, say: &mut Say<'_>) -> Result<String, CliError> {
+        let io = |operation| move |source| CliError::from(NodeError::Io { operation, source });
+        let mut command = match (&self.args.preseed, self.args.command.split_first()) {
+            (Some(path), _) => {
+                let mut command = Command::new("incus");
+                command.args(["admin", "init", "--preseed"]);
+                command.stdin(File::open(path).map_err(io("open the preseed"))?);
+                command
             }
-            .into());
-        }
-    };
-    if global.json {
-        let errors = std::os::fd::AsFd::as_fd(&io::stderr())
-            .try_clone_to_owned()
-            .map_err(io("share standard error"))?;
-        command.stdout(Stdio::from(errors));
-    }
-    // One that cannot be started has changed nothing; the preparation ends by itself.
-    let status = command.status().map_err(io("start the command"))?;
-    Ok(status.to_string())
-}
-
-/// The node's state, once it says something that lasts.
-fn settled_state(global: &Global, root: &Path, wait: Duration) -> Result<String, CliError> {
-    let end = Instant::now() + wait;
-    let (mut last, mut since) = (String::new(), Instant::now());
-    loop {
-        let state = match node_state(global, root) {
-            // The agent may be restarted meanwhile; it goes on where it was.
-            Err(error) if error.exit() == Exit::Unreachable && Instant::now() < end => last.clone(),
-            state => state?,
+            (None, Some((program, arguments))) => {
+                let mut command = Command::new(program);
+                command.args(arguments);
+                command
+            }
+            (None, None) => {
+                let source = io::ErrorKind::InvalidInput.into();
+                return Err(NodeError::Io { operation: "run the command", source }.into());
+            }
         };
-        if state != last {
-            (last, since) = (state, Instant::now());
+        self.node.address(&mut command);
+        if self.global.json {
+            let errors = std::os::fd::AsFd::as_fd(&io::stderr())
+                .try_clone_to_owned()
+                .map_err(io("share standard error"))?;
+            command.stdout(Stdio::from(errors));
         }
-        let is_failure = matches!(last.as_str(), "join-failed" | "join-partial" | "standalone");
-        if last == JOINED || (is_failure && since.elapsed() >= SETTLED) || Instant::now() >= end {
-            return Ok(last);
+        let patience = Patience::new(self.args.command_timeout, self.interrupt);
+        run_command(&mut command, &patience, say)
+    }
+
+    /// The node's state, once it says something that lasts.
+    fn settled_state(&self, say: &mut Say<'_>) -> Result<String, CliError> {
+        let start = Instant::now();
+        let end = start + self.args.wait;
+        let (mut last, mut since, mut told) = (String::new(), start, start);
+        loop {
+            let state = match self.node_state() {
+                // The agent may be restarted meanwhile; it goes on where it was.
+                Err(error) if error.exit() == Exit::Unreachable && Instant::now() < end => last.clone(),
+                state => state?,
+            };
+            if state != last {
+                (last, since) = (state, Instant::now());
+            }
+            let is_failure = matches!(last.as_str(), "join-failed" | "join-partial" | "standalone");
+            if last == JOINED || (is_failure && since.elapsed() >= SETTLED) || Instant::now() >= end {
+                return Ok(last);
+            }
+            if told.elapsed() >= EVERY {
+                told = Instant::now();
+                let (passed, limit) = (start.elapsed().as_secs(), self.args.wait.as_secs());
+                say(&format!("the node is {last}: {passed} s of at most {limit} s (Ctrl-C ends the wait)"))?;
+            }
+            if self.interrupt.sleep(BEAT) {
+                return Ok(last);
+            }
         }
-        sleep(BEAT);
+    }
+
+    fn node_state(&self) -> Result<String, CliError> {
+        let request = Request::RollbackStatus { root: self.root() };
+        Ok(expect_reply!(self.global, request, Reply::Rollback(report) => report.state))
+    }
+
+    fn conclude(&self, report: &mut Report, say: &mut Say<'_>) -> Result<(), CliError> {
+        let well = report.command.as_deref() == Some("exit status: 0");
+        let root = safe(&report.root.display().to_string());
+        if report.joined {
+            if !well {
+                report.warning = Some(
+                    "the command failed although this node is a member: a late step of the join did not come out \
+                     well; see the Incus log"
+                        .to_owned(),
+                );
+            }
+            say(&format!("{root}: joined: its pools are guarded"))?;
+            return report.warning.iter().try_for_each(|warning| say(&format!("warning: {warning}")));
+        }
+        let pools = self.pools()?;
+        if self.interrupt.came() {
+            return say(&format!(
+                "{root}: interrupted: the node is {}; {}. What Incus has begun goes on: guardctl status",
+                report.state,
+                modes(&pools)
+            ));
+        }
+        say(&format!("{root}: not joined: the node is {}; {}", report.state, modes(&pools)))?;
+        match rollback::ask(self.global, &self.node.root) {
+            // Nothing is stopped for a rollback that the node's state refuses.
+            Err(refusal) if refusal.exit() == Exit::Refused => {
+                let why = super::explained(&refusal);
+                return say(&format!(
+                    "no rollback: {why}. Incus was left as it is: correct what failed, join again"
+                ));
+            }
+            asked => drop(asked?),
+        }
+        match self.args.on_failure {
+            OnFailure::Hold => say(&format!(
+                "next: guardctl rollback --stop-incus --root {root}, then guardctl preflight, and join again"
+            )),
+            OnFailure::Rollback => self.roll_back(report, say),
+        }
+    }
+
+    fn roll_back(&self, report: &mut Report, say: &mut Say<'_>) -> Result<(), CliError> {
+        let stop = self.stop();
+        let stopped = stop.stop(say)?;
+        let follow = Follow { global: self.global, interrupt: self.interrupt, limit: rollback::WAIT };
+        let done = follow.carry_out(&self.node.root, Allowed::default(), say)?;
+        say(rollback::verdict(&done).trim_end())?;
+        rollback::after(&stop, stopped.hold.as_ref(), rollback::is_released(&done), say)?;
+        report.state.clone_from(&done.state);
+        report.rollback = Some(done);
+        Ok(())
+    }
+
+    fn pools(&self) -> Result<Vec<PoolReport>, CliError> {
+        let pools = expect_reply!(self.global, Request::Pools, Reply::Pools(pools) => pools);
+        let is_its = |pool: &PoolReport| pool.root.as_deref().map(Path::new) == Some(&*self.node.root);
+        Ok(pools.into_iter().filter(is_its).collect())
     }
 }
 
-fn node_state(global: &Global, root: &Path) -> Result<String, CliError> {
-    let root = Some(root.to_string_lossy().into_owned());
-    Ok(expect_reply!(global, Request::RollbackStatus { root }, Reply::Rollback(report) => report.state))
+/// What holds for the node's pools, as the agent says.
+fn modes(pools: &[PoolReport]) -> String {
+    if pools.is_empty() {
+        return "no pool of it is mounted".to_owned();
+    }
+    let mode = |pool: &PoolReport| format!("{} is {}", safe(&pool.name), pool.mode);
+    format!("its pools: {}", pools.iter().map(mode).collect::<Vec<_>>().join(", "))
 }
 
-fn conclude(
-    global: &Global,
-    args: &JoinArgs,
-    report: &mut Report,
-    say: &mut dyn FnMut(&str) -> Result<(), CliError>,
-) -> Result<(), CliError> {
-    let well = report.command.as_deref() == Some("exit status: 0");
-    let root = safe(&report.root.display().to_string());
-    if report.joined {
-        if !well {
-            report.warning = Some(
-                "the command failed although this node is a member: a late step of the join did not come out well; \
-                 see the Incus log"
-                    .to_owned(),
-            );
-        }
-        say(&format!("{root}: joined: its pools are guarded"))?;
-        return report.warning.iter().try_for_each(|warning| say(&format!("warning: {warning}")));
-    }
-    say(&format!("{root}: not joined: the node is {}; its pools are sealed", report.state))?;
-    match args.on_failure {
-        OnFailure::Hold => say(&format!(
-            "next: guardctl rollback --stop-incus --root {root}, then guardctl preflight, and join again"
-        )),
-        OnFailure::Rollback => {
-            let node = Node::find(global, Some(&report.root))?;
-            node::stop_incus(&node, say)?;
-            let root = Some(report.root.to_string_lossy().into_owned());
-            let done = rollback::carry_out(global, root, false, say)?;
-            say(rollback::verdict(&done).trim_end())?;
-            report.state.clone_from(&done.state);
-            report.rollback = Some(done);
+/// How a command ended that is given up when it takes too long.
+fn run_command(
+    command: &mut Command,
+    patience: &Patience<'_>,
+    say: &mut Say<'_>,
+) -> Result<String, CliError> {
+    let io = |operation| move |source| CliError::from(NodeError::Io { operation, source });
+    let limit = patience.limit.as_secs();
+    // One that cannot be started has changed nothing; the preparation ends by itself.
+    let mut child = command.spawn().map_err(io("start the command"))?;
+    let mut alive = |passed: Duration| {
+        let passed = passed.as_secs();
+        drop(say(&format!("the command runs: {passed} s of at most {limit} s (Ctrl-C ends it)")));
+    };
+    let early = match wait::for_child(&mut child, patience, &mut alive).map_err(io("wait for the command"))? {
+        Ok(status) => return Ok(status.to_string()),
+        Err(early) => early,
+    };
+    // The client alone ends by that: what Incus has begun goes on, and is sealed.
+    child.kill().map_err(io("end the command"))?;
+    child.wait().map_err(io("wait for the command"))?;
+    Ok(match early {
+        Waited::Interrupted => "an interruption: it was ended".to_owned(),
+        Waited::Overdue | Waited::Ended => format!("no end within {limit} s: it was ended"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_that_hangs_is_ended_and_its_end_told() {
+        let (reader, _writer) = io::pipe().unwrap();
+        let interrupt = Interrupt::by(reader.into());
+        let (limit, every) = (Duration::from_millis(100), Duration::from_millis(10));
+        let patience = Patience { limit, every, interrupt: &interrupt };
+        let mut command = Command::new("sleep");
+        command.arg("1000");
+        let mut lines = Vec::new();
+        let ended = run_command(&mut command, &patience, &mut |line| {
+            lines.push(line.to_owned());
             Ok(())
-        }
+        });
+        assert!(ended.unwrap().starts_with("no end within"));
+        assert!(lines.iter().any(|line| line.starts_with("the command runs")), "{lines:?}");
+    }
+
+    #[test]
+    fn an_interrupted_command_is_ended_and_its_end_told() {
+        let (reader, writer) = io::pipe().unwrap();
+        drop(writer);
+        let interrupt = Interrupt::by(reader.into());
+        let patience = Patience::new(Duration::from_secs(1000), &interrupt);
+        let mut command = Command::new("sleep");
+        command.arg("1000");
+        let ended = run_command(&mut command, &patience, &mut |_| Ok(())).unwrap();
+        assert!(ended.starts_with("an interruption"));
     }
 }

@@ -20,6 +20,7 @@ pub mod rollback;
 pub mod seal;
 pub mod state_machine;
 pub mod status;
+pub mod stop;
 pub mod text;
 pub mod wipe;
 
@@ -38,8 +39,8 @@ use crate::offline::Places;
 use crate::paths;
 use crate::policy::duration;
 use crate::rollback::helper::{self, HelperCommand, HelperError};
+use crate::service::ServiceError;
 use crate::wipe::WipeError;
-use crate::wipe::stop::StopError;
 
 /// Asks and directs the guard-agent of this host.
 #[derive(Debug, Parser)]
@@ -132,8 +133,8 @@ pub enum CliError {
     OwnCgroup(#[from] own_cgroup::CgroupError),
     #[error(transparent)]
     Node(#[from] node::NodeError),
-    #[error("Incus could not be stopped")]
-    Stop(#[source] StopError),
+    #[error(transparent)]
+    Service(#[from] ServiceError),
     #[error(transparent)]
     Wipe(#[from] WipeError),
     #[error("the helper process did not do its work")]
@@ -147,11 +148,11 @@ impl CliError {
             Self::Client(error) => error.exit(),
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Ok,
             Self::Node(error) => error.exit(),
+            Self::Service(error) => error.exit(),
             Self::Output(_)
             | Self::ForeignPolicy(_)
             | Self::Exec(_)
             | Self::OwnCgroup(_)
-            | Self::Stop(_)
             | Self::Wipe(_)
             | Self::Helper(_) => Exit::Failure,
         }
@@ -163,9 +164,7 @@ impl CliError {
             Self::Node(error) => Some(error.fix()),
             Self::OwnCgroup(error) => Some(error.fix().to_owned()),
             Self::Wipe(error) => Some(error.fix()),
-            Self::Stop(_) => {
-                Some("stop Incus by hand (systemctl stop incus.socket incus.service)".to_owned())
-            }
+            Self::Service(error) => Some(error.fix()),
             Self::Output(_) | Self::ForeignPolicy(_) | Self::Helper(_) | Self::Exec(_) => None,
         }
     }

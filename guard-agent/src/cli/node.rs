@@ -1,22 +1,19 @@
-//! The node that an operator means, what guardctl may do to it from where it runs, and stopping its Incus.
+//! The node that an operator means, and what guardctl may do to it from where it runs.
 
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
 use thiserror::Error;
 
 use super::{CliError, Global, expect_reply};
 use crate::control::{Reply, Request};
-use crate::events::process::ticks_per_second;
 use crate::exit::Exit;
 use crate::incus;
-use crate::join::Daemon;
 use crate::mounts::{self, Snapshot};
 use crate::policy::{self, Policy};
-use crate::systemd;
-use crate::wipe::stop;
+use crate::wipe::instances::Instance;
 
 /// A guarded root whose joins are followed.
 #[derive(Clone, Debug)]
@@ -27,6 +24,9 @@ pub struct Node {
     pub incus: incus::Options,
     pub policy: Policy,
 }
+
+/// The directory of an Incus without `INCUS_DIR`.
+const DEFAULT_DIRECTORY: &str = "/var/lib/incus";
 
 /// Why guardctl does not do it.
 #[derive(Debug, Error)]
@@ -45,10 +45,22 @@ pub enum NodeError {
     OnNetwork { root: PathBuf },
     #[error("instances run that use {root}: {}", processes.join("; "))]
     Instances { root: PathBuf, processes: Vec<String> },
+    #[error("{root} has local pools that would be lost: {}", pools.join("; "))]
+    LocalPools { root: PathBuf, pools: Vec<String> },
     #[error("Incus still runs (process {pid}) after it was stopped: something starts it again")]
     StillRuns { pid: u32 },
-    #[error("whether Incus runs cannot be told")]
+    #[error("cannot tell whether Incus runs")]
     DaemonUnknown,
+    #[error("Incus does not run, and cannot stop its instances")]
+    CannotStopInstances,
+    #[error("Incus does not run")]
+    NotStarted { command: String },
+    #[error("{units} cannot start: masked")]
+    Masked { units: String },
+    #[error("interrupted while {doing}")]
+    Interrupted { doing: &'static str, next: String },
+    #[error("{what} has not ended within {} s", limit.as_secs())]
+    Overdue { what: &'static str, limit: std::time::Duration, next: String },
     #[error("{operation}")]
     Io {
         operation: &'static str,
@@ -62,14 +74,33 @@ impl NodeError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::NoNode | Self::Unknown { .. } | Self::Ambiguous { .. } | Self::NotRoot => Exit::Usage,
-            Self::OtherNamespace | Self::OnNetwork { .. } | Self::Instances { .. } => Exit::Refused,
-            Self::StillRuns { .. } | Self::DaemonUnknown | Self::Io { .. } => Exit::Failure,
+            Self::OtherNamespace
+            | Self::OnNetwork { .. }
+            | Self::Instances { .. }
+            | Self::LocalPools { .. }
+            | Self::CannotStopInstances
+            | Self::Masked { .. } => Exit::Refused,
+            Self::StillRuns { .. }
+            | Self::DaemonUnknown
+            | Self::NotStarted { .. }
+            | Self::Interrupted { .. }
+            | Self::Overdue { .. }
+            | Self::Io { .. } => Exit::Failure,
         }
+    }
+
+    /// Of instances that are in the way.
+    pub fn instances(node: &Node, running: &[Instance]) -> Self {
+        let processes = running.iter().map(ToString::to_string).collect();
+        Self::Instances { root: node.root.clone(), processes }
     }
 
     /// What to do about it.
     pub fn fix(&self) -> String {
         match self {
+            Self::NotStarted { command } => return format!("start it first: {command}"),
+            Self::Masked { units } => return format!("systemctl unmask {units}, then try again"),
+            Self::Interrupted { next, .. } | Self::Overdue { next, .. } => return next.clone(),
             Self::NoNode => {
                 "add [[root]] preset = \"incus\" (or join = \"incus\") to the policy; guardctl policy check"
             }
@@ -77,9 +108,16 @@ impl NodeError {
             Self::NotRoot => "run it as root (sudo guardctl …)",
             Self::OtherNamespace => "run it on the host: nsenter --mount --target 1 guardctl …",
             Self::OnNetwork { .. } => "what is below it belongs to others: this is nothing for guardctl",
-            Self::Instances { .. } => "stop them (incus stop --all, or end the processes), then try again",
+            Self::Instances { .. } => {
+                "stop them (incus stop --all --all-projects, or end the processes), then try again; or let this \
+                 command stop them: --stop-instances"
+            }
+            Self::LocalPools { .. } => "guardctl wipe, without --yes, lists them",
+            Self::CannotStopInstances => {
+                "start Incus and stop them (incus stop --all --all-projects), or end their processes; then try again"
+            }
             Self::StillRuns { .. } => {
-                "systemctl mask --runtime --now incus.socket incus.service; then try again"
+                "stop what starts it (systemctl status PID names its unit), then run the same command again"
             }
             Self::DaemonUnknown => "run it as root, and on the host",
             Self::Io { .. } => "correct that, then try again",
@@ -101,6 +139,18 @@ impl Node {
         let text = expect_reply!(global, Request::PolicyShow, Reply::PolicyText(policy) => policy);
         let policy = policy::parse(&text.text, Path::new(&text.path)).map_err(CliError::ForeignPolicy)?;
         Ok(Self::of(policy, root)?)
+    }
+
+    /// Has a command of the incus client talk to this node's daemon, whatever the operator's own environment says.
+    pub fn address(&self, command: &mut Command) {
+        let (directory, socket) = (&self.incus.directory, &self.incus.socket);
+        // Fedora's daemon listens in /run/incus, where a client without these two looks first.
+        let elsewhere = directory == Path::new(DEFAULT_DIRECTORY) && socket.symlink_metadata().is_err();
+        if elsewhere {
+            command.env_remove("INCUS_DIR").env_remove("INCUS_SOCKET");
+        } else {
+            command.env("INCUS_DIR", directory).env("INCUS_SOCKET", socket);
+        }
     }
 
     /// The same in a given policy.
@@ -151,30 +201,40 @@ pub fn mount_table() -> Result<Snapshot, NodeError> {
     table.map_err(|source| NodeError::Io { operation, source })
 }
 
-/// How long a daemon may take to end, after systemd has said that it has.
-const END: Duration = Duration::from_secs(10);
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
 
-/// Stops Incus and its sockets, and proves that the daemon is gone.
-pub fn stop_incus(node: &Node, say: &mut dyn FnMut(&str) -> Result<(), CliError>) -> Result<(), CliError> {
-    require_host()?;
-    if systemd::manages_host() {
-        let stopped = stop::stop_units(&stop::units(&node.unit)).map_err(CliError::Stop)?;
-        if !stopped.is_empty() {
-            say(&format!("stopped: {}", stopped.join(", ")))?;
-        }
+    use super::*;
+
+    fn environment(root: &Path, socket: Option<&Path>) -> Vec<(String, Option<String>)> {
+        let socket = socket.map(|socket| format!("incus_socket = {:?}\n", socket.display().to_string()));
+        let text = format!(
+            "version = 1\n[[root]]\npreset = \"incus\"\npath = {:?}\n{}",
+            root.display().to_string(),
+            socket.unwrap_or_default()
+        );
+        let policy = policy::parse(&text, Path::new("test")).unwrap();
+        let node = Node::of(policy, None).unwrap();
+        let mut command = Command::new("incus");
+        node.address(&mut command);
+        let text = |value: &OsStr| value.to_string_lossy().into_owned();
+        command.get_envs().map(|(name, value)| (text(name), value.map(text))).collect()
     }
-    let end = Instant::now() + END;
-    loop {
-        match incus::sight(&node.incus, &mount_table()?, ticks_per_second()).daemon {
-            Daemon::Stopped => return Ok(()),
-            Daemon::Unknown => return Err(NodeError::DaemonUnknown.into()),
-            Daemon::Running { incarnation, .. } if Instant::now() >= end => {
-                return Err(NodeError::StillRuns { pid: incarnation.pid }.into());
-            }
-            Daemon::Running { incarnation, .. } => {
-                say(&format!("SIGTERM to incusd (process {})", incarnation.pid))?;
-                stop::terminate(incarnation.pid, incarnation.start_ticks).map_err(CliError::Stop)?;
-            }
-        }
+
+    #[test]
+    fn the_client_talks_to_the_nodes_own_daemon() {
+        let root = Path::new("/srv/b");
+        let expected = |socket: &str| {
+            [("INCUS_DIR", "/srv/b"), ("INCUS_SOCKET", socket)]
+                .map(|(name, value)| (name.to_owned(), Some(value.to_owned())))
+        };
+        assert_eq!(environment(root, None), expected("/srv/b/unix.socket"));
+    }
+
+    #[test]
+    fn a_default_daemon_whose_socket_is_elsewhere_is_found_by_the_client_itself() {
+        let found = environment(Path::new("/var/lib/incus"), Some(Path::new("/nonexistent/unix.socket")));
+        assert_eq!(found, ["INCUS_DIR", "INCUS_SOCKET"].map(|name| (name.to_owned(), None)));
     }
 }

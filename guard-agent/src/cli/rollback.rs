@@ -1,17 +1,19 @@
 //! `guardctl rollback`: has the agent unmount what a failed join has left, shows how that goes, and what remains.
 
 use std::io::Write;
-use std::path::PathBuf;
-use std::thread::sleep;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::node::{self, Node};
+use super::node::{Node, NodeError};
+use super::stop::{Say, Stop, StopArgs, held};
 use super::text::safe;
-use super::{CliError, Global, expect_reply, write_json};
+use super::{CliError, Global, expect_reply, parse_duration, write_json};
 use crate::control::report::RollbackReport;
 use crate::control::{ClientError, Reply, Request};
 use crate::exit::Exit;
-use crate::rollback::{Remaining, RollbackOutcome};
+use crate::rollback::{Allowed, Remaining, RollbackOutcome};
+use crate::service::{Hold, Manager};
+use crate::wait::{EVERY, Interrupt};
 
 #[derive(Debug, clap::Args)]
 pub struct RollbackArgs {
@@ -21,11 +23,24 @@ pub struct RollbackArgs {
     /// Detach what is busy: it is gone from the tree at once, and from the kernel with its last user.
     #[arg(long)]
     pub lazy: bool,
+    /// Unmount also from under containers and other guests, which run on and then write to their own disk instead.
+    #[arg(long)]
+    pub force: bool,
     /// Stop Incus first. It must not run: it would mount its pools again.
     #[arg(long)]
     pub stop_incus: bool,
+    /// Do not roll back: end what keeps Incus from starting since an earlier rollback or wipe, and start its sockets.
+    #[arg(long, conflicts_with_all = ["lazy", "force", "stop_incus", "stop_instances"])]
+    pub release_hold: bool,
+    #[command(flatten)]
+    pub stop: StopArgs,
+    /// How long to follow the rollback, which goes on in the agent afterwards.
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_duration)]
+    pub wait: Duration,
 }
 
+/// How long a rollback is followed where the operator has said nothing else.
+pub const WAIT: Duration = Duration::from_secs(600);
 /// How often the agent is asked how it goes.
 const BEAT: Duration = Duration::from_millis(200);
 /// How long an agent that was restarted in the middle of it may be away.
@@ -33,71 +48,157 @@ const ABSENCE: Duration = Duration::from_secs(60);
 
 /// Rolls back.
 pub fn run(global: &Global, args: &RollbackArgs, out: &mut impl Write) -> Result<Exit, CliError> {
-    let root = args.root.as_deref().map(|root| root.to_string_lossy().into_owned());
-    if args.stop_incus {
-        let node = Node::find(global, args.root.as_deref())?;
-        node::stop_incus(&node, &mut |line| if global.json { Ok(()) } else { Ok(writeln!(out, "{line}")?) })?;
-    }
+    let interrupt = Interrupt::catch()?;
     let mut say = |line: &str| if global.json { Ok(()) } else { Ok(writeln!(out, "{line}")?) };
-    let report = carry_out(global, root, args.lazy, &mut say)?;
+    let node = Node::find(global, args.root.as_deref())?;
+    let stop = Stop { node: &node, args: &args.stop, interrupt: &interrupt };
+    if args.release_hold {
+        return release_hold(&stop, &mut say);
+    }
+    // Asked before anything is stopped.
+    ask(global, &node.root)?;
+    let hold = if args.stop_incus { stop.stop(&mut say)?.hold } else { stop.hold(&mut say)? };
+    let follow = Follow { global, interrupt: &interrupt, limit: args.wait };
+    let allowed = Allowed { lazy: args.lazy, force: args.force };
+    let report = follow.carry_out(&node.root, allowed, &mut say)?;
+    let released = is_released(&report);
+    if !global.json {
+        say(verdict(&report).trim_end())?;
+    }
+    after(&stop, hold.as_ref(), released, &mut say)?;
     if global.json {
         write_json(out, &report)?;
-    } else {
-        out.write_all(verdict(&report).as_bytes())?;
     }
-    Ok(if is_released(&report) { Exit::Ok } else { Exit::Failure })
+    Ok(if released { Exit::Ok } else { Exit::Failure })
 }
 
-/// Asks for a rollback and follows it to its end.
-pub fn carry_out(
-    global: &Global,
-    root: Option<String>,
-    lazy: bool,
-    say: &mut dyn FnMut(&str) -> Result<(), CliError>,
-) -> Result<RollbackReport, CliError> {
-    let request = Request::Rollback { root, lazy };
-    let mut report = expect_reply!(global, request, Reply::Rollback(report) => *report);
-    let root = Some(report.root.clone());
-    let (mut shown, mut waited) = (0, false);
-    loop {
-        // An agent that was restarted begins its list anew.
-        shown = shown.min(report.steps.len());
-        for step in &report.steps[shown..] {
-            let pool =
-                step.pool.as_deref().map_or_else(|| "Incus's own".to_owned(), |pool| format!("pool {pool}"));
-            say(&format!("{}: {}", safe(&pool), safe(&step.to_string())))?;
-        }
-        shown = report.steps.len();
-        if report.waiting_for > 0 && !waited {
-            waited = true;
+fn release_hold(stop: &Stop<'_>, say: &mut Say<'_>) -> Result<Exit, CliError> {
+    let Some(hold) = stop.found_hold()? else {
+        say("nothing keeps Incus from starting")?;
+        return Ok(Exit::Ok);
+    };
+    stop.lift(&hold, say)?;
+    stop.start(&hold.ran, say)?;
+    Ok(Exit::Ok)
+}
+
+/// Fails if the node's state would refuse a rollback.
+pub fn ask(global: &Global, root: &Path) -> Result<RollbackReport, CliError> {
+    let root = Some(root.to_string_lossy().into_owned());
+    let report = expect_reply!(global, Request::RollbackStatus { root }, Reply::Rollback(report) => *report);
+    match report.refusal {
+        // One that runs is followed.
+        Some(refusal) if !report.running => Err(ClientError::Refused(refusal).into()),
+        _ => Ok(report),
+    }
+}
+
+/// Lets Incus start again once nothing is left, and says how; else says that it is kept from it.
+pub fn after(
+    stop: &Stop<'_>,
+    hold: Option<&Hold>,
+    released: bool,
+    say: &mut Say<'_>,
+) -> Result<(), CliError> {
+    match hold {
+        Some(hold) if released => {
+            stop.lift(hold, say)?;
+            let socket = hold.ran.iter().find(|unit| unit.ends_with(".socket"));
+            let units = [socket.unwrap_or(&stop.node.unit).clone()];
             say(&format!(
-                "{} superblocks are unmounted everywhere; waiting for their end",
-                report.waiting_for
-            ))?;
+                "Incus stays stopped: started now, it mounts again what its database names. guardctl join starts it; \
+                 by hand: {}",
+                Manager::Systemd.start_command(&units)
+            ))
         }
-        if !report.running {
-            return Ok(report);
-        }
-        sleep(BEAT);
-        report = status(global, &root)?;
+        Some(hold) => say(&held(hold)),
+        None => Ok(()),
     }
 }
 
-/// Asks how it goes; an agent that is just being restarted is waited for, since it goes on by itself.
-fn status(global: &Global, root: &Option<String>) -> Result<RollbackReport, CliError> {
-    let end = Instant::now() + ABSENCE;
-    loop {
-        let request = Request::RollbackStatus { root: root.clone() };
-        let name = request.name();
-        match global.ask(&request) {
-            Ok(Reply::Rollback(report)) => return Ok(*report),
-            Ok(_) => return Err(ClientError::OtherAnswer { request: name }.into()),
-            Err(CliError::Client(error)) if error.exit() == Exit::Unreachable && Instant::now() < end => {
-                sleep(BEAT);
+/// Has the agent roll back, and follows that.
+pub struct Follow<'a> {
+    pub global: &'a Global,
+    pub interrupt: &'a Interrupt,
+    pub limit: Duration,
+}
+
+impl Follow<'_> {
+    /// Asks for a rollback and follows it to its end.
+    pub fn carry_out(
+        &self,
+        root: &Path,
+        allowed: Allowed,
+        say: &mut Say<'_>,
+    ) -> Result<RollbackReport, CliError> {
+        let Allowed { lazy, force } = allowed;
+        let root = root.to_string_lossy().into_owned();
+        let request = Request::Rollback { root: Some(root), lazy, force };
+        let mut report = expect_reply!(self.global, request, Reply::Rollback(report) => *report);
+        let root = report.root.clone();
+        let start = Instant::now();
+        let (mut shown, mut waited, mut told) = (0, false, start);
+        loop {
+            // An agent that was restarted begins its list anew.
+            shown = shown.min(report.steps.len());
+            for step in &report.steps[shown..] {
+                let pool = step.pool.as_deref();
+                let pool = pool.map_or_else(|| "Incus's own".to_owned(), |pool| format!("pool {pool}"));
+                say(&format!("{}: {}", safe(&pool), safe(&step.to_string())))?;
+                told = Instant::now();
             }
-            Err(error) => return Err(error),
+            shown = report.steps.len();
+            if report.waiting_for > 0 && !waited {
+                waited = true;
+                let count = report.waiting_for;
+                say(&format!("{count} superblocks are unmounted everywhere; waiting for their end"))?;
+            }
+            if !report.running {
+                return Ok(report);
+            }
+            let (passed, limit) = (start.elapsed(), self.limit);
+            if passed >= limit {
+                return Err(NodeError::Overdue { what: "the rollback", limit, next: next(&root) }.into());
+            }
+            if told.elapsed() >= EVERY {
+                told = Instant::now();
+                let (passed, limit) = (passed.as_secs(), limit.as_secs());
+                say(&format!("rolling back: {passed} s of at most {limit} s (Ctrl-C: the agent goes on)"))?;
+            }
+            if self.interrupt.sleep(BEAT) {
+                let doing = "following the rollback";
+                return Err(NodeError::Interrupted { doing, next: next(&root) }.into());
+            }
+            report = self.status(&root)?;
         }
     }
+
+    /// Asks how it goes; an agent that is just being restarted is waited for, since it goes on by itself.
+    fn status(&self, root: &str) -> Result<RollbackReport, CliError> {
+        let end = Instant::now() + ABSENCE;
+        loop {
+            let request = Request::RollbackStatus { root: Some(root.to_owned()) };
+            let name = request.name();
+            match self.global.ask(&request) {
+                Ok(Reply::Rollback(report)) => return Ok(*report),
+                Ok(_) => return Err(ClientError::OtherAnswer { request: name }.into()),
+                Err(CliError::Client(error)) if error.exit() == Exit::Unreachable && Instant::now() < end => {
+                    if self.interrupt.sleep(BEAT) {
+                        let doing = "waiting for the agent";
+                        return Err(NodeError::Interrupted { doing, next: next(root) }.into());
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+fn next(root: &str) -> String {
+    format!(
+        "the agent goes on with it, and Incus is kept from starting where that was said above: guardctl rollback \
+         --root {root} follows it"
+    )
 }
 
 /// Whether nothing is left, as kernel and state machine say.
@@ -114,6 +215,12 @@ pub fn verdict(report: &RollbackReport) -> String {
         return format!("{root}: no rollback has run; the node is {}\n", report.state);
     };
     let mut text = String::new();
+    if !outcome.guests.is_empty() {
+        text.push_str(&format!("{root}: nothing was unmounted: guests use its pools\n"));
+    }
+    for guest in &outcome.guests {
+        text.push_str(&format!("  in use: {}\n", safe(&guest.to_string())));
+    }
     if outcome.is_complete() {
         text.push_str(&format!("{root}: every superblock is gone; the node is {}\n", report.state));
     } else {
@@ -168,6 +275,7 @@ mod tests {
             steps: vec![step],
             waiting_for: 0,
             outcome,
+            refusal: None,
         }
     }
 
@@ -193,7 +301,7 @@ mod tests {
             holders: vec![holder],
             fix: "end process 42".to_owned(),
         };
-        let outcome = RollbackOutcome { steps: Vec::new(), remaining: vec![remaining], problems: Vec::new() };
+        let outcome = RollbackOutcome { remaining: vec![remaining], ..RollbackOutcome::default() };
         let report = report(Some(outcome));
         let text = verdict(&report);
         for part in

@@ -6,21 +6,28 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Serialize;
 
 use super::node::{self, Node, NodeError};
+use super::rollback::{self, Follow};
+use super::stop::{self, Say, Stop, StopArgs};
 use super::text::safe;
-use super::{CliError, Global, expect_reply, rollback, text, write_json};
+use super::{CliError, Global, expect_reply, parse_duration, text, write_json};
 use crate::control::report::{PoolReport, RollbackReport};
 use crate::control::{Reply, Request};
 use crate::exit::Exit;
 use crate::incus;
 use crate::join::Daemon;
-use crate::rollback::UnmountOutcome;
 use crate::rollback::helper::{Helper, UnmountArgs};
-use crate::wipe::{self, Census, Deleted, InTheWay, MountsBelow, OwnMount, Root, stop};
-use crate::{roots, systemd};
+use crate::rollback::{Allowed, UnmountOutcome};
+use crate::roots;
+use crate::service::Manager;
+use crate::wait::Interrupt;
+use crate::wipe::instances::Instance;
+use crate::wipe::local_pools::{self, LocalPool};
+use crate::wipe::{self, Census, Deleted, InTheWay, MountsBelow, OwnMount, Root};
 
 #[derive(Debug, clap::Args)]
 pub struct WipeArgs {
@@ -36,14 +43,22 @@ pub struct WipeArgs {
     /// Detach pools that are busy. Their superblocks must be gone all the same before anything is deleted.
     #[arg(long)]
     pub lazy: bool,
+    /// Delete images of local pools too, and the database that knows local ZFS and LVM pools.
+    #[arg(long)]
+    pub despite_local_pools: bool,
+    #[command(flatten)]
+    pub stop: StopArgs,
+    /// How long to follow a rollback, which goes on in the agent afterwards.
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_duration)]
+    pub wait: Duration,
 }
 
 /// What would be done.
 #[derive(Debug, Serialize)]
 pub struct Plan {
     pub root: PathBuf,
-    /// The units that would be stopped.
-    pub units: Vec<String>,
+    /// What would be stopped: the daemon's unit with its sockets, or its process.
+    pub unit: Option<String>,
     pub daemon: Daemon,
     /// Pools that would be rolled back.
     pub pools: Vec<String>,
@@ -59,8 +74,10 @@ pub struct Plan {
 pub enum Obstacle {
     /// A mount that is neither a pool nor Incus's own.
     Mount(InTheWay),
-    /// A process of an instance.
-    Instance { pid: u32, command: String },
+    /// An instance runs.
+    Instance(Instance),
+    /// A local pool that no mount shows.
+    LocalPool(LocalPool),
 }
 
 /// What was done.
@@ -70,6 +87,8 @@ pub struct Done {
     pub rollback: Option<RollbackReport>,
     pub unmounted: Vec<PathBuf>,
     pub deleted: Deleted,
+    /// What was started again.
+    pub started: Vec<String>,
 }
 
 /// Shows the plan, or carries it out.
@@ -99,12 +118,17 @@ fn plan(global: &Global, node: &Node) -> Result<Plan, CliError> {
     let is_pool = |mount: &InTheWay| pools.iter().any(|pool| pool.device == mount.device);
     let mut obstacles: Vec<Obstacle> =
         in_the_way.into_iter().filter(|mount| !is_pool(mount)).map(Obstacle::Mount).collect();
-    let instances = instances(node)?.into_iter();
-    obstacles.extend(instances.map(|(pid, command)| Obstacle::Instance { pid, command }));
     let ticks = crate::events::process::ticks_per_second();
+    let daemon = incus::sight(&node.incus, &snapshot, ticks).daemon;
+    let pid = match &daemon {
+        Daemon::Running { incarnation, .. } => Some(incarnation.pid),
+        Daemon::Stopped | Daemon::Unknown => None,
+    };
+    obstacles.extend(stop::instances(node, pid)?.into_iter().map(Obstacle::Instance));
+    obstacles.extend(local_pools(node)?.into_iter().map(Obstacle::LocalPool));
     Ok(Plan {
-        units: if systemd::manages_host() { stop::units(&node.unit) } else { Vec::new() },
-        daemon: incus::sight(&node.incus, &snapshot, ticks).daemon,
+        unit: (Manager::of_host() == Manager::Systemd).then(|| node.unit.clone()),
+        daemon,
         pools: pools.iter().map(|pool| format!("{} at {}", pool.name, pool.mountpoints.join(", "))).collect(),
         unmounts: own,
         obstacles,
@@ -121,21 +145,21 @@ fn pools(global: &Global, node: &Node) -> Result<Vec<PoolReport>, CliError> {
         .collect())
 }
 
-fn instances(node: &Node) -> Result<Vec<(u32, String)>, NodeError> {
-    let operation = "list the processes in /proc";
-    stop::instances(Path::new("/proc"), &node.root).map_err(|source| NodeError::Io { operation, source })
+fn local_pools(node: &Node) -> Result<Vec<LocalPool>, NodeError> {
+    let snapshot = node::mount_table()?;
+    let found = local_pools::find(&node.root, &snapshot, Path::new("/proc"), Path::new("/sys"));
+    found.map_err(|source| NodeError::Io { operation: "look for local pools", source })
 }
 
 fn render(plan: &Plan) -> String {
     let root = safe(&plan.root.display().to_string());
     let mut text = format!("guardctl wipe --yes would empty {root}:\n");
     let running = if matches!(plan.daemon, Daemon::Stopped) { "Incus does not run" } else { "Incus runs" };
-    let units = if plan.units.is_empty() {
-        "SIGTERM to incusd".to_owned()
-    } else {
-        format!("stop {}", plan.units.join(", "))
+    let stop = match &plan.unit {
+        Some(unit) => format!("keep {unit} from starting, stop it and its sockets"),
+        None => "SIGTERM to incusd".to_owned(),
     };
-    text.push_str(&format!("  1. {units} ({running})\n"));
+    text.push_str(&format!("  1. {stop} ({running})\n"));
     let or_none = |list: Vec<String>| if list.is_empty() { "none".to_owned() } else { list.join("; ") };
     text.push_str(&format!(
         "  2. roll back pools: {}\n",
@@ -175,8 +199,12 @@ fn render(plan: &Plan) -> String {
                 safe(&mount.fs_type),
                 safe(&mount.source)
             ),
-            Obstacle::Instance { pid, command } => {
-                format!("IN THE WAY: an instance runs (process {pid}: {}): stop it\n", safe(command))
+            Obstacle::Instance(instance) => format!(
+                "IN THE WAY: {}: stop it (incus stop NAME), or let this command stop all: --stop-instances\n",
+                safe(&instance.to_string())
+            ),
+            Obstacle::LocalPool(pool) => {
+                format!("IN THE WAY: {}\n  fix: {}\n", safe(&pool.describe()), safe(&pool.fix()))
             }
         });
     }
@@ -193,50 +221,71 @@ fn size(bytes: u64) -> String {
 }
 
 fn wipe(global: &Global, args: &WipeArgs, node: &Node, out: &mut impl Write) -> Result<Exit, CliError> {
+    let interrupt = Interrupt::catch()?;
     let mut say = |line: &str| if global.json { Ok(()) } else { Ok(writeln!(out, "{line}")?) };
-    let running = instances(node)?;
-    if !running.is_empty() {
-        let processes = running.into_iter().map(|(pid, command)| format!("{pid}: {command}")).collect();
-        return Err(NodeError::Instances { root: node.root.clone(), processes }.into());
-    }
-    node::stop_incus(node, &mut say)?;
+    let stop = Stop { node, args: &args.stop, interrupt: &interrupt };
+    may_wipe(global, args, node)?;
+    let hold = stop.stop(&mut say)?.hold;
     let mut done = Done { root: node.root.clone(), ..Done::default() };
     if !pools(global, node)?.is_empty() {
-        let root = Some(node.root.to_string_lossy().into_owned());
-        let report = rollback::carry_out(global, root, args.lazy, &mut say)?;
+        let follow = Follow { global, interrupt: &interrupt, limit: args.wait };
+        let allowed = Allowed { lazy: args.lazy, force: false };
+        let report = follow.carry_out(&node.root, allowed, &mut say)?;
         let released = rollback::is_released(&report);
-        let verdict = rollback::verdict(&report);
+        say(rollback::verdict(&report).trim_end())?;
         done.rollback = Some(report);
         if !released {
-            say(verdict.trim_end())?;
             say("nothing was deleted: first the pools must be gone")?;
+            hold.iter().try_for_each(|hold| say(&stop::held(hold)))?;
             return finish(global, &done, None, out);
         }
-        say(verdict.trim_end())?;
     }
-    done.unmounted = unmount_own(node, &mut say)?;
+    let result = empty(node, &interrupt, &mut done, &mut say);
+    // An empty directory is a fresh node's: there is nothing that Incus could mount.
+    if result.is_ok() && done.deleted.failed == 0 {
+        if let Some(hold) = &hold {
+            stop.lift(hold, &mut say)?;
+            done.started = stop.start(&hold.ran, &mut say)?;
+        }
+    } else {
+        hold.iter().try_for_each(|hold| say(&stop::held(hold)))?;
+    }
+    finish(global, &done, result.err(), out)
+}
+
+/// Asked before anything is stopped.
+fn may_wipe(global: &Global, args: &WipeArgs, node: &Node) -> Result<(), CliError> {
+    let running = stop::instances(node, None)?;
+    if !running.is_empty() && !args.stop.stop_instances {
+        return Err(NodeError::instances(node, &running).into());
+    }
+    let local = local_pools(node)?;
+    if !local.is_empty() && !args.despite_local_pools {
+        let pools = local.iter().map(|pool| format!("{} (fix: {})", pool.describe(), pool.fix())).collect();
+        return Err(NodeError::LocalPools { root: node.root.clone(), pools }.into());
+    }
+    if !pools(global, node)?.is_empty() {
+        rollback::ask(global, &node.root)?;
+    }
+    Ok(())
+}
+
+fn empty(node: &Node, interrupt: &Interrupt, done: &mut Done, say: &mut Say<'_>) -> Result<(), CliError> {
+    done.unmounted = unmount_own(node, say)?;
     let snapshot = node::mount_table()?;
     if let Some(mount) = wipe::below(&snapshot, &node.root).in_the_way.first() {
-        return finish(
-            global,
-            &done,
-            Some(wipe::WipeError::Mountpoint { path: mount.mountpoint.clone() }),
-            out,
-        );
+        return Err(wipe::WipeError::Mountpoint { path: mount.mountpoint.clone() }.into());
     }
     let root = Root::open(&node.root)?;
     let (deleted, result) = wipe::delete(&root, &mut |so_far| {
         let count = so_far.files + so_far.directories;
-        say(&format!("{count} deleted …")).is_ok()
+        say(&format!("{count} deleted …")).is_ok() && !interrupt.came()
     });
     done.deleted = deleted;
-    finish(global, &done, result.err(), out)
+    Ok(result?)
 }
 
-fn unmount_own(
-    node: &Node,
-    say: &mut dyn FnMut(&str) -> Result<(), CliError>,
-) -> Result<Vec<PathBuf>, CliError> {
+fn unmount_own(node: &Node, say: &mut Say<'_>) -> Result<Vec<PathBuf>, CliError> {
     let helper = Helper::this_program();
     let limit = crate::rollback::Limits::default().unmount;
     let mut unmounted = Vec::new();
@@ -258,7 +307,7 @@ fn unmount_own(
 fn finish(
     global: &Global,
     done: &Done,
-    error: Option<wipe::WipeError>,
+    error: Option<CliError>,
     out: &mut impl Write,
 ) -> Result<Exit, CliError> {
     let released = done.rollback.as_ref().is_none_or(rollback::is_released);
@@ -279,7 +328,7 @@ fn finish(
         }
     }
     match error {
-        Some(error) => Err(error.into()),
+        Some(error) => Err(error),
         None if released && done.deleted.failed == 0 => Ok(Exit::Ok),
         None => Ok(Exit::Failure),
     }
@@ -301,7 +350,7 @@ mod tests {
         };
         let plan = Plan {
             root: PathBuf::from("/var/lib/incus"),
-            units: stop::units("incus.service"),
+            unit: Some("incus.service".to_owned()),
             daemon: Daemon::Stopped,
             pools: vec!["shared at /var/lib/incus/storage-pools/shared".to_owned()],
             unmounts: vec![OwnMount {
@@ -320,7 +369,7 @@ mod tests {
         };
         let text = render(&plan);
         for part in [
-            "1. stop incus.socket",
+            "1. keep incus.service from starting, stop it and its sockets (Incus does not run)",
             "2. roll back pools: shared at",
             "3. unmount Incus's own: /var/lib/incus/devices (tmpfs)",
             "4. delete 3 files and 1 directories, 5.0 MiB",

@@ -73,6 +73,9 @@ pub enum Request {
         /// Detaches what is busy.
         #[serde(default)]
         lazy: bool,
+        /// Unmounts also from under guests.
+        #[serde(default)]
+        force: bool,
     },
     /// How the last rollback of a node goes, or went.
     RollbackStatus {
@@ -276,7 +279,7 @@ mod tests {
             Request::LeaseRevoke { id: "r-1".to_owned() },
             Request::PolicyReload,
             Request::History { root: Some("/a".to_owned()) },
-            Request::Rollback { root: Some("/a".to_owned()), lazy: true },
+            Request::Rollback { root: Some("/a".to_owned()), lazy: true, force: true },
             Request::RollbackStatus { root: None },
             Request::JoinPrepare { root: None },
             Request::JoinCommandEnded { root: None },

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use guard_common::{Counter, Mode};
 use serde::{Deserialize, Serialize};
 
+use super::refusal::RefusalReport;
 use crate::audit::record::{LeaseKind, ModeCause};
 use crate::events::{Name, Time};
 use crate::join::Evidence;
@@ -214,6 +215,9 @@ pub struct RollbackReport {
     pub waiting_for: usize,
     /// How it ended.
     pub outcome: Option<RollbackOutcome>,
+    /// Why the node's state would refuse one now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refusal: Option<RefusalReport>,
 }
 
 /// `decisions = emitted + aggregated + lost`.

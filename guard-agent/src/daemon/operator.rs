@@ -12,7 +12,7 @@ use crate::control::{Peer, Refusal, Reply};
 use crate::join::{Daemon, Event, JoinSeen, State};
 use crate::mounts::MountWatch;
 use crate::policy::OnJoinFailure;
-use crate::rollback::{RollbackOutcome, Target};
+use crate::rollback::{Allowed, RollbackOutcome, Target};
 
 /// How long what was prepared may let wait for itself. Afterwards evidence alone decides.
 const PREPARATION: Duration = Duration::from_secs(600);
@@ -22,7 +22,7 @@ impl Owner {
     pub(super) fn roll_back(
         &mut self,
         root: Option<&str>,
-        lazy: bool,
+        allowed: Allowed,
         peer: &Peer,
         mounts: &MountWatch,
     ) -> Result<Reply, Refusal> {
@@ -35,10 +35,10 @@ impl Owner {
             return Err(Refusal::NodeState { root: root.display().to_string(), refusal });
         }
         may_begin(&root, self.daemon_of(&root))?;
-        self.nodes.rollbacks.set_lazy(&root, lazy);
+        self.nodes.rollbacks.allow(&root, allowed);
         let asked = self.ask_node(&root, Event::RollbackAsked { by: format!("uid {}", peer.uid) }, mounts);
         if asked.is_err() {
-            self.nodes.rollbacks.set_lazy(&root, false);
+            self.nodes.rollbacks.allow_nothing(&root);
         }
         asked?;
         self.rollback_status(&root)
@@ -52,6 +52,9 @@ impl Owner {
     fn rollback_status(&self, root: &Path) -> Result<Reply, Refusal> {
         let state = self.nodes.of(root).map_or(&State::Released, Node::state);
         let last = self.nodes.rollbacks.of(root).cloned().unwrap_or_default();
+        let refusal = self.nodes.of(root).and_then(|node| node.may_roll_back().err());
+        let refusal =
+            refusal.map(|refusal| Refusal::NodeState { root: root.display().to_string(), refusal }.report());
         Ok(Reply::Rollback(Box::new(RollbackReport {
             root: root.display().to_string(),
             state: state.name().to_owned(),
@@ -60,6 +63,7 @@ impl Owner {
             steps: last.steps,
             waiting_for: last.waiting_for,
             outcome: last.outcome,
+            refusal,
         })))
     }
 
@@ -209,6 +213,9 @@ fn log_outcome(root: &Path, outcome: &RollbackOutcome) {
     }
     for problem in &outcome.problems {
         tracing::error!(%root, problem, "rollback");
+    }
+    for guest in &outcome.guests {
+        tracing::warn!(%root, %guest, "rollback: nothing was unmounted, since a guest uses a pool");
     }
     for remaining in &outcome.remaining {
         let (pool, fix) = (&remaining.pool, &remaining.fix);

@@ -12,6 +12,7 @@ use crate::audit::{Body, Place};
 use crate::control::pool_name::{PoolAddress, find_pool};
 use crate::control::{Command, Peer, Refusal, Reply, Request};
 use crate::mounts::MountWatch;
+use crate::rollback::Allowed;
 
 impl Owner {
     /// Answers one request.
@@ -55,7 +56,9 @@ impl Owner {
                     }),
                 }
             }
-            Request::Rollback { root, lazy } => self.roll_back(root.as_deref(), lazy, peer, mounts),
+            Request::Rollback { root, lazy, force } => {
+                self.roll_back(root.as_deref(), Allowed { lazy, force }, peer, mounts)
+            }
             Request::RollbackStatus { root } => self.rollback_status_of(root.as_deref()),
             Request::JoinPrepare { root } => self.prepare_join(root.as_deref(), mounts),
             Request::JoinCommandEnded { root } => self.end_preparation(root.as_deref(), mounts),

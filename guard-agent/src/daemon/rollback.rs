@@ -3,7 +3,7 @@
 //! The state machine knows that a rollback runs, and its journal says so; a thread that dies with its agent is begun
 //! anew by the next one. Unmounting twice does no harm.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use crate::control::Refusal;
 use crate::join::{Daemon, State};
 use crate::rollback::helper::Helper;
-use crate::rollback::{Limits, LiveHost, Progress, RollbackOutcome, StepReport, Target, run};
+use crate::rollback::{Allowed, Limits, LiveHost, Progress, RollbackOutcome, StepReport, Target, run};
 
 /// All rollbacks that this agent has begun, by the node's root.
 #[derive(Debug)]
@@ -22,8 +22,8 @@ pub struct Rollbacks {
     sender: UnboundedSender<Happening>,
     map_directory: PathBuf,
     by_root: BTreeMap<PathBuf, Rollback>,
-    /// Roots for which the next rollback is to detach what is busy.
-    lazy: BTreeSet<PathBuf>,
+    /// What is allowed to the next rollback of a root. Nothing to one that begins by itself, or goes on after a restart.
+    allowed: BTreeMap<PathBuf, Allowed>,
 }
 
 /// The last rollback of a node.
@@ -56,16 +56,17 @@ impl Rollbacks {
     /// With the directory of the pinned maps. The other end is for the owner's loop.
     pub fn new(map_directory: PathBuf) -> (Self, UnboundedReceiver<Happening>) {
         let (sender, happenings) = unbounded_channel();
-        (Self { sender, map_directory, by_root: BTreeMap::new(), lazy: BTreeSet::new() }, happenings)
+        (Self { sender, map_directory, by_root: BTreeMap::new(), allowed: BTreeMap::new() }, happenings)
     }
 
-    /// How the next one of a node is to be done.
-    pub fn set_lazy(&mut self, root: &Path, lazy: bool) {
-        if lazy {
-            self.lazy.insert(root.to_owned());
-        } else {
-            self.lazy.remove(root);
-        }
+    /// What is allowed to the next one of a node.
+    pub fn allow(&mut self, root: &Path, allowed: Allowed) {
+        self.allowed.insert(root.to_owned(), allowed);
+    }
+
+    /// The next one of a node is allowed nothing.
+    pub fn allow_nothing(&mut self, root: &Path) {
+        self.allowed.remove(root);
     }
 
     /// The last one of a node.
@@ -76,7 +77,7 @@ impl Rollbacks {
     /// Begins one of a node. `path` is its root with links followed, as the mount table has it. It ends with
     /// [`What::Ended`], whatever happens to its thread.
     pub fn start(&mut self, root: &Path, path: PathBuf, targets: Vec<Target>) -> io::Result<()> {
-        let lazy = self.lazy.remove(root);
+        let allowed = self.allowed.remove(root).unwrap_or_default();
         let (sender, map_directory, name) =
             (self.sender.clone(), self.map_directory.clone(), root.to_owned());
         std::thread::Builder::new().name("rollback".to_owned()).spawn(move || {
@@ -84,12 +85,13 @@ impl Rollbacks {
             let tell = |what| drop(sender.send(Happening { root: name.clone(), what }));
             let work = || {
                 let mut host = LiveHost::new(map_directory, Helper::this_program(), Limits::default());
-                run(&mut host, &targets, &path, lazy, &mut |progress| tell(What::Progress(progress)))
+                run(&mut host, &targets, &path, allowed, &mut |progress| tell(What::Progress(progress)))
             };
             let died = |_| RollbackOutcome::unknown(&targets, "the rollback's thread has panicked");
             tell(What::Ended(catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(died)));
         })?;
-        self.by_root.insert(root.to_owned(), Rollback { running: true, lazy, ..Rollback::default() });
+        self.by_root
+            .insert(root.to_owned(), Rollback { running: true, lazy: allowed.lazy, ..Rollback::default() });
         Ok(())
     }
 
@@ -110,10 +112,12 @@ impl Rollbacks {
 
 /// How long after a rollback that left something the next one begins by itself.
 pub const AGAIN: Duration = Duration::from_secs(60);
+/// The same where guests were in the way: those end by an operator's hand. Each attempt is written to the node's history.
+pub const AGAIN_WITH_GUESTS: Duration = Duration::from_secs(900);
 
 /// Whether the policy `on_join_failure = "rollback"` begins one now. Only for a join that has failed for certain: a
 /// member whose cluster is out of reach looks like a join that broke off late (`join-partial`). And only while the
-/// daemon is certainly stopped: a running one takes its pools for mounted.
+/// daemon is certainly stopped: a running one takes its pools for mounted. It never takes a pool from under a guest.
 pub fn begins_by_itself(
     state: &State,
     daemon: &Daemon,
@@ -121,7 +125,10 @@ pub fn begins_by_itself(
     last: Option<&Rollback>,
     now: Instant,
 ) -> bool {
-    let waits = last.is_some_and(|last| last.running || last.ended.is_some_and(|ended| now < ended + AGAIN));
+    let has_guests =
+        |last: &Rollback| last.outcome.as_ref().is_some_and(|outcome| !outcome.guests.is_empty());
+    let pause = if last.is_some_and(has_guests) { AGAIN_WITH_GUESTS } else { AGAIN };
+    let waits = last.is_some_and(|last| last.running || last.ended.is_some_and(|ended| now < ended + pause));
     *state == State::JoinFailed && *daemon == Daemon::Stopped && has_pools && !waits
 }
 
@@ -140,6 +147,7 @@ pub fn may_begin(root: &Path, daemon: &Daemon) -> Result<(), Refusal> {
 mod tests {
     use super::*;
     use crate::join::{Incarnation, Kept};
+    use crate::rollback::Guest;
 
     #[test]
     fn a_rollback_begins_by_itself_only_when_that_is_certain() {
@@ -168,9 +176,31 @@ mod tests {
             |last: &Rollback| begins_by_itself(&State::JoinFailed, &Daemon::Stopped, true, Some(last), now);
         assert!(!again(&left(now)));
         assert!(now.checked_sub(AGAIN).is_none_or(|long_ago| again(&left(long_ago))));
+        let guest = Guest {
+            pool: "p".to_owned(),
+            namespace: 9,
+            pid: 77,
+            name: "c1".to_owned(),
+            mountpoint: "/data".to_owned(),
+        };
+        let outcome = RollbackOutcome { guests: vec![guest], ..RollbackOutcome::default() };
+        let in_use = |ended| Rollback { outcome: Some(outcome.clone()), ..left(ended) };
+        assert!(now.checked_sub(AGAIN).is_none_or(|long_ago| !again(&in_use(long_ago))));
         assert!(!again(&Rollback { running: true, ..Rollback::default() }));
         assert!(may_begin(Path::new("/x"), &running).is_err());
         assert!(may_begin(Path::new("/x"), &Daemon::Unknown).is_ok());
+    }
+
+    #[test]
+    fn what_is_allowed_is_allowed_once() {
+        let (mut rollbacks, _happenings) = Rollbacks::new(PathBuf::from("/nonexistent"));
+        let root = Path::new("/var/lib/incus");
+        rollbacks.allow(root, Allowed { lazy: true, force: true });
+        rollbacks.start(root, root.to_owned(), Vec::new()).unwrap();
+        assert!(rollbacks.of(root).unwrap().lazy && rollbacks.allowed.is_empty());
+        // The next one, which policy or a restarted agent begins.
+        rollbacks.start(root, root.to_owned(), Vec::new()).unwrap();
+        assert!(!rollbacks.of(root).unwrap().lazy);
     }
 
     #[tokio::test]

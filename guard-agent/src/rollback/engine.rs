@@ -4,10 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use super::guests::guests;
 use super::holders::{Holder, Wanted};
 use super::namespaces::NamespaceTable;
 use super::plan::{Obstacle, Step, StepKind, Target, UnmountPlan, plan};
-use super::report::{MountPlace, Remaining, RollbackOutcome, StepReport, UnmountOutcome, describe, fix};
+use super::report::{
+    MountPlace, Remaining, RollbackOutcome, StepReport, UnmountOutcome, describe, fix, fix_guest,
+};
 use crate::audit::record::device_text;
 
 /// The machine.
@@ -20,8 +23,19 @@ pub trait Host {
     fn unmount(&mut self, step: &Step, lazy: bool) -> UnmountOutcome;
     /// Who uses these superblocks.
     fn holders(&mut self, wanted: &[Wanted]) -> Result<Vec<Holder>, String>;
+    /// Name of the container that a process belongs to, or of the process.
+    fn name(&mut self, pid: u32) -> String;
     /// Waits, bounded, until none of these is alive. Returns those that still are.
     fn wait_for_end(&mut self, generations: &BTreeSet<u64>) -> Result<BTreeSet<u64>, String>;
+}
+
+/// What an operator allows. Nothing of it unless he says so.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Allowed {
+    /// What is busy is detached.
+    pub lazy: bool,
+    /// What goes may go from under a guest, which then writes into the directory below.
+    pub force: bool,
 }
 
 /// How long each part may take.
@@ -53,12 +67,12 @@ pub enum Progress {
 /// mounts as fast as we unmount is not to be raced for ever.
 const ROUNDS: usize = 16;
 
-/// Unmounts all mounts of the targets, and says what remains. `lazy`: what is busy is detached.
+/// Unmounts all mounts of the targets, and says what remains.
 pub fn run(
     host: &mut impl Host,
     targets: &[Target],
     root: &Path,
-    lazy: bool,
+    allowed: Allowed,
     progress: &mut dyn FnMut(Progress),
 ) -> RollbackOutcome {
     let mut engine = Engine {
@@ -72,7 +86,7 @@ pub fn run(
         timed_out: BTreeSet::new(),
         stuck: BTreeSet::new(),
     };
-    if let Err(problem) = engine.unmount_all(lazy) {
+    if let Err(problem) = engine.unmount_all(allowed) {
         engine.outcome.problems.push(problem);
     }
     engine.judge();
@@ -95,13 +109,32 @@ struct Engine<'a, H> {
 }
 
 impl<H: Host> Engine<'_, H> {
-    fn unmount_all(&mut self, lazy: bool) -> Result<(), String> {
+    fn unmount_all(&mut self, allowed: Allowed) -> Result<(), String> {
+        if !allowed.force {
+            self.outcome.guests = self.find_guests()?;
+            if !self.outcome.guests.is_empty() {
+                return Ok(());
+            }
+        }
         let busy = self.rounds(false)?;
-        if busy && lazy {
+        if busy && allowed.lazy {
             self.held = self.find_holders();
             self.rounds(true)?;
         }
         Ok(())
+    }
+
+    fn find_guests(&mut self) -> Result<Vec<super::guests::Guest>, String> {
+        let live = self.live_targets()?;
+        if live.is_empty() {
+            return Ok(Vec::new());
+        }
+        let tables = self.host.tables()?;
+        // A number that has passed to another superblock between the two looks is no target's any more.
+        let still = self.host.alive()?;
+        let live: Vec<Target> =
+            live.into_iter().filter(|target| still.contains(&target.generation)).collect();
+        Ok(guests(&tables, &live, self.root, &mut |pid| self.host.name(pid)))
     }
 
     /// Whether something was busy in the last round.
@@ -196,12 +229,21 @@ impl<H: Host> Engine<'_, H> {
             }
         }
         let obstacles = plan(&tables, &live, self.root).obstacles;
+        let guests = self.outcome.guests.clone();
         self.outcome.remaining = live
             .iter()
             .map(|target| {
                 let holders =
                     holders.iter().filter(|holder| holder.generation == target.generation).cloned().collect();
-                remaining(target, &tables, &obstacles, holders, self.timed_out.contains(&target.generation))
+                let timed_out = self.timed_out.contains(&target.generation);
+                let mut remaining = remaining(target, &tables, &obstacles, holders, timed_out);
+                if let Some(guest) = guests.iter().find(|guest| guest.pool == target.name) {
+                    remaining.fix = fix_guest(guest);
+                } else if !guests.is_empty() {
+                    remaining.fix =
+                        "nothing was unmounted, since another pool is in use: see there".to_owned();
+                }
+                remaining
             })
             .collect();
     }

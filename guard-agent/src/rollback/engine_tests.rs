@@ -59,7 +59,13 @@ impl Machine {
 
     fn roll_back(&mut self, lazy: bool) -> RollbackOutcome {
         let targets = self.targets();
-        run(self, &targets, Path::new(ROOT), lazy, &mut |_| {})
+        self.roll_back_as(Allowed { lazy, force: true }, &targets)
+    }
+}
+
+impl Machine {
+    fn roll_back_as(&mut self, allowed: Allowed, targets: &[Target]) -> RollbackOutcome {
+        run(self, targets, Path::new(ROOT), allowed, &mut |_| {})
     }
 }
 
@@ -125,6 +131,10 @@ impl Host for Machine {
             via: via.clone(),
         };
         Ok(wanted.iter().filter(uses).map(holder).collect())
+    }
+
+    fn name(&mut self, pid: u32) -> String {
+        format!("c{pid}")
     }
 
     fn wait_for_end(&mut self, generations: &BTreeSet<u64>) -> Result<BTreeSet<u64>, String> {

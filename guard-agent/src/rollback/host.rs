@@ -11,6 +11,7 @@ use guard_common::PoolEntry;
 use guard_common::names::map;
 
 use super::engine::{Host, Limits};
+use super::guests::container_of;
 use super::helper::{Helper, HelperError, UnmountArgs};
 use super::holders::{Holder, Wanted};
 use super::namespaces::{self, NamespaceTable};
@@ -67,6 +68,14 @@ impl Host for LiveHost {
 
     fn holders(&mut self, wanted: &[Wanted]) -> Result<Vec<Holder>, String> {
         self.helper.holders(wanted, self.limits.holders).map_err(|error| chain(&error))?
+    }
+
+    fn name(&mut self, pid: u32) -> String {
+        let read = |file: &str| {
+            let text = std::fs::read(format!("{PROC}/{pid}/{file}")).unwrap_or_default();
+            String::from_utf8_lossy(&text).trim_end().to_owned()
+        };
+        container_of(&read("cgroup")).map_or_else(|| read("comm"), str::to_owned)
     }
 
     fn wait_for_end(&mut self, generations: &BTreeSet<u64>) -> Result<BTreeSet<u64>, String> {

@@ -2,13 +2,15 @@
 //!
 //! `plan` decides what may be unmounted in which order, and what is in the way (pure); `engine` goes round: look,
 //! plan, unmount, look again, and at the end says what remains and who holds it (pure but for what its [`Host`]
-//! does); `report` is what people get to read (pure). `namespaces` reads the mount tables, `holders` finds the
-//! processes, `helper` is the child process in which everything happens that may block, `host` puts them together.
+//! does); `guests` tells who has a view of their own (pure); `report` is what people get to read (pure). `namespaces`
+//! reads the mount tables, `holders` finds the processes, `helper` is the child process in which everything happens
+//! that may block, `host` puts them together.
 //!
 //! Nothing here touches a pool: with its servers gone even a stat blocks for ever. Mount tables and links below
 //! `/proc` are read, and umount2(2) is called, in a child that is given up when it takes too long.
 
 mod engine;
+pub mod guests;
 pub mod helper;
 mod holders;
 mod host;
@@ -16,7 +18,8 @@ mod namespaces;
 mod plan;
 mod report;
 
-pub use engine::{Host, Limits, Progress, run};
+pub use engine::{Allowed, Host, Limits, Progress, run};
+pub use guests::Guest;
 pub use holders::{Holder, Via};
 pub use host::LiveHost;
 pub use namespaces::{NamespaceError, NamespaceTable, all as all_namespaces};

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::guests::Guest;
 use super::{Holder, Obstacle, Target};
 use crate::audit::record::device_text;
 
@@ -114,6 +115,9 @@ pub struct RollbackOutcome {
     pub steps: Vec<StepReport>,
     /// Empty: nothing is left, as the kernel has said.
     pub remaining: Vec<Remaining>,
+    /// Guests that have a pool mounted. Where there are some, nothing was unmounted.
+    #[serde(default)]
+    pub guests: Vec<Guest>,
     /// What could not even be looked at.
     pub problems: Vec<String>,
 }
@@ -136,7 +140,7 @@ impl RollbackOutcome {
             fix: "see the agent's log (journalctl -u guard-agent), then guardctl rollback again".to_owned(),
         };
         let (remaining, problems) = (targets.iter().map(remains).collect(), vec![problem.to_owned()]);
-        Self { steps: Vec::new(), remaining, problems }
+        Self { remaining, problems, ..Self::default() }
     }
 }
 
@@ -152,6 +156,15 @@ pub(super) fn describe(obstacle: &Obstacle) -> String {
             format!("{mountpoint} is hidden by {fs_type} at {by}, which is not Incus's: it was not touched")
         }
     }
+}
+
+/// What an operator can do about a guest.
+pub(super) fn fix_guest(guest: &Guest) -> String {
+    let (name, pid) = (&guest.name, guest.pid);
+    format!(
+        "stop {name} (process {pid}) first: incus stop {name}, or end its processes; then guardctl rollback again. \
+         Or guardctl rollback --force: {name} runs on, and what it writes there goes to its own disk, not to the pool"
+    )
 }
 
 /// What an operator can do about a superblock that lives on.

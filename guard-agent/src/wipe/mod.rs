@@ -2,14 +2,16 @@
 //!
 //! `mounts` tells what is mounted below the root and whose it is (pure); `walk` goes through the tree by directory
 //! descriptors, with openat2(2) refusing every mount and every link; `census` counts on such a walk, `delete` deletes
-//! on one; `stop` ends the storage daemon before. The order is `guardctl wipe`'s.
+//! on one; `instances` finds what still uses it, `local_pools` what would be lost without a mount to show it. The order
+//! is `guardctl wipe`'s; `service` ends the daemon before.
 //!
 //! Nothing needs to be repaired after a kill at any point: what is deleted is deleted, and the same command goes on.
 
 mod census;
 mod delete;
+pub mod instances;
+pub mod local_pools;
 mod mounts;
-pub mod stop;
 mod walk;
 
 pub use census::{Census, Part, census};

@@ -1,0 +1,220 @@
+//! Stopping an operator's Incus: kept from starting first, its instances left alone, every wait told and limited. And
+//! starting it again.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use super::node::{self, Node, NodeError};
+use super::text::safe;
+use super::{CliError, parse_duration};
+use crate::events::process::ticks_per_second;
+use crate::incus;
+use crate::join::Daemon;
+use crate::service::{self, Consent, Hold, LiveSystemctl, Manager, Places, ServiceError, Unit};
+use crate::wait::{self, Interrupt, Patience};
+use crate::wipe::instances::{self, Instance, Question};
+
+#[derive(Clone, Debug, clap::Args)]
+pub struct StopArgs {
+    /// Stop the instances too (incus admin shutdown), where Incus has to be stopped. Without it they run on, or are in
+    /// the way.
+    #[arg(long)]
+    pub stop_instances: bool,
+    /// How long Incus may take to stop. Debian's unit gives it 330 s before systemd kills it.
+    #[arg(long, value_name = "DURATION", default_value = "6m", value_parser = parse_duration)]
+    pub stop_timeout: Duration,
+}
+
+/// Takes a line for the operator.
+pub type Say<'a> = dyn FnMut(&str) -> Result<(), CliError> + 'a;
+
+/// How long systemd may take to answer, or to start a socket.
+const ANSWER: Duration = Duration::from_secs(60);
+/// How long a daemon may take to end, after systemd has said that it has.
+const END: Duration = Duration::from_secs(10);
+
+/// What was done to keep Incus away.
+#[derive(Clone, Debug, Default)]
+pub struct Stopped {
+    pub hold: Option<Hold>,
+}
+
+/// One stop, hold or start of a node's Incus.
+pub struct Stop<'a> {
+    pub node: &'a Node,
+    pub args: &'a StopArgs,
+    pub interrupt: &'a Interrupt,
+}
+
+impl Stop<'_> {
+    /// Keeps Incus from starting, stops it, and proves that it is gone.
+    pub fn stop(&self, say: &mut Say<'_>) -> Result<Stopped, CliError> {
+        node::require_host()?;
+        let running = instances(self.node, self.daemon_pid()?)?;
+        let unit = self.unit(say)?;
+        let mut stopped = Stopped::default();
+        if let Some(unit) = &unit {
+            let consent = Consent { instances: running.len(), may_stop_them: self.args.stop_instances };
+            service::may_stop(unit, consent)?;
+            stopped.hold = Some(self.hold_unit(unit, say)?);
+        }
+        if self.args.stop_instances && !running.is_empty() {
+            self.shut_down(say)?;
+        }
+        if let Some(unit) = &unit {
+            say(&format!("stopping {}; instances run on", unit.name))?;
+            let units =
+                self.systemctl(self.args.stop_timeout, say, |systemctl| service::stop(systemctl, unit))?;
+            if !units.is_empty() {
+                say(&format!("stopped: {}", units.join(", ")))?;
+            }
+        }
+        self.end_process(say)?;
+        if unit.is_none() {
+            let manager = Manager::of_host();
+            say(&format!(
+                "nothing keeps Incus from starting on this host: leave it stopped until this is over. Then: {}",
+                manager.start_command(&[])
+            ))?;
+        }
+        Ok(stopped)
+    }
+
+    /// Keeps an Incus that does not run from starting. Nothing where it runs, or where no systemd manages it.
+    pub fn hold(&self, say: &mut Say<'_>) -> Result<Option<Hold>, CliError> {
+        if self.daemon_pid()?.is_some() {
+            return Ok(None);
+        }
+        let unit = self.unit(say)?;
+        unit.map(|unit| self.hold_unit(&unit, say)).transpose()
+    }
+
+    fn hold_unit(&self, unit: &Unit, say: &mut Say<'_>) -> Result<Hold, CliError> {
+        let hold =
+            self.systemctl(ANSWER, say, |systemctl| service::hold_unit(systemctl, &Places::default(), unit))?;
+        let path = hold.path.display();
+        let until = if hold.outlives_boot { "" } else { " until the next boot" };
+        say(&format!("{} is kept from starting{until}: {path}", unit.name))?;
+        Ok(hold)
+    }
+
+    /// The hold that an earlier command has left.
+    pub fn found_hold(&self) -> Result<Option<Hold>, CliError> {
+        Ok(Hold::find(&Places::default(), &self.node.unit)?)
+    }
+
+    /// Ends the hold. Nothing is started.
+    pub fn lift(&self, hold: &Hold, say: &mut Say<'_>) -> Result<(), CliError> {
+        self.systemctl(ANSWER, say, |systemctl| service::lift(systemctl, hold))?;
+        say(&format!("{} may start again ({} is gone)", self.node.unit, hold.path.display()))
+    }
+
+    /// Makes Incus reachable. `ran`: what ran before it was stopped.
+    pub fn start(&self, ran: &[String], say: &mut Say<'_>) -> Result<Vec<String>, CliError> {
+        if self.unit(say)?.is_none() {
+            return match self.daemon_pid()? {
+                Some(_) => Ok(Vec::new()),
+                None => Err(NodeError::NotStarted { command: Manager::of_host().start_command(&[]) }.into()),
+            };
+        }
+        let unit = &self.node.unit;
+        let started = self.systemctl(ANSWER, say, |systemctl| service::start(systemctl, unit, ran))?;
+        if !started.is_empty() {
+            say(&format!("started: {}", started.join(", ")))?;
+        }
+        Ok(started)
+    }
+
+    /// The daemon's unit, if systemd manages this host and knows it.
+    pub fn unit(&self, say: &mut Say<'_>) -> Result<Option<Unit>, CliError> {
+        if Manager::of_host() != Manager::Systemd {
+            return Ok(None);
+        }
+        let name = &self.node.unit;
+        let unit = self.systemctl(ANSWER, say, |systemctl| service::look(systemctl, name))?;
+        Ok(Some(unit).filter(Unit::is_known))
+    }
+
+    fn systemctl<T>(
+        &self,
+        limit: Duration,
+        say: &mut Say<'_>,
+        work: impl FnOnce(&mut LiveSystemctl<'_>) -> Result<T, ServiceError>,
+    ) -> Result<T, CliError> {
+        // The output's reader may have gone: what was begun is brought to its end all the same.
+        let mut alive = |line: &str| drop(say(line));
+        let patience = Patience::new(limit, self.interrupt);
+        Ok(work(&mut LiveSystemctl { patience, alive: &mut alive })?)
+    }
+
+    /// Has Incus stop all its instances, and itself.
+    fn shut_down(&self, say: &mut Say<'_>) -> Result<(), CliError> {
+        if self.daemon_pid()?.is_none() {
+            return Err(NodeError::CannotStopInstances.into());
+        }
+        say("stopping the instances (incus admin shutdown)")?;
+        let mut command = Command::new("incus");
+        command.args(["admin", "shutdown"]);
+        self.node.address(&mut command);
+        let (what, limit) = ("incus admin shutdown", self.args.stop_timeout);
+        let mut alive = |passed: Duration| {
+            let (passed, limit) = (passed.as_secs(), limit.as_secs());
+            drop(say(&format!("{what}: {passed} s of at most {limit} s (Ctrl-C ends the wait)")));
+        };
+        let failed = |source| ServiceError::Run { program: "incus", source };
+        let patience = Patience::new(limit, self.interrupt);
+        let said = wait::run(&mut command, &patience, &mut alive).map_err(failed)?;
+        said.map_err(|early| ServiceError::early(early, what, limit))?;
+        // Its exit code says little: the connection may break before the answer. What still runs is looked at.
+        let left = instances(self.node, self.daemon_pid()?)?;
+        if left.is_empty() { Ok(()) } else { Err(NodeError::instances(self.node, &left).into()) }
+    }
+
+    /// Ends a daemon that no unit has started, and proves that none is left.
+    fn end_process(&self, say: &mut Say<'_>) -> Result<(), CliError> {
+        let end = std::time::Instant::now() + END;
+        loop {
+            match self.daemon()? {
+                Daemon::Stopped => return Ok(()),
+                Daemon::Unknown => return Err(NodeError::DaemonUnknown.into()),
+                Daemon::Running { incarnation, .. } if std::time::Instant::now() >= end => {
+                    return Err(NodeError::StillRuns { pid: incarnation.pid }.into());
+                }
+                Daemon::Running { incarnation, .. } => {
+                    say(&format!("SIGTERM to incusd (process {})", incarnation.pid))?;
+                    let patience = Patience::new(self.args.stop_timeout, self.interrupt);
+                    let mut alive = |line: &str| drop(say(line));
+                    service::terminate(incarnation.pid, incarnation.start_ticks, &patience, &mut alive)?;
+                }
+            }
+        }
+    }
+
+    fn daemon(&self) -> Result<Daemon, CliError> {
+        Ok(incus::sight(&self.node.incus, &node::mount_table()?, ticks_per_second()).daemon)
+    }
+
+    fn daemon_pid(&self) -> Result<Option<u32>, CliError> {
+        Ok(match self.daemon()? {
+            Daemon::Running { incarnation, .. } => Some(incarnation.pid),
+            Daemon::Stopped | Daemon::Unknown => None,
+        })
+    }
+}
+
+/// The instances of a node that run.
+pub fn instances(node: &Node, daemon: Option<u32>) -> Result<Vec<Instance>, NodeError> {
+    let question = Question { proc_root: Path::new("/proc"), root: &node.root, daemon };
+    let operation = "look for instances in /proc";
+    instances::find(&question).map_err(|source| NodeError::Io { operation, source })
+}
+
+/// What an operator reads about a hold that stays.
+pub fn held(hold: &Hold) -> String {
+    format!(
+        "Incus is kept from starting, since it would mount the pools again. To have it back all the same: \
+         guardctl rollback --release-hold (by hand: {})",
+        safe(&hold.end_by_hand())
+    )
+}

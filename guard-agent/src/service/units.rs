@@ -1,0 +1,247 @@
+//! The daemon's units as systemd knows them: what they are, stopping them without their instances, starting them.
+//! Changes nothing else: `incus-startup.service`, whose stop shuts down every instance, is never part of it.
+
+use std::io;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use super::ServiceError;
+use super::hold::{Hold, Places};
+use crate::wait::{self, Patience};
+
+/// systemd, asked by `systemctl`.
+pub trait Systemctl {
+    /// Runs it to its end; what it has printed.
+    fn call(&mut self, arguments: &[&str]) -> Result<String, ServiceError>;
+}
+
+/// That of this host. Each call has the limit.
+pub struct LiveSystemctl<'a> {
+    pub patience: Patience<'a>,
+    /// Gets a line now and then while a call lasts.
+    pub alive: &'a mut dyn FnMut(&str),
+}
+
+impl Systemctl for LiveSystemctl<'_> {
+    fn call(&mut self, arguments: &[&str]) -> Result<String, ServiceError> {
+        let mut command = Command::new("systemctl");
+        command.args(["--no-pager", "--no-ask-password"]).args(arguments);
+        let (what, limit) = (format!("systemctl {}", arguments.join(" ")), self.patience.limit);
+        let mut alive = |passed: Duration| {
+            let (passed, limit) = (passed.as_secs(), limit.as_secs());
+            (self.alive)(&format!("{what}: {passed} s of at most {limit} s (Ctrl-C ends the wait)"));
+        };
+        let failed = |source: io::Error| ServiceError::Run { program: "systemctl", source };
+        let said = wait::run(&mut command, &self.patience, &mut alive).map_err(failed)?;
+        let said = said.map_err(|early| ServiceError::early(early, &what, limit))?;
+        if said.status.success() {
+            return Ok(said.output);
+        }
+        Err(ServiceError::Systemctl {
+            arguments: arguments.join(" "),
+            status: said.status.to_string(),
+            message: said.errors,
+        })
+    }
+}
+
+/// What systemd says of a unit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unit {
+    pub name: String,
+    /// `loaded`, `not-found`, `masked`, …
+    pub load: String,
+    /// `active`, `inactive`, `failed`, …
+    pub active: String,
+    pub kill_mode: String,
+    /// What runs when it is stopped.
+    pub exec_stop: Option<String>,
+    /// Units that start it, such as its socket.
+    pub triggered_by: Vec<String>,
+    pub drop_ins: Vec<PathBuf>,
+}
+
+impl Unit {
+    /// Whether systemd has a file of it.
+    pub fn is_known(&self) -> bool {
+        !matches!(self.load.as_str(), "not-found" | "")
+    }
+
+    /// Whether it runs, or is about to.
+    pub fn runs(&self) -> bool {
+        !matches!(self.active.as_str(), "inactive" | "failed" | "")
+    }
+
+    fn parse(name: &str, text: &str) -> Self {
+        let value = |key: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+            line.unwrap_or_default().trim()
+        };
+        let words = |key| value(key).split_whitespace();
+        Self {
+            name: name.to_owned(),
+            load: value("LoadState").to_owned(),
+            active: value("ActiveState").to_owned(),
+            kill_mode: value("KillMode").to_owned(),
+            exec_stop: Some(value("ExecStop")).filter(|command| !command.is_empty()).map(argv),
+            triggered_by: words("TriggeredBy").map(str::to_owned).collect(),
+            drop_ins: words("DropInPaths").map(PathBuf::from).collect(),
+        }
+    }
+}
+
+/// The command of `{ path=… ; argv[]=… ; ignore_errors=… }`.
+fn argv(value: &str) -> String {
+    let argv = value.split(" ; ").find_map(|field| field.trim().strip_prefix("argv[]="));
+    argv.unwrap_or(value).to_owned()
+}
+
+/// Asks for one unit.
+pub fn look(systemctl: &mut dyn Systemctl, unit: &str) -> Result<Unit, ServiceError> {
+    let wanted = "--property=LoadState,ActiveState,KillMode,ExecStop,TriggeredBy,DropInPaths";
+    Ok(Unit::parse(unit, &systemctl.call(&["show", wanted, "--", unit])?))
+}
+
+/// The daemon's sockets and services: those that start it, and its companion for unprivileged users, whose socket
+/// lies in the same directory.
+fn companions(systemctl: &mut dyn Systemctl, unit: &Unit) -> Result<Vec<Unit>, ServiceError> {
+    let base = unit.name.strip_suffix(".service").unwrap_or(&unit.name);
+    let mut names: Vec<String> =
+        unit.triggered_by.iter().filter(|name| name.ends_with(".socket")).cloned().collect();
+    // systemd below 229 does not say what triggers a unit.
+    for name in [format!("{base}.socket"), format!("{base}-user.socket"), format!("{base}-user.service")] {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    let units = names.iter().map(|name| look(systemctl, name)).collect::<Result<Vec<_>, _>>()?;
+    Ok(units.into_iter().filter(Unit::is_known).collect())
+}
+
+/// What an operator allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Consent {
+    /// Instances that run.
+    pub instances: usize,
+    /// They may be stopped too.
+    pub may_stop_them: bool,
+}
+
+/// Keeps the daemon from starting. What runs of it runs on.
+pub fn hold(systemctl: &mut dyn Systemctl, places: &Places, unit: &Unit) -> Result<Hold, ServiceError> {
+    let running = running(systemctl, unit)?;
+    let hold = Hold::place(places, &unit.name, &running)?;
+    systemctl.call(&["daemon-reload"])?;
+    if look(systemctl, &unit.name)?.drop_ins.contains(&hold.path) {
+        return Ok(hold);
+    }
+    Err(ServiceError::HoldUnseen { unit: unit.name.clone(), path: hold.path })
+}
+
+/// Stops the daemon, its sockets and its companion. Its instances run on. Returns what was stopped.
+pub fn stop(systemctl: &mut dyn Systemctl, unit: &Unit) -> Result<Vec<String>, ServiceError> {
+    let running = running(systemctl, unit)?;
+    if !running.is_empty() {
+        // In the usual mode a stop of the socket stops incus-startup.service, and that all instances.
+        let mut arguments = vec!["stop", "--job-mode=ignore-requirements", "--"];
+        arguments.extend(running.iter().map(String::as_str));
+        systemctl.call(&arguments)?;
+    }
+    Ok(running)
+}
+
+fn running(systemctl: &mut dyn Systemctl, unit: &Unit) -> Result<Vec<String>, ServiceError> {
+    let mut units = companions(systemctl, unit)?;
+    units.push(look(systemctl, &unit.name)?);
+    Ok(units.into_iter().filter(Unit::runs).map(|unit| unit.name).collect())
+}
+
+/// Refuses a stop that would take instances with it.
+pub fn may_stop(unit: &Unit, consent: Consent) -> Result<(), ServiceError> {
+    if consent.may_stop_them || !unit.runs() {
+        return Ok(());
+    }
+    if let Some(command) = &unit.exec_stop {
+        return Err(ServiceError::StopsInstances { unit: unit.name.clone(), command: command.clone() });
+    }
+    let leaves_them = matches!(unit.kill_mode.as_str(), "process" | "none");
+    if consent.instances > 0 && !leaves_them {
+        let (unit, kill_mode) = (unit.name.clone(), unit.kill_mode.clone());
+        return Err(ServiceError::KillsInstances { unit, kill_mode, instances: consent.instances });
+    }
+    Ok(())
+}
+
+/// Ends the hold. Nothing is started.
+pub fn lift(systemctl: &mut dyn Systemctl, hold: &Hold) -> Result<(), ServiceError> {
+    hold.remove()?;
+    systemctl.call(&["daemon-reload"]).map(|_| ())
+}
+
+/// Starts what makes the daemon reachable: its sockets, or the daemon itself where it has none. Of its companion's what
+/// ran before. Returns what was started.
+pub fn start(systemctl: &mut dyn Systemctl, unit: &str, ran: &[String]) -> Result<Vec<String>, ServiceError> {
+    let daemon = look(systemctl, unit)?;
+    let units = companions(systemctl, &daemon)?;
+    let is_its = |unit: &&Unit| daemon.triggered_by.contains(&unit.name);
+    let mut wanted: Vec<&Unit> = Vec::new();
+    if !daemon.runs() {
+        // A socket does not start while its service runs.
+        wanted.extend(units.iter().filter(is_its));
+        if wanted.is_empty() {
+            wanted.push(&daemon);
+        }
+    }
+    wanted.extend(
+        units
+            .iter()
+            .filter(|unit| !is_its(unit) && unit.name.ends_with(".socket") && ran.contains(&unit.name)),
+    );
+    let names: Vec<String> =
+        wanted.into_iter().filter(|unit| !unit.runs()).map(|unit| unit.name.clone()).collect();
+    for name in &names {
+        systemctl.call(&["start", "--", name])?;
+    }
+    Ok(names)
+}
+
+/// Whether the incus client can reach the daemon, or start it through its socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// An earlier rollback or wipe keeps it from starting.
+    Held(Hold),
+    /// An operator has masked these.
+    Masked(Vec<String>),
+    /// These have to be started first.
+    Down(Vec<String>),
+    Up,
+}
+
+/// Tells how the daemon can be reached.
+pub fn reach(systemctl: &mut dyn Systemctl, places: &Places, unit: &str) -> Result<Reach, ServiceError> {
+    if let Some(hold) = Hold::find(places, unit)? {
+        return Ok(Reach::Held(hold));
+    }
+    let daemon = look(systemctl, unit)?;
+    let mut units = companions(systemctl, &daemon)?;
+    units.retain(|unit| daemon.triggered_by.contains(&unit.name));
+    let masked: Vec<String> = units
+        .iter()
+        .chain([&daemon])
+        .filter(|unit| unit.load == "masked")
+        .map(|unit| unit.name.clone())
+        .collect();
+    if !masked.is_empty() {
+        return Ok(Reach::Masked(masked));
+    }
+    if units.is_empty() {
+        units.push(daemon.clone());
+    }
+    let down: Vec<String> = units.into_iter().filter(|unit| !unit.runs()).map(|unit| unit.name).collect();
+    Ok(if daemon.runs() || down.is_empty() { Reach::Up } else { Reach::Down(down) })
+}
+
+#[cfg(test)]
+#[path = "units_tests.rs"]
+mod tests;
