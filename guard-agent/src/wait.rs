@@ -38,7 +38,10 @@ enum Source {
 impl Interrupt {
     /// Catches the signals of this thread.
     pub fn catch() -> io::Result<Self> {
-        let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
+        let status = std::fs::read_to_string("/proc/self/status")?;
+        let caught = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+        // Blocked, an ignored signal would come all the same: nohup(1) means that it does not.
+        let signals: SigSet = caught.into_iter().filter(|signal| !is_ignored(&status, *signal)).collect();
         let mut before = SigSet::empty();
         pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&signals), Some(&mut before))?;
         let descriptor = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC)?;
@@ -68,6 +71,13 @@ impl Interrupt {
             }
         }
     }
+}
+
+/// By the mask in `/proc/PID/status`.
+fn is_ignored(status: &str, signal: Signal) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask & (1 << (signal as i32 - 1)) != 0
 }
 
 impl AsFd for Interrupt {
@@ -247,6 +257,14 @@ mod tests {
         assert_eq!((said.output.as_str(), said.errors.as_str()), ("out", "err"));
         assert_eq!(said.status.code(), Some(3));
         assert!(!interrupt.sleep(Duration::from_millis(1)));
+    }
+
+    #[test]
+    fn ignored_signals_are_known() {
+        // As below nohup(1).
+        let status = "Name:\tguardctl\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000000001\n";
+        assert!(is_ignored(status, Signal::SIGHUP) && !is_ignored(status, Signal::SIGINT));
+        assert!(!is_ignored("", Signal::SIGINT));
     }
 
     #[test]

@@ -5,10 +5,8 @@
 //! How it ended is told by the agent's state machine, from evidence, not by the command: a join can report a failure
 //! although the node has joined, and the other way round. If guardctl is killed, the agent carries on.
 
-use std::fs::File;
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -18,13 +16,14 @@ use super::preflight::{self, PreflightArgs};
 use super::rollback::{self, Follow};
 use super::stop::{Say, Stop, StopArgs};
 use super::text::safe;
-use super::{CliError, Global, expect_reply, parse_duration, write_json};
+use super::{CliError, Global, expect_reply, join_command, parse_duration, write_json};
 use crate::control::report::{PoolReport, RollbackReport};
 use crate::control::{Reply, Request};
 use crate::doctor::Check;
 use crate::exit::Exit;
 use crate::rollback::Allowed;
-use crate::wait::{self, EVERY, Interrupt, Patience, Waited};
+use crate::service::Reach;
+use crate::wait::{EVERY, Interrupt, Patience};
 
 #[derive(Debug, clap::Args)]
 pub struct JoinArgs {
@@ -133,8 +132,9 @@ struct Join<'a> {
 
 impl Join<'_> {
     fn run(&self, report: &mut Report, say: &mut Say<'_>) -> Result<(), CliError> {
+        self.may_start(say)?;
         self.prepare(say)?;
-        let ended = self.reach(say).and_then(|()| self.command(say));
+        let ended = self.start(say).and_then(|()| self.command(say));
         // Also when it could not be started: nothing comes any more.
         let told = self.tell_end();
         report.command = Some(ended?);
@@ -154,9 +154,24 @@ impl Join<'_> {
         ))
     }
 
-    /// Starts the sockets of an Incus that was stopped: the incus client cannot.
-    fn reach(&self, say: &mut Say<'_>) -> Result<(), CliError> {
-        self.stop().start(&[], say).map(|_| ())
+    /// Fails if something keeps Incus from starting.
+    fn may_start(&self, say: &mut Say<'_>) -> Result<(), CliError> {
+        match self.stop().reach(say)? {
+            Some(Reach::Held(hold)) => Err(NodeError::Held { path: hold.path }.into()),
+            Some(Reach::Masked(units)) => Err(NodeError::Masked { units: units.join(" ") }.into()),
+            Some(Reach::Down(_) | Reach::Up) | None => Ok(()),
+        }
+    }
+
+    /// Starts the sockets of an Incus that was stopped: the incus client cannot. Not before the pools are sealed.
+    fn start(&self, say: &mut Say<'_>) -> Result<(), CliError> {
+        match self.stop().start(&[], say) {
+            // The operator's own command may start it, the incus client does not.
+            Err(CliError::Node(NodeError::NotStarted { .. })) if self.args.preseed.is_none() => {
+                say("Incus does not run, and no unit of systemd starts it: left to the command")
+            }
+            started => started.map(|_| ()),
+        }
     }
 
     fn stop(&self) -> Stop<'_> {
@@ -176,35 +191,10 @@ impl Join<'_> {
         }
     }
 
-    /// Runs the command, and says how it ended. Its output is the operator's; with `--json` both go to standard error.
     fn command(&self, say: &mut Say<'_>) -> Result<String, CliError> {
-        let io = |operation| move |source| CliError::from(NodeError::Io { operation, source });
-        let mut command = match (&self.args.preseed, self.args.command.split_first()) {
-            (Some(path), _) => {
-                let mut command = Command::new("incus");
-                command.args(["admin", "init", "--preseed"]);
-                command.stdin(File::open(path).map_err(io("open the preseed"))?);
-                command
-            }
-            (None, Some((program, arguments))) => {
-                let mut command = Command::new(program);
-                command.args(arguments);
-                command
-            }
-            (None, None) => {
-                let source = io::ErrorKind::InvalidInput.into();
-                return Err(NodeError::Io { operation: "run the command", source }.into());
-            }
-        };
-        self.node.address(&mut command);
-        if self.global.json {
-            let errors = std::os::fd::AsFd::as_fd(&io::stderr())
-                .try_clone_to_owned()
-                .map_err(io("share standard error"))?;
-            command.stdout(Stdio::from(errors));
-        }
-        let patience = Patience::new(self.args.command_timeout, self.interrupt);
-        run_command(&mut command, &patience, say)
+        let Self { global, args, node, interrupt } = self;
+        let mut command = join_command::build(node, args.preseed.as_deref(), &args.command, global.json)?;
+        join_command::run(&mut command, &Patience::new(args.command_timeout, interrupt), say)
     }
 
     /// The node's state, once it says something that lasts.
@@ -264,7 +254,7 @@ impl Join<'_> {
             ));
         }
         say(&format!("{root}: not joined: the node is {}; {}", report.state, modes(&pools)))?;
-        match rollback::ask(self.global, &self.node.root) {
+        match rollback::ask(self.global, Some(&self.node.root)) {
             // Nothing is stopped for a rollback that the node's state refuses.
             Err(refusal) if refusal.exit() == Exit::Refused => {
                 let why = super::explained(&refusal);
@@ -285,7 +275,8 @@ impl Join<'_> {
     fn roll_back(&self, report: &mut Report, say: &mut Say<'_>) -> Result<(), CliError> {
         let stop = self.stop();
         let stopped = stop.stop(say)?;
-        let follow = Follow { global: self.global, interrupt: self.interrupt, limit: rollback::WAIT };
+        let (global, interrupt) = (self.global, self.interrupt);
+        let follow = Follow { global, interrupt, limit: rollback::WAIT, stopped: true };
         let done = follow.carry_out(&self.node.root, Allowed::default(), say)?;
         say(rollback::verdict(&done).trim_end())?;
         rollback::after(&stop, stopped.hold.as_ref(), rollback::is_released(&done), say)?;
@@ -310,63 +301,6 @@ fn modes(pools: &[PoolReport]) -> String {
     format!("its pools: {}", pools.iter().map(mode).collect::<Vec<_>>().join(", "))
 }
 
-/// How a command ended that is given up when it takes too long.
-fn run_command(
-    command: &mut Command,
-    patience: &Patience<'_>,
-    say: &mut Say<'_>,
-) -> Result<String, CliError> {
-    let io = |operation| move |source| CliError::from(NodeError::Io { operation, source });
-    let limit = patience.limit.as_secs();
-    // One that cannot be started has changed nothing; the preparation ends by itself.
-    let mut child = command.spawn().map_err(io("start the command"))?;
-    let mut alive = |passed: Duration| {
-        let passed = passed.as_secs();
-        drop(say(&format!("the command runs: {passed} s of at most {limit} s (Ctrl-C ends it)")));
-    };
-    let early = match wait::for_child(&mut child, patience, &mut alive).map_err(io("wait for the command"))? {
-        Ok(status) => return Ok(status.to_string()),
-        Err(early) => early,
-    };
-    // The client alone ends by that: what Incus has begun goes on, and is sealed.
-    child.kill().map_err(io("end the command"))?;
-    child.wait().map_err(io("wait for the command"))?;
-    Ok(match early {
-        Waited::Interrupted => "an interruption: it was ended".to_owned(),
-        Waited::Overdue | Waited::Ended => format!("no end within {limit} s: it was ended"),
-    })
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_command_that_hangs_is_ended_and_its_end_told() {
-        let (reader, _writer) = io::pipe().unwrap();
-        let interrupt = Interrupt::by(reader.into());
-        let (limit, every) = (Duration::from_millis(100), Duration::from_millis(10));
-        let patience = Patience { limit, every, interrupt: &interrupt };
-        let mut command = Command::new("sleep");
-        command.arg("1000");
-        let mut lines = Vec::new();
-        let ended = run_command(&mut command, &patience, &mut |line| {
-            lines.push(line.to_owned());
-            Ok(())
-        });
-        assert!(ended.unwrap().starts_with("no end within"));
-        assert!(lines.iter().any(|line| line.starts_with("the command runs")), "{lines:?}");
-    }
-
-    #[test]
-    fn an_interrupted_command_is_ended_and_its_end_told() {
-        let (reader, writer) = io::pipe().unwrap();
-        drop(writer);
-        let interrupt = Interrupt::by(reader.into());
-        let patience = Patience::new(Duration::from_secs(1000), &interrupt);
-        let mut command = Command::new("sleep");
-        command.arg("1000");
-        let ended = run_command(&mut command, &patience, &mut |_| Ok(())).unwrap();
-        assert!(ended.starts_with("an interruption"));
-    }
-}
+#[path = "join_tests.rs"]
+mod tests;

@@ -8,6 +8,7 @@ pub mod events;
 pub mod exec;
 pub mod history;
 pub mod join;
+mod join_command;
 pub mod lease;
 pub mod node;
 pub mod offline;
@@ -23,6 +24,7 @@ pub mod status;
 pub mod stop;
 pub mod text;
 pub mod wipe;
+pub mod wipe_plan;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -266,6 +268,8 @@ fn write_json(out: &mut impl Write, value: &impl Serialize) -> Result<(), CliErr
     Ok(writeln!(out)?)
 }
 
+#[cfg(test)]
+mod fake;
 #[cfg(test)]
 #[path = "tests.rs"]
 mod tests;

@@ -57,6 +57,8 @@ pub enum NodeError {
     NotStarted { command: String },
     #[error("{units} cannot start: masked")]
     Masked { units: String },
+    #[error("an earlier rollback or wipe has left {path}, which keeps Incus from starting")]
+    Held { path: PathBuf },
     #[error("interrupted while {doing}")]
     Interrupted { doing: &'static str, next: String },
     #[error("{what} has not ended within {} s", limit.as_secs())]
@@ -79,6 +81,7 @@ impl NodeError {
             | Self::Instances { .. }
             | Self::LocalPools { .. }
             | Self::CannotStopInstances
+            | Self::Held { .. }
             | Self::Masked { .. } => Exit::Refused,
             Self::StillRuns { .. }
             | Self::DaemonUnknown
@@ -111,6 +114,10 @@ impl NodeError {
             Self::Instances { .. } => {
                 "stop them (incus stop --all --all-projects, or end the processes), then try again; or let this \
                  command stop them: --stop-instances"
+            }
+            Self::Held { .. } => {
+                "guardctl rollback (or guardctl wipe) goes on where that ended; to have Incus back without: guardctl \
+                 rollback --release-hold"
             }
             Self::LocalPools { .. } => "guardctl wipe, without --yes, lists them",
             Self::CannotStopInstances => {

@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::node::{Node, NodeError};
+use super::stop::{Stop, StopArgs};
 use super::text::safe;
 use super::{CliError, Global, expect_reply, write_json};
 use crate::control::{Reply, Request};
@@ -13,6 +14,8 @@ use crate::doctor::{self, Check, CheckState};
 use crate::exit::Exit;
 use crate::policy;
 use crate::preflight::{self, Agent, Question, Source};
+use crate::service::Reach;
+use crate::wait::Interrupt;
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct PreflightArgs {
@@ -78,7 +81,7 @@ pub fn check(
     };
     let host_name =
         || nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let root = node.root.clone();
+    let (root, reach) = (node.root.clone(), reach(&node)?);
     let facts = preflight::gather(Question {
         root: node.root,
         incus: node.incus,
@@ -89,7 +92,15 @@ pub fn check(
         members,
         token,
     });
-    Ok((root, preflight::checks(&facts)))
+    let mut checks = preflight::checks(&facts);
+    checks.extend(reach.as_ref().map(preflight::service::check));
+    Ok((root, checks))
+}
+
+/// Whether the incus client can reach the daemon. `None`: systemd does not manage it.
+fn reach(node: &Node) -> Result<Option<Reach>, CliError> {
+    let interrupt = Interrupt::catch()?;
+    Stop { node, args: &StopArgs::default(), interrupt: &interrupt }.reach(&mut |_| Ok(()))
 }
 
 /// Without an agent, or with one that does not know the node, the preset's node is looked at.

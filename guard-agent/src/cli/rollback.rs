@@ -9,7 +9,7 @@ use super::stop::{Say, Stop, StopArgs, held};
 use super::text::safe;
 use super::{CliError, Global, expect_reply, parse_duration, write_json};
 use crate::control::report::RollbackReport;
-use crate::control::{ClientError, Reply, Request};
+use crate::control::{ClientError, RefusalReport, Reply, Request};
 use crate::exit::Exit;
 use crate::rollback::{Allowed, Remaining, RollbackOutcome};
 use crate::service::{Hold, Manager};
@@ -43,6 +43,8 @@ pub struct RollbackArgs {
 pub const WAIT: Duration = Duration::from_secs(600);
 /// How often the agent is asked how it goes.
 const BEAT: Duration = Duration::from_millis(200);
+/// How long the agent may take to notice that Incus was stopped.
+const NOTICED: Duration = Duration::from_secs(15);
 /// How long an agent that was restarted in the middle of it may be away.
 const ABSENCE: Duration = Duration::from_secs(60);
 
@@ -50,15 +52,17 @@ const ABSENCE: Duration = Duration::from_secs(60);
 pub fn run(global: &Global, args: &RollbackArgs, out: &mut impl Write) -> Result<Exit, CliError> {
     let interrupt = Interrupt::catch()?;
     let mut say = |line: &str| if global.json { Ok(()) } else { Ok(writeln!(out, "{line}")?) };
-    let node = Node::find(global, args.root.as_deref())?;
-    let stop = Stop { node: &node, args: &args.stop, interrupt: &interrupt };
     if args.release_hold {
+        let node = Node::find(global, args.root.as_deref())?;
+        let stop = Stop { node: &node, args: &args.stop, interrupt: &interrupt };
         return release_hold(&stop, &mut say);
     }
     // Asked before anything is stopped.
-    ask(global, &node.root)?;
+    let asked = ask(global, args.root.as_deref())?;
+    let node = Node::find(global, Some(Path::new(&asked.root)))?;
+    let stop = Stop { node: &node, args: &args.stop, interrupt: &interrupt };
     let hold = if args.stop_incus { stop.stop(&mut say)?.hold } else { stop.hold(&mut say)? };
-    let follow = Follow { global, interrupt: &interrupt, limit: args.wait };
+    let follow = Follow { global, interrupt: &interrupt, limit: args.wait, stopped: args.stop_incus };
     let allowed = Allowed { lazy: args.lazy, force: args.force };
     let report = follow.carry_out(&node.root, allowed, &mut say)?;
     let released = is_released(&report);
@@ -83,8 +87,8 @@ fn release_hold(stop: &Stop<'_>, say: &mut Say<'_>) -> Result<Exit, CliError> {
 }
 
 /// Fails if the node's state would refuse a rollback.
-pub fn ask(global: &Global, root: &Path) -> Result<RollbackReport, CliError> {
-    let root = Some(root.to_string_lossy().into_owned());
+pub fn ask(global: &Global, root: Option<&Path>) -> Result<RollbackReport, CliError> {
+    let root = root.map(|root| root.to_string_lossy().into_owned());
     let report = expect_reply!(global, Request::RollbackStatus { root }, Reply::Rollback(report) => *report);
     match report.refusal {
         // One that runs is followed.
@@ -121,6 +125,8 @@ pub struct Follow<'a> {
     pub global: &'a Global,
     pub interrupt: &'a Interrupt,
     pub limit: Duration,
+    /// Incus has just been stopped, which the agent notices a moment later.
+    pub stopped: bool,
 }
 
 impl Follow<'_> {
@@ -131,12 +137,9 @@ impl Follow<'_> {
         allowed: Allowed,
         say: &mut Say<'_>,
     ) -> Result<RollbackReport, CliError> {
-        let Allowed { lazy, force } = allowed;
-        let root = root.to_string_lossy().into_owned();
-        let request = Request::Rollback { root: Some(root), lazy, force };
-        let mut report = expect_reply!(self.global, request, Reply::Rollback(report) => *report);
-        let root = report.root.clone();
         let start = Instant::now();
+        let mut report = self.begin(root, allowed)?;
+        let root = report.root.clone();
         let (mut shown, mut waited, mut told) = (0, false, start);
         loop {
             // An agent that was restarted begins its list anew.
@@ -170,6 +173,30 @@ impl Follow<'_> {
                 return Err(NodeError::Interrupted { doing, next: next(&root) }.into());
             }
             report = self.status(&root)?;
+        }
+    }
+
+    fn begin(&self, root: &Path, allowed: Allowed) -> Result<RollbackReport, CliError> {
+        let Allowed { lazy, force } = allowed;
+        let end = Instant::now() + NOTICED;
+        let root = root.to_string_lossy().into_owned();
+        let request = Request::Rollback { root: Some(root), lazy, force };
+        loop {
+            let reply = self.global.ask(&request);
+            let still_runs = |refusal: &RefusalReport| refusal.code == "daemon-runs";
+            match reply {
+                Ok(Reply::Rollback(report)) => return Ok(*report),
+                Ok(_) => return Err(ClientError::OtherAnswer { request: request.name() }.into()),
+                Err(CliError::Client(ClientError::Refused(refusal)))
+                    if self.stopped && still_runs(&refusal) && Instant::now() < end =>
+                {
+                    if self.interrupt.sleep(BEAT) {
+                        let (doing, next) = ("asking for the rollback", "run the same command again");
+                        return Err(NodeError::Interrupted { doing, next: next.to_owned() }.into());
+                    }
+                }
+                Err(error) => return Err(error),
+            }
         }
     }
 
@@ -258,64 +285,5 @@ fn remains(remaining: &Remaining) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::rollback::{Holder, MountPlace, StepReport, UnmountOutcome, Via};
-
-    fn report(outcome: Option<RollbackOutcome>) -> RollbackReport {
-        let place =
-            MountPlace { namespace: 1, in_host: true, pid: 1, mountpoint: "/var/lib/incus/p".to_owned() };
-        let step =
-            StepReport { place, pool: Some("p".to_owned()), lazy: false, outcome: UnmountOutcome::Busy };
-        RollbackReport {
-            root: "/var/lib/incus".to_owned(),
-            state: "join-failed".to_owned(),
-            running: false,
-            lazy: false,
-            steps: vec![step],
-            waiting_for: 0,
-            outcome,
-            refusal: None,
-        }
-    }
-
-    #[test]
-    fn what_remains_is_told_with_who_holds_it_and_what_to_do() {
-        let holder = Holder {
-            generation: 7,
-            pid: 42,
-            command: "vi\u{1b}".to_owned(),
-            via: vec![Via::WorkingDirectory { path: "/var/lib/incus/p".to_owned() }],
-        };
-        let remaining = Remaining {
-            pool: "p".to_owned(),
-            generation: 7,
-            device: "0:43".to_owned(),
-            mounts: vec![MountPlace {
-                namespace: 9,
-                in_host: false,
-                pid: 77,
-                mountpoint: "/data".to_owned(),
-            }],
-            obstacles: Vec::new(),
-            holders: vec![holder],
-            fix: "end process 42".to_owned(),
-        };
-        let outcome = RollbackOutcome { remaining: vec![remaining], ..RollbackOutcome::default() };
-        let report = report(Some(outcome));
-        let text = verdict(&report);
-        for part in
-            ["1 superblocks remain", "/data in mount namespace 9 (of process 77)", "process 42", "fix: end"]
-        {
-            assert!(text.contains(part), "{part}: {text}");
-        }
-        assert!(!text.contains('\u{1b}'));
-        assert!(!is_released(&report));
-    }
-
-    #[test]
-    fn a_complete_one_is_a_release() {
-        assert!(is_released(&report(Some(RollbackOutcome::default()))));
-        assert!(!is_released(&report(None)));
-    }
-}
+#[path = "rollback_tests.rs"]
+mod tests;

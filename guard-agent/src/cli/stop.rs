@@ -1,7 +1,6 @@
 //! Stopping an operator's Incus: kept from starting first, its instances left alone, every wait told and limited. And
 //! starting it again.
 
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use super::{CliError, parse_duration};
 use crate::events::process::ticks_per_second;
 use crate::incus;
 use crate::join::Daemon;
-use crate::service::{self, Consent, Hold, LiveSystemctl, Manager, Places, ServiceError, Unit};
+use crate::service::{self, Consent, Hold, LiveSystemctl, Manager, Places, Reach, ServiceError, Unit};
 use crate::wait::{self, Interrupt, Patience};
 use crate::wipe::instances::{self, Instance, Question};
 
@@ -25,6 +24,15 @@ pub struct StopArgs {
     #[arg(long, value_name = "DURATION", default_value = "6m", value_parser = parse_duration)]
     pub stop_timeout: Duration,
 }
+
+impl Default for StopArgs {
+    fn default() -> Self {
+        Self { stop_instances: false, stop_timeout: STOP }
+    }
+}
+
+/// As the option has it.
+const STOP: Duration = Duration::from_secs(360);
 
 /// Takes a line for the operator.
 pub type Say<'a> = dyn FnMut(&str) -> Result<(), CliError> + 'a;
@@ -126,6 +134,17 @@ impl Stop<'_> {
         Ok(started)
     }
 
+    /// Whether the incus client can reach the daemon. `None`: systemd does not manage it.
+    pub fn reach(&self, say: &mut Say<'_>) -> Result<Option<Reach>, CliError> {
+        if self.unit(say)?.is_none() {
+            return Ok(None);
+        }
+        let unit = &self.node.unit;
+        let reach =
+            self.systemctl(ANSWER, say, |systemctl| service::reach(systemctl, &Places::default(), unit))?;
+        Ok(Some(reach))
+    }
+
     /// The daemon's unit, if systemd manages this host and knows it.
     pub fn unit(&self, say: &mut Say<'_>) -> Result<Option<Unit>, CliError> {
         if Manager::of_host() != Manager::Systemd {
@@ -175,7 +194,7 @@ impl Stop<'_> {
     fn end_process(&self, say: &mut Say<'_>) -> Result<(), CliError> {
         let end = std::time::Instant::now() + END;
         loop {
-            match self.daemon()? {
+            match daemon(self.node)? {
                 Daemon::Stopped => return Ok(()),
                 Daemon::Unknown => return Err(NodeError::DaemonUnknown.into()),
                 Daemon::Running { incarnation, .. } if std::time::Instant::now() >= end => {
@@ -191,21 +210,27 @@ impl Stop<'_> {
         }
     }
 
-    fn daemon(&self) -> Result<Daemon, CliError> {
-        Ok(incus::sight(&self.node.incus, &node::mount_table()?, ticks_per_second()).daemon)
-    }
-
     fn daemon_pid(&self) -> Result<Option<u32>, CliError> {
-        Ok(match self.daemon()? {
-            Daemon::Running { incarnation, .. } => Some(incarnation.pid),
-            Daemon::Stopped | Daemon::Unknown => None,
-        })
+        Ok(pid(&daemon(self.node)?))
+    }
+}
+
+/// Whether a node's daemon runs.
+pub fn daemon(node: &Node) -> Result<Daemon, NodeError> {
+    Ok(incus::sight(&node.incus, &node::mount_table()?, ticks_per_second()).daemon)
+}
+
+/// Its process, if it certainly runs.
+pub fn pid(daemon: &Daemon) -> Option<u32> {
+    match daemon {
+        Daemon::Running { incarnation, .. } => Some(incarnation.pid),
+        Daemon::Stopped | Daemon::Unknown => None,
     }
 }
 
 /// The instances of a node that run.
 pub fn instances(node: &Node, daemon: Option<u32>) -> Result<Vec<Instance>, NodeError> {
-    let question = Question { proc_root: Path::new("/proc"), root: &node.root, daemon };
+    let question = Question { proc_root: &node.incus.proc_root, root: &node.root, daemon };
     let operation = "look for instances in /proc";
     instances::find(&question).map_err(|source| NodeError::Io { operation, source })
 }

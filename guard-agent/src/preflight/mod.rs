@@ -3,6 +3,7 @@
 
 mod gather;
 pub mod members;
+pub mod service;
 #[cfg(test)]
 mod tests;
 

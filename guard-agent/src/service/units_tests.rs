@@ -116,7 +116,7 @@ fn a_daemon_that_was_stopped_is_not_taken_for_one_that_a_client_can_start() {
     let directory = tempfile::tempdir().unwrap();
     let mut fake = Fake::debian(directory.path());
     let places = fake.places.clone();
-    let mut ask = |fake: &mut Fake| reach(fake, &places, "incus.service").unwrap();
+    let ask = |fake: &mut Fake| reach(fake, &places, "incus.service").unwrap();
     assert_eq!(ask(&mut fake), Reach::Up);
     let hold = stopped(&mut fake).unwrap();
     assert_eq!(ask(&mut fake), Reach::Held(hold.clone()));
