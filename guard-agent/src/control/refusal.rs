@@ -30,8 +30,8 @@ pub enum Refusal {
     NoSuchLease { id: String, leases: Vec<String> },
     #[error("the policy was rejected, the old one stays in force: {}", errors.join("; "))]
     PolicyRejected { errors: Vec<String> },
-    #[error("there is no node `{root}`; {}", listed("nodes", nodes))]
-    NoSuchNode { root: String, nodes: Vec<String> },
+    #[error("{}{}", no_node(root.as_deref()), listed("nodes", nodes))]
+    NoSuchNode { root: Option<String>, nodes: Vec<String> },
     #[error("nothing is enforced on this host: {detail}")]
     NotEnforcing { detail: String },
     #[error("{refusal}")]
@@ -153,6 +153,13 @@ fn node_fix(root: &str, refusal: &crate::join::Refusal) -> String {
         }
         Node::NotFitToJoin { .. } => "it is a member already: incus cluster list".to_owned(),
     }
+}
+
+fn no_node(root: Option<&str>) -> String {
+    root.map_or_else(
+        || "the policy follows no node; ".to_owned(),
+        |root| format!("there is no node `{root}`; "),
+    )
 }
 
 fn listed(what: &str, names: &[String]) -> String {

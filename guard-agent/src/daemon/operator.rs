@@ -103,7 +103,7 @@ impl Owner {
         match (wanted.next(), wanted.next()) {
             (Some(path), None) => Ok(path.to_owned()),
             (Some(_), Some(_)) => Err(Refusal::AmbiguousNode { nodes: all() }),
-            (None, _) => Err(Refusal::NoSuchNode { root: root.unwrap_or("any").to_owned(), nodes: all() }),
+            (None, _) => Err(Refusal::NoSuchNode { root: root.map(str::to_owned), nodes: all() }),
         }
     }
 

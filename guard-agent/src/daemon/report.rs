@@ -148,7 +148,7 @@ impl Owner {
         match root {
             Some(root) if histories.is_empty() => {
                 let nodes = self.nodes.iter().map(|(path, _)| path.display().to_string()).collect();
-                Err(Refusal::NoSuchNode { root: root.to_owned(), nodes })
+                Err(Refusal::NoSuchNode { root: Some(root.to_owned()), nodes })
             }
             _ => Ok(histories),
         }

@@ -266,3 +266,24 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn nothing_is_unmounted_from_under_a_guest_without_force() {
+    let mut machine = Machine { known: [(43, 1), (44, 2)].into(), ..Machine::default() }
+        .mount(1, 1, 0, 10, "/", "ext4")
+        .mount(1, 2, 1, 43, "/var/lib/incus/storage-pools/shared", "ceph")
+        .mount(1, 3, 1, 44, "/var/lib/incus/storage-pools/idle", "ceph")
+        .mount(2, 50, 0, 11, "/", "ext4")
+        .mount(2, 51, 50, 43, "/data", "ceph");
+    let targets = machine.targets();
+    let outcome = machine.roll_back_as(Allowed { lazy: true, force: false }, &targets);
+    assert_eq!(machine.unmounted, Vec::<u32>::new());
+    let guests: Vec<String> = outcome.guests.iter().map(ToString::to_string).collect();
+    assert_eq!(guests, ["c200 (process 200) has pool pool1 mounted at /data"]);
+    assert_eq!(outcome.remaining.len(), 2);
+    assert!(outcome.remaining[0].fix.contains("incus stop c200"), "{}", outcome.remaining[0].fix);
+    assert!(outcome.remaining[1].fix.contains("another pool is in use"));
+
+    let outcome = machine.roll_back_as(Allowed { lazy: false, force: true }, &targets);
+    assert!(outcome.is_complete() && outcome.guests.is_empty(), "{outcome:?}");
+}

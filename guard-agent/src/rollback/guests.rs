@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::namespaces::NamespaceTable;
 use super::plan::Target;
+use crate::mounts::MountEntry;
 
 /// A guest that has a pool mounted.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -42,7 +43,7 @@ pub fn is_host_view(table: &NamespaceTable, host: &NamespaceTable) -> bool {
 }
 
 /// Every mount of the targets that a guest has. Copies of the host's tree, which a service with a private `/tmp` gets,
-/// are none: there the pool lies below the guarded root as on the host, and goes with the host's mount.
+/// are none: there the pool lies where it lies on the host, or below the guarded root.
 pub fn guests(
     tables: &[NamespaceTable],
     targets: &[Target],
@@ -55,7 +56,11 @@ pub fn guests(
         let copy = is_host_view(table, host);
         for entry in table.mounts.entries() {
             let Some(target) = targets.iter().find(|target| target.dev == entry.dev()) else { continue };
-            if copy && entry.mountpoint.starts_with(root) {
+            let is_same = |other: &MountEntry| {
+                (other.dev(), &other.root, &other.mountpoint) == (entry.dev(), &entry.root, &entry.mountpoint)
+            };
+            let below = entry.mountpoint.starts_with(root);
+            if copy && (below || host.mounts.entries().iter().any(is_same)) {
                 continue;
             }
             guests.push(Guest {
@@ -136,6 +141,12 @@ mod tests {
     fn copies_of_the_hosts_tree_are_none_and_bound_paths_are() {
         let service = HOST.replace("1 0 ", "71 0 ").replace("2 1 ", "72 71 ");
         assert_eq!(found(&service), Vec::<String>::new());
+        // Another mount of the host's, and its copy.
+        let alias = "9 1 0:43 /custom/default_v /srv/alias rw - ceph s rw\n";
+        let copied = alias.replace("9 1", "79 71");
+        let tables = [table(1, &format!("{HOST}{alias}")), table(2, &format!("{service}{copied}"))];
+        let target = Target { dev: 43, generation: 7, name: "shared".to_owned() };
+        assert_eq!(guests(&tables, &[target], Path::new(ROOT), &mut |_| String::new()), []);
         let bound = format!("{service}74 71 0:43 /custom/default_v /srv/data rw - ceph s rw\n");
         assert_eq!(found(&bound), ["p200 (process 200) has pool shared mounted at /srv/data"]);
     }

@@ -105,7 +105,13 @@ fn released() -> Result<()> {
     let mut copy = Holder::in_copy(&pool.path().join("volume"), &place)?;
     rm_is_denied(&pool.path().join("file0"))?;
 
+    // Somebody with a view of his own would write into the directory below.
     let (code, report) = rollback(&ground, &[])?;
+    ensure!(code == 1, "unmounted from under a guest: {report:#}");
+    ensure!(report["outcome"]["guests"][0]["pid"] == copy.pid(), "the guest is not named: {report:#}");
+    ensure!(mountinfo_of(pool.path())?.len() == 1, "refused, and unmounted");
+    rm_is_denied(&pool.path().join("file0"))?;
+    let (code, report) = rollback(&ground, &["--force"])?;
     ensure!(code == 0 && report["state"] == "released", "{report:#}");
     ensure!(mountinfo_of(pool.path())?.is_empty(), "still mounted");
     copy.must_run()?;

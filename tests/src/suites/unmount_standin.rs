@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use guard_agent::rollback::helper::Helper;
-use guard_agent::rollback::{Limits, LiveHost, RollbackOutcome, Target, Via, run};
+use guard_agent::rollback::{Allowed, Limits, LiveHost, RollbackOutcome, Target, Via, run};
 
 use crate::harness::agent::binary;
 use crate::harness::attempt::rm_is_denied;
@@ -37,7 +37,8 @@ fn unmount(ground: &Guarded, target: &Target, lazy: bool) -> Result<RollbackOutc
     let helper = Helper::of(binary("GUARD_AGENT")?);
     let mut host = LiveHost::new(maps, helper, Limits::default());
     let mut steps = 0;
-    let outcome = run(&mut host, std::slice::from_ref(target), ground.root(), lazy, &mut |_| steps += 1);
+    let allowed = Allowed { lazy, force: true };
+    let outcome = run(&mut host, std::slice::from_ref(target), ground.root(), allowed, &mut |_| steps += 1);
     ensure!(outcome.steps.len() <= steps, "progress was not told");
     Ok(outcome)
 }
