@@ -22,7 +22,7 @@ use crate::control::{Reply, Request};
 use crate::doctor::Check;
 use crate::exit::Exit;
 use crate::rollback::Allowed;
-use crate::service::Reach;
+use crate::service::{Reach, Scope};
 use crate::wait::{EVERY, Interrupt, Patience};
 
 #[derive(Debug, clap::Args)]
@@ -175,7 +175,7 @@ impl Join<'_> {
     }
 
     fn stop(&self) -> Stop<'_> {
-        Stop { node: self.node, args: &self.args.stop, interrupt: self.interrupt }
+        Stop { node: self.node, args: &self.args.stop, interrupt: self.interrupt, scope: Scope::Daemon }
     }
 
     fn root(&self) -> Option<String> {

@@ -14,7 +14,7 @@ use crate::doctor::{self, Check, CheckState};
 use crate::exit::Exit;
 use crate::policy;
 use crate::preflight::{self, Agent, Question, Source};
-use crate::service::Reach;
+use crate::service::{Reach, Scope};
 use crate::wait::Interrupt;
 
 #[derive(Clone, Debug, clap::Args)]
@@ -100,7 +100,8 @@ pub fn check(
 /// Whether the incus client can reach the daemon. `None`: systemd does not manage it.
 fn reach(node: &Node) -> Result<Option<Reach>, CliError> {
     let interrupt = Interrupt::catch()?;
-    Stop { node, args: &StopArgs::default(), interrupt: &interrupt }.reach(&mut |_| Ok(()))
+    let (args, scope) = (StopArgs::default(), Scope::Daemon);
+    Stop { node, args: &args, interrupt: &interrupt, scope }.reach(&mut |_| Ok(()))
 }
 
 /// Without an agent, or with one that does not know the node, the preset's node is looked at.

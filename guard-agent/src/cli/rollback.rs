@@ -12,7 +12,7 @@ use crate::control::report::RollbackReport;
 use crate::control::{ClientError, RefusalReport, Reply, Request};
 use crate::exit::Exit;
 use crate::rollback::{Allowed, Remaining, RollbackOutcome};
-use crate::service::{Hold, Manager};
+use crate::service::{Hold, Scope};
 use crate::wait::{EVERY, Interrupt};
 
 #[derive(Debug, clap::Args)]
@@ -54,17 +54,27 @@ pub fn run(global: &Global, args: &RollbackArgs, out: &mut impl Write) -> Result
     let mut say = |line: &str| if global.json { Ok(()) } else { Ok(writeln!(out, "{line}")?) };
     if args.release_hold {
         let node = Node::find(global, args.root.as_deref())?;
-        let stop = Stop { node: &node, args: &args.stop, interrupt: &interrupt };
+        let stop = Stop { node: &node, args: &args.stop, interrupt: &interrupt, scope: Scope::Daemon };
         return release_hold(&stop, &mut say);
     }
     // Asked before anything is stopped.
     let asked = ask(global, args.root.as_deref())?;
     let node = Node::find(global, Some(Path::new(&asked.root)))?;
-    let stop = Stop { node: &node, args: &args.stop, interrupt: &interrupt };
+    let stop = Stop { node: &node, args: &args.stop, interrupt: &interrupt, scope: Scope::Daemon };
     let hold = if args.stop_incus { stop.stop(&mut say)?.hold } else { stop.hold(&mut say)? };
     let follow = Follow { global, interrupt: &interrupt, limit: args.wait, stopped: args.stop_incus };
     let allowed = Allowed { lazy: args.lazy, force: args.force };
-    let report = follow.carry_out(&node.root, allowed, &mut say)?;
+    let report = match follow.carry_out(&node.root, allowed, &mut say) {
+        Err(refusal) if refusal.exit() == Exit::Refused => {
+            // Nothing was begun: what was stopped for it starts again.
+            if let Some(hold) = &hold {
+                stop.lift(hold, &mut say)?;
+                stop.start(&hold.ran, &mut say)?;
+            }
+            return Err(refusal);
+        }
+        report => report?,
+    };
     let released = is_released(&report);
     if !global.json {
         say(verdict(&report).trim_end())?;
@@ -107,12 +117,10 @@ pub fn after(
     match hold {
         Some(hold) if released => {
             stop.lift(hold, say)?;
-            let socket = hold.ran.iter().find(|unit| unit.ends_with(".socket"));
-            let units = [socket.unwrap_or(&stop.node.unit).clone()];
+            let command = stop.start_command(say)?;
             say(&format!(
                 "Incus stays stopped: started now, it mounts again what its database names. guardctl join starts it; \
-                 by hand: {}",
-                Manager::Systemd.start_command(&units)
+                 by hand: {command}"
             ))
         }
         Some(hold) => say(&held(hold)),

@@ -10,7 +10,7 @@ use super::{CliError, parse_duration};
 use crate::events::process::ticks_per_second;
 use crate::incus;
 use crate::join::Daemon;
-use crate::service::{self, Consent, Hold, LiveSystemctl, Manager, Places, Reach, ServiceError, Unit};
+use crate::service::{self, Consent, Hold, LiveSystemctl, Manager, Places, Reach, Scope, ServiceError, Unit};
 use crate::wait::{self, Interrupt, Patience};
 use crate::wipe::instances::{self, Instance, Question};
 
@@ -53,6 +53,7 @@ pub struct Stop<'a> {
     pub node: &'a Node,
     pub args: &'a StopArgs,
     pub interrupt: &'a Interrupt,
+    pub scope: Scope,
 }
 
 impl Stop<'_> {
@@ -65,15 +66,16 @@ impl Stop<'_> {
         if let Some(unit) = &unit {
             let consent = Consent { instances: running.len(), may_stop_them: self.args.stop_instances };
             service::may_stop(unit, consent)?;
-            stopped.hold = Some(self.hold_unit(unit, say)?);
+            stopped.hold = self.hold_unit(unit, say)?;
         }
         if self.args.stop_instances && !running.is_empty() {
             self.shut_down(say)?;
         }
         if let Some(unit) = &unit {
             say(&format!("stopping {}; instances run on", unit.name))?;
-            let units =
-                self.systemctl(self.args.stop_timeout, say, |systemctl| service::stop(systemctl, unit))?;
+            let units = self.systemctl(self.args.stop_timeout, say, |systemctl| {
+                service::stop(systemctl, unit, self.scope)
+            })?;
             if !units.is_empty() {
                 say(&format!("stopped: {}", units.join(", ")))?;
             }
@@ -89,22 +91,30 @@ impl Stop<'_> {
         Ok(stopped)
     }
 
-    /// Keeps an Incus that does not run from starting. Nothing where it runs, or where no systemd manages it.
+    /// Keeps an Incus that does not run from starting. Nothing where it runs, where no systemd manages it, and for an
+    /// operator whom the agent will refuse.
     pub fn hold(&self, say: &mut Say<'_>) -> Result<Option<Hold>, CliError> {
-        if self.daemon_pid()?.is_some() {
+        if node::require_host().is_err() || self.daemon_pid()?.is_some() {
             return Ok(None);
         }
-        let unit = self.unit(say)?;
-        unit.map(|unit| self.hold_unit(&unit, say)).transpose()
+        match self.unit(say)? {
+            Some(unit) => self.hold_unit(&unit, say),
+            None => Ok(None),
+        }
     }
 
-    fn hold_unit(&self, unit: &Unit, say: &mut Say<'_>) -> Result<Hold, CliError> {
-        let hold =
-            self.systemctl(ANSWER, say, |systemctl| service::hold_unit(systemctl, &Places::default(), unit))?;
+    fn hold_unit(&self, unit: &Unit, say: &mut Say<'_>) -> Result<Option<Hold>, CliError> {
+        let hold = self.systemctl(ANSWER, say, |systemctl| {
+            service::hold_unit(systemctl, &Places::default(), unit, self.scope)
+        })?;
+        let Some(hold) = hold else {
+            say(&format!("{} is masked, and does not start", unit.name))?;
+            return Ok(None);
+        };
         let path = hold.path.display();
         let until = if hold.outlives_boot { "" } else { " until the next boot" };
         say(&format!("{} is kept from starting{until}: {path}", unit.name))?;
-        Ok(hold)
+        Ok(Some(hold))
     }
 
     /// The hold that an earlier command has left.
@@ -132,6 +142,16 @@ impl Stop<'_> {
             say(&format!("started: {}", started.join(", ")))?;
         }
         Ok(started)
+    }
+
+    /// How an operator starts it.
+    pub fn start_command(&self, say: &mut Say<'_>) -> Result<String, CliError> {
+        let unit = &self.node.unit;
+        let units = match self.unit(say)? {
+            Some(_) => self.systemctl(ANSWER, say, |systemctl| service::by_hand(systemctl, unit))?,
+            None => Vec::new(),
+        };
+        Ok(Manager::of_host().start_command(&units))
     }
 
     /// Whether the incus client can reach the daemon. `None`: systemd does not manage it.

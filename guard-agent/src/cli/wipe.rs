@@ -22,7 +22,7 @@ use crate::exit::Exit;
 use crate::rollback::helper::{Helper, UnmountArgs};
 use crate::rollback::{Allowed, UnmountOutcome};
 use crate::roots;
-use crate::service::Hold;
+use crate::service::{Hold, Scope};
 use crate::wait::Interrupt;
 use crate::wipe::local_pools::{self, LocalPool};
 use crate::wipe::{self, Deleted, OwnMount, Root};
@@ -103,7 +103,7 @@ pub(super) fn local_pools(node: &Node) -> Result<Vec<LocalPool>, NodeError> {
 fn wipe(global: &Global, args: &WipeArgs, node: &Node, out: &mut impl Write) -> Result<Exit, CliError> {
     let interrupt = Interrupt::catch()?;
     let mut say = |line: &str| if global.json { Ok(()) } else { Ok(writeln!(out, "{line}")?) };
-    let stop = Stop { node, args: &args.stop, interrupt: &interrupt };
+    let stop = Stop { node, args: &args.stop, interrupt: &interrupt, scope: Scope::Directory };
     may_wipe(global, args, node)?;
     let hold = stop.stop(&mut say)?.hold;
     let mut done = Done { root: node.root.clone(), ..Done::default() };
@@ -138,10 +138,8 @@ fn start_again(stop: &Stop<'_>, hold: &Hold, say: &mut Say<'_>) -> Result<Vec<St
     if !hold.ran.is_empty() {
         return stop.start(&hold.ran, say);
     }
-    say(&format!(
-        "Incus stays stopped, as it was found: guardctl join starts it, or systemctl start {}",
-        stop.node.unit
-    ))?;
+    let command = stop.start_command(say)?;
+    say(&format!("Incus stays stopped, as it was found: guardctl join starts it, or {command}"))?;
     Ok(Vec::new())
 }
 

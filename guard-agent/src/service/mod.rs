@@ -32,8 +32,8 @@ use crate::wait::Waited;
 pub use hold::{Hold, Places};
 pub use process::terminate;
 pub use units::{
-    Consent, LiveSystemctl, Reach, Systemctl, Unit, hold as hold_unit, lift, look, may_stop, reach, start,
-    stop,
+    Consent, LiveSystemctl, Reach, Scope, Systemctl, Unit, by_hand, hold as hold_unit, lift, look, may_stop,
+    reach, start, stop,
 };
 
 /// What manages the services of this host.

@@ -103,20 +103,33 @@ pub fn look(systemctl: &mut dyn Systemctl, unit: &str) -> Result<Unit, ServiceEr
     Ok(Unit::parse(unit, &systemctl.call(&["show", wanted, "--", unit])?))
 }
 
-/// The daemon's sockets and services: those that start it, and its companion for unprivileged users, whose socket
-/// lies in the same directory.
-fn companions(systemctl: &mut dyn Systemctl, unit: &Unit) -> Result<Vec<Unit>, ServiceError> {
-    let base = unit.name.strip_suffix(".service").unwrap_or(&unit.name);
-    let mut names: Vec<String> =
-        unit.triggered_by.iter().filter(|name| name.ends_with(".socket")).cloned().collect();
-    // systemd below 229 does not say what triggers a unit.
-    for name in [format!("{base}.socket"), format!("{base}-user.socket"), format!("{base}-user.service")] {
-        if !names.contains(&name) {
-            names.push(name);
-        }
+/// Which units are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// The daemon, and the sockets that start it.
+    Daemon,
+    /// Its companion for unprivileged users too, whose socket lies in the daemon's directory.
+    Directory,
+}
+
+/// The units that systemd has a file of, the daemon's own last.
+fn units(systemctl: &mut dyn Systemctl, unit: &str, scope: Scope) -> Result<Vec<Unit>, ServiceError> {
+    let daemon = look(systemctl, unit)?;
+    let base = unit.strip_suffix(".service").unwrap_or(unit);
+    let mut names = sockets(&daemon);
+    if scope == Scope::Directory {
+        names.extend([format!("{base}-user.socket"), format!("{base}-user.service")]);
     }
-    let units = names.iter().map(|name| look(systemctl, name)).collect::<Result<Vec<_>, _>>()?;
-    Ok(units.into_iter().filter(Unit::is_known).collect())
+    let mut units = names.iter().map(|name| look(systemctl, name)).collect::<Result<Vec<_>, _>>()?;
+    units.push(daemon);
+    units.retain(Unit::is_known);
+    Ok(units)
+}
+
+/// Names of the sockets that start a daemon.
+fn sockets(daemon: &Unit) -> Vec<String> {
+    let sockets = daemon.triggered_by.iter().filter(|name| name.ends_with(".socket"));
+    sockets.cloned().collect()
 }
 
 /// What an operator allows.
@@ -128,20 +141,28 @@ pub struct Consent {
     pub may_stop_them: bool,
 }
 
-/// Keeps the daemon from starting. What runs of it runs on.
-pub fn hold(systemctl: &mut dyn Systemctl, places: &Places, unit: &Unit) -> Result<Hold, ServiceError> {
-    let running = running(systemctl, unit)?;
+/// Keeps the daemon from starting. What runs of it runs on. `None`: it is masked, and cannot start anyway.
+pub fn hold(
+    systemctl: &mut dyn Systemctl,
+    places: &Places,
+    unit: &Unit,
+    scope: Scope,
+) -> Result<Option<Hold>, ServiceError> {
+    if unit.load == "masked" {
+        return Ok(None);
+    }
+    let running = running(systemctl, unit, scope)?;
     let hold = Hold::place(places, &unit.name, &running)?;
     systemctl.call(&["daemon-reload"])?;
     if look(systemctl, &unit.name)?.drop_ins.contains(&hold.path) {
-        return Ok(hold);
+        return Ok(Some(hold));
     }
     Err(ServiceError::HoldUnseen { unit: unit.name.clone(), path: hold.path })
 }
 
-/// Stops the daemon, its sockets and its companion. Its instances run on. Returns what was stopped.
-pub fn stop(systemctl: &mut dyn Systemctl, unit: &Unit) -> Result<Vec<String>, ServiceError> {
-    let running = running(systemctl, unit)?;
+/// Stops the daemon and its sockets. Its instances run on. Returns what was stopped.
+pub fn stop(systemctl: &mut dyn Systemctl, unit: &Unit, scope: Scope) -> Result<Vec<String>, ServiceError> {
+    let running = running(systemctl, unit, scope)?;
     if !running.is_empty() {
         // In the usual mode a stop of the socket stops incus-startup.service, and that all instances.
         let mut arguments = vec!["stop", "--job-mode=ignore-requirements", "--"];
@@ -151,9 +172,8 @@ pub fn stop(systemctl: &mut dyn Systemctl, unit: &Unit) -> Result<Vec<String>, S
     Ok(running)
 }
 
-fn running(systemctl: &mut dyn Systemctl, unit: &Unit) -> Result<Vec<String>, ServiceError> {
-    let mut units = companions(systemctl, unit)?;
-    units.push(look(systemctl, &unit.name)?);
+fn running(systemctl: &mut dyn Systemctl, unit: &Unit, scope: Scope) -> Result<Vec<String>, ServiceError> {
+    let units = units(systemctl, &unit.name, scope)?;
     Ok(units.into_iter().filter(Unit::runs).map(|unit| unit.name).collect())
 }
 
@@ -179,31 +199,39 @@ pub fn lift(systemctl: &mut dyn Systemctl, hold: &Hold) -> Result<(), ServiceErr
     systemctl.call(&["daemon-reload"]).map(|_| ())
 }
 
-/// Starts what makes the daemon reachable: its sockets, or the daemon itself where it has none. Of its companion's what
-/// ran before. Returns what was started.
-pub fn start(systemctl: &mut dyn Systemctl, unit: &str, ran: &[String]) -> Result<Vec<String>, ServiceError> {
-    let daemon = look(systemctl, unit)?;
-    let units = companions(systemctl, &daemon)?;
-    let is_its = |unit: &&Unit| daemon.triggered_by.contains(&unit.name);
-    let mut wanted: Vec<&Unit> = Vec::new();
-    if !daemon.runs() {
+/// What has to be started before the daemon can be reached: its sockets, or the daemon where it has none.
+fn down(systemctl: &mut dyn Systemctl, unit: &str) -> Result<Vec<String>, ServiceError> {
+    let mut units = units(systemctl, unit, Scope::Daemon)?;
+    let Some(daemon) = units.pop() else { return Ok(vec![unit.to_owned()]) };
+    if daemon.runs() {
         // A socket does not start while its service runs.
-        wanted.extend(units.iter().filter(is_its));
-        if wanted.is_empty() {
-            wanted.push(&daemon);
+        return Ok(Vec::new());
+    }
+    if units.is_empty() {
+        units.push(daemon);
+    }
+    Ok(units.into_iter().filter(|unit| !unit.runs()).map(|unit| unit.name).collect())
+}
+
+/// Starts what makes the daemon reachable. Of its companion's what ran before. Returns what was started.
+pub fn start(systemctl: &mut dyn Systemctl, unit: &str, ran: &[String]) -> Result<Vec<String>, ServiceError> {
+    let mut names = down(systemctl, unit)?;
+    for companion in units(systemctl, unit, Scope::Directory)? {
+        let is_socket = companion.name.ends_with(".socket") && !names.contains(&companion.name);
+        if is_socket && !companion.runs() && ran.contains(&companion.name) {
+            names.push(companion.name);
         }
     }
-    wanted.extend(
-        units
-            .iter()
-            .filter(|unit| !is_its(unit) && unit.name.ends_with(".socket") && ran.contains(&unit.name)),
-    );
-    let names: Vec<String> =
-        wanted.into_iter().filter(|unit| !unit.runs()).map(|unit| unit.name.clone()).collect();
     for name in &names {
         systemctl.call(&["start", "--", name])?;
     }
     Ok(names)
+}
+
+/// The units that an operator starts by hand.
+pub fn by_hand(systemctl: &mut dyn Systemctl, unit: &str) -> Result<Vec<String>, ServiceError> {
+    let sockets = sockets(&look(systemctl, unit)?);
+    Ok(if sockets.is_empty() { vec![unit.to_owned()] } else { sockets })
 }
 
 /// Whether the incus client can reach the daemon, or start it through its socket.
@@ -223,23 +251,14 @@ pub fn reach(systemctl: &mut dyn Systemctl, places: &Places, unit: &str) -> Resu
     if let Some(hold) = Hold::find(places, unit)? {
         return Ok(Reach::Held(hold));
     }
-    let daemon = look(systemctl, unit)?;
-    let mut units = companions(systemctl, &daemon)?;
-    units.retain(|unit| daemon.triggered_by.contains(&unit.name));
-    let masked: Vec<String> = units
-        .iter()
-        .chain([&daemon])
-        .filter(|unit| unit.load == "masked")
-        .map(|unit| unit.name.clone())
-        .collect();
+    let units = units(systemctl, unit, Scope::Daemon)?;
+    let masked = units.into_iter().filter(|unit| unit.load == "masked").map(|unit| unit.name);
+    let masked: Vec<String> = masked.collect();
     if !masked.is_empty() {
         return Ok(Reach::Masked(masked));
     }
-    if units.is_empty() {
-        units.push(daemon.clone());
-    }
-    let down: Vec<String> = units.into_iter().filter(|unit| !unit.runs()).map(|unit| unit.name).collect();
-    Ok(if daemon.runs() || down.is_empty() { Reach::Up } else { Reach::Down(down) })
+    let down = down(systemctl, unit)?;
+    Ok(if down.is_empty() { Reach::Up } else { Reach::Down(down) })
 }
 
 #[cfg(test)]

@@ -9,8 +9,8 @@ fn stopped(fake: &mut Fake) -> Result<Hold, ServiceError> {
     let unit = look(fake, "incus.service").unwrap();
     let places = fake.places.clone();
     may_stop(&unit, CONSENT)?;
-    let hold = hold(fake, &places, &unit)?;
-    stop(fake, &unit)?;
+    let hold = hold(fake, &places, &unit, Scope::Directory)?.unwrap();
+    stop(fake, &unit, Scope::Directory)?;
     Ok(hold)
 }
 
@@ -127,4 +127,26 @@ fn a_daemon_that_was_stopped_is_not_taken_for_one_that_a_client_can_start() {
     assert_eq!(ask(&mut fake), Reach::Up);
     fake.masked = true;
     assert_eq!(ask(&mut fake), Reach::Masked(vec!["incus.service".to_owned()]));
+}
+
+#[test]
+fn a_rollback_leaves_the_companion_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut fake = Fake::debian(directory.path());
+    let unit = look(&mut fake, "incus.service").unwrap();
+    assert_eq!(stop(&mut fake, &unit, Scope::Daemon).unwrap(), ["incus.socket", "incus.service"]);
+    assert!(fake.active.contains("incus-user.socket") && fake.active.contains("incus-user.service"));
+    assert_eq!(by_hand(&mut fake, "incus.service").unwrap(), ["incus.socket"]);
+}
+
+#[test]
+fn a_masked_unit_that_does_not_run_needs_no_hold() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut fake = Fake::debian(directory.path());
+    fake.masked = true;
+    fake.active.clear();
+    let (unit, places) = (look(&mut fake, "incus.service").unwrap(), fake.places.clone());
+    assert!(may_stop(&unit, CONSENT).is_ok());
+    assert_eq!(hold(&mut fake, &places, &unit, Scope::Daemon).unwrap(), None);
+    assert_eq!(Hold::find(&places, "incus.service").unwrap(), None);
 }
