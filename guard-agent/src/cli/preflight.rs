@@ -6,15 +6,16 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::node::{Node, NodeError};
-use super::stop::{Stop, StopArgs};
+use super::stop::{self, Stop, StopArgs};
 use super::text::safe;
 use super::{CliError, Global, expect_reply, write_json};
 use crate::control::{Reply, Request};
 use crate::doctor::{self, Check, CheckState};
 use crate::exit::Exit;
+use crate::join::Daemon;
 use crate::policy;
 use crate::preflight::{self, Agent, Question, Source};
-use crate::service::{Reach, Scope};
+use crate::service::{Manager, Scope};
 use crate::wait::Interrupt;
 
 #[derive(Clone, Debug, clap::Args)]
@@ -81,7 +82,7 @@ pub fn check(
     };
     let host_name =
         || nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let (root, reach) = (node.root.clone(), reach(&node)?);
+    let (root, service) = (node.root.clone(), service(&node)?);
     let facts = preflight::gather(Question {
         root: node.root,
         incus: node.incus,
@@ -93,15 +94,22 @@ pub fn check(
         token,
     });
     let mut checks = preflight::checks(&facts);
-    checks.extend(reach.as_ref().map(preflight::service::check));
+    checks.extend(service);
     Ok((root, checks))
 }
 
-/// Whether the incus client can reach the daemon. `None`: systemd does not manage it.
-fn reach(node: &Node) -> Result<Option<Reach>, CliError> {
+/// Whether the incus client can reach the daemon, or start it.
+fn service(node: &Node) -> Result<Option<Check>, CliError> {
     let interrupt = Interrupt::catch()?;
     let (args, scope) = (StopArgs::default(), Scope::Daemon);
-    Stop { node, args: &args, interrupt: &interrupt, scope }.reach(&mut |_| Ok(()))
+    let reach = Stop { node, args: &args, interrupt: &interrupt, scope }.reach(&mut |_| Ok(()))?;
+    Ok(match (reach, stop::daemon(node)?) {
+        (Some(reach), _) => Some(preflight::service::check(&reach)),
+        (None, Daemon::Stopped) => {
+            Some(preflight::service::not_started(&Manager::of_host().start_command(&[])))
+        }
+        (None, _) => None,
+    })
 }
 
 /// Without an agent, or with one that does not know the node, the preset's node is looked at.

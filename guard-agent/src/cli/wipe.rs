@@ -96,7 +96,8 @@ pub(super) fn daemon_pid(node: &Node) -> Result<Option<u32>, NodeError> {
 
 pub(super) fn local_pools(node: &Node) -> Result<Vec<LocalPool>, NodeError> {
     let snapshot = node::mount_table()?;
-    let found = local_pools::find(&node.root, &snapshot, &node.incus.proc_root, Path::new("/sys"));
+    let root = stop::place(node)?;
+    let found = local_pools::find(&root, &snapshot, &node.incus.proc_root, Path::new("/sys"));
     found.map_err(|source| NodeError::Io { operation: "look for local pools", source })
 }
 
@@ -161,12 +162,18 @@ fn may_wipe(global: &Global, args: &WipeArgs, node: &Node) -> Result<(), CliErro
 }
 
 fn empty(node: &Node, interrupt: &Interrupt, done: &mut Done, say: &mut Say<'_>) -> Result<(), CliError> {
-    done.unmounted = unmount_own(node, say)?;
+    let place = stop::place(node)?;
+    done.unmounted = unmount_own(&place, say)?;
     let snapshot = node::mount_table()?;
-    if let Some(mount) = wipe::below(&snapshot, &node.root).in_the_way.first() {
+    if let Some(mount) = wipe::below(&snapshot, &place).in_the_way.first() {
         return Err(wipe::WipeError::Mountpoint { path: mount.mountpoint.clone() }.into());
     }
-    let root = Root::open(&node.root)?;
+    // One that has begun since Incus was stopped.
+    let running = stop::instances(node, None)?;
+    if !running.is_empty() {
+        return Err(NodeError::instances(node, &running).into());
+    }
+    let root = Root::open(&place)?;
     let (deleted, result) = wipe::delete(&root, &mut |so_far| {
         let count = so_far.files + so_far.directories;
         say(&format!("{count} deleted …")).is_ok() && !interrupt.came()
@@ -175,11 +182,11 @@ fn empty(node: &Node, interrupt: &Interrupt, done: &mut Done, say: &mut Say<'_>)
     Ok(result?)
 }
 
-fn unmount_own(node: &Node, say: &mut Say<'_>) -> Result<Vec<PathBuf>, CliError> {
+fn unmount_own(root: &Path, say: &mut Say<'_>) -> Result<Vec<PathBuf>, CliError> {
     let helper = Helper::this_program();
     let limit = crate::rollback::Limits::default().unmount;
     let mut unmounted = Vec::new();
-    for mount in wipe::below(&node::mount_table()?, &node.root).own {
+    for mount in wipe::below(&node::mount_table()?, root).own {
         let OwnMount { mount_id, dev, mountpoint, .. } = mount;
         let path = mountpoint.clone();
         let args = UnmountArgs { mount_id, dev, lazy: false, enter: false, mountpoint };

@@ -43,8 +43,8 @@ pub enum Obstacle {
 
 /// Looks at everything, and changes nothing.
 pub fn plan(global: &Global, node: &Node) -> Result<Plan, CliError> {
-    let snapshot = node::mount_table()?;
-    let MountsBelow { own, in_the_way } = wipe::below(&snapshot, &node.root);
+    let (snapshot, place) = (node::mount_table()?, stop::place(node)?);
+    let MountsBelow { own, in_the_way } = wipe::below(&snapshot, &place);
     let pools = pools(global, node)?;
     let is_pool = |mount: &InTheWay| pools.iter().any(|pool| pool.device == mount.device);
     let mut obstacles: Vec<Obstacle> =
@@ -57,7 +57,7 @@ pub fn plan(global: &Global, node: &Node) -> Result<Plan, CliError> {
         pools: pools.iter().map(|pool| format!("{} at {}", pool.name, pool.mountpoints.join(", "))).collect(),
         unmounts: own,
         obstacles,
-        census: wipe::census(&Root::open(&node.root)?, &node.root)?,
+        census: wipe::census(&Root::open(&place)?, &place)?,
         root: node.root.clone(),
     })
 }

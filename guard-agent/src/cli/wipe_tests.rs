@@ -103,3 +103,26 @@ fn sizes() {
         assert_eq!(size(bytes), text);
     }
 }
+
+#[test]
+fn obstacles_are_told_apart_in_json() {
+    let pool = LocalPool::Lvm { group: "data".to_owned(), volumes: 2 };
+    let value = serde_json::to_value(Obstacle::LocalPool(pool)).unwrap();
+    let expected =
+        serde_json::json!({"obstacle": "local-pool", "pool": "lvm", "group": "data", "volumes": 2});
+    assert_eq!(value, expected);
+}
+
+#[test]
+fn a_root_that_is_a_link_hides_no_local_pool() {
+    let host = tempfile::tempdir().unwrap();
+    let mut node = fake::node_in(host.path());
+    std::fs::create_dir_all(host.path().join("incus/disks")).unwrap();
+    std::fs::write(host.path().join("incus/disks/tank.img"), "x").unwrap();
+    let link = host.path().join("link");
+    std::os::unix::fs::symlink(host.path().join("incus"), &link).unwrap();
+    node.root = link;
+    let found = local_pools(&node).unwrap();
+    let real = std::fs::canonicalize(host.path()).unwrap().join("incus/disks/tank.img");
+    assert!(matches!(&found[..], [LocalPool::Image { path, .. }] if *path == real), "{found:?}");
+}

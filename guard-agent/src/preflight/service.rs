@@ -32,11 +32,24 @@ pub fn check(reach: &Reach) -> Check {
     }
 }
 
+/// The finding where no unit of systemd starts the daemon, and it does not run.
+pub fn not_started(command: &str) -> Check {
+    let found = "Incus does not run, and no unit of systemd starts it";
+    Check::warn("incus-unit", "incus unit", found, format!("before the join: {command}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::doctor::CheckState;
     use crate::service::Hold;
+
+    #[test]
+    fn without_systemd_the_operator_starts_it() {
+        let check = not_started("rc-service incusd start");
+        assert_eq!(check.state, CheckState::Warn);
+        assert!(check.fix.unwrap().contains("rc-service incusd start"));
+    }
 
     #[test]
     fn what_the_client_cannot_start_is_a_finding_with_its_command() {

@@ -169,8 +169,8 @@ impl ServiceError {
                  --kill-whom=main --signal=KILL incus.service"
             ),
             Self::Interrupted { .. } => {
-                "nothing was unmounted or deleted; Incus is kept from starting meanwhile: run the same command again, \
-                 or guardctl rollback --release-hold"
+                "nothing was unmounted or deleted: run the same command again. Incus stays kept from starting where \
+                 that was said above; to have it back: guardctl rollback --release-hold"
                     .to_owned()
             }
         }
