@@ -1,7 +1,7 @@
 //! Waiting for a process: with a limit, a sign of life now and then, and an end by Ctrl-C.
 //!
-//! An operator's command never waits without these three. What a wait leaves behind when it ends early is the
-//! caller's to say.
+//! An operator's command never waits without these three. What a wait leaves behind when it ends
+//! early is the caller's to say.
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,8 +18,9 @@ use crate::events::process::pidfd_open;
 /// Interval between two signs of life.
 pub const EVERY: Duration = Duration::from_secs(10);
 
-/// Ctrl-C, SIGTERM and SIGHUP as a descriptor, while it lives: they no longer end this process. Make it before any
-/// thread is started; children are not affected, since `Command` gives them an empty signal mask.
+/// Ctrl-C, SIGTERM and SIGHUP as a descriptor, while it lives: they no longer end this process.
+/// Make it before any thread is started; children are not affected, since `Command` gives them an
+/// empty signal mask.
 #[derive(Debug)]
 pub struct Interrupt {
     source: Source,
@@ -188,7 +189,8 @@ pub struct Said {
     pub errors: String,
 }
 
-/// Runs a program that says little (a pipe holds 64 KiB), to its end. It is killed when the wait ends early.
+/// Runs a program that says little (a pipe holds 64 KiB), to its end. It is killed when the wait
+/// ends early.
 pub fn run(
     command: &mut Command,
     patience: &Patience<'_>,
@@ -271,7 +273,8 @@ mod tests {
     fn a_signal_is_caught_and_does_not_end_the_process() {
         let interrupt = Interrupt::catch().unwrap();
         assert!(!interrupt.came());
-        // raise(3) is for this thread alone: others have the default action, which ends the test program.
+        // raise(3) is for this thread alone: others have the default action, which ends the test
+        // program.
         nix::sys::signal::raise(Signal::SIGINT).unwrap();
         assert!(interrupt.came());
         drop(interrupt);

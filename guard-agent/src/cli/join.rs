@@ -1,9 +1,10 @@
-//! `guardctl join`: joins a cluster in two phases. Prepare: preflight, then the agent seals the node's pools before
-//! the first of them is mounted. Commit: the pools become guarded once this server is proven to be a member; else
-//! they stay sealed, or are rolled back.
+//! `guardctl join`: joins a cluster in two phases. Prepare: preflight, then the agent seals the
+//! node's pools before the first of them is mounted. Commit: the pools become guarded once this
+//! server is proven to be a member; else they stay sealed, or are rolled back.
 //!
-//! How it ended is told by the agent's state machine, from evidence, not by the command: a join can report a failure
-//! although the node has joined, and the other way round. If guardctl is killed, the agent carries on.
+//! How it ended is told by the agent's state machine, from evidence, not by the command: a join can
+//! report a failure although the node has joined, and the other way round. If guardctl is killed,
+//! the agent carries on.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -38,10 +39,12 @@ pub struct JoinArgs {
     /// What to do when the join has failed: leave the pools sealed, or stop Incus and roll back.
     #[arg(long, value_enum, default_value_t = OnFailure::Hold)]
     pub on_failure: OnFailure,
-    /// How long to wait, after the command has ended, until it is known whether the node has joined.
+    /// How long to wait, after the command has ended, until it is known whether the node has
+    /// joined.
     #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = parse_duration)]
     pub wait: Duration,
-    /// How long the command may take. One that takes longer is ended; what Incus has begun goes on, sealed.
+    /// How long the command may take. One that takes longer is ended; what Incus has begun goes on,
+    /// sealed.
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_duration)]
     pub command_timeout: Duration,
     #[command(flatten)]
@@ -74,8 +77,8 @@ pub struct Report {
 
 /// How often the agent is asked.
 const BEAT: Duration = Duration::from_millis(250);
-/// A state that says "failed" counts when it has stood for so long after the command's end: evidence of a
-/// membership comes last, and the raft leader may take its time.
+/// A state that says "failed" counts when it has stood for so long after the command's end:
+/// evidence of a membership comes last, and the raft leader may take its time.
 const SETTLED: Duration = Duration::from_secs(15);
 
 /// Joins.
@@ -163,7 +166,8 @@ impl Join<'_> {
         }
     }
 
-    /// Starts the sockets of an Incus that was stopped: the incus client cannot. Not before the pools are sealed.
+    /// Starts the sockets of an Incus that was stopped: the incus client cannot. Not before the
+    /// pools are sealed.
     fn start(&self, say: &mut Say<'_>) -> Result<(), CliError> {
         match self.stop().start(&[], say) {
             // The operator's own command may start it, the incus client does not.

@@ -12,8 +12,8 @@ use super::node::{Node, NodeError};
 use super::stop::Say;
 use crate::wait::{self, Patience, Waited};
 
-/// The operator's command, or `incus admin init` with a preseed. Its output is the operator's; with `json` both go to
-/// standard error.
+/// The operator's command, or `incus admin init` with a preseed. Its output is the operator's; with
+/// `json` both go to standard error.
 pub fn build(
     node: &Node,
     preseed: Option<&Path>,

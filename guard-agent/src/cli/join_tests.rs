@@ -39,7 +39,8 @@ fn concluded(state: &'static str, pools: Vec<PoolReport>) -> (String, Vec<&'stat
 
 #[test]
 fn an_early_failure_stops_nothing_and_is_told_as_it_is() {
-    // A join that ended before it mounted anything: nothing is sealed, and there is nothing to roll back.
+    // A join that ended before it mounted anything: nothing is sealed, and there is nothing to roll
+    // back.
     let (text, asked) = concluded("standalone", Vec::new());
     assert!(text.contains("the node is standalone; no pool of it is mounted"), "{text}");
     assert!(text.contains("no rollback: refused (node-state)"), "{text}");

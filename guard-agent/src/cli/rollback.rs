@@ -1,4 +1,5 @@
-//! `guardctl rollback`: has the agent unmount what a failed join has left, shows how that goes, and what remains.
+//! `guardctl rollback`: has the agent unmount what a failed join has left, shows how that goes, and
+//! what remains.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use crate::control::report::RollbackReport;
 use crate::control::{ClientError, RefusalReport, Reply, Request};
 use crate::exit::Exit;
 use crate::rollback::{Allowed, Remaining, RollbackOutcome};
-use crate::service::{Hold, Scope};
+use crate::service::{Hold, Places, Scope};
 use crate::wait::{EVERY, Interrupt};
 
 #[derive(Debug, clap::Args)]
@@ -20,16 +21,19 @@ pub struct RollbackArgs {
     /// The node's guarded root; may be left out if there is only one node.
     #[arg(long, value_name = "DIR")]
     pub root: Option<PathBuf>,
-    /// Detach what is busy: it is gone from the tree at once, and from the kernel with its last user.
+    /// Detach what is busy: it is gone from the tree at once, and from the kernel with its last
+    /// user.
     #[arg(long)]
     pub lazy: bool,
-    /// Unmount also from under containers and other guests, which run on and then write to their own disk instead.
+    /// Unmount also from under containers and other guests, which run on and then write to their
+    /// own disk instead.
     #[arg(long)]
     pub force: bool,
     /// Stop Incus first. It must not run: it would mount its pools again.
     #[arg(long)]
     pub stop_incus: bool,
-    /// Do not roll back: end what keeps Incus from starting since an earlier rollback or wipe, and start its sockets.
+    /// Do not roll back: end what keeps Incus from starting since an earlier rollback or wipe, and
+    /// start its sockets.
     #[arg(long, conflicts_with_all = ["lazy", "force", "stop_incus", "stop_instances"])]
     pub release_hold: bool,
     #[command(flatten)]
@@ -58,11 +62,21 @@ pub fn run(global: &Global, args: &RollbackArgs, out: &mut impl Write) -> Result
         return release_hold(&stop, &mut say);
     }
     // Asked before anything is stopped.
-    let asked = ask(global, args.root.as_deref())?;
+    let asked = match ask(global, args.root.as_deref()) {
+        Err(refusal) if refusal.exit() == Exit::Refused => {
+            // A node that is well again, and whose Incus an earlier command keeps from starting.
+            if let Some(hold) = left_hold(global, args)? {
+                say(&held(&hold))?;
+            }
+            return Err(refusal);
+        }
+        asked => asked?,
+    };
     let node = Node::find(global, Some(Path::new(&asked.root)))?;
     let stop = Stop { node: &node, args: &args.stop, interrupt: &interrupt, scope: Scope::Daemon };
-    let hold = if args.stop_incus { stop.stop(&mut say)?.hold } else { stop.hold(&mut say)? };
-    let follow = Follow { global, interrupt: &interrupt, limit: args.wait, stopped: args.stop_incus };
+    let stops = args.stop_incus || args.stop.stop_instances;
+    let hold = if stops { stop.stop(&mut say)?.hold } else { stop.hold(&mut say)? };
+    let follow = Follow { global, interrupt: &interrupt, limit: args.wait, stopped: stops };
     let allowed = Allowed { lazy: args.lazy, force: args.force };
     let report = match follow.carry_out(&node.root, allowed, &mut say) {
         Err(refusal) if refusal.exit() == Exit::Refused => {
@@ -84,6 +98,14 @@ pub fn run(global: &Global, args: &RollbackArgs, out: &mut impl Write) -> Result
         write_json(out, &report)?;
     }
     Ok(if released { Exit::Ok } else { Exit::Failure })
+}
+
+fn left_hold(global: &Global, args: &RollbackArgs) -> Result<Option<Hold>, CliError> {
+    match Node::find(global, args.root.as_deref()) {
+        Ok(node) => Ok(Hold::find(&Places::default(), &node.unit)?),
+        // The refusal says more.
+        Err(_) => Ok(None),
+    }
 }
 
 fn release_hold(stop: &Stop<'_>, say: &mut Say<'_>) -> Result<Exit, CliError> {
@@ -208,7 +230,8 @@ impl Follow<'_> {
         }
     }
 
-    /// Asks how it goes; an agent that is just being restarted is waited for, since it goes on by itself.
+    /// Asks how it goes; an agent that is just being restarted is waited for, since it goes on by
+    /// itself.
     fn status(&self, root: &str) -> Result<RollbackReport, CliError> {
         let end = Instant::now() + ABSENCE;
         loop {
@@ -238,7 +261,8 @@ fn next(root: &str) -> String {
 
 /// Whether nothing is left, as kernel and state machine say.
 pub fn is_released(report: &RollbackReport) -> bool {
-    // An agent that has gone on with it from the journal alone knows no outcome if it was over by then.
+    // An agent that has gone on with it from the journal alone knows no outcome if it was over by
+    // then.
     let ended = report.outcome.as_ref().map(RollbackOutcome::is_complete);
     !report.running && ended.unwrap_or(report.state == "released")
 }

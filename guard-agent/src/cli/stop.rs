@@ -1,5 +1,5 @@
-//! Stopping an operator's Incus: kept from starting first, its instances left alone, every wait told and limited. And
-//! starting it again.
+//! Stopping an operator's Incus: kept from starting first, its instances left alone, every wait
+//! told and limited. And starting it again.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -18,8 +18,8 @@ use crate::wipe::instances::{self, Instance, Question};
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct StopArgs {
-    /// Stop the instances too (incus admin shutdown), where Incus has to be stopped. Without it they run on, or are in
-    /// the way.
+    /// Stop Incus with its instances (incus admin shutdown), where it has to be stopped. Without
+    /// it they run on, or are in the way.
     #[arg(long)]
     pub stop_instances: bool,
     /// How long Incus may take to stop. Debian's unit gives it 330 s before systemd kills it.
@@ -93,8 +93,8 @@ impl Stop<'_> {
         Ok(stopped)
     }
 
-    /// Keeps an Incus that does not run from starting. Nothing where it runs, where no systemd manages it, and for an
-    /// operator whom the agent will refuse.
+    /// Keeps an Incus that does not run from starting. Nothing where it runs, where no systemd
+    /// manages it, and for an operator whom the agent will refuse.
     pub fn hold(&self, say: &mut Say<'_>) -> Result<Option<Hold>, CliError> {
         if node::require_host().is_err() || self.daemon_pid()?.is_some() {
             return Ok(None);
@@ -207,7 +207,8 @@ impl Stop<'_> {
         let patience = Patience::new(limit, self.interrupt);
         let said = wait::run(&mut command, &patience, &mut alive).map_err(failed)?;
         said.map_err(|early| ServiceError::early(early, what, limit))?;
-        // Its exit code says little: the connection may break before the answer. What still runs is looked at.
+        // Its exit code says little: the connection may break before the answer. What still runs is
+        // looked at.
         let left = instances(self.node, self.daemon_pid()?)?;
         if left.is_empty() { Ok(()) } else { Err(NodeError::instances(self.node, &left).into()) }
     }

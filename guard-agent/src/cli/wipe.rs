@@ -1,8 +1,9 @@
-//! `guardctl wipe`: empties a node's directory for a fresh start, without ever crossing a mount. Without `--yes` it
-//! only says what it would do.
+//! `guardctl wipe`: empties a node's directory for a fresh start, without ever crossing a mount.
+//! Without `--yes` it only says what it would do.
 //!
-//! The order: stop Incus, have the agent unmount what a join left and prove that it is gone, unmount what Incus had
-//! mounted for itself, delete. Each step that does not come out well ends it, and the same command goes on later.
+//! The order: stop Incus, have the agent unmount what a join left and prove that it is gone,
+//! unmount what Incus had mounted for itself, delete. Each step that does not come out well ends
+//! it, and the same command goes on later.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -38,7 +39,8 @@ pub struct WipeArgs {
     /// Do it.
     #[arg(long)]
     pub yes: bool,
-    /// Detach pools that are busy. Their superblocks must be gone all the same before anything is deleted.
+    /// Detach pools that are busy. Their superblocks must be gone all the same before anything is
+    /// deleted.
     #[arg(long)]
     pub lazy: bool,
     /// Delete images of local pools too, and the database that knows local ZFS and LVM pools.

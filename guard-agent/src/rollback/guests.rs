@@ -1,7 +1,9 @@
-//! Mount namespaces with a view of their own: containers, virtiofsd, services with bound paths. Pure.
+//! Mount namespaces with a view of their own: containers, virtiofsd, services with bound paths.
+//! Pure.
 //!
-//! A mount that goes from under a guest leaves the guest running: from then on it writes into the directory that
-//! was hidden below. So nothing is unmounted under a guest without the operator's word.
+//! A mount that goes from under a guest leaves the guest running: from then on it writes into the
+//! directory that was hidden below. So nothing is unmounted under a guest without the operator's
+//! word.
 
 use std::path::{Path, PathBuf};
 
@@ -42,8 +44,9 @@ pub fn is_host_view(table: &NamespaceTable, host: &NamespaceTable) -> bool {
     table.is_host || (top(table).is_some() && top(table) == top(host))
 }
 
-/// Every mount of the targets that a guest has. Copies of the host's tree, which a service with a private `/tmp` gets,
-/// are none: there the pool lies where it lies on the host, or below the guarded root.
+/// Every mount of the targets that a guest has. Copies of the host's tree, which a service with a
+/// private `/tmp` gets, are none: there the pool lies where it lies on the host, or below the
+/// guarded root.
 pub fn guests(
     tables: &[NamespaceTable],
     targets: &[Target],
@@ -87,14 +90,15 @@ pub fn part_below(table: &NamespaceTable, host: &NamespaceTable, root: &Path) ->
             let rest = entry.root.strip_prefix(&other.root).ok()?;
             Some(if rest == Path::new("") { other.mountpoint.clone() } else { other.mountpoint.join(rest) })
         });
-        // A guest that shows the host's tree somewhere (a snap's hostfs) has it under the same path.
+        // A guest that shows the host's tree somewhere (a snap's hostfs) has it under the same
+        // path.
         let is_copy = |path: &Path| path.strip_prefix("/").is_ok_and(|path| entry.mountpoint.ends_with(path));
         paths.find(|path| path != root && path.starts_with(root) && !is_copy(path))
     })
 }
 
-/// The name of a container, from one of its processes' `/proc/PID/cgroup`: liblxc makes a cgroup `lxc.payload.NAME` for
-/// what runs inside and `lxc.monitor.NAME` for what watches it.
+/// The name of a container, from one of its processes' `/proc/PID/cgroup`: liblxc makes a cgroup
+/// `lxc.payload.NAME` for what runs inside and `lxc.monitor.NAME` for what watches it.
 pub fn container_of(cgroup: &str) -> Option<&str> {
     let parts = cgroup.lines().flat_map(|line| line.splitn(3, ':').nth(2)).flat_map(|path| path.split('/'));
     // The first one: a container within it has one of its own further down.

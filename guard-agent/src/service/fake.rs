@@ -1,5 +1,5 @@
-//! A systemd that exists in tests only: units with the packagings' requirements, and instances that `incus-startup`
-//! stops when it is stopped, as its `ExecStop=` does.
+//! A systemd that exists in tests only: units with the packagings' requirements, and instances that
+//! `incus-startup` stops when it is stopped, as its `ExecStop=` does.
 
 use std::collections::{BTreeMap, BTreeSet};
 

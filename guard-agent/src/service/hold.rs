@@ -1,9 +1,10 @@
-//! A hold: a drop-in file that keeps the daemon's unit from starting, at a boot too, by an assertion that fails as
-//! long as the file is there.
+//! A hold: a drop-in file that keeps the daemon's unit from starting, at a boot too, by an
+//! assertion that fails as long as the file is there.
 //!
-//! The file is its own journal: whoever is killed, the next one finds it, and in it the units that ran before. It is
-//! over as soon as the file is gone, also before systemd has read that. Nothing else of the unit changes: masking a
-//! unit that runs would make systemd forget its `KillMode=process` and kill virtual machines.
+//! The file is its own journal: whoever is killed, the next one finds it, and in it the units that
+//! ran before. It is over as soon as the file is gone, also before systemd has read that. Nothing
+//! else of the unit changes: masking a unit that runs would make systemd forget its
+//! `KillMode=process` and kill virtual machines.
 
 use std::fs;
 use std::io;
@@ -12,7 +13,8 @@ use std::path::{Path, PathBuf};
 use super::ServiceError;
 use crate::durable;
 
-/// Name of the drop-in file. It comes late in the order, and nothing of the unit is named twice by it.
+/// Name of the drop-in file. It comes late in the order, and nothing of the unit is named twice by
+/// it.
 const NAME: &str = "90-guard-agent-hold.conf";
 const RAN: &str = "# Units that ran before: ";
 
@@ -54,8 +56,8 @@ impl Hold {
         Ok(None)
     }
 
-    /// Puts the file there. One that is there already keeps what it knows: now that the units are stopped they say
-    /// nothing of what ran.
+    /// Puts the file there. One that is there already keeps what it knows: now that the units are
+    /// stopped they say nothing of what ran.
     pub fn place(places: &Places, unit: &str, running: &[String]) -> Result<Self, ServiceError> {
         let mut units = Self::find(places, unit)?.map(|hold| hold.ran).unwrap_or_default();
         units.extend(running.iter().filter(|unit| !units.contains(unit)).cloned().collect::<Vec<_>>());

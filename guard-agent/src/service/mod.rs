@@ -1,6 +1,8 @@
-//! The storage daemon under the host's init system: stopped without its instances, kept from starting, started again.
+//! The storage daemon under the host's init system: stopped without its instances, kept from
+//! starting, started again.
 //!
-//! Instances must survive the stop of their daemon. What the packagings say (Debian 13, Zabbly, Gentoo, NixOS, Alpine):
+//! Instances must survive the stop of their daemon. What the packagings say (Debian 13, Zabbly,
+//! Gentoo, NixOS, Alpine):
 //!
 //! | Fact | So |
 //! |---|---|
@@ -10,7 +12,8 @@
 //! | NixOS can be told to put `ExecStop=incus admin shutdown` into `incus.service` | such a unit is not stopped without the operator's word |
 //! | OpenRC's `rc-service incusd stop` runs `incusd shutdown` (Alpine) or sends SIGPWR (Gentoo) | there the process gets SIGTERM instead, which leaves its instances |
 //!
-//! `hold` is that drop-in file, `units` asks and directs systemd, `process` ends a daemon that no unit has started.
+//! `hold` is that drop-in file, `units` asks and directs systemd, `process` ends a daemon that no
+//! unit has started.
 
 pub mod hold;
 mod process;

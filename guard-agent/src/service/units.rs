@@ -1,5 +1,6 @@
-//! The daemon's units as systemd knows them: what they are, stopping them without their instances, starting them.
-//! Changes nothing else: `incus-startup.service`, whose stop shuts down every instance, is never part of it.
+//! The daemon's units as systemd knows them: what they are, stopping them without their instances,
+//! starting them. Changes nothing else: `incus-startup.service`, whose stop shuts down every
+//! instance, is never part of it.
 
 use std::io;
 use std::path::PathBuf;
@@ -141,7 +142,8 @@ pub struct Consent {
     pub may_stop_them: bool,
 }
 
-/// Keeps the daemon from starting. What runs of it runs on. `None`: it is masked, and cannot start anyway.
+/// Keeps the daemon from starting. What runs of it runs on. `None`: it is masked, and cannot start
+/// anyway.
 pub fn hold(
     systemctl: &mut dyn Systemctl,
     places: &Places,
@@ -164,7 +166,8 @@ pub fn hold(
 pub fn stop(systemctl: &mut dyn Systemctl, unit: &Unit, scope: Scope) -> Result<Vec<String>, ServiceError> {
     let running = running(systemctl, unit, scope)?;
     if !running.is_empty() {
-        // In the usual mode a stop of the socket stops incus-startup.service, and that all instances.
+        // In the usual mode a stop of the socket stops incus-startup.service, and that all
+        // instances.
         let mut arguments = vec!["stop", "--job-mode=ignore-requirements", "--"];
         arguments.extend(running.iter().map(String::as_str));
         systemctl.call(&arguments)?;
@@ -199,7 +202,8 @@ pub fn lift(systemctl: &mut dyn Systemctl, hold: &Hold) -> Result<(), ServiceErr
     systemctl.call(&["daemon-reload"]).map(|_| ())
 }
 
-/// What has to be started before the daemon can be reached: its sockets, or the daemon where it has none.
+/// What has to be started before the daemon can be reached: its sockets, or the daemon where it has
+/// none.
 fn down(systemctl: &mut dyn Systemctl, unit: &str) -> Result<Vec<String>, ServiceError> {
     let mut units = units(systemctl, unit, Scope::Daemon)?;
     let Some(daemon) = units.pop() else { return Ok(vec![unit.to_owned()]) };
@@ -213,7 +217,8 @@ fn down(systemctl: &mut dyn Systemctl, unit: &str) -> Result<Vec<String>, Servic
     Ok(units.into_iter().filter(|unit| !unit.runs()).map(|unit| unit.name).collect())
 }
 
-/// Starts what makes the daemon reachable. Of its companion's what ran before. Returns what was started.
+/// Starts what makes the daemon reachable. Of its companion's what ran before. Returns what was
+/// started.
 pub fn start(systemctl: &mut dyn Systemctl, unit: &str, ran: &[String]) -> Result<Vec<String>, ServiceError> {
     let mut names = down(systemctl, unit)?;
     for companion in units(systemctl, unit, Scope::Directory)? {

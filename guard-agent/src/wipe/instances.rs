@@ -1,6 +1,6 @@
-//! Which instances run that use what lies below a root: containers, virtual machines, and what serves them. Told by
-//! mount namespace, cgroup, open files and sockets, not by the names of programs: QEMU is called `qemu-kvm` on some
-//! hosts, and its arguments name `/run/incus` only.
+//! Which instances run that use what lies below a root: containers, virtual machines, and what
+//! serves them. Told by mount namespace, cgroup, open files and sockets, not by the names of
+//! programs: QEMU is called `qemu-kvm` on some hosts, and its arguments name `/run/incus` only.
 //!
 //! Reads text below `/proc` alone; links are read, nothing is followed.
 
@@ -64,7 +64,8 @@ impl std::fmt::Display for Instance {
     }
 }
 
-/// Directories below a root that hold what is an instance's. (The lease files of dnsmasq in `networks` are not.)
+/// Directories below a root that hold what is an instance's. (The lease files of dnsmasq in
+/// `networks` are not.)
 const OF_INSTANCES: [&str; 6] =
     ["containers", "devices", "run", "shmounts", "storage-pools", "virtual-machines"];
 /// Where a daemon without `INCUS_DIR` keeps what runs.

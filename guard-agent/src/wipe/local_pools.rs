@@ -1,6 +1,7 @@
-//! Local storage pools that no mount shows: images in `disks`, which Incus makes for pools without a device of their
-//! own, ZFS pools and LVM volume groups. With the instances stopped nothing of them is mounted, so a wipe meets no
-//! mountpoint: it deletes the images, and leaves the others without the database that knows them.
+//! Local storage pools that no mount shows: images in `disks`, which Incus makes for pools without
+//! a device of their own, ZFS pools and LVM volume groups. With the instances stopped nothing of
+//! them is mounted, so a wipe meets no mountpoint: it deletes the images, and leaves the others
+//! without the database that knows them.
 //!
 //! An image's first bytes are read, and text below `/proc` and `/sys`.
 
@@ -197,8 +198,8 @@ fn split(name: &str) -> Option<(String, String)> {
     None
 }
 
-/// Names in a directory below the root; none if there is no such directory. What lies on a network filesystem is not
-/// looked into: it is a mount, and in the way as such.
+/// Names in a directory below the root; none if there is no such directory. What lies on a network
+/// filesystem is not looked into: it is a mount, and in the way as such.
 fn names(directory: &Path, snapshot: &Snapshot) -> io::Result<Vec<String>> {
     if roots::is_on_network(directory, snapshot) || directory.is_symlink() {
         return Ok(Vec::new());
