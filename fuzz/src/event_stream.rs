@@ -1,6 +1,6 @@
 //! A frame of Incus's event stream.
 
-use guard_agent::incus::frames::{News, decode};
+use guard_agent::incus::frames::{Meaning, News, Own, decode};
 use guard_agent::join::Event;
 use serde_json::Value;
 
@@ -16,18 +16,28 @@ pub fn check(frame: &[u8]) {
     assert_eq!(decode(value.to_string().as_bytes()), report, "spelling does not matter");
     assert_eq!(decode(&[frame, b"x"].concat()), None, "nothing may stand behind a frame");
     let Some(report) = report else { return };
-    assert_ne!(report.location, "none");
+    assert_ne!(report.sender, "none");
     assert!(matches!(value["type"].as_str(), Some("operation" | "lifecycle")));
-    let here = report.event(Some(&report.location));
-    assert_eq!(report.event(None), here, "an unknown name is taken for this server's");
+    let here = report.meaning(Own::Named(&report.sender));
+    let alone = report.meaning(Own::Alone);
     match &report.news {
-        News::LookAgain => assert_eq!(here, None),
+        News::LookAgain => assert_eq!((&here, &alone), (&Meaning::LookAgain, &Meaning::LookAgain)),
         News::JoinFailed { error } => {
             assert!(error.len() <= SHOWN, "{} bytes are shown", error.len());
-            assert_eq!(here, Some(Event::JoinEnded { succeeded: false }));
+            assert_eq!(here, Meaning::Event(Event::JoinEnded { succeeded: false }));
+            assert_eq!(alone, here);
         }
-        News::Event(event) => assert_eq!(here.as_ref(), Some(event)),
+        News::Event(event) => {
+            assert_eq!((&here, &alone), (&Meaning::Event(event.clone()), &Meaning::Event(event.clone())));
+        }
+        News::Removed { member } => {
+            assert!(!member.is_empty());
+            assert_eq!(alone, Meaning::Nothing);
+            assert_eq!(report.meaning(Own::Named(member)), Meaning::Event(Event::MemberRemoved));
+        }
     }
-    let elsewhere = report.event(Some("another-node-than-this"));
-    assert_eq!(elsewhere.is_some(), report.location.is_empty() && here.is_some());
+    assert_eq!(report.meaning(Own::Unnamed), Meaning::LookAgain, "it is not known whose it is");
+    let elsewhere = report.meaning(Own::Named("another-node-than-this"));
+    let is_removed = matches!(&report.news, News::Removed { member } if member == "another-node-than-this");
+    assert!(elsewhere == Meaning::Nothing || is_removed || report.sender == "another-node-than-this");
 }

@@ -1,8 +1,8 @@
 //! An answer of Incus: a line with the HTTP status, a line with the server's own cluster address (empty: none is set),
 //! then the body.
 
-use guard_agent::incus::answers::{Answer, join_operation, joins, members};
-use guard_agent::join::{Config, Daemon, Evidence, JoinOperation, Membership};
+use guard_agent::incus::answers::{Answer, joins, members};
+use guard_agent::join::{Config, Evidence, JoinOperation, Membership};
 
 /// What is shown of an answer that was not expected.
 const SHOWN: usize = 1100;
@@ -14,31 +14,27 @@ pub fn check(input: &[u8]) {
     let answer = Answer { status, body: parts.next().unwrap_or_default().to_vec() };
     let cluster_address = Some(address).filter(|address| !address.is_empty());
     let has_address = cluster_address.is_some();
-    let config = Config::Read { cluster_address, raft_nodes: 1 };
+    let config = Config::Read { cluster_address, raft_nodes: 1, name: None };
 
     let joins = joins(&answer);
     match &joins {
-        Ok(locations) => {
-            assert!(status == 200 && locations.iter().all(|location| location != "none"));
-        }
+        Ok(operation) => assert!(status == 200 && *operation != JoinOperation::Unknown),
         Err(why) => assert!(!why.is_empty() && why.len() <= SHOWN, "{} bytes are shown", why.len()),
     }
-    let members = members(&answer, &config);
-    match &members.membership {
+    let (membership, name) = members(&answer, &config);
+    match &membership {
         Membership::Member | Membership::NotListed => assert!(status == 200 && has_address),
         Membership::NoAnswer { why } => {
             assert!(!why.is_empty() && why.len() <= SHOWN, "{} bytes are shown", why.len())
         }
-        Membership::Starting | Membership::NotClustered => assert_ne!(joins.as_ref(), Ok(&Vec::new())),
+        Membership::Starting | Membership::NotClustered => {
+            assert_ne!(joins.as_ref(), Ok(&JoinOperation::None))
+        }
         Membership::NotAsked => panic!("it was asked"),
     }
-    assert!(members.own.is_none() || members.membership == Membership::Member);
-    let operation = join_operation(&joins, &members);
-    assert_eq!(operation == JoinOperation::Unknown, joins.is_err());
-    if joins.is_ok_and(|joins| joins.is_empty()) {
-        assert_eq!(operation, JoinOperation::None);
-    }
-    let evidence = Evidence { config, daemon: Daemon::Unknown, operation, membership: members.membership };
+    assert!(name.is_none() || membership == Membership::Member);
+    let operation = joins.unwrap_or(JoinOperation::Unknown);
+    let evidence = Evidence { config, operation, membership, ..Evidence::none() };
     let text = serde_json::to_string(&evidence).expect("evidence has string keys");
     assert_eq!(serde_json::from_str::<Evidence>(&text).expect("evidence is read back"), evidence);
 }

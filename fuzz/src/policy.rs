@@ -128,7 +128,9 @@ fn print_root(root: &Root) -> String {
     setting("actors", format!("[{}]", actors.collect::<Vec<_>>().join(", ")));
     setting("join", string(if root.incus().is_some() { "incus" } else { "none" }));
     if let Some(node) = root.incus() {
-        setting("incus_socket", path(node.socket()));
+        if let Some(socket) = node.socket() {
+            setting("incus_socket", path(socket));
+        }
         setting("incus_unit", string(node.unit()));
         let rolls_back = node.on_join_failure() == OnJoinFailure::Rollback;
         setting("on_join_failure", string(if rolls_back { "rollback" } else { "hold" }));

@@ -14,6 +14,7 @@ mod aliases;
 mod kinds;
 mod pools;
 
+pub use actors::absent as absent_actors;
 pub use pools::is_pool;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -102,7 +103,8 @@ pub struct Overrides {
 pub fn node_mode(policy: DefaultMode, state: NodeMode) -> Mode {
     match (policy, state) {
         (DefaultMode::Observed, _) | (_, NodeMode::Policy) => policy.mode(),
-        (_, NodeMode::Sealed) => Mode::Sealed,
+        (DefaultMode::Sealed, NodeMode::Held) | (_, NodeMode::Sealed) => Mode::Sealed,
+        (DefaultMode::Guarded, NodeMode::Held) => Mode::Held,
     }
 }
 

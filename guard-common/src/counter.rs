@@ -47,6 +47,8 @@ crate::wire_enum! {
         DeniedAlias = 22 => "denied_alias",
         /// Decisions from maps of another layout that counted them under a name of its own.
         CarriedOther = 23 => "carried_other",
+        /// The pool is held: only guests go on.
+        DeniedHeld = 24 => "denied_held",
     }
 }
 
@@ -65,6 +67,7 @@ impl Counter {
                 | Self::DeniedKernelThread
                 | Self::DeniedReadError
                 | Self::DeniedAlias
+                | Self::DeniedHeld
                 | Self::WouldDeny
                 | Self::AllowedReleased
                 | Self::AllowedLease

@@ -11,6 +11,8 @@ crate::wire_enum! {
         Observed = 3 => "observed",
         /// Everything is allowed and recorded until the release ends; then as sealed.
         Released = 4 => "released",
+        /// Guest views go on as in a guarded pool; everyone else is denied, the storage daemon included.
+        Held = 5 => "held",
     }
 }
 

@@ -73,6 +73,8 @@ crate::wire_enum! {
         Actor = 11 => "actor",
         /// An actor of a sealed pool, on another superblock of a guarded kind that may show the same data.
         Alias = 12 => "alias",
+        /// The pool is held, and this is no guest view.
+        Held = 13 => "held",
     }
 }
 

@@ -102,6 +102,7 @@ impl Outcome {
             (Verdict::Denied, Reason::KernelThread) => Counter::DeniedKernelThread,
             (Verdict::Denied, Reason::ReadError) => Counter::DeniedReadError,
             (Verdict::Denied, Reason::Alias) => Counter::DeniedAlias,
+            (Verdict::Denied, Reason::Held) => Counter::DeniedHeld,
             (Verdict::Denied, _) => Counter::DeniedSealed,
         }
     }
@@ -164,9 +165,12 @@ pub fn backstop(access: &mut Access) -> i32 {
     let is_no_deletion =
         matches!(access.operation, Operation::Truncate) && entry.flags & POOL_GUARD_TRUNCATE == 0;
     let outcome = match Mode::from_u32(entry.mode) {
-        Some(Mode::Observed | Mode::Guarded) if !kernel_thread || exported || is_no_deletion => return 0,
+        // An export's clients are guests to a held pool too: policy names them.
+        Some(Mode::Observed | Mode::Guarded | Mode::Held) if !kernel_thread || exported || is_no_deletion => {
+            return 0;
+        }
         Some(Mode::Observed) => Outcome { verdict: Verdict::WouldDeny, reason: Reason::KernelThread },
-        Some(Mode::Guarded) => denied(Reason::KernelThread),
+        Some(Mode::Guarded | Mode::Held) => denied(Reason::KernelThread),
         Some(Mode::Released) if is_released(entry) => {
             if !kernel_thread {
                 return 0;
@@ -249,12 +253,13 @@ fn by_mode(access: &Access, entry: &PoolEntry) -> Option<Outcome> {
     if matches!(mode, Mode::Released) {
         return Some(denied(Reason::ReleaseExpired));
     }
-    // Guarded and observed: the same question, with another consequence.
+    // Guarded, held and observed: the same question, with another consequence.
     if matches!(access.operation, Operation::Truncate) && entry.flags & POOL_GUARD_TRUNCATE == 0 {
         return None;
     }
     let reason = match is_guest_view(access) {
         Ok(true) => return Some(allowed(Reason::GuestView)),
+        Ok(false) if matches!(mode, Mode::Held) => Reason::Held,
         Ok(false) => match is_actor(entry.actor_set) {
             Ok(true) => return Some(allowed(Reason::Actor)),
             Ok(false) => Reason::Guarded,

@@ -61,7 +61,7 @@ pub fn render_nodes(nodes: &[NodeReport]) -> String {
         shown.push_str(&text::table("  ", &[row]));
         if !node.unconfirmed.is_empty() {
             let pools = node.unconfirmed.iter().map(|pool| safe(pool)).collect::<Vec<_>>().join(", ");
-            let content = format!("sealed until a look at local.db has spoken for them: {pools}");
+            let content = format!("not guarded before a look at local.db has spoken for them: {pools}");
             shown.push_str(&text::wrap("    ", 6, &content));
         }
         if let Some(because) = &node.because {
@@ -79,7 +79,7 @@ fn describe(evidence: &Evidence) -> String {
     let config = match &evidence.config {
         Config::Unreadable { why } => format!("local.db unreadable ({why})"),
         Config::Absent => "no local.db".to_owned(),
-        Config::Read { cluster_address, raft_nodes } => {
+        Config::Read { cluster_address, raft_nodes, .. } => {
             let address = cluster_address.as_deref().unwrap_or("none");
             format!("cluster address {address}, {raft_nodes} raft nodes")
         }
@@ -95,16 +95,22 @@ fn describe(evidence: &Evidence) -> String {
         JoinOperation::Unknown => "joins unknown",
         JoinOperation::None => "no join runs",
         JoinOperation::Running => "a join runs",
+        JoinOperation::Failed => "a join has just failed",
     };
     let membership = match &evidence.membership {
         Membership::NotAsked => "membership not asked".to_owned(),
-        Membership::Starting => "daemon starting".to_owned(),
+        Membership::Starting => "daemon starting, or waiting for an upgrade".to_owned(),
         Membership::NoAnswer { why } => format!("no answer ({why})"),
         Membership::NotClustered => "not clustered".to_owned(),
         Membership::NotListed => "not a member".to_owned(),
         Membership::Member => "member".to_owned(),
     };
-    [config, daemon, operation.to_owned(), membership].join("; ")
+    let silence = match evidence.unanswered_seconds {
+        0 => None,
+        seconds => Some(format!("for {seconds} s")),
+    };
+    let parts = [config, daemon, operation.to_owned(), membership].into_iter().chain(silence);
+    parts.collect::<Vec<_>>().join("; ")
 }
 
 #[cfg(test)]
@@ -119,24 +125,28 @@ mod tests {
         let moment = serde_json::from_str("\"2026-01-02T03:04:05Z\"").unwrap();
         let node = NodeReport {
             root: "/var/lib/incus".to_owned(),
-            state: "unknown".to_owned(),
+            state: "unconfirmed".to_owned(),
             kept: Some("joined".to_owned()),
             mode: Name(Mode::Guarded),
             unconfirmed: vec!["new".to_owned()],
             since: moment,
             because: Some("there are 2 raft nodes; the daemon does not run".to_owned()),
             evidence: Some(Evidence {
-                config: Config::Read { cluster_address: Some("10.0.0.2:8443".to_owned()), raft_nodes: 2 },
+                config: Config::cluster(Some("10.0.0.2:8443"), 2),
                 daemon: Daemon::Stopped,
-                operation: JoinOperation::Unknown,
-                membership: Membership::NotAsked,
+                unanswered_seconds: 7,
+                ..Evidence::none()
             }),
             looked: Some(moment),
         };
         let shown = render_nodes(&[node]);
-        assert!(shown.contains("unknown (was joined)") && shown.contains("guarded"), "{shown}");
-        assert!(shown.contains("sealed until a look at local.db has spoken for them: new\n"), "{shown}");
+        assert!(shown.contains("unconfirmed (was joined)") && shown.contains("guarded"), "{shown}");
+        assert!(
+            shown.contains("not guarded before a look at local.db has spoken for them: new\n"),
+            "{shown}"
+        );
         assert!(shown.contains("cluster address 10.0.0.2:8443, 2 raft nodes;"), "{shown}");
+        assert!(shown.contains("membership not asked; for 7 s"), "{shown}");
         assert_eq!(render_nodes(&[]), "");
     }
 }

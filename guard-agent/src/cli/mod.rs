@@ -12,6 +12,7 @@ mod join_command;
 pub mod lease;
 pub mod node;
 pub mod offline;
+pub mod operator_word;
 pub mod own_cgroup;
 pub mod policy;
 pub mod pools;
@@ -98,6 +99,9 @@ pub enum Command {
     History(history::HistoryArgs),
     /// The join state machine as a drawing. Needs no agent.
     StateMachine(state_machine::StateMachineArgs),
+    /// An operator's word about a node, for what evidence cannot tell.
+    #[command(subcommand)]
+    Node(operator_word::NodeCommand),
     /// The audit log: history, and what happens now.
     ///
     /// Without an agent that answers: history, from its files (exit 5).
@@ -209,6 +213,7 @@ pub fn run(cli: &Cli, out: &mut impl Write) -> Result<Exit, CliError> {
         Command::Lease(command) => lease::run(global, command, out),
         Command::History(args) => history::run(global, args, out),
         Command::StateMachine(args) => state_machine::run(args, out),
+        Command::Node(command) => operator_word::run(global, command, out),
         Command::Events(args) => events::run(global, args, out),
         Command::Doctor(args) => doctor::run(global, args, out),
         Command::Policy(command) => policy::run(global, command, out),

@@ -150,7 +150,8 @@ impl Node {
 
     /// Has a command of the incus client talk to this node's daemon, whatever the operator's own environment says.
     pub fn address(&self, command: &mut Command) {
-        let (directory, socket) = (&self.incus.directory, &self.incus.socket);
+        let directory = &self.incus.directory;
+        let socket = self.incus.socket.clone().unwrap_or_else(|| directory.join("unix.socket"));
         // Fedora's daemon listens in /run/incus, where a client without these two looks first.
         let elsewhere = directory == Path::new(DEFAULT_DIRECTORY) && socket.symlink_metadata().is_err();
         if elsewhere {
@@ -176,7 +177,7 @@ impl Node {
         let executables = found.actors().iter().filter_map(|actor| actor.executable().map(Path::to_owned));
         let incus = incus::Options {
             directory: found.path().to_owned(),
-            socket: daemon.socket().to_owned(),
+            socket: daemon.socket().map(Path::to_owned),
             cgroup: daemon.cgroup(),
             executables: executables.collect(),
             proc_root: PathBuf::from("/proc"),

@@ -10,7 +10,7 @@ use super::*;
 use crate::audit::record::{LeaseKind, ModeCause};
 use crate::control::report::*;
 use crate::events::{BootOffset, Name, Time};
-use crate::join::{Config, Daemon, Evidence, JoinOperation, Membership};
+use crate::join::{Config, Daemon, Evidence};
 use crate::posture::{Gap, Posture, Reason, State};
 
 fn at(second: u64) -> Time {
@@ -101,10 +101,9 @@ fn status() -> StatusReport {
                     .to_owned(),
             ),
             evidence: Some(Evidence {
-                config: Config::Read { cluster_address: Some("10.0.0.2:8443".to_owned()), raft_nodes: 0 },
+                config: Config::cluster(Some("10.0.0.2:8443"), 0),
                 daemon: Daemon::Stopped,
-                operation: JoinOperation::Unknown,
-                membership: Membership::NotAsked,
+                ..Evidence::none()
             }),
             looked: Some(at(60)),
         }],

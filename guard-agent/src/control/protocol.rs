@@ -92,6 +92,18 @@ pub enum Request {
         #[serde(default)]
         root: Option<String>,
     },
+    /// An operator's word that the pools that a node has mounted are its own.
+    NodeAdopt {
+        #[serde(default)]
+        root: Option<String>,
+        reason: String,
+    },
+    /// An operator's word that what is remembered of a node is void: evidence alone decides.
+    NodeForget {
+        #[serde(default)]
+        root: Option<String>,
+        reason: String,
+    },
     /// How nodes came to be where they stand. Without a root: all of them.
     History {
         #[serde(default)]
@@ -118,7 +130,9 @@ impl Request {
             | Self::PolicyReload
             | Self::Rollback { .. }
             | Self::JoinPrepare { .. }
-            | Self::JoinCommandEnded { .. } => true,
+            | Self::JoinCommandEnded { .. }
+            | Self::NodeAdopt { .. }
+            | Self::NodeForget { .. } => true,
         }
     }
 
@@ -141,6 +155,8 @@ impl Request {
             Self::RollbackStatus { .. } => "rollback-status",
             Self::JoinPrepare { .. } => "join-prepare",
             Self::JoinCommandEnded { .. } => "join-command-ended",
+            Self::NodeAdopt { .. } => "node-adopt",
+            Self::NodeForget { .. } => "node-forget",
         }
     }
 

@@ -152,6 +152,15 @@ fn node_fix(root: &str, refusal: &crate::join::Refusal) -> String {
             format!("wait for its end: guardctl status; guardctl rollback --root {root} follows it")
         }
         Node::NotFitToJoin { .. } => "it is a member already: incus cluster list".to_owned(),
+        Node::HasRemains { .. } => {
+            format!(
+                "unmount them: guardctl rollback --root {root}; or say that they are its own: guardctl node adopt"
+            )
+        }
+        Node::NotItsOwn { .. } => {
+            "an operator's word is for a node that is in no cluster, once no join or rollback runs: guardctl status"
+                .to_owned()
+        }
     }
 }
 

@@ -62,9 +62,9 @@ impl Node {
                 (None, Some(format!("{}: {why}; {aside}", file.display())))
             }
         };
-        let machine = journal
-            .as_ref()
-            .map_or_else(Machine::unknown, |journal| Machine::restored(journal.state.clone(), found));
+        let machine = journal.as_ref().map_or_else(Machine::unknown, |journal| {
+            Machine::restored(journal.state.clone(), journal.memory.clone(), found)
+        });
         let journal = match journal {
             Some(mut journal) => {
                 journal.state = machine.state().clone();
@@ -103,7 +103,7 @@ impl Node {
     /// How often to look without a reason.
     pub fn every(&self) -> Duration {
         match self.state() {
-            State::Standalone | State::Joined { .. } | State::Released => SELDOM,
+            State::Standalone | State::Joined { .. } | State::Left | State::Released => SELDOM,
             _ => OFTEN,
         }
     }
@@ -113,6 +113,7 @@ impl Node {
         let mut effects = Vec::new();
         let machine = self.machine.take().expect("the machine is only away while it takes a step");
         let (machine, result) = machine.step(event, &mut effects);
+        self.journal.memory.clone_from(machine.memory());
         self.machine = Some(machine);
         for effect in &effects {
             if let Effect::Transition { from, to, because } = effect {
@@ -138,7 +139,7 @@ impl Node {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::join::{Config, Daemon, JoinOperation, Membership};
+    use crate::join::{Config, Daemon, JoinOperation};
 
     fn node(directory: &Path) -> (Node, Option<String>) {
         let text = "version = 1\n[[root]]\npreset = \"incus\"\n";
@@ -160,10 +161,10 @@ mod tests {
 
     fn looked(node: &mut Node, cluster_address: Option<&str>) {
         let evidence = Evidence {
-            config: Config::Read { cluster_address: cluster_address.map(str::to_owned), raft_nodes: 0 },
+            config: Config::cluster(cluster_address, 0),
             daemon: Daemon::Stopped,
             operation: JoinOperation::None,
-            membership: Membership::NotAsked,
+            ..Evidence::none()
         };
         let asked = node.machine().epoch();
         told(node, Event::Looked { asked, evidence });

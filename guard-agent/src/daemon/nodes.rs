@@ -1,7 +1,7 @@
 //! The nodes whose way into a cluster is followed: one state machine, journal and observer for each root that
 //! policy says so of. Decisions are `join`'s; here its effects are carried out.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use super::rollback::Rollbacks;
 use crate::audit::Body;
 use crate::audit::record::NodeBody;
 use crate::incus::{self, Observation, Observer};
-use crate::join::{Effect, Event, NodeMode, Refusal, State};
+use crate::join::{self, Effect, Event, NodeMode, Refusal, State};
 use crate::mounts::MountWatch;
 use crate::paths;
 use crate::plan::Overrides;
@@ -146,6 +146,7 @@ impl Owner {
         let own = pools.values().filter(|entry| entry.actor_set == root.actor_set());
         let found = |entry: &PoolEntry| match Mode::from_u32(entry.mode)? {
             Mode::Guarded | Mode::Observed => Some((entry.generation, NodeMode::Policy)),
+            Mode::Held => Some((entry.generation, NodeMode::Held)),
             Mode::Sealed => {
                 let otherwise = root.default_mode() == DefaultMode::Sealed
                     || self.overrides.sealed.contains(&entry.pool_id);
@@ -166,9 +167,12 @@ impl Owner {
 
     /// Takes what an observer has seen.
     pub fn observed(&mut self, root: &Path, observation: Observation, mounts: &MountWatch) {
-        let sealed = self.nodes.of(root).is_some_and(|node| node.machine().mode() == NodeMode::Sealed);
-        if sealed && matches!(observation, Observation::Looked { .. }) {
-            // A look can only speak for pools that the node has been told of: they are, before it is.
+        let sealed = self.nodes.of(root).is_some_and(|node| node.machine().mode() > NodeMode::Policy);
+        if let Observation::Looked { evidence, .. } = &observation
+            && (sealed || evidence.stream.is_some())
+        {
+            // A look can only speak for pools that the node has been told of, and a pool that was there before the event
+            // stream is not taken for one that came after: the node is told of them before the look.
             self.reconcile(mounts);
         }
         if self.observe(root, observation) {
@@ -239,7 +243,9 @@ impl Owner {
             }
             // Withheld until the journal is written: an agent that starts again must not find an older, stronger
             // state contradicted by what the kernel already allows.
-            Effect::SetMode(NodeMode::Policy) if node.unwritten.is_some() => false,
+            Effect::SetMode(mode) if node.unwritten.is_some() && weakens(&self.overrides, node, mode) => {
+                false
+            }
             Effect::SetMode(_) => set_modes(&mut self.overrides, node),
             Effect::Look { asked } => {
                 let every = node.every();
@@ -288,10 +294,10 @@ impl Owner {
         changed
     }
 
-    /// Generations of the live superblocks of a set's pools.
-    pub(super) fn alive(&self, actor_set: u32) -> BTreeSet<u64> {
+    /// The live pools of a set.
+    pub(super) fn alive(&self, actor_set: u32) -> join::Pools {
         let pools = self.pools.values().filter(|known| known.entry.actor_set == actor_set);
-        pools.map(|known| known.entry.generation).collect()
+        pools.map(|known| (known.entry.generation, known.entry.pool_id)).collect()
     }
 
     /// Writes the journals of nodes whose stronger mode has been brought into the maps. An agent that dies before that is
@@ -324,6 +330,10 @@ impl Owner {
     }
 }
 
+fn weakens(overrides: &Overrides, node: &Node, mode: NodeMode) -> bool {
+    overrides.nodes.get(&node.actor_set).is_some_and(|modes| mode < modes.mode) || mode == NodeMode::Policy
+}
+
 /// Gives a node's pools the modes of its state. Returns whether those are others.
 fn set_modes(overrides: &mut Overrides, node: &Node) -> bool {
     let modes = node.machine().modes();
@@ -335,7 +345,7 @@ fn options(root: &Root) -> Option<incus::Options> {
     let executables =
         root.actors().iter().filter_map(|actor| actor.executable()).map(Path::to_owned).collect();
     Some(incus::Options {
-        socket: settings.socket().to_owned(),
+        socket: settings.socket().map(Path::to_owned),
         executables,
         ..incus::Options::new(root.path(), settings.unit())
     })

@@ -87,6 +87,24 @@ impl Owner {
         Ok(self.state_of(&root))
     }
 
+    /// Takes an operator's word about a node, which a look then judges.
+    pub(super) fn take_word(
+        &mut self,
+        root: Option<&str>,
+        word: impl FnOnce(String) -> Event,
+        reason: &str,
+        peer: &Peer,
+        mounts: &MountWatch,
+    ) -> Result<Reply, Refusal> {
+        let reason = reason.trim();
+        if reason.is_empty() {
+            return Err(Refusal::ReasonMissing);
+        }
+        let root = self.meant(root)?;
+        self.ask_node(&root, word(format!("uid {} ({reason})", peer.uid)), mounts)?;
+        Ok(self.state_of(&root))
+    }
+
     fn state_of(&self, root: &Path) -> Reply {
         let state = self.nodes.of(root).map_or("unknown", |node| node.state().name());
         Reply::NodeState { root: root.display().to_string(), state: state.to_owned() }

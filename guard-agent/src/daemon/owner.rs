@@ -291,6 +291,9 @@ impl Owner {
         });
         let effective = self.policy.policy.with_root_paths(&self.resolution.root_paths);
         self.classification = classify::classify(&self.snapshot, &effective);
+        self.troubles.set_if(posture::NO_ACTOR, || {
+            posture::without_actor(&effective, &self.classification, &self.resolution.resolved)
+        });
 
         self.remove_unmounted()?;
         let observed = self.maps.observed().map_err(text)?;

@@ -8,9 +8,11 @@ use guard_common::Tier;
 use super::owner::Owner;
 use crate::audit::Body;
 use crate::audit::record::PostureBody;
+use crate::classify::Classification;
 use crate::control::report::RejectedPolicy;
 use crate::events::Name;
-use crate::policy::{DefaultMode, TierChoice};
+use crate::plan::{Resolved, absent_actors};
+use crate::policy::{Actor, DefaultMode, Policy, Root, TierChoice};
 use crate::posture::{Posture, Reason, State, gaps};
 use crate::{doctor, join};
 
@@ -126,6 +128,13 @@ pub const OTHER_TIER: Trouble = Trouble {
     fix: "restart the agent: the tier is chosen when it starts",
     leaves: Leaves::Part,
 };
+/// A live pool in which nobody may delete that policy lets.
+pub const NO_ACTOR: Trouble = Trouble {
+    code: "no-actor",
+    fix: "name the storage daemon of this host in the policy: actors = [{ executable = \"/usr/sbin/incusd\" }], say \
+          (`ls -l /proc/$(pidof incusd)/exe` tells which); it is denied deletion until then",
+    leaves: Leaves::Part,
+};
 /// The policy file on disk is not the one in force.
 const POLICY_REJECTED: Trouble = Trouble {
     code: "policy-rejected",
@@ -216,6 +225,28 @@ impl Owner {
 }
 
 /// What is wrong with a rejected policy file, in a line. All of it is in the policy's own part of the status.
+/// Roots with a live pool none of whose actors is there.
+pub(super) fn without_actor(
+    policy: &Policy,
+    classification: &Classification,
+    resolved: &Resolved,
+) -> Option<String> {
+    let describe = |index: usize, root: &Root| {
+        let pool = classification.pools.iter().find(|pool| pool.root == index)?;
+        let absent =
+            absent_actors(root, resolved).filter(|_| root.default_mode() != DefaultMode::Observed)?;
+        let path = |actor: &Actor| match (actor.cgroup(), actor.executable()) {
+            (_, Some(executable)) => executable.display().to_string(),
+            (cgroup, None) => format!("cgroup {}", cgroup.unwrap_or_default()),
+        };
+        let absent: Vec<String> = absent.into_iter().map(path).collect();
+        Some(format!("pool {}: none of its actors is on this host ({})", pool.name, absent.join(", ")))
+    };
+    let roots = policy.roots().iter().enumerate();
+    let found: Vec<String> = roots.filter_map(|(index, root)| describe(index, root)).collect();
+    (!found.is_empty()).then(|| found.join("; "))
+}
+
 fn rejection(rejected: &RejectedPolicy) -> String {
     let first = rejected.errors.first().map_or("no reason was given", String::as_str);
     match rejected.errors.len() {

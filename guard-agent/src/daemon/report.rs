@@ -115,7 +115,7 @@ impl Owner {
         let report = |(root, node): (&Path, &Node)| {
             let state = node.state();
             let kept = match state {
-                State::Unknown { kept: Kept::Joined { .. } } => Some("joined"),
+                State::Unconfirmed { confirmed_by: Some(_), .. } => Some("joined"),
                 State::Unknown { kept: Kept::Standalone } => Some("standalone"),
                 _ => None,
             };

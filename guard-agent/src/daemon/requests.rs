@@ -11,6 +11,7 @@ use crate::audit::record::{LeaseBody, LeaseChange, LeaseKind, device_text, pool_
 use crate::audit::{Body, Place};
 use crate::control::pool_name::{PoolAddress, find_pool};
 use crate::control::{Command, Peer, Refusal, Reply, Request};
+use crate::join::Event;
 use crate::mounts::MountWatch;
 use crate::rollback::Allowed;
 
@@ -62,6 +63,14 @@ impl Owner {
             Request::RollbackStatus { root } => self.rollback_status_of(root.as_deref()),
             Request::JoinPrepare { root } => self.prepare_join(root.as_deref(), mounts),
             Request::JoinCommandEnded { root } => self.end_preparation(root.as_deref(), mounts),
+            Request::NodeAdopt { root, reason } => {
+                let word = |by| Event::Adopted { by };
+                self.take_word(root.as_deref(), word, &reason, peer, mounts)
+            }
+            Request::NodeForget { root, reason } => {
+                let word = |by| Event::Forgotten { by };
+                self.take_word(root.as_deref(), word, &reason, peer, mounts)
+            }
             // The server answers it itself.
             Request::Events { .. } => {
                 Err(Refusal::Unavailable { detail: "events are not served here".to_owned() })

@@ -43,6 +43,7 @@ impl Outcome {
             (Verdict::Denied, Reason::ReleaseExpired) => Counter::DeniedExpired,
             (Verdict::Denied, Reason::KernelThread) => Counter::DeniedKernelThread,
             (Verdict::Denied, Reason::ReadError) => Counter::DeniedReadError,
+            (Verdict::Denied, Reason::Held) => Counter::DeniedHeld,
             (Verdict::Denied, _) => Counter::DeniedSealed,
         }
     }
@@ -51,7 +52,7 @@ impl Outcome {
 /// Whether the answer depends on who asks. If not, nobody needs to look at the process before.
 pub fn depends_on_asker(entry: &PoolEntry, read_only: bool, now_boot_ns: u64) -> bool {
     match Mode::from_u32(entry.mode) {
-        Some(Mode::Guarded | Mode::Observed) => true,
+        Some(Mode::Guarded | Mode::Observed | Mode::Held) => true,
         Some(Mode::Released) => !is_released(entry, now_boot_ns) && !read_only,
         Some(Mode::Sealed) | None => !read_only,
     }
@@ -73,9 +74,12 @@ pub fn decide(entry: &PoolEntry, read_only: bool, now_boot_ns: u64, asker: Optio
         (Mode::Sealed, _) => return Some(Outcome::denied(Reason::Sealed)),
         (Mode::Released, _) => return Some(Outcome::denied(Reason::ReleaseExpired)),
         (_, None) => Reason::ReadError,
-        (_, Some(asker)) if asker.actor => return Some(Outcome::allowed(Reason::Actor)),
+        (_, Some(asker)) if asker.actor && mode != Mode::Held => {
+            return Some(Outcome::allowed(Reason::Actor));
+        }
         (_, Some(asker)) if asker.kernel_thread && entry.flags & POOL_EXPORTED != 0 => return None,
         (_, Some(asker)) if asker.kernel_thread => Reason::KernelThread,
+        _ if mode == Mode::Held => Reason::Held,
         _ => Reason::Guarded,
     };
     let verdict = if mode == Mode::Observed { Verdict::WouldDeny } else { Verdict::Denied };
@@ -114,6 +118,7 @@ mod tests {
         let released = entry(Mode::Released as u32);
         let expired = PoolEntry { expires_boot_ns: NOW, ..released };
         let exported = PoolEntry { flags: POOL_EXPORTED, ..guarded };
+        let held = entry(Mode::Held as u32);
         for (entry, read_only, asker, expected) in [
             (&guarded, false, STRANGER, Some((Denied, R::Guarded))),
             (&guarded, true, STRANGER, Some((Denied, R::Guarded))),
@@ -129,6 +134,11 @@ mod tests {
             (&sealed, false, None, Some((Denied, R::Sealed))),
             (&sealed, false, LEASE, Some((Allowed, R::Lease))),
             (&sealed, true, STRANGER, None),
+            (&held, false, STRANGER, Some((Denied, R::Held))),
+            (&held, false, ACTOR, Some((Denied, R::Held))),
+            (&held, false, KTHREAD, Some((Denied, R::KernelThread))),
+            (&held, false, LEASE, Some((Allowed, R::Lease))),
+            (&held, false, None, Some((Denied, R::ReadError))),
             (&released, false, STRANGER, Some((Allowed, R::Released))),
             (&expired, false, ACTOR, Some((Denied, R::ReleaseExpired))),
             (&expired, true, STRANGER, None),
@@ -140,7 +150,7 @@ mod tests {
 
     #[test]
     fn whoever_is_not_looked_at_would_change_nothing() {
-        for mode in 0..6 {
+        for mode in 0..7 {
             for (read_only, expires_boot_ns) in [(false, NOW), (true, NOW), (false, NOW + 1), (true, NOW + 1)]
             {
                 let entry = PoolEntry { expires_boot_ns, ..entry(mode) };

@@ -85,53 +85,46 @@ pub(super) fn shortened(mut text: String) -> String {
     text
 }
 
-/// Where operations "Joining cluster" are running: the names of their servers, as far as they have one.
-pub fn joins(answer: &Answer) -> Result<Vec<String>, String> {
+/// Whether an operation "Joining cluster" is among this server's own, which is what the daemon was asked for.
+pub fn joins(answer: &Answer) -> Result<JoinOperation, String> {
     match answer.content() {
         Content::Metadata(Value::Object(by_status)) => {
-            let all = by_status.values().filter_map(Value::as_array).flatten();
-            Ok(all.filter(|operation| is_running_join(operation)).map(location).collect())
+            let joins = by_status
+                .values()
+                .filter_map(Value::as_array)
+                .flatten()
+                .filter(|operation| operation["description"].as_str() == Some(JOINING));
+            // Incus lists what has ended for some seconds.
+            let code = |operation: &Value| operation["status_code"].as_i64().unwrap_or_default();
+            let codes: Vec<i64> = joins.map(code).collect();
+            Ok(match codes.iter().max() {
+                _ if codes.iter().any(|code| *code < 200) => JoinOperation::Running,
+                Some(400..) => JoinOperation::Failed,
+                _ => JoinOperation::None,
+            })
         }
         // No operation at all.
-        Content::Metadata(Value::Null) => Ok(Vec::new()),
+        Content::Metadata(Value::Null) => Ok(JoinOperation::None),
         Content::Error { code, text } => Err(format!("{code}: {text}")),
         Content::Metadata(_) | Content::Other => Err(answer.unexpected()),
     }
 }
 
-fn is_running_join(operation: &Value) -> bool {
-    let running = operation["status_code"].as_i64().is_none_or(|code| code < 200);
-    operation["description"].as_str() == Some(JOINING) && running
+/// The server that an event is of: empty if it has no name of its own.
+pub fn location(value: &Value) -> &str {
+    value["location"].as_str().filter(|location| *location != "none").unwrap_or_default()
 }
 
-/// The server that an operation or event is of: empty if it has no name of its own.
-pub fn location(value: &Value) -> String {
-    value["location"].as_str().filter(|location| *location != "none").unwrap_or_default().to_owned()
-}
-
-/// What the list of members says of this server.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Members {
-    pub membership: Membership,
-    /// This server's name, if it is a member.
-    pub own: Option<String>,
-}
-
-impl From<Membership> for Members {
-    fn from(membership: Membership) -> Self {
-        Self { membership, own: None }
-    }
-}
-
-/// Looks for this server, by its cluster address, in the list of members.
-pub fn members(answer: &Answer, config: &Config) -> Members {
-    match answer.content() {
-        Content::Metadata(Value::Array(list)) => find(&list, config),
-        Content::Error { code: 503, .. } => Membership::Starting.into(),
-        Content::Error { text, .. } if says_not_clustered(&text) => Membership::NotClustered.into(),
-        Content::Error { code, text } => Membership::NoAnswer { why: format!("{code}: {text}") }.into(),
-        Content::Metadata(_) | Content::Other => Membership::NoAnswer { why: answer.unexpected() }.into(),
-    }
+/// Looks for this server, by its cluster address, in the list of members; with its name, if it is there.
+pub fn members(answer: &Answer, config: &Config) -> (Membership, Option<String>) {
+    let membership = match answer.content() {
+        Content::Metadata(Value::Array(list)) => return find(&list, config),
+        Content::Error { code: 503, .. } => Membership::Starting,
+        Content::Error { text, .. } if says_not_clustered(&text) => Membership::NotClustered,
+        Content::Error { code, text } => Membership::NoAnswer { why: format!("{code}: {text}") },
+        Content::Metadata(_) | Content::Other => Membership::NoAnswer { why: answer.unexpected() },
+    };
+    (membership, None)
 }
 
 fn says_not_clustered(text: &str) -> bool {
@@ -139,29 +132,26 @@ fn says_not_clustered(text: &str) -> bool {
     text.contains("server is not clustered") || text.contains("server isn't clustered")
 }
 
-fn find(list: &[Value], config: &Config) -> Members {
-    let own = match config {
-        Config::Read { cluster_address: Some(address), .. } => normal(address),
-        _ => {
-            let why = "a list of members, but no cluster.https_address to look for in it".to_owned();
-            return Membership::NoAnswer { why }.into();
-        }
+fn find(list: &[Value], config: &Config) -> (Membership, Option<String>) {
+    let Config::Read { cluster_address: Some(own), .. } = config else {
+        let why = "a list of members, but no cluster.https_address to look for in it".to_owned();
+        return (Membership::NoAnswer { why }, None);
     };
+    let own = normal(own);
     let urls: Option<Vec<_>> =
         list.iter().map(|member| Some((member, normal(member["url"].as_str()?)))).collect();
     let Some(urls) = urls else {
-        return Membership::NoAnswer { why: "a list of members without addresses".to_owned() }.into();
+        let why = "a list of members without addresses".to_owned();
+        return (Membership::NoAnswer { why }, None);
     };
     match urls.iter().find(|(_, url)| *url == own) {
-        Some((member, _)) => {
-            Members { membership: Membership::Member, own: member["server_name"].as_str().map(str::to_owned) }
-        }
-        None => Membership::NotListed.into(),
+        Some((member, _)) => (Membership::Member, member["server_name"].as_str().map(str::to_owned)),
+        None => (Membership::NotListed, None),
     }
 }
 
 /// An address as everybody writes it: host and port.
-fn normal(address: &str) -> (String, String) {
+pub(super) fn normal(address: &str) -> (String, String) {
     let address = address.trim().trim_start_matches("https://").trim_end_matches('/');
     let bare = address.parse::<std::net::Ipv6Addr>().is_ok();
     let (host, port) = match address.rsplit_once(':') {
@@ -172,17 +162,6 @@ fn normal(address: &str) -> (String, String) {
     let host = host.parse::<std::net::IpAddr>().map_or_else(|_| host.to_lowercase(), |ip| ip.to_string());
     let port = if port.is_empty() { PORT } else { port };
     (host, port.to_owned())
-}
-
-/// Whether one of the running joins is this server's. A member of a cluster sees those of other servers too, and
-/// cannot itself join.
-pub fn join_operation(joins: &Result<Vec<String>, String>, members: &Members) -> JoinOperation {
-    let Ok(joins) = joins else { return JoinOperation::Unknown };
-    let of_another = |location: &String| {
-        let own = members.own.as_ref().filter(|_| members.membership == Membership::Member);
-        !location.is_empty() && own.is_some_and(|own| own != location)
-    };
-    if joins.iter().all(of_another) { JoinOperation::None } else { JoinOperation::Running }
 }
 
 #[cfg(test)]

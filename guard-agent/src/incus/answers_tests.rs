@@ -20,7 +20,7 @@ fn failure(code: u16, text: &str) -> Answer {
 }
 
 fn config(address: &str) -> Config {
-    Config::Read { cluster_address: Some(address.to_owned()), raft_nodes: 2 }
+    Config::cluster(Some(address), 2)
 }
 
 fn two_members() -> Answer {
@@ -37,13 +37,13 @@ fn two_members() -> Answer {
 }
 
 fn membership(answer: &Answer, config: &Config) -> Membership {
-    members(answer, config).membership
+    members(answer, config).0
 }
 
 #[test]
 fn this_server_is_found_by_its_address() {
     let found = members(&two_members(), &config("10.0.2.15:8443"));
-    assert_eq!(found, Members { membership: Membership::Member, own: Some("node2".to_owned()) });
+    assert_eq!(found, (Membership::Member, Some("node2".to_owned())));
     assert_eq!(membership(&two_members(), &config("10.0.2.15")), Membership::Member, "the usual port");
     assert_eq!(membership(&two_members(), &config("10.0.2.1:8443")), Membership::NotListed);
     assert_eq!(membership(&two_members(), &config("10.0.2.15:8444")), Membership::NotListed);
@@ -83,7 +83,7 @@ fn what_is_no_list_says_what_it_says() {
     assert!(no_answer(&success(r#"[{"server_name":"node2"}]"#), &own).contains("without addresses"));
     assert!(no_answer(&success(r#"["/1.0/cluster/members/node2"]"#), &own).contains("without addresses"));
     let unreadable = Config::Unreadable { why: "locked".to_owned() };
-    let none = Config::Read { cluster_address: None, raft_nodes: 0 };
+    let none = Config::cluster(None, 0);
     for config in [unreadable, none, Config::Absent] {
         assert!(no_answer(&two_members(), &config).contains("no cluster.https_address"));
     }
@@ -107,49 +107,33 @@ fn operation(description: &str, code: u16, location: &str) -> String {
 }
 
 #[test]
-fn a_running_join_is_seen_among_operations() {
+fn a_join_is_seen_among_operations() {
     let other = operation("Creating instance", 103, "none");
     let running = success(&format!(r#"{{"running":[{other},{}]}}"#, operation(JOINING, 103, "none")));
-    let ended =
+    let failed =
         success(&format!(r#"{{"failure":[{}],"running":[{other}]}}"#, operation(JOINING, 400, "none")));
-    let unclustered = Members::from(Membership::NotClustered);
-    let of = |answer: &Answer| join_operation(&joins(answer), &unclustered);
-    assert_eq!(of(&running), JoinOperation::Running);
-    assert_eq!(of(&ended), JoinOperation::None);
-    assert_eq!(of(&success("{}")), JoinOperation::None);
-    assert_eq!(of(&failure(503, "Daemon is starting up")), JoinOperation::Unknown);
-    assert_eq!(of(&answer(200, "{")), JoinOperation::Unknown);
-    assert_eq!(of(&success("[]")), JoinOperation::Unknown);
-}
-
-#[test]
-fn a_node_that_is_listed_already_still_joins_while_the_operation_runs() {
-    // So it was for half a minute; the operation's location stays "none" to its end.
-    let running = success(&format!(r#"{{"running":[{}]}}"#, operation(JOINING, 103, "none")));
-    let listed = members(&two_members(), &config("10.0.2.15:8443"));
-    assert_eq!(listed.membership, Membership::Member);
-    assert_eq!(join_operation(&joins(&running), &listed), JoinOperation::Running);
     let ended = success(&format!(r#"{{"success":[{}]}}"#, operation(JOINING, 200, "none")));
-    assert_eq!(join_operation(&joins(&ended), &listed), JoinOperation::None);
-}
-
-#[test]
-fn another_members_join_is_not_this_servers() {
-    let running = |location| success(&format!(r#"{{"running":[{}]}}"#, operation(JOINING, 103, location)));
-    let member = members(&two_members(), &config("10.0.2.15:8443"));
-    assert_eq!(join_operation(&joins(&running("node3")), &member), JoinOperation::None);
-    assert_eq!(join_operation(&joins(&running("node2")), &member), JoinOperation::Running);
-    assert_eq!(join_operation(&joins(&running("none")), &member), JoinOperation::Running);
-    let not_listed = members(&two_members(), &config("10.0.2.1:8443"));
-    assert_eq!(join_operation(&joins(&running("node3")), &not_listed), JoinOperation::Running);
+    let again = success(&format!(
+        r#"{{"failure":[{}],"running":[{}]}}"#,
+        operation(JOINING, 400, "none"),
+        operation(JOINING, 103, "none")
+    ));
+    assert_eq!(joins(&running), Ok(JoinOperation::Running));
+    assert_eq!(joins(&again), Ok(JoinOperation::Running));
+    assert_eq!(joins(&failed), Ok(JoinOperation::Failed));
+    assert_eq!(joins(&ended), Ok(JoinOperation::None));
+    assert_eq!(joins(&success("{}")), Ok(JoinOperation::None));
+    for nothing in [failure(503, "Daemon is starting up"), answer(200, "{"), success("[]")] {
+        assert!(joins(&nothing).is_err(), "{nothing:?}");
+    }
 }
 
 proptest! {
     #[test]
     fn any_bytes_give_evidence_and_never_membership(status: u16, body: Vec<u8>) {
         let answer = Answer { status, body };
-        let members = members(&answer, &config("10.0.2.15:8443"));
-        prop_assert!(!matches!(members.membership, Membership::Member | Membership::NotAsked));
+        let membership = membership(&answer, &config("10.0.2.15:8443"));
+        prop_assert!(!matches!(membership, Membership::Member | Membership::NotAsked));
         let _ = joins(&answer);
     }
 }

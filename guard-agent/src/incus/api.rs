@@ -20,6 +20,10 @@ use tokio::time::timeout;
 
 use super::answers::Answer;
 
+/// What Incus's members call themselves when they ask each other. Whoever says so is answered for this server alone;
+/// else the daemon asks every other member of the cluster, and writes a line into its log for each that is offline.
+/// (Read in 6.0.4 and 7.3. The event stream takes it for a member's, and looks for that one's certificate.)
+const USER_AGENT: &str = "incus-cluster-notifier";
 /// Of one answer.
 const BODY_LIMIT: usize = 8 * 1024 * 1024;
 
@@ -88,7 +92,9 @@ impl Socket {
         driver.spawn(connection);
         let mut request = Request::new(Empty::<Bytes>::new());
         *request.uri_mut() = hyper::Uri::from_static(path);
-        request.headers_mut().insert(header::HOST, header::HeaderValue::from_static("incus"));
+        let headers = request.headers_mut();
+        headers.insert(header::HOST, header::HeaderValue::from_static("incus"));
+        headers.insert(header::USER_AGENT, header::HeaderValue::from_static(USER_AGENT));
         let response = sender.send_request(request).await.map_err(failed)?;
         let status = response.status().as_u16();
         let body = Limited::new(response.into_body(), BODY_LIMIT).collect().await;

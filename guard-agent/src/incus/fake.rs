@@ -99,6 +99,11 @@ impl Fake {
         }
     }
 
+    /// Where its daemon listens.
+    pub fn socket(&self) -> PathBuf {
+        self.options.directory.join("unix.socket")
+    }
+
     pub fn path(&self, pid: u32) -> PathBuf {
         self.options.proc_root.join(pid.to_string())
     }
@@ -130,7 +135,8 @@ impl Fake {
 
     /// Process `pid` holds the listening socket.
     pub fn listens(&self, pid: u32) {
-        let socket = self.options.socket.display();
+        let socket = self.socket();
+        let socket = socket.display();
         let line = format!("0000000000000000: 00000002 00000000 00010000 0001 01 777 {socket}\n");
         fs::write(self.path(pid).join("net/unix"), line).unwrap();
         symlink("socket:[777]", self.path(pid).join("fd/5")).unwrap();
@@ -138,7 +144,7 @@ impl Fake {
 
     /// Opens the socket, as systemd does: this alone is no running daemon.
     pub fn open_socket(&mut self) {
-        let listener = UnixListener::bind(&self.options.socket).unwrap();
+        let listener = UnixListener::bind(self.socket()).unwrap();
         let (answers, connections, streams) =
             (Arc::clone(&self.answers), Arc::clone(&self.connections), Arc::clone(&self.streams));
         self.serving.spawn(async move {
@@ -157,7 +163,7 @@ impl Fake {
         self.process(pid, 1, &["/usr/libexec/incus/incusd", "--group", "incus-admin"]);
         self.listens(pid);
         self.cgroup(&[pid]);
-        if !self.options.socket.exists() {
+        if !self.socket().exists() {
             self.open_socket();
         }
     }
@@ -171,6 +177,12 @@ impl Fake {
 
     pub fn answer(&self, path: &'static str, behaviour: Behaviour) {
         self.answers.lock().unwrap().insert(path, behaviour);
+    }
+
+    /// It is in no cluster any more, or not yet.
+    pub fn leave_cluster(&self) {
+        let writer = rusqlite::Connection::open(self.options.local_db()).unwrap();
+        writer.execute_batch("DELETE FROM raft_nodes").unwrap();
     }
 
     /// Sends an event as soon as somebody follows; `None` ends the stream.
@@ -198,9 +210,14 @@ async fn serve(
         return serve_events(stream, streams).await;
     }
     let mut request = [0; 4096];
-    let _ = stream.read(&mut request).await;
-    let behaviour =
-        answers.lock().unwrap().get(path.as_str()).cloned().unwrap_or_else(|| failure(404, "not found"));
+    let length = stream.read(&mut request).await.unwrap_or_default();
+    let is_member = String::from_utf8_lossy(&request[..length]).contains("incus-cluster-notifier");
+    let behaviour = if path == OPERATIONS && !is_member {
+        // Whoever does not speak as a member is told of the whole cluster: here, of a join on another one.
+        success(r#"{"running":[{"description":"Joining cluster","status_code":103,"location":"none"}]}"#)
+    } else {
+        answers.lock().unwrap().get(path.as_str()).cloned().unwrap_or_else(|| failure(404, "not found"))
+    };
     let _ = match behaviour {
         Behaviour::Says(status, body) => {
             let text = format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n{body}", body.len());

@@ -9,8 +9,9 @@ use crate::join::Event;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     pub news: News,
-    /// The server it is of; empty if it has no name of its own.
-    pub location: String,
+    /// The server that has sent it; empty if it has no name of its own, as none has outside a cluster. (An operation
+    /// has a location too, which is the name that its server had when it began: "none" for a join.)
+    pub sender: String,
 }
 
 /// What happened.
@@ -21,20 +22,46 @@ pub enum News {
     JoinFailed {
         error: String,
     },
+    /// The member of that name was removed from the cluster.
+    Removed {
+        member: String,
+    },
     /// Something that may matter.
     LookAgain,
 }
 
+/// What this server is called, for whoever hears of several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Own<'a> {
+    /// It is in no cluster: all that it tells is its own.
+    Alone,
+    /// In a cluster, and nobody has said its name yet.
+    Unnamed,
+    Named(&'a str),
+}
+
+/// What a report is to this server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Meaning {
+    Event(Event),
+    LookAgain,
+    /// It is about another member.
+    Nothing,
+}
+
 impl Report {
-    /// What it means for the server `own`, if that is known as a member of its cluster: members hear of each other,
-    /// and what happens on another one is at most a reason to look. `None`: look again.
-    pub fn event(&self, own: Option<&str>) -> Option<Event> {
-        let of_another = own.is_some_and(|own| !self.location.is_empty() && self.location != own);
-        match &self.news {
-            _ if of_another => None,
-            News::LookAgain => None,
-            News::Event(event) => Some(event.clone()),
-            News::JoinFailed { .. } => Some(Event::JoinEnded { succeeded: false }),
+    /// What it means for this server: members hear of each other, and what happens on another one is nothing to this
+    /// one, unless it is about this one.
+    pub fn meaning(&self, own: Own<'_>) -> Meaning {
+        match (&self.news, own) {
+            (News::Removed { member }, Own::Named(own)) if own == member => {
+                Meaning::Event(Event::MemberRemoved)
+            }
+            (News::Removed { .. }, Own::Named(_) | Own::Alone) => Meaning::Nothing,
+            (_, Own::Named(own)) if own != self.sender => Meaning::Nothing,
+            (_, Own::Unnamed) | (News::LookAgain, _) => Meaning::LookAgain,
+            (News::Event(event), _) => Meaning::Event(event.clone()),
+            (News::JoinFailed { .. }, _) => Meaning::Event(Event::JoinEnded { succeeded: false }),
         }
     }
 }
@@ -45,11 +72,10 @@ pub fn decode(frame: &[u8]) -> Option<Report> {
     let metadata = &frame["metadata"];
     let news = match frame["type"].as_str()? {
         "operation" => operation(metadata),
-        "lifecycle" => lifecycle(metadata["action"].as_str()?),
+        "lifecycle" => lifecycle(metadata),
         _ => None,
     }?;
-    let inner = location(metadata);
-    Some(Report { news, location: if inner.is_empty() { location(&frame) } else { inner } })
+    Some(Report { news, sender: location(&frame).to_owned() })
 }
 
 fn operation(operation: &Value) -> Option<News> {
@@ -65,16 +91,23 @@ fn operation(operation: &Value) -> Option<News> {
     }
 }
 
-fn lifecycle(action: &str) -> Option<News> {
-    match action {
+fn lifecycle(event: &Value) -> Option<News> {
+    match event["action"].as_str()? {
         "cluster-member-added" => Some(News::Event(Event::MemberAdded)),
+        "cluster-member-removed" => Some(News::Removed { member: member(event["source"].as_str()?)? }),
         "cluster-disabled" => Some(News::Event(Event::ClusterDisabled)),
-        "cluster-enabled" | "cluster-member-removed" | "cluster-member-updated" | "config-updated" => {
+        "cluster-enabled" | "cluster-member-renamed" | "cluster-member-updated" | "config-updated" => {
             Some(News::LookAgain)
         }
         "storage-pool-created" | "storage-pool-updated" | "storage-pool-deleted" => Some(News::LookAgain),
         _ => None,
     }
+}
+
+/// The member that an entity's address names. (Incus lets names be host names: nothing in them is escaped.)
+fn member(source: &str) -> Option<String> {
+    let path = source.split('?').next()?;
+    path.strip_prefix("/1.0/cluster/members/").filter(|name| !name.is_empty()).map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -95,8 +128,15 @@ mod tests {
         )
     }
 
+    fn meaning(frame: &str, own: Own<'_>) -> Meaning {
+        decode(frame.as_bytes()).map_or(Meaning::Nothing, |report| report.meaning(own))
+    }
+
     fn event(frame: &str) -> Option<Event> {
-        decode(frame.as_bytes())?.event(None)
+        match meaning(frame, Own::Alone) {
+            Meaning::Event(event) => Some(event),
+            Meaning::LookAgain | Meaning::Nothing => None,
+        }
     }
 
     #[test]
@@ -129,17 +169,35 @@ mod tests {
     }
 
     #[test]
-    fn news_of_another_member_is_only_a_reason_to_look() {
-        for frame in [operation(103, "", "node3"), lifecycle("cluster-disabled", "node3")] {
-            let report = decode(frame.as_bytes()).unwrap();
-            assert_eq!(report.event(Some("node2")), None);
-            assert!(report.event(Some("node3")).is_some());
-            assert!(report.event(None).is_some(), "unless this server's own name is known");
+    fn news_of_another_member_is_none() {
+        let node2 = Own::Named("node2");
+        // A join's operation keeps the location that its server had before; what counts is who has sent it.
+        let forwarded = operation(103, "", "none")
+            .replace(r#""location":"none","project""#, r#""location":"node3","project""#);
+        for frame in [
+            forwarded.as_str(),
+            &operation(103, "", "node3"),
+            // A joiner that has given up is called "none" again.
+            &operation(400, "", "none"),
+            &lifecycle("cluster-disabled", "node3"),
+            &lifecycle("storage-pool-created", "node3"),
+        ] {
+            assert_eq!(meaning(frame, node2), Meaning::Nothing, "{frame}");
+            assert_eq!(meaning(frame, Own::Unnamed), Meaning::LookAgain, "whose it is is not known: {frame}");
         }
-        assert_eq!(
-            decode(operation(103, "", "none").as_bytes()).unwrap().event(Some("node2")),
-            Some(Event::JoinBegan)
-        );
+        assert_eq!(meaning(&forwarded, Own::Named("node3")), Meaning::Event(Event::JoinBegan));
+        assert_eq!(meaning(&forwarded, Own::Alone), Meaning::Event(Event::JoinBegan));
+    }
+
+    #[test]
+    fn a_removal_is_of_the_member_that_it_names() {
+        // The sender is the member that was asked for it.
+        let frame = lifecycle("cluster-member-removed", "node1");
+        assert_eq!(meaning(&frame, Own::Named("node2")), Meaning::Event(Event::MemberRemoved));
+        for other in [Own::Named("node1"), Own::Named("node3"), Own::Alone] {
+            assert_eq!(meaning(&frame, other), Meaning::Nothing);
+        }
+        assert_eq!(meaning(&frame, Own::Unnamed), Meaning::LookAgain);
     }
 
     proptest! {

@@ -16,6 +16,7 @@ use rusqlite::limits::Limit;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use thiserror::Error;
 
+use super::answers::normal;
 use crate::join::Config;
 use crate::mounts::Snapshot;
 use crate::roots;
@@ -41,6 +42,15 @@ pub struct LocalDb {
     /// `core.https_address`.
     pub core_address: Option<String>,
     pub raft_nodes: Vec<RaftNode>,
+}
+
+impl LocalDb {
+    /// This server's name in its cluster.
+    pub fn own_name(&self) -> Option<&str> {
+        let own = normal(self.cluster_address.as_deref()?);
+        let row = self.raft_nodes.iter().find(|row| normal(&row.address) == own)?;
+        Some(row.name.as_str()).filter(|name| !name.is_empty())
+    }
 }
 
 /// A row of `raft_nodes`.
@@ -284,6 +294,7 @@ impl From<&Result<LocalDb, LocalDbError>> for Config {
             Ok(database) => Self::Read {
                 cluster_address: database.cluster_address.clone(),
                 raft_nodes: u32::try_from(database.raft_nodes.len()).unwrap_or(u32::MAX),
+                name: database.own_name().map(str::to_owned),
             },
             Err(LocalDbError::Absent { .. }) => Self::Absent,
             Err(error) => Self::Unreadable { why: super::look::chain(error) },

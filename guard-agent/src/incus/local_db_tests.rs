@@ -73,12 +73,17 @@ fn a_member_and_a_standalone_server() {
         |id, address: &str, name: &str| RaftNode { id, address: address.to_owned(), name: name.to_owned() };
     assert_eq!(database.raft_nodes, [node(1, "10.0.2.11:8443", "node1"), node(2, "10.0.2.15:8443", "node2")]);
     let config = Config::from(&Ok(database));
-    assert_eq!(config, Config::Read { cluster_address: Some("10.0.2.15:8443".to_owned()), raft_nodes: 2 });
+    let expected = Config::Read {
+        cluster_address: Some("10.0.2.15:8443".to_owned()),
+        raft_nodes: 2,
+        name: Some("node2".to_owned()),
+    };
+    assert_eq!(config, expected);
 
     let standalone = Place::with(&format!(
         "{SCHEMA} INSERT INTO config (key, value) VALUES ('cluster.https_address', '');"
     ));
-    assert_eq!(Config::from(&standalone.read()), Config::Read { cluster_address: None, raft_nodes: 0 });
+    assert_eq!(Config::from(&standalone.read()), Config::cluster(None, 0));
 }
 
 #[test]

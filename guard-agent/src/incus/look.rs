@@ -3,15 +3,15 @@
 
 use std::error::Error;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use super::answers::{self, Members};
-use super::api::{AskError, Socket};
+use super::answers;
+use super::api::Socket;
 use super::process::{self, Listener, Sighting};
 use super::{Options, local_db};
 use crate::events::process::ticks_per_second;
@@ -45,10 +45,17 @@ impl Limits {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Seen {
     pub evidence: Evidence,
-    /// This server's name, if it is a member of its cluster.
-    pub own: Option<String>,
-    /// Where the daemon may be asked, and followed.
-    pub served_by: Option<Vec<u32>>,
+    /// This server's name in its cluster, if anything says it.
+    pub name: Option<String>,
+    /// Whose event stream may be followed: the daemon's, once it answers.
+    pub served_by: Option<Served>,
+}
+
+/// A daemon's socket, and the processes that may serve it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Served {
+    pub socket: PathBuf,
+    pub processes: Vec<u32>,
 }
 
 /// Looks at nodes. At most one reading of each kind hangs, however often it is asked.
@@ -62,7 +69,7 @@ pub(super) struct Looker {
 
 /// Looks once, within `total`: for the start, before anything is decided.
 pub async fn observe_once(options: Options, total: Duration) -> Evidence {
-    Looker::new(Arc::new(options), Limits::within(total)).look().await.evidence
+    Looker::new(Arc::new(options), Limits::within(total)).look(None).await.evidence
 }
 
 impl Looker {
@@ -71,13 +78,13 @@ impl Looker {
         Self { options, limits, reading_processes: one(), reading_database: one() }
     }
 
-    /// How the daemon's socket is asked by those processes' daemon.
-    pub fn socket(&self, processes: Vec<u32>) -> Socket {
-        Socket { path: self.options.socket.clone(), processes, timeout: self.limits.answers }
+    /// How the socket is asked that those processes' daemon listens on.
+    pub fn socket(&self, served: Served) -> Socket {
+        Socket { path: served.socket, processes: served.processes, timeout: self.limits.answers }
     }
 
-    /// Looks at everything.
-    pub async fn look(&self) -> Seen {
+    /// Looks at everything. Where `local.db` cannot be read now, this server's address is the one that was `known`.
+    pub async fn look(&self, known: Option<&Config>) -> Seen {
         let (sighting, config) = tokio::join!(self.sighting(), self.config());
         let unasked = |why: Option<String>, sighting: Sighting| Seen {
             evidence: Evidence {
@@ -85,47 +92,65 @@ impl Looker {
                 daemon: sighting.daemon,
                 operation: JoinOperation::Unknown,
                 membership: why.map_or(Membership::NotAsked, |why| Membership::NoAnswer { why }),
+                unanswered_seconds: 0,
+                stream: None,
             },
-            own: None,
+            name: config.own_name(),
             served_by: None,
         };
-        match (&sighting.daemon, sighting.listener) {
+        match (&sighting.daemon, &sighting.listener) {
             (Daemon::Running { incarnation, .. }, Listener::NotDaemon) => {
-                let socket = self.options.socket.display();
-                let why = format!(
-                    "process {} does not listen on {socket}: it is starting or ending, or incus_socket is another",
-                    incarnation.pid
-                );
+                let pid = incarnation.pid;
+                let why = match &self.options.socket {
+                    Some(socket) => format!(
+                        "process {pid} does not listen on {}: it is starting or ending, or incus_socket is another",
+                        socket.display()
+                    ),
+                    None => format!("process {pid} listens on no unix.socket: it is starting or ending"),
+                };
                 unasked(Some(why), sighting)
             }
-            (Daemon::Running { .. }, _) => self.ask(sighting, config).await,
+            (Daemon::Running { .. }, Listener::Daemon(socket)) => {
+                let served = Served { socket: socket.clone(), processes: sighting.processes.clone() };
+                self.ask(served, sighting, config, known).await
+            }
+            (Daemon::Running { .. }, Listener::Unknown) => {
+                unasked(Some("its sockets cannot be looked at".to_owned()), sighting)
+            }
             (Daemon::Stopped | Daemon::Unknown, _) => unasked(None, sighting),
         }
     }
 
-    async fn ask(&self, sighting: Sighting, config: Config) -> Seen {
-        let socket = self.socket(sighting.processes.clone());
+    async fn ask(&self, served: Served, sighting: Sighting, config: Config, known: Option<&Config>) -> Seen {
+        let socket = self.socket(served.clone());
         // One after the other: a join that ended before the first answer shows in the second.
         let joins = socket.ask(OPERATIONS).await;
         let members = socket.ask(MEMBERS).await;
         let joins = joins.map_err(|error| chain(&error)).and_then(|answer| answers::joins(&answer));
         if let Err(why) = &joins {
-            tracing::debug!(directory = %self.options.directory.display(), why, "operations could not be listed");
+            let directory = self.options.directory.display();
+            tracing::debug!(%directory, why, "operations could not be listed");
         }
-        let served = !matches!(members, Err(AskError::Peer { .. }));
-        let members = match members {
-            Ok(answer) => answers::members(&answer, &config),
-            Err(error) => Members::from(Membership::NoAnswer { why: chain(&error) }),
+        let own = match (&config, known) {
+            (Config::Unreadable { .. }, Some(known)) => known,
+            _ => &config,
+        };
+        let (membership, listed) = match members {
+            Ok(answer) => answers::members(&answer, own),
+            Err(error) => (Membership::NoAnswer { why: chain(&error) }, None),
         };
         Seen {
+            name: listed.or_else(|| own.own_name()),
+            // A daemon that is starting refuses the event stream, with a line in its log.
+            served_by: joins.is_ok().then_some(served),
             evidence: Evidence {
                 config,
                 daemon: sighting.daemon,
-                operation: answers::join_operation(&joins, &members),
-                membership: members.membership,
+                operation: joins.unwrap_or(JoinOperation::Unknown),
+                membership,
+                unanswered_seconds: 0,
+                stream: None,
             },
-            own: members.own,
-            served_by: served.then_some(sighting.processes),
         }
     }
 

@@ -37,8 +37,9 @@ pub use process::{Listener, Sighting, sight};
 pub struct Options {
     /// `INCUS_DIR`: the guarded root.
     pub directory: PathBuf,
-    /// The daemon's socket.
-    pub socket: PathBuf,
+    /// The daemon's socket, if policy names one. Packages differ: it lies in the daemon's directory, or in `/run/incus`
+    /// (Fedora, EPEL). Without a name it is the one that the daemon itself listens on.
+    pub socket: Option<PathBuf>,
     /// The cgroup of the daemon's unit, as in `/proc/PID/cgroup`.
     pub cgroup: String,
     /// Executables that are the daemon's, beside whatever is called `incusd`.
@@ -48,11 +49,11 @@ pub struct Options {
 }
 
 impl Options {
-    /// The node of a guarded root, of a systemd unit, with the usual socket.
+    /// The node of a guarded root, of a systemd unit.
     pub fn new(directory: &Path, unit: &str) -> Self {
         Self {
             directory: directory.to_owned(),
-            socket: directory.join("unix.socket"),
+            socket: None,
             cgroup: format!("/system.slice/{unit}"),
             executables: Vec::new(),
             proc_root: PathBuf::from("/proc"),

@@ -15,9 +15,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::Options;
 use super::events::{Streamed, follow};
-use super::frames::{News, Report};
-use super::look::{Limits, Looker, Seen, chain};
-use crate::join::{Daemon, Epoch, Event, Evidence, Incarnation, Membership};
+use super::frames::{Meaning, News, Own, Report};
+use super::look::{Limits, Looker, Seen, Served, chain};
+use crate::join::{Config, Daemon, Epoch, Event, Evidence, Incarnation, Membership};
 use crate::watch::PathWatcher;
 
 /// How often to see whether the daemon still runs, or runs again.
@@ -82,6 +82,8 @@ struct Gone;
 
 /// The event stream of one life of the daemon.
 struct Stream {
+    /// Tells it from those before and after it.
+    number: u64,
     of: Incarnation,
     streamed: mpsc::Receiver<Streamed>,
     connected: bool,
@@ -96,14 +98,21 @@ struct Watching {
     requests: watch::Receiver<Request>,
     observations: mpsc::Sender<(Arc<Path>, Observation)>,
     /// The running look, if any.
-    looks: JoinSet<(Epoch, Seen)>,
+    looks: JoinSet<(Epoch, Option<u64>, Seen)>,
     pulses: JoinSet<Option<Vec<(u32, u64)>>>,
     last_pulse: Option<Vec<(u32, u64)>>,
     stream: Option<Stream>,
+    /// So many have begun.
+    streams: u64,
     /// When the next connection may be tried, and how long to wait after it.
     connect_at: Instant,
     back_off: Duration,
-    own: Option<String>,
+    /// What `local.db` said when it could be read last.
+    config: Option<Config>,
+    /// This server's name in its cluster, while it is in one.
+    name: Option<String>,
+    /// When it was known last whether this server is a member.
+    answered: Instant,
     daemon: Option<Incarnation>,
     last_look: Option<Instant>,
     next_look: Instant,
@@ -126,9 +135,12 @@ impl Watching {
             pulses: JoinSet::new(),
             last_pulse: None,
             stream: None,
+            streams: 0,
             connect_at: now,
             back_off: BACK_OFF.0,
-            own: None,
+            config: None,
+            name: None,
+            answered: now,
             daemon: None,
             last_look: None,
             next_look: now,
@@ -175,8 +187,10 @@ impl Watching {
         let now = Instant::now();
         self.last_look = Some(now);
         self.next_look = now + every;
-        let looker = self.looker.clone();
-        self.looks.spawn(async move { (asked, looker.look().await) });
+        let (looker, config) = (self.looker.clone(), self.config.clone());
+        // Connected by now: what it has told is in no doubt.
+        let stream = self.connected();
+        self.looks.spawn(async move { (asked, stream, looker.look(config.as_ref()).await) });
     }
 
     /// Something has happened.
@@ -185,34 +199,47 @@ impl Watching {
         self.next_look = self.next_look.min(earliest);
     }
 
-    async fn looked(&mut self, seen: Result<(Epoch, Seen), tokio::task::JoinError>) -> Result<(), Gone> {
-        let (asked, seen) = match seen {
+    async fn looked(
+        &mut self,
+        seen: Result<(Epoch, Option<u64>, Seen), tokio::task::JoinError>,
+    ) -> Result<(), Gone> {
+        let (asked, stream, mut seen) = match seen {
             Ok(seen) => seen,
             Err(error) => {
                 tracing::error!(directory = %self.directory.display(), %error, "a look at the node ended abnormally");
                 return Ok(());
             }
         };
-        let daemon = match &seen.evidence.daemon {
+        self.daemon = match &seen.evidence.daemon {
             Daemon::Running { incarnation, .. } => Some(incarnation.clone()),
             Daemon::Stopped | Daemon::Unknown => None,
         };
-        // A cluster that does not answer for a moment takes no name away.
-        let unanswered = matches!(seen.evidence.membership, Membership::NoAnswer { .. });
-        if !(unanswered && daemon == self.daemon) {
-            self.own = seen.own;
+        if !matches!(seen.evidence.config, Config::Unreadable { .. }) {
+            self.config = Some(seen.evidence.config.clone());
         }
-        self.daemon = daemon;
+        // A database that does not answer for a moment takes no name away.
+        self.name = seen.name.or(self.name.take()).filter(|_| self.is_clustered());
+        if answers(&seen.evidence) {
+            self.answered = Instant::now();
+        }
+        seen.evidence.unanswered_seconds = self.answered.elapsed().as_secs();
+        let is_its_own = self.stream.as_ref().is_some_and(|stream| Some(&stream.of) == self.daemon.as_ref());
+        seen.evidence.stream = stream.filter(|_| is_its_own && stream == self.connected());
         self.tell(Observation::Looked { asked, evidence: seen.evidence }).await?;
         self.follow_events(seen.served_by).await
     }
 
+    /// The number of the connected event stream.
+    fn connected(&self) -> Option<u64> {
+        self.stream.as_ref().filter(|stream| stream.connected).map(|stream| stream.number)
+    }
+
     /// Follows the event stream of the daemon that was just seen to serve it, and of no other.
-    async fn follow_events(&mut self, served_by: Option<Vec<u32>>) -> Result<(), Gone> {
+    async fn follow_events(&mut self, served_by: Option<Served>) -> Result<(), Gone> {
         if self.stream.as_ref().is_some_and(|stream| Some(&stream.of) != self.daemon.as_ref()) {
             self.end_stream().await?;
         }
-        let (Some(processes), Some(of), None) = (served_by, self.daemon.clone(), &self.stream) else {
+        let (Some(served), Some(of), None) = (served_by, self.daemon.clone(), &self.stream) else {
             return Ok(());
         };
         if Instant::now() < self.connect_at {
@@ -221,8 +248,9 @@ impl Watching {
         }
         let (sender, streamed) = mpsc::channel(REPORTS);
         let mut task = JoinSet::new();
-        task.spawn(follow(self.looker.socket(processes), sender));
-        self.stream = Some(Stream { of, streamed, connected: false, _task: task });
+        task.spawn(follow(self.looker.socket(served), sender));
+        self.streams += 1;
+        self.stream = Some(Stream { number: self.streams, of, streamed, connected: false, _task: task });
         Ok(())
     }
 
@@ -252,18 +280,26 @@ impl Watching {
     }
 
     async fn reported(&mut self, report: &Report) -> Result<(), Gone> {
+        let own = match &self.name {
+            Some(name) => Own::Named(name),
+            None if self.is_clustered() => Own::Unnamed,
+            None => Own::Alone,
+        };
+        let meaning = report.meaning(own);
+        if meaning != Meaning::Nothing {
+            self.look_soon();
+        }
+        let Meaning::Event(event) = meaning else { return Ok(()) };
         if let News::JoinFailed { error } = &report.news {
-            tracing::warn!(directory = %self.directory.display(), error, "Incus: an operation \"Joining cluster\" failed");
+            let directory = self.directory.display();
+            tracing::warn!(%directory, error, "Incus: an operation \"Joining cluster\" failed");
         }
-        self.look_soon();
-        match report.event(self.own.as_deref()) {
-            Some(event) => {
-                // From here on it may be another server.
-                self.own = None;
-                self.tell(Observation::Event(event)).await
-            }
-            None => Ok(()),
-        }
+        self.tell(Observation::Event(event)).await
+    }
+
+    /// Whether `local.db`, read last, names a cluster.
+    fn is_clustered(&self) -> bool {
+        matches!(&self.config, Some(Config::Read { raft_nodes: 1.., .. }))
     }
 
     async fn stream_ended(&mut self, why: &str) -> Result<(), Gone> {
@@ -292,6 +328,16 @@ impl Watching {
     async fn tell(&self, observation: Observation) -> Result<(), Gone> {
         self.observations.send((Arc::clone(&self.directory), observation)).await.map_err(|_| Gone)
     }
+}
+
+/// Whether a look has an answer about the node's place in a cluster.
+fn answers(evidence: &Evidence) -> bool {
+    let outside = matches!(&evidence.config, Config::Read { raft_nodes: 0, .. });
+    outside
+        || matches!(
+            evidence.membership,
+            Membership::Member | Membership::NotListed | Membership::NotClustered
+        )
 }
 
 async fn next_streamed(stream: &mut Option<Stream>) -> Option<Streamed> {

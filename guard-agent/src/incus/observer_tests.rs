@@ -9,7 +9,7 @@ const SHORT: Limits = Limits { files: Duration::from_secs(5), answers: Duration:
 const NEVER: Duration = Duration::from_secs(3_600);
 
 async fn look(fake: &Fake) -> Seen {
-    Looker::new(Arc::new(fake.options.clone()), SHORT).look().await
+    Looker::new(Arc::new(fake.options.clone()), SHORT).look(None).await
 }
 
 #[tokio::test]
@@ -17,12 +17,16 @@ async fn a_running_member() {
     let mut fake = Fake::member();
     fake.start();
     let seen = look(&fake).await;
-    let config = Config::Read { cluster_address: Some("10.0.2.15:8443".to_owned()), raft_nodes: 1 };
+    let config = Config::Read {
+        cluster_address: Some("10.0.2.15:8443".to_owned()),
+        raft_nodes: 1,
+        name: Some("node2".to_owned()),
+    };
     assert_eq!(seen.evidence.config, config);
     assert!(matches!(seen.evidence.daemon, Daemon::Running { .. }));
     assert_eq!(seen.evidence.operation, JoinOperation::None);
     assert_eq!(seen.evidence.membership, Membership::Member);
-    assert_eq!(seen.own.as_deref(), Some("node2"));
+    assert_eq!(seen.name.as_deref(), Some("node2"));
     let once = super::super::observe_once(fake.options.clone(), Duration::from_secs(3)).await;
     assert_eq!(once, seen.evidence);
 }
@@ -38,7 +42,7 @@ async fn an_idle_socket_is_never_dialled() {
     fake.cgroup(&[410]);
     let ending = look(&fake).await;
     assert!(
-        matches!(&ending.evidence.membership, Membership::NoAnswer { why } if why.contains("does not listen"))
+        matches!(&ending.evidence.membership, Membership::NoAnswer { why } if why.contains("listens on no"))
     );
     assert_eq!(ending.served_by, None);
     assert_eq!(*fake.connections.lock().unwrap(), 0);
@@ -127,9 +131,16 @@ impl Observed {
     }
 }
 
-fn operation(code: u16, location: &str) -> Option<String> {
+/// `location`: as the operation knows it, which is the name that its server had before.
+fn operation(code: u16, location: &str, sender: &str) -> Option<String> {
     Some(format!(
-        r#"{{"type":"operation","metadata":{{"description":"Joining cluster","status_code":{code},"err":"","location":"{location}"}},"location":"{location}"}}"#
+        r#"{{"type":"operation","metadata":{{"description":"Joining cluster","status_code":{code},"err":"","location":"{location}"}},"location":"{sender}"}}"#
+    ))
+}
+
+fn removed(member: &str) -> Option<String> {
+    Some(format!(
+        r#"{{"type":"lifecycle","metadata":{{"action":"cluster-member-removed","source":"/1.0/cluster/members/{member}"}},"location":"node1"}}"#
     ))
 }
 
@@ -159,8 +170,7 @@ async fn a_change_of_the_database_is_noticed() {
     let mut observed = Observed::new(Fake::member());
     observed.until(|_, _| true).await;
     // The watch was there before the first look.
-    let writer = rusqlite::Connection::open(observed.fake.options.local_db()).unwrap();
-    writer.execute_batch("DELETE FROM raft_nodes").unwrap();
+    observed.fake.leave_cluster();
     let empty = |_, evidence: &Evidence| matches!(evidence.config, Config::Read { raft_nodes: 0, .. });
     observed.until(empty).await;
 }
@@ -168,31 +178,52 @@ async fn a_change_of_the_database_is_noticed() {
 #[tokio::test]
 async fn a_join_is_told_as_it_happens_and_the_end_of_the_stream_too() {
     let mut fake = Fake::member();
+    fake.leave_cluster();
     fake.answer(MEMBERS, failure(500, "Server is not clustered"));
     fake.start();
     let mut observed = Observed::new(fake);
     let unclustered = |_, evidence: &Evidence| evidence.membership == Membership::NotClustered;
     observed.until(unclustered).await;
-    observed.fake.event(operation(103, "none")).await;
+    observed.fake.event(operation(103, "none", "none")).await;
     assert_eq!(observed.next_event().await, Event::JoinBegan);
-    observed.fake.event(operation(400, "node2")).await;
+    observed.fake.event(operation(400, "none", "node2")).await;
     assert_eq!(observed.next_event().await, Event::JoinEnded { succeeded: false });
     observed.fake.event(None).await;
     assert_eq!(observed.next_event().await, Event::EventsLost);
     // It connects again.
-    observed.fake.event(operation(200, "node2")).await;
+    observed.fake.event(operation(200, "none", "node2")).await;
     assert_eq!(observed.next_event().await, Event::JoinEnded { succeeded: true });
 }
 
 #[tokio::test]
-async fn another_members_join_only_makes_it_look() {
+async fn news_of_other_members_is_not_told() {
     let mut fake = Fake::member();
     fake.start();
     let mut observed = Observed::new(fake);
     observed.until(|_, evidence| evidence.membership == Membership::Member).await;
-    observed.fake.event(operation(103, "node3")).await;
-    observed.fake.event(operation(200, "node2")).await;
-    assert_eq!(observed.next_event().await, Event::JoinEnded { succeeded: true }, "the first of its own");
+    for (location, sender) in [("node3", "node3"), ("none", "node3"), ("none", "none")] {
+        observed.fake.event(operation(103, location, sender)).await;
+    }
+    observed.fake.event(removed("node3")).await;
+    observed.fake.event(removed("node2")).await;
+    assert_eq!(observed.next_event().await, Event::MemberRemoved, "the first that is about itself");
+}
+
+#[tokio::test]
+async fn a_stream_is_followed_once_the_daemon_answers() {
+    let mut fake = Fake::member();
+    for path in [OPERATIONS, MEMBERS] {
+        fake.answer(path, failure(503, "Daemon is starting up"));
+    }
+    fake.start();
+    let mut observed = Observed::new(fake);
+    observed
+        .until(|_, evidence| evidence.membership == Membership::Starting && evidence.stream.is_none())
+        .await;
+    observed.fake.answer(OPERATIONS, success("{}"));
+    observed.observer.look(Epoch(2), NEVER);
+    observed.until(|asked, evidence| asked == Epoch(2) && evidence.stream.is_none()).await;
+    observed.until(|_, evidence| evidence.stream.is_some()).await;
 }
 
 #[tokio::test]

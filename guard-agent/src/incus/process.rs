@@ -10,13 +10,15 @@ use std::path::{Path, PathBuf};
 use nix::libc::ESRCH;
 
 use super::Options;
-use super::procfs::{Role, Stat, comm_of, incus_dir, listeners, role};
+use super::procfs::{Role, Stat, comm_of, incus_dir, incus_socket, listeners, role};
 use crate::join::{Daemon, Incarnation};
 use crate::mounts::Snapshot;
 use crate::roots;
 
-/// What the daemon's executable is called everywhere.
-const DAEMON: &str = "incusd";
+/// What the daemon's executable is called everywhere; behind NixOS's wrapper, so.
+const DAEMONS: [&str; 2] = ["incusd", ".incusd-wrapped"];
+/// What its clients' socket is called everywhere.
+const SOCKET: &str = "unix.socket";
 
 /// One look at the daemon's process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,12 +29,13 @@ pub struct Sighting {
     pub processes: Vec<u32>,
 }
 
-/// Whether the daemon itself holds the socket that listens on its path. While it does, connecting starts nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Whether the daemon itself holds a socket that listens for its clients. While it does, connecting starts nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Listener {
     /// The daemon does not run, or could not be looked into.
     Unknown,
-    Daemon,
+    /// It listens on this path.
+    Daemon(PathBuf),
     /// It has not opened it yet, or has closed it on its way out.
     NotDaemon,
 }
@@ -141,7 +144,7 @@ impl Host<'_> {
 
     fn names(&self) -> Vec<&OsStr> {
         let configured = self.options.executables.iter().filter_map(|executable| executable.file_name());
-        configured.chain([OsStr::new(DAEMON)]).collect()
+        configured.chain(DAEMONS.map(OsStr::new)).collect()
     }
 
     fn is_called_so(&self, comm: &[u8]) -> bool {
@@ -168,20 +171,36 @@ impl Host<'_> {
     }
 
     fn listener(&self, pid: u32) -> Listener {
-        let Some(real) = self.real_socket() else { return Listener::NotDaemon };
         let Ok(table) = fs::read(self.path(pid, "net/unix")) else { return Listener::Unknown };
-        let written = self.options.socket.as_path();
-        let inodes = listeners(&table, &[written, &real]);
         let Ok(descriptors) = fs::read_dir(self.path(pid, "fd")) else { return Listener::Unknown };
-        let names: Vec<PathBuf> =
-            inodes.iter().map(|inode| PathBuf::from(format!("socket:[{inode}]"))).collect();
-        let mut links = descriptors.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
-        if links.any(|link| names.contains(&link)) { Listener::Daemon } else { Listener::NotDaemon }
+        let links: Vec<PathBuf> =
+            descriptors.flatten().filter_map(|entry| fs::read_link(entry.path()).ok()).collect();
+        let is_own = |inode: &u64| links.contains(&PathBuf::from(format!("socket:[{inode}]")));
+        let own: Vec<PathBuf> =
+            listeners(&table).into_iter().filter(|(inode, _)| is_own(inode)).map(|(_, path)| path).collect();
+        let named = match &self.options.socket {
+            Some(socket) => vec![socket.clone()],
+            None => self.usual_sockets(pid),
+        };
+        let found = named.into_iter().find_map(|socket| {
+            let real = self.real(&socket);
+            own.iter().find(|path| **path == socket || Some(*path) == real.as_ref()).cloned()
+        });
+        // Wherever a package has put it, it keeps its name: the daemon's other sockets are called otherwise.
+        let called_so = || own.iter().find(|path| path.file_name() == Some(OsStr::new(SOCKET))).cloned();
+        let found = found.or_else(|| called_so().filter(|_| self.options.socket.is_none()));
+        found.map_or(Listener::NotDaemon, Listener::Daemon)
+    }
+
+    /// Where the daemon's environment says, and where upstream has it.
+    fn usual_sockets(&self, pid: u32) -> Vec<PathBuf> {
+        let environ = fs::read(self.path(pid, "environ")).unwrap_or_default();
+        let named = incus_socket(&environ).map(Path::to_owned);
+        named.into_iter().chain([self.options.directory.join(SOCKET)]).collect()
     }
 
     /// `None` if it is not there, or where looking may block.
-    fn real_socket(&self) -> Option<PathBuf> {
-        let socket = &self.options.socket;
+    fn real(&self, socket: &Path) -> Option<PathBuf> {
         if roots::is_on_network(socket, self.snapshot) { None } else { fs::canonicalize(socket).ok() }
     }
 

@@ -24,9 +24,9 @@ fn the_daemon_of_the_units_cgroup() {
     fake.cgroup(&[410]);
     let sighting = see(&fake);
     assert_eq!((sighting.daemon, sighting.listener), (running(410), Listener::NotDaemon));
-    fs::write(&fake.options.socket, "").unwrap();
+    fs::write(fake.socket(), "").unwrap();
     fake.listens(410);
-    assert_eq!(see(&fake).listener, Listener::Daemon);
+    assert_eq!(see(&fake).listener, Listener::Daemon(fake.socket()));
 }
 
 #[test]
@@ -84,6 +84,45 @@ fn a_renamed_executable_that_was_upgraded_under_it() {
     assert_eq!(see(&fake).daemon, running(410));
 }
 
+/// A socket that process 410 listens on.
+fn listens_on(fake: &Fake, paths: &[&str]) {
+    let line = |(inode, path): (usize, &&str)| format!("0: 2 0 00010000 0001 01 {} {path}\n", 700 + inode);
+    let table: String = paths.iter().enumerate().map(line).collect();
+    fs::write(fake.path(410).join("net/unix"), table).unwrap();
+    for inode in 0..paths.len() {
+        let link = format!("socket:[{}]", 700 + inode);
+        std::os::unix::fs::symlink(link, fake.path(410).join(format!("fd/{inode}"))).unwrap();
+    }
+}
+
+#[test]
+fn the_socket_is_the_one_that_the_daemon_listens_on() {
+    let mut fake = Fake::member();
+    fake.process(410, 1, DAEMON);
+    fake.cgroup(&[410]);
+    // Fedora, EPEL: beside the sockets that guests see.
+    listens_on(&fake, &["/var/lib/incus/guestapi/sock", "/run/incus/unix.socket"]);
+    assert_eq!(see(&fake).listener, Listener::Daemon(PathBuf::from("/run/incus/unix.socket")));
+    fake.options.socket = Some(PathBuf::from("/srv/incus.sock"));
+    assert_eq!(see(&fake).listener, Listener::NotDaemon, "what policy names wins");
+    fake.options.socket = None;
+    fs::remove_dir_all(fake.path(410)).unwrap();
+    fake.process(410, 1, DAEMON);
+    let environ = format!("INCUS_DIR={}\0INCUS_SOCKET=/srv/incus.sock\0", fake.options.directory.display());
+    fs::write(fake.path(410).join("environ"), environ).unwrap();
+    listens_on(&fake, &["/run/other/unix.socket", "/srv/incus.sock"]);
+    assert_eq!(see(&fake).listener, Listener::Daemon(PathBuf::from("/srv/incus.sock")));
+}
+
+#[test]
+fn a_wrapped_daemon_without_a_unit() {
+    let fake = Fake::member();
+    fake.process(410, 1, &["/nix/store/x-incus/bin/incusd", "--group", "incus-admin"]);
+    let stat = fs::read_to_string(fake.path(410).join("stat")).unwrap();
+    fs::write(fake.path(410).join("stat"), stat.replace("incusd", ".incusd-wrapped")).unwrap();
+    assert_eq!(see(&fake).daemon, running(410));
+}
+
 #[test]
 fn the_pulse_changes_with_the_daemon() {
     let fake = Fake::member();
@@ -112,10 +151,11 @@ fn the_real_proc_reads_as_the_fake_one_does() {
     let host = Host { options: &options, snapshot: &snapshot };
     let own = std::process::id();
     assert_eq!(host.listener(own), Listener::NotDaemon);
-    let listener = std::os::unix::net::UnixListener::bind(&options.socket).unwrap();
-    let client = std::os::unix::net::UnixStream::connect(&options.socket).unwrap();
+    let socket = options.directory.join(SOCKET);
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let client = std::os::unix::net::UnixStream::connect(&socket).unwrap();
     let accepted = listener.accept().unwrap();
-    assert_eq!(host.listener(own), Listener::Daemon);
+    assert_eq!(host.listener(own), Listener::Daemon(socket));
     drop(listener);
     assert_eq!(host.listener(own), Listener::NotDaemon, "a connection that is left is no listener");
     drop((client, accepted));

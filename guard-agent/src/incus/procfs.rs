@@ -5,7 +5,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Of `/proc/<pid>/stat`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,18 +101,26 @@ pub(super) fn role(cmdline: &[u8], executables: &[&OsStr]) -> Role {
 
 /// `INCUS_DIR` in `/proc/<pid>/environ`, or the directory that the daemon takes without it.
 pub(super) fn incus_dir(environ: &[u8]) -> &Path {
-    let value = environ.split(|byte| *byte == 0).find_map(|pair| pair.strip_prefix(b"INCUS_DIR="));
-    let value = value.filter(|value| !value.is_empty());
-    Path::new(value.map_or(OsStr::new("/var/lib/incus"), OsStr::from_bytes))
+    variable(environ, b"INCUS_DIR=").unwrap_or(Path::new("/var/lib/incus"))
 }
 
-/// Inodes of the sockets that listen on one of `paths` (`/proc/<pid>/net/unix`).
-pub(super) fn listeners(table: &[u8], paths: &[&Path]) -> Vec<u64> {
-    table.split(|byte| *byte == b'\n').filter_map(|line| listener(line, paths)).collect()
+/// `INCUS_SOCKET` in `/proc/<pid>/environ`.
+pub(super) fn incus_socket(environ: &[u8]) -> Option<&Path> {
+    variable(environ, b"INCUS_SOCKET=")
+}
+
+fn variable<'e>(environ: &'e [u8], name: &[u8]) -> Option<&'e Path> {
+    let value = environ.split(|byte| *byte == 0).find_map(|pair| pair.strip_prefix(name))?;
+    Some(Path::new(OsStr::from_bytes(value))).filter(|_| !value.is_empty())
+}
+
+/// The sockets that listen on a path (`/proc/<pid>/net/unix`): inode and path.
+pub(super) fn listeners(table: &[u8]) -> Vec<(u64, PathBuf)> {
+    table.split(|byte| *byte == b'\n').filter_map(listener).collect()
 }
 
 /// `Num: RefCount Protocol Flags Type St Inode Path`; the path may hold blanks.
-fn listener(line: &[u8], paths: &[&Path]) -> Option<u64> {
+fn listener(line: &[u8]) -> Option<(u64, PathBuf)> {
     let mut rest = line;
     let mut field = || {
         let start = rest.iter().position(|byte| *byte != b' ')?;
@@ -127,7 +135,7 @@ fn listener(line: &[u8], paths: &[&Path]) -> Option<u64> {
     let inode = field()?.parse().ok()?;
     let path = Path::new(OsStr::from_bytes(rest.strip_prefix(b" ")?));
     // __SO_ACCEPTCON. Accepted connections bear the listener's path as well.
-    (flags & 0x1_0000 != 0 && paths.contains(&path)).then_some(inode)
+    (flags & 0x1_0000 != 0).then(|| (inode, path.to_owned()))
 }
 
 #[cfg(test)]
@@ -179,14 +187,16 @@ mod tests {
     }
 
     #[test]
-    fn only_listening_sockets_of_the_path() {
+    fn only_listening_sockets_with_a_path() {
         let table = b"Num       RefCount Protocol Flags    Type St Inode Path\n\
             0000000000000000: 00000002 00000000 00010000 0001 01 20001 /var/lib/incus/unix.socket\n\
             0000000000000000: 00000003 00000000 00000000 0001 03 20002 /var/lib/incus/unix.socket\n\
             0000000000000000: 00000002 00000000 00010000 0001 01 20003 /var/lib/incus/unix socket\n\
             0000000000000000: 00000003 00000000 00000000 0001 03 20004\n";
-        assert_eq!(listeners(table, &[Path::new("/var/lib/incus/unix.socket")]), [20001]);
-        assert_eq!(listeners(table, &[Path::new("/var/lib/incus/unix socket")]), [20003]);
+        let path = |path: &str| PathBuf::from(path);
+        let expected =
+            [(20001, path("/var/lib/incus/unix.socket")), (20003, path("/var/lib/incus/unix socket"))];
+        assert_eq!(listeners(table), expected);
     }
 
     #[test]
@@ -198,7 +208,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_give_a_value(bytes: Vec<u8>) {
-            let _ = (Stat::parse(&bytes), role(&bytes, &[]), incus_dir(&bytes), listeners(&bytes, &[]));
+            let _ = (Stat::parse(&bytes), role(&bytes, &[]), incus_dir(&bytes), incus_socket(&bytes), listeners(&bytes));
         }
     }
 }

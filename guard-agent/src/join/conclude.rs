@@ -3,167 +3,243 @@
 use super::machine::Machine;
 use super::{Config, Daemon, Evidence, Incarnation, JoinOperation, JoinSeen, Kept, Membership, State};
 
-/// How long a daemon may take to answer for its membership after it started. Raft contacts a leader for up to a
-/// minute; until then a member that was confirmed before keeps the mode that its guests rely on.
-pub const GRACE_SECONDS: u64 = 90;
+/// How long a member may fail to answer before its daemon may delete no more. An election, a lock and a slow answer
+/// take less; a member that was removed while nobody listened answers never.
+pub const HOLD_SECONDS: u64 = 60;
+
+/// What a look means.
+pub(super) struct Conclusion {
+    pub state: State,
+    pub because: String,
+    /// Whether it says whose the pools are that it can have seen.
+    pub speaks: bool,
+}
+
+impl Conclusion {
+    fn new(state: State, because: impl Into<String>) -> Self {
+        Self { state, because: because.into(), speaks: false }
+    }
+
+    fn speaking(state: State, because: impl Into<String>) -> Self {
+        Self { speaks: true, ..Self::new(state, because) }
+    }
+}
 
 /// The state that a look leads to, and why.
-pub(super) fn conclude(machine: &Machine, evidence: &Evidence) -> (State, String) {
+pub(super) fn conclude(machine: &Machine, evidence: &Evidence) -> Conclusion {
     let now = machine.state();
-    if evidence.operation == JoinOperation::Running {
-        return (running(), "the operation \"Joining cluster\" runs".to_owned());
+    if runs_here(now, evidence) {
+        let running = State::Joining { seen: JoinSeen::Running };
+        return Conclusion::new(running, "the operation \"Joining cluster\" runs");
     }
     match (now, &evidence.config) {
-        (State::RollingBack, _) => (now.clone(), "a rollback runs".to_owned()),
-        (State::Joining { seen: JoinSeen::Prepared }, _) => (now.clone(), "a join is prepared".to_owned()),
-        (_, Config::Unreadable { why }) => (kept(now), format!("local.db cannot be read: {why}")),
+        (State::RollingBack, _) => Conclusion::new(now.clone(), "a rollback runs"),
+        (State::Joining { seen: JoinSeen::Prepared }, _) => {
+            Conclusion::new(now.clone(), "a join is prepared")
+        }
+        (_, Config::Unreadable { why }) => unreadable(now, why, evidence),
         (_, Config::Absent) => absent(machine),
-        (_, Config::Read { raft_nodes: 0, cluster_address: Some(address) }) => {
+        (_, Config::Read { raft_nodes: 0, cluster_address: Some(address), .. }) => {
             begun(machine, address, evidence)
         }
-        (_, Config::Read { raft_nodes: 0, cluster_address: None }) => unclustered(machine),
+        (_, Config::Read { raft_nodes: 0, cluster_address: None, .. }) => unclustered(machine, evidence),
         (_, Config::Read { raft_nodes, .. }) => clustered(machine, *raft_nodes, evidence),
     }
 }
 
-fn running() -> State {
-    State::Joining { seen: JoinSeen::Running }
+/// Whether a join of this server runs.
+///
+/// Incus lists a server among the members from the end of the transaction on that brings all it has into the
+/// cluster's database; what its operation does after that cannot undo the membership. And a member cannot join: the
+/// API refuses it, so an operation on a server that this life of the daemon has proven a member is not its own.
+fn runs_here(now: &State, evidence: &Evidence) -> bool {
+    let in_cluster = match evidence.config {
+        Config::Read { raft_nodes, .. } => raft_nodes > 0,
+        Config::Unreadable { .. } => true,
+        Config::Absent => false,
+    };
+    let proven = match (now, &evidence.daemon) {
+        (State::Joined { confirmed_by }, Daemon::Running { incarnation, .. }) => confirmed_by == incarnation,
+        _ => false,
+    };
+    let is_member = evidence.membership == Membership::Member || proven;
+    evidence.operation == JoinOperation::Running && !(in_cluster && is_member)
 }
 
-fn unknown() -> State {
-    State::Unknown { kept: Kept::Nothing }
+/// The state of a member that nobody speaks for. Without news for long, its daemon deletes nothing any more.
+fn unconfirmed(confirmed_by: Option<Incarnation>, held: bool, evidence: &Evidence) -> State {
+    State::Unconfirmed { confirmed_by, held: held || evidence.unanswered_seconds >= HOLD_SECONDS }
 }
 
-/// The state when evidence is lost: what was proven is kept, as what it is.
-fn kept(now: &State) -> State {
-    match now {
-        State::Standalone => State::Unknown { kept: Kept::Standalone },
-        State::Joined { confirmed_by } => {
-            State::Unknown { kept: Kept::Joined { confirmed_by: confirmed_by.clone() } }
+/// `local.db` cannot be read now: what was proven is kept, as what it is. It is locked for moments whenever Incus writes.
+fn unreadable(now: &State, why: &str, evidence: &Evidence) -> Conclusion {
+    let patient = evidence.unanswered_seconds < HOLD_SECONDS;
+    let state = match now {
+        State::Standalone if !patient => State::Unknown { kept: Kept::Standalone },
+        State::Joined { confirmed_by } if !patient && !is_confirmed(confirmed_by, evidence) => {
+            unconfirmed(Some(confirmed_by.clone()), false, evidence)
         }
+        State::Unconfirmed { confirmed_by, held } => unconfirmed(confirmed_by.clone(), *held, evidence),
         other => other.clone(),
-    }
+    };
+    Conclusion::new(state, format!("local.db cannot be read: {why}"))
+}
+
+/// The daemon that has confirmed the membership before confirms it again.
+fn is_confirmed(confirmed_by: &Incarnation, evidence: &Evidence) -> bool {
+    let same = matches!(&evidence.daemon, Daemon::Running { incarnation, .. } if incarnation == confirmed_by);
+    same && evidence.membership == Membership::Member
 }
 
 /// No `local.db`.
-fn absent(machine: &Machine) -> (State, String) {
+fn absent(machine: &Machine) -> Conclusion {
+    const NONE: &str = "there is no local.db";
     let now = machine.state();
-    if !machine.has_pools() {
-        let state = if *now == State::Released { State::Released } else { unknown() };
-        return (state, "there is no local.db, and no pool".to_owned());
-    }
-    // Files that vanish while a pool is mounted are the sign of a deletion that is already running. Whatever the node
-    // was, its pools are its remains.
-    let state = if now.is_between() { now.clone() } else { State::JoinPartial };
-    (state, "there is no local.db while a pool is mounted: a deletion may be running".to_owned())
+    let (state, because) = match (machine.alive(), now) {
+        // Not told yet of the pools.
+        (None, _) => (now.clone(), NONE.to_owned()),
+        (Some(alive), State::Released) if alive.is_empty() => (now.clone(), format!("{NONE}, and no pool")),
+        (Some(alive), _) if alive.is_empty() => {
+            (State::Unknown { kept: Kept::Nothing }, format!("{NONE}, and no pool"))
+        }
+        (Some(_), State::Unknown { kept: Kept::Nothing }) => (now.clone(), NONE.to_owned()),
+        (Some(_), state) if state.is_between() => (now.clone(), NONE.to_owned()),
+        // Files that vanish while a pool is mounted are the sign of a deletion that is already running. Whatever the
+        // node was, its pools are its remains.
+        (Some(_), _) => (
+            State::JoinPartial,
+            format!("{NONE} any more while a pool is mounted: a deletion may be running"),
+        ),
+    };
+    Conclusion::new(state, because)
 }
 
-/// A cluster address, and no raft nodes: a join that was begun and is not running.
-fn begun(machine: &Machine, address: &str, evidence: &Evidence) -> (State, String) {
+/// A cluster address, and no raft nodes: a join was begun and does not run, a cluster is about to be made, or the node
+/// has left one. The address alone is no sign of a failure: what a join has left is.
+fn begun(machine: &Machine, address: &str, evidence: &Evidence) -> Conclusion {
     let now = machine.state();
     let set = format!("cluster.https_address is {address}, and there are no raft nodes");
     let may_run = evidence.operation == JoinOperation::Unknown && evidence.daemon != Daemon::Stopped;
+    let failed = || Conclusion::new(State::JoinFailed, format!("{set}; no join runs"));
     match now {
         State::Joining { .. } if may_run => {
-            (now.clone(), format!("{set}; whether the join runs is not known"))
+            Conclusion::new(now.clone(), format!("{set}; whether the join runs is not known"))
         }
-        State::Released if !machine.has_pools() => (State::Released, format!("{set}, and no pool")),
-        _ => (State::JoinFailed, format!("{set}; no join runs")),
+        _ if evidence.operation == JoinOperation::Failed => {
+            Conclusion::new(State::JoinFailed, format!("{set}; a join has just failed"))
+        }
+        State::Joining { .. } | State::JoinFailed | State::JoinPartial => failed(),
+        State::Joined { .. } | State::Unconfirmed { .. } => {
+            Conclusion::speaking(State::Left, format!("{set} any more"))
+        }
+        State::Released if !machine.has_pools() => {
+            Conclusion::new(State::Released, format!("{set}, and no pool"))
+        }
+        _ if machine.has_strangers(quiet_stream(evidence)) => Conclusion::new(
+            State::JoinFailed,
+            format!("{set}; a pool is mounted, and nobody has seen that it is the node's own"),
+        ),
+        State::Left => Conclusion::speaking(State::Left, set),
+        _ => Conclusion::speaking(State::Standalone, format!("{set}; no join has left a pool")),
     }
+}
+
+/// The event stream, if no join runs or has just failed.
+fn quiet_stream(evidence: &Evidence) -> Option<u64> {
+    evidence.stream.filter(|_| evidence.operation == JoinOperation::None)
 }
 
 /// Neither address nor raft nodes.
-fn unclustered(machine: &Machine) -> (State, String) {
+fn unclustered(machine: &Machine, evidence: &Evidence) -> Conclusion {
     const CLEAN: &str = "no cluster address is configured, and there are no raft nodes";
-    if !machine.has_remains() {
-        return (State::Standalone, CLEAN.to_owned());
+    let remains = || format!("{CLEAN}, but pools that came with a cluster are still there");
+    if evidence.operation == JoinOperation::Failed {
+        return Conclusion::new(State::JoinFailed, format!("{CLEAN}; a join has just failed"));
     }
-    let state = match machine.state() {
+    if !machine.has_remains() {
+        let doubtful = machine.memory().join_failed && machine.has_strangers(quiet_stream(evidence));
+        return if doubtful {
+            let because =
+                format!("{CLEAN}, but a join has failed here, and nobody has seen whose pool is mounted");
+            Conclusion::new(State::JoinFailed, because)
+        } else {
+            Conclusion::speaking(State::Standalone, CLEAN)
+        };
+    }
+    match machine.state() {
+        State::Joined { .. } | State::Unconfirmed { .. } | State::Left => {
+            Conclusion::speaking(State::Left, remains())
+        }
         // A join that is over and left nothing but mounts.
-        State::Joining { .. } | State::JoinFailed => State::JoinFailed,
-        State::RollingBack => State::RollingBack,
-        _ => State::JoinPartial,
-    };
-    (state, format!("{CLEAN}, but pools that came with a cluster are still there"))
+        State::Joining { .. } | State::JoinFailed | State::Released => {
+            Conclusion::new(State::JoinFailed, remains())
+        }
+        _ => Conclusion::new(State::JoinPartial, remains()),
+    }
 }
 
 /// Raft nodes: in cluster mode at the daemon's next start at the latest.
-fn clustered(machine: &Machine, raft_nodes: u32, evidence: &Evidence) -> (State, String) {
+fn clustered(machine: &Machine, raft_nodes: u32, evidence: &Evidence) -> Conclusion {
     let rows = format!("there are {raft_nodes} raft nodes");
-    let partial = |why: &str| (State::JoinPartial, format!("{rows}, {why}"));
+    let partial = |why: &str| Conclusion::new(State::JoinPartial, format!("{rows}, {why}"));
     match (&evidence.membership, &evidence.daemon) {
-        (Membership::Member, Daemon::Running { incarnation, .. }) => (
+        (Membership::Member, Daemon::Running { incarnation, .. }) => Conclusion::speaking(
             State::Joined { confirmed_by: incarnation.clone() },
             format!("{rows}, and this server is in the list of members"),
         ),
         (Membership::NotListed, _) => partial("and this server is not in the list of members"),
         (Membership::NotClustered, _) => partial("and the daemon says that it is not clustered"),
-        (_, daemon) => unanswered(machine, &rows, daemon, &evidence.membership),
+        _ => unanswered(machine, &rows, evidence),
     }
 }
 
 /// Raft nodes, and nobody who says whether this server is a member.
-fn unanswered(machine: &Machine, rows: &str, daemon: &Daemon, membership: &Membership) -> (State, String) {
-    let now = machine.state();
-    let why = match (membership, daemon) {
+fn unanswered(machine: &Machine, rows: &str, evidence: &Evidence) -> Conclusion {
+    let daemon = &evidence.daemon;
+    let why = match (&evidence.membership, daemon) {
         (_, Daemon::Stopped) => "the daemon does not run".to_owned(),
-        (Membership::Starting, _) => "the daemon is starting".to_owned(),
+        (Membership::Starting, _) => {
+            "the daemon is starting, or waits for the upgrade of other members".to_owned()
+        }
         (Membership::NoAnswer { why }, _) => format!("the database does not answer: {why}"),
         _ => "the daemon could not be asked".to_owned(),
     };
-    let because = format!("{rows}; {why}");
-    if let State::Joined { confirmed_by } | State::Unknown { kept: Kept::Joined { confirmed_by } } = now {
-        if may_still_answer(confirmed_by, daemon) {
-            let kept = Kept::Joined { confirmed_by: confirmed_by.clone() };
-            return (State::Unknown { kept }, because);
+    let patient = evidence.unanswered_seconds < HOLD_SECONDS;
+    let now = machine.state();
+    let state = match now {
+        State::Joined { confirmed_by } => {
+            let same = match daemon {
+                Daemon::Running { incarnation, .. } => incarnation == confirmed_by,
+                Daemon::Unknown => true,
+                Daemon::Stopped => false,
+            };
+            if same && patient {
+                now.clone()
+            } else {
+                unconfirmed(Some(confirmed_by.clone()), false, evidence)
+            }
         }
-        return (State::JoinPartial, format!("{because}, {GRACE_SECONDS} s after the daemon started anew"));
-    }
-    match now {
-        State::Joining { .. } if *daemon != Daemon::Stopped => (now.clone(), because),
+        State::Unconfirmed { confirmed_by, held } => unconfirmed(confirmed_by.clone(), *held, evidence),
+        // A cluster that is being made: the rows come before the first answer.
+        State::Standalone | State::Unknown { kept: Kept::Standalone } => unconfirmed(None, false, evidence),
+        // Nobody has ever seen it a member, and nothing speaks against it: its guests go on.
+        State::Unknown { kept: Kept::Nothing } => unconfirmed(None, true, evidence),
+        // It is on its way out: its database has not been emptied yet.
+        State::Left => State::Left,
+        State::Joining { .. } if *daemon != Daemon::Stopped && (may_run(evidence) || patient) => now.clone(),
         // A rollback leaves the database as it was: as long as no daemon goes by it, nothing has changed.
         State::Released if !machine.has_pools() && !matches!(daemon, Daemon::Running { .. }) => {
-            (State::Released, format!("{because}, and no pool"))
+            State::Released
         }
-        _ => (State::JoinPartial, because),
-    }
+        _ => State::JoinPartial,
+    };
+    Conclusion::new(state, format!("{rows}; {why}"))
 }
 
-/// Whether a member that was confirmed is believed although it does not answer: the same life of the daemon has
-/// lost its leader, or another has not had the time to find one.
-fn may_still_answer(confirmed_by: &Incarnation, daemon: &Daemon) -> bool {
-    match daemon {
-        Daemon::Stopped | Daemon::Unknown => true,
-        Daemon::Running { incarnation, age_seconds } => {
-            incarnation == confirmed_by || *age_seconds < GRACE_SECONDS
-        }
-    }
+fn may_run(evidence: &Evidence) -> bool {
+    matches!(evidence.operation, JoinOperation::Unknown | JoinOperation::Running)
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use super::*;
-
-    fn evidence(cluster_address: Option<&str>, raft_nodes: u32, daemon: Daemon) -> Evidence {
-        let config = Config::Read { cluster_address: cluster_address.map(str::to_owned), raft_nodes };
-        Evidence { config, daemon, operation: JoinOperation::None, membership: Membership::NotAsked }
-    }
-
-    #[test]
-    fn what_was_rolled_back_stays_so_until_a_pool_or_a_daemon_comes() {
-        let rolled_back = Machine::at(State::Released, BTreeSet::new());
-        let address = Some("10.0.0.2:8443");
-        for raft_nodes in [0, 2] {
-            let (state, because) = conclude(&rolled_back, &evidence(address, raft_nodes, Daemon::Stopped));
-            assert_eq!(state, State::Released, "{because}");
-        }
-        let mounted_again = Machine::at(State::Released, BTreeSet::from([1]));
-        let (state, _) = conclude(&mounted_again, &evidence(address, 2, Daemon::Stopped));
-        assert_eq!(state, State::JoinPartial);
-        let incarnation = Incarnation { boot_id: "b".to_owned(), pid: 7, start_ticks: 1 };
-        let running = Daemon::Running { incarnation, age_seconds: 1 };
-        assert_eq!(conclude(&rolled_back, &evidence(address, 2, running)).0, State::JoinPartial);
-    }
-}
+#[path = "conclude_tests.rs"]
+mod tests;

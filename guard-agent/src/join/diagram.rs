@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use super::{
-    Config, Daemon, Event, Evidence, Incarnation, JoinOperation, JoinSeen, Kept, Machine, Membership,
-    NodeMode, State,
+    Config, Daemon, Event, Evidence, HOLD_SECONDS, Incarnation, JoinOperation, JoinSeen, Kept, Machine,
+    Membership, NodeMode, Pools, State,
 };
 
 /// A language that drawings are written in.
@@ -70,7 +70,7 @@ fn sealed() -> impl Iterator<Item = &'static str> {
 fn edges() -> Edges {
     let mut edges = Edges::new();
     for state in states() {
-        for alive in [BTreeSet::new(), BTreeSet::from([1])] {
+        for alive in [Pools::new(), Pools::from([(1, 1)])] {
             for (cause, event) in events() {
                 let machine = Machine::at(state.clone(), alive.clone());
                 let (machine, _) = machine.step(event, &mut Vec::new());
@@ -93,7 +93,9 @@ fn states() -> Vec<State> {
     vec![
         unknown(Kept::Nothing),
         unknown(Kept::Standalone),
-        unknown(Kept::Joined { confirmed_by: life() }),
+        State::Unconfirmed { confirmed_by: Some(life()), held: false },
+        State::Unconfirmed { confirmed_by: Some(life()), held: true },
+        State::Left,
         State::Standalone,
         State::Joining { seen: JoinSeen::Prepared },
         State::Joining { seen: JoinSeen::Running },
@@ -106,15 +108,18 @@ fn states() -> Vec<State> {
 }
 
 fn events() -> Vec<(Cause, Event)> {
-    let none = BTreeSet::new();
+    let none = Pools::new();
     let mut events = vec![
         ("join begins", Event::JoinBegan),
         ("left the cluster", Event::ClusterDisabled),
-        ("new pool", Event::Pools { alive: BTreeSet::from([2]) }),
+        ("new pool", Event::Pools { alive: Pools::from([(2, 2)]) }),
         ("guardctl join", Event::JoinPrepared),
         ("rollback asked", Event::RollbackAsked { by: String::new() }),
         ("rolled back", Event::RollbackEnded { alive: none }),
-        ("rollback left pools", Event::RollbackEnded { alive: BTreeSet::from([1]) }),
+        ("rollback left pools", Event::RollbackEnded { alive: Pools::from([(1, 1)]) }),
+        ("removed", Event::MemberRemoved),
+        ("adopted", Event::Adopted { by: String::new() }),
+        ("forgotten", Event::Forgotten { by: String::new() }),
     ];
     events.extend(looks().into_iter().map(|(cause, evidence)| {
         // The machine is in its first epoch.
@@ -125,13 +130,23 @@ fn events() -> Vec<(Cause, Event)> {
 
 /// Every kind of look that leads somewhere.
 fn looks() -> Vec<(Cause, Evidence)> {
-    let config =
-        |address: bool, raft_nodes| Config::Read { cluster_address: address.then(String::new), raft_nodes };
+    let config = |address: bool, raft_nodes| Config::Read {
+        cluster_address: address.then(String::new),
+        raft_nodes,
+        name: None,
+    };
     let runs = |age_seconds| Daemon::Running { incarnation: life(), age_seconds };
     let other = Daemon::Running { incarnation: Incarnation { pid: 2, ..life() }, age_seconds: 1000 };
     let none = JoinOperation::None;
     let unanswered = || Membership::NoAnswer { why: String::new() };
-    let look = |config, daemon, operation, membership| Evidence { config, daemon, operation, membership };
+    let look = |config, daemon, operation, membership| Evidence {
+        config,
+        daemon,
+        operation,
+        membership,
+        ..Evidence::none()
+    };
+    let silent = |evidence| Evidence { unanswered_seconds: HOLD_SECONDS, ..evidence };
     vec![
         ("no cluster", look(config(false, 0), runs(9), none, Membership::NotClustered)),
         ("join runs", look(config(true, 0), runs(9), JoinOperation::Running, Membership::NotClustered)),
@@ -139,7 +154,8 @@ fn looks() -> Vec<(Cause, Evidence)> {
         ("member", look(config(true, 2), runs(9), none, Membership::Member)),
         ("no member", look(config(true, 2), runs(9), none, Membership::NotListed)),
         ("no answer", look(config(true, 2), runs(9), none, unanswered())),
-        ("new daemon never answers", look(config(true, 2), other, none, unanswered())),
+        ("new daemon does not answer", look(config(true, 2), other, none, unanswered())),
+        ("no answer for long", silent(look(config(true, 2), runs(9), none, unanswered()))),
         (
             "daemon stopped",
             look(config(true, 2), Daemon::Stopped, JoinOperation::Unknown, Membership::NotAsked),
@@ -177,7 +193,8 @@ mod tests {
     fn nothing_leads_from_a_failed_join_to_policys_mode_but_proof() {
         for ((from, to), causes) in edges() {
             if sealed().any(|name| name == from) && !sealed().any(|name| name == to) && to != "unknown" {
-                let proofs = BTreeSet::from(["member", "no cluster"]);
+                // (What a node that leaves in order still has mounted stays sealed.)
+                let proofs = BTreeSet::from(["member", "no cluster", "left the cluster"]);
                 assert!(causes.is_subset(&proofs), "{from} -> {to}: {causes:?}");
             }
         }

@@ -1,6 +1,6 @@
 //! What happens to a node, and what its state machine wants done about it.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -12,22 +12,27 @@ use super::{Evidence, NodeMode, State};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Epoch(pub u64);
 
+/// Live pools: the generation of each superblock, and the lasting id of its pool.
+pub type Pools = BTreeMap<u64, u64>;
+
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Event {
     /// A look that was asked for in an epoch has an answer.
     Looked { asked: Epoch, evidence: Evidence },
-    /// Generations of the superblocks of this node's pools that are alive (mounted, or still held after a lazy
-    /// unmount). One that is new stays sealed until a look has spoken for it.
-    Pools { alive: BTreeSet<u64> },
+    /// The pools of this node that are alive (mounted, or still held after a lazy unmount). One that is new stays
+    /// sealed until a look has spoken for it.
+    Pools { alive: Pools },
     /// Incus's event stream: the operation "Joining cluster" began.
     JoinBegan,
     /// Incus's event stream: it ended. A failure is ambiguous: a late step can fail after the node has joined.
     JoinEnded { succeeded: bool },
     /// Lifecycle event `cluster-member-added` on this server.
     MemberAdded,
-    /// Lifecycle event `cluster-disabled` on this server.
+    /// Lifecycle event `cluster-disabled` on this server: it leaves its cluster in order.
     ClusterDisabled,
+    /// Lifecycle event `cluster-member-removed` that names this server.
+    MemberRemoved,
     /// The event stream broke: what came meanwhile is lost.
     EventsLost,
     /// `guardctl join` is about to start a join.
@@ -37,7 +42,11 @@ pub enum Event {
     /// An operator or the policy asked for a rollback.
     RollbackAsked { by: String },
     /// A rollback is over. `alive` as in `Pools`.
-    RollbackEnded { alive: BTreeSet<u64> },
+    RollbackEnded { alive: Pools },
+    /// An operator says that the pools that live are this server's own.
+    Adopted { by: String },
+    /// An operator says that what is remembered of the node is void: evidence alone decides.
+    Forgotten { by: String },
 }
 
 /// What the state machine wants done, in the order in which it says so.
@@ -64,4 +73,8 @@ pub enum Refusal {
     NotFitToJoin { state: &'static str },
     #[error("a rollback is already running")]
     RollingBack,
+    #[error("its pools belong to a cluster in state {state}")]
+    NotItsOwn { state: &'static str },
+    #[error("pools that came with a cluster are still there, in state {state}")]
+    HasRemains { state: &'static str },
 }

@@ -11,6 +11,13 @@ pub struct Evidence {
     pub daemon: Daemon,
     pub operation: JoinOperation,
     pub membership: Membership,
+    /// For how long nobody could say whether this server is a member; 0 if this look can.
+    #[serde(default)]
+    pub unanswered_seconds: u64,
+    /// The number of the event stream of this life of the daemon, while it is connected: no join can have begun unheard
+    /// since an earlier look at the same one.
+    #[serde(default)]
+    pub stream: Option<u64>,
 }
 
 /// What `database/local.db` says.
@@ -26,7 +33,26 @@ pub enum Config {
         cluster_address: Option<String>,
         /// Rows of `raft_nodes`.
         raft_nodes: u32,
+        /// This server's name in its cluster, from the row with its own address.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
     },
+}
+
+impl Config {
+    /// A database that was read, without the server's name.
+    #[cfg(test)]
+    pub fn cluster(address: Option<&str>, raft_nodes: u32) -> Self {
+        Self::Read { cluster_address: address.map(str::to_owned), raft_nodes, name: None }
+    }
+
+    /// This server's name in its cluster, as far as the database knows it.
+    pub fn own_name(&self) -> Option<String> {
+        match self {
+            Self::Read { name, .. } => name.clone(),
+            Self::Unreadable { .. } | Self::Absent => None,
+        }
+    }
 }
 
 /// The daemon's process.
@@ -53,7 +79,7 @@ pub struct Incarnation {
     pub start_ticks: u64,
 }
 
-/// Whether an operation "Joining cluster" runs (`GET /1.0/operations`).
+/// Whether an operation "Joining cluster" runs on this server (`GET /1.0/operations`, asked for its own only).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum JoinOperation {
@@ -61,6 +87,8 @@ pub enum JoinOperation {
     Unknown,
     None,
     Running,
+    /// One has failed a moment ago: Incus lists it for some seconds.
+    Failed,
 }
 
 /// What `GET /1.0/cluster/members` says of this server. `/1.0` and `/1.0/cluster` are not asked: they lie
@@ -70,7 +98,7 @@ pub enum JoinOperation {
 pub enum Membership {
     /// The daemon does not run.
     NotAsked,
-    /// 503: the daemon is starting.
+    /// 503: the daemon is starting, or waits until all members of its cluster are upgraded.
     Starting,
     /// Time-out, broken connection, an error that says nothing.
     NoAnswer {
@@ -91,6 +119,8 @@ impl Evidence {
             daemon: Daemon::Unknown,
             operation: JoinOperation::Unknown,
             membership: Membership::NotAsked,
+            unanswered_seconds: 0,
+            stream: None,
         }
     }
 }

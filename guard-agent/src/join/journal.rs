@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::State;
+use super::{Memory, State};
 use crate::events::Time;
 
 const VERSION: u32 = 1;
@@ -20,6 +20,9 @@ pub struct Journal {
     pub state: State,
     /// When the node came into the state.
     pub since: Time,
+    /// Whose its pools are.
+    #[serde(default)]
+    pub memory: Memory,
     /// The newest last.
     pub history: Vec<Transition>,
 }
@@ -38,7 +41,7 @@ pub struct Transition {
 impl Journal {
     /// Of a node that nothing was written of.
     pub fn new(root: String, state: State, since: Time) -> Self {
-        Self { version: VERSION, root, state, since, history: Vec::new() }
+        Self { version: VERSION, root, state, since, memory: Memory::default(), history: Vec::new() }
     }
 
     /// Adds a transition; the oldest one goes if there are too many.
@@ -110,7 +113,9 @@ mod tests {
         let confirmed_by = Incarnation { boot_id: "b".to_owned(), pid: 7, start_ticks: 9 };
         for state in [
             State::Unknown { kept: Kept::Nothing },
-            State::Unknown { kept: Kept::Joined { confirmed_by: confirmed_by.clone() } },
+            State::Unconfirmed { confirmed_by: Some(confirmed_by.clone()), held: false },
+            State::Unconfirmed { confirmed_by: None, held: true },
+            State::Left,
             State::Unknown { kept: Kept::Standalone },
             State::Standalone,
             State::Joining { seen: JoinSeen::Prepared },

@@ -7,56 +7,89 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::conclude::conclude;
-use super::{Config, Effect, Epoch, Event, JoinSeen, Kept, NodeMode, PoolModes, Refusal, State};
+use serde::{Deserialize, Serialize};
+
+use super::conclude::{Conclusion, conclude};
+use super::{Config, Effect, Epoch, Event, JoinSeen, Kept, NodeMode, PoolModes, Pools, Refusal, State};
+
+/// What outlives the pools' superblocks and the agent: lasting ids.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Memory {
+    /// Pools that are this server's own: it had them as a standalone server, or an operator said so.
+    pub own: BTreeSet<u64>,
+    /// Pools that lived while a join ran or had failed, or while the node was a member. A configuration that says
+    /// "standalone" is not believed of them: Incus mounts what its database has at every start, and would delete the
+    /// cluster's data as its own.
+    pub foreign: BTreeSet<u64>,
+    /// A join has begun here and ended without a membership. The daemon's database may have pools of it that nobody has
+    /// seen mounted yet.
+    pub join_failed: bool,
+}
 
 /// The machine. One owner holds it; everybody else sends events.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Machine {
     state: State,
     epoch: Epoch,
-    /// Generations of the pools' superblocks that live; not known before the first word of it.
-    alive: Option<BTreeSet<u64>>,
-    /// Those of them that a look has spoken for. None in a state that seals.
+    /// The pools that live; not known before the first word of it.
+    alive: Option<Pools>,
+    /// Generations of those that a look has spoken for. None in a state that seals.
     confirmed: BTreeSet<u64>,
-    /// Those of them that lived while a join ran or had failed, or while the node was a member. While one lives, a
-    /// configuration that says "standalone" is not believed: Incus would delete the cluster's data as its own.
-    suspect: BTreeSet<u64>,
+    /// Generations of those that came while the daemon was followed and no join had begun.
+    witnessed: BTreeSet<u64>,
+    memory: Memory,
+    /// The last look found the daemon's event stream connected, and it has not broken since.
+    followed: Option<u64>,
 }
 
 impl Machine {
     /// A node that nothing is known of.
     pub fn unknown() -> Self {
-        Self::restored(State::Unknown { kept: Kept::Nothing }, &BTreeMap::new())
+        Self::restored(State::Unknown { kept: Kept::Nothing }, Memory::default(), &BTreeMap::new())
     }
 
-    /// What an agent that starts makes of the state that was written down, and of the modes that the node's pools have
-    /// in the kernel's maps, by generation: the agent before it may have died between sealing them and writing down
+    /// What an agent that starts makes of what was written down, and of the modes that the node's pools have in the
+    /// kernel's maps, by generation: the agent before it may have died between strengthening them and writing down
     /// why. It has to be followed by a look.
-    pub fn restored(state: State, found: &BTreeMap<u64, NodeMode>) -> Self {
-        let state = match state.after_restart() {
-            believed
-                if believed.mode() == NodeMode::Policy
-                    && found.values().any(|mode| *mode == NodeMode::Sealed) =>
-            {
+    pub fn restored(state: State, memory: Memory, found: &BTreeMap<u64, NodeMode>) -> Self {
+        let believed = state.after_restart();
+        let strongest = found.values().max().copied().unwrap_or(NodeMode::Policy);
+        let state = match (believed, strongest) {
+            (State::Unconfirmed { confirmed_by, held: false }, NodeMode::Held) => {
+                State::Unconfirmed { confirmed_by, held: true }
+            }
+            (believed, strongest) if believed.mode() < strongest && believed.mode_of_others() < strongest => {
                 State::Unknown { kept: Kept::Nothing }
             }
-            believed => believed,
+            (believed, _) => believed,
         };
+        let policy = |(_, mode): &(&u64, &NodeMode)| **mode == NodeMode::Policy;
         let confirmed = match state.mode() {
-            NodeMode::Policy => found.keys().copied().collect(),
             NodeMode::Sealed => BTreeSet::new(),
+            NodeMode::Held => found.keys().copied().collect(),
+            NodeMode::Policy => found.iter().filter(policy).map(|(generation, _)| *generation).collect(),
         };
-        Self { state, epoch: Epoch(1), alive: None, confirmed, suspect: BTreeSet::new() }
+        Self { confirmed, memory, ..Self::in_state(state, None) }
     }
 
-    /// A machine in the middle of things, for drawings.
-    pub(super) fn at(state: State, alive: BTreeSet<u64>) -> Self {
-        let alive = Some(alive);
-        let mut machine =
-            Self { state, epoch: Epoch(1), alive, confirmed: BTreeSet::new(), suspect: BTreeSet::new() };
+    /// A machine in the middle of things, for drawings and tests.
+    pub(super) fn at(state: State, alive: Pools) -> Self {
+        let mut machine = Self::in_state(state, Some(alive));
         machine.suspect_pools();
         machine
+    }
+
+    fn in_state(state: State, alive: Option<Pools>) -> Self {
+        Self {
+            state,
+            epoch: Epoch(1),
+            alive,
+            confirmed: BTreeSet::new(),
+            witnessed: BTreeSet::new(),
+            memory: Memory::default(),
+            followed: None,
+        }
     }
 
     pub fn state(&self) -> &State {
@@ -68,9 +101,14 @@ impl Machine {
         self.epoch
     }
 
-    /// Generations of the pools' superblocks that live, as far as is known.
-    pub fn alive(&self) -> Option<&BTreeSet<u64>> {
+    /// The pools that live, as far as is known.
+    pub fn alive(&self) -> Option<&Pools> {
         self.alive.as_ref()
+    }
+
+    /// What is to be remembered of the node's pools.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
     }
 
     /// The mode of the pools that a look has spoken for.
@@ -80,13 +118,19 @@ impl Machine {
 
     /// The modes of all pools.
     pub fn modes(&self) -> PoolModes {
-        PoolModes { mode: self.mode(), confirmed: self.confirmed.clone() }
+        PoolModes {
+            mode: self.mode(),
+            confirmed: self.confirmed.clone(),
+            others: self.state.mode_of_others(),
+        }
     }
 
     /// Generations that wait for a look that speaks for them, in a state that would give them policy's mode.
     pub fn unconfirmed(&self) -> BTreeSet<u64> {
         match (self.mode(), &self.alive) {
-            (NodeMode::Policy, Some(alive)) => alive.difference(&self.confirmed).copied().collect(),
+            (NodeMode::Policy, Some(alive)) => {
+                alive.keys().filter(|generation| !self.confirmed.contains(generation)).copied().collect()
+            }
             _ => BTreeSet::new(),
         }
     }
@@ -99,13 +143,29 @@ impl Machine {
     /// Whether what is mounted may be the remains of a join or of a membership.
     pub(super) fn has_remains(&self) -> bool {
         match &self.alive {
-            Some(alive) => self.suspect.iter().any(|generation| alive.contains(generation)),
+            Some(alive) => alive.values().any(|id| self.memory.foreign.contains(id)),
             // Not known yet: only a node that was standalone before can have none.
             None => !matches!(
                 self.state,
                 State::Standalone | State::Unknown { kept: Kept::Standalone | Kept::Nothing }
             ),
         }
+    }
+
+    /// Whether a pool lives of which nobody knows whose it is. Not known yet which live: each will be asked about when
+    /// it is. `stream`: the one that the daemon is followed by, if no join has begun. What a node that has left its
+    /// cluster still has mounted from there is known.
+    pub(super) fn has_strangers(&self, stream: Option<u64>) -> bool {
+        let is_followed = stream.is_some() && stream == self.followed;
+        let is_known = |(generation, id): (&u64, &u64)| {
+            if self.memory.foreign.contains(id) {
+                return self.state == State::Left;
+            }
+            self.memory.own.contains(id)
+                || self.confirmed.contains(generation)
+                || (is_followed && self.witnessed.contains(generation))
+        };
+        self.alive.iter().flatten().any(|pool| !is_known(pool))
     }
 
     /// Takes one event. A refusal changes nothing: the machine comes back as it was.
@@ -123,37 +183,45 @@ impl Machine {
     fn take(&mut self, event: Event, effects: &mut Vec<Effect>) -> Result<(), Refusal> {
         match event {
             Event::Looked { asked, evidence } => {
-                let (state, because) = conclude(self, &evidence);
-                let stronger = state.mode() > self.state.mode();
-                // An answer to a question that is overtaken can only seal.
-                if asked < self.epoch && !stronger {
-                    return Ok(());
+                // What has broken since it was asked is not whole by its answer.
+                let followed = evidence.stream.filter(|_| asked >= self.epoch);
+                let conclusion = conclude(self, &evidence);
+                if asked >= self.epoch && evidence.config == Config::Absent && !self.has_pools() {
+                    self.void(effects);
                 }
-                self.change(state, &because, effects);
-                if stronger {
-                    self.look_anew(effects);
-                } else if matches!(evidence.config, Config::Read { .. }) {
-                    self.confirm(effects);
-                }
+                self.looked(asked, conclusion, effects);
+                self.set_followed(followed);
             }
             Event::Pools { alive } => self.pools(alive, effects),
             Event::JoinBegan => {
-                self.change(
-                    State::Joining { seen: JoinSeen::Running },
-                    "Incus has begun to join a cluster",
-                    effects,
-                );
+                // A member cannot join: the look says what it is.
+                if !self.state.is_member() {
+                    self.change(
+                        State::Joining { seen: JoinSeen::Running },
+                        "Incus has begun to join a cluster",
+                        effects,
+                    );
+                }
                 self.look_anew(effects);
             }
-            Event::JoinEnded { .. } | Event::MemberAdded | Event::EventsLost => self.look_anew(effects),
-            Event::ClusterDisabled => {
-                if self.mode() == NodeMode::Policy {
-                    self.change(State::JoinPartial, "Incus says that it has left its cluster", effects);
+            Event::JoinEnded { .. } | Event::MemberAdded => self.look_anew(effects),
+            Event::EventsLost => {
+                self.set_followed(None);
+                self.look_anew(effects);
+            }
+            Event::ClusterDisabled => self.leave(effects),
+            Event::MemberRemoved => {
+                if self.state.is_member() {
+                    self.change(
+                        State::JoinPartial,
+                        "Incus says that this server was removed from its cluster",
+                        effects,
+                    );
                 }
                 self.look_anew(effects);
             }
             Event::JoinPrepared => match &self.state {
-                State::Joined { .. } | State::Unknown { kept: Kept::Joined { .. } } | State::RollingBack => {
+                State::Joined { .. } | State::Unconfirmed { .. } | State::RollingBack => {
                     return Err(Refusal::NotFitToJoin { state: self.state.name() });
                 }
                 _ => {
@@ -170,48 +238,97 @@ impl Machine {
                 self.look_anew(effects);
             }
             Event::RollbackAsked { by } => return self.roll_back(&by, effects),
-            Event::RollbackEnded { alive } => {
-                if self.state == State::RollingBack {
-                    let clean = alive.is_empty();
-                    self.suspect.retain(|generation| alive.contains(generation));
-                    self.alive = Some(alive);
-                    let (state, because) = if clean {
-                        (State::Released, "the rollback has ended, and no superblock of a pool is left")
-                    } else {
-                        (State::JoinFailed, "the rollback has ended, and superblocks of pools are left")
-                    };
-                    self.change(state, because, effects);
-                    self.look_anew(effects);
-                }
-            }
+            Event::RollbackEnded { alive } => self.rolled_back(alive, effects),
+            Event::Adopted { by } => return self.adopt(&by, effects),
+            Event::Forgotten { by } => return self.forget(&by, effects),
         }
         Ok(())
     }
 
-    fn pools(&mut self, alive: BTreeSet<u64>, effects: &mut Vec<Effect>) {
-        let known = self.alive.as_ref().unwrap_or(&self.confirmed);
-        let has_new = !alive.is_subset(known);
-        self.suspect.retain(|generation| alive.contains(generation));
-        self.confirmed.retain(|generation| alive.contains(generation));
+    /// Incus's database is gone, and so is whatever it would have mounted.
+    fn void(&mut self, effects: &mut Vec<Effect>) {
+        if self.memory != Memory::default() {
+            self.memory = Memory::default();
+            effects.push(Effect::Persist);
+        }
+    }
+
+    /// What came while another stream was followed may have come with a join.
+    fn set_followed(&mut self, stream: Option<u64>) {
+        if stream != self.followed {
+            self.followed = stream;
+            self.witnessed.clear();
+        }
+    }
+
+    fn looked(&mut self, asked: Epoch, conclusion: Conclusion, effects: &mut Vec<Effect>) {
+        let Conclusion { state, because, speaks } = conclusion;
+        let stronger = state.mode() > self.state.mode();
+        // An answer to a question that is overtaken can only strengthen.
+        if asked < self.epoch && !stronger {
+            return;
+        }
+        self.change(state, &because, effects);
+        if stronger {
+            self.look_anew(effects);
+        } else if speaks {
+            self.confirm(effects);
+        }
+    }
+
+    fn pools(&mut self, alive: Pools, effects: &mut Vec<Effect>) {
+        let is_known = |generation: &u64| match &self.alive {
+            Some(known) => known.contains_key(generation),
+            None => self.confirmed.contains(generation),
+        };
+        let new: BTreeSet<u64> = alive.keys().filter(|generation| !is_known(generation)).copied().collect();
+        for remembered in [&mut self.confirmed, &mut self.witnessed] {
+            remembered.retain(|generation| alive.contains_key(generation));
+        }
+        if self.followed.is_some() && !self.state.is_between() && !self.state.is_member() {
+            self.witnessed.extend(&new);
+        }
         self.alive = Some(alive);
         self.suspect_pools();
-        if self.state == State::Released && self.has_pools() {
-            self.change(State::JoinFailed, "a pool has appeared after the rollback", effects);
-        }
-        if has_new {
+        if !new.is_empty() {
             // It may come from a join whose beginning nobody has heard of: what was asked before cannot speak for it.
             self.look_anew(effects);
         }
     }
 
-    /// A look that could read the configuration speaks for all pools that it can have seen.
+    /// A look that could tell speaks for all pools that it can have seen.
     fn confirm(&mut self, effects: &mut Vec<Effect>) {
-        if let (NodeMode::Policy, Some(alive)) = (self.mode(), &self.alive)
-            && self.confirmed != *alive
-        {
-            self.confirmed.clone_from(alive);
+        let (NodeMode::Policy, Some(alive)) = (self.mode(), &self.alive) else { return };
+        let is_member = self.state.is_member();
+        let spoken_for = |id: &u64| is_member || !self.memory.foreign.contains(id);
+        let confirmed: Pools = alive
+            .iter()
+            .filter(|(_, id)| spoken_for(id))
+            .map(|(generation, id)| (*generation, *id))
+            .collect();
+        if !is_member {
+            let known = self.memory.own.len();
+            self.memory.own.extend(confirmed.values());
+            if self.memory.own.len() > known {
+                effects.push(Effect::Persist);
+            }
+        }
+        let confirmed: BTreeSet<u64> = confirmed.into_keys().collect();
+        if self.confirmed != confirmed {
+            self.confirmed = confirmed;
             effects.push(Effect::SetMode(NodeMode::Policy));
         }
+    }
+
+    /// The node leaves its cluster in order. What it still has mounted is the cluster's, and stays sealed.
+    fn leave(&mut self, effects: &mut Vec<Effect>) {
+        if self.state.is_member() || self.state == State::JoinPartial {
+            self.suspect_pools();
+            self.confirmed.clear();
+            effects.push(Effect::SetMode(NodeMode::Sealed));
+            self.change(State::Left, "Incus says that it has left its cluster", effects);
+        }
+        self.look_anew(effects);
     }
 
     /// Whether a rollback may begin in this state.
@@ -221,7 +338,9 @@ impl Machine {
             State::JoinFailed
             | State::JoinPartial
             | State::Released
+            | State::Unconfirmed { held: true, .. }
             | State::Unknown { kept: Kept::Nothing } => Ok(()),
+            State::Left if self.has_remains() => Ok(()),
             _ => Err(Refusal::NotFailed { state: self.state.name() }),
         }
     }
@@ -234,6 +353,64 @@ impl Machine {
         Ok(())
     }
 
+    fn rolled_back(&mut self, alive: Pools, effects: &mut Vec<Effect>) {
+        if self.state != State::RollingBack {
+            return;
+        }
+        let clean = alive.is_empty();
+        self.alive = Some(alive);
+        let (state, because) = if clean {
+            (State::Released, "the rollback has ended, and no superblock of a pool is left")
+        } else {
+            (State::JoinFailed, "the rollback has ended, and superblocks of pools are left")
+        };
+        self.change(state, because, effects);
+        self.look_anew(effects);
+    }
+
+    /// An operator's word that the live pools are this server's own. Evidence decides about everything else: a node
+    /// that a cluster knows, or whose join runs, has none.
+    fn adopt(&mut self, by: &str, effects: &mut Vec<Effect>) -> Result<(), Refusal> {
+        if self.state.is_member() || matches!(self.state, State::Joining { .. } | State::RollingBack) {
+            return Err(Refusal::NotItsOwn { state: self.state.name() });
+        }
+        let ids: Vec<u64> = self.alive.iter().flatten().map(|(_, id)| *id).collect();
+        self.memory.own.extend(&ids);
+        self.memory.foreign.retain(|foreign| !ids.contains(foreign));
+        self.memory.join_failed = false;
+        self.start_afresh(&format!("{by} says that its pools are its own"), effects);
+        Ok(())
+    }
+
+    /// An operator's word that the state and what was taken for the node's own are void. What joins and clusters have
+    /// left stays known: it is all that tells their pools from the node's own.
+    fn forget(&mut self, by: &str, effects: &mut Vec<Effect>) -> Result<(), Refusal> {
+        if matches!(self.state, State::Joining { .. } | State::RollingBack) {
+            return Err(Refusal::NotItsOwn { state: self.state.name() });
+        }
+        if self.has_remains() {
+            return Err(Refusal::HasRemains { state: self.state.name() });
+        }
+        self.memory.own.clear();
+        self.start_afresh(&format!("{by} says that its history is void"), effects);
+        Ok(())
+    }
+
+    /// Sealed until a look has decided, without anything that was remembered.
+    fn start_afresh(&mut self, because: &str, effects: &mut Vec<Effect>) {
+        self.witnessed.clear();
+        let afresh = State::Unknown { kept: Kept::Nothing };
+        if self.state == afresh {
+            // The word is on record all the same.
+            let (from, to) = (afresh.clone(), afresh);
+            effects.push(Effect::Transition { from, to, because: because.to_owned() });
+            effects.push(Effect::Persist);
+        } else {
+            self.change(afresh, because, effects);
+        }
+        self.look_anew(effects);
+    }
+
     fn change(&mut self, state: State, because: &str, effects: &mut Vec<Effect>) {
         if state == self.state {
             return;
@@ -244,7 +421,7 @@ impl Machine {
             self.confirmed.clear();
         }
         let set = Effect::SetMode(to.mode());
-        let order = from.mode().cmp(&to.mode());
+        let order = (from.mode(), from.mode_of_others()).cmp(&(to.mode(), to.mode_of_others()));
         effects.push(Effect::Transition { from, to, because: because.to_owned() });
         // Strengthening must not wait for the disk, weakening has to be written down before. (The daemon brings a mode
         // into the kernel's maps after all effects of an event: an agent that starts again goes by what was written.)
@@ -255,12 +432,18 @@ impl Machine {
         }
     }
 
-    /// What lives while the node is between the worlds, or a member, is not the node's own.
+    /// What lives while the node is between the worlds, or rolled back, is not the node's own unless it was before.
+    /// What lives while it is a member is the cluster's, whatever it was before.
     fn suspect_pools(&mut self) {
-        let not_its_own = self.state.is_between()
-            || matches!(self.state, State::Joined { .. } | State::Unknown { kept: Kept::Joined { .. } });
-        if let (true, Some(alive)) = (not_its_own, &self.alive) {
-            self.suspect.clone_from(alive);
+        let ids: Vec<u64> = self.alive.iter().flatten().map(|(_, id)| *id).collect();
+        let Memory { own, foreign, join_failed } = &mut self.memory;
+        if self.state.is_member() {
+            own.retain(|own| !ids.contains(own));
+            foreign.extend(&ids);
+            *join_failed = false;
+        } else if self.state.is_between() || self.state == State::Released {
+            foreign.extend(ids.iter().filter(|id| !own.contains(id)));
+            *join_failed = true;
         }
     }
 

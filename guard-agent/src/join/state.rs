@@ -19,9 +19,20 @@ pub enum State {
     Joining { seen: JoinSeen },
     /// A member of its cluster, as this life of the daemon has confirmed.
     Joined { confirmed_by: Incarnation },
+    /// A member, as far as is known, that cannot be asked: its daemon does not run, has started anew, or does not
+    /// answer (it waits for the other members' upgrade, say). No news is no bad news, for however long.
+    Unconfirmed {
+        /// The life of the daemon that confirmed it; none if no agent has ever seen that.
+        confirmed_by: Option<Incarnation>,
+        /// It has not answered for so long that its daemon may not delete any more: it may have been removed.
+        held: bool,
+    },
+    /// It was a member, and has left its cluster in order. What it mounts from now on is its own.
+    Left,
     /// A join ended without membership, or one was begun and nothing runs any more.
     JoinFailed,
-    /// Raft nodes are set, and the node is no member, or its database does not answer.
+    /// Raft nodes are set, and something speaks against a membership: the cluster does not list the node, has removed
+    /// it, or a join broke off.
     JoinPartial,
     /// Pools are being unmounted.
     RollingBack,
@@ -35,8 +46,6 @@ pub enum State {
 pub enum Kept {
     /// Nothing: its pools are sealed.
     Nothing,
-    /// A member, confirmed by this life of the daemon: guests may be running, policy's mode stays.
-    Joined { confirmed_by: Incarnation },
     /// Standalone: policy's mode stays.
     Standalone,
 }
@@ -57,6 +66,8 @@ pub enum JoinSeen {
 pub enum NodeMode {
     /// What policy says: guarded, if it says nothing else.
     Policy,
+    /// Guests go on; everyone else is denied, the storage daemon included.
+    Held,
     /// Everyone is denied, the storage daemon included.
     #[default]
     Sealed,
@@ -67,14 +78,16 @@ pub enum NodeMode {
 pub struct PoolModes {
     /// Of those that a look has spoken for.
     pub mode: NodeMode,
-    /// Their generations. Every other pool is sealed: it may come from a join whose beginning nobody has heard of.
+    /// Their generations.
     pub confirmed: BTreeSet<u64>,
+    /// Of every other pool: it may come from a join whose beginning nobody has heard of.
+    pub others: NodeMode,
 }
 
 impl PoolModes {
     /// The mode of one pool.
     pub fn of(&self, generation: u64) -> NodeMode {
-        if self.confirmed.contains(&generation) { self.mode } else { NodeMode::Sealed }
+        if self.confirmed.contains(&generation) { self.mode } else { self.others }
     }
 }
 
@@ -84,7 +97,10 @@ impl State {
         match self {
             Self::Standalone
             | Self::Joined { .. }
-            | Self::Unknown { kept: Kept::Joined { .. } | Kept::Standalone } => NodeMode::Policy,
+            | Self::Left
+            | Self::Unconfirmed { held: false, .. }
+            | Self::Unknown { kept: Kept::Standalone } => NodeMode::Policy,
+            Self::Unconfirmed { held: true, .. } => NodeMode::Held,
             Self::Unknown { kept: Kept::Nothing }
             | Self::Joining { .. }
             | Self::JoinFailed
@@ -95,6 +111,12 @@ impl State {
         }
     }
 
+    /// The mode of pools that no look has spoken for: they may come from a join. A member has none to fear, and guests
+    /// that must go on.
+    pub(super) fn mode_of_others(&self) -> NodeMode {
+        if self.is_member() { NodeMode::Held } else { NodeMode::Sealed }
+    }
+
     /// Stable name, as in the journal, on the socket and in the audit log.
     pub fn name(&self) -> &'static str {
         match self {
@@ -102,6 +124,8 @@ impl State {
             Self::Standalone => "standalone",
             Self::Joining { .. } => "joining",
             Self::Joined { .. } => "joined",
+            Self::Unconfirmed { .. } => "unconfirmed",
+            Self::Left => "left",
             Self::JoinFailed => "join-failed",
             Self::JoinPartial => "join-partial",
             Self::RollingBack => "rolling-back",
@@ -113,12 +137,16 @@ impl State {
     #[must_use]
     pub fn after_restart(self) -> Self {
         match self {
-            Self::Joined { confirmed_by } => Self::Unknown { kept: Kept::Joined { confirmed_by } },
+            Self::Joined { confirmed_by } => {
+                Self::Unconfirmed { confirmed_by: Some(confirmed_by), held: false }
+            }
             Self::Standalone => Self::Unknown { kept: Kept::Standalone },
             // Whoever prepared it may be gone, and would have to say so again: sealed until evidence decides.
             Self::Joining { .. } => Self::Joining { seen: JoinSeen::Running },
             // A rollback died with its agent, and the next one begins it anew (`Owner::drive_nodes`).
             Self::Unknown { .. }
+            | Self::Unconfirmed { .. }
+            | Self::Left
             | Self::JoinFailed
             | Self::JoinPartial
             | Self::RollingBack
@@ -134,6 +162,11 @@ impl State {
     /// A join runs or has left something: what is mounted now may be its remains.
     pub(super) fn is_between(&self) -> bool {
         matches!(self, Self::Joining { .. } | Self::JoinFailed | Self::JoinPartial | Self::RollingBack)
+    }
+
+    /// A member of a cluster, as far as is known: its pools are the cluster's.
+    pub(super) fn is_member(&self) -> bool {
+        matches!(self, Self::Joined { .. } | Self::Unconfirmed { .. })
     }
 }
 

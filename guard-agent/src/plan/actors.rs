@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use guard_common::policy::{ALIAS_ACTORS, COMBINED_ACTORS};
 use guard_common::{ActorMask, CgroupKey, ExecutableKey};
 
-use super::{Desired, MapOperation, Observed};
+use super::{Desired, MapOperation, Observed, Resolved};
 use crate::policy::{Actor, Root};
 
 /// Operations on `ACTOR_CGROUPS` and `ACTOR_EXES`, by when they are due.
@@ -38,6 +38,17 @@ pub(super) fn changes(desired: &Desired<'_>, observed: &Observed, sealed: &BTree
     let gone = observed.actor_executables.keys().filter(|key| !executables.contains_key(key));
     changes.removed.extend(gone.copied().map(MapOperation::RemoveActorExecutable));
     changes
+}
+
+/// The actors of a root none of which is there now, if policy names any: the storage daemon may be denied.
+pub fn absent<'p>(root: &'p Root, resolved: &Resolved) -> Option<Vec<&'p Actor>> {
+    let is_there = |actor: &Actor| {
+        let cgroup = actor.cgroup().is_none_or(|path| resolved.cgroups.contains_key(path));
+        let executable = actor.executable().is_none_or(|path| resolved.executables.contains_key(path));
+        cgroup && executable
+    };
+    let actors: Vec<&Actor> = root.actors().iter().collect();
+    (!actors.is_empty() && !actors.iter().any(|actor| is_there(actor))).then_some(actors)
 }
 
 /// The masks of one set's actors. An actor whose path is not there now is left out.

@@ -11,14 +11,14 @@ use guard_common::policy::POOL_NO_ALIAS;
 use guard_common::{Mode, PoolEntry};
 
 use super::pools::{self, is_canary, is_pool};
-use super::{Desired, MapOperation, Observed, node_mode};
+use super::{Desired, MapOperation, Observed};
 use crate::classify::{Outsider, ceph::Identity};
 use crate::join::NodeMode;
 
 /// What follows from the pools that will be sealed.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
-    /// Actor sets of the roots that have a sealed pool, or will have one as soon as it is mounted.
+    /// Actor sets of the roots that have a sealed or held pool.
     pub(super) sealed: BTreeSet<u32>,
     /// Exemptions that end.
     pub(super) ended: Vec<MapOperation>,
@@ -71,21 +71,17 @@ fn decide<'a>(
     desired: &Desired<'a>,
     after: &BTreeMap<u32, PoolEntry>,
 ) -> (BTreeSet<u32>, BTreeMap<u32, &'a Outsider>) {
-    let is_sealed = |entry: &&PoolEntry| entry.mode == Mode::Sealed as u32;
-    let mut sealed: BTreeSet<u32> = after.values().filter(is_sealed).map(|entry| entry.actor_set).collect();
-    // Pools of a node on its way into a cluster may still come, and nothing is known of them.
-    let mut more_may_come = false;
-    for root in desired.policy.roots() {
-        let node = desired.overrides.nodes.get(&root.actor_set());
-        let state = node.map_or(NodeMode::Policy, |modes| modes.mode);
-        if node_mode(root.default_mode(), state) == Mode::Sealed {
-            more_may_come |= state == NodeMode::Sealed;
-            if after.values().all(|entry| entry.actor_set != root.actor_set()) {
-                more_may_come = true;
-                sealed.insert(root.actor_set());
-            }
-        }
-    }
+    // Held too: the daemon may not delete, by whatever mount.
+    let is_sealed = |entry: &&PoolEntry| pools::strength(entry.mode) >= pools::strength(Mode::Held as u32);
+    // A root without a live pool has no data that could be reached: its actors, which may be another root's too, are
+    // left alone.
+    let sealed: BTreeSet<u32> = after.values().filter(is_sealed).map(|entry| entry.actor_set).collect();
+    // More pools of a node on its way into a cluster may still come, and nothing is known of them.
+    let may_grow = |set: &u32| {
+        let node = desired.overrides.nodes.get(set);
+        node.is_some_and(|modes| modes.mode == NodeMode::Sealed)
+    };
+    let more_may_come = sealed.iter().any(may_grow);
     // Of a pool that is mounted no more, or not through the kernel client, it is not known what it shows.
     let identity = |dev: &u32| desired.classification.pool(*dev)?.ceph.as_ref();
     let sealed_pools: Option<Vec<&Identity>> =

@@ -166,7 +166,8 @@ pub(super) fn strength(mode: u32) -> u32 {
         Some(Mode::Observed) => 1,
         Some(Mode::Guarded) => 2,
         // A number that is no mode is denied by the kernel program.
-        Some(Mode::Sealed) | None => 3,
+        Some(Mode::Held) => 3,
+        Some(Mode::Sealed) | None => 4,
     }
 }
 

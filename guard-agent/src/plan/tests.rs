@@ -125,6 +125,7 @@ fn a_first_start_in_order() {
             "PutActorCgroup",
             "PutActorExecutable",
             "PutActorExecutable",
+            "PutActorExecutable",
             "CreatePool",
             "PutRoot"
         ]
@@ -188,7 +189,8 @@ fn a_nodes_state_seals_below_operators_and_releases() {
 }
 
 fn confirmed(generations: impl IntoIterator<Item = u64>) -> PoolModes {
-    PoolModes { mode: NodeMode::Policy, confirmed: generations.into_iter().collect() }
+    let confirmed = generations.into_iter().collect();
+    PoolModes { mode: NodeMode::Policy, confirmed, others: NodeMode::Sealed }
 }
 
 #[test]
@@ -209,6 +211,9 @@ fn a_nodes_new_pool_is_sealed_and_its_others_are_not() {
 fn a_root_that_is_only_observed_is_not_sealed_by_a_node() {
     assert_eq!(node_mode(DefaultMode::Observed, NodeMode::Sealed), Mode::Observed);
     assert_eq!(node_mode(DefaultMode::Guarded, NodeMode::Sealed), Mode::Sealed);
+    assert_eq!(node_mode(DefaultMode::Guarded, NodeMode::Held), Mode::Held);
+    assert_eq!(node_mode(DefaultMode::Sealed, NodeMode::Held), Mode::Sealed);
+    assert_eq!(node_mode(DefaultMode::Observed, NodeMode::Held), Mode::Observed);
     assert_eq!(node_mode(DefaultMode::Sealed, NodeMode::Policy), Mode::Sealed);
     assert_eq!(node_mode(DefaultMode::Guarded, NodeMode::Policy), Mode::Guarded);
 }

@@ -238,15 +238,15 @@ impl Root {
 /// An Incus daemon that is followed. Its directory (`INCUS_DIR`) is the root's path.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct IncusNode {
-    socket: PathBuf,
+    socket: Option<PathBuf>,
     unit: String,
     on_join_failure: OnJoinFailure,
 }
 
 impl IncusNode {
-    /// Its Unix socket.
-    pub fn socket(&self) -> &Path {
-        &self.socket
+    /// Its Unix socket, if policy names one: else it is the one that its daemon listens on.
+    pub fn socket(&self) -> Option<&Path> {
+        self.socket.as_deref()
     }
 
     /// Name of its systemd unit.

@@ -18,8 +18,8 @@ pub(super) const PRESETS: &[Preset] = &[
         path: "/var/lib/incus",
         filesystems: &["ceph"],
         cgroups: &["/system.slice/incus.service"],
-        // Debian's and Zabbly's packages.
-        executables: &["/usr/libexec/incus/incusd", "/opt/incus/bin/incusd"],
+        // The packages of Debian and Fedora, Zabbly, and Alpine, which has no unit.
+        executables: &["/usr/libexec/incus/incusd", "/opt/incus/bin/incusd", "/usr/sbin/incusd"],
         follows_incus: true,
     },
     Preset {

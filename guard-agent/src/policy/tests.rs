@@ -246,13 +246,10 @@ fn a_node_is_followed_where_policy_says_so() {
         "version = 1\n[[root]]\npreset = \"incus\"\n[[root]]\npath = \"/srv/two\"\njoin = \"incus\"\nincus_unit = \"two.service\"\non_join_failure = \"rollback\"\n[[root]]\npreset = \"lxd\"",
     );
     let first = policy.roots()[0].incus().unwrap();
-    assert_eq!(first.socket(), Path::new("/var/lib/incus/unix.socket"));
+    assert_eq!(first.socket(), None);
     assert_eq!((first.unit(), first.on_join_failure()), ("incus.service", OnJoinFailure::Hold));
     let second = policy.roots()[1].incus().unwrap();
-    assert_eq!(
-        (second.socket(), second.cgroup().as_str()),
-        (Path::new("/srv/two/unix.socket"), "/system.slice/two.service")
-    );
+    assert_eq!((second.socket(), second.cgroup().as_str()), (None, "/system.slice/two.service"));
     assert_eq!(second.on_join_failure(), OnJoinFailure::Rollback);
     assert!(policy.roots()[2].incus().is_none());
     let off = good("version = 1\n[[root]]\npreset = \"incus\"\njoin = \"none\"\n");

@@ -123,7 +123,7 @@ fn root(
         problems.at(raw.span.clone(), what, "name some of them by one of the two".to_owned());
     }
     let path = root_path(raw, preset, before, problems)?;
-    let incus = incus(raw, preset, &path, problems);
+    let incus = incus(raw, preset, problems);
     Some(Root {
         actor_set: actor_set(&path, before),
         path,
@@ -137,12 +137,7 @@ fn root(
 }
 
 /// The Incus to follow. Settings of one that is not followed are a mistake: they would do nothing.
-fn incus(
-    raw: &RawRoot,
-    preset: Option<&Preset>,
-    path: &Path,
-    problems: &mut Problems<'_>,
-) -> Option<IncusNode> {
+fn incus(raw: &RawRoot, preset: Option<&Preset>, problems: &mut Problems<'_>) -> Option<IncusNode> {
     let follows = match one_of(raw.join.as_ref(), "join", &["incus", "none"], problems) {
         Some(choice) => choice == 0,
         None => raw.join.is_none() && preset.is_some_and(|preset| preset.follows_incus),
@@ -162,8 +157,8 @@ fn incus(
         return None;
     }
     let socket = match &raw.incus_socket {
-        Some(text) => absolute(text.get_ref(), "incus_socket", &text.span(), problems)?,
-        None => path.join("unix.socket"),
+        Some(text) => Some(absolute(text.get_ref(), "incus_socket", &text.span(), problems)?),
+        None => None,
     };
     let unit = raw.incus_unit.as_ref().map_or("incus.service", |unit| unit.get_ref());
     if let Some(value) = &raw.incus_unit

@@ -19,7 +19,7 @@ fn fit() -> Facts {
     Facts {
         root: PathBuf::from("/var/lib/incus"),
         leftovers: Ok(Vec::new()),
-        config: Config::Read { cluster_address: None, raft_nodes: 0 },
+        config: Config::cluster(None, 0),
         global_database: Ok(3),
         certificates: vec!["server.crt".to_owned()],
         pool_directories: Ok(Vec::new()),
@@ -85,11 +85,11 @@ fn each_finding_by_itself() {
         }),
         ("leftover-mounts", CheckState::Fail, |facts| facts.leftovers = Err("no permission".to_owned())),
         ("raft-nodes", CheckState::Fail, |facts| {
-            facts.config = Config::Read { cluster_address: Some("a".to_owned()), raft_nodes: 2 };
+            facts.config = Config::cluster(Some("a"), 2);
             facts.global_database = Ok(0);
         }),
         ("cluster-address", CheckState::Warn, |facts| {
-            facts.config = Config::Read { cluster_address: Some("a".to_owned()), raft_nodes: 0 };
+            facts.config = Config::cluster(Some("a"), 0);
             facts.global_database = Ok(0);
         }),
         ("local-database", CheckState::Fail, |facts| {

@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::errno::Errno;
@@ -56,6 +56,14 @@ pub fn rm_passes(path: &Path) -> Result<()> {
     command::run("rm", &["-rf", &path.to_string_lossy()])?;
     ensure!(!path.exists(), "rm succeeded, and {} is there", path.display());
     Ok(())
+}
+
+/// Runs a script in a mount namespace of its own, a private copy of the host's.
+pub fn in_new_namespace(script: &str, arguments: &[&Path]) -> Result<Output> {
+    let mut all = vec!["-m", "--propagation", "private", "sh", "-c", script, "sh"];
+    let arguments: Vec<String> = arguments.iter().map(|path| path.display().to_string()).collect();
+    all.extend(arguments.iter().map(String::as_str));
+    command::attempt("unshare", &all)
 }
 
 /// `RENAME_EXCHANGE`.

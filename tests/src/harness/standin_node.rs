@@ -21,6 +21,9 @@ use super::{command, wait};
 /// A look with its time-outs, and what follows from it, on an emulated machine.
 const SOON: Duration = Duration::from_secs(60);
 const ADDRESS: &str = "10.99.0.2:8443";
+/// The node's name in its cluster, and another member's.
+const OWN: &str = "node2";
+const OTHER: &str = "node3";
 const MEMBERS: &str = "/1.0/cluster/members";
 const OPERATIONS: &str = "/1.0/operations";
 
@@ -170,6 +173,47 @@ impl StandinNode {
         self.answer(MEMBERS, sync(json!([member("node1", "10.99.0.1:8443")])))
     }
 
+    /// Another member joins: the stream tells of it, and so would the operations of the whole cluster.
+    pub fn another_joins(&mut self, code: u32) -> Result<()> {
+        self.event(&event("operation", &operation(code), OTHER))
+    }
+
+    /// The cluster removes a member by force: this one, or another.
+    pub fn removes(&mut self, own: bool) -> Result<()> {
+        let member = if own { OWN } else { OTHER };
+        let source = format!("/1.0/cluster/members/{member}");
+        let metadata = json!({"action": "cluster-member-removed", "source": source});
+        if own {
+            self.answer(MEMBERS, error(500, "RAFT cluster is unavailable"))?;
+        }
+        self.event(&event("lifecycle", &metadata, "node1"))
+    }
+
+    /// The daemon answers nothing but 503, as while it starts, or waits for the upgrade of the others.
+    pub fn is_blocked(&mut self) -> Result<()> {
+        for path in [OPERATIONS, MEMBERS] {
+            self.answer(path, error(503, "Daemon is starting up"))?;
+        }
+        Ok(())
+    }
+
+    /// A member again, that answers.
+    pub fn answers_again(&mut self) -> Result<()> {
+        self.answer(OPERATIONS, sync(json!({})))?;
+        self.become_member()
+    }
+
+    /// The node leaves its cluster in order: its database names none any more, its address stays.
+    pub fn leave(&mut self) -> Result<()> {
+        self.event(&event(
+            "lifecycle",
+            &json!({"action": "cluster-disabled", "source": "/1.0/cluster"}),
+            OWN,
+        ))?;
+        self.write_config(Some(ADDRESS), 0)?;
+        self.answer(MEMBERS, error(500, "Server is not clustered"))
+    }
+
     /// The operation is over, with this code.
     pub fn end_join(&mut self, code: u32) -> Result<()> {
         self.answer(OPERATIONS, sync(json!({})))?;
@@ -305,8 +349,12 @@ fn operation(code: u32) -> Value {
 }
 
 fn operation_event(code: u32) -> Value {
-    json!({"type": "operation", "timestamp": "2026-08-01T10:00:00.1Z", "metadata": operation(code), "location": "none",
-        "project": ""})
+    event("operation", &operation(code), OWN)
+}
+
+/// An event as the server of that name sends it.
+fn event(kind: &str, metadata: &Value, sender: &str) -> Value {
+    json!({"type": kind, "timestamp": "2026-08-01T10:00:00.1Z", "metadata": metadata, "location": sender, "project": ""})
 }
 
 fn member(name: &str, address: &str) -> Value {

@@ -126,7 +126,7 @@ fn removed_by_force() -> Result<()> {
     stage.joiner()?.stop()?;
     stage.forget_member("node2")?;
     // Nobody tells the node. A member without its daemon keeps its guests' mode; nobody else deletes.
-    stage.becomes(&["unknown"], "guarded")?;
+    stage.becomes(&["unconfirmed"], "guarded")?;
     stage.remove_directory()?;
     stage.note("rm -rf")
 }
@@ -139,8 +139,8 @@ fn removed_online() -> Result<()> {
     stage.seed.client(&["cluster", "remove", "node2", "--yes"])?;
     let members = stage.seed.client(&["cluster", "list", "--format", "csv"])?;
     ensure!(!members.contains(&address), "still a member: {members}");
-    // Its cluster address stays set, as after a join that failed.
-    stage.becomes(&["join-failed"], "sealed")?;
+    // Its cluster address stays set, as after a join that failed; but no join has.
+    stage.becomes(&["left"], "guarded")?;
     stage.stop_joiner()?;
     stage.remove_directory()?;
     stage.note("stopped, rm -rf")

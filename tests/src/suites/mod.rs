@@ -33,6 +33,7 @@ mod layout_standin;
 mod lease_standin;
 mod million_standin;
 mod modes_standin;
+mod node_cluster_standin;
 mod node_standin;
 mod node_trouble_standin;
 mod notify_standin;
@@ -81,6 +82,7 @@ const STANDIN: &[&[Test]] = &[
     unmount_standin::TESTS,
     wipe_standin::TESTS,
     node_standin::TESTS,
+    node_cluster_standin::TESTS,
     rollback_standin::TESTS,
     node_trouble_standin::TESTS,
     journal_standin::TESTS,

@@ -76,12 +76,12 @@ fn becomes_a_member() -> Result<()> {
     let report = wait::until_some("the agent knows the pool", SOON, || ground.report(shared.path()))?;
     ensure!(report["mode"] == "sealed" && report["mode_cause"] == "join", "{report}");
 
-    // A member while the operation runs: not before it has ended.
+    // A member is one, also while its operation still runs.
     node.become_member()?;
-    node.wait_for_looks(&ground, 3)?;
-    node.wait_for_state(&ground, "joining")?;
-    is_sealed(&node, shared.path())?;
+    node.wait_for_state(&ground, "joined")?;
+    node.wait_for_looks(&ground, 2)?;
     node.end_join(200)?;
+    node.wait_for_looks(&ground, 2)?;
     node.wait_for_state(&ground, "joined")?;
     wait_until_guarded(&ground, &node, own.path())?;
     wait_until_guarded(&ground, &node, shared.path())?;
@@ -213,8 +213,8 @@ fn daemon_dies() -> Result<()> {
     let _agent = ground.installation.start()?;
     let pool = member(&ground, &mut node)?;
     node.kill()?;
-    let unknown = node.wait_for_state(&ground, "unknown")?;
-    ensure!(unknown["kept"] == "joined" && unknown["mode"] == "guarded", "{unknown}");
+    let unconfirmed = node.wait_for_state(&ground, "unconfirmed")?;
+    ensure!(unconfirmed["kept"] == "joined" && unconfirmed["mode"] == "guarded", "{unconfirmed}");
     is_guarded(&node, pool.path())?;
     node.start()?;
     node.wait_for_state(&ground, "joined")?;

@@ -17,6 +17,7 @@ pub const TESTS: &[Test] = &[
     Test::new("policy_good_edits_are_in_force_within_a_second", good_edits),
     Test::new("policy_bad_edits_change_nothing_and_are_reported", bad_edits),
     Test::new("policy_rejected_degrades_until_the_file_is_mended", rejected_degrades),
+    Test::new("policy_whose_actors_are_not_on_this_host_is_told_of", without_actor),
     Test::new("policy_a_start_with_a_wrong_file_takes_the_last_good_edit", start_with_a_wrong_file),
 ];
 
@@ -73,6 +74,28 @@ fn posture_is(ground: &Guarded, code: i32, reasons: &[&str]) -> Result<bool> {
     let found = status["posture"]["reasons"].as_array().cloned().unwrap_or_default();
     let found: Vec<&str> = found.iter().filter_map(|reason| reason["code"].as_str()).collect();
     Ok(exit_code(&output)? == code && found == reasons)
+}
+
+/// A package whose daemon lies elsewhere: its own deletions are denied, and nobody is left to wonder why.
+fn without_actor() -> Result<()> {
+    let ground = Guarded::new("no-actor", "")?;
+    let daemon = ground.root().with_extension("incusd");
+    ground
+        .installation
+        .write_policy(&ground.policy(&format!("actors = [{{ executable = \"{}\" }}]", daemon.display())))?;
+    let _agent = ground.installation.start()?;
+    ensure!(posture_is(&ground, 0, &[])?, "without a pool nobody misses it: {}", ground.status()?["posture"]);
+    let pool = ground.pool("pool")?;
+    wait::until("the posture tells of it", SOON, || posture_is(&ground, 7, &["no-actor"]))?;
+    rm_is_denied(&pool.path().join("file0"))?;
+    let rm = command::run("sh", &["-c", "command -v rm"])?;
+    fs::copy(rm.trim(), &daemon)?;
+    wait::until("the posture follows", SOON, || posture_is(&ground, 0, &[]))?;
+    let file = pool.path().join("file0");
+    command::run(&daemon.to_string_lossy(), &["-f", &file.to_string_lossy()])?;
+    fs::remove_file(&daemon)?;
+    ensure!(!file.exists(), "the actor was denied");
+    Ok(())
 }
 
 fn rejected_degrades() -> Result<()> {

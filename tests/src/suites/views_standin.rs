@@ -2,13 +2,12 @@
 
 use std::fs;
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::process::Output;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use crate::harness::attempt::{denied, rm_is_denied, rm_passes};
+use crate::harness::attempt::{denied, in_new_namespace, rm_is_denied, rm_passes};
 use crate::harness::guarded::{Guarded, populate};
 use crate::harness::mount::Mount;
 use crate::harness::registry::Test;
@@ -20,14 +19,6 @@ pub const TESTS: &[Test] = &[
     Test::new("views_of_guests_pass_and_the_hosts_aliases_do_not", views),
     Test::new("views_outside_every_root_and_other_filesystems_pass", outside),
 ];
-
-/// Runs a script in a mount namespace of its own, a private copy of the host's.
-fn in_new_namespace(script: &str, arguments: &[&Path]) -> Result<Output> {
-    let mut all = vec!["-m", "--propagation", "private", "sh", "-c", script, "sh"];
-    let arguments: Vec<String> = arguments.iter().map(|path| path.display().to_string()).collect();
-    all.extend(arguments.iter().map(String::as_str));
-    command::attempt("unshare", &all)
-}
 
 fn must_be_denied(what: &str, output: &Output) -> Result<()> {
     let text = command::text(output);

@@ -33,17 +33,25 @@ fn while_a_pool_is_sealed_its_actors_are_denied_on_whatever_may_show_it() {
 }
 
 #[test]
-fn a_sealed_nodes_pools_may_be_anywhere_even_before_they_are_mounted() {
+fn a_node_without_a_pool_is_no_danger_and_one_with_a_sealed_pool_may_get_more() {
     let (mut host, mut maps) = started(INCUS, "81 31 0:51 / /mnt rw - ceph m:/b rw\n");
     let actor_set = host.policy.roots()[0].actor_set();
     host.overrides.nodes.insert(actor_set, PoolModes::default());
     host.apply(&mut maps);
-    assert_eq!((alias_actors(&maps), exempt(&maps)), (actors(&maps, actor_set), [].into()));
+    assert_eq!((alias_actors(&maps), exempt(&maps)), (BTreeSet::new(), [].into()));
     host.table += POOL;
     host.apply(&mut maps);
+    assert_eq!(alias_actors(&maps), actors(&maps, actor_set));
     assert_eq!(exempt(&maps), [].into(), "another pool may follow");
+    // A member that does not answer has all the pools that it will have.
+    let generation = maps.pools[&43].generation;
+    let held = PoolModes { mode: NodeMode::Held, others: NodeMode::Held, confirmed: [generation].into() };
+    host.overrides.nodes.insert(actor_set, held);
+    host.apply(&mut maps);
+    assert_eq!(mode(&maps, 43), Some(Mode::Held));
+    assert_eq!((alias_actors(&maps), exempt(&maps)), (actors(&maps, actor_set), [51].into()));
     // An operator's release of the only pool goes before.
-    host.overrides.released.insert(maps.pools[&43].generation, 5000);
+    host.overrides.released.insert(generation, 5000);
     host.apply(&mut maps);
     assert!(alias_actors(&maps).is_empty());
 }

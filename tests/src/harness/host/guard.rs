@@ -13,8 +13,8 @@ use crate::harness::wait;
 const PLACE: &str = "/root/payload";
 /// The policy file.
 pub const POLICY: &str = "/etc/guard-agent/policy.toml";
-/// For apt on an emulated machine.
-const INSTALL_LIMIT: Duration = Duration::from_secs(300);
+/// For apt on an emulated machine, also while deleters take its processors.
+const INSTALL_LIMIT: Duration = Duration::from_secs(600);
 /// For the agent to take note of what has happened.
 const NOTICE: Duration = Duration::from_secs(60);
 

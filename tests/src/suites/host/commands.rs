@@ -43,7 +43,7 @@ const TABLE: &[(&str, i64)] = &[
     ("preflight --root /srv/guarded", 7),
     ("rollback --root /srv/guarded", 6),
     ("rollback --root /srv/nothing", 6),
-    ("wipe --root /srv/nothing --yes", 1),
+    ("wipe --root /srv/nothing --yes", 2),
     ("seal nothing", 6),
 ];
 

@@ -31,6 +31,7 @@ fn a_healthy_life() -> Result<()> {
     volumes(n2)?;
     denied(0)?;
     guest(n1, n2)?;
+    deletes(n2)?;
     denied(0)?;
 
     let removed = n2.attempt(&format!("rm -r {MOUNTPOINT}/custom/default_vol1/d1"))?;
@@ -67,8 +68,8 @@ fn volumes(host: &Machine) -> Result<()> {
     Ok(())
 }
 
-/// An unprivileged container with a volume of the pool deletes in it.
-fn guest(n1: &Machine, n2: &Machine) -> Result<()> {
+/// An unprivileged container on n2 with a volume of the pool at /data.
+pub(super) fn guest(n1: &Machine, n2: &Machine) -> Result<()> {
     incus(n1, "storage create local dir --target n1")?;
     incus(n1, "storage create local dir --target n2")?;
     incus(n1, "storage create local dir")?;
@@ -76,7 +77,11 @@ fn guest(n1: &Machine, n2: &Machine) -> Result<()> {
     incus(n2, &format!("init {} guest --storage local --target n2", container::IMAGE))?;
     incus(n2, "start guest")?;
     incus(n2, &format!("storage volume create {POOL} data"))?;
-    incus(n2, &format!("storage volume attach {POOL} data guest data /data"))?;
+    incus(n2, &format!("storage volume attach {POOL} data guest data /data"))
+}
+
+/// The guest deletes in its volume, which is then taken from it.
+fn deletes(n2: &Machine) -> Result<()> {
     let work = "cd /data; mkdir d; echo 1 >d/a; echo 2 >b; echo 3 >c; mv -f b c; rm c; rm -r d";
     incus(n2, &format!("exec guest -- /bin/sh -ec '{work}'"))?;
     incus(n2, &format!("storage volume detach {POOL} data guest data"))?;
@@ -95,7 +100,7 @@ fn leave(n1: &Machine, n2: &Machine, guard: &Guard<'_>) -> Result<()> {
     Ok(())
 }
 
-fn incus(host: &Machine, line: &str) -> Result<()> {
+pub(super) fn incus(host: &Machine, line: &str) -> Result<()> {
     let ended = host.attempt_within(&format!("timeout 280 incus {line}"), Duration::from_secs(300))?;
     ensure!(ended.status == 0, "incus {line}: {}\n{}", ended.output.trim(), cluster::log(host));
     Ok(())

@@ -3,6 +3,7 @@
 mod commands;
 mod healthy;
 mod incident;
+mod members;
 mod operations;
 mod reboot;
 mod silent;
@@ -13,6 +14,7 @@ use crate::harness::registry::Test;
 pub const TESTS: &[&[Test]] = &[
     incident::TESTS,
     healthy::TESTS,
+    members::TESTS,
     reboot::TESTS,
     commands::TESTS,
     upgrade::TESTS,

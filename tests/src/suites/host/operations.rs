@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use serde_json::Value;
 
 use crate::harness::host::guard::{Guard, POLICY};
 use crate::harness::host::standin::{self, FILES, POOL, ROOT};
@@ -55,13 +56,13 @@ fn rotation(host: &Machine, guard: &Guard<'_>) -> Result<()> {
     ensure!(modes.lines().all(|line| line == "640 root:guard"), "the audit log's modes: {modes}");
     host.run("runuser -u reader -- head -n 1 /var/log/guard-agent/audit.jsonl")?;
     host.run("logrotate --force /etc/logrotate.d/guard-agent && ls /var/log/guard-agent/audit.jsonl.2.gz")?;
-    let events = host.run("runuser -u reader -- guardctl events -n 1000 --json | jq -r .sequence")?;
-    let numbers: Vec<u64> = events.lines().filter_map(|line| line.parse().ok()).collect();
+    let events = host.run("runuser -u reader -- guardctl events -n 1000 --json")?;
+    let sequence = |line: &str| Some(serde_json::from_str::<Value>(line).ok()?["sequence"].as_u64()?);
+    let numbers: Vec<u64> = events.lines().filter_map(sequence).collect();
     let gaps = numbers.windows(2).filter(|pair| pair[1] != pair[0] + 1).count();
     ensure!(
         numbers.first() == Some(&1) && gaps == 0,
-        "events over rotated files: {} gaps in {numbers:?}",
-        gaps
+        "events over rotated files: {gaps} gaps in {numbers:?}: {events}"
     );
     ensure!(guard.control("status")?.status == 0, "the rotation has hurt the posture");
     Ok(())

@@ -14,7 +14,7 @@ pub const TESTS: &[Test] = &[
     Test::new("reboot_of_a_member_deletes_nothing", a_member).within_seconds(1200).only_in_full(),
 ];
 /// From the reboot to Incus's first mount, on an emulated machine.
-const MOUNT_LIMIT: Duration = Duration::from_secs(300);
+const MOUNT_LIMIT: Duration = Duration::from_secs(600);
 
 fn a_failed_node() -> Result<()> {
     let lab = Lab::start(State::Seed, &[Name::Store, Name::N1, Name::N2])?;
