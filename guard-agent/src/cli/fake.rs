@@ -117,6 +117,32 @@ pub(super) fn node_in(directory: &Path) -> Node {
     node
 }
 
+/// Writes a program. Not by this process: another test that forks meanwhile would hold the file
+/// open for writing, and the kernel runs no such file.
+pub(super) fn script(path: &Path, text: &str) {
+    let mut shell = std::process::Command::new("sh")
+        .args(["-c", "cat >\"$0\" && chmod 755 \"$0\""])
+        .arg(path)
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    shell.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    assert!(shell.wait().unwrap().success());
+}
+
+/// A process of the host's that has a file open.
+pub(super) fn process_with_file(node: &Node, pid: u32, comm: &str, file: &Path) {
+    let process = node.incus.proc_root.join(pid.to_string());
+    fs::create_dir_all(process.join("ns")).unwrap();
+    fs::create_dir_all(process.join("fd")).unwrap();
+    symlink("mnt:[1]", process.join("ns/mnt")).unwrap();
+    symlink("/", process.join("root")).unwrap();
+    symlink(file, process.join("fd/3")).unwrap();
+    fs::write(process.join("comm"), comm).unwrap();
+    let zeros = " 0".repeat(40);
+    fs::write(process.join("stat"), format!("{pid} ({comm}) S 1{zeros}\n")).unwrap();
+}
+
 fn node_at(root: &Path) -> Node {
     let text =
         format!("version = 1\n[[root]]\npreset = \"incus\"\npath = {:?}\n", root.display().to_string());

@@ -23,7 +23,7 @@ use crate::control::{Reply, Request};
 use crate::doctor::Check;
 use crate::exit::Exit;
 use crate::rollback::Allowed;
-use crate::service::{Reach, Scope};
+use crate::service::{Host, Reach, Scope};
 use crate::wait::{EVERY, Interrupt, Patience};
 
 #[derive(Debug, clap::Args)]
@@ -113,9 +113,9 @@ pub fn run(global: &Global, args: &JoinArgs, out: &mut impl Write) -> Result<Exi
         return Ok(Exit::Degraded);
     }
     let mut say = |line: &str| if global.json { Ok(()) } else { Ok(writeln!(out, "{line}")?) };
-    let interrupt = Interrupt::catch()?;
+    let (interrupt, host) = (Interrupt::catch()?, Host::this());
     let node = Node::find(global, Some(&root))?;
-    let join = Join { global, args, node: &node, interrupt: &interrupt };
+    let join = Join { global, args, node: &node, host: &host, interrupt: &interrupt };
     join.run(&mut report, &mut say)?;
     if global.json {
         write_json(out, &report)?;
@@ -130,6 +130,7 @@ struct Join<'a> {
     global: &'a Global,
     args: &'a JoinArgs,
     node: &'a Node,
+    host: &'a Host,
     interrupt: &'a Interrupt,
 }
 
@@ -179,7 +180,8 @@ impl Join<'_> {
     }
 
     fn stop(&self) -> Stop<'_> {
-        Stop { node: self.node, args: &self.args.stop, interrupt: self.interrupt, scope: Scope::Daemon }
+        let Self { args, node, host, interrupt, .. } = self;
+        Stop { node, host, args: &args.stop, interrupt, scope: Scope::Daemon }
     }
 
     fn root(&self) -> Option<String> {
@@ -196,7 +198,7 @@ impl Join<'_> {
     }
 
     fn command(&self, say: &mut Say<'_>) -> Result<String, CliError> {
-        let Self { global, args, node, interrupt } = self;
+        let Self { global, args, node, interrupt, .. } = self;
         let mut command = join_command::build(node, args.preseed.as_deref(), &args.command, global.json)?;
         join_command::run(&mut command, &Patience::new(args.command_timeout, interrupt), say)
     }

@@ -17,7 +17,8 @@ fn concluded(state: &'static str, pools: Vec<PoolReport>) -> (String, Vec<&'stat
     let global = agent.global();
     let args = fake::join_args(&["--on-failure", "rollback", "--", "true"]);
     let (node, interrupt) = (fake::node(), fake::uninterrupted());
-    let join = Join { global: &global, args: &args, node: &node, interrupt: &interrupt.0 };
+    let host = crate::service::Host::this();
+    let join = Join { global: &global, args: &args, node: &node, host: &host, interrupt: &interrupt.0 };
     let mut report = Report {
         root: node.root.clone(),
         preflight: Vec::new(),

@@ -15,7 +15,7 @@ use crate::exit::Exit;
 use crate::join::Daemon;
 use crate::policy;
 use crate::preflight::{self, Agent, Question, Source};
-use crate::service::{Manager, Scope};
+use crate::service::{Host, Scope};
 use crate::wait::Interrupt;
 
 #[derive(Clone, Debug, clap::Args)]
@@ -100,14 +100,13 @@ pub fn check(
 
 /// Whether the incus client can reach the daemon, or start it.
 fn service(node: &Node) -> Result<Option<Check>, CliError> {
-    let interrupt = Interrupt::catch()?;
+    let (interrupt, host) = (Interrupt::catch()?, Host::this());
     let (args, scope) = (StopArgs::default(), Scope::Daemon);
-    let reach = Stop { node, args: &args, interrupt: &interrupt, scope }.reach(&mut |_| Ok(()))?;
+    let stop = Stop { node, host: &host, args: &args, interrupt: &interrupt, scope };
+    let reach = stop.reach(&mut |_| Ok(()))?;
     Ok(match (reach, stop::daemon(node)?) {
         (Some(reach), _) => Some(preflight::service::check(&reach)),
-        (None, Daemon::Stopped) => {
-            Some(preflight::service::not_started(&Manager::of_host().start_command(&[])))
-        }
+        (None, Daemon::Stopped) => Some(preflight::service::not_started(&host.manager.start_command(&[]))),
         (None, _) => None,
     })
 }

@@ -13,7 +13,7 @@ use crate::control::report::RollbackReport;
 use crate::control::{ClientError, RefusalReport, Reply, Request};
 use crate::exit::Exit;
 use crate::rollback::{Allowed, Remaining, RollbackOutcome};
-use crate::service::{Hold, Places, Scope};
+use crate::service::{Hold, Host, Places, Scope};
 use crate::wait::{EVERY, Interrupt};
 
 #[derive(Debug, clap::Args)]
@@ -54,11 +54,12 @@ const ABSENCE: Duration = Duration::from_secs(60);
 
 /// Rolls back.
 pub fn run(global: &Global, args: &RollbackArgs, out: &mut impl Write) -> Result<Exit, CliError> {
-    let interrupt = Interrupt::catch()?;
+    let (interrupt, host) = (Interrupt::catch()?, Host::this());
     let mut say = |line: &str| if global.json { Ok(()) } else { Ok(writeln!(out, "{line}")?) };
     if args.release_hold {
         let node = Node::find(global, args.root.as_deref())?;
-        let stop = Stop { node: &node, args: &args.stop, interrupt: &interrupt, scope: Scope::Daemon };
+        let stop =
+            Stop { node: &node, host: &host, args: &args.stop, interrupt: &interrupt, scope: Scope::Daemon };
         return release_hold(&stop, &mut say);
     }
     // Asked before anything is stopped.
@@ -73,7 +74,8 @@ pub fn run(global: &Global, args: &RollbackArgs, out: &mut impl Write) -> Result
         asked => asked?,
     };
     let node = Node::find(global, Some(Path::new(&asked.root)))?;
-    let stop = Stop { node: &node, args: &args.stop, interrupt: &interrupt, scope: Scope::Daemon };
+    let stop =
+        Stop { node: &node, host: &host, args: &args.stop, interrupt: &interrupt, scope: Scope::Daemon };
     let stops = args.stop_incus || args.stop.stop_instances;
     let hold = if stops { stop.stop(&mut say)?.hold } else { stop.hold(&mut say)? };
     let follow = Follow { global, interrupt: &interrupt, limit: args.wait, stopped: stops };

@@ -12,7 +12,7 @@ use crate::events::process::ticks_per_second;
 use crate::incus;
 use crate::join::Daemon;
 use crate::roots;
-use crate::service::{self, Consent, Hold, LiveSystemctl, Manager, Places, Reach, Scope, ServiceError, Unit};
+use crate::service::{self, Consent, Hold, Host, LiveSystemctl, Manager, Reach, Scope, ServiceError, Unit};
 use crate::wait::{self, Interrupt, Patience};
 use crate::wipe::instances::{self, Instance, Question};
 
@@ -53,6 +53,7 @@ pub struct Stopped {
 /// One stop, hold or start of a node's Incus.
 pub struct Stop<'a> {
     pub node: &'a Node,
+    pub host: &'a Host,
     pub args: &'a StopArgs,
     pub interrupt: &'a Interrupt,
     pub scope: Scope,
@@ -62,6 +63,10 @@ impl Stop<'_> {
     /// Keeps Incus from starting, stops it, and proves that it is gone.
     pub fn stop(&self, say: &mut Say<'_>) -> Result<Stopped, CliError> {
         node::require_host()?;
+        self.stop_here(say)
+    }
+
+    fn stop_here(&self, say: &mut Say<'_>) -> Result<Stopped, CliError> {
         let running = instances(self.node, self.daemon_pid()?)?;
         let unit = self.unit(say)?;
         let mut stopped = Stopped::default();
@@ -84,10 +89,9 @@ impl Stop<'_> {
         }
         self.end_process(say)?;
         if unit.is_none() {
-            let manager = Manager::of_host();
             say(&format!(
                 "nothing keeps Incus from starting on this host: leave it stopped until this is over. Then: {}",
-                manager.start_command(&[])
+                self.host.manager.start_command(&[])
             ))?;
         }
         Ok(stopped)
@@ -107,7 +111,7 @@ impl Stop<'_> {
 
     fn hold_unit(&self, unit: &Unit, say: &mut Say<'_>) -> Result<Option<Hold>, CliError> {
         let hold = self.systemctl(ANSWER, say, |systemctl| {
-            service::hold_unit(systemctl, &Places::default(), unit, self.scope)
+            service::hold_unit(systemctl, &self.host.places, unit, self.scope)
         })?;
         let Some(hold) = hold else {
             say(&format!("{} is masked, and does not start", unit.name))?;
@@ -121,7 +125,7 @@ impl Stop<'_> {
 
     /// The hold that an earlier command has left.
     pub fn found_hold(&self) -> Result<Option<Hold>, CliError> {
-        Ok(Hold::find(&Places::default(), &self.node.unit)?)
+        Ok(Hold::find(&self.host.places, &self.node.unit)?)
     }
 
     /// Ends the hold. Nothing is started.
@@ -135,7 +139,7 @@ impl Stop<'_> {
         if self.unit(say)?.is_none() {
             return match self.daemon_pid()? {
                 Some(_) => Ok(Vec::new()),
-                None => Err(NodeError::NotStarted { command: Manager::of_host().start_command(&[]) }.into()),
+                None => Err(NodeError::NotStarted { command: self.host.manager.start_command(&[]) }.into()),
             };
         }
         let unit = &self.node.unit;
@@ -153,7 +157,7 @@ impl Stop<'_> {
             Some(_) => self.systemctl(ANSWER, say, |systemctl| service::by_hand(systemctl, unit))?,
             None => Vec::new(),
         };
-        Ok(Manager::of_host().start_command(&units))
+        Ok(self.host.manager.start_command(&units))
     }
 
     /// Whether the incus client can reach the daemon. `None`: systemd does not manage it.
@@ -163,13 +167,13 @@ impl Stop<'_> {
         }
         let unit = &self.node.unit;
         let reach =
-            self.systemctl(ANSWER, say, |systemctl| service::reach(systemctl, &Places::default(), unit))?;
+            self.systemctl(ANSWER, say, |systemctl| service::reach(systemctl, &self.host.places, unit))?;
         Ok(Some(reach))
     }
 
     /// The daemon's unit, if systemd manages this host and knows it.
     pub fn unit(&self, say: &mut Say<'_>) -> Result<Option<Unit>, CliError> {
-        if Manager::of_host() != Manager::Systemd {
+        if self.host.manager != Manager::Systemd {
             return Ok(None);
         }
         let name = &self.node.unit;
@@ -186,7 +190,8 @@ impl Stop<'_> {
         // The output's reader may have gone: what was begun is brought to its end all the same.
         let mut alive = |line: &str| drop(say(line));
         let patience = Patience::new(limit, self.interrupt);
-        Ok(work(&mut LiveSystemctl { patience, alive: &mut alive })?)
+        let program = &self.host.systemctl;
+        Ok(work(&mut LiveSystemctl { program, patience, alive: &mut alive })?)
     }
 
     /// Has Incus stop all its instances, and itself.
@@ -271,3 +276,7 @@ pub fn held(hold: &Hold) -> String {
         safe(&hold.end_by_hand())
     )
 }
+
+#[cfg(test)]
+#[path = "stop_tests.rs"]
+mod tests;

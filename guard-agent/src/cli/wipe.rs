@@ -23,7 +23,7 @@ use crate::exit::Exit;
 use crate::rollback::helper::{Helper, UnmountArgs};
 use crate::rollback::{Allowed, UnmountOutcome};
 use crate::roots;
-use crate::service::{Hold, Scope};
+use crate::service::{Hold, Host, Scope};
 use crate::wait::Interrupt;
 use crate::wipe::local_pools::{self, LocalPool};
 use crate::wipe::{self, Deleted, OwnMount, Root};
@@ -104,9 +104,9 @@ pub(super) fn local_pools(node: &Node) -> Result<Vec<LocalPool>, NodeError> {
 }
 
 fn wipe(global: &Global, args: &WipeArgs, node: &Node, out: &mut impl Write) -> Result<Exit, CliError> {
-    let interrupt = Interrupt::catch()?;
+    let (interrupt, host) = (Interrupt::catch()?, Host::this());
     let mut say = |line: &str| if global.json { Ok(()) } else { Ok(writeln!(out, "{line}")?) };
-    let stop = Stop { node, args: &args.stop, interrupt: &interrupt, scope: Scope::Directory };
+    let stop = Stop { node, host: &host, args: &args.stop, interrupt: &interrupt, scope: Scope::Directory };
     may_wipe(global, args, node)?;
     let hold = stop.stop(&mut say)?.hold;
     let mut done = Done { root: node.root.clone(), ..Done::default() };

@@ -51,6 +51,23 @@ pub enum Manager {
     Other,
 }
 
+/// The host's service manager, and how it is asked.
+#[derive(Clone, Debug)]
+pub struct Host {
+    pub manager: Manager,
+    pub places: Places,
+    /// The program `systemctl`.
+    pub systemctl: PathBuf,
+}
+
+impl Host {
+    /// This host.
+    pub fn this() -> Self {
+        let (manager, places) = (Manager::of_host(), Places::default());
+        Self { manager, places, systemctl: "systemctl".into() }
+    }
+}
+
 /// Names of the daemon's script in `/etc/init.d`: Alpine's, Gentoo's.
 const OPENRC_NAMES: [&str; 2] = ["incusd", "incus"];
 

@@ -3,7 +3,7 @@
 //! instance, is never part of it.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -17,8 +17,9 @@ pub trait Systemctl {
     fn call(&mut self, arguments: &[&str]) -> Result<String, ServiceError>;
 }
 
-/// That of this host. Each call has the limit.
+/// A program. Each call has the limit.
 pub struct LiveSystemctl<'a> {
+    pub program: &'a Path,
     pub patience: Patience<'a>,
     /// Gets a line now and then while a call lasts.
     pub alive: &'a mut dyn FnMut(&str),
@@ -26,7 +27,7 @@ pub struct LiveSystemctl<'a> {
 
 impl Systemctl for LiveSystemctl<'_> {
     fn call(&mut self, arguments: &[&str]) -> Result<String, ServiceError> {
-        let mut command = Command::new("systemctl");
+        let mut command = Command::new(self.program);
         command.args(["--no-pager", "--no-ask-password"]).args(arguments);
         let (what, limit) = (format!("systemctl {}", arguments.join(" ")), self.patience.limit);
         let mut alive = |passed: Duration| {
