@@ -9,6 +9,14 @@ if [ "$1" -ge 1 ]; then
     fi
 else
     rm -rf /run/guard-agent
+    # Without guardctl nobody could end it (guard-agent/src/service/hold.rs).
+    for hold in /etc/systemd/system/*.d/90-guard-agent-hold.conf /run/systemd/system/*.d/90-guard-agent-hold.conf; do
+        if [ -e "$hold" ]; then
+            rm -f "$hold"
+            rmdir --ignore-fail-on-non-empty "${hold%/*}"
+            echo "guard-agent: $hold is gone: Incus may start again, and nothing seals its pools." >&2
+        fi
+    done
     if [ -d /run/systemd/system ]; then
         systemctl daemon-reload || :
     fi

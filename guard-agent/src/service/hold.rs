@@ -90,6 +90,8 @@ impl Hold {
         {
             return Err(ServiceError::Hold { operation: "remove", path: self.path.clone(), source });
         }
+        // What a kill in the middle of writing has left.
+        let _ = fs::remove_file(self.path.with_extension("conf.new"));
         if let Some(directory) = self.path.parent() {
             // Others may have drop-in files there.
             let _ = fs::remove_dir(directory);
@@ -151,6 +153,7 @@ mod tests {
         let text = fs::read_to_string(&hold.path).unwrap();
         let assertion = format!("[Unit]\nAssertPathExists=!{}\n", hold.path.display());
         assert!(text.ends_with(&assertion), "{text}");
+        fs::write(hold.path.with_extension("conf.new"), "half").unwrap();
         hold.remove().unwrap();
         hold.remove().unwrap();
         assert_eq!(Hold::find(&places, "incus.service").unwrap(), None);
