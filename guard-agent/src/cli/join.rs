@@ -7,7 +7,7 @@
 //! the agent carries on.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -251,7 +251,7 @@ impl Join<'_> {
             say(&format!("{root}: joined: its pools are guarded"))?;
             return report.warning.iter().try_for_each(|warning| say(&format!("warning: {warning}")));
         }
-        let pools = self.pools()?;
+        let pools = rollback::pools(self.global, self.node)?;
         if self.interrupt.came() {
             return say(&format!(
                 "{root}: interrupted: the node is {}; {}. What Incus has begun goes on: guardctl status",
@@ -280,6 +280,9 @@ impl Join<'_> {
 
     fn roll_back(&self, report: &mut Report, say: &mut Say<'_>) -> Result<(), CliError> {
         let stop = self.stop();
+        if !self.args.stop.stop_instances {
+            rollback::no_guests(self.node, &rollback::pools(self.global, self.node)?)?;
+        }
         let stopped = stop.stop(say)?;
         let (global, interrupt) = (self.global, self.interrupt);
         let follow = Follow { global, interrupt, limit: rollback::WAIT, stopped: true };
@@ -289,12 +292,6 @@ impl Join<'_> {
         report.state.clone_from(&done.state);
         report.rollback = Some(done);
         Ok(())
-    }
-
-    fn pools(&self) -> Result<Vec<PoolReport>, CliError> {
-        let pools = expect_reply!(self.global, Request::Pools, Reply::Pools(pools) => pools);
-        let is_its = |pool: &PoolReport| pool.root.as_deref().map(Path::new) == Some(&*self.node.root);
-        Ok(pools.into_iter().filter(is_its).collect())
     }
 }
 

@@ -45,6 +45,8 @@ pub enum NodeError {
     OnNetwork { root: PathBuf },
     #[error("instances run that use {root}: {}", processes.join("; "))]
     Instances { root: PathBuf, processes: Vec<String> },
+    #[error("guests use the pools of {root}: {}", guests.join("; "))]
+    Guests { root: PathBuf, guests: Vec<String> },
     #[error("{root} has local pools that would be lost: {}", pools.join("; "))]
     LocalPools { root: PathBuf, pools: Vec<String> },
     #[error("Incus still runs (process {pid}) after it was stopped: something starts it again")]
@@ -79,6 +81,7 @@ impl NodeError {
             Self::OtherNamespace
             | Self::OnNetwork { .. }
             | Self::Instances { .. }
+            | Self::Guests { .. }
             | Self::LocalPools { .. }
             | Self::CannotStopInstances
             | Self::Held { .. }
@@ -114,6 +117,11 @@ impl NodeError {
             Self::Instances { .. } => {
                 "stop them (incus stop --all --all-projects, or end the processes), then try again; or let this \
                  command stop them: --stop-instances"
+            }
+            Self::Guests { .. } => {
+                "stop them (incus stop NAME, or end the processes), then try again; or let this command stop the \
+                 instances: --stop-instances. guardctl rollback --force unmounts from under them: what they write \
+                 there goes to their own disk then"
             }
             Self::Held { .. } => {
                 "guardctl rollback (or guardctl wipe) goes on where that ended; to have Incus back without: guardctl \

@@ -5,14 +5,17 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use guard_common::policy::kernel_dev;
+
 use super::node::{Node, NodeError};
-use super::stop::{Say, Stop, StopArgs, held};
+use super::stop::{self, Say, Stop, StopArgs, held};
 use super::text::safe;
 use super::{CliError, Global, expect_reply, parse_duration, write_json};
-use crate::control::report::RollbackReport;
+use crate::control::report::{PoolReport, RollbackReport};
 use crate::control::{ClientError, RefusalReport, Reply, Request};
 use crate::exit::Exit;
-use crate::rollback::{Allowed, Remaining, RollbackOutcome};
+use crate::rollback::guests::guests;
+use crate::rollback::{Allowed, Remaining, RollbackOutcome, Target, all_namespaces, name_of};
 use crate::service::{Hold, Host, Places, Scope};
 use crate::wait::{EVERY, Interrupt};
 
@@ -76,6 +79,10 @@ pub fn run(global: &Global, args: &RollbackArgs, out: &mut impl Write) -> Result
     let node = Node::find(global, Some(Path::new(&asked.root)))?;
     let stop =
         Stop { node: &node, host: &host, args: &args.stop, interrupt: &interrupt, scope: Scope::Daemon };
+    if !args.force && !args.stop.stop_instances {
+        // Asked before Incus is stopped, which has to stop its containers.
+        no_guests(&node, &pools(global, &node)?)?;
+    }
     let stops = args.stop_incus || args.stop.stop_instances;
     let hold = if stops { stop.stop(&mut say)?.hold } else { stop.hold(&mut say)? };
     let follow = Follow { global, interrupt: &interrupt, limit: args.wait, stopped: stops };
@@ -100,6 +107,32 @@ pub fn run(global: &Global, args: &RollbackArgs, out: &mut impl Write) -> Result
         write_json(out, &report)?;
     }
     Ok(if released { Exit::Ok } else { Exit::Failure })
+}
+
+/// The node's pools that live.
+pub fn pools(global: &Global, node: &Node) -> Result<Vec<PoolReport>, CliError> {
+    let pools = expect_reply!(global, Request::Pools, Reply::Pools(pools) => pools);
+    let is_its = |pool: &PoolReport| pool.root.as_deref().map(Path::new) == Some(&*node.root);
+    Ok(pools.into_iter().filter(is_its).collect())
+}
+
+/// Fails if a guest has one of the pools mounted. Where that cannot be seen from here, the agent looks.
+pub fn no_guests(node: &Node, pools: &[PoolReport]) -> Result<(), CliError> {
+    let target = |pool: &PoolReport| {
+        let (major, minor) = pool.device.split_once(':')?;
+        let dev = kernel_dev(major.parse().ok()?, minor.parse().ok()?);
+        Some(Target { dev, generation: pool.generation, name: pool.name.clone() })
+    };
+    let targets: Vec<Target> = pools.iter().filter_map(target).collect();
+    let proc_root = &node.incus.proc_root;
+    let Ok(tables) = all_namespaces(proc_root) else { return Ok(()) };
+    let root = stop::place(node)?;
+    let guests = guests(&tables, &targets, &root, &mut |pid| name_of(proc_root, pid));
+    if guests.is_empty() {
+        return Ok(());
+    }
+    let guests = guests.iter().map(ToString::to_string).collect();
+    Err(NodeError::Guests { root: node.root.clone(), guests }.into())
 }
 
 fn left_hold(global: &Global, args: &RollbackArgs) -> Result<Option<Hold>, CliError> {

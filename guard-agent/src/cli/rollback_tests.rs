@@ -113,3 +113,22 @@ fn a_complete_one_is_a_release() {
     assert!(is_released(&report(Some(RollbackOutcome::default()))));
     assert!(!is_released(&report(None)));
 }
+
+#[test]
+fn a_container_in_the_way_is_told_while_incus_can_still_stop_it() {
+    let host = tempfile::tempdir().unwrap();
+    let node = fake::node_in(host.path());
+    let pool = fake::pool("shared", guard_common::Mode::Sealed);
+    no_guests(&node, std::slice::from_ref(&pool)).unwrap();
+    let container = node.incus.proc_root.join("70");
+    std::fs::create_dir_all(container.join("ns")).unwrap();
+    std::os::unix::fs::symlink("mnt:[2]", container.join("ns/mnt")).unwrap();
+    std::os::unix::fs::symlink("/", container.join("root")).unwrap();
+    std::fs::write(container.join("cgroup"), "0::/lxc.payload.c1/init.scope\n").unwrap();
+    let table = "50 0 7:1 / / rw - ext4 a rw\n51 50 0:44 /custom/v /data rw - ceph s rw\n";
+    std::fs::write(container.join("mountinfo"), table).unwrap();
+    let error = no_guests(&node, &[pool]).unwrap_err();
+    assert!(error.to_string().contains("c1 (process 70) has pool shared mounted at /data"), "{error}");
+    assert_eq!(error.exit(), Exit::Refused);
+    assert!(error.fix().unwrap().contains("incus stop NAME"));
+}

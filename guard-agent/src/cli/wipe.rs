@@ -12,13 +12,12 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::node::{self, Node, NodeError};
-use super::rollback::{self, Follow};
+use super::rollback::{self, Follow, pools};
 use super::stop::{self, Say, Stop, StopArgs};
 use super::text::safe;
 use super::wipe_plan::{plan, render};
-use super::{CliError, Global, expect_reply, parse_duration, write_json};
-use crate::control::report::{PoolReport, RollbackReport};
-use crate::control::{Reply, Request};
+use super::{CliError, Global, parse_duration, write_json};
+use crate::control::report::RollbackReport;
 use crate::exit::Exit;
 use crate::rollback::helper::{Helper, UnmountArgs};
 use crate::rollback::{Allowed, UnmountOutcome};
@@ -82,14 +81,6 @@ fn dry_run(global: &Global, node: &Node, out: &mut impl Write) -> Result<Exit, C
         out.write_all(render(&plan).as_bytes())?;
     }
     Ok(if plan.obstacles.is_empty() { Exit::Ok } else { Exit::Degraded })
-}
-
-pub(super) fn pools(global: &Global, node: &Node) -> Result<Vec<PoolReport>, CliError> {
-    let pools = expect_reply!(global, Request::Pools, Reply::Pools(pools) => pools);
-    Ok(pools
-        .into_iter()
-        .filter(|pool| pool.root.as_deref().is_some_and(|root| Path::new(root) == node.root))
-        .collect())
 }
 
 pub(super) fn daemon_pid(node: &Node) -> Result<Option<u32>, NodeError> {
@@ -157,8 +148,12 @@ fn may_wipe(global: &Global, args: &WipeArgs, node: &Node) -> Result<(), CliErro
         let pools = local.iter().map(|pool| format!("{} (fix: {})", pool.describe(), pool.fix())).collect();
         return Err(NodeError::LocalPools { root: node.root.clone(), pools }.into());
     }
-    if !pools(global, node)?.is_empty() {
+    let pools = pools(global, node)?;
+    if !pools.is_empty() {
         rollback::ask(global, Some(&node.root))?;
+    }
+    if !args.stop.stop_instances {
+        rollback::no_guests(node, &pools)?;
     }
     Ok(())
 }

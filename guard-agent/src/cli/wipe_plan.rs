@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::node::{self, Node};
+use super::rollback::pools;
 use super::text::{self, safe};
-use super::wipe::{daemon_pid, local_pools, pools};
+use super::wipe::{daemon_pid, local_pools};
 use super::{CliError, Global, stop};
 use crate::join::Daemon;
 use crate::service::Manager;

@@ -3,6 +3,7 @@
 use super::super::fake::{self, FakeAgent};
 use super::super::wipe_plan::{Obstacle, Plan, size};
 use super::*;
+use crate::control::{Reply, Request};
 use crate::join::Daemon;
 use crate::wipe::instances::{Instance, InstanceKind};
 use crate::wipe::{Census, InTheWay, Part};

@@ -281,7 +281,7 @@ fn nothing_is_unmounted_from_under_a_guest_without_force() {
     let guests: Vec<String> = outcome.guests.iter().map(ToString::to_string).collect();
     assert_eq!(guests, ["c200 (process 200) has pool pool1 mounted at /data"]);
     assert_eq!(outcome.remaining.len(), 2);
-    assert!(outcome.remaining[0].fix.contains("incus stop c200"), "{}", outcome.remaining[0].fix);
+    assert!(outcome.remaining[0].fix.contains("end c200 (process 200)"), "{}", outcome.remaining[0].fix);
     assert!(outcome.remaining[1].fix.contains("another pool is in use"));
 
     let outcome = machine.roll_back_as(Allowed { lazy: false, force: true }, &targets);

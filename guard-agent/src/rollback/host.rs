@@ -11,7 +11,6 @@ use guard_common::PoolEntry;
 use guard_common::names::map;
 
 use super::engine::{Host, Limits};
-use super::guests::container_of;
 use super::helper::{Helper, HelperError, UnmountArgs};
 use super::holders::{Holder, Wanted};
 use super::namespaces::{self, NamespaceTable};
@@ -71,11 +70,7 @@ impl Host for LiveHost {
     }
 
     fn name(&mut self, pid: u32) -> String {
-        let read = |file: &str| {
-            let text = std::fs::read(format!("{PROC}/{pid}/{file}")).unwrap_or_default();
-            String::from_utf8_lossy(&text).trim_end().to_owned()
-        };
-        container_of(&read("cgroup")).map_or_else(|| read("comm"), str::to_owned)
+        namespaces::name_of(Path::new(PROC), pid)
     }
 
     fn wait_for_end(&mut self, generations: &BTreeSet<u64>) -> Result<BTreeSet<u64>, String> {

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use super::guests::container_of;
 use crate::mounts::{self, Snapshot};
 
 /// What is mounted in one mount namespace.
@@ -68,6 +69,15 @@ pub fn all(proc_root: &Path) -> Result<Vec<NamespaceTable>, NamespaceError> {
         }
     }
     Ok(tables.into_values().collect())
+}
+
+/// Name of the container that a process belongs to, or of the process.
+pub fn name_of(proc_root: &Path, pid: u32) -> String {
+    let read = |file: &str| {
+        let text = fs::read(proc_root.join(pid.to_string()).join(file)).unwrap_or_default();
+        String::from_utf8_lossy(&text).trim_end().to_owned()
+    };
+    container_of(&read("cgroup")).map_or_else(|| read("comm"), str::to_owned)
 }
 
 /// All processes, PID 1 first.

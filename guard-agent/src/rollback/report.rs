@@ -162,8 +162,9 @@ pub(super) fn describe(obstacle: &Obstacle) -> String {
 pub(super) fn fix_guest(guest: &Guest) -> String {
     let (name, pid) = (&guest.name, guest.pid);
     format!(
-        "stop {name} (process {pid}) first: incus stop {name}, or end its processes; then guardctl rollback again. \
-         Or guardctl rollback --force: {name} runs on, and what it writes there goes to its own disk, not to the pool"
+        "end {name} (process {pid}), or start Incus again (guardctl rollback --release-hold) and incus stop {name}; \
+         then the same command again. Or guardctl rollback --force: {name} runs on, and what it writes there goes to \
+         its own disk, not to the pool"
     )
 }
 
