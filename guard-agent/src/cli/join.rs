@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::follow::Follow;
 use super::node::{self, Node, NodeError};
 use super::preflight::{self, PreflightArgs};
-use super::rollback::{self, Follow};
+use super::rollback;
 use super::stop::{Say, Stop, StopArgs};
 use super::text::safe;
 use super::{CliError, Global, expect_reply, join_command, parse_duration, write_json};
@@ -285,7 +286,7 @@ impl Join<'_> {
         }
         let stopped = stop.stop(say)?;
         let (global, interrupt) = (self.global, self.interrupt);
-        let follow = Follow { global, interrupt, limit: rollback::WAIT, stopped: true };
+        let follow = Follow { global, interrupt, limit: rollback::WAIT, every: EVERY, stopped: true };
         let done = follow.carry_out(&self.node.root, Allowed::default(), say)?;
         say(rollback::verdict(&done).trim_end())?;
         rollback::after(&stop, stopped.hold.as_ref(), rollback::is_released(&done), say)?;

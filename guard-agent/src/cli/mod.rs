@@ -6,6 +6,7 @@
 pub mod doctor;
 pub mod events;
 pub mod exec;
+pub mod follow;
 pub mod history;
 pub mod join;
 mod join_command;

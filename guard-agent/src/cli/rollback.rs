@@ -3,16 +3,17 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use guard_common::policy::kernel_dev;
 
+use super::follow::Follow;
 use super::node::{Node, NodeError};
 use super::stop::{self, Say, Stop, StopArgs, held};
 use super::text::safe;
 use super::{CliError, Global, expect_reply, parse_duration, write_json};
 use crate::control::report::{PoolReport, RollbackReport};
-use crate::control::{ClientError, RefusalReport, Reply, Request};
+use crate::control::{ClientError, Reply, Request};
 use crate::exit::Exit;
 use crate::rollback::guests::guests;
 use crate::rollback::{Allowed, Remaining, RollbackOutcome, Target, all_namespaces, name_of};
@@ -48,12 +49,6 @@ pub struct RollbackArgs {
 
 /// How long a rollback is followed where the operator has said nothing else.
 pub const WAIT: Duration = Duration::from_secs(600);
-/// How often the agent is asked how it goes.
-const BEAT: Duration = Duration::from_millis(200);
-/// How long the agent may take to notice that Incus was stopped.
-const NOTICED: Duration = Duration::from_secs(15);
-/// How long an agent that was restarted in the middle of it may be away.
-const ABSENCE: Duration = Duration::from_secs(60);
 
 /// Rolls back.
 pub fn run(global: &Global, args: &RollbackArgs, out: &mut impl Write) -> Result<Exit, CliError> {
@@ -85,7 +80,7 @@ pub fn run(global: &Global, args: &RollbackArgs, out: &mut impl Write) -> Result
     }
     let stops = args.stop_incus || args.stop.stop_instances;
     let hold = if stops { stop.stop(&mut say)?.hold } else { stop.hold(&mut say)? };
-    let follow = Follow { global, interrupt: &interrupt, limit: args.wait, stopped: stops };
+    let follow = Follow { global, interrupt: &interrupt, limit: args.wait, every: EVERY, stopped: stops };
     let allowed = Allowed { lazy: args.lazy, force: args.force };
     let report = match follow.carry_out(&node.root, allowed, &mut say) {
         Err(refusal) if refusal.exit() == Exit::Refused => {
@@ -183,115 +178,6 @@ pub fn after(
         Some(hold) => say(&held(hold)),
         None => Ok(()),
     }
-}
-
-/// Has the agent roll back, and follows that.
-pub struct Follow<'a> {
-    pub global: &'a Global,
-    pub interrupt: &'a Interrupt,
-    pub limit: Duration,
-    /// Incus has just been stopped, which the agent notices a moment later.
-    pub stopped: bool,
-}
-
-impl Follow<'_> {
-    /// Asks for a rollback and follows it to its end.
-    pub fn carry_out(
-        &self,
-        root: &Path,
-        allowed: Allowed,
-        say: &mut Say<'_>,
-    ) -> Result<RollbackReport, CliError> {
-        let start = Instant::now();
-        let mut report = self.begin(root, allowed)?;
-        let root = report.root.clone();
-        let (mut shown, mut waited, mut told) = (0, false, start);
-        loop {
-            // An agent that was restarted begins its list anew.
-            shown = shown.min(report.steps.len());
-            for step in &report.steps[shown..] {
-                let pool = step.pool.as_deref();
-                let pool = pool.map_or_else(|| "Incus's own".to_owned(), |pool| format!("pool {pool}"));
-                say(&format!("{}: {}", safe(&pool), safe(&step.to_string())))?;
-                told = Instant::now();
-            }
-            shown = report.steps.len();
-            if report.waiting_for > 0 && !waited {
-                waited = true;
-                let count = report.waiting_for;
-                say(&format!("{count} superblocks are unmounted everywhere; waiting for their end"))?;
-            }
-            if !report.running {
-                return Ok(report);
-            }
-            let (passed, limit) = (start.elapsed(), self.limit);
-            if passed >= limit {
-                return Err(NodeError::Overdue { what: "the rollback", limit, next: next(&root) }.into());
-            }
-            if told.elapsed() >= EVERY {
-                told = Instant::now();
-                let (passed, limit) = (passed.as_secs(), limit.as_secs());
-                say(&format!("rolling back: {passed} s of at most {limit} s (Ctrl-C: the agent goes on)"))?;
-            }
-            if self.interrupt.sleep(BEAT) {
-                let doing = "following the rollback";
-                return Err(NodeError::Interrupted { doing, next: next(&root) }.into());
-            }
-            report = self.status(&root)?;
-        }
-    }
-
-    fn begin(&self, root: &Path, allowed: Allowed) -> Result<RollbackReport, CliError> {
-        let Allowed { lazy, force } = allowed;
-        let end = Instant::now() + NOTICED;
-        let root = root.to_string_lossy().into_owned();
-        let request = Request::Rollback { root: Some(root), lazy, force };
-        loop {
-            let reply = self.global.ask(&request);
-            let still_runs = |refusal: &RefusalReport| refusal.code == "daemon-runs";
-            match reply {
-                Ok(Reply::Rollback(report)) => return Ok(*report),
-                Ok(_) => return Err(ClientError::OtherAnswer { request: request.name() }.into()),
-                Err(CliError::Client(ClientError::Refused(refusal)))
-                    if self.stopped && still_runs(&refusal) && Instant::now() < end =>
-                {
-                    if self.interrupt.sleep(BEAT) {
-                        let (doing, next) = ("asking for the rollback", "run the same command again");
-                        return Err(NodeError::Interrupted { doing, next: next.to_owned() }.into());
-                    }
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    /// Asks how it goes; an agent that is just being restarted is waited for, since it goes on by
-    /// itself.
-    fn status(&self, root: &str) -> Result<RollbackReport, CliError> {
-        let end = Instant::now() + ABSENCE;
-        loop {
-            let request = Request::RollbackStatus { root: Some(root.to_owned()) };
-            let name = request.name();
-            match self.global.ask(&request) {
-                Ok(Reply::Rollback(report)) => return Ok(*report),
-                Ok(_) => return Err(ClientError::OtherAnswer { request: name }.into()),
-                Err(CliError::Client(error)) if error.exit() == Exit::Unreachable && Instant::now() < end => {
-                    if self.interrupt.sleep(BEAT) {
-                        let doing = "waiting for the agent";
-                        return Err(NodeError::Interrupted { doing, next: next(root) }.into());
-                    }
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    }
-}
-
-fn next(root: &str) -> String {
-    format!(
-        "the agent goes on with it, and Incus is kept from starting where that was said above: guardctl rollback \
-         --root {root} follows it"
-    )
 }
 
 /// Whether nothing is left, as kernel and state machine say.

@@ -61,8 +61,13 @@ fn running(state: &'static str) -> FakeAgent {
 fn a_rollback_that_does_not_end_is_followed_no_longer_than_the_limit() {
     let (agent, interrupt) = (running("rolling-back"), fake::uninterrupted());
     let global = agent.global();
-    let follow =
-        Follow { global: &global, interrupt: &interrupt.0, limit: Duration::from_millis(10), stopped: false };
+    let follow = Follow {
+        global: &global,
+        interrupt: &interrupt.0,
+        limit: Duration::from_millis(10),
+        every: EVERY,
+        stopped: false,
+    };
     let root = Path::new(fake::ROOT);
     let error = follow.carry_out(root, Allowed::default(), &mut |_| Ok(())).unwrap_err();
     assert!(error.to_string().starts_with("the rollback has not ended"), "{error}");
@@ -76,7 +81,7 @@ fn an_interrupt_ends_following_and_not_the_rollback() {
     let global = agent.global();
     let (interrupt, writer) = fake::uninterrupted();
     drop(writer);
-    let follow = Follow { global: &global, interrupt: &interrupt, limit: WAIT, stopped: false };
+    let follow = Follow { global: &global, interrupt: &interrupt, limit: WAIT, every: EVERY, stopped: false };
     let root = Path::new(fake::ROOT);
     let error = follow.carry_out(root, Allowed::default(), &mut |_| Ok(())).unwrap_err();
     assert!(error.fix().unwrap().contains("the agent goes on with it"), "{error}");
@@ -131,4 +136,19 @@ fn a_container_in_the_way_is_told_while_incus_can_still_stop_it() {
     assert!(error.to_string().contains("c1 (process 70) has pool shared mounted at /data"), "{error}");
     assert_eq!(error.exit(), Exit::Refused);
     assert!(error.fix().unwrap().contains("incus stop NAME"));
+}
+
+#[test]
+fn a_rollback_that_takes_long_shows_signs_of_life() {
+    let (agent, interrupt) = (running("rolling-back"), fake::uninterrupted());
+    let (global, interrupt) = (agent.global(), &interrupt.0);
+    let (limit, every) = (Duration::from_millis(500), Duration::from_millis(1));
+    let follow = Follow { global: &global, interrupt, limit, every, stopped: false };
+    let mut lines = Vec::new();
+    let ended = follow.carry_out(Path::new(fake::ROOT), Allowed::default(), &mut |line| {
+        lines.push(line.to_owned());
+        Ok(())
+    });
+    assert!(ended.is_err());
+    assert!(lines.iter().any(|line| line.starts_with("rolling back: ")), "{lines:?}");
 }

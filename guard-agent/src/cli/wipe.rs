@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::follow::Follow;
 use super::node::{self, Node, NodeError};
-use super::rollback::{self, Follow, pools};
+use super::rollback::{self, pools};
 use super::stop::{self, Say, Stop, StopArgs};
 use super::text::safe;
 use super::wipe_plan::{plan, render};
@@ -23,7 +24,7 @@ use crate::rollback::helper::{Helper, UnmountArgs};
 use crate::rollback::{Allowed, UnmountOutcome};
 use crate::roots;
 use crate::service::{Hold, Host, Scope};
-use crate::wait::Interrupt;
+use crate::wait::{EVERY, Interrupt};
 use crate::wipe::local_pools::{self, LocalPool};
 use crate::wipe::{self, Deleted, OwnMount, Root};
 
@@ -102,7 +103,7 @@ fn wipe(global: &Global, args: &WipeArgs, node: &Node, out: &mut impl Write) -> 
     let hold = stop.stop(&mut say)?.hold;
     let mut done = Done { root: node.root.clone(), ..Done::default() };
     if !pools(global, node)?.is_empty() {
-        let follow = Follow { global, interrupt: &interrupt, limit: args.wait, stopped: true };
+        let follow = Follow { global, interrupt: &interrupt, limit: args.wait, every: EVERY, stopped: true };
         let allowed = Allowed { lazy: args.lazy, force: false };
         let report = follow.carry_out(&node.root, allowed, &mut say)?;
         let released = rollback::is_released(&report);
