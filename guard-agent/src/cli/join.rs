@@ -289,7 +289,7 @@ impl Join<'_> {
         let follow = Follow { global, interrupt, limit: rollback::WAIT, every: EVERY, stopped: true };
         let done = follow.carry_out(&self.node.root, Allowed::default(), say)?;
         say(rollback::verdict(&done).trim_end())?;
-        rollback::after(&stop, stopped.hold.as_ref(), rollback::is_released(&done), say)?;
+        rollback::after(&stop, stopped.hold.as_ref(), true, rollback::is_released(&done), say)?;
         report.state.clone_from(&done.state);
         report.rollback = Some(done);
         Ok(())

@@ -97,7 +97,7 @@ pub fn run(global: &Global, args: &RollbackArgs, out: &mut impl Write) -> Result
     if !global.json {
         say(verdict(&report).trim_end())?;
     }
-    after(&stop, hold.as_ref(), released, &mut say)?;
+    after(&stop, hold.as_ref(), stops, released, &mut say)?;
     if global.json {
         write_json(out, &report)?;
     }
@@ -160,15 +160,24 @@ pub fn ask(global: &Global, root: Option<&Path>) -> Result<RollbackReport, CliEr
 }
 
 /// Lets Incus start again once nothing is left, and says how; else says that it is kept from it.
+/// `stopped`: by this command. A socket that was left listening has failed if a client came
+/// meanwhile, and is started again.
 pub fn after(
     stop: &Stop<'_>,
     hold: Option<&Hold>,
+    stopped: bool,
     released: bool,
     say: &mut Say<'_>,
 ) -> Result<(), CliError> {
     match hold {
         Some(hold) if released => {
             stop.lift(hold, say)?;
+            if !stopped && !hold.ran.is_empty() {
+                stop.start(&hold.ran, say)?;
+                return say(
+                    "Incus does not run; its next client starts it, and it mounts again what its database names",
+                );
+            }
             let command = stop.start_command(say)?;
             say(&format!(
                 "Incus stays stopped: started now, it mounts again what its database names. guardctl join starts it; \

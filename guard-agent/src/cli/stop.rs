@@ -103,6 +103,10 @@ impl Stop<'_> {
         if node::require_host().is_err() || self.daemon_pid()?.is_some() {
             return Ok(None);
         }
+        self.hold_here(say)
+    }
+
+    fn hold_here(&self, say: &mut Say<'_>) -> Result<Option<Hold>, CliError> {
         match self.unit(say)? {
             Some(unit) => self.hold_unit(&unit, say),
             None => Ok(None),

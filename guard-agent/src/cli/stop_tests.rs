@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use super::super::fake;
+use super::super::rollback::after;
 use super::*;
 use crate::service::Places;
 
@@ -101,6 +102,34 @@ fn a_join_starts_what_was_stopped() {
     assert!(text.contains("started: incus.socket"), "{text}");
     assert_eq!(reach(&machine), Some(Reach::Up));
     assert_eq!(machine.changes(), ["daemon-reload", STOP, "daemon-reload", "start -- incus.socket"]);
+}
+
+#[test]
+fn after_a_rollback_incus_may_start_again_and_the_operator_knows_how() {
+    let machine = Machine::new("touch STOPPED");
+    let limit = Duration::from_secs(100);
+    let hold = machine.stop(limit).0.unwrap().hold;
+    // Something remains: a boot must not mount more.
+    let (ended, text) = machine.with(limit, |stop, say| after(stop, hold.as_ref(), true, false, say));
+    ended.unwrap();
+    assert!(text.contains("guardctl rollback --release-hold") && machine.hold().is_some(), "{text}");
+    let (ended, text) = machine.with(limit, |stop, say| after(stop, hold.as_ref(), true, true, say));
+    ended.unwrap();
+    assert_eq!(machine.hold(), None);
+    assert!(text.contains("by hand: systemctl start incus.socket"), "{text}");
+    assert!(!machine.changes().iter().any(|call| call.starts_with("start")));
+}
+
+#[test]
+fn a_socket_that_was_left_listening_listens_again() {
+    let machine = Machine::new("touch STOPPED");
+    let limit = Duration::from_secs(100);
+    let hold = machine.with(limit, |stop, say| stop.hold_here(say)).0.unwrap();
+    assert_eq!(hold.as_ref().unwrap().ran, ["incus.socket", "incus.service"]);
+    // A client has come meanwhile: the unit did not start, and the socket has failed.
+    fs::write(machine.directory.path().join("stopped"), "").unwrap();
+    machine.with(limit, |stop, say| after(stop, hold.as_ref(), false, true, say)).0.unwrap();
+    assert_eq!(machine.changes(), ["daemon-reload", "daemon-reload", "start -- incus.socket"]);
 }
 
 #[test]
