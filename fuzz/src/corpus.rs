@@ -24,7 +24,7 @@ macro_rules! replay {
         }
     )+ };
 }
-replay!(control, event_stream, incus_answers, journal, local_db, mountinfo, policy, record);
+replay!(control, event_stream, incus_answers, journal, local_db, mountinfo, policy, preseed, record);
 
 #[test]
 fn every_target_has_a_file_a_corpus_and_a_test() {

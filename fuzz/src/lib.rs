@@ -17,6 +17,7 @@ pub mod journal;
 pub mod local_db;
 pub mod mountinfo;
 pub mod policy;
+pub mod preseed;
 pub mod record;
 
 #[cfg(fuzzing)]

@@ -14,6 +14,7 @@
 //! `mounts`, `classify`, `policy`, `plan`, `events`, `audit::record` and `control::protocol` are pure:
 //! no clock, no file, no kernel. Time, file text and kernel replies are their arguments.
 
+pub mod address;
 pub mod audit;
 pub mod bpf;
 pub mod classify;

@@ -20,7 +20,9 @@ pub use pools::is_pool;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use guard_common::policy::{CONFIG_ALIASES, RAMFS_MAGIC, ROOT_OBSERVED, device_bit, magic_bit};
+use guard_common::policy::{
+    CONFIG_ALIASES, POOL_OPERATOR, RAMFS_MAGIC, ROOT_OBSERVED, device_bit, magic_bit,
+};
 use guard_common::{
     ActorMask, CgroupKey, Config, ExecutableKey, FilesystemKey, Mode, PoolEntry, RootEntry, RootKey,
 };
@@ -89,8 +91,11 @@ pub struct Resolved {
 /// What operators decided about single pools, and what nodes' states make of their pools, beside the policy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overrides {
-    /// Pool ids that are sealed, also after a remount.
+    /// Pool ids that an operator has sealed, also after a remount.
     pub sealed: BTreeSet<u64>,
+    /// Pool ids that a starting agent found sealed without a reason that it knows: sealed until an operator says
+    /// otherwise, or the next boot.
+    pub found_sealed: BTreeSet<u64>,
     /// Releases: generation → end on the boot clock in nanoseconds. A release dies with its superblock,
     /// and goes before a seal while it lasts.
     pub released: BTreeMap<u64, u64>,
@@ -109,23 +114,33 @@ pub fn node_mode(policy: DefaultMode, state: NodeMode) -> Mode {
 }
 
 impl Overrides {
-    /// What a starting agent finds in force. Releases go on until they end, and a pool that is sealed
-    /// although policy says otherwise stays sealed: weakening needs an operator, not a restart. (Where an Incus is
-    /// followed, its state says whether it stays sealed; operators' seals are in the state file.)
+    /// Whether a pool is sealed beside what policy and its node's state say.
+    pub fn is_sealed(&self, pool_id: u64) -> bool {
+        self.sealed.contains(&pool_id) || self.found_sealed.contains(&pool_id)
+    }
+
+    /// What a starting agent finds in force. Releases go on until they end, an operator's seal holds whatever became of
+    /// the state file, and a pool that is sealed although policy says otherwise stays sealed: weakening needs an
+    /// operator, not a restart. (Where an Incus is followed, its state says whether it stays sealed.)
     pub fn adopt(observed: &Observed, policy: &Policy, now_boot_ns: u64) -> Self {
         let mut overrides = Self::default();
         for entry in observed.pools.values().filter(|entry| is_pool(entry)) {
             let root = policy.root_of_actor_set(entry.actor_set);
+            let by_operator = entry.flags & POOL_OPERATOR != 0;
+            if by_operator {
+                overrides.sealed.insert(entry.pool_id);
+            }
             match Mode::from_u32(entry.mode) {
                 Some(Mode::Released) if entry.expires_boot_ns > now_boot_ns => {
                     overrides.released.insert(entry.generation, entry.expires_boot_ns);
                 }
                 Some(Mode::Sealed)
-                    if root.is_some_and(|root| {
-                        root.default_mode() != DefaultMode::Sealed && root.incus().is_none()
-                    }) =>
+                    if !by_operator
+                        && root.is_some_and(|root| {
+                            root.default_mode() != DefaultMode::Sealed && root.incus().is_none()
+                        }) =>
                 {
-                    overrides.sealed.insert(entry.pool_id);
+                    overrides.found_sealed.insert(entry.pool_id);
                 }
                 _ => {}
             }

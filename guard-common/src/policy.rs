@@ -110,6 +110,9 @@ pub const POOL_CANARY_BACKSTOP: u32 = 1 << 3;
 /// decided about as if it had no entry, but for [`CONFIG_ALIASES`].
 pub const POOL_NO_ALIAS: u32 = 1 << 4;
 
+/// An operator has sealed the pool. Nothing is decided by it: an agent that has lost its state file finds the seal here.
+pub const POOL_OPERATOR: u32 = 1 << 5;
+
 /// A guarded root's directory.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -147,7 +147,7 @@ fn node_at(root: &Path) -> Node {
     let text =
         format!("version = 1\n[[root]]\npreset = \"incus\"\npath = {:?}\n", root.display().to_string());
     let policy = crate::policy::parse(&text, Path::new("test")).unwrap();
-    Node::of(policy, None).unwrap()
+    Node::of(policy, None, &crate::mounts::Snapshot::parse(b"")).unwrap()
 }
 
 pub(super) fn join_args(arguments: &[&str]) -> JoinArgs {

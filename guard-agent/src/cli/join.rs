@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::follow::Follow;
 use super::node::{self, Node, NodeError};
-use super::preflight::{self, PreflightArgs};
+use super::preflight::{self, Checked, PreflightArgs};
 use super::rollback;
 use super::stop::{Say, Stop, StopArgs};
 use super::text::safe;
@@ -31,9 +31,6 @@ use crate::wait::{EVERY, Interrupt, Patience};
 pub struct JoinArgs {
     #[command(flatten)]
     pub preflight: PreflightArgs,
-    /// A preseed for `incus admin init --preseed`.
-    #[arg(long, value_name = "FILE", required_unless_present = "command")]
-    pub preseed: Option<PathBuf>,
     /// Join although preflight forbids it.
     #[arg(long)]
     pub despite_findings: bool,
@@ -51,7 +48,12 @@ pub struct JoinArgs {
     #[command(flatten)]
     pub stop: StopArgs,
     /// The command that joins, instead of a preseed.
-    #[arg(last = true, value_name = "COMMAND", conflicts_with = "preseed")]
+    #[arg(
+        last = true,
+        value_name = "COMMAND",
+        required_unless_present = "preseed",
+        conflicts_with = "preseed"
+    )]
     pub command: Vec<std::ffi::OsString>,
 }
 
@@ -85,14 +87,7 @@ const SETTLED: Duration = Duration::from_secs(15);
 /// Joins.
 pub fn run(global: &Global, args: &JoinArgs, out: &mut impl Write) -> Result<Exit, CliError> {
     node::require_host()?;
-    let preseed = match &args.preseed {
-        Some(path) => Some(
-            std::fs::read_to_string(path)
-                .map_err(|source| NodeError::Io { operation: "read the preseed", source })?,
-        ),
-        None => None,
-    };
-    let (root, checks) = preflight::check(global, &args.preflight, preseed.as_deref())?;
+    let Checked { root, checks, preseed } = preflight::check(global, &args.preflight)?;
     let mut report = Report {
         root: root.clone(),
         preflight: checks,
@@ -116,7 +111,8 @@ pub fn run(global: &Global, args: &JoinArgs, out: &mut impl Write) -> Result<Exi
     let mut say = |line: &str| if global.json { Ok(()) } else { Ok(writeln!(out, "{line}")?) };
     let (interrupt, host) = (Interrupt::catch()?, Host::this());
     let node = Node::find(global, Some(&root))?;
-    let join = Join { global, args, node: &node, host: &host, interrupt: &interrupt };
+    let preseed = preseed.as_deref();
+    let join = Join { global, args, preseed, node: &node, host: &host, interrupt: &interrupt };
     join.run(&mut report, &mut say)?;
     if global.json {
         write_json(out, &report)?;
@@ -130,6 +126,7 @@ const JOINED: &str = "joined";
 struct Join<'a> {
     global: &'a Global,
     args: &'a JoinArgs,
+    preseed: Option<&'a str>,
     node: &'a Node,
     host: &'a Host,
     interrupt: &'a Interrupt,
@@ -173,7 +170,7 @@ impl Join<'_> {
     fn start(&self, say: &mut Say<'_>) -> Result<(), CliError> {
         match self.stop().start(&[], say) {
             // The operator's own command may start it, the incus client does not.
-            Err(CliError::Node(NodeError::NotStarted { .. })) if self.args.preseed.is_none() => {
+            Err(CliError::Node(NodeError::NotStarted { .. })) if self.preseed.is_none() => {
                 say("Incus does not run, and no unit of systemd starts it: left to the command")
             }
             started => started.map(|_| ()),
@@ -199,8 +196,8 @@ impl Join<'_> {
     }
 
     fn command(&self, say: &mut Say<'_>) -> Result<String, CliError> {
-        let Self { global, args, node, interrupt, .. } = self;
-        let mut command = join_command::build(node, args.preseed.as_deref(), &args.command, global.json)?;
+        let Self { global, args, preseed, node, interrupt, .. } = self;
+        let mut command = join_command::build(node, *preseed, &args.command, global.json)?;
         join_command::run(&mut command, &Patience::new(args.command_timeout, interrupt), say)
     }
 

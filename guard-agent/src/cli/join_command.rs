@@ -2,10 +2,11 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io;
-use std::path::Path;
+use std::io::{self, Seek, Write};
 use std::process::{Command, Stdio};
 use std::time::Duration;
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::CliError;
 use super::node::{Node, NodeError};
@@ -16,16 +17,16 @@ use crate::wait::{self, Patience, Waited};
 /// `json` both go to standard error.
 pub fn build(
     node: &Node,
-    preseed: Option<&Path>,
+    preseed: Option<&str>,
     command: &[OsString],
     json: bool,
 ) -> Result<Command, CliError> {
     let io = |operation| move |source| CliError::from(NodeError::Io { operation, source });
     let mut built = match (preseed, command.split_first()) {
-        (Some(path), _) => {
+        (Some(text), _) => {
             let mut built = Command::new("incus");
             built.args(["admin", "init", "--preseed"]);
-            built.stdin(File::open(path).map_err(io("open the preseed"))?);
+            built.stdin(input(text).map_err(io("hand over the preseed"))?);
             built
         }
         (None, Some((program, arguments))) => {
@@ -46,6 +47,15 @@ pub fn build(
         built.stdout(Stdio::from(errors));
     }
     Ok(built)
+}
+
+/// The text as a file in memory: what was checked is what Incus reads, whatever becomes of the
+/// operator's file.
+fn input(text: &str) -> io::Result<File> {
+    let mut file = File::from(memfd_create(c"preseed", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(text.as_bytes())?;
+    file.rewind()?;
+    Ok(file)
 }
 
 /// Runs a command that is ended when it takes too long. How it ended.

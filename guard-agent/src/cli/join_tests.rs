@@ -18,7 +18,8 @@ fn concluded(state: &'static str, pools: Vec<PoolReport>) -> (String, Vec<&'stat
     let args = fake::join_args(&["--on-failure", "rollback", "--", "true"]);
     let (node, interrupt) = (fake::node(), fake::uninterrupted());
     let host = crate::service::Host::this();
-    let join = Join { global: &global, args: &args, node: &node, host: &host, interrupt: &interrupt.0 };
+    let (args, preseed, interrupt) = (&args, None, &interrupt.0);
+    let join = Join { global: &global, args, preseed, node: &node, host: &host, interrupt };
     let mut report = Report {
         root: node.root.clone(),
         preflight: Vec::new(),
@@ -86,10 +87,8 @@ fn an_interrupted_command_is_ended_and_its_end_told() {
 fn every_command_talks_to_the_nodes_own_daemon() {
     let host = tempfile::tempdir().unwrap();
     let node = fake::node_in(host.path());
-    let preseed = host.path().join("preseed.yaml");
-    std::fs::write(&preseed, "").unwrap();
     let own = ["sh", "-c", "incus admin init"].map(OsString::from);
-    for (preseed, command) in [(Some(preseed.as_path()), &[][..]), (None, &own[..])] {
+    for (preseed, command) in [(Some("cluster: {}"), &[][..]), (None, &own[..])] {
         let command = join_command::build(&node, preseed, command, false).unwrap();
         let variables: Vec<_> = command.get_envs().collect();
         let root = host.path().join("incus");

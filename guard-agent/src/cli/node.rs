@@ -13,12 +13,16 @@ use crate::exit::Exit;
 use crate::incus;
 use crate::mounts::{self, Snapshot};
 use crate::policy::{self, Policy};
+use crate::roots;
 use crate::wipe::instances::Instance;
 
 /// A guarded root whose joins are followed.
 #[derive(Clone, Debug)]
 pub struct Node {
+    /// As policy spells it: the agent's name for the node.
     pub root: PathBuf,
+    /// The same with links followed, as mount tables show it: to be compared with mounts, opened and walked.
+    pub place: PathBuf,
     /// The daemon's systemd unit.
     pub unit: String,
     pub incus: incus::Options,
@@ -153,7 +157,7 @@ impl Node {
     pub fn find(global: &Global, root: Option<&Path>) -> Result<Self, CliError> {
         let text = expect_reply!(global, Request::PolicyShow, Reply::PolicyText(policy) => policy);
         let policy = policy::parse(&text.text, Path::new(&text.path)).map_err(CliError::ForeignPolicy)?;
-        Ok(Self::of(policy, root)?)
+        Ok(Self::of(policy, root, &mount_table()?)?)
     }
 
     /// Has a command of the incus client talk to this node's daemon, whatever the operator's own environment says.
@@ -169,11 +173,13 @@ impl Node {
         }
     }
 
-    /// The same in a given policy.
-    pub fn of(policy: Policy, root: Option<&Path>) -> Result<Self, NodeError> {
+    /// The same in a given policy. `root` may be spelt in another way than in the policy.
+    pub fn of(policy: Policy, root: Option<&Path>, snapshot: &Snapshot) -> Result<Self, NodeError> {
+        let place = |path: &Path| roots::resolve_root(path, snapshot).0;
+        let is_meant = |known: &Path| root.is_none_or(|root| root == known || place(root) == place(known));
         let nodes = || policy.roots().iter().filter_map(|root| Some((root, root.incus()?)));
         let paths = || nodes().map(|(node, _)| node.path().to_owned()).collect::<Vec<_>>();
-        let mut meant = nodes().filter(|(node, _)| root.is_none_or(|root| root == node.path()));
+        let mut meant = nodes().filter(|(node, _)| is_meant(node.path()));
         let (found, daemon) = match (meant.next(), meant.next(), root) {
             (Some(node), None, _) => node,
             (Some(_), Some(_), _) => return Err(NodeError::Ambiguous { nodes: paths() }),
@@ -190,7 +196,8 @@ impl Node {
             executables: executables.collect(),
             proc_root: PathBuf::from("/proc"),
         };
-        Ok(Self { root: found.path().to_owned(), unit: daemon.unit().to_owned(), incus, policy })
+        let (root, place) = (found.path().to_owned(), place(found.path()));
+        Ok(Self { root, place, unit: daemon.unit().to_owned(), incus, policy })
     }
 }
 
@@ -220,6 +227,8 @@ pub fn mount_table() -> Result<Snapshot, NodeError> {
 #[cfg(test)]
 mod tests {
     use std::ffi::OsStr;
+    use std::fs;
+    use std::os::unix::fs::symlink;
 
     use super::*;
 
@@ -231,7 +240,7 @@ mod tests {
             socket.unwrap_or_default()
         );
         let policy = policy::parse(&text, Path::new("test")).unwrap();
-        let node = Node::of(policy, None).unwrap();
+        let node = Node::of(policy, None, &Snapshot::parse(b"")).unwrap();
         let mut command = Command::new("incus");
         node.address(&mut command);
         let text = |value: &OsStr| value.to_string_lossy().into_owned();
@@ -252,5 +261,26 @@ mod tests {
     fn a_default_daemon_whose_socket_is_elsewhere_is_found_by_the_client_itself() {
         let found = environment(Path::new("/var/lib/incus"), Some(Path::new("/nonexistent/unix.socket")));
         assert_eq!(found, ["INCUS_DIR", "INCUS_SOCKET"].map(|name| (name.to_owned(), None)));
+    }
+
+    #[test]
+    fn a_root_that_is_a_link_is_followed_and_keeps_its_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let base = fs::canonicalize(directory.path()).unwrap();
+        let (disk, link) = (base.join("disk/incus"), base.join("incus"));
+        fs::create_dir_all(&disk).unwrap();
+        symlink("disk/incus", &link).unwrap();
+        let text =
+            format!("version = 1\n[[root]]\npreset = \"incus\"\npath = {:?}\n", link.display().to_string());
+        let policy = || policy::parse(&text, Path::new("policy.toml")).unwrap();
+        let snapshot = Snapshot::parse(b"1 0 8:1 / / rw - ext4 /dev/vda rw\n");
+        for meant in
+            [None, Some(link.as_path()), Some(disk.as_path()), Some(base.join("disk/../incus").as_path())]
+        {
+            let node = Node::of(policy(), meant, &snapshot).unwrap();
+            assert_eq!((node.root.as_path(), node.place.as_path()), (link.as_path(), disk.as_path()));
+        }
+        let other = base.join("other");
+        assert!(matches!(Node::of(policy(), Some(&other), &snapshot), Err(NodeError::Unknown { .. })));
     }
 }

@@ -1,20 +1,21 @@
 //! `guardctl preflight`: is this node fit to join a cluster? Every finding with what to do. Needs no agent, and says
 //! so as a finding when there is none.
 
-use std::fs;
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use super::node::{Node, NodeError};
+use super::node::{self, Node, NodeError};
 use super::stop::{self, Stop, StopArgs};
 use super::text::safe;
 use super::{CliError, Global, expect_reply, write_json};
 use crate::control::{Reply, Request};
+use crate::daemon;
 use crate::doctor::{self, Check, CheckState};
 use crate::exit::Exit;
 use crate::join::Daemon;
 use crate::policy;
-use crate::preflight::{self, Agent, Question, Source};
+use crate::preflight::{self, Agent, Question, Remote, Source, TokenText, preseed};
 use crate::service::{Host, Scope};
 use crate::wait::Interrupt;
 
@@ -27,8 +28,15 @@ pub struct PreflightArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "remote")]
     pub members: Option<PathBuf>,
     /// Ask a member that the incus client on this host knows by this name.
-    #[arg(long, value_name = "NAME")]
-    pub remote: Option<String>,
+    #[arg(long, value_name = "NAME", value_parser = Remote::named)]
+    pub remote: Option<Remote>,
+    /// Have the cluster remove an entry of this node's name or address, if it lists that as offline, and nothing of an
+    /// earlier join is left here.
+    #[arg(long, requires = "remote")]
+    pub remove_stale_member: bool,
+    /// The preseed for `incus admin init --preseed`, or a cloud-init document that holds one.
+    #[arg(long, value_name = "FILE")]
+    pub preseed: Option<PathBuf>,
     /// A file with the join token; `-`: standard input.
     #[arg(long, value_name = "FILE")]
     pub token: Option<PathBuf>,
@@ -42,7 +50,7 @@ pub struct PreflightArgs {
 
 /// Shows every finding. Exit 7 if one of them forbids the join.
 pub fn run(global: &Global, args: &PreflightArgs, out: &mut impl Write) -> Result<Exit, CliError> {
-    let (_, checks) = check(global, args, None)?;
+    let checks = check(global, args)?.checks;
     if global.json {
         write_json(out, &checks)?;
     } else {
@@ -63,39 +71,57 @@ pub fn show(checks: &[Check], out: &mut impl Write) -> Result<(), CliError> {
     text.lines().try_for_each(|line| Ok(writeln!(out, "{}", safe(line))?))
 }
 
-/// Makes all checks; `preseed` is the text of one, which names the node to be.
-pub fn check(
-    global: &Global,
-    args: &PreflightArgs,
-    preseed: Option<&str>,
-) -> Result<(PathBuf, Vec<Check>), CliError> {
-    let preseed = preseed.map(preflight::members::parse_preseed).unwrap_or_default();
+/// What was looked at and found.
+pub struct Checked {
+    pub root: PathBuf,
+    pub checks: Vec<Check>,
+    /// The text for Incus to read: exactly what was checked.
+    pub preseed: Option<String>,
+}
+
+/// Makes all checks.
+pub fn check(global: &Global, args: &PreflightArgs) -> Result<Checked, CliError> {
+    let text = args.preseed.as_deref().map(|path| read(path, "read the preseed")).transpose()?;
+    let preseed = text.as_deref().map(preseed::parse);
+    let known = preseed.as_ref().and_then(|preseed| preseed.as_ref().ok()).cloned().unwrap_or_default();
     let (node, agent) = node_and_agent(global, args.root.as_deref())?;
     let token = match &args.token {
-        Some(path) => Some(read_token(path)?),
-        None => preseed.cluster_token,
+        Some(path) => Some(TokenText::Printed(read(path, "read the token")?)),
+        None => known.cluster_token.map(TokenText::Bare),
     };
     let members = match (&args.members, &args.remote) {
         (Some(path), _) => Source::File(path.clone()),
-        (None, Some(name)) => Source::Remote(name.clone()),
+        (None, Some(remote)) => Source::Remote(remote.clone()),
         (None, None) => Source::Nowhere,
     };
     let host_name =
         || nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let (root, service) = (node.root.clone(), service(&node)?);
-    let facts = preflight::gather(Question {
+    let mut facts = preflight::gather(Question {
         root: node.root,
+        place: node.place,
         incus: node.incus,
         policy: node.policy,
         agent,
-        server_name: args.server_name.clone().or(preseed.server_name).unwrap_or_else(host_name),
-        address: args.address.clone().or(preseed.server_address),
-        members,
+        server_name: args.server_name.clone().or(known.server_name).unwrap_or_else(host_name),
+        address: args.address.clone().or(known.server_address),
+        members: members.clone(),
         token,
+        preseed: preseed.map(|preseed| preseed.map_err(|error| daemon::chain(&error))),
     });
+    if let (true, Source::Remote(mut remote)) = (args.remove_stale_member, members) {
+        facts.stale = Some(preflight::stale::remove(&facts, &mut remote).map(|(removed, members)| {
+            facts.members = Some(Ok(members));
+            removed
+        }));
+    }
+    let preseed = match &facts.preseed {
+        Some(Ok(preseed)) => Some(preseed.text.clone()),
+        _ => text,
+    };
     let mut checks = preflight::checks(&facts);
     checks.extend(service);
-    Ok((root, checks))
+    Ok(Checked { root, checks, preseed })
 }
 
 /// Whether the incus client can reach the daemon, or start it.
@@ -124,7 +150,7 @@ fn node_and_agent(global: &Global, root: Option<&Path>) -> Result<(Node, Agent),
     let posture = status.posture.posture;
     let text = expect_reply!(global, Request::PolicyShow, Reply::PolicyText(policy) => policy);
     let policy = policy::parse(&text.text, Path::new(&text.path)).map_err(CliError::ForeignPolicy)?;
-    match Node::of(policy, root) {
+    match Node::of(policy, root, &node::mount_table()?) {
         Ok(node) => {
             let report = status.roots.iter().find(|report| Path::new(&report.path) == node.root);
             let in_force = report.is_some_and(|report| report.in_force);
@@ -140,15 +166,20 @@ fn preset(root: Option<&Path>) -> Result<Node, CliError> {
     let path = root.map(|root| format!("path = {:?}\n", root.display().to_string())).unwrap_or_default();
     let text = format!("version = 1\n[[root]]\npreset = \"incus\"\n{path}");
     let policy = policy::parse(&text, Path::new("(the preset)")).map_err(CliError::ForeignPolicy)?;
-    Ok(Node::of(policy, root)?)
+    Ok(Node::of(policy, root, &node::mount_table()?)?)
 }
 
-fn read_token(path: &Path) -> Result<String, CliError> {
-    let failed = |source| NodeError::Io { operation: "read the token", source };
-    if path == Path::new("-") {
-        let mut text = String::new();
-        io::stdin().lock().read_to_string(&mut text).map_err(failed)?;
-        return Ok(text);
+/// A text from a file, or standard input for `-`.
+fn read(path: &Path, operation: &'static str) -> Result<String, CliError> {
+    let failed = |source| NodeError::Io { operation, source };
+    let file: Box<dyn Read> = match path == Path::new("-") {
+        true => Box::new(io::stdin().lock()),
+        false => Box::new(File::open(path).map_err(failed)?),
+    };
+    let mut text = String::new();
+    file.take(preseed::LIMIT + 1).read_to_string(&mut text).map_err(failed)?;
+    if text.len() as u64 > preseed::LIMIT {
+        return Err(failed(io::ErrorKind::FileTooLarge.into()).into());
     }
-    Ok(fs::read_to_string(path).map_err(failed)?)
+    Ok(text)
 }

@@ -9,7 +9,7 @@ use guard_common::policy::kernel_dev;
 
 use super::follow::Follow;
 use super::node::{Node, NodeError};
-use super::stop::{self, Say, Stop, StopArgs, held};
+use super::stop::{Say, Stop, StopArgs, held};
 use super::text::safe;
 use super::{CliError, Global, expect_reply, parse_duration, write_json};
 use crate::control::report::{PoolReport, RollbackReport};
@@ -121,8 +121,7 @@ pub fn no_guests(node: &Node, pools: &[PoolReport]) -> Result<(), CliError> {
     let targets: Vec<Target> = pools.iter().filter_map(target).collect();
     let proc_root = &node.incus.proc_root;
     let Ok(tables) = all_namespaces(proc_root) else { return Ok(()) };
-    let root = stop::place(node)?;
-    let guests = guests(&tables, &targets, &root, &mut |pid| name_of(proc_root, pid));
+    let guests = guests(&tables, &targets, &node.place, &mut |pid| name_of(proc_root, pid));
     if guests.is_empty() {
         return Ok(());
     }

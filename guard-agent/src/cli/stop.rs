@@ -1,7 +1,6 @@
 //! Stopping an operator's Incus: kept from starting first, its instances left alone, every wait
 //! told and limited. And starting it again.
 
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -11,7 +10,6 @@ use super::{CliError, parse_duration};
 use crate::events::process::ticks_per_second;
 use crate::incus;
 use crate::join::Daemon;
-use crate::roots;
 use crate::service::{self, Consent, Hold, Host, LiveSystemctl, Manager, Reach, Scope, ServiceError, Unit};
 use crate::wait::{self, Interrupt, Patience};
 use crate::wipe::instances::{self, Instance, Question};
@@ -260,14 +258,9 @@ pub fn pid(daemon: &Daemon) -> Option<u32> {
     }
 }
 
-/// A node's root with links followed, as mount tables and `/proc` have it.
-pub fn place(node: &Node) -> Result<PathBuf, NodeError> {
-    Ok(roots::resolve_root(&node.root, &node::mount_table()?).0)
-}
-
 /// The instances of a node that run.
 pub fn instances(node: &Node, daemon: Option<u32>) -> Result<Vec<Instance>, NodeError> {
-    let question = Question { proc_root: &node.incus.proc_root, root: &place(node)?, daemon };
+    let question = Question { proc_root: &node.incus.proc_root, root: &node.place, daemon };
     let operation = "look for instances in /proc";
     instances::find(&question).map_err(|source| NodeError::Io { operation, source })
 }

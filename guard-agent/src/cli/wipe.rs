@@ -68,7 +68,7 @@ pub struct Done {
 pub fn run(global: &Global, args: &WipeArgs, out: &mut impl Write) -> Result<Exit, CliError> {
     let node = Node::find(global, args.root.as_deref())?;
     node::require_host()?;
-    if roots::is_on_network(&node.root, &node::mount_table()?) {
+    if roots::is_on_network(&node.place, &node::mount_table()?) {
         return Err(NodeError::OnNetwork { root: node.root }.into());
     }
     if args.yes { wipe(global, args, &node, out) } else { dry_run(global, &node, out) }
@@ -90,8 +90,8 @@ pub(super) fn daemon_pid(node: &Node) -> Result<Option<u32>, NodeError> {
 
 pub(super) fn local_pools(node: &Node) -> Result<Vec<LocalPool>, NodeError> {
     let snapshot = node::mount_table()?;
-    let root = stop::place(node)?;
-    let found = local_pools::find(&root, &snapshot, &node.incus.proc_root, Path::new("/sys"));
+    let root = &node.place;
+    let found = local_pools::find(root, &snapshot, &node.incus.proc_root, Path::new("/sys"));
     found.map_err(|source| NodeError::Io { operation: "look for local pools", source })
 }
 
@@ -160,10 +160,10 @@ fn may_wipe(global: &Global, args: &WipeArgs, node: &Node) -> Result<(), CliErro
 }
 
 fn empty(node: &Node, interrupt: &Interrupt, done: &mut Done, say: &mut Say<'_>) -> Result<(), CliError> {
-    let place = stop::place(node)?;
-    done.unmounted = unmount_own(&place, say)?;
+    let place = &node.place;
+    done.unmounted = unmount_own(place, say)?;
     let snapshot = node::mount_table()?;
-    if let Some(mount) = wipe::below(&snapshot, &place).in_the_way.first() {
+    if let Some(mount) = wipe::below(&snapshot, place).in_the_way.first() {
         return Err(wipe::WipeError::Mountpoint { path: mount.mountpoint.clone() }.into());
     }
     // One that has begun since Incus was stopped.
@@ -171,7 +171,7 @@ fn empty(node: &Node, interrupt: &Interrupt, done: &mut Done, say: &mut Say<'_>)
     if !running.is_empty() {
         return Err(NodeError::instances(node, &running).into());
     }
-    let root = Root::open(&place)?;
+    let root = Root::open(place)?;
     let (deleted, result) = wipe::delete(&root, &mut |so_far| {
         let count = so_far.files + so_far.directories;
         say(&format!("{count} deleted …")).is_ok() && !interrupt.came()

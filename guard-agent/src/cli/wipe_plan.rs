@@ -44,8 +44,8 @@ pub enum Obstacle {
 
 /// Looks at everything, and changes nothing.
 pub fn plan(global: &Global, node: &Node) -> Result<Plan, CliError> {
-    let (snapshot, place) = (node::mount_table()?, stop::place(node)?);
-    let MountsBelow { own, in_the_way } = wipe::below(&snapshot, &place);
+    let (snapshot, place) = (node::mount_table()?, &node.place);
+    let MountsBelow { own, in_the_way } = wipe::below(&snapshot, place);
     let pools = pools(global, node)?;
     let is_pool = |mount: &InTheWay| pools.iter().any(|pool| pool.device == mount.device);
     let mut obstacles: Vec<Obstacle> =
@@ -58,7 +58,7 @@ pub fn plan(global: &Global, node: &Node) -> Result<Plan, CliError> {
         pools: pools.iter().map(|pool| format!("{} at {}", pool.name, pool.mountpoints.join(", "))).collect(),
         unmounts: own,
         obstacles,
-        census: wipe::census(&Root::open(&place)?, &place)?,
+        census: wipe::census(&Root::open(place)?, place)?,
         root: node.root.clone(),
     })
 }

@@ -6,6 +6,7 @@
 
 mod engine;
 mod exec;
+mod following;
 mod last_good;
 mod node;
 mod nodes;
@@ -36,7 +37,7 @@ use thiserror::Error;
 use tokio::io::Interest;
 use tokio::io::unix::{AsyncFd, AsyncFdReadyMutGuard};
 use tokio::sync::{broadcast, mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::audit::{AuditError, AuditFile, AuditOptions, origin};
 use crate::bpf::load::LoadError;
@@ -172,11 +173,8 @@ pub async fn run(
 ) -> Result<(), DaemonError> {
     let policy = policy::LoadedPolicy::load_or_last_good(&options.policy, &options.state_dir)
         .map_err(DaemonError::Policy)?;
-    for root in policy.policy.roots() {
-        if options.state_dir.starts_with(root.path()) {
-            let (directory, root) = (options.state_dir.clone(), root.path().to_owned());
-            return Err(DaemonError::StateBelowRoot { directory, root });
-        }
+    if let Some(root) = policy::root_above(&policy.policy, &options.state_dir) {
+        return Err(DaemonError::StateBelowRoot { directory: options.state_dir.clone(), root });
     }
     let _lock = lock(&options.state_dir)?;
     let mut mounts = MountWatch::open(Path::new(MOUNT_TABLE))
@@ -217,13 +215,8 @@ pub async fn run(
     let mut answers = owner.take_answers();
     let command_ended = owner.command_ended();
 
-    let mut watcher = match PathWatcher::new(owner.watched_paths()) {
-        Ok(watcher) => Some(watcher),
-        Err(error) => {
-            tracing::warn!(%error, "files are not watched: their changes are found by the tick");
-            None
-        }
-    };
+    let mut following = following::Following::begin(owner.watched_paths(), owner.canary_interval());
+    let mut followed = owner.reconciliations();
     let open = |program: PathBuf| {
         KernelLog::open(&program)
             .inspect_err(|error| {
@@ -241,13 +234,6 @@ pub async fn run(
 
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    let canary_beat = |every| {
-        let mut beat = interval_at(Instant::now() + every, every);
-        // On a host so busy that one proof outlasts the interval, proofs must not pile up.
-        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        beat
-    };
-    let mut canary = canary_beat(owner.canary_interval());
     let mut records = records;
     let mut settle: Option<(Instant, Vec<PathBuf>)> = None;
     tokio::pin!(shutdown);
@@ -260,7 +246,6 @@ pub async fn run(
                 }
                 owner.note_mounts_changed();
                 owner.reconcile(&mounts);
-                rewatch(&mut watcher, &owner);
             }
             ready = records.readable_mut() => {
                 let mut ready = ready.map_err(failed("wait for records"))?;
@@ -278,15 +263,11 @@ pub async fn run(
             Some(()) = reloads.recv() => {
                 owner.reload_policy();
                 owner.reconcile(&mounts);
-                rewatch(&mut watcher, &owner);
             }
             () = command_ended.notified() => owner.watch_commands(),
             Some(happening) = rolling.recv() => owner.rollback_happened(&happening, &mounts),
-            Some(command) = requests.recv() => {
-                owner.handle(command, &mounts);
-                rewatch(&mut watcher, &owner);
-            }
-            changed = watched(watcher.as_mut()) => match changed {
+            Some(command) = requests.recv() => owner.handle(command, &mounts),
+            changed = watched(following.watcher.as_mut()) => match changed {
                 Ok(paths) => settle.get_or_insert((Instant::now() + SETTLE, Vec::new())).1.extend(paths),
                 Err(error) => tracing::error!(%error, "watched files"),
             },
@@ -296,10 +277,6 @@ pub async fn run(
                     owner.reload_policy();
                 }
                 owner.reconcile(&mounts);
-                rewatch(&mut watcher, &owner);
-                if canary.period() != owner.canary_interval() {
-                    canary = canary_beat(owner.canary_interval());
-                }
             }
             forwarded = forward(kernel_log.as_mut()), if kernel_log.is_some() => {
                 if let Err(error) = forwarded {
@@ -307,7 +284,7 @@ pub async fn run(
                     kernel_log = None;
                 }
             }
-            _ = canary.tick() => owner.prove(),
+            _ = following.canary.tick() => owner.prove(),
             _ = tick.tick() => {
                 owner.tick(&mounts);
                 manager.alive();
@@ -317,6 +294,11 @@ pub async fn run(
                     told = text;
                 }
             }
+        }
+        // Whatever the event was, a policy that has come into force by it is followed.
+        if followed != owner.reconciliations() {
+            followed = owner.reconciliations();
+            following.follow(owner.watched_paths(), owner.canary_interval());
         }
     }
     manager.stopping(&owner.stopped_text());
@@ -359,12 +341,6 @@ fn lock(state_dir: &Path) -> Result<Flock<std::fs::File>, DaemonError> {
         .open(&path)
         .map_err(failed("open the lock in the state directory"))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| DaemonError::Locked { lock: path })
-}
-
-fn rewatch(watcher: &mut Option<PathWatcher>, owner: &owner::Owner) {
-    if let Some(Err(error)) = watcher.as_mut().map(|watcher| watcher.set_paths(owner.watched_paths())) {
-        tracing::warn!(%error, "not every file is watched: changes are found by the tick");
-    }
 }
 
 async fn settled(settle: Option<&(Instant, Vec<PathBuf>)>) {

@@ -131,7 +131,7 @@ impl Owner {
             tracing::info!(root = %path.display(), state = node.state().name(), "node");
             if let Some(problem) = problem {
                 tracing::error!(problem, "a node's journal could not be understood: its pools are sealed");
-                self.troubles.set(posture::STATE, problem);
+                self.troubles.set(posture::STATE_LOST, problem);
             }
             self.overrides.nodes.insert(node.actor_set, node.machine().modes());
             self.nodes.nodes.insert(path, node);
@@ -148,8 +148,8 @@ impl Owner {
             Mode::Guarded | Mode::Observed => Some((entry.generation, NodeMode::Policy)),
             Mode::Held => Some((entry.generation, NodeMode::Held)),
             Mode::Sealed => {
-                let otherwise = root.default_mode() == DefaultMode::Sealed
-                    || self.overrides.sealed.contains(&entry.pool_id);
+                let otherwise =
+                    root.default_mode() == DefaultMode::Sealed || self.overrides.is_sealed(entry.pool_id);
                 (!otherwise).then_some((entry.generation, NodeMode::Sealed))
             }
             Mode::Released => None,

@@ -72,6 +72,8 @@ pub struct Owner {
     /// Counter `error_incidents_full` at the last look.
     pub(super) unrecorded_seen: u64,
     pub(super) ticks: u64,
+    /// How often it has reconciled. Watched paths and the canary's interval may have changed with each.
+    reconciliations: u64,
     /// Who asked for what is being carried out, and for which pool (its generation).
     pub(super) asked_by: Option<(u64, Peer)>,
     /// The process of a lease has ended.
@@ -91,7 +93,7 @@ impl Owner {
         options: &Options,
         policy: LoadedPolicy,
         (mut maps, succession): (Maps, Succession),
-        state: StateFile,
+        mut state: StateFile,
         audit: AuditFile,
         events: broadcast::Sender<Arc<str>>,
         nodes: Nodes,
@@ -99,6 +101,7 @@ impl Owner {
         let observed = maps.observed()?;
         maps.sweep_counters(&observed)?;
         let mut overrides = Overrides::adopt(&observed, &policy.policy, now().boot_ns);
+        state.adopt_seals(&overrides.sealed);
         overrides.sealed.extend(&state.state.sealed);
         let interval = interval_ns(&policy.policy);
         let unrecorded_seen = maps.counters()?.get(&Counter::ErrorIncidentsFull).copied().unwrap_or(0);
@@ -131,6 +134,7 @@ impl Owner {
             ended_seen: 0,
             unrecorded_seen,
             ticks: 0,
+            reconciliations: 0,
             asked_by: None,
             command_ended: Arc::default(),
         })
@@ -254,6 +258,7 @@ impl Owner {
 
     /// Makes the maps say what policy and mount table ask for.
     pub fn reconcile(&mut self, mounts: &MountWatch) {
+        self.reconciliations += 1;
         let mut result = self.try_reconcile(mounts);
         // A pool that has appeared or ended may give its node another state, and that other modes.
         if self.tell_nodes_of_pools() {
@@ -317,7 +322,7 @@ impl Owner {
             _ => None,
         });
         self.recheck(created.collect(), ended, mounts)?;
-        self.note_pools(&effective)?;
+        self.note_pools()?;
         applied?;
         // The maps first: whoever is asked from now on knows the pool.
         self.order_marks()
@@ -362,7 +367,7 @@ impl Owner {
         }
         if expired || written || ended != self.ended_seen || self.ticks.is_multiple_of(ROUND) {
             self.ended_seen = ended;
-            if self.policy_file_changed() {
+            if self.policy.has_changed(&self.options.policy) {
                 self.reload_policy();
             }
             self.reconcile(mounts);
@@ -379,6 +384,11 @@ impl Owner {
                 .then(|| format!("{} records wait for {}", audit.pending, audit.path.display()))
         });
         self.judge_posture();
+    }
+
+    /// How often it has reconciled.
+    pub fn reconciliations(&self) -> u64 {
+        self.reconciliations
     }
 
     /// Files that policy and roots depend on.
@@ -433,7 +443,7 @@ impl Owner {
     pub fn note_state_problem(&mut self, problem: Option<String>) {
         if let Some(problem) = problem {
             tracing::error!(problem, "the state file could not be understood");
-            self.troubles.set(posture::STATE, problem);
+            self.troubles.set(posture::STATE_LOST, problem);
         }
     }
 

@@ -15,7 +15,6 @@ use crate::classify::Pool;
 use crate::control::Peer;
 use crate::events::Name;
 use crate::plan;
-use crate::policy::Policy;
 
 /// Places of ended pools that are remembered.
 const PAST: usize = 1024;
@@ -46,12 +45,12 @@ impl KnownPool {
 
 impl Owner {
     /// Compares the pools in the kernel with those known, and writes down the differences.
-    pub(super) fn note_pools(&mut self, effective: &Policy) -> Result<(), String> {
+    pub(super) fn note_pools(&mut self) -> Result<(), String> {
         let entries = self.maps.observed().map_err(|error| chain(&error))?.pools;
         let mut seen = BTreeSet::new();
         for (dev, entry) in entries.iter().filter(|(_, entry)| plan::is_pool(entry)) {
             seen.insert(entry.generation);
-            self.note_pool(*dev, *entry, effective);
+            self.note_pool(*dev, *entry);
         }
         let gone: Vec<u64> =
             self.pools.keys().filter(|generation| !seen.contains(generation)).copied().collect();
@@ -63,7 +62,7 @@ impl Owner {
         Ok(())
     }
 
-    fn note_pool(&mut self, dev: u32, entry: PoolEntry, effective: &Policy) {
+    fn note_pool(&mut self, dev: u32, entry: PoolEntry) {
         let mode = Mode::from_u32(entry.mode).unwrap_or(Mode::Sealed);
         let known = self.pools.get(&entry.generation);
         let pool = match (self.classification.pool(dev), known) {
@@ -71,11 +70,13 @@ impl Owner {
             (_, Some(known)) => known.pool.clone(),
             (_, None) => detached(dev, &entry),
         };
-        let root = effective
+        // As policy spells it, which is its name everywhere: the mount table's spelling is for comparing with mounts.
+        let policy = &self.policy.policy;
+        let root = policy
             .root_of_actor_set(entry.actor_set)
             .map_or_else(PathBuf::new, |root| root.path().to_owned());
         let by_operator = self.overrides.released.contains_key(&entry.generation)
-            || self.overrides.sealed.contains(&entry.pool_id);
+            || self.overrides.is_sealed(entry.pool_id);
         let before = known.map(|known| (known.mode, known.entry.expires_boot_ns));
         let cause = match before {
             Some((Mode::Released, _)) if mode != Mode::Released && self.asker(&entry).is_none() => {

@@ -58,8 +58,13 @@ pub const MOUNT_TABLE: Trouble = Trouble {
 };
 pub const STATE: Trouble = Trouble {
     code: "state-file",
-    fix: "check the space and permissions of the state directory: it is written again by itself; after \
-          an unreadable file, seal again what has to be sealed",
+    fix: "check the space and permissions of the state directory: it is written again by itself",
+    leaves: Leaves::Part,
+};
+pub const STATE_LOST: Trouble = Trouble {
+    code: "state-lost",
+    fix: "look at `guardctl pools` and seal what has to be sealed: seals that were in force are still; any `guardctl seal` \
+          or `unseal`, or a restart, ends this reason",
     leaves: Leaves::Part,
 };
 pub const JOURNAL: Trouble = Trouble {

@@ -82,6 +82,7 @@ impl Owner {
         let known = self.find(wanted)?;
         let generation = known.entry.generation;
         self.overrides.sealed.insert(known.pool.pool_id);
+        self.troubles.clear(posture::STATE_LOST);
         self.overrides.released.remove(&generation);
         self.state.state.sealed.insert(known.pool.pool_id);
         self.close_leases(LeaseChange::Revoked, |lease| lease.generation == generation);
@@ -92,6 +93,8 @@ impl Owner {
     fn unseal(&mut self, wanted: &str, peer: &Peer, mounts: &MountWatch) -> Result<Reply, Refusal> {
         let known = self.find(wanted)?;
         self.overrides.sealed.remove(&known.pool.pool_id);
+        self.overrides.found_sealed.remove(&known.pool.pool_id);
+        self.troubles.clear(posture::STATE_LOST);
         self.state.state.sealed.remove(&known.pool.pool_id);
         let known = self.change_mode(&known, peer, mounts, "unseal")?;
         Ok(Reply::Unsealed(Box::new(self.pool_report(&known))))

@@ -1,7 +1,11 @@
 //! What survives a restart: seals of operators, and who was granted which lease.
 //!
-//! One JSON file, replaced whole (temporary file, fsync, rename, fsync of the directory). What the kernel
-//! enforces does not depend on it: a release ends by the kernel's clock, with or without this file.
+//! One JSON file, replaced whole (temporary file, fsync, rename, fsync of the directory), and then
+//! a copy of it, so that one damaged file costs nothing. What the kernel enforces depends on
+//! neither: a release ends by the kernel's clock, and an operator's seal is marked in the pool's
+//! entry until the next boot.
+
+mod text;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,7 +21,7 @@ use crate::durable;
 use crate::events::{Name, Time};
 
 const NAME: &str = "state.json";
-const VERSION: u32 = 1;
+const COPY: &str = "state.json.copy";
 
 /// The state could not be read or written.
 #[derive(Debug, Error)]
@@ -31,7 +35,6 @@ pub struct StateError {
 
 /// A granted lease.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Lease {
     pub id: String,
     pub kind: LeaseKind,
@@ -53,7 +56,6 @@ pub struct Lease {
 
 /// The cgroup that a lease is bound to, and the process that it ends with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct CommandTree {
     pub cgroup_id: u64,
     /// `s_dev` of the pool.
@@ -63,11 +65,9 @@ pub struct CommandTree {
     pub start_ticks: u64,
 }
 
-/// Content of the file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// The content of the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct State {
-    version: u32,
     /// Leases are of this boot: generations and the boot clock begin anew with the next.
     boot_id: String,
     /// Pool ids that an operator has sealed.
@@ -75,167 +75,157 @@ pub struct State {
     pub leases: Vec<Lease>,
     /// Number of the next lease.
     pub next_lease: u64,
-    /// The best tier that has proven itself on this host, unless policy has taken a weaker one by name.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The best tier that has proven itself on this host, unless policy has taken a weaker one by
+    /// name.
     pub tier: Option<Name<Tier>>,
+    /// How often it was saved.
+    saved: u64,
+    foreign: text::Foreign,
 }
 
 /// The file.
 #[derive(Debug)]
 pub struct StateFile {
-    path: PathBuf,
+    directory: PathBuf,
     pub state: State,
-    /// The last save failed: what is on disk is older.
+    /// What is on disk is older, or damaged.
     unsaved: bool,
 }
 
+/// What the two files say.
+struct Found {
+    /// `None` without any file.
+    state: Option<State>,
+    /// Files that cannot be understood, and why.
+    damaged: Vec<(PathBuf, String)>,
+    /// What may be missing in the state.
+    lost: Option<String>,
+}
+
 impl StateFile {
-    /// Reads the file of this boot or an earlier one. One that cannot be understood is kept aside, and
-    /// the second value says so.
+    /// Reads the file of this boot or an earlier one. One that cannot be understood is kept aside.
+    /// The second value says what may have been lost.
     pub fn open(directory: &Path, boot_id: &str) -> Result<(Self, Option<String>), StateError> {
-        let path = directory.join(NAME);
-        let empty = State {
-            version: VERSION,
+        let Found { state, damaged, mut lost } = find(directory, boot_id)?;
+        for (path, why) in &damaged {
+            let aside = durable::set_aside(path).map_err(|source| StateError {
+                operation: "set aside",
+                path: path.clone(),
+                source,
+            })?;
+            let aside = aside.display().to_string();
+            tracing::warn!(path = %path.display(), why, aside, "a state file is damaged");
+            if let Some(lost) = &mut lost {
+                lost.push_str(&format!("; kept as {aside}"));
+            }
+        }
+        let mut state = state.unwrap_or_else(|| State::empty(boot_id));
+        if state.boot_id != boot_id {
+            state.leases.clear();
+            state.foreign.forget_leases();
+            boot_id.clone_into(&mut state.boot_id);
+        }
+        lost = [lost, text::unknown_seals(&state)].into_iter().flatten().reduce(|all, one| all + "; " + &one);
+        Ok((Self { directory: directory.to_owned(), state, unsaved: !damaged.is_empty() }, lost))
+    }
+
+    /// Whether what is on disk is older: to be saved soon.
+    pub fn is_unsaved(&self) -> bool {
+        self.unsaved
+    }
+
+    /// Seals that the kernel's maps hold by an operator's word are an operator's, whatever the file
+    /// says.
+    pub fn adopt_seals(&mut self, in_force: &BTreeSet<u64>) {
+        let before = self.state.sealed.len();
+        self.state.sealed.extend(in_force);
+        self.unsaved |= self.state.sealed.len() != before;
+    }
+
+    /// Replaces the file, and then its copy.
+    pub fn save(&mut self) -> Result<(), StateError> {
+        self.unsaved = true;
+        self.state.saved += 1;
+        let bytes = text::write(&self.state);
+        for name in [NAME, COPY] {
+            let path = self.directory.join(name);
+            durable::replace(&path, &bytes).map_err(|(operation, source)| StateError {
+                operation,
+                path,
+                source,
+            })?;
+        }
+        self.unsaved = false;
+        Ok(())
+    }
+}
+
+impl State {
+    fn empty(boot_id: &str) -> Self {
+        Self {
             boot_id: boot_id.to_owned(),
             sealed: BTreeSet::new(),
             leases: Vec::new(),
             next_lease: 1,
             tier: None,
-        };
-        let (mut state, problem) = match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => (empty, None),
-            Err(source) => return Err(StateError { operation: "read", path, source }),
-            Ok(bytes) => match parse(&bytes) {
-                Ok(state) => (state, None),
-                Err(why) => {
-                    let aside = durable::set_aside(&path).map_err(|source| StateError {
-                        operation: "set aside",
-                        path: path.clone(),
-                        source,
-                    })?;
-                    (empty, Some(format!("{why}; kept as {}", aside.display())))
-                }
-            },
-        };
-        if state.boot_id != boot_id {
-            state.leases.clear();
-            boot_id.clone_into(&mut state.boot_id);
+            saved: 0,
+            foreign: text::Foreign::default(),
         }
-        Ok((Self { path, state, unsaved: false }, problem))
-    }
-
-    /// Whether the last save failed.
-    pub fn is_unsaved(&self) -> bool {
-        self.unsaved
-    }
-
-    /// Replaces the file.
-    pub fn save(&mut self) -> Result<(), StateError> {
-        let bytes =
-            serde_json::to_vec_pretty(&self.state).expect("the state has string keys and finite numbers");
-        let saved = durable::replace(&self.path, &bytes);
-        self.unsaved = saved.is_err();
-        saved.map_err(|(operation, source)| StateError { operation, path: self.path.clone(), source })
     }
 }
 
-/// The state of a file's text, or why it cannot be understood.
-fn parse(bytes: &[u8]) -> Result<State, String> {
-    let state: State = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    if state.version == VERSION { Ok(state) } else { Err(format!("version {}", state.version)) }
+/// Reads both files, and changes neither. One that cannot be read is an error only if the other one does not do.
+fn find(directory: &Path, boot_id: &str) -> Result<Found, StateError> {
+    let (mut texts, mut unreadable) = (Vec::new(), None);
+    for name in [NAME, COPY] {
+        let path = directory.join(name);
+        match fs::read(&path) {
+            Ok(bytes) => texts.push((path, bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => unreadable = Some(StateError { operation: "read", path, source }),
+        }
+    }
+    let found = understand(texts, boot_id);
+    match unreadable {
+        Some(error) if found.state.is_none() || found.lost.is_some() => Err(error),
+        _ => Ok(found),
+    }
 }
 
-/// The leases of this boot that run at a moment of the boot clock, as the file says; the file is left as it is. None
-/// without a file.
+fn understand(texts: Vec<(PathBuf, Vec<u8>)>, boot_id: &str) -> Found {
+    let (mut states, mut damaged, mut salvaged) = (Vec::new(), Vec::new(), BTreeSet::new());
+    for (path, bytes) in texts {
+        match text::read(&bytes) {
+            Ok(state) => states.push(state),
+            Err(why) => {
+                salvaged.extend(text::salvage(&bytes));
+                damaged.push((path, why));
+            }
+        }
+    }
+    let state = states.into_iter().reduce(|file, copy| text::merge(file, copy, boot_id));
+    if state.is_some() || damaged.is_empty() {
+        return Found { state, damaged, lost: None };
+    }
+    let list: Vec<String> = damaged.iter().map(|(path, why)| format!("{}: {why}", path.display())).collect();
+    let lost = format!("{} ({} seals found in what is left)", list.join("; "), salvaged.len());
+    let state = State { sealed: salvaged, ..State::empty(boot_id) };
+    Found { state: Some(state), damaged, lost: Some(lost) }
+}
+
+/// The leases of this boot that run at a moment of the boot clock, as the file says; the files are
+/// left as they are. None without a file.
 pub fn read_leases(directory: &Path, boot_id: &str, now_boot_ns: u64) -> Result<Vec<Lease>, StateError> {
-    let path = directory.join(NAME);
-    let failed = |operation, source| StateError { operation, path: path.clone(), source };
-    let mut state = match fs::read(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(source) => return Err(failed("read", source)),
-        Ok(bytes) => parse(&bytes).map_err(|why| failed("understand", io::Error::other(why)))?,
-    };
+    let Found { state, lost, .. } = find(directory, boot_id)?;
+    if let Some(lost) = lost {
+        let (operation, path) = ("understand", directory.join(NAME));
+        return Err(StateError { operation, path, source: io::Error::other(lost) });
+    }
+    let Some(mut state) = state else { return Ok(Vec::new()) };
     state.leases.retain(|lease| state.boot_id == boot_id && lease.ends_boot_ns > now_boot_ns);
     Ok(state.leases)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn lease() -> Lease {
-        let time: Time = serde_json::from_str("\"2026-01-02T03:04:05Z\"").unwrap();
-        Lease {
-            id: "lease-1".into(),
-            kind: LeaseKind::Release,
-            generation: 7,
-            pool_id: 9,
-            pool: "shared".into(),
-            mountpoint: "/var/lib/incus/storage-pools/shared".into(),
-            reason: "test".into(),
-            uid: 0,
-            login_uid: Some(1000),
-            granted: time,
-            ends: time,
-            ends_boot_ns: 5,
-            ttl_seconds: 600,
-            command: None,
-        }
-    }
-
-    #[test]
-    fn seals_outlive_a_reboot_and_leases_do_not() {
-        let directory = tempfile::tempdir().unwrap();
-        let (mut file, _) = StateFile::open(directory.path(), "boot-1").unwrap();
-        file.state.sealed.insert(9);
-        file.state.leases.push(lease());
-        file.save().unwrap();
-        let (same_boot, problem) = StateFile::open(directory.path(), "boot-1").unwrap();
-        assert_eq!((same_boot.state.leases.len(), problem), (1, None));
-        let (next_boot, _) = StateFile::open(directory.path(), "boot-2").unwrap();
-        assert!(next_boot.state.leases.is_empty());
-        assert!(next_boot.state.sealed.contains(&9));
-    }
-
-    #[test]
-    fn a_damaged_file_is_kept_aside_and_told() {
-        let directory = tempfile::tempdir().unwrap();
-        fs::write(directory.path().join(NAME), b"{\"version\":1,\"boo").unwrap();
-        let (file, problem) = StateFile::open(directory.path(), "boot-1").unwrap();
-        assert!(file.state.sealed.is_empty());
-        assert!(problem.unwrap().contains("state.json.unreadable"));
-        assert!(directory.path().join("state.json.unreadable").exists());
-    }
-
-    #[test]
-    fn leases_are_read_without_touching_the_file() {
-        let directory = tempfile::tempdir().unwrap();
-        assert_eq!(read_leases(directory.path(), "boot-1", 0).unwrap(), []);
-        let (mut file, _) = StateFile::open(directory.path(), "boot-1").unwrap();
-        file.state.leases.push(lease());
-        file.save().unwrap();
-        let ids = |boot: &str, now| read_leases(directory.path(), boot, now).unwrap().len();
-        assert_eq!((ids("boot-1", 4), ids("boot-1", 5), ids("boot-2", 4)), (1, 0, 0));
-        fs::write(directory.path().join(NAME), "{").unwrap();
-        assert!(read_leases(directory.path(), "boot-1", 4).is_err());
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "it was set aside");
-    }
-
-    #[test]
-    fn a_save_that_fails_leaves_the_old_file() {
-        let directory = tempfile::tempdir().unwrap();
-        let (mut file, _) = StateFile::open(directory.path(), "boot-1").unwrap();
-        file.state.sealed.insert(1);
-        file.save().unwrap();
-        fs::create_dir(directory.path().join("state.json.new")).unwrap();
-        file.state.sealed.insert(2);
-        assert!(file.save().is_err() && file.is_unsaved());
-        let (old, _) = StateFile::open(directory.path(), "boot-1").unwrap();
-        assert_eq!(old.state.sealed.len(), 1);
-        fs::remove_dir(directory.path().join("state.json.new")).unwrap();
-        file.save().unwrap();
-        assert!(!file.is_unsaved());
-        let (new, _) = StateFile::open(directory.path(), "boot-1").unwrap();
-        assert_eq!(new.state.sealed.len(), 2);
-    }
-}
+#[path = "state_tests.rs"]
+mod tests;

@@ -26,8 +26,8 @@ pub struct SealsError {
     source: io::Error,
 }
 
+/// A later version's further fields are passed over: mounts that were sealed by it are restored all the same.
 #[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Content {
     version: u32,
     boot_id: String,

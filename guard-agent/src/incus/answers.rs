@@ -3,12 +3,11 @@
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::address::Address;
 use crate::join::{Config, JoinOperation, Membership};
 
 /// The description of the operation by which a server joins a cluster.
 pub const JOINING: &str = "Joining cluster";
-/// Where Incus listens if an address names no port.
-const PORT: &str = "8443";
 /// Bytes of an unexpected answer that are shown.
 const SHOWN: usize = 200;
 /// Bytes of an error's text that are kept: it goes into evidence, journal and audit log.
@@ -137,9 +136,9 @@ fn find(list: &[Value], config: &Config) -> (Membership, Option<String>) {
         let why = "a list of members, but no cluster.https_address to look for in it".to_owned();
         return (Membership::NoAnswer { why }, None);
     };
-    let own = normal(own);
+    let own = Address::parse(own);
     let urls: Option<Vec<_>> =
-        list.iter().map(|member| Some((member, normal(member["url"].as_str()?)))).collect();
+        list.iter().map(|member| Some((member, Address::parse(member["url"].as_str()?)))).collect();
     let Some(urls) = urls else {
         let why = "a list of members without addresses".to_owned();
         return (Membership::NoAnswer { why }, None);
@@ -148,20 +147,6 @@ fn find(list: &[Value], config: &Config) -> (Membership, Option<String>) {
         Some((member, _)) => (Membership::Member, member["server_name"].as_str().map(str::to_owned)),
         None => (Membership::NotListed, None),
     }
-}
-
-/// An address as everybody writes it: host and port.
-pub(super) fn normal(address: &str) -> (String, String) {
-    let address = address.trim().trim_start_matches("https://").trim_end_matches('/');
-    let bare = address.parse::<std::net::Ipv6Addr>().is_ok();
-    let (host, port) = match address.rsplit_once(':') {
-        Some((host, port)) if !bare && port.bytes().all(|byte| byte.is_ascii_digit()) => (host, port),
-        _ => (address, ""),
-    };
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    let host = host.parse::<std::net::IpAddr>().map_or_else(|_| host.to_lowercase(), |ip| ip.to_string());
-    let port = if port.is_empty() { PORT } else { port };
-    (host, port.to_owned())
 }
 
 #[cfg(test)]

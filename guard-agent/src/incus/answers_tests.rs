@@ -52,15 +52,18 @@ fn this_server_is_found_by_its_address() {
 
 #[test]
 fn addresses_are_compared_as_they_are_meant() {
-    for (one, other) in [
-        ("https://[fd00::1]:8443", "[fd00:0:0::1]:8443"),
+    let listed = |url: &str| success(&format!(r#"[{{"server_name":"node2","url":"{url}"}}]"#));
+    for (url, own) in [
+        ("https://[fd00::1]:8443", "[FD00:0:0::1]:8443"),
         ("https://[fd00::1]:8443", "fd00::1"),
         ("https://Node2.example:8443/", "node2.example"),
     ] {
-        assert_eq!(normal(one), normal(other));
+        assert_eq!(membership(&listed(url), &config(own)), Membership::Member, "{url} {own}");
     }
-    assert_ne!(normal("10.0.2.15:8443"), normal("10.0.2.15:443"));
-    assert_ne!(normal("[fd00::1]:8443"), normal("[fd00::2]:8443"));
+    assert_eq!(
+        membership(&listed("https://[fd00::1]:8443"), &config("[fd00::2]:8443")),
+        Membership::NotListed
+    );
 }
 
 #[test]

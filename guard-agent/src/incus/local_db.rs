@@ -16,7 +16,7 @@ use rusqlite::limits::Limit;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use thiserror::Error;
 
-use super::answers::normal;
+use crate::address::Address;
 use crate::join::Config;
 use crate::mounts::Snapshot;
 use crate::roots;
@@ -47,8 +47,8 @@ pub struct LocalDb {
 impl LocalDb {
     /// This server's name in its cluster.
     pub fn own_name(&self) -> Option<&str> {
-        let own = normal(self.cluster_address.as_deref()?);
-        let row = self.raft_nodes.iter().find(|row| normal(&row.address) == own)?;
+        let own = Address::parse(self.cluster_address.as_deref()?);
+        let row = self.raft_nodes.iter().find(|row| Address::parse(&row.address) == own)?;
         Some(row.name.as_str()).filter(|name| !name.is_empty())
     }
 }

@@ -129,7 +129,7 @@ fn begun(machine: &Machine, address: &str, evidence: &Evidence) -> Conclusion {
             Conclusion::new(State::JoinFailed, format!("{set}; a join has just failed"))
         }
         State::Joining { .. } | State::JoinFailed | State::JoinPartial => failed(),
-        State::Joined { .. } | State::Unconfirmed { .. } => {
+        State::Joined { .. } | State::Unconfirmed { confirmed_by: Some(_), .. } => {
             Conclusion::speaking(State::Left, format!("{set} any more"))
         }
         State::Released if !machine.has_pools() => {
@@ -225,7 +225,8 @@ fn unanswered(machine: &Machine, rows: &str, evidence: &Evidence) -> Conclusion 
         // Nobody has ever seen it a member, and nothing speaks against it: its guests go on.
         State::Unknown { kept: Kept::Nothing } => unconfirmed(None, true, evidence),
         // It is on its way out: its database has not been emptied yet.
-        State::Left => State::Left,
+        State::Left if patient => State::Left,
+        State::Left => unconfirmed(None, true, evidence),
         State::Joining { .. } if *daemon != Daemon::Stopped && (may_run(evidence) || patient) => now.clone(),
         // A rollback leaves the database as it was: as long as no daemon goes by it, nothing has changed.
         State::Released if !machine.has_pools() && !matches!(daemon, Daemon::Running { .. }) => {

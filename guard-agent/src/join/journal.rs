@@ -2,6 +2,7 @@
 //! daemon's.
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::{Memory, State};
 use crate::events::Time;
@@ -12,7 +13,6 @@ const HISTORY: usize = 100;
 
 /// One node's journal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Journal {
     version: u32,
     /// The node's guarded root.
@@ -25,11 +25,13 @@ pub struct Journal {
     pub memory: Memory,
     /// The newest last.
     pub history: Vec<Transition>,
+    /// Fields of a later version, kept as they are: a downgrade is no loss of evidence.
+    #[serde(flatten)]
+    others: Map<String, Value>,
 }
 
 /// The node went from one state to another.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Transition {
     pub time: Time,
     pub from: State,
@@ -41,7 +43,8 @@ pub struct Transition {
 impl Journal {
     /// Of a node that nothing was written of.
     pub fn new(root: String, state: State, since: Time) -> Self {
-        Self { version: VERSION, root, state, since, memory: Memory::default(), history: Vec::new() }
+        let (memory, history, others) = (Memory::default(), Vec::new(), Map::new());
+        Self { version: VERSION, root, state, since, memory, history, others }
     }
 
     /// Adds a transition; the oldest one goes if there are too many.
@@ -159,6 +162,24 @@ mod tests {
         for length in 0..text.len() - 2 {
             assert!(Journal::parse(&text.as_bytes()[..length], "/a").is_err());
         }
+    }
+
+    #[test]
+    fn fields_of_a_later_version_are_kept() {
+        let mut journal = Journal::new("/a".to_owned(), State::Standalone, time(0));
+        journal.note(Transition {
+            time: time(1),
+            from: State::Standalone,
+            to: State::JoinFailed,
+            because: "x".to_owned(),
+        });
+        let mut later: Value = serde_json::from_str(&journal.to_text()).unwrap();
+        later["members"] = 3.into();
+        later["history"][0]["about"] = "n1".into();
+        let read = Journal::parse(later.to_string().as_bytes(), "/a").unwrap();
+        assert_eq!((&read.state, read.because()), (&State::JoinFailed, Some("x")));
+        let written: Value = serde_json::from_str(&read.to_text()).unwrap();
+        assert_eq!(written["members"], later["members"]);
     }
 
     #[test]

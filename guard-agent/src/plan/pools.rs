@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use guard_common::policy::{POOL_CANARY, POOL_EXPORTED, POOL_GUARD_TRUNCATE, POOL_NO_ALIAS};
+use guard_common::policy::{POOL_CANARY, POOL_EXPORTED, POOL_GUARD_TRUNCATE, POOL_NO_ALIAS, POOL_OPERATOR};
 use guard_common::{Mode, PoolEntry};
 
 use super::{Desired, MapOperation, Observed, node_mode};
@@ -65,8 +65,7 @@ pub(super) fn changes(desired: &Desired<'_>, observed: &Observed) -> Changes {
         } else if !is_pool(entry) {
             // See `aliases`.
         } else if let Some(root) = guarding_root(desired.policy, entry, mounted.get(dev).copied()) {
-            let mode = mode(desired, root, entry.pool_id, entry.generation);
-            changes.update(*dev, entry, with_mode(settings(root, *entry), mode));
+            changes.update(*dev, entry, settled(desired, root, *entry));
         } else if mounted.contains_key(dev) {
             changes.removed.push(MapOperation::RemovePool { dev: *dev });
         } else {
@@ -83,7 +82,7 @@ impl Changes {
         let generation = self.next_generation;
         let entry =
             PoolEntry { generation, pool_id: pool.pool_id, magic: pool.magic, ..PoolEntry::default() };
-        let entry = with_mode(settings(root, entry), mode(desired, root, pool.pool_id, generation));
+        let entry = settled(desired, root, entry);
         self.next_generation += 1;
         self.kept_magics.insert(pool.magic);
         let dev = pool.dev;
@@ -124,7 +123,7 @@ fn wanted(desired: &Desired<'_>, pool: &Pool, entry: &PoolEntry, next_generation
     // in one step, so that there is no moment without one; leases and releases of the old one end.
     let generation = if same { entry.generation } else { next_generation };
     let base = PoolEntry { generation, pool_id: pool.pool_id, magic: pool.magic, ..*entry };
-    with_mode(settings(root, base), mode(desired, root, pool.pool_id, generation))
+    settled(desired, root, base)
 }
 
 /// The root that an entry was made for, if policy still guards that kind there.
@@ -140,7 +139,7 @@ fn guarding_root<'p>(policy: &'p Policy, entry: &PoolEntry, fs_type: Option<&str
 fn mode(desired: &Desired<'_>, root: &Root, pool_id: u64, generation: u64) -> (Mode, u64) {
     match desired.overrides.released.get(&generation) {
         Some(end) if *end > desired.now_boot_ns => (Mode::Released, *end),
-        _ if desired.overrides.sealed.contains(&pool_id) => (Mode::Sealed, 0),
+        _ if desired.overrides.is_sealed(pool_id) => (Mode::Sealed, 0),
         _ => {
             let node = desired.overrides.nodes.get(&root.actor_set());
             let state = node.map_or(NodeMode::Policy, |modes| modes.of(generation));
@@ -149,14 +148,15 @@ fn mode(desired: &Desired<'_>, root: &Root, pool_id: u64, generation: u64) -> (M
     }
 }
 
-fn with_mode(entry: PoolEntry, (mode, expires_boot_ns): (Mode, u64)) -> PoolEntry {
-    PoolEntry { mode: mode as u32, expires_boot_ns, ..entry }
-}
-
-fn settings(root: &Root, entry: PoolEntry) -> PoolEntry {
+/// The entry with everything that policy, operators and the node's state say of it.
+fn settled(desired: &Desired<'_>, root: &Root, entry: PoolEntry) -> PoolEntry {
     let flag = |set: bool, flag: u32| if set { flag } else { 0 };
-    let flags = flag(root.exported(), POOL_EXPORTED) | flag(root.guard_truncate(), POOL_GUARD_TRUNCATE);
-    PoolEntry { flags, actor_set: root.actor_set(), canary_token: 0, ..entry }
+    let flags = flag(root.exported(), POOL_EXPORTED)
+        | flag(root.guard_truncate(), POOL_GUARD_TRUNCATE)
+        | flag(desired.overrides.sealed.contains(&entry.pool_id), POOL_OPERATOR);
+    let (mode, expires_boot_ns) = mode(desired, root, entry.pool_id, entry.generation);
+    let (mode, actor_set) = (mode as u32, root.actor_set());
+    PoolEntry { mode, expires_boot_ns, flags, actor_set, canary_token: 0, ..entry }
 }
 
 /// How much a mode denies. A release counts as running: it allows most.

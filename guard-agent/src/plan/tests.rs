@@ -5,7 +5,7 @@ mod steps;
 
 use std::path::Path;
 
-use guard_common::policy::{ALIAS_ACTORS, CEPH_SUPER_MAGIC, POOL_CANARY, POOL_NO_ALIAS};
+use guard_common::policy::{ALIAS_ACTORS, CEPH_SUPER_MAGIC, POOL_CANARY, POOL_NO_ALIAS, POOL_OPERATOR};
 
 use super::*;
 use crate::classify::classify;
@@ -186,6 +186,46 @@ fn a_nodes_state_seals_below_operators_and_releases() {
     host.overrides.nodes.insert(actor_set, PoolModes::default());
     host.apply(&mut maps);
     assert_eq!(mode(&maps, 43), Some(Mode::Sealed));
+}
+
+#[test]
+fn an_operators_seal_is_found_in_the_maps_without_a_state_file() {
+    let (mut host, mut maps) = started(INCUS, POOL);
+    let PoolEntry { generation, pool_id, actor_set, .. } = maps.pools[&43];
+    for modes in [PoolModes::default(), confirmed([generation])] {
+        host.overrides.nodes.insert(actor_set, modes);
+        host.overrides.sealed.insert(pool_id);
+        host.apply(&mut maps);
+        // A followed node, whose state may seal as well, a release that runs, and a pool that is not mounted.
+        for (released, table) in [(None, POOL), (Some(5000), POOL), (None, "")] {
+            host.overrides.released = released.map(|ends| (generation, ends)).into_iter().collect();
+            host.table = table.to_owned();
+            host.apply(&mut maps);
+            assert!(Overrides::adopt(&maps, &host.policy, 0).sealed.contains(&pool_id));
+        }
+        host.overrides.sealed.clear();
+        host.apply(&mut maps);
+        assert!(Overrides::adopt(&maps, &host.policy, 0).sealed.is_empty(), "taken back");
+        host.table = POOL.to_owned();
+    }
+}
+
+#[test]
+fn a_seal_without_a_known_reason_is_kept_and_is_no_operators() {
+    let text = format!("{INCUS}join = \"none\"\nmode = \"sealed\"\n");
+    let (mut host, mut maps) = started(&text, POOL);
+    assert_eq!(mode(&maps, 43), Some(Mode::Sealed));
+    // Policy was edited while no agent ran.
+    host.policy = parse(&format!("{INCUS}join = \"none\"\n"), Path::new("policy.toml")).unwrap();
+    let adopted = Overrides::adopt(&maps, &host.policy, 0);
+    assert_eq!(adopted.sealed, BTreeSet::new());
+    host.overrides = adopted;
+    host.apply(&mut maps);
+    assert_eq!(mode(&maps, 43), Some(Mode::Sealed));
+    assert_eq!(maps.pools[&43].flags & POOL_OPERATOR, 0, "the state file is not told of it");
+    host.overrides.found_sealed.clear();
+    host.apply(&mut maps);
+    assert_eq!(mode(&maps, 43), Some(Mode::Guarded));
 }
 
 fn confirmed(generations: impl IntoIterator<Item = u64>) -> PoolModes {

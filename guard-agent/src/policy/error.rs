@@ -30,7 +30,7 @@ pub struct PolicyErrors {
 
 impl PolicyErrors {
     /// The file as a whole is wrong.
-    pub(super) fn whole_file(file: PathBuf, what: String, hint: Option<String>) -> Self {
+    pub(crate) fn whole_file(file: PathBuf, what: String, hint: Option<String>) -> Self {
         Self { file, problems: vec![Problem { line: None, column: None, what, hint }] }
     }
 

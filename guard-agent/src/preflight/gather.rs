@@ -3,27 +3,33 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use super::members::{self, Member};
-use super::{Agent, Facts, Leftover, is_temporary};
+use super::members::{self, Member, ReadError, Token};
+use super::preseed::Preseed;
+use super::remote::{self, Remote};
+use super::stale::Cluster as _;
+use super::{Agent, Facts, Leftover, ceph, is_temporary};
+use crate::address::Address;
 use crate::events::Time;
 use crate::incus::{self, local_db};
 use crate::join::{Config, Daemon};
 use crate::mounts::{self, MountEntry, Snapshot};
 use crate::policy::Policy;
-use crate::rollback::helper::{self, HelperError};
 use crate::rollback::{MountPlace, NamespaceTable, all_namespaces};
 use crate::{daemon, events};
 
-/// How long the incus client may take to ask a remote.
-const REMOTE_LIMIT: Duration = Duration::from_secs(30);
+/// Where Ceph's clients look for their files.
+const CEPH: &str = "/etc/ceph";
 
 /// What is asked about.
 #[derive(Clone, Debug)]
 pub struct Question {
+    /// As policy spells it.
     pub root: PathBuf,
+    /// The same with links followed, as mount tables show it.
+    pub place: PathBuf,
     /// Where the daemon is found.
     pub incus: incus::Options,
     /// The policy in force, or the one that comes with the preset: it names the shared filesystems.
@@ -32,18 +38,26 @@ pub struct Question {
     pub server_name: String,
     pub address: Option<String>,
     pub members: Source,
-    /// Text of a join token.
-    pub token: Option<String>,
+    pub token: Option<TokenText>,
+    pub preseed: Option<Result<Preseed, String>>,
+}
+
+/// A join token, as it is written.
+#[derive(Clone, Debug)]
+pub enum TokenText {
+    /// As `incus cluster add` prints it.
+    Printed(String),
+    /// As Incus reads it in a preseed.
+    Bare(String),
 }
 
 /// Where the list of members comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Source {
     Nowhere,
     /// `incus cluster list --format json`, kept in a file.
     File(PathBuf),
-    /// A remote that the incus client on this host knows.
-    Remote(String),
+    Remote(Remote),
 }
 
 /// Gathers everything. Takes as long as the remote takes, if one is asked.
@@ -51,35 +65,71 @@ pub fn gather(question: Question) -> Facts {
     let proc = Path::new("/proc");
     let own_table = File::open(proc.join("self/mountinfo")).and_then(|table| mounts::read(&table));
     let leftovers = all_namespaces(proc)
-        .map(|tables| leftovers(&tables, &question.root, &question.policy))
+        .map(|tables| leftovers(&tables, &question.place, &question.policy))
         .map_err(|error| daemon::chain(&error));
-    let (config, daemon) = match &own_table {
-        Ok(snapshot) => (
-            Config::from(&local_db::read(&question.incus.local_db(), snapshot)),
-            incus::sight(&question.incus, snapshot, events::process::ticks_per_second()).daemon,
-        ),
-        Err(error) => (Config::Unreadable { why: format!("the mount table: {error}") }, Daemon::Unknown),
+    let (config, core_address, sighting) = match &own_table {
+        Ok(snapshot) => {
+            let database = local_db::read(&question.incus.local_db(), snapshot);
+            let core_address = database.as_ref().ok().and_then(|database| database.core_address.clone());
+            let ticks = events::process::ticks_per_second();
+            (Config::from(&database), core_address, Some(incus::sight(&question.incus, snapshot, ticks)))
+        }
+        Err(error) => (Config::Unreadable { why: format!("the mount table: {error}") }, None, None),
     };
+    // Connecting to a socket that no daemon holds would start one.
+    let own = match sighting.as_ref().map(|sighting| &sighting.listener) {
+        Some(incus::Listener::Daemon(socket)) => remote::local_server(socket),
+        _ => None,
+    };
+    let mut asked = None;
+    let members = match question.members {
+        Source::Nowhere => None,
+        Source::File(path) => Some(from_file(&path)),
+        Source::Remote(mut remote) => {
+            let members = remote.members();
+            // One that does not answer is told of once.
+            if members.is_ok() {
+                asked = Some((remote.server(), remote.ceph_pools()));
+            }
+            Some(members)
+        }
+    };
+    let (cluster, pools) = asked.unzip();
     let names = |path: PathBuf| list(&path, own_table.as_ref().ok());
-    let exists = |name: &&str| question.root.join(name).symlink_metadata().is_ok();
+    let exists = |name: &&str| question.place.join(name).symlink_metadata().is_ok();
     let certificates = ["server.crt", "cluster.crt", "cluster.key"];
     Facts {
         leftovers,
         config,
-        global_database: names(question.root.join("database/global")).map(|names| names.len()),
+        global_database: names(question.place.join("database/global")).map(|names| names.len()),
         certificates: certificates.into_iter().filter(exists).map(str::to_owned).collect(),
         pool_directories: own_table
             .as_ref()
             .map_err(ToString::to_string)
-            .and_then(|snapshot| pool_directories(&question.root, snapshot)),
-        daemon,
+            .and_then(|snapshot| pool_directories(&question.place, snapshot)),
+        daemon: sighting.map_or(Daemon::Unknown, |sighting| sighting.daemon),
         agent: question.agent,
         server_name: question.server_name,
+        address_is_local: question.address.as_deref().and_then(is_local),
         address: question.address,
-        members: members(&question.members),
-        token: question.token.map(|text| members::parse_token(&text).map_err(|error| error.to_string())),
+        core_address,
+        version: own.as_ref().map(|own| own.version).or_else(remote::client_version),
+        api_extensions: own.map(|own| own.api_extensions),
+        members,
+        cluster,
+        ceph: pools.map(|pools| Ok(ceph::look(&pools?, Path::new(CEPH)))),
+        stale: None,
+        token: question.token.map(|token| read_token(&token).map_err(|error| error.to_string())),
+        preseed: question.preseed,
         now: Time(jiff::Timestamp::now()),
         root: question.root,
+    }
+}
+
+fn read_token(token: &TokenText) -> Result<Token, ReadError> {
+    match token {
+        TokenText::Printed(text) => members::parse_token(text),
+        TokenText::Bare(text) => members::decode_token(text),
     }
 }
 
@@ -151,30 +201,58 @@ fn has_something(path: &Path, snapshot: &Snapshot) -> bool {
     }
 }
 
-fn members(source: &Source) -> Option<Result<Vec<Member>, String>> {
-    let text = match source {
-        Source::Nowhere => return None,
-        Source::File(path) => {
-            fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))
-        }
-        Source::Remote(name) => ask_remote(name),
-    };
-    Some(text.and_then(|text| members::parse_members(&text).map_err(|error| error.to_string())))
+fn from_file(path: &Path) -> Result<Vec<Member>, String> {
+    let text = fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    members::parse_members(&text).map_err(|error| error.to_string())
 }
 
-/// The client talks to the remote alone; the daemon of this host is not asked, and so not started.
-fn ask_remote(name: &str) -> Result<String, String> {
-    let target = format!("{}:", name.trim_end_matches(':'));
-    if target == "local:" || name.is_empty() || name.starts_with('-') {
-        return Err(format!("{name} is no remote: it must be a member of the cluster to be joined"));
+/// Whether an interface has the address: only then can a socket be bound to it. Names are not looked up.
+fn is_local(address: &str) -> Option<bool> {
+    let ip = Address::parse(address).ip()?;
+    match TcpListener::bind((ip, 0)) {
+        Ok(_) => Some(true),
+        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => Some(false),
+        Err(_) => None,
     }
-    let answer =
-        helper::ask_program("incus", &["cluster", "list", &target, "--format", "json"], REMOTE_LIMIT);
-    match answer {
-        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
-        Err(HelperError::Start { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            Err("there is no incus client on this host".to_owned())
-        }
-        Err(error) => Err(format!("incus cluster list {target}: {}", daemon::chain(&error))),
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::roots;
+
+    #[test]
+    fn addresses_of_this_host() {
+        assert_eq!(is_local("127.0.0.1:8443"), Some(true));
+        assert_eq!(is_local("192.0.2.7"), Some(false), "a network for documents");
+        assert_eq!(is_local("n2.example"), None);
+    }
+
+    #[test]
+    fn pools_below_a_linked_root_are_found() {
+        let directory = tempfile::tempdir().unwrap();
+        let base = fs::canonicalize(directory.path()).unwrap();
+        let (disk, link) = (base.join("disk/incus"), base.join("incus"));
+        fs::create_dir_all(disk.join("storage-pools/shared")).unwrap();
+        fs::create_dir_all(disk.join("storage-pools/local/custom/volume")).unwrap();
+        symlink("disk/incus", &link).unwrap();
+        let table = format!(
+            "1 0 8:1 / / rw - ext4 /dev/vda rw\n\
+             2 1 0:43 / {}/storage-pools/shared rw - ceph admin@1.fs=/ rw\n",
+            disk.display()
+        );
+        let mounts = Snapshot::parse(table.as_bytes());
+        let place = roots::resolve_root(&link, &mounts).0;
+        assert_eq!(pool_directories(&place, &mounts).unwrap(), [("local".to_owned(), true)]);
+
+        let policy = "version = 1\n[[root]]\npreset = \"incus\"\n";
+        let policy = crate::policy::parse(policy, Path::new("policy.toml")).unwrap();
+        let tables = [NamespaceTable { namespace: 1, is_host: true, pid: 1, mounts }];
+        let found = leftovers(&tables, &place, &policy);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].place.mountpoint.ends_with("disk/incus/storage-pools/shared"));
+        assert_eq!(leftovers(&tables, &link, &policy), [], "as policy spells it, nothing is below it");
     }
 }

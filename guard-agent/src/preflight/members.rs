@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use thiserror::Error;
 
+use crate::address::Address;
 use crate::events::Time;
 
 /// A member, as `incus cluster list --format json` shows it. Keys that are not needed are passed over.
@@ -16,9 +17,8 @@ pub struct Member {
 }
 
 impl Member {
-    /// Host and port.
-    pub fn address(&self) -> &str {
-        self.url.strip_prefix("https://").unwrap_or(&self.url).trim_end_matches('/')
+    pub fn address(&self) -> Address {
+        Address::parse(&self.url)
     }
 }
 
@@ -48,8 +48,13 @@ pub fn parse_members(text: &str) -> Result<Vec<Member>, ReadError> {
     serde_json::from_str(text).map_err(|error| ReadError::Members { detail: error.to_string() })
 }
 
-/// Reads a token as `incus cluster add` prints it: base64 of JSON, perhaps behind a line of text.
+/// Reads a token as `incus cluster add` prints it: perhaps behind a line of text.
 pub fn parse_token(text: &str) -> Result<Token, ReadError> {
+    decode_token(text.split_whitespace().next_back().unwrap_or_default())
+}
+
+/// Reads a token as Incus itself reads it: base64 of JSON. Line breaks do not matter, blanks do.
+pub fn decode_token(text: &str) -> Result<Token, ReadError> {
     #[derive(Deserialize)]
     struct Raw {
         server_name: String,
@@ -59,8 +64,8 @@ pub fn parse_token(text: &str) -> Result<Token, ReadError> {
         #[serde(default)]
         expires_at: Option<String>,
     }
-    let last = text.split_whitespace().next_back().unwrap_or_default();
-    let bytes = decode_base64(last).ok_or(ReadError::Base64)?;
+    let digits: String = text.chars().filter(|digit| !matches!(digit, '\r' | '\n')).collect();
+    let bytes = decode_base64(&digits).ok_or(ReadError::Base64)?;
     let token = |detail: String| ReadError::Token { detail };
     let raw: Raw = serde_json::from_slice(&bytes).map_err(|error| token(error.to_string()))?;
     // Go's zero time: the token does not expire.
@@ -81,7 +86,7 @@ pub fn parse_token(text: &str) -> Result<Token, ReadError> {
 }
 
 /// The standard alphabet, padded or not.
-fn decode_base64(text: &str) -> Option<Vec<u8>> {
+pub(super) fn decode_base64(text: &str) -> Option<Vec<u8>> {
     let digits = text.trim_end_matches('=').as_bytes();
     if digits.is_empty() || digits.len() % 4 == 1 {
         return None;
@@ -105,29 +110,6 @@ fn decode_base64(text: &str) -> Option<Vec<u8>> {
         bytes.extend_from_slice(&[first, second, third][..group.len() - 1]);
     }
     Some(bytes)
-}
-
-/// What a preseed says of the node to be. Only the keys at issue are looked for, line by line: whatever is written
-/// in another way is not found, and then not checked.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Preseed {
-    pub server_name: Option<String>,
-    pub server_address: Option<String>,
-    pub cluster_token: Option<String>,
-}
-
-/// Reads a preseed for `incus admin init --preseed`.
-pub fn parse_preseed(text: &str) -> Preseed {
-    let value = |key: &str| {
-        let line = text.lines().map(str::trim).find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
-        let value = line.trim().trim_matches(['"', '\'']);
-        (!value.is_empty() && value != "null").then(|| value.to_owned())
-    };
-    Preseed {
-        server_name: value("server_name"),
-        server_address: value("server_address"),
-        cluster_token: value("cluster_token"),
-    }
 }
 
 #[cfg(test)]
@@ -155,7 +137,10 @@ mod tests {
         let text = r#"[{"server_name":"n1","url":"https://10.0.0.1:8443","status":"Online","database":true,
             "roles":["database"],"message":"Fully operational"}]"#;
         let members = parse_members(text).unwrap();
-        assert_eq!((members[0].server_name.as_str(), members[0].address()), ("n1", "10.0.0.1:8443"));
+        assert_eq!(
+            (members[0].server_name.as_str(), members[0].address()),
+            ("n1", Address::parse("10.0.0.1"))
+        );
         assert!(parse_members("Error: not clustered").is_err());
     }
 
@@ -173,16 +158,6 @@ mod tests {
         assert!(matches!(parse_token("aGVsbG8="), Err(ReadError::Token { .. })));
     }
 
-    #[test]
-    fn the_keys_of_a_preseed() {
-        let text = "cluster:\n  enabled: true\n  server_name: \"n2\"\n  server_address: 10.0.0.2:8443\n  cluster_token: abc=\n";
-        let preseed = parse_preseed(text);
-        assert_eq!(preseed.server_name.as_deref(), Some("n2"));
-        assert_eq!(preseed.server_address.as_deref(), Some("10.0.0.2:8443"));
-        assert_eq!(preseed.cluster_token.as_deref(), Some("abc="));
-        assert_eq!(parse_preseed("config: {}\n"), Preseed::default());
-    }
-
     proptest! {
         #[test]
         fn base64_comes_back(bytes in prop::collection::vec(any::<u8>(), 1..60)) {
@@ -192,7 +167,7 @@ mod tests {
         #[test]
         fn anything_is_a_token_or_an_error(text in "\\PC{0,80}") {
             let _ = parse_token(&text);
-            let _ = parse_preseed(&text);
+            let _ = decode_token(&text);
         }
     }
 }

@@ -1,22 +1,34 @@
-//! Is this node fit to join a cluster? Each finding with what was seen and what to do. The checks are pure; `gather`
-//! reads the facts, `members` what the cluster says.
+//! Is this node fit to join a cluster? Each finding with what was seen and what to do. The checks are pure, here and in
+//! `cluster`; `gather` reads the facts, `members` what the cluster says, `preseed` what the node is to be, `remote` asks a
+//! member, `ceph` looks at its files, `stale` has an old entry removed.
 
+mod ceph;
+mod cluster;
 mod gather;
 pub mod members;
+pub mod preseed;
+mod remote;
 pub mod service;
+pub mod stale;
 #[cfg(test)]
 mod tests;
+mod version;
 
 use std::path::{Path, PathBuf};
 
+use crate::address::{Address, Covered};
 use crate::doctor::Check;
 use crate::events::Time;
 use crate::join::{Config, Daemon};
 use crate::posture::{Posture, State as PostureState};
 use crate::rollback::MountPlace;
 
-pub use gather::{Question, Source, gather};
+pub use ceph::Missing;
+pub use gather::{Question, Source, TokenText, gather};
 use members::{Member, Token};
+use preseed::Preseed;
+pub use remote::{Remote, Server};
+pub use version::Version;
 
 /// Everything that the checks look at. Whatever could not be had says so by itself.
 #[derive(Clone, Debug)]
@@ -39,10 +51,35 @@ pub struct Facts {
     pub server_name: String,
     /// The address that it will have, if that is known.
     pub address: Option<String>,
+    /// Whether an interface of this host has it; `None` if that is not known.
+    pub address_is_local: Option<bool>,
+    /// `core.https_address`.
+    pub core_address: Option<String>,
+    /// Of the Incus on this host.
+    pub version: Option<Version>,
+    /// Of its daemon, if that runs and listens.
+    pub api_extensions: Option<usize>,
     /// `None`: nobody was asked.
     pub members: Option<Result<Vec<Member>, String>>,
+    /// What a member says of itself, if a remote was given.
+    pub cluster: Option<Result<Server, String>>,
+    /// What is missing for the cluster's pools on Ceph, if a remote was given.
+    pub ceph: Option<Result<Vec<Missing>, String>>,
+    /// Stale entries that were removed, or why not, if that was asked for.
+    pub stale: Option<Result<Vec<String>, String>>,
     pub token: Option<Result<Token, String>>,
+    pub preseed: Option<Result<Preseed, String>>,
     pub now: Time,
+}
+
+impl Facts {
+    /// The name that the node will have: a token's goes before all others.
+    fn wanted_name(&self) -> &str {
+        match &self.token {
+            Some(Ok(token)) => &token.server_name,
+            _ => &self.server_name,
+        }
+    }
 }
 
 /// A mount that an earlier join has left.
@@ -69,8 +106,9 @@ pub fn checks(facts: &Facts) -> Vec<Check> {
     let mut checks = agent(facts);
     checks.extend([leftover_mounts(facts), membership(facts), certificates(facts), global_database(facts)]);
     checks.extend([pool_directories(facts), daemon(facts)]);
+    checks.extend(preseed(facts));
     checks.extend(token(facts));
-    checks.extend(conflicts(facts));
+    checks.extend(cluster::checks(facts));
     checks
 }
 
@@ -154,14 +192,7 @@ fn membership(facts: &Facts) -> Check {
         Config::Read { raft_nodes: 0, cluster_address: None, .. } => {
             Check::ok(code, name, "no cluster address, no raft nodes")
         }
-        Config::Read { raft_nodes: 0, cluster_address: Some(address), .. } => {
-            let found = format!(
-                "cluster.https_address is {address}, without raft nodes: a join was begun and has failed"
-            );
-            let fix =
-                format!("{ROLLBACK}, then the join can be tried again; or guardctl wipe for a fresh start");
-            Check::warn("cluster-address", name, found, fix)
-        }
+        Config::Read { raft_nodes: 0, cluster_address: Some(address), .. } => begun(facts, address),
         Config::Read { raft_nodes, .. } => {
             let found = format!("{raft_nodes} raft nodes: this node is a member, or a join broke off late");
             let fix = format!(
@@ -170,6 +201,39 @@ fn membership(facts: &Facts) -> Check {
                 facts.server_name
             );
             Check::fail("raft-nodes", name, found, fix)
+        }
+    }
+}
+
+/// A join was begun and has failed. Some versions then take the same address only.
+fn begun(facts: &Facts, set: &str) -> Check {
+    let (code, name) = ("cluster-address", "local database");
+    let found =
+        format!("cluster.https_address is {set}, without raft nodes: a join was begun and has failed");
+    let again = format!("{ROLLBACK}, then the join can be tried again; or guardctl wipe for a fresh start");
+    let unset = format!(
+        "while Incus runs: incus config unset cluster.https_address; then {ROLLBACK} --stop-incus, and join; or guardctl \
+         wipe for a fresh start"
+    );
+    let Some(address) = facts.address.as_deref().map(Address::parse) else {
+        return Check::warn(code, name, found, again);
+    };
+    match (Address::parse(set).covers(&address), facts.version) {
+        (Covered::Yes, _) => Check::warn(code, name, found, again),
+        (_, Some(version)) if !version.keeps_to_set_address() => Check::warn(code, name, found, again),
+        (covered, Some(version)) => {
+            let found = format!("{found}; Incus {version} joins with that address only, not with {address}");
+            match covered {
+                Covered::No => Check::fail(code, name, found, unset),
+                // Incus looks the name up.
+                Covered::Yes | Covered::Unknown => Check::warn(code, name, found, unset),
+            }
+        }
+        (_, None) => {
+            let found = format!(
+                "{found}; from 6.0.5, 6.15 on Incus joins with that address only, not with {address}"
+            );
+            Check::warn(code, name, found, unset)
         }
     }
 }
@@ -247,6 +311,32 @@ fn daemon(facts: &Facts) -> Check {
     }
 }
 
+fn preseed(facts: &Facts) -> Option<Check> {
+    let (code, name) = ("preseed", "preseed");
+    let preseed = match facts.preseed.as_ref()? {
+        Ok(preseed) => preseed,
+        Err(why) => {
+            let fix = "correct it: Incus would not read it either, and nothing of it was checked";
+            return Some(Check::fail(code, name, why, fix));
+        }
+    };
+    if !preseed.joins() {
+        let found = "neither cluster_token nor cluster_address: Incus would make a new cluster of it";
+        return Some(Check::fail(
+            code,
+            name,
+            found,
+            "on a member: incus cluster add NAME; its token goes in",
+        ));
+    }
+    if preseed.server_address.is_none() {
+        let found = "no server_address: Incus refuses such a join";
+        return Some(Check::fail(code, name, found, "add cluster: server_address: ADDRESS:8443"));
+    }
+    let place = preseed.inside.as_deref().map(|place| format!(" (inside: {place})")).unwrap_or_default();
+    Some(Check::ok(code, name, format!("asks for a join{place}")))
+}
+
 fn token(facts: &Facts) -> Option<Check> {
     let (code, name) = ("token", "join token");
     let fix = "make a new one on a member: incus cluster add NAME";
@@ -264,78 +354,6 @@ fn token(facts: &Facts) -> Option<Check> {
             }
         },
     })
-}
-
-/// Name and address against the list of members.
-fn conflicts(facts: &Facts) -> Vec<Check> {
-    let (code, name) = ("members", "cluster members");
-    let members = match &facts.members {
-        None => {
-            let fix = "on a member: incus cluster list --format json > FILE; then --members FILE here (or --remote NAME)";
-            return vec![Check::warn(
-                code,
-                name,
-                "not asked: conflicts of name and address were not looked for",
-                fix,
-            )];
-        }
-        Some(Err(why)) => return vec![Check::fail(code, name, why, "give --members FILE instead")],
-        Some(Ok(members)) => members,
-    };
-    let mut checks = Vec::new();
-    let remove = |member: &Member| {
-        let name = &member.server_name;
-        let (name, status) = (name, &member.status);
-        format!(
-            "is it this node's own old entry ({status})? on a member: incus cluster remove --force {name}"
-        )
-    };
-    let wanted = match &facts.token {
-        Some(Ok(token)) => &token.server_name,
-        _ => &facts.server_name,
-    };
-    if let Some(member) = members.iter().find(|member| member.server_name == *wanted) {
-        let found = format!("a member is called {wanted} already (at {})", member.address());
-        checks.push(Check::fail("name-conflict", name, found, remove(member)));
-    }
-    let address = facts.address.as_deref().map(with_port);
-    if let Some(address) = &address
-        && let Some(member) = members.iter().find(|member| with_port(member.address()) == *address)
-    {
-        let found = format!(
-            "{} has the address {address} already: such a join fails after it has mounted the pools",
-            member.server_name
-        );
-        checks.push(Check::fail("address-conflict", name, found, remove(member)));
-    }
-    if !checks.is_empty() {
-        return checks;
-    }
-    let found = match address {
-        Some(address) => format!("{}: none is called {wanted} or has {address}", members.len()),
-        None => format!(
-            "{}: none is called {wanted} (addresses were not compared: give --address)",
-            members.len()
-        ),
-    };
-    vec![Check::ok(code, name, found)]
-}
-
-/// Incus's port, if none is given.
-fn with_port(address: &str) -> String {
-    let has_port = match address.rsplit_once(':') {
-        Some((host, port)) => {
-            !port.is_empty()
-                && port.bytes().all(|b| b.is_ascii_digit())
-                && (!host.contains(':') || host.ends_with(']'))
-        }
-        None => false,
-    };
-    if has_port { address.to_owned() } else { format!("{}:8443", bracketed(address)) }
-}
-
-fn bracketed(host: &str) -> String {
-    if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() }
 }
 
 /// The directory in which Incus makes its temporary mounts is named like this.

@@ -41,6 +41,7 @@ mod policy_standin;
 mod restart_standin;
 mod rollback_standin;
 mod seal_cephfs;
+mod seal_standin;
 mod silent_standin;
 mod tier_standin;
 mod trouble_incus;
@@ -85,6 +86,7 @@ const STANDIN: &[&[Test]] = &[
     node_cluster_standin::TESTS,
     rollback_standin::TESTS,
     node_trouble_standin::TESTS,
+    seal_standin::TESTS,
     journal_standin::TESTS,
     million_standin::TESTS,
     lab_standin::TESTS,

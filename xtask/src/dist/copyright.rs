@@ -197,6 +197,7 @@ mod tests {
         assert_eq!(choose("MIT OR Apache-2.0"), ["MIT"]);
         assert_eq!(choose("Unlicense/MIT"), ["MIT"]);
         assert_eq!(choose("(MIT OR Apache-2.0) AND Unicode-3.0"), ["MIT", "Unicode-3.0"]);
+        assert_eq!(choose("(Apache-2.0 OR MIT) AND BSD-3-Clause"), ["MIT", "BSD-3-Clause"]);
         assert_eq!(choose("Zlib"), ["Zlib"]);
     }
 

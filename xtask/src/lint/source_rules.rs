@@ -30,9 +30,12 @@ const PURE: &[&str] = &[
     "guard-agent/src/rollback/guests.rs",
     "guard-agent/src/rollback/report.rs",
     "guard-agent/src/wipe/mounts.rs",
+    "guard-agent/src/preflight/cluster.rs",
     "guard-agent/src/preflight/mod.rs",
     "guard-agent/src/preflight/members.rs",
+    "guard-agent/src/preflight/preseed.rs",
     "guard-agent/src/preflight/service.rs",
+    "guard-agent/src/preflight/version.rs",
     "guard-agent/src/control/protocol.rs",
     "guard-agent/src/control/protocol",
 ];

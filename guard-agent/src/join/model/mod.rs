@@ -12,16 +12,17 @@ use stateright::{Checker, Expectation, HasDiscoveries, Model};
 use lab::Lab;
 use world::{Bounds, Fault, World};
 
-/// Each alone with one or two of the others is explored whole; all at once would take hours.
+/// Each alone with one or two of the others is explored whole; all at once would take hours. (What is wide is first: a
+/// broken variant is looked for from the end.)
 const BOUNDS: [Bounds; 8] = [
-    Bounds { crashes: 1, joins: 1, ..SMALL },
     Bounds { kills: 1, starts: 1, joins: 1, ..SMALL },
-    Bounds { kills: 1, joins: 2, mounts: 0, ..SMALL },
-    Bounds { kills: 1, joins: 1, releases: 1, mounts: 0, ..SMALL },
-    Bounds { joins: 1, removals: 1, silences: 1, mounts: 0, ..SMALL },
-    Bounds { crashes: 1, joins: 1, removals: 1, mounts: 0, ..SMALL },
-    Bounds { kills: 1, starts: 1, joins: 1, others: 1, mounts: 0, ..SMALL },
-    Bounds { joins: 1, under_way: 2, mounts: 0, ..SMALL },
+    Bounds { crashes: 1, joins: 1, removals: 1, ..SMALL },
+    Bounds { joins: 1, removals: 1, silences: 1, ..SMALL },
+    Bounds { joins: 2, ..SMALL },
+    Bounds { joins: 1, mounts: 1, ..SMALL },
+    Bounds { crashes: 1, joins: 1, ..SMALL },
+    Bounds { joins: 1, others: 1, ..SMALL },
+    Bounds { joins: 1, releases: 1, ..SMALL },
 ];
 const SMALL: Bounds = Bounds {
     crashes: 0,
@@ -32,7 +33,7 @@ const SMALL: Bounds = Bounds {
     removals: 0,
     others: 0,
     silences: 0,
-    mounts: 1,
+    mounts: 0,
     under_way: 1,
 };
 
@@ -74,7 +75,7 @@ const LONG: Bounds = Bounds {
 };
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
     fn all_invariants_hold_along_long_histories(

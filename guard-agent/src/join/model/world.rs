@@ -317,6 +317,10 @@ impl World {
             evidence.daemon = Daemon::Running { incarnation: Self::incarnation(life), age_seconds: 0 };
             (evidence.operation, evidence.membership) = match (answers, self.member, self.raft) {
                 (false, ..) => (JoinOperation::Unknown, no_answer()),
+                // Whoever asks all members waits for the slowest.
+                (true, true, _) if fault == Fault::OthersOperations && self.other_joins => {
+                    (self.operation(fault), no_answer())
+                }
                 (true, true, _) => (self.operation(fault), Membership::Member),
                 // A daemon with raft nodes and no membership never gets its database.
                 (true, false, true) => (self.operation(fault), no_answer()),
