@@ -57,7 +57,7 @@ fn rotation(host: &Machine, guard: &Guard<'_>) -> Result<()> {
     host.run("runuser -u reader -- head -n 1 /var/log/guard-agent/audit.jsonl")?;
     host.run("logrotate --force /etc/logrotate.d/guard-agent && ls /var/log/guard-agent/audit.jsonl.2.gz")?;
     let events = host.run("runuser -u reader -- guardctl events -n 1000 --json")?;
-    let sequence = |line: &str| Some(serde_json::from_str::<Value>(line).ok()?["sequence"].as_u64()?);
+    let sequence = |line: &str| serde_json::from_str::<Value>(line).ok()?["sequence"].as_u64();
     let numbers: Vec<u64> = events.lines().filter_map(sequence).collect();
     let gaps = numbers.windows(2).filter(|pair| pair[1] != pair[0] + 1).count();
     ensure!(
