@@ -274,8 +274,8 @@ mod tests {
         let interrupt = Interrupt::catch().unwrap();
         assert!(!interrupt.came());
         // raise(3) is for this thread alone: others have the default action, which ends the test
-        // program.
-        nix::sys::signal::raise(Signal::SIGINT).unwrap();
+        // program. (SIGINT is ignored below a shell's `&`, and SIGHUP below nohup.)
+        nix::sys::signal::raise(Signal::SIGTERM).unwrap();
         assert!(interrupt.came());
         drop(interrupt);
         assert!(!Interrupt::catch().unwrap().came());

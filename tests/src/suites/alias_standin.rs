@@ -16,7 +16,7 @@ use crate::harness::scratch::Scratch;
 
 pub const TESTS: &[Test] = &[
     Test::new("alias_of_a_sealed_pool_is_closed_to_its_actors_only", actors_only),
-    Test::new("alias_is_closed_before_a_sealed_root_has_a_pool", without_a_pool),
+    Test::new("alias_is_closed_once_a_sealed_root_has_a_pool", without_a_pool),
 ];
 
 const DAEMON: &str = "/sys/fs/cgroup/standin-alias";
@@ -101,6 +101,10 @@ fn without_a_pool() -> Result<()> {
     let ground = Guarded::new("alias-early", &format!("mode = \"sealed\"\n{ACTORS}"))?;
     let agent = ground.installation.start()?;
     let other = outside(&scratch, "other")?;
+    // Without a pool there is nothing that another mount could show.
+    as_daemon(&other.path().join("file3"), true)?;
+    let pool = ground.pool("pool")?;
+    ground.wait_for_mode(pool.path(), "sealed")?;
     as_daemon(&other.path().join("file0"), false)?;
     rm_passes(&other.path().join("file1"))?;
     // What is in the kernel stays without an agent.
@@ -109,6 +113,7 @@ fn without_a_pool() -> Result<()> {
     rm_passes(&other.path().join("file2"))?;
     ground.installation.write_policy(&ground.policy(ACTORS))?;
     let _agent = ground.installation.start()?;
+    ground.guardctl(&["unseal", "pool"])?;
     as_daemon(&other.path().join("file0"), true)?;
     fs::remove_dir(DAEMON).context("remove the daemon's cgroup")
 }

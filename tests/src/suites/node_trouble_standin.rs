@@ -228,10 +228,10 @@ fn idle_socket() -> Result<()> {
     let report = node.wait_for_looks(&ground, 3)?;
     ensure!(report["evidence"]["daemon"]["is"] == "stopped", "{report}");
     // What makes it look more often, too.
-    node.write_config(Some("10.99.0.2:8443"), 0)?;
-    node.wait_for_state(&ground, "join-failed")?;
+    node.write_config(Some("10.99.0.2:8443"), 2)?;
+    node.wait_for_state(&ground, "unconfirmed")?;
     node.wait_for_looks(&ground, 3)?;
-    is_sealed(&node, pool.path())?;
+    is_guarded(&node, pool.path())?;
     let dialled = listener.accept();
     ensure!(
         dialled.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock),

@@ -43,6 +43,7 @@ fn fresh_node(name: &str, more: &str) -> Result<(Guarded, StandinNode)> {
 }
 
 /// One with a cluster address and no raft nodes: a join has been begun here, and nothing runs.
+/// A pool that is mounted before anybody watches makes it `join-failed`.
 fn failed_node(name: &str, more: &str) -> Result<(Guarded, StandinNode)> {
     let (ground, node) = fresh_node(name, more)?;
     node.write_config(Some(ADDRESS), 0)?;
@@ -95,9 +96,9 @@ fn refused() -> Result<()> {
 
 fn released() -> Result<()> {
     let (ground, node) = failed_node("released", "")?;
+    let pool = ground.pool("pool")?;
     let agent = ground.installation.start()?;
     node.wait_for_state(&ground, "join-failed")?;
-    let pool = ground.pool("pool")?;
     ground.wait_for_mode(pool.path(), "sealed")?;
     let scratch = Scratch::new("released")?;
     let place = scratch.join("copy");
@@ -134,9 +135,9 @@ fn released() -> Result<()> {
 
 fn remains() -> Result<()> {
     let (ground, node) = failed_node("remains", "")?;
+    let pool = ground.pool("pool")?;
     let _agent = ground.installation.start()?;
     node.wait_for_state(&ground, "join-failed")?;
-    let pool = ground.pool("pool")?;
     let holder = Holder::of_file(&pool.path().join("volume/file0"))?;
     let (code, report) = rollback(&ground, &[])?;
     ensure!(code == 1 && report["state"] == "join-failed", "{report:#}");
@@ -158,9 +159,9 @@ fn remains() -> Result<()> {
 
 fn killed() -> Result<()> {
     let (ground, node) = failed_node("killed", "")?;
+    let pool = ground.pool("pool")?;
     let agent = ground.installation.start()?;
     node.wait_for_state(&ground, "join-failed")?;
-    let pool = ground.pool("pool")?;
     // Detached and held: the rollback waits for the superblock's end, and that is where everyone is killed.
     let directory = Holder::in_directory(&pool.path().join("volume"))?;
     let inside = format!("/proc/{}/cwd/file1", directory.pid());
@@ -202,11 +203,11 @@ fn by_policy() -> Result<()> {
 
 fn wiped() -> Result<()> {
     let (ground, mut node) = failed_node("wiped", "")?;
+    let pool = ground.pool("storage-pools/shared")?;
     let _agent = ground.installation.start()?;
     // Without systemd it is ended by a signal.
     node.start()?;
     node.wait_for_state(&ground, "join-failed")?;
-    let pool = ground.pool("storage-pools/shared")?;
     // Keeps the pool's content where it can be counted.
     let witness = Scratch::new("wiped")?;
     populate(&witness.join("data"))?;
@@ -242,9 +243,9 @@ fn wiped() -> Result<()> {
 
 fn preflight() -> Result<()> {
     let (ground, node) = failed_node("preflight", "")?;
+    let pool = ground.pool("pool")?;
     let _agent = ground.installation.start()?;
     node.wait_for_state(&ground, "join-failed")?;
-    let pool = ground.pool("pool")?;
     let codes = |arguments: &[&str]| -> Result<(i32, Vec<String>)> {
         let output = ground.installation.guardctl(arguments)?;
         let checks: Vec<Value> = serde_json::from_slice(&output.stdout)
