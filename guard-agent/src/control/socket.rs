@@ -80,7 +80,7 @@ fn bind_privately(private: &Path, path: &Path, group: Option<Gid>) -> Result<Bou
     Ok(Bound { listener, path: path.to_owned(), identity })
 }
 
-/// Creates the directory. One that is there already (systemd's `RuntimeDirectory=`) is only opened to
+/// Creates the directory. One that is there already (of an earlier agent, say) is only opened to
 /// the group, and only if it is private to us.
 fn prepare_directory(run_dir: &Path, group: Option<Gid>) -> Result<(), SocketError> {
     let mut builder = DirBuilder::new();

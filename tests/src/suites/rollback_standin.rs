@@ -96,7 +96,7 @@ fn refused() -> Result<()> {
 
 fn released() -> Result<()> {
     let (ground, node) = failed_node("released", "")?;
-    let pool = ground.pool("pool")?;
+    let pool = ground.mount("pool")?;
     let agent = ground.installation.start()?;
     node.wait_for_state(&ground, "join-failed")?;
     ground.wait_for_mode(pool.path(), "sealed")?;
@@ -135,7 +135,7 @@ fn released() -> Result<()> {
 
 fn remains() -> Result<()> {
     let (ground, node) = failed_node("remains", "")?;
-    let pool = ground.pool("pool")?;
+    let pool = ground.mount("pool")?;
     let _agent = ground.installation.start()?;
     node.wait_for_state(&ground, "join-failed")?;
     let holder = Holder::of_file(&pool.path().join("volume/file0"))?;
@@ -159,7 +159,7 @@ fn remains() -> Result<()> {
 
 fn killed() -> Result<()> {
     let (ground, node) = failed_node("killed", "")?;
-    let pool = ground.pool("pool")?;
+    let pool = ground.mount("pool")?;
     let agent = ground.installation.start()?;
     node.wait_for_state(&ground, "join-failed")?;
     // Detached and held: the rollback waits for the superblock's end, and that is where everyone is killed.
@@ -203,7 +203,7 @@ fn by_policy() -> Result<()> {
 
 fn wiped() -> Result<()> {
     let (ground, mut node) = failed_node("wiped", "")?;
-    let pool = ground.pool("storage-pools/shared")?;
+    let pool = ground.mount("storage-pools/shared")?;
     let _agent = ground.installation.start()?;
     // Without systemd it is ended by a signal.
     node.start()?;
@@ -243,7 +243,7 @@ fn wiped() -> Result<()> {
 
 fn preflight() -> Result<()> {
     let (ground, node) = failed_node("preflight", "")?;
-    let pool = ground.pool("pool")?;
+    let pool = ground.mount("pool")?;
     let _agent = ground.installation.start()?;
     node.wait_for_state(&ground, "join-failed")?;
     let codes = |arguments: &[&str]| -> Result<(i32, Vec<String>)> {
