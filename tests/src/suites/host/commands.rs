@@ -75,7 +75,8 @@ fn commands(tier: &str) -> Result<()> {
         Ok(())
     };
     row("status", posture)?;
-    row("doctor", posture)?;
+    // It judges the host, which could do better than a policy that names this tier.
+    row("doctor", 0)?;
     for (command, expected) in TABLE {
         let lease = host.run("guardctl lease list --json | jq -r '.[0].id // empty'")?;
         row(&command.replace("LEASE", lease.trim()).replace("POOL", POOL), *expected)?;
