@@ -135,6 +135,12 @@ fn begun(machine: &Machine, address: &str, evidence: &Evidence) -> Conclusion {
         State::Released if !machine.has_pools() => {
             Conclusion::new(State::Released, format!("{set}, and no pool"))
         }
+        // One question without an answer is no evidence: the pool alone stays sealed until the next look.
+        State::Standalone | State::Left
+            if may_run && machine.has_strangers(None) && !machine.has_strangers(evidence.stream) =>
+        {
+            Conclusion::new(now.clone(), format!("{set}; whether a join runs is not known"))
+        }
         _ if machine.has_strangers(quiet_stream(evidence)) => Conclusion::new(
             State::JoinFailed,
             format!("{set}; a pool is mounted, and nobody has seen that it is the node's own"),

@@ -186,6 +186,17 @@ fn a_pool_that_came_unseen_with_an_address_set_is_sealed_until_an_operator_says_
 }
 
 #[test]
+fn a_question_without_an_answer_condemns_no_pool() {
+    let standing = |operation| Evidence { operation, stream: Some(1), ..evidence(ADDRESS, 0, runs(7)) };
+    let machine = looked(Machine::at(State::Standalone, Pools::new()), standing(JoinOperation::None));
+    let machine = step(machine, Event::Pools { alive: [POOL].into() });
+    let machine = looked(machine, standing(JoinOperation::Unknown));
+    assert_eq!((machine.state(), mode(&machine)), (&State::Standalone, NodeMode::Sealed));
+    let machine = looked(machine, standing(JoinOperation::None));
+    assert_eq!((machine.state(), mode(&machine)), (&State::Standalone, NodeMode::Policy));
+}
+
+#[test]
 fn making_a_cluster_is_no_join() {
     let machine = looked(at(State::Standalone), evidence(None, 0, runs(7)));
     assert_eq!(mode(&machine), NodeMode::Policy);

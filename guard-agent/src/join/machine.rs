@@ -39,7 +39,7 @@ pub struct Machine {
     /// Generations of those that came while the daemon was followed and no join had begun.
     witnessed: BTreeSet<u64>,
     memory: Memory,
-    /// The last look found the daemon's event stream connected, and it has not broken since.
+    /// The event stream that the last look found connected, if it has not broken since.
     followed: Option<u64>,
 }
 
@@ -289,7 +289,11 @@ impl Machine {
             self.witnessed.extend(&new);
         }
         self.alive = Some(alive);
+        let before = self.memory.clone();
         self.suspect_pools();
+        if self.memory != before {
+            effects.push(Effect::Persist);
+        }
         if !new.is_empty() {
             // It may come from a join whose beginning nobody has heard of: what was asked before cannot speak for it.
             self.look_anew(effects);
@@ -396,7 +400,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Sealed until a look has decided, without anything that was remembered.
+    /// Sealed until a look has decided.
     fn start_afresh(&mut self, because: &str, effects: &mut Vec<Effect>) {
         self.witnessed.clear();
         let afresh = State::Unknown { kept: Kept::Nothing };
