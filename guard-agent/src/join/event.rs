@@ -45,7 +45,7 @@ pub enum Event {
     RollbackEnded { alive: Pools },
     /// An operator says that the pools that live are this server's own.
     Adopted { by: String },
-    /// An operator says that what is remembered of the node is void: evidence alone decides.
+    /// An operator says that the state, and what was taken for the node's own, are void.
     Forgotten { by: String },
 }
 

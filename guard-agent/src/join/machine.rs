@@ -7,25 +7,10 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::{Deserialize, Serialize};
-
 use super::conclude::{Conclusion, conclude};
-use super::{Config, Effect, Epoch, Event, JoinSeen, Kept, NodeMode, PoolModes, Pools, Refusal, State};
-
-/// What outlives the pools' superblocks and the agent: lasting ids.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Memory {
-    /// Pools that are this server's own: it had them as a standalone server, or an operator said so.
-    pub own: BTreeSet<u64>,
-    /// Pools that lived while a join ran or had failed, or while the node was a member. A configuration that says
-    /// "standalone" is not believed of them: Incus mounts what its database has at every start, and would delete the
-    /// cluster's data as its own.
-    pub foreign: BTreeSet<u64>,
-    /// A join has begun here and ended without a membership. The daemon's database may have pools of it that nobody has
-    /// seen mounted yet.
-    pub join_failed: bool,
-}
+use super::{
+    Config, Effect, Epoch, Event, JoinSeen, Kept, Memory, NodeMode, PoolModes, Pools, Refusal, State,
+};
 
 /// The machine. One owner holds it; everybody else sends events.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -378,10 +363,7 @@ impl Machine {
         if self.state.is_member() || matches!(self.state, State::Joining { .. } | State::RollingBack) {
             return Err(Refusal::NotItsOwn { state: self.state.name() });
         }
-        let ids: Vec<u64> = self.alive.iter().flatten().map(|(_, id)| *id).collect();
-        self.memory.own.extend(&ids);
-        self.memory.foreign.retain(|foreign| !ids.contains(foreign));
-        self.memory.join_failed = false;
+        self.memory.adopt(self.alive.as_ref());
         self.start_afresh(&format!("{by} says that its pools are its own"), effects);
         Ok(())
     }
@@ -436,19 +418,8 @@ impl Machine {
         }
     }
 
-    /// What lives while the node is between the worlds, or rolled back, is not the node's own unless it was before.
-    /// What lives while it is a member is the cluster's, whatever it was before.
     fn suspect_pools(&mut self) {
-        let ids: Vec<u64> = self.alive.iter().flatten().map(|(_, id)| *id).collect();
-        let Memory { own, foreign, join_failed } = &mut self.memory;
-        if self.state.is_member() {
-            own.retain(|own| !ids.contains(own));
-            foreign.extend(&ids);
-            *join_failed = false;
-        } else if self.state.is_between() || self.state == State::Released {
-            foreign.extend(ids.iter().filter(|id| !own.contains(id)));
-            *join_failed = true;
-        }
+        self.memory.note(&self.state, self.alive.as_ref());
     }
 
     /// Begins a new epoch: no answer to a question asked before can weaken any more.

@@ -10,6 +10,7 @@ mod event;
 mod evidence;
 pub mod journal;
 mod machine;
+mod memory;
 #[cfg(test)]
 mod model;
 mod state;
@@ -18,5 +19,6 @@ pub use conclude::HOLD_SECONDS;
 pub use event::{Effect, Epoch, Event, Pools, Refusal};
 pub use evidence::{Config, Daemon, Evidence, Incarnation, JoinOperation, Membership};
 pub use journal::{Journal, Transition};
-pub use machine::{Machine, Memory};
+pub use machine::Machine;
+pub use memory::Memory;
 pub use state::{JoinSeen, Kept, NodeMode, PoolModes, State};

@@ -2,7 +2,8 @@
 
 use stateright::{Model, Property};
 
-use super::world::{Action, Bounds, Fault, Join, Message, Other, RELEASE_TICKS, World};
+use super::message::{Message, Other};
+use super::world::{Action, Bounds, Fault, Join, RELEASE_TICKS, World};
 use crate::join::{NodeMode, State};
 
 /// A world with a fault, within bounds.

@@ -1,7 +1,9 @@
 //! The world around a node, for the model checker: the true node, what of it reaches the agent, the agent that
 //! may die at any effect, and the kernel's entry of the pool. The machine in it is the real one.
 
+mod agent;
 mod lab;
+mod message;
 mod world;
 
 use std::collections::BTreeSet;

@@ -1,11 +1,9 @@
-//! The true node, what of it reaches the agent, the agent, and the kernel's entry of the pool.
+//! The true node, what can be seen of it, and the kernel's entry of the pool.
 
-use std::collections::BTreeMap;
-
-use crate::incus::frames::{Meaning, News, Own, Report};
+use super::message::{Frame, Message, Other};
 use crate::join::{
-    Config, Daemon, Effect, Epoch, Event, Evidence, HOLD_SECONDS, Incarnation, JoinOperation, Machine,
-    Membership, Memory, NodeMode, Pools, State,
+    Config, Daemon, Event, Evidence, HOLD_SECONDS, Incarnation, JoinOperation, Machine, Membership, Memory,
+    NodeMode, Pools, State,
 };
 
 /// Where the true join stands. The steps are those at whose ends different things are left.
@@ -35,62 +33,6 @@ pub(super) struct Entry {
     pub(super) generation: u64,
     pub(super) id: u64,
     pub(super) mode: NodeMode,
-}
-
-/// What is under way to the agent.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Message {
-    /// `joins`: the node itself was joining, or had just failed to, when it was looked at.
-    Evidence {
-        current: bool,
-        joins: bool,
-        evidence: Evidence,
-    },
-    Frame(Frame),
-    Lost,
-}
-
-/// What the event stream tells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Frame {
-    Began,
-    Ended {
-        succeeded: bool,
-    },
-    Disabled,
-    Removed,
-    /// Of another member: what it says of itself.
-    Other(Other),
-}
-
-/// What happens on another member.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Other {
-    Began,
-    Failed,
-    Disabled,
-    Removed,
-}
-
-impl Frame {
-    /// As Incus sends it.
-    fn report(self) -> Report {
-        let failed = || News::JoinFailed { error: String::new() };
-        let ended = |succeeded| News::Event(Event::JoinEnded { succeeded });
-        let (sender, news) = match self {
-            Self::Began => (OWN, News::Event(Event::JoinBegan)),
-            Self::Ended { succeeded: false } => (OWN, failed()),
-            Self::Ended { succeeded } => (OWN, ended(succeeded)),
-            Self::Disabled => (OWN, News::Event(Event::ClusterDisabled)),
-            Self::Removed => (OTHER, News::Removed { member: OWN.to_owned() }),
-            Self::Other(Other::Began) => (OTHER, News::Event(Event::JoinBegan)),
-            // One that has given up has no name any more.
-            Self::Other(Other::Failed) => ("", failed()),
-            Self::Other(Other::Disabled) => (OTHER, News::Event(Event::ClusterDisabled)),
-            Self::Other(Other::Removed) => (OTHER, News::Removed { member: OTHER.to_owned() }),
-        };
-        Report { news, sender: sender.to_owned() }
-    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -247,12 +189,12 @@ pub(super) struct Bounds {
     pub(super) under_way: usize,
 }
 
-const ADDRESS: &str = "10.0.0.2:8443";
-const OWN: &str = "node2";
-const OTHER: &str = "node3";
+pub(super) const ADDRESS: &str = "10.0.0.2:8443";
+pub(super) const OWN: &str = "node2";
+pub(super) const OTHER: &str = "node3";
 /// Lasting ids of the node's own pool, and of the cluster's.
-const OWN_POOL: u64 = 11;
-const CLUSTERS_POOL: u64 = 22;
+pub(super) const OWN_POOL: u64 = 11;
+pub(super) const CLUSTERS_POOL: u64 = 22;
 pub(super) const RELEASE_TICKS: u8 = 2;
 
 impl World {
@@ -298,11 +240,11 @@ impl World {
         self.pool.is_some_and(|pool| pool.clusters) && !self.member && !self.unheard
     }
 
-    fn incarnation(life: u32) -> Incarnation {
+    pub(super) fn incarnation(life: u32) -> Incarnation {
         Incarnation { boot_id: "boot".to_owned(), pid: life, start_ticks: 0 }
     }
 
-    fn evidence(&self, fault: Fault, config: bool, answers: bool) -> Evidence {
+    pub(super) fn evidence(&self, fault: Fault, config: bool, answers: bool) -> Evidence {
         let answers = answers && fault != Fault::WrongSocket;
         let config = if config {
             let cluster_address = self.address.then(|| ADDRESS.to_owned());
@@ -345,265 +287,8 @@ impl World {
         }
     }
 
-    fn send(&mut self, message: Message) {
-        // What does not fit is lost, as it would be if nobody read.
-        if self.agent.is_some() && self.under_way.len() < self.room {
-            self.under_way.push(message);
-        }
-    }
-
-    /// The node's epoch is told from the older ones only: a message is of the present one or it is not.
-    fn forget_epoch(&mut self, before: Epoch) {
-        let Some(machine) = &mut self.agent else { return };
-        if machine.epoch() != before {
-            for message in &mut self.under_way {
-                if let Message::Evidence { current, .. } = message {
-                    *current = false;
-                }
-            }
-        }
-        *machine = machine.clone().at_epoch(Epoch(1));
-    }
-
-    /// A frame reaches whoever is connected; else it is lost, and whoever comes back is told that something may be.
-    fn tell(&mut self, frame: Frame) {
-        if self.followed && self.under_way.len() < self.room {
-            self.send(Message::Frame(frame));
-        } else {
-            self.lose();
-        }
-    }
-
-    fn lose(&mut self) {
-        if self.followed {
-            self.followed = false;
-            self.stream = 3 - self.stream;
-            // The end of a stream is never lost: whoever followed it sees it.
-            if self.agent.is_some() {
-                self.under_way.push(Message::Lost);
-            }
-        }
-    }
-
-    fn agent_dies(&mut self) {
-        self.agent = None;
-        self.under_way.clear();
-        self.followed = false;
-    }
-
-    /// Takes an event, and carries out its effects until the agent dies.
-    fn step(&mut self, fault: Fault, event: Event, dies_after: Option<usize>) -> Option<()> {
-        let machine = self.agent.take()?;
-        let before = machine.epoch();
-        let event = match (fault, event) {
-            (Fault::DeafToRollback, Event::RollbackEnded { .. }) => Event::EventsLost,
-            (_, event) => event,
-        };
-        let mut effects = Vec::new();
-        let (machine, _) = machine.step(event, &mut effects);
-        let effects: Vec<Effect> = effects
-            .into_iter()
-            .filter(|effect| matches!(effect, Effect::Persist | Effect::SetMode(_)))
-            .filter(|effect| fault != Fault::NeverWeakens || *effect != Effect::SetMode(NodeMode::Policy))
-            .collect();
-        if dies_after.is_some_and(|number| number >= effects.len().max(1)) {
-            return None;
-        }
-        for effect in effects.iter().take(dies_after.unwrap_or(effects.len())) {
-            match effect {
-                Effect::Persist => {
-                    self.journal = machine.state().clone();
-                    self.memory.clone_from(machine.memory());
-                }
-                Effect::SetMode(mode) => {
-                    if let Some(Pool { entry: Some(entry), .. }) = &mut self.pool {
-                        entry.mode = if fault == Fault::TrustsNewPools {
-                            *mode
-                        } else {
-                            machine.modes().of(entry.generation)
-                        };
-                    }
-                }
-                _ => {}
-            }
-        }
-        if dies_after.is_some() {
-            self.crashes -= 1;
-            self.agent_dies();
-        } else {
-            self.agent = Some(machine);
-            self.forget_epoch(before);
-        }
-        Some(())
-    }
-
-    /// The agent finds the pool, or its end.
-    fn reconcile(&mut self, fault: Fault, dies_after: Option<usize>) -> Option<()> {
-        let machine = self.agent.as_ref()?;
-        let generation = 3 - self.last_generation;
-        if let Some(Pool { entry: entry @ None, clusters }) = &mut self.pool {
-            let id = if *clusters { CLUSTERS_POOL } else { OWN_POOL };
-            let mode = match fault {
-                Fault::NeverWeakens => NodeMode::Sealed,
-                Fault::TrustsNewPools => machine.mode(),
-                _ => machine.modes().of(generation),
-            };
-            *entry = Some(Entry { generation, id, mode });
-            self.last_generation = generation;
-        }
-        let alive: Pools = self.entry().iter().map(|entry| (entry.generation, entry.id)).collect();
-        if machine.alive() == Some(&alive) {
-            return None;
-        }
-        self.step(fault, Event::Pools { alive }, dies_after)
-    }
-
     pub(super) fn entry(&self) -> Option<Entry> {
         self.pool?.entry
-    }
-
-    fn start_agent(&mut self, fault: Fault) {
-        let found: BTreeMap<u64, NodeMode> =
-            self.entry().iter().map(|entry| (entry.generation, entry.mode)).collect();
-        let journal = match fault {
-            Fault::LostJournal => State::Standalone,
-            _ => self.journal.clone(),
-        };
-        let machine = Machine::restored(journal, self.memory.clone(), &found);
-        // The first reconciliation gives what has an entry the mode that the agent starts with.
-        if let Some(Pool { entry: Some(entry), .. }) = &mut self.pool {
-            entry.mode = machine.modes().of(entry.generation);
-        }
-        self.agent = Some(machine);
-    }
-
-    /// Nothing is under way. What becomes of a world in which something is, if nothing goes wrong any more, is what
-    /// becomes of the one in which it has arrived: that one is reached too.
-    pub(super) fn is_quiet(&self) -> bool {
-        self.under_way.is_empty()
-    }
-
-    /// What happens if nothing goes wrong any more: the agent runs, every message arrives, and it looks.
-    pub(super) fn settled(&self, fault: Fault) -> Self {
-        let mut world = self.clone();
-        world.silent = true;
-        if world.join == Join::Failed {
-            world.join = Join::None;
-        }
-        if world.agent.is_none() {
-            world.start_agent(fault);
-        }
-        for _ in 0..6 {
-            while !world.under_way.is_empty() {
-                let message = world.under_way.remove(0);
-                world.deliver(fault, message, None);
-            }
-            world.reconcile(fault, None);
-            world.look(fault, true, true);
-        }
-        while !world.under_way.is_empty() {
-            let message = world.under_way.remove(0);
-            world.deliver(fault, message, None);
-        }
-        world
-    }
-
-    /// What a wipe leaves: nothing. A fresh daemon starts on it.
-    pub(super) fn wiped(&self, fault: Fault) -> Self {
-        let mut world = self.settled(fault);
-        (world.address, world.raft, world.member, world.rows) = (false, false, false, false);
-        (world.pool, world.join, world.unheard) = (None, Join::None, false);
-        world.reconcile(fault, None);
-        let evidence = Evidence { config: Config::Absent, daemon: Daemon::Stopped, ..Evidence::none() };
-        world.deliver(fault, Message::Evidence { current: true, joins: false, evidence }, None);
-        world.daemon = Some(9);
-        world.settled(fault)
-    }
-
-    /// An operator's word that what is mounted is the node's own.
-    pub(super) fn adopted(&self, fault: Fault) -> Self {
-        let mut world = self.clone();
-        if fault != Fault::DeafToOperator {
-            world.step(fault, Event::Adopted { by: String::new() }, None);
-        }
-        world.settled(fault)
-    }
-
-    fn look(&mut self, fault: Fault, config: bool, answers: bool) {
-        let evidence = self.evidence(fault, config, answers);
-        if evidence.unanswered_seconds == 0 && matches!(evidence.membership, Membership::Member) {
-            self.silent = false;
-        }
-        let is_answered = !matches!(evidence.operation, JoinOperation::Unknown);
-        let joins = matches!(self.join, Join::Running | Join::Failed);
-        self.send(Message::Evidence { current: true, joins, evidence });
-        // From an answer on, the stream is connected.
-        self.followed |= is_answered;
-    }
-
-    fn deliver(&mut self, fault: Fault, message: Message, dies_after: Option<usize>) -> Option<()> {
-        let mut message = message;
-        let followed = matches!(&message, Message::Evidence { evidence, .. } if evidence.stream.is_some());
-        let sealed = self.agent.as_ref()?.mode() > NodeMode::Policy;
-        if followed || (sealed && matches!(message, Message::Evidence { .. })) {
-            // What the look can speak for was mounted before it. It may be overtaken by what is found.
-            self.under_way.push(message);
-            self.reconcile(fault, None);
-            message = self.under_way.pop()?;
-        }
-        let epoch = self.agent.as_ref()?.epoch();
-        let survives = dies_after != Some(0);
-        let event = match message {
-            Message::Evidence { current, mut evidence, .. } => {
-                let asked = if current || fault == Fault::NoEpochs { epoch } else { Epoch(0) };
-                if fault == Fault::LossIsProof && matches!(evidence.config, Config::Unreadable { .. }) {
-                    evidence.config = Config::Read { cluster_address: None, raft_nodes: 0, name: None };
-                }
-                if fault == Fault::SilenceIsProof && evidence.unanswered_seconds > 0 {
-                    evidence.membership = Membership::NotListed;
-                }
-                if let Config::Read { raft_nodes, .. } = evidence.config {
-                    self.clustered = raft_nodes > 0;
-                }
-                if current && survives && evidence.unanswered_seconds > 0 {
-                    self.unheard = false;
-                }
-                Event::Looked { asked, evidence }
-            }
-            Message::Frame(frame) => {
-                let own = match fault {
-                    Fault::OthersFrames => Own::Alone,
-                    _ if self.clustered => Own::Named(OWN),
-                    _ => Own::Alone,
-                };
-                if frame == Frame::Removed && survives {
-                    self.unheard = false;
-                }
-                match frame.report().meaning(own) {
-                    Meaning::Event(Event::MemberRemoved) if fault == Fault::DeafToRemoval => return Some(()),
-                    Meaning::Event(event) => event,
-                    Meaning::LookAgain | Meaning::Nothing => return Some(()),
-                }
-            }
-            Message::Lost => Event::EventsLost,
-        };
-        self.step(fault, event, dies_after)
-    }
-
-    /// Whether what is under way speaks about this node's own place in a cluster.
-    fn says_something(message: &Message) -> bool {
-        match message {
-            Message::Frame(Frame::Other(_)) | Message::Lost => false,
-            Message::Frame(_) => true,
-            Message::Evidence { evidence, joins, .. } => {
-                let config = match &evidence.config {
-                    Config::Read { raft_nodes, .. } => *raft_nodes == 0,
-                    Config::Absent => true,
-                    Config::Unreadable { .. } => false,
-                };
-                config || *joins || evidence.membership == Membership::NotClustered
-            }
-        }
     }
 
     /// A member's guests are at work: in a pool that the kernel lets them delete in.

@@ -1,0 +1,46 @@
+//! What a node's machine remembers of its pools beyond their superblocks, and beyond the agent.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Pools, State};
+
+/// Whose the pools are, by their lasting ids.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Memory {
+    /// Pools that are this server's own: it had them as a standalone server, or an operator said so.
+    pub own: BTreeSet<u64>,
+    /// Pools that lived while a join ran or had failed, or while the node was a member. A configuration that says
+    /// "standalone" is not believed of them: Incus mounts what its database has at every start, and would delete the
+    /// cluster's data as its own.
+    pub foreign: BTreeSet<u64>,
+    /// A join has begun here and ended without a membership. The daemon's database may have pools of it that nobody has
+    /// seen mounted yet.
+    pub join_failed: bool,
+}
+
+impl Memory {
+    /// What lives while the node is between the worlds, or rolled back, is not the node's own unless it was before. What
+    /// lives while it is a member is the cluster's, whatever it was before.
+    pub(super) fn note(&mut self, state: &State, alive: Option<&Pools>) {
+        let ids: Vec<u64> = alive.into_iter().flat_map(|alive| alive.values().copied()).collect();
+        if state.is_member() {
+            self.own.retain(|own| !ids.contains(own));
+            self.foreign.extend(&ids);
+            self.join_failed = false;
+        } else if state.is_between() || *state == State::Released {
+            self.foreign.extend(ids.iter().filter(|id| !self.own.contains(id)));
+            self.join_failed = true;
+        }
+    }
+
+    /// An operator's word: these are the node's own, and nothing of a join is left.
+    pub(super) fn adopt(&mut self, alive: Option<&Pools>) {
+        let ids: Vec<u64> = alive.into_iter().flat_map(|alive| alive.values().copied()).collect();
+        self.foreign.retain(|foreign| !ids.contains(foreign));
+        self.own.extend(ids);
+        self.join_failed = false;
+    }
+}
