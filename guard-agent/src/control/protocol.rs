@@ -98,7 +98,7 @@ pub enum Request {
         root: Option<String>,
         reason: String,
     },
-    /// An operator's word that what is remembered of a node is void: evidence alone decides.
+    /// An operator's word that a node's state, and what was taken for its own, are void.
     NodeForget {
         #[serde(default)]
         root: Option<String>,
