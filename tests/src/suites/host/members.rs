@@ -79,8 +79,11 @@ fn removed_by_force(lab: &Lab, n1: &Machine, n3: &Machine, guard: &Guard<'_>) ->
         ),
     )?;
     cluster::forget_member(n1, "n3")?;
-    // Not a wait for something: the bound is what is promised.
-    std::thread::sleep(REMOVAL_LIMIT);
+    n3.wait_for(
+        "the removed member's pool is sealed",
+        REMOVAL_LIMIT,
+        "guardctl status --json | grep join-partial",
+    )?;
     let deleted = n3.attempt_within(
         &format!("timeout 60 incus storage volume delete {POOL} vol1"),
         Duration::from_secs(90),
