@@ -10,7 +10,7 @@ pub fn check(text: &[u8]) {
     for value in [&preseed.server_name, &preseed.server_address, &preseed.cluster_token] {
         assert!(value.as_ref().is_none_or(|value| !value.is_empty()), "{preseed:?}");
     }
-    // What Incus is given says the same by itself.
+    // Read again, the text that Incus gets gives the same preseed.
     let alone = Preseed { inside: None, ..preseed.clone() };
     assert_eq!(parse(&preseed.text), Ok(alone));
     if let Some(address) = &preseed.server_address {

@@ -185,7 +185,8 @@ mod tests {
             ("10.0.0.7:8443", "n2.example", Covered::Unknown),
             ("n2.example", "10.0.0.7:9443", Covered::No),
         ] {
-            assert_eq!(Address::parse(listens).covers(&Address::parse(asked)), covered, "{listens} {asked}");
+            let found = Address::parse(listens).covers(&Address::parse(asked));
+            assert_eq!(found, covered, "{listens} {asked}");
         }
     }
 

@@ -270,7 +270,8 @@ impl Join<'_> {
         }
         match self.args.on_failure {
             OnFailure::Hold => say(&format!(
-                "next: guardctl rollback --stop-incus --root {root}, then guardctl preflight, and join again"
+                "next: guardctl rollback --stop-incus --root {root}, then guardctl preflight, and join again \
+                 (with another address: first step 3 of docs/RUNBOOK.md)"
             )),
             OnFailure::Rollback => self.roll_back(report, say),
         }
@@ -293,7 +294,7 @@ impl Join<'_> {
     }
 }
 
-/// What holds for the node's pools, as the agent says.
+/// The modes of the node's pools, by the agent's report.
 fn modes(pools: &[PoolReport]) -> String {
     if pools.is_empty() {
         return "no pool of it is mounted".to_owned();

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use super::*;
 
-/// What an operator reads after a command that has ended with the node in a state.
+/// Lets a join end in a state; returns the text for the operator, and the requests to the agent.
 fn concluded(state: &'static str, pools: Vec<PoolReport>) -> (String, Vec<&'static str>) {
     let agent = FakeAgent::start(move |request| match request {
         Request::RollbackStatus { .. } => fake::rollback_status(state),

@@ -71,7 +71,7 @@ pub fn show(checks: &[Check], out: &mut impl Write) -> Result<(), CliError> {
     text.lines().try_for_each(|line| Ok(writeln!(out, "{}", safe(line))?))
 }
 
-/// What was looked at and found.
+/// The findings of a preflight.
 pub struct Checked {
     pub root: PathBuf,
     pub checks: Vec<Check>,

@@ -42,7 +42,7 @@ const ANSWER: Duration = Duration::from_secs(60);
 /// How long a daemon may take to end, after systemd has said that it has.
 const END: Duration = Duration::from_secs(10);
 
-/// What was done to keep Incus away.
+/// The result of a stop.
 #[derive(Clone, Debug, Default)]
 pub struct Stopped {
     pub hold: Option<Hold>,
@@ -65,7 +65,7 @@ impl Stop<'_> {
     }
 
     fn stop_here(&self, say: &mut Say<'_>) -> Result<Stopped, CliError> {
-        let running = instances(self.node, self.daemon_pid()?)?;
+        let running = instances(self.node, daemon_pid(self.node)?)?;
         let unit = self.unit(say)?;
         let mut stopped = Stopped::default();
         if let Some(unit) = &unit {
@@ -98,7 +98,7 @@ impl Stop<'_> {
     /// Keeps an Incus that does not run from starting. Nothing where it runs, where no systemd
     /// manages it, and for an operator whom the agent will refuse.
     pub fn hold(&self, say: &mut Say<'_>) -> Result<Option<Hold>, CliError> {
-        if node::require_host().is_err() || self.daemon_pid()?.is_some() {
+        if node::require_host().is_err() || daemon_pid(self.node)?.is_some() {
             return Ok(None);
         }
         self.hold_here(say)
@@ -139,7 +139,7 @@ impl Stop<'_> {
     /// Makes Incus reachable. `ran`: what ran before it was stopped.
     pub fn start(&self, ran: &[String], say: &mut Say<'_>) -> Result<Vec<String>, CliError> {
         if self.unit(say)?.is_none() {
-            return match self.daemon_pid()? {
+            return match daemon_pid(self.node)? {
                 Some(_) => Ok(Vec::new()),
                 None => Err(NodeError::NotStarted { command: self.host.manager.start_command(&[]) }.into()),
             };
@@ -198,7 +198,7 @@ impl Stop<'_> {
 
     /// Has Incus stop all its instances, and itself.
     fn shut_down(&self, say: &mut Say<'_>) -> Result<(), CliError> {
-        if self.daemon_pid()?.is_none() {
+        if daemon_pid(self.node)?.is_none() {
             return Err(NodeError::CannotStopInstances.into());
         }
         say("stopping the instances (incus admin shutdown)")?;
@@ -216,7 +216,7 @@ impl Stop<'_> {
         said.map_err(|early| ServiceError::early(early, what, limit))?;
         // Its exit code says little: the connection may break before the answer. What still runs is
         // looked at.
-        let left = instances(self.node, self.daemon_pid()?)?;
+        let left = instances(self.node, daemon_pid(self.node)?)?;
         if left.is_empty() { Ok(()) } else { Err(NodeError::instances(self.node, &left).into()) }
     }
 
@@ -239,10 +239,6 @@ impl Stop<'_> {
             }
         }
     }
-
-    fn daemon_pid(&self) -> Result<Option<u32>, CliError> {
-        Ok(pid(&daemon(self.node)?))
-    }
 }
 
 /// Whether a node's daemon runs.
@@ -251,11 +247,11 @@ pub fn daemon(node: &Node) -> Result<Daemon, NodeError> {
 }
 
 /// Its process, if it certainly runs.
-pub fn pid(daemon: &Daemon) -> Option<u32> {
-    match daemon {
+pub fn daemon_pid(node: &Node) -> Result<Option<u32>, NodeError> {
+    Ok(match daemon(node)? {
         Daemon::Running { incarnation, .. } => Some(incarnation.pid),
         Daemon::Stopped | Daemon::Unknown => None,
-    }
+    })
 }
 
 /// The instances of a node that run.
@@ -265,7 +261,7 @@ pub fn instances(node: &Node, daemon: Option<u32>) -> Result<Vec<Instance>, Node
     instances::find(&question).map_err(|source| NodeError::Io { operation, source })
 }
 
-/// What an operator reads about a hold that stays.
+/// Text for the operator: a hold stays, and how to end it.
 pub fn held(hold: &Hold) -> String {
     format!(
         "Incus is kept from starting, since it would mount the pools again. To have it back all the same: \

@@ -19,20 +19,9 @@ fn at(second: u64) -> Time {
 
 fn pool(name: &str, mode: Mode) -> PoolReport {
     PoolReport {
-        name: name.to_owned(),
-        pool_id: "0000000000c0ffee".to_owned(),
-        device: "0:44".to_owned(),
-        filesystem: "ceph".to_owned(),
-        source: "admin@fsid.cephfs=/".to_owned(),
-        mountpoints: vec![format!("/var/lib/incus/storage-pools/{name}")],
-        root: Some("/var/lib/incus".to_owned()),
-        mode: Name(mode),
         mode_cause: Some(ModeCause::Policy),
-        generation: 3,
-        release_ends: None,
-        remaining_seconds: None,
         counters: PoolCountersReport { denied: 1_000_000, allowed: 5, would_deny: 0 },
-        answered_by: AnsweredBy::Agent,
+        ..super::fake::pool(name, mode)
     }
 }
 

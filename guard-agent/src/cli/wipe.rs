@@ -16,7 +16,7 @@ use super::node::{self, Node, NodeError};
 use super::rollback::{self, pools};
 use super::stop::{self, Say, Stop, StopArgs};
 use super::text::safe;
-use super::wipe_plan::{plan, render};
+use super::wipe_plan::{local_pools, plan, render};
 use super::{CliError, Global, parse_duration, write_json};
 use crate::control::report::RollbackReport;
 use crate::exit::Exit;
@@ -25,7 +25,6 @@ use crate::rollback::{Allowed, UnmountOutcome};
 use crate::roots;
 use crate::service::{Hold, Host, Scope};
 use crate::wait::{EVERY, Interrupt};
-use crate::wipe::local_pools::{self, LocalPool};
 use crate::wipe::{self, Deleted, OwnMount, Root};
 
 #[derive(Debug, clap::Args)]
@@ -60,7 +59,7 @@ pub struct Done {
     pub rollback: Option<RollbackReport>,
     pub unmounted: Vec<PathBuf>,
     pub deleted: Deleted,
-    /// What was started again.
+    /// Units that were started again.
     pub started: Vec<String>,
 }
 
@@ -82,17 +81,6 @@ fn dry_run(global: &Global, node: &Node, out: &mut impl Write) -> Result<Exit, C
         out.write_all(render(&plan).as_bytes())?;
     }
     Ok(if plan.obstacles.is_empty() { Exit::Ok } else { Exit::Degraded })
-}
-
-pub(super) fn daemon_pid(node: &Node) -> Result<Option<u32>, NodeError> {
-    Ok(stop::pid(&stop::daemon(node)?))
-}
-
-pub(super) fn local_pools(node: &Node) -> Result<Vec<LocalPool>, NodeError> {
-    let snapshot = node::mount_table()?;
-    let root = &node.place;
-    let found = local_pools::find(root, &snapshot, &node.incus.proc_root, Path::new("/sys"));
-    found.map_err(|source| NodeError::Io { operation: "look for local pools", source })
 }
 
 fn wipe(global: &Global, args: &WipeArgs, node: &Node, out: &mut impl Write) -> Result<Exit, CliError> {
@@ -140,7 +128,7 @@ fn start_again(stop: &Stop<'_>, hold: &Hold, say: &mut Say<'_>) -> Result<Vec<St
 
 /// Asked before anything is stopped.
 fn may_wipe(global: &Global, args: &WipeArgs, node: &Node) -> Result<(), CliError> {
-    let running = stop::instances(node, daemon_pid(node)?)?;
+    let running = stop::instances(node, stop::daemon_pid(node)?)?;
     if !running.is_empty() && !args.stop.stop_instances {
         return Err(NodeError::instances(node, &running).into());
     }

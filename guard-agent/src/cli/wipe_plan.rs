@@ -1,18 +1,17 @@
 //! What `guardctl wipe` would do, and what is in the way.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::node::{self, Node};
+use super::node::{self, Node, NodeError};
 use super::rollback::pools;
 use super::text::{self, safe};
-use super::wipe::{daemon_pid, local_pools};
 use super::{CliError, Global, stop};
 use crate::join::Daemon;
 use crate::service::Manager;
 use crate::wipe::instances::Instance;
-use crate::wipe::local_pools::LocalPool;
+use crate::wipe::local_pools::{self, LocalPool};
 use crate::wipe::{self, Census, InTheWay, MountsBelow, OwnMount, Root};
 
 /// What would be done.
@@ -42,6 +41,14 @@ pub enum Obstacle {
     LocalPool(LocalPool),
 }
 
+/// The local pools that no mount shows.
+pub(super) fn local_pools(node: &Node) -> Result<Vec<LocalPool>, NodeError> {
+    let snapshot = node::mount_table()?;
+    let root = &node.place;
+    let found = local_pools::find(root, &snapshot, &node.incus.proc_root, Path::new("/sys"));
+    found.map_err(|source| NodeError::Io { operation: "look for local pools", source })
+}
+
 /// Looks at everything, and changes nothing.
 pub fn plan(global: &Global, node: &Node) -> Result<Plan, CliError> {
     let (snapshot, place) = (node::mount_table()?, &node.place);
@@ -50,7 +57,7 @@ pub fn plan(global: &Global, node: &Node) -> Result<Plan, CliError> {
     let is_pool = |mount: &InTheWay| pools.iter().any(|pool| pool.device == mount.device);
     let mut obstacles: Vec<Obstacle> =
         in_the_way.into_iter().filter(|mount| !is_pool(mount)).map(Obstacle::Mount).collect();
-    obstacles.extend(stop::instances(node, daemon_pid(node)?)?.into_iter().map(Obstacle::Instance));
+    obstacles.extend(stop::instances(node, stop::daemon_pid(node)?)?.into_iter().map(Obstacle::Instance));
     obstacles.extend(local_pools(node)?.into_iter().map(Obstacle::LocalPool));
     Ok(Plan {
         unit: (Manager::of_host() == Manager::Systemd).then(|| node.unit.clone()),

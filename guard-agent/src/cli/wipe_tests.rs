@@ -6,6 +6,7 @@ use super::*;
 use crate::control::{Reply, Request};
 use crate::join::Daemon;
 use crate::wipe::instances::{Instance, InstanceKind};
+use crate::wipe::local_pools::LocalPool;
 use crate::wipe::{Census, InTheWay, Part};
 
 fn asked(state: &'static str, host: &Path, arguments: &[&str]) -> (Result<(), CliError>, Vec<&'static str>) {

@@ -41,7 +41,7 @@ pub struct Instance {
     pub uses: PathBuf,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum InstanceKind {
     Container,
@@ -77,24 +77,21 @@ pub fn find(question: &Question<'_>) -> io::Result<Vec<Instance>> {
     let host = tables.iter().find(|table| table.is_host);
     let host = host.ok_or_else(|| io::Error::other("PID 1 has no mount namespace"))?;
     let look = Look::new(question, &tables, host);
-    let mut found: BTreeMap<(InstanceKindKey, String), Instance> = BTreeMap::new();
+    let mut found: BTreeMap<(InstanceKind, String), Instance> = BTreeMap::new();
     for pid in processes(question.proc_root)? {
         if pid == 1 || Some(pid) == question.daemon {
             continue;
         }
         if let Some(instance) = look.instance(pid) {
             let key = match instance.kind {
-                InstanceKind::Container => (0, instance.name.clone()),
-                InstanceKind::VirtualMachine => (1, instance.name.clone()),
-                InstanceKind::Process => (2, pid.to_string()),
+                InstanceKind::Process => pid.to_string(),
+                InstanceKind::Container | InstanceKind::VirtualMachine => instance.name.clone(),
             };
-            found.entry(key).or_insert(instance);
+            found.entry((instance.kind, key)).or_insert(instance);
         }
     }
     Ok(found.into_values().collect())
 }
-
-type InstanceKindKey = u8;
 
 struct Look<'a> {
     question: &'a Question<'a>,
