@@ -1,5 +1,5 @@
 //! Asks the cluster to be joined, through the incus client on this host and a remote that it knows.
-//! The daemon of this host is never asked, and so never started.
+//! The daemon of this host is asked only where it certainly runs and listens: it is never started.
 
 use std::io;
 use std::path::Path;

@@ -98,9 +98,10 @@ fn removed_and_purged(host: &Machine, guard: &Guard<'_>) -> Result<()> {
     host.run(&format!("rm {POOL}/d3/f1"))?;
     guard.apt("purge guard-agent")?;
     host.run(&format!("umount {POOL}; rm -rf {ROOT}"))?;
+    // (Debian's AppArmor has a profile of a program called rssguard.)
     let left = host.run(
         "find / -xdev \\( -path /root -o -path /proc -o -path /var/log/journal \\) -prune -o -iname '*guard*' -print \
-         | grep -v -e /usr/lib/modules -e /usr/include -e /usr/lib/python3 -e /usr/share/perl; \
+         | grep -v -e rssguard -e /usr/lib/modules -e /usr/include -e /usr/lib/python3 -e /usr/share/perl; \
          ls -d /sys/fs/bpf/guard-agent /run/guard-agent 2>/dev/null; getent group guard; getent passwd guard; true",
     )?;
     ensure!(left.trim().is_empty(), "purging has left:\n{left}");
