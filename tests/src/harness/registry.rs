@@ -68,13 +68,15 @@ pub struct Test {
     pub limit: Duration,
     /// Only with `--full`: it takes long, and what it shows is rarely touched.
     pub only_in_full: bool,
+    /// On real hosts: only where they begin with this version of Incus, such as `6.0`.
+    pub incus: Option<&'static str>,
     pub body: fn() -> Result<()>,
 }
 
 impl Test {
     /// A test of the default profile with the usual time limit.
     pub const fn new(name: &'static str, body: fn() -> Result<()>) -> Self {
-        Self { name, profile: Profile::Default, limit: USUAL_LIMIT, only_in_full: false, body }
+        Self { name, profile: Profile::Default, limit: USUAL_LIMIT, only_in_full: false, incus: None, body }
     }
 
     /// The same on another machine.
@@ -85,6 +87,11 @@ impl Test {
     /// The same, but only with `--full`.
     pub const fn only_in_full(self) -> Self {
         Self { only_in_full: true, ..self }
+    }
+
+    /// The same, but only on hosts with this version of Incus.
+    pub const fn only_with_incus(self, version: &'static str) -> Self {
+        Self { incus: Some(version), ..self }
     }
 
     /// The same with another time limit.

@@ -16,7 +16,7 @@ use super::registry::{Selection, Test};
 /// Prints name and profile of the selected tests.
 pub fn list(selection: &Selection) -> ExitCode {
     for test in selection.tests() {
-        println!("{}\t{}", test.name, test.profile.name());
+        println!("{}\t{}\t{}", test.name, test.profile.name(), test.incus.unwrap_or("any"));
     }
     ExitCode::SUCCESS
 }

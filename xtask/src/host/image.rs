@@ -21,6 +21,8 @@ const PACKAGES: &str = "systemd,systemd-sysv,dbus,udev,kmod,iproute2,procps,psmi
      less,sudo,busybox-static,strace,zstd,xz-utils";
 /// The daemon and its client, without what only virtual machines need: none runs inside an emulated one.
 const INCUS: [&str; 2] = ["incus-base", "incus-client"];
+/// On a host with 6.0: the packages that a later upgrade to the backports' Incus installs.
+const NEXT_INCUS: &str = "usr/local/lib/lab/next-incus";
 /// Sparse; the tree takes a third of it.
 const SIZE: &str = "6G";
 /// The modules of drivers that no virtual machine has are left out.
@@ -65,7 +67,10 @@ impl Image {
         hash.current_dir(workspace::root().join("xtask/guest/host")).args(FILES.map(|(name, _)| name));
         let sums = progress::capture(&mut hash)?;
         let sums: Vec<&str> = sums.lines().filter_map(|line| line.get(..12)).collect();
-        let recipe = format!("{VERSION} {SUITE} {PACKAGES} {kernels:?} {}", sums.join(" "));
+        let mut recipe = format!("{VERSION} {SUITE} {PACKAGES} {kernels:?} {}", sums.join(" "));
+        if incus == Incus::V6_0 {
+            recipe.push_str(&format!(" {NEXT_INCUS}"));
+        }
         Ok(Self { directory, recipe })
     }
 
@@ -123,23 +128,30 @@ fn bootstrap(incus: Incus, tree: &Path) -> Result<()> {
     if sources.have_security() {
         suites.push(format!("{SUITE}-security"));
     }
-    if incus == Incus::V7_0 {
-        suites.push(BACKPORTS.to_owned());
-    }
+    suites.push(BACKPORTS.to_owned());
     // Writes the entries of these suites, derived from the machine's own, where mmdebstrap can read them.
     PrivateApt::downloading(&place, &sources, &suites)?;
-    let incus = INCUS.map(|package| match incus {
-        Incus::V6_0 => package.to_owned(),
-        Incus::V7_0 => format!("{package}/{BACKPORTS}"),
-    });
+    let newest = INCUS.map(|package| format!("{package}/{BACKPORTS}"));
+    // apt takes nothing of a backports suite unless it is asked to.
+    let installed = match incus {
+        Incus::V6_0 => INCUS.join(","),
+        Incus::V7_0 => newest.join(","),
+    };
     let mut mmdebstrap = Command::new("mmdebstrap");
     mmdebstrap
         .args(["--mode=root", "--variant=minbase", "--format=directory", "--skip=check/empty"])
         .args(["--aptopt=Apt::Install-Recommends \"false\"", "--aptopt=Acquire::Languages \"none\""])
         .args(["man", "locale", "doc/*"].map(|part| format!("--dpkgopt=path-exclude=/usr/share/{part}/*")))
-        .arg(format!("--include={PACKAGES},{}", incus.join(",")))
+        .arg(format!("--include={PACKAGES},{installed}"))
         .args([SUITE.as_ref(), tree.as_os_str()])
         .env_remove("APT_CONFIG");
+    if incus == Incus::V6_0 {
+        mmdebstrap.arg(format!(
+            "--customize-hook=APT_CONFIG=\"$MMDEBSTRAP_APT_CONFIG\" apt-get --yes --no-install-recommends --download-only \
+             install {} && mkdir -p \"$1\"/{NEXT_INCUS} && mv \"$1\"/var/cache/apt/archives/*.deb \"$1\"/{NEXT_INCUS}",
+            newest.join(" ")
+        ));
+    }
     for entry in fs::read_dir(place.join("parts")).context("list the derived package sources")? {
         mmdebstrap.arg(entry?.path());
     }

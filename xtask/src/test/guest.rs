@@ -65,15 +65,15 @@ pub fn incus() -> Result<(String, String)> {
 pub struct Wanted<'a> {
     /// Also those that are left out otherwise.
     pub full: bool,
-    /// Those whose name contains this.
-    pub filter: Option<&'a str>,
+    /// Those whose name contains one of these; all if there is none.
+    pub filters: &'a [String],
     /// Versions of Incus, for real hosts.
     pub incus: &'a [host::Incus],
 }
 
 impl Wanted<'_> {
     fn arguments(&self) -> impl Iterator<Item = &str> {
-        self.full.then_some("--full").into_iter().chain(self.filter)
+        self.full.then_some("--full").into_iter().chain(self.filters.iter().map(String::as_str))
     }
 }
 
@@ -104,6 +104,14 @@ impl Part {
     }
 }
 
+/// A line of `guard-tests run --list`, without its profile.
+#[derive(Clone, Copy, Debug)]
+struct Listed<'a> {
+    name: &'a str,
+    /// The only version of Incus that it is for, or `any`.
+    incus: &'a str,
+}
+
 /// The wanted tests of the suites, on each of the kernels.
 pub fn parts(
     suites: &[Suite],
@@ -121,21 +129,23 @@ pub fn parts(
                 .args(["run", "--list", "--suite", suite.name()])
                 .args(wanted.arguments()),
         )?;
-        let mut by_profile: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        let mut by_profile: BTreeMap<&str, Vec<Listed<'_>>> = BTreeMap::new();
         for line in listed.lines() {
-            let (test, profile) = line
-                .split_once('\t')
-                .with_context(|| format!("`guard-tests run --list` printed something unexpected: {line}"))?;
-            by_profile.entry(profile).or_default().push(test.to_owned());
+            let mut columns = line.split('\t');
+            let (Some(name), Some(profile), Some(incus)) = (columns.next(), columns.next(), columns.next())
+            else {
+                bail!("`guard-tests run --list` printed something unexpected: {line}");
+            };
+            by_profile.entry(profile).or_default().push(Listed { name, incus });
         }
         for (profile, tests) in &by_profile {
             let at_once = if suite == Suite::Incus { JOINS_A_BOOT } else { TESTS_A_BOOT };
-            let part = |kernel, incus, tests: &[String]| Part {
+            let part = |kernel, incus, tests: &[Listed<'_>]| Part {
                 suite,
                 kernel,
                 profile: (*profile).to_owned(),
                 incus,
-                tests: tests.to_vec(),
+                tests: tests.iter().map(|test| test.name.to_owned()).collect(),
             };
             for &kernel in kernels {
                 if suite != Suite::Host {
@@ -144,7 +154,11 @@ pub fn parts(
                 }
                 // Debian 13 has no 6.1: with all kernels asked for, its hosts boot the others.
                 let Ok(kernel) = host::kernel(kernel) else { continue };
-                parts.extend(wanted.incus.iter().map(|&incus| part(kernel, Some(incus), tests)));
+                for &incus in wanted.incus {
+                    let on = |test: &&Listed<'_>| [incus.name(), "any"].contains(&test.incus);
+                    let tests: Vec<_> = tests.iter().filter(on).copied().collect();
+                    parts.extend((!tests.is_empty()).then(|| part(kernel, Some(incus), &tests)));
+                }
             }
         }
     }

@@ -40,8 +40,9 @@ pub struct Arguments {
     /// How many VMs run at a time; without it, one for each processor, but at most three
     #[arg(long, value_name = "COUNT")]
     jobs: Option<NonZeroUsize>,
-    /// Only the tests whose name contains this
-    filter: Option<String>,
+    /// Only the tests whose name contains one of these
+    #[arg(value_name = "FILTER")]
+    filters: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -79,10 +80,9 @@ impl Suite {
 /// The command `cargo xtask test`.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut report = Report::default();
-    let filter = arguments.filter.as_deref();
     let selected = |suite: Suite| arguments.suite.is_none_or(|only| only == suite);
     if selected(Suite::Unit) {
-        timed("unit", || unit::run(filter, &mut report));
+        timed("unit", || unit::run(&arguments.filters, &mut report));
     }
     // What takes longest comes first, so that at the end no processor waits for it.
     let in_guests: Vec<Suite> = [Suite::Host, Suite::Incus, Suite::Standin, Suite::Cephfs]
@@ -99,7 +99,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if report.is_empty() {
         report.part_did_not_run(
             "selection",
-            &format!("no test's name contains {:?}", filter.unwrap_or_default()),
+            &format!("no test's name contains any of {:?}", arguments.filters),
         );
     }
     let path = report.write()?;
@@ -122,7 +122,7 @@ fn run_in_guests(suites: &[Suite], arguments: &Arguments, report: &Mutex<Report>
     if suites.contains(&Suite::Host) {
         timed("packaging", || host::run::make_payload(&binaries))?;
     }
-    let wanted = guest::Wanted { full: arguments.full, filter: arguments.filter.as_deref(), incus: hosts };
+    let wanted = guest::Wanted { full: arguments.full, filters: &arguments.filters, incus: hosts };
     let parts = Mutex::new(VecDeque::from(guest::parts(suites, kernels, &binaries, &wanted)?));
     let next = || parts.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
     let work = || {

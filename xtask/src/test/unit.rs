@@ -9,19 +9,19 @@ use super::report::{Entry, Report};
 use crate::workspace;
 
 /// Runs them; what goes wrong around them is in the report too.
-pub fn run(filter: Option<&str>, report: &mut Report) {
+pub fn run(filters: &[String], report: &mut Report) {
     eprintln!("xtask: unprivileged tests (cargo test) …");
-    if let Err(error) = run_cargo(filter, report) {
+    if let Err(error) = run_cargo(filters, report) {
         report.part_did_not_run("unit", &format!("{error:?}"));
     }
 }
 
-fn run_cargo(filter: Option<&str>, report: &mut Report) -> Result<()> {
+fn run_cargo(filters: &[String], report: &mut Report) -> Result<()> {
     let (reader, writer) = io::pipe().context("make a pipe")?;
     let mut cargo = workspace::cargo();
-    cargo.args(["test", "--no-fail-fast", "--color", "never"]).args(filter);
+    cargo.args(["test", "--no-fail-fast", "--color", "never"]);
     // For the figures that tests measure.
-    cargo.args(["--", "--show-output"]);
+    cargo.args(["--", "--show-output"]).args(filters);
     // Both streams in one: cargo says on one of them whose results come next on the other.
     cargo.env("CARGO_TERM_PROGRESS_WHEN", "never").stdin(Stdio::null());
     cargo.stdout(writer.try_clone()?).stderr(writer);

@@ -171,3 +171,10 @@ pub fn remember_old_member(member: &Machine, name: &str, address: Name) -> Resul
 pub fn forget_member(member: &Machine, name: &str) -> Result<()> {
     member.run(&format!("incus cluster remove --force --yes {name}")).map(drop)
 }
+
+/// Runs the client, which must succeed.
+pub fn incus(host: &Machine, line: &str) -> Result<()> {
+    let ended = host.attempt_within(&format!("timeout 280 incus {line}"), Duration::from_secs(300))?;
+    ensure!(ended.status == 0, "incus {line}: {}\n{}", ended.output.trim(), log(host));
+    Ok(())
+}

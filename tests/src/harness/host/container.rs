@@ -1,14 +1,61 @@
-//! The image of a container that is a busybox and nothing else; nothing is fetched.
+//! A container with a volume of the pool, from an image that is a busybox and nothing else; nothing is fetched.
 
-use anyhow::Result;
+use std::time::Duration;
 
+use anyhow::{Result, ensure};
+
+use super::cluster::{POOL, incus};
 use super::machine::Machine;
 
 /// The image's name.
-pub const IMAGE: &str = "busybox";
+const IMAGE: &str = "busybox";
+/// Its /root, as its host sees it.
+const HOME: &str = "/var/lib/incus/storage-pools/local/containers/guest/rootfs/root";
+
+/// An unprivileged container on n2, `guest`, with a volume of the pool at /data.
+pub fn start(n1: &Machine, n2: &Machine) -> Result<()> {
+    incus(n1, "storage create local dir --target n1")?;
+    incus(n1, "storage create local dir --target n2")?;
+    incus(n1, "storage create local dir")?;
+    import_image(n2)?;
+    incus(n2, &format!("init {IMAGE} guest --storage local --target n2"))?;
+    incus(n2, "start guest")?;
+    incus(n2, &format!("storage volume create {POOL} data"))?;
+    incus(n2, &format!("storage volume attach {POOL} data guest data /data"))
+}
+
+/// What deletes in the guest's volume once a second, whatever its daemon does meanwhile.
+#[derive(Debug)]
+pub struct Work<'a> {
+    host: &'a Machine,
+}
+
+impl<'a> Work<'a> {
+    pub fn begin(host: &'a Machine) -> Result<Self> {
+        let work = "cd /data; rm -f /root/failed /root/done; while sleep 1; do mkdir d && echo 1 >d/a && rm d/a && rm -r d \
+                    && echo 1 >>/root/done || { echo 1 >>/root/failed; rm -rf d; }; done";
+        let detached = format!("busybox setsid sh -c \"{work}\" </dev/null >/dev/null 2>&1 &");
+        incus(host, &format!("exec guest -- /bin/sh -c '{detached}'"))?;
+        Ok(Self { host })
+    }
+
+    /// It has done something since it was asked last, and nothing has failed.
+    pub fn goes_on(&self) -> Result<()> {
+        let done = format!("wc -l 2>/dev/null <{HOME}/done || echo 0");
+        let before = self.host.run(&done)?;
+        self.host.wait_for(
+            "the guest deletes in its volume",
+            Duration::from_secs(60),
+            &format!("test $({done}) -gt {}", before.trim()),
+        )?;
+        let failed = self.host.run(&format!("wc -l 2>/dev/null <{HOME}/failed || echo 0"))?;
+        ensure!(failed.trim() == "0", "a deletion in the guest's volume failed {} times", failed.trim());
+        Ok(())
+    }
+}
 
 /// Makes the image, and brings it into the cluster.
-pub fn import_image(host: &Machine) -> Result<()> {
+fn import_image(host: &Machine) -> Result<()> {
     let script = format!(
         "set -e; d=$(mktemp -d); r=$d/rootfs
         mkdir -p $r/bin $r/sbin $r/dev $r/proc $r/sys $r/run $r/tmp $r/etc $r/root $r/data

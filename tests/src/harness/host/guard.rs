@@ -15,6 +15,8 @@ const PLACE: &str = "/root/payload";
 pub const POLICY: &str = "/etc/guard-agent/policy.toml";
 /// For apt on an emulated machine, also while deleters take its processors.
 const INSTALL_LIMIT: Duration = Duration::from_secs(600);
+/// For the agent to load its programs, also while deleters take the processors of an emulated machine: 66 s were seen.
+const START_LIMIT: Duration = Duration::from_secs(300);
 /// For the agent to take note of what has happened.
 const NOTICE: Duration = Duration::from_secs(60);
 
@@ -83,7 +85,7 @@ impl<'a> Guard<'a> {
 
     /// Waits until the posture is `enforcing`.
     pub fn enforces(&self) -> Result<()> {
-        wait::until("guard-agent enforces", NOTICE, || {
+        wait::until("guard-agent enforces", START_LIMIT, || {
             Ok(self.json("status").is_ok_and(|status| status["posture"]["state"] == "enforcing"))
         })
         .with_context(|| self.journal())
@@ -126,6 +128,13 @@ impl<'a> Guard<'a> {
         waited.with_context(|| format!("wanted {state}; the last look: {last}\n{}", self.journal()))?;
         ensure!(last["mode"] == mode, "wanted the mode {mode}: {last}");
         Ok(())
+    }
+
+    /// Each change of the node's state, oldest first.
+    pub fn transitions(&self) -> Result<Vec<Value>> {
+        let histories = self.json("history -n 100")?;
+        let nodes = histories.as_array().context("guardctl history printed no list")?;
+        Ok(nodes.iter().filter_map(|node| node["transitions"].as_array()).flatten().cloned().collect())
     }
 
     /// Denials in all pools of the host.

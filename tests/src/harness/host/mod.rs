@@ -3,9 +3,8 @@
 //!
 //! `settings`: what xtask has prepared. `qmp` and `runner`: QEMU's and the guest's ends of the wire. `machine`:
 //! one virtual machine. `lab`: all of them, started from a saved state. `states`: how the states are made, each
-//! from the one before. `cluster`: Incus on the hosts;
-//! `container`: a guest's image. `guard`: the package under test on them.
-//! `standin`: one host with a tmpfs pool. `shell`: hosts for a person.
+//! from the one before. `cluster`: Incus on the hosts; `container`: a guest of theirs. `guard`: the package
+//! under test on them. `standin`: one host with a tmpfs pool. `shell`: hosts for a person.
 //!
 //! Booting takes an emulated machine minutes, so a state is made once and kept: disks as qcow2 layers, memory
 //! as QEMU's migration stream. Each start of a state is a copy: nothing of a test is seen by the next.
@@ -16,7 +15,7 @@ pub mod guard;
 pub mod lab;
 pub mod machine;
 mod qmp;
-mod runner;
+pub mod runner;
 pub mod settings;
 pub mod shell;
 pub mod standin;

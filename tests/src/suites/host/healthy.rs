@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use crate::harness::host::cluster::{self, MOUNTPOINT, POOL, is_intact};
+use crate::harness::host::cluster::{self, MOUNTPOINT, POOL, incus, is_intact};
 use crate::harness::host::guard::Guard;
 use crate::harness::host::{Lab, Machine, Name, State, container};
 use crate::harness::registry::Test;
@@ -30,7 +30,7 @@ fn a_healthy_life() -> Result<()> {
     };
     volumes(n2)?;
     denied(0)?;
-    guest(n1, n2)?;
+    container::start(n1, n2)?;
     deletes(n2)?;
     denied(0)?;
 
@@ -68,18 +68,6 @@ fn volumes(host: &Machine) -> Result<()> {
     Ok(())
 }
 
-/// An unprivileged container on n2 with a volume of the pool at /data.
-pub(super) fn guest(n1: &Machine, n2: &Machine) -> Result<()> {
-    incus(n1, "storage create local dir --target n1")?;
-    incus(n1, "storage create local dir --target n2")?;
-    incus(n1, "storage create local dir")?;
-    container::import_image(n2)?;
-    incus(n2, &format!("init {} guest --storage local --target n2", container::IMAGE))?;
-    incus(n2, "start guest")?;
-    incus(n2, &format!("storage volume create {POOL} data"))?;
-    incus(n2, &format!("storage volume attach {POOL} data guest data /data"))
-}
-
 /// The guest deletes in its volume, which is then taken from it.
 fn deletes(n2: &Machine) -> Result<()> {
     let work = "cd /data; mkdir d; echo 1 >d/a; echo 2 >b; echo 3 >c; mv -f b c; rm c; rm -r d";
@@ -97,11 +85,5 @@ fn leave(n1: &Machine, n2: &Machine, guard: &Guard<'_>) -> Result<()> {
         guard.json("pools")?.as_array().is_some_and(Vec::is_empty),
         "a pool is left on the node that left"
     );
-    Ok(())
-}
-
-pub(super) fn incus(host: &Machine, line: &str) -> Result<()> {
-    let ended = host.attempt_within(&format!("timeout 280 incus {line}"), Duration::from_secs(300))?;
-    ensure!(ended.status == 0, "incus {line}: {}\n{}", ended.output.trim(), cluster::log(host));
     Ok(())
 }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::healthy::{guest, incus};
-use crate::harness::host::cluster::{self, MOUNTPOINT, POOL, is_intact};
+use crate::harness::host::cluster::{self, MOUNTPOINT, POOL, incus, is_intact};
+use crate::harness::host::container::{self, Work};
 use crate::harness::host::guard::Guard;
 use crate::harness::host::{Lab, Machine, Name, State};
 use crate::harness::registry::Test;
@@ -25,12 +25,12 @@ fn another_node() -> Result<()> {
         guard.becomes("joined", "guarded")?;
     }
     let joiner = Guard::install(n3)?;
-    guest(n1, n2)?;
+    container::start(n1, n2)?;
     let work = Work::begin(n2)?;
-    let before = [transitions(&guards[0])?, transitions(&guards[1])?];
+    let before = [guards[0].transitions()?, guards[1].transitions()?];
     let unharmed = |when: &str| {
         for (guard, before) in guards.iter().zip(&before) {
-            let now = transitions(guard)?;
+            let now = guard.transitions()?;
             ensure!(now == *before, "{when}: a member's state changed: {:?}", &now[before.len()..]);
             ensure!(guard.denied()? == 0, "{when}: something was denied on a member");
         }
@@ -91,46 +91,4 @@ fn removed_by_force(lab: &Lab, n1: &Machine, n3: &Machine, guard: &Guard<'_>) ->
     ensure!(deleted.status != 0, "a removed member has deleted a volume: {}", deleted.output);
     guard.becomes("join-partial", "sealed")?;
     is_intact(lab)
-}
-
-/// Each change of the node's state.
-fn transitions(guard: &Guard<'_>) -> Result<Vec<String>> {
-    let histories = guard.json("history -n 100")?;
-    let nodes = histories.as_array().context("guardctl history printed no list")?;
-    let all = nodes.iter().filter_map(|node| node["transitions"].as_array()).flatten();
-    Ok(all.map(ToString::to_string).collect())
-}
-
-/// What deletes in the guest's volume, once a second the whole time.
-struct Work<'a> {
-    host: &'a Machine,
-}
-
-impl<'a> Work<'a> {
-    fn begin(host: &'a Machine) -> Result<Self> {
-        let work = "cd /data; rm -f /root/failed /root/done; while sleep 1; do mkdir d && echo 1 >d/a && rm d/a && rm -r d \
-                    && echo 1 >>/root/done || { echo 1 >>/root/failed; rm -rf d; }; done";
-        host.run(&format!("systemd-run --quiet --unit=lab-guest incus exec guest -- /bin/sh -c '{work}'"))?;
-        Ok(Self { host })
-    }
-
-    /// It has done something since it was asked last, and nothing has failed.
-    fn goes_on(&self) -> Result<()> {
-        let inside = |line: &str| self.host.run(&format!("incus exec guest -- /bin/sh -c '{line}'"));
-        inside("cat /root/done >/root/seen; true")?;
-        let more = "incus exec guest -- /bin/sh -c 'cat /root/done' | wc -l";
-        let seen = "incus exec guest -- /bin/sh -c 'cat /root/seen' | wc -l";
-        self.host.wait_for(
-            "the guest deletes in its volume",
-            Duration::from_secs(60),
-            &format!("test $({more}) -gt $({seen})"),
-        )?;
-        let failed = inside("cat /root/failed 2>/dev/null; true")?;
-        ensure!(
-            failed.trim().is_empty(),
-            "a deletion in the guest's volume failed {} times",
-            failed.lines().count()
-        );
-        Ok(())
-    }
 }

@@ -6,6 +6,7 @@ mod incident;
 mod members;
 mod operations;
 mod reboot;
+mod rolling;
 mod silent;
 mod upgrade;
 
@@ -16,6 +17,7 @@ pub const TESTS: &[&[Test]] = &[
     healthy::TESTS,
     members::TESTS,
     reboot::TESTS,
+    rolling::TESTS,
     commands::TESTS,
     upgrade::TESTS,
     operations::TESTS,
