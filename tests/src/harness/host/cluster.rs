@@ -172,6 +172,16 @@ pub fn forget_member(member: &Machine, name: &str) -> Result<()> {
     member.run(&format!("incus cluster remove --force --yes {name}")).map(drop)
 }
 
+/// A node leaves its cluster in order. It has no pool then, and is nobody's member.
+pub fn leave(lab: &Lab, node: Name) -> Result<()> {
+    let name = node.as_str();
+    incus(lab.host(Name::N1), &format!("cluster remove {name} --yes || incus cluster remove {name}"))?;
+    let gone = format!("! grep -q {MOUNTPOINT} /proc/1/mountinfo");
+    lab.host(node)
+        .wait_for("the pool of the node that left is unmounted", Duration::from_secs(60), &gone)
+        .map(drop)
+}
+
 /// Runs the client, which must succeed.
 pub fn incus(host: &Machine, line: &str) -> Result<()> {
     let ended = host.attempt_within(&format!("timeout 280 incus {line}"), Duration::from_secs(300))?;

@@ -7,8 +7,8 @@ use anyhow::{Result, ensure};
 use super::cluster::{POOL, incus};
 use super::machine::Machine;
 
-/// The image's name.
-const IMAGE: &str = "busybox";
+/// Name of the image.
+pub const IMAGE: &str = "busybox";
 /// Its /root, as its host sees it.
 const HOME: &str = "/var/lib/incus/storage-pools/local/containers/guest/rootfs/root";
 
@@ -55,7 +55,7 @@ impl<'a> Work<'a> {
 }
 
 /// Makes the image, and brings it into the cluster.
-fn import_image(host: &Machine) -> Result<()> {
+pub fn import_image(host: &Machine) -> Result<()> {
     let script = format!(
         "set -e; d=$(mktemp -d); r=$d/rootfs
         mkdir -p $r/bin $r/sbin $r/dev $r/proc $r/sys $r/run $r/tmp $r/etc $r/root $r/data

@@ -130,6 +130,20 @@ impl<'a> Guard<'a> {
         Ok(())
     }
 
+    /// Waits until the node is in one of some states, and returns it.
+    pub fn wait_for_state(&self, states: &[&str]) -> Result<String> {
+        let mut last = Value::Null;
+        let waited = wait::until("the node's state", NOTICE, || {
+            // An agent that was killed is away for a moment.
+            last = self.node().unwrap_or_default();
+            Ok(last["state"].as_str().is_some_and(|state| states.contains(&state)))
+        });
+        waited.with_context(|| {
+            format!("wanted one of {states:?}; the last look: {last}\n{}", self.journal())
+        })?;
+        Ok(last["state"].as_str().unwrap_or_default().to_owned())
+    }
+
     /// Each change of the node's state, oldest first.
     pub fn transitions(&self) -> Result<Vec<Value>> {
         let histories = self.json("history -n 100")?;

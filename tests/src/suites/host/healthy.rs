@@ -1,8 +1,6 @@
 //! A healthy node's life: joins by Debian's own units, uses the pool in every way that Incus has, is evacuated,
 //! leaves. Nothing of it is denied, and the host beside it is denied all the time.
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 
 use crate::harness::host::cluster::{self, MOUNTPOINT, POOL, incus, is_intact};
@@ -44,7 +42,11 @@ fn a_healthy_life() -> Result<()> {
     incus(n1, "cluster restore n2 --force")?;
     incus(n1, "delete --force guest")?;
     denied(beside)?;
-    leave(n1, n2, &guards[1])?;
+    cluster::leave(&lab, Name::N2)?;
+    ensure!(
+        guards[1].json("pools")?.as_array().is_some_and(Vec::is_empty),
+        "a pool is left on the node that left"
+    );
     is_intact(&lab)
 }
 
@@ -74,16 +76,4 @@ fn deletes(n2: &Machine) -> Result<()> {
     incus(n2, &format!("exec guest -- /bin/sh -ec '{work}'"))?;
     incus(n2, &format!("storage volume detach {POOL} data guest data"))?;
     incus(n2, &format!("storage volume delete {POOL} data"))
-}
-
-/// The node leaves in order. It has no pool then, and is nobody's member.
-fn leave(n1: &Machine, n2: &Machine, guard: &Guard<'_>) -> Result<()> {
-    incus(n1, "cluster remove n2 --yes || incus cluster remove n2")?;
-    let gone = format!("! grep -q {MOUNTPOINT} /proc/1/mountinfo");
-    n2.wait_for("the pool of the node that left is unmounted", Duration::from_secs(60), &gone)?;
-    ensure!(
-        guard.json("pools")?.as_array().is_some_and(Vec::is_empty),
-        "a pool is left on the node that left"
-    );
-    Ok(())
 }

@@ -7,7 +7,10 @@ mod members;
 mod operations;
 mod reboot;
 mod rolling;
+mod runbook;
 mod silent;
+mod tools;
+mod transaction;
 mod upgrade;
 
 use crate::harness::registry::Test;
@@ -18,6 +21,9 @@ pub const TESTS: &[&[Test]] = &[
     members::TESTS,
     reboot::TESTS,
     rolling::TESTS,
+    runbook::TESTS,
+    transaction::TESTS,
+    tools::TESTS,
     commands::TESTS,
     upgrade::TESTS,
     operations::TESTS,
