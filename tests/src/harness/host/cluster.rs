@@ -17,7 +17,8 @@ pub const WITNESS: &str = "/mnt/witness";
 pub const ON_CEPH: &str = "pool-a";
 /// The cluster's files before anything happens.
 pub const FILES: usize = 200;
-const FILESYSTEM: &str = "testfs";
+/// The name of the filesystem on Ceph.
+pub const FILESYSTEM: &str = "testfs";
 /// For one call of Incus that makes or joins a cluster, on an emulated machine.
 const CLUSTER_LIMIT: Duration = Duration::from_secs(400);
 

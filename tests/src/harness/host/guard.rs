@@ -158,6 +158,14 @@ impl<'a> Guard<'a> {
         Ok(pools.iter().filter_map(|pool| pool["counters"]["denied"].as_u64()).sum())
     }
 
+    /// Denials since the programs were loaded, in pools that are gone too.
+    pub fn denied_ever(&self) -> Result<u64> {
+        let status = self.json("status")?;
+        let counters = status["counters"].as_object().context("status has no counters")?;
+        let denials = counters.iter().filter(|(name, _)| name.starts_with("denied"));
+        Ok(denials.filter_map(|(_, count)| count.as_u64()).sum())
+    }
+
     /// The agent's last lines in the journal.
     pub fn journal(&self) -> String {
         let said = self.host.attempt("journalctl -b -u guard-agent --no-pager -n 25 -o short-monotonic");

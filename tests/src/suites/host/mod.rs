@@ -5,6 +5,7 @@ mod healthy;
 mod incident;
 mod members;
 mod operations;
+mod own_pool;
 mod reboot;
 mod rolling;
 mod runbook;
@@ -27,5 +28,6 @@ pub const TESTS: &[&[Test]] = &[
     commands::TESTS,
     upgrade::TESTS,
     operations::TESTS,
+    own_pool::TESTS,
     silent::TESTS,
 ];
