@@ -17,6 +17,8 @@ pub const POLICY: &str = "/etc/guard-agent/policy.toml";
 const INSTALL_LIMIT: Duration = Duration::from_secs(600);
 /// For the agent to load its programs, also while deleters take the processors of an emulated machine: 66 s were seen.
 const START_LIMIT: Duration = Duration::from_secs(300);
+/// An emulated machine's agent may take longer than a second to answer, and is no stopped one for that.
+const PATIENCE: &str = "35s";
 /// For the agent to take note of what has happened.
 const NOTICE: Duration = Duration::from_secs(60);
 
@@ -93,7 +95,8 @@ impl<'a> Guard<'a> {
 
     /// Runs guardctl, whatever comes of it.
     pub fn control(&self, arguments: &str) -> Result<Ended> {
-        self.host.attempt_within(&format!("guardctl {arguments}"), Duration::from_secs(400))
+        let command = format!("GUARDCTL_TIMEOUT={PATIENCE} guardctl {arguments}");
+        self.host.attempt_within(&command, Duration::from_secs(400))
     }
 
     /// Runs guardctl, which must succeed.
