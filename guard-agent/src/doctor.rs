@@ -19,6 +19,7 @@ pub use facts::{HostFacts, KernelOption};
 pub use tiers::known_obstacle;
 pub use trial::{Trial, Trials};
 
+use crate::host_view;
 use crate::policy::Policy;
 
 /// Oldest kernel that is tested.
@@ -94,6 +95,7 @@ pub fn checks(facts: &HostFacts) -> Vec<Check> {
         capabilities(facts),
         bpffs(facts),
         cgroup2(facts),
+        pid_namespace(facts),
         mount_namespace(facts),
     ];
     checks.extend(tiers::tiers(facts));
@@ -324,6 +326,25 @@ fn cgroup2(facts: &HostFacts) -> Check {
             name,
             "not mounted: actors by cgroup and leases match nobody",
             "mount -t cgroup2 none /sys/fs/cgroup, or boot with systemd.unified_cgroup_hierarchy=1",
+        ),
+    }
+}
+
+fn pid_namespace(facts: &HostFacts) -> Check {
+    let (code, name) = ("pid-namespace", "PID namespace");
+    match &facts.pid_namespace {
+        Some(found) if host_view::is_hosts(found) => Check::ok(code, name, "the host's"),
+        Some(found) => Check::fail(
+            code,
+            name,
+            format!("{found}, a container's: the agent would take the host for a guest, and does not start"),
+            "run it on the host, or give its container the host's PID namespace (--pid=host, hostPID: true) and mounts",
+        ),
+        None => Check::warn(
+            code,
+            name,
+            "cannot be told: /proc/self/ns/pid cannot be read",
+            "mount /proc: mount -t proc proc /proc",
         ),
     }
 }

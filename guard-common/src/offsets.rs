@@ -21,6 +21,7 @@ pub struct Offsets {
     pub dentry_d_inode: u32,
     pub dentry_d_sb: u32,
     pub dentry_d_name_name: u32,
+    pub dentry_d_hash_pprev: u32,
     pub super_block_s_dev: u32,
     pub super_block_s_magic: u32,
     pub super_block_s_root: u32,
@@ -36,6 +37,7 @@ pub struct Offsets {
     pub task_real_parent: u32,
     pub task_group_leader: u32,
     pub task_start_boottime: u32,
+    /// 0: the kernel has none.
     pub task_loginuid: u32,
     pub task_nsproxy: u32,
     pub mm_exe_file: u32,
@@ -52,4 +54,4 @@ pub struct Offsets {
 }
 
 crate::pod!(Offsets);
-crate::layout!(Offsets: 152);
+crate::layout!(Offsets: 156);

@@ -70,6 +70,8 @@ pub const fn device_bit(dev: u32) -> u32 {
 pub const FUSE_SUPER_MAGIC: u64 = 0x6573_5546;
 /// Magic of CephFS through the kernel client.
 pub const CEPH_SUPER_MAGIC: u64 = 0x00c3_6400;
+/// Magic of NFS, in all versions.
+pub const NFS_SUPER_MAGIC: u64 = 0x6969;
 /// Magic of ramfs, on which the canary lives.
 pub const RAMFS_MAGIC: u64 = 0x8584_58f6;
 

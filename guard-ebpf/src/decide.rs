@@ -3,8 +3,8 @@
 //! Each place where a choice is made between failing closed and failing open says so there.
 
 use guard_common::policy::{
-    CONFIG_ALIASES, FUSE_SUPER_MAGIC, POOL_CANARY, POOL_CANARY_BACKSTOP, POOL_EXPORTED, POOL_GUARD_TRUNCATE,
-    POOL_NO_ALIAS, magic_bit,
+    CONFIG_ALIASES, FUSE_SUPER_MAGIC, NFS_SUPER_MAGIC, POOL_CANARY, POOL_CANARY_BACKSTOP, POOL_EXPORTED,
+    POOL_GUARD_TRUNCATE, POOL_NO_ALIAS, magic_bit,
 };
 use guard_common::{Counter, FilesystemKey, Hook, Mode, Operation, PoolEntry, Reason, Verdict};
 
@@ -115,6 +115,16 @@ pub fn may_hold_pool(superblock: Trusted) -> bool {
         Some(config) => config.magic_bloom & magic_bit(superblock.magic()) != 0,
         None => false,
     }
+}
+
+/// Whether a rename may replace what its target names.
+///
+/// The NFS client does not ask the server about a rename's target (`LOOKUP_RENAME_TARGET`): a name that it has not cached
+/// has no inode and is in no hash chain, whatever the server has. Fail closed: such a name counts as one that exists. One
+/// that the server has said does not exist, as after `stat`, is hashed.
+#[inline(always)]
+pub fn may_replace(target: Trusted, superblock: Trusted, never_replaces: bool) -> bool {
+    target.is_positive() || (target.is_unhashed() && superblock.magic() == NFS_SUPER_MAGIC && !never_replaces)
 }
 
 /// The decision of the hooks that carry the mount.

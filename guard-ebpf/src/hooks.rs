@@ -14,6 +14,7 @@ use crate::kernel::{self, Trusted};
 
 const EPERM: i32 = 1;
 const MAX_ERRNO: i32 = 4095;
+const RENAME_NOREPLACE: u32 = 1;
 const RENAME_EXCHANGE: u32 = 1 << 1;
 
 /// Evaluates to the answer of an earlier BPF program on the same hook if that was a refusal.
@@ -103,14 +104,15 @@ pub fn guard_path_rename(context: LsmContext) -> i32 {
     if target.is_same_inode(pointer(&context, 1)) {
         return 0;
     }
+    let mount = pointer(&context, 2).path_mount();
     let operation = if flags & RENAME_EXCHANGE != 0 {
         Operation::RenameExchange
-    } else if target.is_positive() {
+    } else if decide::may_replace(target, mount.mount_superblock(), flags & RENAME_NOREPLACE != 0) {
         Operation::RenameReplace
     } else {
         return 0;
     };
-    on_mount(Hook::PathRename, operation, pointer(&context, 2).path_mount(), target)
+    on_mount(Hook::PathRename, operation, mount, target)
 }
 
 #[lsm(hook = "path_truncate")]
@@ -146,7 +148,8 @@ pub fn guard_inode_rename(context: LsmContext) -> i32 {
     let previous = if kernel::rename_has_flags() { argument!(context, 40) } else { argument!(context, 32) };
     honour!(previous as i32);
     let target = pointer(&context, 3);
-    if !target.is_positive() {
+    // It is not told of RENAME_NOREPLACE, which the filesystem itself refuses where that matters (NFS).
+    if !decide::may_replace(target, pointer(&context, 2).inode_superblock(), false) {
         return 0;
     }
     on_inode(Hook::InodeRename, Operation::RenameReplace, pointer(&context, 2), target)

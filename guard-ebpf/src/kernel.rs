@@ -30,6 +30,7 @@ static OFFSETS: Offsets = Offsets {
     dentry_d_inode: 0,
     dentry_d_sb: 0,
     dentry_d_name_name: 0,
+    dentry_d_hash_pprev: 0,
     super_block_s_dev: 0,
     super_block_s_magic: 0,
     super_block_s_root: 0,
@@ -193,6 +194,10 @@ impl Trusted {
     pub fn is_positive(self) -> bool {
         self.inode_address() != 0
     }
+    /// Whether the dentry is in no hash chain: what was found out about its name, if anything, is not kept.
+    pub fn is_unhashed(self) -> bool {
+        self.load::<u64>(offset!(dentry_d_hash_pprev)) == 0
+    }
     /// Whether two names that exist are names of the same file.
     pub fn is_same_inode(self, other: Self) -> bool {
         self.is_positive() && self.inode_address() == other.inode_address()
@@ -305,8 +310,12 @@ impl Lenient {
         let parent = self.read(task, offset!(task_real_parent));
         self.read(parent, offset!(task_tgid))
     }
+    /// `u32::MAX`: not set, as the kernel has it, or not known to this kernel.
     #[inline(always)]
     pub fn login_uid(&mut self, Task(task): Task) -> u32 {
+        if offset!(task_loginuid) == 0 {
+            return u32::MAX;
+        }
         self.read(task, offset!(task_loginuid))
     }
     /// Real and effective user.

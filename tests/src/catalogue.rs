@@ -306,6 +306,15 @@ pub const CATALOGUE: &[Group] = &[
                 By(&["bypass_nfsd_exports_a_pool"]),
             ),
             row(
+                "a pool on NFS: `rename` over a name that the client has not looked up",
+                "`security_path_rename`, `security_inode_rename` with a target that has no inode: the client leaves the lookup \
+                 to the server",
+                BLOCKED,
+                "a name in no hash chain counts as one that exists. So a rename straight to a new name is denied too, unless the \
+                 program has asked whether it exists, as `mv` does",
+                By(&["bypass_nfs_rename_over_a_name_that_was_not_looked_up"]),
+            ),
+            row(
                 "nfsd exports a pool: `SETATTR` of the size, `OPEN` with truncation",
                 "`nfsd_setattr` → `notify_change`, past the truncation hooks",
                 MEANT_UNLESS_SEALED,
@@ -601,7 +610,7 @@ pub const CATALOGUE: &[Group] = &[
                 "`__bpf_prog_enter_recur`: the programs are skipped",
                 LIMIT,
                 "one task alone: the standby decides. Counted by the kernel (`recursion_misses`), told by the posture \
-                 (`decisions-skipped`); `bpf-lsm` is not skipped",
+                 (`decisions-skipped`); `bpf-lsm` is not skipped since Linux 6.2; before, the same is counted and told",
                 By(&["tier_fmod_ret_standby_decides_where_the_first_is_left_out"]),
             ),
             row(

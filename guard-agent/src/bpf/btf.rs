@@ -255,7 +255,7 @@ fn u32_at(bytes: &[u8], at: usize) -> Result<u32, BtfError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// (name, kind, kind_flag, size or type, members: name, type, offset).
@@ -293,6 +293,12 @@ mod tests {
         bytes.extend(body);
         bytes.extend(strings);
         bytes
+    }
+
+    /// BTF with one structure: its members, and where they are in bits.
+    pub fn with_structure(name: &str, members: &[(&str, u32)]) -> Vec<u8> {
+        let members = members.iter().map(|(member, bits)| (*member, 0, *bits)).collect();
+        build(&[(name, STRUCT, false, 64, members)])
     }
 
     fn sample() -> Vec<u8> {

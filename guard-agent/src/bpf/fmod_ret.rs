@@ -12,10 +12,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use aya::maps::Map;
-use aya::programs::{ProgramError, ProgramInfo};
 use aya::{Ebpf, EbpfError};
 use aya_obj::Object;
-use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_prog_info, bpf_prog_type};
+use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_prog_type};
 use thiserror::Error;
 
 use super::sys::{attributes, bpf};
@@ -167,20 +166,6 @@ pub fn pin(object: BorrowedFd<'_>, path: &Path) -> Result<(), FmodRetError> {
     bpf(bpf_cmd::BPF_OBJ_PIN, &mut attributes).map(drop).map_err(failed)
 }
 
-/// How often the kernel has left a pinned program out: it does not run one that another task on the same
-/// processor is in the middle of.
-pub fn skipped(program: &Path) -> Result<u64, ProgramError> {
-    let program = ProgramInfo::from_pin(program)?.fd()?;
-    let mut info = [0_u64; size_of::<bpf_prog_info>().div_ceil(8)];
-    let mut attributes = ObjectInfo {
-        bpf_fd: program.as_fd().as_raw_fd() as u32,
-        info_len: size_of::<bpf_prog_info>() as u32,
-        info: info.as_mut_ptr() as u64,
-    };
-    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attributes).map_err(ProgramError::IOError)?;
-    Ok(info[std::mem::offset_of!(bpf_prog_info, recursion_misses) / 8])
-}
-
 fn load_types(types: &[u8]) -> io::Result<OwnedFd> {
     let mut attributes = TypesLoad {
         btf: types.as_ptr() as u64,
@@ -258,15 +243,6 @@ struct ObjectPin {
     file_flags: u32,
 }
 
-/// Attributes of `BPF_OBJ_GET_INFO_BY_FD`.
-#[repr(C)]
-#[derive(Debug)]
-struct ObjectInfo {
-    bpf_fd: u32,
-    info_len: u32,
-    info: u64,
-}
-
 /// Attributes of `BPF_BTF_LOAD`.
 #[repr(C)]
 #[derive(Debug)]
@@ -279,7 +255,7 @@ struct TypesLoad {
     reserved: u32,
 }
 
-attributes!(ProgramLoad: 112, TracepointOpen: 16, ObjectPin: 16, ObjectInfo: 16, TypesLoad: 32);
+attributes!(ProgramLoad: 112, TracepointOpen: 16, ObjectPin: 16, TypesLoad: 32);
 
 /// Takes a descriptor that [`bpf`] has returned.
 fn owned(number: i32) -> OwnedFd {

@@ -9,9 +9,12 @@
 //! Usually there is one. While an agent of another layout takes over there are two; the one that was settled last speaks
 //! for pools, seals, releases and leases. All others are left over from what died, and only counted in.
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use nix::unistd::geteuid;
 
 use super::description::Description;
 use super::pins::{PinError, Pins, io_error, remove_tree};
@@ -90,7 +93,12 @@ impl Layouts {
         if filesystem.filesystem_type() != BPF_FS_MAGIC {
             return Err(PinError::NotBpffs { path: directory.to_owned() });
         }
-        std::fs::create_dir_all(directory).map_err(io_error("create", directory))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .map_err(io_error("create", directory))?;
+        belongs_to_us(directory)?;
         Ok(Self::at(directory))
     }
 
@@ -101,6 +109,7 @@ impl Layouts {
 
     /// Every layout that has a directory.
     pub fn found(&self) -> Result<Vec<Layout>, PinError> {
+        belongs_to_us(&self.directory)?;
         let mut found = Vec::new();
         for entry in std::fs::read_dir(&self.directory).map_err(io_error("list", &self.directory))? {
             let entry = entry.map_err(io_error("list", &self.directory))?;
@@ -175,6 +184,17 @@ impl Layout {
     }
 }
 
+/// Fails if somebody else may write into the directory: a bpffs is often open to all (mode 1777), and whoever comes first
+/// can make any directory there. Fail closed: what is pinned in it proves nothing.
+fn belongs_to_us(directory: &Path) -> Result<(), PinError> {
+    let about = directory.symlink_metadata().map_err(io_error("look at", directory))?;
+    let (owner, mode) = (about.uid(), about.mode() & 0o7777);
+    if about.is_dir() && (owner == 0 || owner == geteuid().as_raw()) && mode & 0o022 == 0 {
+        return Ok(());
+    }
+    Err(PinError::Foreign { path: directory.to_owned(), owner, mode })
+}
+
 /// Now, on the boot clock in nanoseconds.
 pub fn boot_ns() -> u64 {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map(std::time::Duration::from);
@@ -198,6 +218,25 @@ mod tests {
     fn layout(token: u64, settled: Option<u64>, attached: bool) -> Layout {
         let name = LayoutName { version: 1, fingerprint: "00c0ffee".into(), token };
         Layout { pins: Pins::new(PathBuf::from("/nowhere")), name, settled, attached }
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_to_is_not_ours() {
+        let place = tempfile::tempdir().unwrap();
+        let directory = place.path().join("guard-agent");
+        let refused = |directory: &Path| match belongs_to_us(directory) {
+            Err(PinError::Foreign { mode, .. }) => Some(mode),
+            other => other.map(|()| None).unwrap(),
+        };
+        for (mode, expected) in [(0o700, None), (0o755, None), (0o775, Some(0o775)), (0o1777, Some(0o1777))] {
+            let _ = std::fs::remove_dir(&directory);
+            std::fs::create_dir(&directory).unwrap();
+            std::fs::set_permissions(&directory, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+            assert_eq!(refused(&directory), expected, "{mode:o}");
+        }
+        let link = place.path().join("link");
+        std::os::unix::fs::symlink(place.path(), &link).unwrap();
+        assert!(refused(&link).is_some(), "a link is somebody's word");
     }
 
     #[test]

@@ -15,11 +15,11 @@ use thiserror::Error;
 
 use super::btf::{Btf, BtfError};
 use super::description::Description;
-use super::fmod_ret::{self, FmodRetError};
+use super::fmod_ret::FmodRetError;
 use super::foreign::ForeignError;
 use super::maps::{self, MapAccessError, Maps};
 use super::pins::{Generation, PinError, Pins, Standby};
-use super::{attach, object, offsets};
+use super::{attach, object, offsets, sys};
 use crate::daemon::chain;
 
 const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -407,18 +407,17 @@ impl Programs {
         self.generation.tier
     }
 
-    /// How many decisions the kernel has skipped at most, which only the tier `fmod-ret` knows: it has to have left out
-    /// a program in both of its loads.
+    /// How many decisions the kernel has skipped at most: it has left out a program in each of its loads. On the LSM
+    /// hooks kernels before 6.2 do that too ("Remove prog->active check for bpf_lsm"), and there is one load.
     pub fn skipped(&self) -> u64 {
-        if self.generation.tier != Tier::FmodRet {
-            return 0;
-        }
         let deciders = PROGRAMS.iter().filter(|name| self.hooks.contains(&name.hook));
-        // A pin that is gone is told of by `is_pinned`.
-        let of = |name: &ProgramName, standby| {
-            fmod_ret::skipped(&self.generation.program(name.program, standby)).unwrap_or(0)
+        let of = |name: &ProgramName, standby: &Standby| {
+            // A pin that is gone is told of by `is_pinned`.
+            sys::recursion_misses(&self.generation.program(name.program, *standby)).unwrap_or(0)
         };
-        deciders.map(|name| of(name, Standby::No).min(of(name, Standby::Yes))).sum()
+        let least =
+            |name: &ProgramName| self.generation.loads().iter().map(|standby| of(name, standby)).min();
+        deciders.filter_map(least).sum()
     }
 
     /// Name each load to the canary.

@@ -22,6 +22,7 @@ const MEMBERS: &[(&str, &str, Field)] = &[
     ("dentry", "d_inode", |o| &mut o.dentry_d_inode),
     ("dentry", "d_sb", |o| &mut o.dentry_d_sb),
     ("dentry", "d_name.name", |o| &mut o.dentry_d_name_name),
+    ("dentry", "d_hash.pprev", |o| &mut o.dentry_d_hash_pprev),
     ("super_block", "s_dev", |o| &mut o.super_block_s_dev),
     ("super_block", "s_magic", |o| &mut o.super_block_s_magic),
     ("super_block", "s_root", |o| &mut o.super_block_s_root),
@@ -37,13 +38,19 @@ const MEMBERS: &[(&str, &str, Field)] = &[
     ("task_struct", "real_parent", |o| &mut o.task_real_parent),
     ("task_struct", "group_leader", |o| &mut o.task_group_leader),
     ("task_struct", "start_boottime", |o| &mut o.task_start_boottime),
-    ("task_struct", "loginuid", |o| &mut o.task_loginuid),
     ("task_struct", "nsproxy", |o| &mut o.task_nsproxy),
     ("mm_struct", "exe_file", |o| &mut o.mm_exe_file),
     ("nsproxy", "mnt_ns", |o| &mut o.nsproxy_mnt_ns),
     ("cred", "uid", |o| &mut o.cred_uid),
     ("cred", "euid", |o| &mut o.cred_euid),
     ("iattr", "ia_valid", |o| &mut o.iattr_ia_valid),
+];
+
+/// Members that only records want. Not every kernel has them, and none decides what a kernel can do: 0 where one is
+/// missing, and the record says that it is not known.
+const FOR_RECORDS: &[(&str, &str, Field)] = &[
+    // Of kernels with CONFIG_AUDIT.
+    ("task_struct", "loginuid", |o| &mut o.task_loginuid),
 ];
 
 /// The function that a program stands in front of, or in place of.
@@ -66,12 +73,14 @@ const ARGUMENTS: &[(&str, u32)] = &[
     ("sb_delete", 1),
 ];
 
-/// Resolves them all, for the functions of a tier; the first one that is missing is the error.
+/// Resolves them all, for the functions of a tier; the first one that is missing, and that a decision needs, is the
+/// error.
 pub fn resolve(btf: &Btf<'_>, tier: Tier) -> Result<Offsets, BtfError> {
     let mut offsets = Offsets::default();
     for (structure, member, field) in MEMBERS {
         *field(&mut offsets) = btf.member_offset(structure, member)?;
     }
+    for_records(btf, &mut offsets)?;
     let unexpected = |name, what: String| Err(BtfError::Unexpected { name, what });
     for (hook, expected) in ARGUMENTS {
         let name = function(tier, hook);
@@ -98,20 +107,43 @@ pub fn resolve(btf: &Btf<'_>, tier: Tier) -> Result<Offsets, BtfError> {
     Ok(offsets)
 }
 
+fn for_records(btf: &Btf<'_>, offsets: &mut Offsets) -> Result<(), BtfError> {
+    for (structure, member, field) in FOR_RECORDS {
+        *field(offsets) = match btf.member_offset(structure, member) {
+            Err(BtfError::NoMember { .. }) => 0,
+            found => found?,
+        };
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bpf::btf::tests::with_structure;
 
     #[test]
     fn every_offset_is_resolved() {
+        let all = || MEMBERS.iter().chain(FOR_RECORDS);
         // One u32 a member, and two about arguments.
-        assert_eq!(size_of::<Offsets>(), (MEMBERS.len() + 2) * 4);
+        assert_eq!(size_of::<Offsets>(), (all().count() + 2) * 4);
         let mut offsets = Offsets::default();
-        for (number, (_, _, field)) in MEMBERS.iter().enumerate() {
+        for (number, (_, _, field)) in all().enumerate() {
             *field(&mut offsets) = number as u32 + 1;
         }
-        let mut distinct: Vec<u32> = MEMBERS.iter().map(|(_, _, field)| *field(&mut offsets)).collect();
+        let mut distinct: Vec<u32> = all().map(|(_, _, field)| *field(&mut offsets)).collect();
         distinct.dedup();
-        assert_eq!(distinct.len(), MEMBERS.len(), "two members share a field");
+        assert_eq!(distinct.len(), all().count(), "two members share a field");
+    }
+
+    #[test]
+    fn a_kernel_without_audit_is_missing_nothing_that_a_decision_needs() {
+        let resolved = |bytes: &[u8]| {
+            let mut offsets = Offsets::default();
+            for_records(&Btf::parse(bytes).unwrap(), &mut offsets).map(|()| offsets.task_loginuid)
+        };
+        assert_eq!(resolved(&with_structure("task_struct", &[("flags", 0), ("loginuid", 128)])), Ok(16));
+        assert_eq!(resolved(&with_structure("task_struct", &[("flags", 0)])), Ok(0));
+        assert!(resolved(&with_structure("dentry", &[("d_flags", 0)])).is_err());
     }
 }

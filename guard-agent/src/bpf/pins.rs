@@ -25,6 +25,11 @@ use thiserror::Error;
 pub enum PinError {
     #[error("{path} is not on a bpffs: run `mount -t bpf bpf /sys/fs/bpf`, or name a bpffs with --pin-dir")]
     NotBpffs { path: PathBuf },
+    #[error(
+        "{path} belongs to user {owner} (mode {mode:o}): whoever can write there can put other programs and maps in our \
+         place. Nothing was changed: find out who has made it, remove it, or name another directory with --pin-dir"
+    )]
+    Foreign { path: PathBuf, owner: u32, mode: u32 },
     #[error("{operation} {path}")]
     Io {
         operation: &'static str,

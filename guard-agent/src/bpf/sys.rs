@@ -1,4 +1,5 @@
-//! bpf(2), for what aya does not offer: program types that it lacks, and maps whose types only a description tells.
+//! bpf(2), for what aya does not offer: program types that it lacks, maps whose types only a description tells, and how
+//! often a program was left out.
 //!
 //! # Safety
 //!
@@ -8,9 +9,11 @@
 //! refuses what it cannot verify.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::Path;
 
-use aya_obj::generated::bpf_cmd;
+use aya::programs::{ProgramError, ProgramInfo};
+use aya_obj::generated::{bpf_cmd, bpf_prog_info};
 use nix::libc;
 
 /// A command's attributes: integers only, without padding.
@@ -69,4 +72,28 @@ fn element(command: bpf_cmd, map: BorrowedFd<'_>, key: Option<&[u8]>, answer: &m
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// Attributes of `BPF_OBJ_GET_INFO_BY_FD`.
+#[repr(C)]
+#[derive(Debug)]
+struct ObjectInfo {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+attributes!(ObjectInfo: 16);
+
+/// How often the kernel has left a pinned program out: it does not run one that another task on the same
+/// processor is in the middle of.
+pub fn recursion_misses(program: &Path) -> Result<u64, ProgramError> {
+    let program = ProgramInfo::from_pin(program)?.fd()?;
+    let mut info = [0_u64; size_of::<bpf_prog_info>().div_ceil(8)];
+    let mut attributes = ObjectInfo {
+        bpf_fd: program.as_fd().as_raw_fd() as u32,
+        info_len: size_of::<bpf_prog_info>() as u32,
+        info: info.as_mut_ptr() as u64,
+    };
+    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attributes).map_err(ProgramError::IOError)?;
+    Ok(info[std::mem::offset_of!(bpf_prog_info, recursion_misses) / 8])
 }

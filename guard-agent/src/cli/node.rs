@@ -10,6 +10,7 @@ use thiserror::Error;
 use super::{CliError, Global, expect_reply};
 use crate::control::{Reply, Request};
 use crate::exit::Exit;
+use crate::host_view;
 use crate::incus;
 use crate::mounts::{self, Snapshot};
 use crate::policy::{self, Policy};
@@ -43,7 +44,7 @@ pub enum NodeError {
     Unknown { root: PathBuf, nodes: Vec<PathBuf> },
     #[error("this needs uid 0")]
     NotRoot,
-    #[error("guardctl runs in a mount namespace that is not the host's")]
+    #[error("guardctl runs in a mount or PID namespace that is not the host's")]
     OtherNamespace,
     #[error("{root} lies on a network filesystem")]
     OnNetwork { root: PathBuf },
@@ -214,7 +215,12 @@ pub fn require_host() -> Result<(), NodeError> {
     {
         return Err(NodeError::OtherNamespace);
     }
-    Ok(())
+    // A container's PID 1 is in the container's mount namespace too.
+    let foreign = host_view::foreign_pid_namespace();
+    match foreign.map_err(|source| NodeError::Io { operation: "look at this PID namespace", source })? {
+        Some(_) => Err(NodeError::OtherNamespace),
+        None => Ok(()),
+    }
 }
 
 /// This process's mount table, as it is now.

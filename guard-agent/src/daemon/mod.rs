@@ -47,6 +47,7 @@ use crate::control::access::{GROUP, reader_group};
 use crate::control::{Command, Server, ServerOptions, SocketError};
 use crate::exit::Exit;
 use crate::fanotify::{self, EngineError};
+use crate::host_view;
 use crate::mounts::MountWatch;
 use crate::paths;
 use crate::policy::PolicyErrors;
@@ -86,6 +87,12 @@ pub enum DaemonError {
         "the state directory {directory} lies below the guarded root {root}: choose another with --state-dir"
     )]
     StateBelowRoot { directory: PathBuf, root: PathBuf },
+    #[error(
+        "this process runs in the PID namespace {found}, which is a container's: it would take the host for a guest, and \
+         allow what it is to deny. Nothing was changed: run it on the host, or give its container the host's PID \
+         namespace (docker run --pid=host, Kubernetes: hostPID: true) and mounts"
+    )]
+    InContainer { found: String },
     #[error("another agent holds {lock}: stop it first (systemctl stop guard-agent)")]
     Locked { lock: PathBuf },
     #[error("the mount table has no line for {path}: is /proc mounted?")]
@@ -133,6 +140,7 @@ impl DaemonError {
         match self {
             Self::Policy(_) | Self::StateBelowRoot { .. } => Exit::Policy,
             Self::Inactive { .. }
+            | Self::InContainer { .. }
             | Self::Load(
                 LoadError::NoHook { .. }
                 | LoadError::NoBtf(_)
@@ -171,6 +179,11 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
     mut reloads: mpsc::Receiver<()>,
 ) -> Result<(), DaemonError> {
+    if let Some(found) =
+        host_view::foreign_pid_namespace().map_err(failed("look at this process's PID namespace"))?
+    {
+        return Err(DaemonError::InContainer { found });
+    }
     let policy = policy::LoadedPolicy::load_or_last_good(&options.policy, &options.state_dir)
         .map_err(DaemonError::Policy)?;
     if let Some(root) = policy::root_above(&policy.policy, &options.state_dir) {

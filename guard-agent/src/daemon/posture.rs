@@ -154,8 +154,8 @@ const NODE_FAILED: Trouble = Trouble {
 };
 pub const SKIPPED: Trouble = Trouble {
     code: "decisions-skipped",
-    fix: "boot with lsm=…,bpf (see `guardctl doctor`), whose programs are never skipped, or with \
-          preempt=voluntary where the kernel takes that; the count begins anew with the next load of the programs",
+    fix: "boot with lsm=…,bpf (see `guardctl doctor`) and a kernel from 6.2 on, which never skips those programs, or \
+          with preempt=voluntary where the kernel takes that; the count begins anew with the next load of the programs",
     leaves: Leaves::Part,
 };
 

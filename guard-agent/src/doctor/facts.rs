@@ -66,6 +66,8 @@ pub struct HostFacts {
     pub trials: Trials,
     /// Types and mountpoints of the pseudo filesystems that matter.
     pub mounts: Vec<(String, PathBuf)>,
+    /// PID namespace of this process.
+    pub pid_namespace: Option<String>,
     /// Mount namespace of this process, and of PID 1.
     pub mount_namespaces: Option<(String, String)>,
     pub(super) bootloader: Bootloader,
@@ -82,10 +84,7 @@ impl HostFacts {
         let kernel_release = trimmed("proc/sys/kernel/osrelease").unwrap_or_default();
         let config = configuration(root, &kernel_release);
         let option = |name| config.as_deref().map_or(KernelOption::Unknown, |text| option(text, name));
-        let namespace = |process: &str| {
-            let link = fs::read_link(root.join(format!("proc/{process}/ns/mnt"))).ok()?;
-            Some(link.to_string_lossy().into_owned())
-        };
+        let link = |path: &str| Some(fs::read_link(root.join(path)).ok()?.to_string_lossy().into_owned());
         Self {
             has_btf: root.join("sys/kernel/btf/vmlinux").exists(),
             btf_hooks: btf_hooks(&root.join("sys/kernel/btf/vmlinux")),
@@ -103,7 +102,8 @@ impl HostFacts {
             is_root: read("proc/self/status").is_some_and(|text| is_root(&text)),
             trials: Trials::default(),
             mounts: mounts(root),
-            mount_namespaces: namespace("self").zip(namespace("1")),
+            pid_namespace: link("proc/self/ns/pid"),
+            mount_namespaces: link("proc/self/ns/mnt").zip(link("proc/1/ns/mnt")),
             bootloader: bootloader(root),
             kernel_release,
         }

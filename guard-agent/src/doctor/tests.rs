@@ -36,6 +36,7 @@ fn host(files: &[(&str, &str)]) -> HostFacts {
         let ns = directory.path().join(format!("proc/{process}/ns"));
         fs::create_dir_all(&ns).unwrap();
         symlink("mnt:[4026531841]", ns.join("mnt")).unwrap();
+        symlink("pid:[4026531836]", ns.join("pid")).unwrap();
     }
     HostFacts::gather(directory.path())
 }
@@ -56,6 +57,7 @@ ok    kernel lockdown       not active
 ok    capabilities          all that are needed
 ok    bpffs                 /sys/fs/bpf
 ok    cgroup v2             /sys/fs/cgroup
+ok    PID namespace         the host's
 ok    mount namespace       the host's
 ok    tier bpf-lsm          looks available (not tried)
 ok    tier fmod-ret         looks available (not tried): taken where bpf-lsm is not
@@ -64,7 +66,19 @@ ok    tier fanotify         looks available (not tried): taken where neither is,
     let checks = checks(&host(&[]));
     assert_eq!(Report(&checks).to_string(), expected);
     assert_eq!(worst(&checks), CheckState::Ok);
-    assert_eq!(summary(&checks), "13 checks, 0 failed, 0 warnings");
+    assert_eq!(summary(&checks), "14 checks, 0 failed, 0 warnings");
+}
+
+#[test]
+fn a_container_is_told_from_the_host_by_its_pid_namespace() {
+    let facts = HostFacts { pid_namespace: Some("pid:[4026532701]".to_owned()), ..host(&[]) };
+    let found = check(&facts, "pid-namespace");
+    assert_eq!(found.state, CheckState::Fail);
+    assert!(
+        found.found.contains("pid:[4026532701]") && found.fix.is_some_and(|fix| fix.contains("--pid=host"))
+    );
+    let facts = HostFacts { pid_namespace: None, ..host(&[]) };
+    assert_eq!(check(&facts, "pid-namespace").state, CheckState::Warn);
 }
 
 fn tried(facts: HostFacts, refused: &[(Tier, &str)]) -> HostFacts {
@@ -91,7 +105,7 @@ fn what_the_kernel_says_goes_before_what_the_host_looks_like() {
     let shown = Report(&[tier]).to_string();
     assert!(shown.contains("| R1 type=scalar\n") && shown.contains("| processed 7 insns\n"), "{shown}");
     assert_eq!(check(&facts, "tier-fmod-ret").found, "available: taken where bpf-lsm is not");
-    assert_eq!(summary(&checks(&facts)), "13 checks, 0 failed, 1 warning");
+    assert_eq!(summary(&checks(&facts)), "14 checks, 0 failed, 1 warning");
     // It looks unfit, and the kernel takes it.
     let unset = ("boot/config-6.12.43+deb13-amd64", "# CONFIG_BPF_EVENTS is not set\n");
     let facts = tried(host(&[unset, FANOTIFY_UNSET]), &[]);
@@ -267,5 +281,5 @@ fn the_agents_directories_lie_outside_the_roots() {
 
 #[test]
 fn this_machine_is_looked_at_without_privileges() {
-    assert_eq!(checks(&HostFacts::gather(Path::new("/"))).len(), 13);
+    assert_eq!(checks(&HostFacts::gather(Path::new("/"))).len(), 14);
 }

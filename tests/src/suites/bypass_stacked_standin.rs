@@ -6,12 +6,15 @@ use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use crate::harness::attempt::{
-    denied, exchange, has_content, open_truncating, passes, rm_is_denied, truncate, truncate_open,
+    denied, exchange, failed_with, has_content, open_truncating, passes, rm_is_denied, truncate,
+    truncate_open,
 };
 use crate::harness::command;
-use crate::harness::guarded::Guarded;
+use crate::harness::guarded::{Guarded, populate};
 use crate::harness::mount::Mount;
 use crate::harness::registry::Test;
 use crate::harness::scratch::Scratch;
@@ -22,6 +25,7 @@ pub const TESTS: &[Test] = &[
     Test::new("bypass_overlay_with_its_upper_layer_on_a_pool", overlay),
     Test::new("bypass_ecryptfs_over_a_pool", encrypted),
     Test::new("bypass_nfsd_exports_a_pool", nfsd),
+    Test::new("bypass_nfs_rename_over_a_name_that_was_not_looked_up", nfs),
 ];
 
 const CONTENT: &str = "content\n";
@@ -166,4 +170,45 @@ fn nfsd() -> Result<()> {
     deletes(false)?;
     ensure!(!pool.path().join("file0").exists(), "the pool still has what was unlinked by NFS");
     Ok(())
+}
+
+/// The client does not look a rename's target up: only the server knows whether something is replaced.
+fn nfs() -> Result<()> {
+    let scratch = Scratch::new("bypass-nfs")?;
+    let ground = Guarded::new("bypass-nfs", "")?;
+    ground.installation.write_policy(&ground.policy("").replace("tmpfs", "nfs4"))?;
+    let server = Mount::tmpfs(scratch.join("server"))?;
+    populate(server.path())?;
+    let _agent = ground.installation.start()?;
+    let pool = Exported::new(server.path(), &ground.root().join("pool"))?;
+    let at = |name: &str| pool.path().join(name);
+    ground.wait_for_mode(pool.path(), "guarded")?;
+    let forget = || fs::write("/proc/sys/vm/drop_caches", "2\n").context("drop the caches of names");
+    for mode in ["guarded", "sealed"] {
+        if mode == "sealed" {
+            ground.guardctl(&["seal", "pool"])?;
+        }
+        forget()?;
+        denied(&format!("rename over, not looked up, {mode}"), fs::rename(at("file0"), at("file1")))?;
+        has_content(&server.path().join("file1"), CONTENT)?;
+        denied(&format!("rename over, looked up, {mode}"), fs::rename(at("file2"), at("file3")))?;
+        rm_is_denied(&at("file4"))?;
+        // A program that asks first, as mv does, is told from one that replaces.
+        forget()?;
+        ensure!(!at(mode).exists(), "{mode} exists");
+        passes(&format!("rename to a new name, {mode}"), fs::rename(at("file5"), at(mode)))?;
+        passes(&format!("rename back, {mode}"), {
+            ensure!(!at("file5").exists(), "file5 is still there");
+            fs::rename(at(mode), at("file5"))
+        })?;
+        // Whoever says that nothing is to be replaced is answered by the filesystem, which does not know how.
+        forget()?;
+        let cautious =
+            renameat2(AT_FDCWD, &at("file6"), AT_FDCWD, &at("file7"), RenameFlags::RENAME_NOREPLACE);
+        failed_with(&format!("RENAME_NOREPLACE, {mode}"), cautious.map_err(Into::into), Errno::EINVAL)?;
+    }
+    ground.guardctl(&["unseal", "pool"])?;
+    ground.guardctl(&["release", "pool", "--ttl", "1m", "--reason", "test"])?;
+    forget()?;
+    passes("rename over, released", fs::rename(at("file0"), at("file1")))
 }
