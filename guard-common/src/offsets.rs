@@ -40,6 +40,12 @@ pub struct Offsets {
     /// 0: the kernel has none.
     pub task_loginuid: u32,
     pub task_nsproxy: u32,
+    pub task_thread_pid: u32,
+    pub task_fs: u32,
+    pub pid_numbers: u32,
+    pub upid_ns: u32,
+    pub pid_namespace_child_reaper: u32,
+    pub fs_struct_root: u32,
     pub mm_exe_file: u32,
     pub nsproxy_mnt_ns: u32,
     pub cred_uid: u32,
@@ -54,4 +60,4 @@ pub struct Offsets {
 }
 
 crate::pod!(Offsets);
-crate::layout!(Offsets: 156);
+crate::layout!(Offsets: 180);

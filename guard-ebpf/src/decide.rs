@@ -17,6 +17,8 @@ use crate::maps::{CONFIG, FILESYSTEMS, POOLS};
 use crate::report::{self, Diagnosis, diagnose};
 
 const EPERM: i32 = 1;
+/// No directory: a walk that only asks for guarded roots.
+const NOWHERE: u64 = 0;
 /// What is being done to what, and what became of it. Plain numbers: it is handed to `report::audit`,
 /// a global function.
 #[repr(C)]
@@ -301,7 +303,7 @@ fn unclassified(access: &Access, aliases: bool) -> Option<Outcome> {
         Ok(bit) => bit,
         Err(ReadError) => return fail_open(access),
     };
-    match guarded_root(access.mount, filesystem) {
+    match guarded_root(access.mount, filesystem, NOWHERE) {
         WALK_OUTSIDE if aliases => alias(access),
         WALK_OUTSIDE => None,
         _ if truncates => None,

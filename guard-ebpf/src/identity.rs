@@ -21,12 +21,15 @@ pub const WALK_DENY: u32 = 1;
 pub const WALK_OBSERVE: u32 = 2;
 pub const WALK_BOUND: u32 = 3;
 pub const WALK_READ_ERROR: u32 = 4;
+pub const WALK_HOST: u32 = 5;
 
 /// Whether a mount lies at or below a guarded root: walks from its root through names and mounts up
 /// to the top of its namespace. Any root that guards one of `filesystems` counts.
+///
+/// A walk that comes through the directory `host_root`, other than from what is mounted right on it, ends there.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn guarded_root(mut mount: u64, filesystems: u64) -> u32 {
+pub extern "C" fn guarded_root(mut mount: u64, filesystems: u64, host_root: u64) -> u32 {
     let mut reads = Lenient::new();
     let mut root = reads.mount_root(mount);
     let mut dentry = root;
@@ -53,6 +56,10 @@ pub extern "C" fn guarded_root(mut mount: u64, filesystems: u64) -> u32 {
             mount = parent;
             root = reads.mount_root(mount);
             dev = reads.mount_device(mount);
+            // What is moved right onto the root, as LXC does it where it cannot pivot_root(2), hides all of the host.
+            if root == host_root && dentry != root {
+                return WALK_HOST;
+            }
         } else {
             dentry = reads.dentry_parent(dentry);
         }
@@ -63,8 +70,10 @@ pub extern "C" fn guarded_root(mut mount: u64, filesystems: u64) -> u32 {
     WALK_BOUND
 }
 
-/// A bind mount of a part of the pool, in a mount namespace other than the host's, that does not lie
-/// below a guarded root there either: a service's private copy of the host's mounts is no guest.
+/// A bind mount of a part of the pool, in a mount namespace other than the host's, that has a root directory of its own.
+///
+/// A copy of the host's mounts (`unshare`, a unit's `PrivateTmp=` or `ProtectSystem=`) is the host's view: its mounts
+/// hang below the root directory that PID 1 has. So is whatever lies below a guarded root.
 #[inline(always)]
 pub fn is_guest_view(access: &Access) -> Result<bool, ReadError> {
     if access.mount == 0 {
@@ -78,7 +87,7 @@ pub fn is_guest_view(access: &Access) -> Result<bool, ReadError> {
     if kernel::mount_root(access.mount)? == kernel::superblock_root(access.superblock)? {
         return Ok(false);
     }
-    match guarded_root(access.mount, u64::MAX) {
+    match guarded_root(access.mount, u64::MAX, Task::current().host_root()?) {
         WALK_OUTSIDE => Ok(true),
         WALK_READ_ERROR => Err(ReadError),
         _ => Ok(false),

@@ -48,6 +48,12 @@ static OFFSETS: Offsets = Offsets {
     task_start_boottime: 0,
     task_loginuid: 0,
     task_nsproxy: 0,
+    task_thread_pid: 0,
+    task_fs: 0,
+    pid_numbers: 0,
+    upid_ns: 0,
+    pid_namespace_child_reaper: 0,
+    fs_struct_root: 0,
     mm_exe_file: 0,
     nsproxy_mnt_ns: 0,
     cred_uid: 0,
@@ -413,6 +419,16 @@ impl Task {
     #[inline(always)]
     pub fn is_kernel_thread(self) -> Result<bool, ReadError> {
         Ok(read::<u32>(self.0, offset!(task_flags))? & PF_KTHREAD != 0)
+    }
+    /// The dentry of the root directory of PID 1. Every process has a number in the first PID namespace, whatever
+    /// container it is in, and that namespace knows its first process.
+    #[inline(always)]
+    pub fn host_root(self) -> Result<u64, ReadError> {
+        let pid: u64 = read(self.0, offset!(task_thread_pid))?;
+        let namespace: u64 = read(pid, offset!(pid_numbers) + offset!(upid_ns))?;
+        let first: u64 = read(namespace, offset!(pid_namespace_child_reaper))?;
+        let filesystem: u64 = read(first, offset!(task_fs))?;
+        read(filesystem, offset!(fs_struct_root) + offset!(path_dentry))
     }
     /// `s_dev` and inode of its executable; `None` for a kernel thread.
     #[inline(always)]

@@ -363,10 +363,10 @@ pub const CATALOGUE: &[Group] = &[
                 ]),
             ),
             row(
-                "`unshare --mount` and a bind mount of a part of the pool outside every root",
+                "a container made for it: `unshare --mount`, a bind mount of a part of the pool, `pivot_root` out of the host's root",
                 "as a guest view",
                 UNLESS_SEALED,
-                "nothing tells it from a container's volume; root's",
+                "nothing tells it from a container's volume; root's, or a user's own files",
                 By(&["bypass_unshare_then_remount_move_or_pivot_root", "sealed_container"]),
             ),
             row(
@@ -377,13 +377,14 @@ pub const CATALOGUE: &[Group] = &[
                 By(&["bypass_setns_into_the_hosts_namespace"]),
             ),
             row(
-                "a private copy of the host's mounts (`unshare`, a service's `PrivateMounts=`), with a user namespace too",
+                "a private copy of the host's mounts (`unshare`, a unit's `PrivateTmp=` or `ProtectSystem=`), with a user namespace too; a part of the pool bound in it, or before",
                 "the mounts' copies",
                 BLOCKED,
-                "the whole pool, or below a guarded root: no guest view",
+                "its mounts hang below the root directory that PID 1 has: the host's view",
                 By(&[
                     "guarded_rm_in_a_private_copy_of_the_mounts",
                     "bypass_unshare_then_remount_move_or_pivot_root",
+                    "views_of_guests_pass_and_the_hosts_aliases_do_not",
                 ]),
             ),
             row(

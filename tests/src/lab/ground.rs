@@ -84,7 +84,7 @@ impl Ground {
         let own = self.pool.path().join("actors-own");
         fs::write(&own, "").context("write in the pool")?;
         ensure!(in_cgroup(Path::new(ACTOR), Path::new("/bin/rm"), &own)?, "an actor was denied");
-        container::beside_the_host(&self.pool.path().join("volume"), |view| {
+        container::with_own_root(&self.pool.path().join("volume"), |view| {
             let own = view.join("guests-own");
             fs::write(&own, "").context("write in a guest's view")?;
             passes("a guest's deletion", fs::remove_file(&own))

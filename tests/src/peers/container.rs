@@ -22,6 +22,17 @@ pub fn with_own_root(volume: &Path, work: impl FnOnce(&Path) -> Result<()> + Sen
     with_root(|_| Ok(()), |place| bind(volume, place), work)
 }
 
+/// The same with the host's mounts still to be seen, at the second path.
+pub fn with_the_host_in_view(
+    volume: &Path,
+    work: impl FnOnce(&Path, &Path) -> Result<()> + Send,
+) -> Result<()> {
+    in_own_namespace(|| {
+        enter_root(|_| Ok(()), |place| bind(volume, place))?;
+        work(Path::new("/data"), Path::new("/host"))
+    })
+}
+
 /// The same with the programs of the host, so that it can run them.
 pub fn with_the_hosts_programs(volume: &Path, work: impl FnOnce(&Path) -> Result<()> + Send) -> Result<()> {
     with_root(furnish, |place| bind(volume, place), work)
@@ -61,17 +72,24 @@ fn with_root(
     work: impl FnOnce(&Path) -> Result<()> + Send,
 ) -> Result<()> {
     in_own_namespace(|| {
-        let rootfs = Path::new(ROOTFS);
-        fs::create_dir_all(rootfs)?;
-        mount(Some("rootfs"), rootfs, Some("tmpfs"), MsFlags::empty(), None::<&str>)?;
-        furnish(rootfs)?;
-        bring_volume(&rootfs.join("data"))?;
-        fs::create_dir(rootfs.join("host"))?;
-        pivot_root(rootfs, &rootfs.join("host")).context("pivot_root")?;
-        chdir("/")?;
+        enter_root(furnish, bring_volume)?;
         umount2("/host", MntFlags::MNT_DETACH).context("let go of the host's mounts")?;
         work(Path::new("/data"))
     })
+}
+
+fn enter_root(
+    furnish: impl FnOnce(&Path) -> Result<()>,
+    bring_volume: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
+    let rootfs = Path::new(ROOTFS);
+    fs::create_dir_all(rootfs)?;
+    mount(Some("rootfs"), rootfs, Some("tmpfs"), MsFlags::empty(), None::<&str>)?;
+    furnish(rootfs)?;
+    bring_volume(&rootfs.join("data"))?;
+    fs::create_dir(rootfs.join("host"))?;
+    pivot_root(rootfs, &rootfs.join("host")).context("pivot_root")?;
+    Ok(chdir("/")?)
 }
 
 /// Runs `work` with the volume as its root, and nothing else, as virtiofsd shuts itself in.

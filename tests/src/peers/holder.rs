@@ -21,6 +21,14 @@ impl Holder {
         Self::start("sh", &["-c", "cd \"$1\"; echo ready; exec sleep 1000", "sh"], &[directory])
     }
 
+    /// Lives in a container that has `volume` at `/data`, and nothing of the host but a busybox.
+    pub fn in_container(volume: &Path) -> Result<Self> {
+        let script = "set -e; root=$(mktemp -d); mount -t tmpfs rootfs $root; mkdir $root/data $root/host; cp /bin/busybox $root
+            mount --bind \"$1\" $root/data; cd $root; pivot_root . host; cd /; /busybox umount -l /host
+            echo ready; exec /busybox sleep 1000";
+        Self::start("unshare", &["-m", "--propagation", "private", "sh", "-c", script, "sh"], &[volume])
+    }
+
     /// Lives in a private copy of the host's mounts, in which `what` is also bound to `place`.
     pub fn in_copy(what: &Path, place: &Path) -> Result<Self> {
         let script = "mount --bind \"$1\" \"$2\" && cd / && echo ready && exec sleep 1000";

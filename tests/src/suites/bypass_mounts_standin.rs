@@ -43,7 +43,7 @@ fn enter_the_hosts_namespace() -> Result<()> {
     let pool = ground.pool("pool")?;
     let volume = pool.path().join("volume");
     let host = File::open("/proc/1/ns/mnt").context("open the host's namespace")?;
-    container::beside_the_host(&volume, |data| {
+    container::with_own_root(&volume, |data| {
         passes("unlink by the guest", fs::remove_file(data.join("file0")))?;
         setns(&host, CloneFlags::CLONE_NEWNS).context("enter the host's namespace")?;
         denied("unlink in the host's namespace", fs::remove_file(volume.join("file1")))?;
@@ -52,18 +52,23 @@ fn enter_the_hosts_namespace() -> Result<()> {
     ensure!(tree::count(&volume)? == 9, "{} of 9 files are left", tree::count(&volume)?);
     rm_is_denied(&volume)?;
     // The other way round, by a guest's mount from outside: a documented limit.
-    let scratch = Scratch::new("bypass-setns")?;
-    let place = scratch.join("place");
-    fs::create_dir(&place)?;
-    let guest = Holder::in_copy(&volume, &place)?;
+    let guest = Holder::in_container(&volume)?;
     let by_guest = |path: &Path| Path::new("/proc").join(guest.pid().to_string()).join("root").join(path);
-    let view = by_guest(place.strip_prefix("/")?);
+    let view = by_guest(Path::new("data"));
     passes("unlink in a guest's view, from outside", fs::remove_file(view.join("file2")))?;
     ground.guardctl(&["seal", "pool"])?;
     denied("the same, sealed", fs::remove_file(view.join("file3")))?;
     ground.guardctl(&["unseal", "pool"])?;
-    let whole = by_guest(pool.path().strip_prefix("/")?);
-    denied("unlink in the guest's copy of the pool", fs::remove_file(whole.join("volume/file3")))
+    // A private copy of the host's mounts is the host's view, from outside too.
+    let scratch = Scratch::new("bypass-setns")?;
+    let place = scratch.join("place");
+    fs::create_dir(&place)?;
+    let copy = Holder::in_copy(&volume, &place)?;
+    for path in [place.join("file3"), volume.join("file3")] {
+        let path = Path::new("/proc").join(copy.pid().to_string()).join("root").join(path.strip_prefix("/")?);
+        denied("unlink in a copy of the host's mounts", fs::remove_file(path))?;
+    }
+    Ok(())
 }
 
 fn unshare_and_move() -> Result<()> {
@@ -99,8 +104,12 @@ fn unshare_and_move() -> Result<()> {
         command::run("unshare", &["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", &path])?;
     ensure!(said.trim() == "kept", "in a user namespace of its own: {said}");
     ensure!(tree::count(pool.path())? == 22, "{} of 22 files are left", tree::count(pool.path())?);
-    // A part of the pool, bound outside every root: that is what a container's volume looks like, and a documented limit.
+    // A part of the pool, bound outside every root, is the host's view where the root directory is the host's.
     container::beside_the_host(&pool.path().join("volume"), |data| {
+        denied("unlink in a part that was bound elsewhere", fs::remove_file(data.join("file0")))
+    })?;
+    // With a root directory of its own it is what a container has: a documented limit.
+    container::with_own_root(&pool.path().join("volume"), |data| {
         passes("unlink in a view", fs::remove_file(data.join("file0")))
     })
 }
@@ -143,13 +152,21 @@ fn open_by_handle() -> Result<()> {
     ensure!(text == CONTENT, "read {text:?}");
     // A guest with CAP_DAC_READ_SEARCH reaches all of the superblock by the mount of its view: a documented limit.
     let beside = pool.path().join("file2");
-    container::beside_the_host(&volume, |data| {
+    container::with_the_host_in_view(&volume, |data, host| {
         let by = File::open(data)?;
-        let directory = calls::open_by_handle(pool.path(), &by, libc::O_RDONLY | libc::O_DIRECTORY)?;
+        let whole = host.join(pool.path().strip_prefix("/")?);
+        let directory = calls::open_by_handle(&whole, &by, libc::O_RDONLY | libc::O_DIRECTORY)?;
         let unlink = |name: &str| unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir).map_err(Into::into);
         passes("unlinkat by a guest, beside its volume", unlink("file2"))?;
-        ground.guardctl(&["seal", "pool"])?;
-        denied("unlinkat by a guest, sealed", unlink("file3"))
+        denied("unlinkat by the guest, through the host's mount", fs::remove_file(whole.join("file3")))
+    })?;
+    ground.guardctl(&["seal", "pool"])?;
+    container::with_the_host_in_view(&volume, |data, host| {
+        let whole = host.join(pool.path().strip_prefix("/")?);
+        let flags = libc::O_RDONLY | libc::O_DIRECTORY;
+        let directory = calls::open_by_handle(&whole, &File::open(data)?, flags)?;
+        let unlinked = unlinkat(&directory, "file3", UnlinkatFlags::NoRemoveDir);
+        denied("unlinkat by a guest, sealed", unlinked.map_err(Into::into))
     })?;
     ensure!(!beside.exists(), "{} is still there", beside.display());
     ensure!(tree::count(pool.path())? == 19, "{} of 19 files are left", tree::count(pool.path())?);

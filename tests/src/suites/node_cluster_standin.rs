@@ -8,12 +8,11 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use super::node_standin::{ground, is_guarded, is_sealed, member, wait_until_guarded};
-use crate::harness::attempt::{in_new_namespace, rm_is_denied};
-use crate::harness::command;
+use crate::harness::attempt::{passes, rm_is_denied};
 use crate::harness::registry::Test;
-use crate::harness::scratch::Scratch;
 use crate::harness::standin_node::StandinNode;
 use crate::harness::wait;
+use crate::peers::container;
 
 pub const TESTS: &[Test] = &[
     Test::new("node_another_members_join_and_removal_seal_nothing", others).within_seconds(240),
@@ -59,15 +58,12 @@ fn removed() -> Result<()> {
     wait_until_guarded(&ground, &node, pool.path())
 }
 
-/// A guest deletes in its volume: a bind of a part of the pool in a mount namespace of its own.
+/// A guest deletes in its volume: a container that has a part of the pool.
 fn guest_deletes(volume: &Path) -> Result<()> {
-    let scratch = Scratch::new("guest")?;
-    let file = volume.join("of-the-guest");
-    fs::write(&file, "content\n")?;
-    let script = "mount --bind \"$1\" \"$2\" && rm \"$2/of-the-guest\"";
-    let output = in_new_namespace(script, &[volume, scratch.path()])?;
-    ensure!(output.status.success() && !file.exists(), "the guest was denied: {}", command::text(&output));
-    Ok(())
+    fs::write(volume.join("of-the-guest"), "content\n")?;
+    container::with_own_root(volume, |data| {
+        passes("unlink by the guest", fs::remove_file(data.join("of-the-guest")))
+    })
 }
 
 fn held() -> Result<()> {

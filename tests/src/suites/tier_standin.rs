@@ -9,12 +9,13 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::harness::attempt::{copy_rm, denied, rm_is_denied, rm_passes};
+use crate::harness::attempt::{copy_rm, denied, passes, rm_is_denied, rm_passes};
 use crate::harness::guarded::{Guarded, exit_code, populate};
 use crate::harness::mount::Mount;
 use crate::harness::registry::{Profile, Test};
 use crate::harness::scratch::Scratch;
 use crate::harness::{command, tree, wait};
+use crate::peers::container;
 
 pub const TESTS: &[Test] = &[
     Test::new("tier_fmod_ret_denies_and_allows_as_bpf_lsm_does", decides).on(Profile::NoBpf),
@@ -67,14 +68,9 @@ fn decides() -> Result<()> {
     ensure!(!pool.path().join("file2").exists(), "the actor's deletion left the file");
     let counted = ground.counter("allowed_actor")? - before;
     ensure!(counted == 1, "one deletion by an actor is counted {counted} times");
-    let place = scratch.join("guest");
-    fs::create_dir(&place)?;
-    let script = format!(
-        "mount --bind {} {guest} && rm {guest}/file0",
-        pool.path().join("volume").display(),
-        guest = place.display()
-    );
-    command::run("unshare", &["-m", "--propagation", "private", "sh", "-c", &script])?;
+    container::with_own_root(&pool.path().join("volume"), |data| {
+        passes("unlink by a guest", fs::remove_file(data.join("file0")))
+    })?;
     ensure!(!pool.path().join("volume/file0").exists(), "the guest's deletion left the file");
 
     ground.guardctl(&["seal", "pool"])?;

@@ -7,13 +7,13 @@ use std::process::Output;
 use anyhow::{Context as _, Result, ensure};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use crate::harness::attempt::{denied, in_new_namespace, rm_is_denied, rm_passes};
+use crate::harness::attempt::{denied, in_new_namespace, passes, rm_is_denied, rm_passes};
 use crate::harness::guarded::{Guarded, populate};
 use crate::harness::mount::Mount;
 use crate::harness::registry::Test;
 use crate::harness::scratch::Scratch;
 use crate::harness::{command, tree};
-use crate::peers::calls;
+use crate::peers::{calls, container};
 
 pub const TESTS: &[Test] = &[
     Test::new("views_of_guests_pass_and_the_hosts_aliases_do_not", views),
@@ -39,15 +39,21 @@ fn views() -> Result<()> {
     fs::create_dir(&place)?;
 
     let before = ground.counter("allowed_guest_view")?;
-    // A volume, bound into another namespace outside every root: a guest's own business.
-    let bind_and_remove = "mount --bind \"$1\" \"$2\" && rm \"$2/file0\" && mkdir \"$2/d\" && rmdir \"$2/d\"";
-    let guest = in_new_namespace(bind_and_remove, &[&volume, &place])?;
-    ensure!(guest.status.success(), "the guest was denied: {}", command::text(&guest));
+    // A volume in a container, which has a root directory of its own: a guest's own business.
+    container::with_own_root(&volume, |data| {
+        passes("unlink by the guest", fs::remove_file(data.join("file0")))?;
+        fs::create_dir(data.join("d"))?;
+        passes("rmdir by the guest", fs::remove_dir(data.join("d")))
+    })?;
     ensure!(!volume.join("file0").exists(), "the guest's deletion did not reach the volume");
     let counted = ground.counter("allowed_guest_view")? - before;
     ensure!(counted == 2, "2 deletions by the guest, {counted} counted");
 
-    // The whole pool is no volume, and a private copy of the host's mounts is no guest.
+    // The whole pool is no volume, in a container neither.
+    container::with_own_root(pool.path(), |data| {
+        denied("unlink in a container that has the whole pool", fs::remove_file(data.join("file1")))
+    })?;
+    // A private copy of the host's mounts is no guest: nothing in it, however it came there.
     let whole = in_new_namespace("mount --bind \"$1\" \"$2\" && rm \"$2/file1\"", &[pool.path(), &place])?;
     must_be_denied("the whole pool in another namespace", &whole)?;
     must_be_denied("a private copy", &in_new_namespace("rm \"$1/file1\"", &[&volume])?)?;
@@ -55,9 +61,17 @@ fn views() -> Result<()> {
     fs::create_dir(&below)?;
     let bound = in_new_namespace("mount --bind \"$1\" \"$2\" && rm \"$2/file1\"", &[&volume, &below])?;
     must_be_denied("a volume bound below the root in a private copy", &bound)?;
-    // The same volume at the same place, in the host's namespace.
+    let part = in_new_namespace("mount --bind \"$1\" \"$2\" && rm \"$2/file1\"", &[&volume, &place])?;
+    must_be_denied("a volume bound in a private copy", &part)?;
+    // The same volume at the same place, in the host's namespace, and in copies that follow it: what a unit with
+    // `PrivateTmp=` or `ProtectSystem=` has, and what any user can make.
     let alias = Mount::bind(&volume, &place)?;
     rm_is_denied(&alias.path().join("file1"))?;
+    let file = alias.path().join("file1").display().to_string();
+    for options in [&["-m", "--propagation", "slave"][..], &["-U", "-r", "-m"]] {
+        let copy = command::attempt("unshare", &[options, &["rm", &file]].concat())?;
+        must_be_denied(&format!("unshare {options:?} and a bind of before"), &copy)?;
+    }
     let whole_alias = Mount::bind(pool.path(), scratch.join("whole"))?;
     rm_is_denied(&whole_alias.path().join("file1"))?;
     // A mount in no namespace at all.
