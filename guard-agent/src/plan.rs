@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use guard_common::policy::{
-    CONFIG_ALIASES, POOL_OPERATOR, RAMFS_MAGIC, ROOT_OBSERVED, device_bit, magic_bit,
+    CONFIG_ALIASES_BY_INODE, POOL_OPERATOR, RAMFS_MAGIC, ROOT_OBSERVED, device_bit, magic_bit,
 };
 use guard_common::{
     ActorMask, CgroupKey, Config, ExecutableKey, FilesystemKey, Mode, PoolEntry, RootEntry, RootKey,
@@ -86,6 +86,8 @@ pub struct Resolved {
     pub cgroups: BTreeMap<String, u64>,
     /// `s_dev` and inode, by path.
     pub executables: BTreeMap<PathBuf, (u32, u64)>,
+    /// Inodes of the roots of CephFS pools, by `s_dev`; only while something is sealed.
+    pub pool_roots: BTreeMap<u32, u64>,
 }
 
 /// What operators decided about single pools, and what nodes' states make of their pools, beside the policy.
@@ -117,6 +119,18 @@ impl Overrides {
     /// Whether a pool is sealed beside what policy and its node's state say.
     pub fn is_sealed(&self, pool_id: u64) -> bool {
         self.sealed.contains(&pool_id) || self.found_sealed.contains(&pool_id)
+    }
+
+    /// Whether some pool may be sealed or held: else nobody need know what else shows it.
+    pub fn may_seal(&self, policy: &Policy) -> bool {
+        !self.sealed.is_empty()
+            || !self.found_sealed.is_empty()
+            || self
+                .nodes
+                .values()
+                .any(|modes| modes.mode != NodeMode::Policy || modes.others != NodeMode::Policy)
+            || policy.roots().iter().any(|root| root.default_mode() == DefaultMode::Sealed)
+            || !self.released.is_empty()
     }
 
     /// What a starting agent finds in force. Releases go on until they end, an operator's seal holds whatever became of
@@ -168,18 +182,19 @@ pub fn plan(desired: &Desired<'_>, observed: &Observed) -> Plan {
     let bits = kinds::bits(desired.policy, &observed.filesystems);
     let roots = roots(desired, observed, &bits);
     let mut pools = pools::changes(desired, observed);
-    let aliases = aliases::changes(desired, observed, &mut pools);
+    let aliases = aliases::changes(desired, observed, &mut pools, roots.len());
     let actors = actors::changes(desired, observed, &aliases.sealed);
-    let config = Config {
-        root_devices: root_devices(roots.keys()),
-        ..config(desired, &pools.kept_magics, !aliases.sealed.is_empty())
-    };
+    let config =
+        Config { root_devices: root_devices(roots.keys()), ..config(desired, &pools.kept_magics, &aliases) };
 
     let mut operations = Vec::new();
     // From here on every superblock that is guarded before or after comes past the filter.
+    let by_inode = config.flags & observed.config.flags & CONFIG_ALIASES_BY_INODE;
     let wide = Config {
         magic_bloom: config.magic_bloom | observed.config.magic_bloom,
-        flags: config.flags | observed.config.flags,
+        // While the pools' inodes change, whatever may show a pool is denied.
+        flags: (config.flags | observed.config.flags) & !CONFIG_ALIASES_BY_INODE
+            | if aliases.inodes_change() { 0 } else { by_inode },
         // By the roots themselves: an agent that knew no such filter may have written them.
         root_devices: root_devices(observed.roots.keys().chain(roots.keys())),
         ..config
@@ -189,6 +204,7 @@ pub fn plan(desired: &Desired<'_>, observed: &Observed) -> Plan {
     }
     operations.extend(pools.strengthened);
     operations.extend(aliases.ended);
+    operations.extend(aliases.inodes_gone);
     // A filesystem's number may only be given away when no root refers to it any more: see `kinds`.
     operations.extend(bits.narrow(observed));
     operations.extend(bits.added(observed));
@@ -203,13 +219,14 @@ pub fn plan(desired: &Desired<'_>, observed: &Observed) -> Plan {
     operations.extend(bits.removed(observed));
     operations.extend(pools.removed);
     operations.extend(aliases.exempted);
+    operations.extend(aliases.inodes_new);
     if wide != config {
         operations.push(MapOperation::PutConfig(config));
     }
     Plan { operations, next_generation: pools.next_generation }
 }
 
-fn config(desired: &Desired<'_>, kept_magics: &BTreeSet<u64>, aliases: bool) -> Config {
+fn config(desired: &Desired<'_>, kept_magics: &BTreeSet<u64>, aliases: &aliases::Changes) -> Config {
     let policy = desired.policy;
     let magics = policy.filesystems().iter().map(|filesystem| filesystem.magic());
     let magics = magics.chain(kept_magics.iter().copied()).chain([RAMFS_MAGIC]);
@@ -217,13 +234,13 @@ fn config(desired: &Desired<'_>, kept_magics: &BTreeSet<u64>, aliases: bool) -> 
         magic_bloom: magics.fold(0, |bloom, magic| bloom | magic_bit(magic)),
         host_mnt_ns: desired.host_mnt_ns,
         full_records: policy.full_records(),
-        flags: if aliases { CONFIG_ALIASES } else { 0 },
+        flags: aliases.flags(),
         root_devices: 0,
     }
 }
 
 fn root_devices<'a>(roots: impl Iterator<Item = &'a RootKey>) -> u32 {
-    roots.fold(0, |bloom, root| bloom | device_bit(root.dev))
+    roots.filter(|root| !root.is_alias()).fold(0, |bloom, root| bloom | device_bit(root.dev))
 }
 
 /// The roots to be in the map. `RootEntry::reserved`, which the kernel does not read, names the policy's
@@ -232,7 +249,8 @@ fn roots(desired: &Desired<'_>, observed: &Observed, bits: &kinds::Bits) -> BTre
     let mut roots: BTreeMap<RootKey, RootEntry> = BTreeMap::new();
     for (index, root) in desired.policy.roots().iter().enumerate() {
         let found = desired.resolved.roots.get(index).copied().flatten();
-        let before = observed.roots.iter().filter(|(_, entry)| entry.reserved == root.actor_set());
+        let before = observed.roots.iter().filter(|(key, _)| !key.is_alias());
+        let before = before.filter(|(_, entry)| entry.reserved == root.actor_set());
         let keys: Vec<RootKey> = match found {
             Some(key) => vec![key],
             None => before.map(|(key, _)| *key).collect(),
@@ -258,7 +276,7 @@ fn changed_roots(roots: &BTreeMap<RootKey, RootEntry>, observed: &Observed) -> V
 }
 
 fn removed_roots(roots: &BTreeMap<RootKey, RootEntry>, observed: &Observed) -> Vec<MapOperation> {
-    let gone = observed.roots.keys().filter(|key| !roots.contains_key(key));
+    let gone = observed.roots.keys().filter(|key| !key.is_alias() && !roots.contains_key(key));
     gone.copied().map(MapOperation::RemoveRoot).collect()
 }
 

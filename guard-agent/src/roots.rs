@@ -9,6 +9,7 @@
 //!
 //! The agent must run in the host's mount namespace.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -19,7 +20,8 @@ use guard_common::RootKey;
 use nix::libc::{O_CLOEXEC, O_DIRECTORY, O_NOFOLLOW, O_PATH};
 use thiserror::Error;
 
-use crate::mounts::Snapshot;
+use crate::classify::Classification;
+use crate::mounts::{MountEntry, Snapshot};
 use crate::plan::Resolved;
 use crate::policy::{Filesystem, Policy};
 
@@ -137,6 +139,21 @@ pub fn resolve_executable(path: &Path, snapshot: &Snapshot) -> Result<Object, Re
     let path = canonical(path, snapshot)?;
     untouchable(&path, snapshot)?;
     object(&path, 0, snapshot)
+}
+
+/// The inodes of the roots of CephFS pools, by `s_dev`. What cannot be looked at is left out.
+pub fn pool_roots(classification: &Classification, snapshot: &Snapshot) -> BTreeMap<u32, u64> {
+    let found = classification.pools.iter().filter_map(|pool| {
+        let shows_it = |entry: &&MountEntry| entry.dev() == pool.dev && entry.root == Path::new("/");
+        let mount = snapshot.entries().iter().find(shows_it).filter(|_| pool.ceph.is_some())?;
+        // The directory that it is mounted on is local, and O_PATH asks no server about the one mounted there: Ceph's
+        // client checks no root again (it has no `d_weak_revalidate`).
+        let parent = mount.mountpoint.parent()?;
+        untouchable(parent, snapshot).ok()?;
+        let root = object(&mount.mountpoint, O_DIRECTORY, snapshot).ok()?;
+        (root.dev == pool.dev).then_some((pool.dev, root.ino))
+    });
+    found.collect()
 }
 
 /// The id of a cgroup (v2): the inode of its directory. `path` is as in `/proc/PID/cgroup`.

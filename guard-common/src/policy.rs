@@ -49,6 +49,10 @@ pub struct Config {
 /// outside the roots either, unless its entry says [`POOL_NO_ALIAS`].
 pub const CONFIG_ALIASES: u32 = 1 << 0;
 
+/// With [`CONFIG_ALIASES`]: every sealed pool is CephFS, and its root's inode is in `ROOTS` ([`RootKey::alias`]). Where a
+/// whole Ceph filesystem is mounted, names tell then whether something is a sealed pool's.
+pub const CONFIG_ALIASES_BY_INODE: u32 = 1 << 1;
+
 /// The set of all actors of sealed pools. No root has this set.
 pub const ALIAS_ACTORS: u32 = u32::MAX;
 
@@ -70,6 +74,8 @@ pub const fn device_bit(dev: u32) -> u32 {
 pub const FUSE_SUPER_MAGIC: u64 = 0x6573_5546;
 /// Magic of CephFS through the kernel client.
 pub const CEPH_SUPER_MAGIC: u64 = 0x00c3_6400;
+/// Inode of the root of every Ceph filesystem.
+pub const CEPH_INO_ROOT: u64 = 1;
 /// Magic of NFS, in all versions.
 pub const NFS_SUPER_MAGIC: u64 = 0x6969;
 /// Magic of ramfs, on which the canary lives.
@@ -115,14 +121,28 @@ pub const POOL_NO_ALIAS: u32 = 1 << 4;
 /// An operator has sealed the pool. Nothing is decided by it: an agent that has lost its state file finds the seal here.
 pub const POOL_OPERATOR: u32 = 1 << 5;
 
-/// A guarded root's directory.
+/// A guarded root's directory; or the root directory of a sealed pool, by whatever superblock it is seen.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RootKey {
     pub ino: u64,
-    /// `s_dev` of the directory's superblock.
+    /// `s_dev` of the directory's superblock; 0 for a sealed pool's.
     pub dev: u32,
+    /// 0, or 1 for a sealed pool's.
     pub reserved: u32,
+}
+
+impl RootKey {
+    /// The key of a sealed pool's root.
+    #[inline(always)]
+    pub const fn alias(ino: u64) -> Self {
+        Self { ino, dev: 0, reserved: 1 }
+    }
+
+    /// Whether it is that of a sealed pool's root.
+    pub const fn is_alias(&self) -> bool {
+        self.reserved == 1
+    }
 }
 
 /// Entry of `ROOTS`.

@@ -3,14 +3,15 @@
 //! Each place where a choice is made between failing closed and failing open says so there.
 
 use guard_common::policy::{
-    CONFIG_ALIASES, FUSE_SUPER_MAGIC, NFS_SUPER_MAGIC, POOL_CANARY, POOL_CANARY_BACKSTOP, POOL_EXPORTED,
-    POOL_GUARD_TRUNCATE, POOL_NO_ALIAS, magic_bit,
+    CEPH_INO_ROOT, CEPH_SUPER_MAGIC, CONFIG_ALIASES, CONFIG_ALIASES_BY_INODE, FUSE_SUPER_MAGIC,
+    NFS_SUPER_MAGIC, POOL_CANARY, POOL_CANARY_BACKSTOP, POOL_EXPORTED, POOL_GUARD_TRUNCATE, POOL_NO_ALIAS,
+    magic_bit,
 };
 use guard_common::{Counter, FilesystemKey, Hook, Mode, Operation, PoolEntry, Reason, Verdict};
 
 use crate::identity::{
     WALK_BOUND, WALK_DENY, WALK_OBSERVE, WALK_OUTSIDE, guarded_root, has_lease, is_actor, is_alias_actor,
-    is_guest_view,
+    is_guest_view, is_in_sealed_pool,
 };
 use crate::kernel::{self, ReadError, Task, Trusted, boot_ns};
 use crate::maps::{CONFIG, FILESYSTEMS, POOLS};
@@ -330,10 +331,20 @@ fn seals_aliases() -> bool {
 #[inline(always)]
 fn alias(access: &Access) -> Option<Outcome> {
     match is_alias_actor() {
+        Ok(true) if shows_the_whole(access) && is_in_sealed_pool(access.target) == 0 => None,
         Ok(true) => Some(denied(Reason::Alias)),
         Ok(false) => None,
         Err(ReadError) => fail_open(access),
     }
+}
+
+/// Whether this is the mount of a whole Ceph filesystem, and names tell what in it is a sealed pool's. Fail closed, to
+/// the actors of sealed pools: what cannot be read counts as a part.
+#[inline(always)]
+fn shows_the_whole(access: &Access) -> bool {
+    access.magic == CEPH_SUPER_MAGIC
+        && CONFIG.get(0).is_some_and(|config| config.flags & CONFIG_ALIASES_BY_INODE != 0)
+        && kernel::superblock_root_ino(access.superblock).is_ok_and(|ino| ino == CEPH_INO_ROOT)
 }
 
 /// Nothing is known to be guarded here, and the kernel's memory could not be read: fail open.

@@ -111,6 +111,30 @@ pub fn is_actor(actor_set: u32) -> Result<bool, ReadError> {
     })
 }
 
+/// 1 if a name is a sealed pool's root or lies below one, or if that cannot be told.
+///
+/// Only for a superblock that shows the whole filesystem: its names lead up to the filesystem's root, past every pool.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn is_in_sealed_pool(mut dentry: u64) -> u32 {
+    let mut reads = Lenient::new();
+    for _ in 0..WALK_STEPS {
+        // SAFETY: as in `decide::with_mount`.
+        if unsafe { ROOTS.get(RootKey::alias(reads.dentry_ino(dentry))) }.is_some() {
+            return 1;
+        }
+        let parent = reads.dentry_parent(dentry);
+        if reads.failed() {
+            return 1;
+        }
+        if parent == dentry {
+            return 0;
+        }
+        dentry = parent;
+    }
+    1
+}
+
 /// Whether the process is an actor of a sealed pool.
 #[inline(always)]
 pub fn is_alias_actor() -> Result<bool, ReadError> {

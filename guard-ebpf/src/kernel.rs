@@ -381,6 +381,12 @@ pub fn dentry_name(dentry: u64) -> Result<u64, ReadError> {
 pub fn superblock_root(superblock: u64) -> Result<u64, ReadError> {
     read(superblock, offset!(super_block_s_root))
 }
+/// `super_block->s_root->d_inode->i_ino`
+#[inline(always)]
+pub fn superblock_root_ino(superblock: u64) -> Result<u64, ReadError> {
+    let inode: u64 = read(superblock_root(superblock)?, offset!(dentry_d_inode))?;
+    read(inode, offset!(inode_i_ino))
+}
 /// `super_block->s_subtype`: address of the text, 0 if there is none.
 #[inline(always)]
 pub fn superblock_subtype(superblock: u64) -> Result<u64, ReadError> {

@@ -300,6 +300,10 @@ impl Owner {
             posture::without_actor(&effective, &self.classification, &self.resolution.resolved)
         });
 
+        if self.overrides.may_seal(&effective) {
+            self.resolution.resolved.pool_roots = roots::pool_roots(&self.classification, &self.snapshot);
+        }
+
         self.remove_unmounted()?;
         let observed = self.maps.observed().map_err(text)?;
         let moment = now().boot_ns;

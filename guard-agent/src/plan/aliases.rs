@@ -4,11 +4,15 @@
 //! Incus mounts the filesystem's root below `/tmp` for a moment when it makes or deletes a pool. The kernel
 //! program denies the actors of sealed pools every superblock of a guarded kind outside the roots, from its
 //! first moment. Exempt is only what is seen, and certainly shows nothing of any sealed pool.
+//!
+//! Where the inode of every sealed pool's root is known, the mount of a whole filesystem is decided about name by name:
+//! only what is a sealed pool's is denied there. So a seal on one pool leaves Incus its other pools of that filesystem.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use guard_common::policy::POOL_NO_ALIAS;
-use guard_common::{Mode, PoolEntry};
+use guard_common::names::capacity;
+use guard_common::policy::{ALIAS_ACTORS, CONFIG_ALIASES, CONFIG_ALIASES_BY_INODE, POOL_NO_ALIAS};
+use guard_common::{Mode, PoolEntry, RootEntry, RootKey};
 
 use super::pools::{self, is_canary, is_pool};
 use super::{Desired, MapOperation, Observed};
@@ -24,12 +28,53 @@ pub(super) struct Changes {
     pub(super) ended: Vec<MapOperation>,
     /// New exemptions.
     pub(super) exempted: Vec<MapOperation>,
+    /// Whether names tell what is a sealed pool's.
+    by_inode: bool,
+    /// Roots of pools that are sealed no more, or not known.
+    pub(super) inodes_gone: Vec<MapOperation>,
+    /// Roots of pools that are sealed now.
+    pub(super) inodes_new: Vec<MapOperation>,
 }
 
-/// Takes the pools' changes too: a pool that policy drops may be exempt in the same step.
-pub(super) fn changes(desired: &Desired<'_>, observed: &Observed, pools: &mut pools::Changes) -> Changes {
-    let (sealed, exempt) = decide(desired, &pools.after);
+impl Changes {
+    /// Flags of `Config`.
+    pub(super) fn flags(&self) -> u32 {
+        match (self.sealed.is_empty(), self.by_inode) {
+            (true, _) => 0,
+            (false, false) => CONFIG_ALIASES,
+            (false, true) => CONFIG_ALIASES | CONFIG_ALIASES_BY_INODE,
+        }
+    }
+
+    /// Whether the map of inodes changes.
+    pub(super) fn inodes_change(&self) -> bool {
+        !self.inodes_gone.is_empty() || !self.inodes_new.is_empty()
+    }
+
+    /// The roots of sealed pools in the map. `None`: not all are known, or there is no room for them.
+    fn set_inodes(&mut self, observed: &Observed, wanted: Option<BTreeSet<u64>>, roots: usize) {
+        let wanted = wanted.filter(|inodes| inodes.len() + roots <= capacity::ROOTS as usize);
+        self.by_inode = wanted.as_ref().is_some_and(|inodes| !inodes.is_empty());
+        let wanted: BTreeSet<RootKey> = wanted.unwrap_or_default().into_iter().map(RootKey::alias).collect();
+        let before: BTreeSet<RootKey> = observed.roots.keys().filter(|key| key.is_alias()).copied().collect();
+        self.inodes_gone = before.difference(&wanted).copied().map(MapOperation::RemoveRoot).collect();
+        // No root of the policy has this number.
+        let entry = RootEntry { reserved: ALIAS_ACTORS, ..RootEntry::default() };
+        self.inodes_new = wanted.difference(&before).map(|key| MapOperation::PutRoot(*key, entry)).collect();
+    }
+}
+
+/// Takes the pools' changes too: a pool that policy drops may be exempt in the same step. `roots`: how many of the policy
+/// are in the map of roots.
+pub(super) fn changes(
+    desired: &Desired<'_>,
+    observed: &Observed,
+    pools: &mut pools::Changes,
+    roots: usize,
+) -> Changes {
+    let Decided { sealed, exempt, inodes } = decide(desired, &pools.after);
     let mut changes = Changes { sealed, ..Changes::default() };
+    changes.set_inodes(observed, inodes, roots);
     let wanted = |entry: &PoolEntry, outsider: &Outsider| {
         entry.pool_id == outsider.pool_id && entry.magic == outsider.magic
     };
@@ -66,11 +111,16 @@ pub(super) fn changes(desired: &Desired<'_>, observed: &Observed, pools: &mut po
     changes
 }
 
-/// The sets whose actors are denied, and the superblocks where they are not, by `dev`.
-fn decide<'a>(
-    desired: &Desired<'a>,
-    after: &BTreeMap<u32, PoolEntry>,
-) -> (BTreeSet<u32>, BTreeMap<u32, &'a Outsider>) {
+struct Decided<'a> {
+    /// The sets whose actors are denied.
+    sealed: BTreeSet<u32>,
+    /// The superblocks where they are not, by `dev`.
+    exempt: BTreeMap<u32, &'a Outsider>,
+    /// The roots of all sealed pools; `None` if one is not known, or more pools may come.
+    inodes: Option<BTreeSet<u64>>,
+}
+
+fn decide<'a>(desired: &Desired<'a>, after: &BTreeMap<u32, PoolEntry>) -> Decided<'a> {
     // Held too: the daemon may not delete, by whatever mount.
     let is_sealed = |entry: &&PoolEntry| pools::strength(entry.mode) >= pools::strength(Mode::Held as u32);
     // A root without a live pool has no data that could be reached: its actors, which may be another root's too, are
@@ -84,6 +134,11 @@ fn decide<'a>(
     let more_may_come = sealed.iter().any(may_grow);
     // Of a pool that is mounted no more, or not through the kernel client, it is not known what it shows.
     let identity = |dev: &u32| desired.classification.pool(*dev)?.ceph.as_ref();
+    let inode = |dev: &u32| identity(dev).and_then(|_| desired.resolved.pool_roots.get(dev)).copied();
+    let inodes = match more_may_come {
+        true => None,
+        false => after.iter().filter(|(_, entry)| is_sealed(entry)).map(|(dev, _)| inode(dev)).collect(),
+    };
     let sealed_pools: Option<Vec<&Identity>> =
         after.iter().filter(|(_, entry)| is_sealed(entry)).map(|(dev, _)| identity(dev)).collect();
     let exempt = match sealed_pools.filter(|_| !more_may_come && !sealed.is_empty()) {
@@ -99,5 +154,5 @@ fn decide<'a>(
             .map(|outsider| (outsider.dev, outsider))
             .collect(),
     };
-    (sealed, exempt)
+    Decided { sealed, exempt, inodes }
 }

@@ -5,7 +5,9 @@ mod steps;
 
 use std::path::Path;
 
-use guard_common::policy::{ALIAS_ACTORS, CEPH_SUPER_MAGIC, POOL_CANARY, POOL_NO_ALIAS, POOL_OPERATOR};
+use guard_common::policy::{
+    ALIAS_ACTORS, CEPH_SUPER_MAGIC, CONFIG_ALIASES, POOL_CANARY, POOL_NO_ALIAS, POOL_OPERATOR,
+};
 
 use super::*;
 use crate::classify::classify;
@@ -37,6 +39,11 @@ fn apply(maps: &mut Observed, operation: &MapOperation) {
 /// Any number that differs by path.
 fn number(path: &str) -> u64 {
     path.bytes().fold(0, |number: u64, byte| number.wrapping_mul(31).wrapping_add(byte.into()))
+}
+
+/// The inode of a CephFS pool's root.
+fn pool_root(dev: u32) -> u64 {
+    u64::from(dev) + (1 << 40)
 }
 
 /// A host: policy, mount table, and what was decided about its pools.
@@ -78,10 +85,13 @@ impl Host {
 
     fn plan(&self, maps: &Observed) -> Plan {
         let classification = classify(&Snapshot::parse(self.table.as_bytes()), &self.policy);
+        let mut resolved = self.resolved.clone();
+        let of_ceph = classification.pools.iter().filter(|pool| pool.ceph.is_some());
+        resolved.pool_roots = of_ceph.map(|pool| (pool.dev, pool_root(pool.dev))).collect();
         let desired = Desired {
             policy: &self.policy,
             classification: &classification,
-            resolved: &self.resolved,
+            resolved: &resolved,
             overrides: &self.overrides,
             host_mnt_ns: 4_026_531_841,
             now_boot_ns: self.now,

@@ -29,15 +29,21 @@ fn denied_to_actor(host: &Host, line: &str, path: &Path) -> Result<()> {
 
 fn temporary_mount() -> Result<()> {
     on_guarded(|host| {
-        // A pool's directory as Incus leaves it before it removes it.
-        fs::create_dir_all(Path::new(WITNESS).join("pool-empty")).context("make an empty pool")?;
+        // Another pool of the same filesystem, which Incus deletes by this mount.
+        tree::fill(&Path::new(WITNESS).join("pool-b"), 4, 2)?;
         tree::fill(&Path::new(WITNESS).join("beside"), 4, 2)?;
         host.direct(&["seal", "shared"])?;
         let mut root = CephMount::new(TEMPORARY)?;
         let at = |name: &str| root.path().join(name);
-        denied_to_actor(host, &format!("rmdir {TEMPORARY}/pool-empty"), &at("pool-empty"))?;
         denied_to_actor(host, &format!("rm -rf {TEMPORARY}/pool-a/custom"), &at("pool-a/custom"))?;
+        denied_to_actor(host, &format!("rmdir {TEMPORARY}/pool-a"), &at("pool-a"))?;
+        let file = "pool-a/custom/default_data/d0/e0/f0";
+        fs::write(at("pool-b/new"), "new").context("write beside the pool")?;
+        denied_to_actor(host, &format!("mv -f {TEMPORARY}/pool-b/new {TEMPORARY}/{file}"), &at(file))?;
+        denied_to_actor(host, &format!("truncate -s 0 {TEMPORARY}/{file}"), &at(file))?;
         host.is_intact()?;
+        as_actor(&format!("rm -rf {TEMPORARY}/pool-b")).context("another pool, by the storage daemon")?;
+        ensure!(!at("pool-b").exists(), "the other pool is still there");
         // An administrator's own work is nobody's business.
         fs::remove_dir_all(at("beside")).context("an administrator's deletion")?;
         // It goes on below open directories after Incus gave up on unmounting.
@@ -47,10 +53,11 @@ fn temporary_mount() -> Result<()> {
             use std::os::fd::AsRawFd as _;
             held.as_raw_fd()
         });
-        let path = Path::new(&by_handle).join("pool-empty");
-        denied_to_actor(host, &format!("rmdir {}", path.display()), &path)?;
+        let path = Path::new(&by_handle).join(file);
+        denied_to_actor(host, &format!("rm {}", path.display()), &path)?;
         drop(held);
         host.direct(&["unseal", "shared"])?;
+        fs::create_dir_all(Path::new(WITNESS).join("pool-empty")).context("make an empty pool")?;
         let root = CephMount::new(TEMPORARY)?;
         as_actor(&format!("rmdir {TEMPORARY}/pool-empty")).context("the actor, when nothing is sealed")?;
         drop(root);

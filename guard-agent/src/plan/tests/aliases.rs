@@ -55,3 +55,56 @@ fn a_node_without_a_pool_is_no_danger_and_one_with_a_sealed_pool_may_get_more() 
     host.apply(&mut maps);
     assert!(alias_actors(&maps).is_empty());
 }
+
+fn by_inode(maps: &Observed) -> Option<BTreeSet<u64>> {
+    let keys = maps.roots.keys().filter(|key| key.is_alias());
+    let inodes: BTreeSet<u64> = keys.map(|key| key.ino).collect();
+    assert!(maps.config.flags & CONFIG_ALIASES_BY_INODE == 0 || maps.config.flags & CONFIG_ALIASES != 0);
+    (maps.config.flags & CONFIG_ALIASES_BY_INODE != 0).then_some(inodes)
+}
+
+#[test]
+fn names_tell_where_the_root_of_every_sealed_pool_is_known() {
+    let other = "79 31 0:44 / /var/lib/incus/other rw - ceph m:/b rw\n";
+    let (mut host, mut maps) = started(INCUS, &format!("{POOL}{other}"));
+    let actor_set = maps.pools[&43].actor_set;
+    assert_eq!(by_inode(&maps), None);
+    // By an operator: the node is well, and has all the pools that it will have.
+    host.overrides.sealed.insert(maps.pools[&43].pool_id);
+    host.apply(&mut maps);
+    assert_eq!(by_inode(&maps), Some([pool_root(43)].into()));
+    host.overrides.sealed.insert(maps.pools[&44].pool_id);
+    host.apply(&mut maps);
+    assert_eq!(by_inode(&maps), Some([pool_root(43), pool_root(44)].into()));
+    // On the way into a cluster another pool may come at any moment.
+    host.overrides.nodes.insert(actor_set, PoolModes::default());
+    host.apply(&mut maps);
+    assert_eq!(by_inode(&maps), None);
+    assert!(maps.roots.keys().all(|key| !key.is_alias()));
+    host.overrides.nodes.clear();
+    // Mounted no more: whatever shows it is denied.
+    host.table = other.to_owned();
+    host.apply(&mut maps);
+    assert_eq!(by_inode(&maps), None);
+    host.overrides.sealed.clear();
+    host.apply(&mut maps);
+    assert_eq!((by_inode(&maps), alias_actors(&maps)), (None, BTreeSet::new()));
+}
+
+#[test]
+fn a_map_of_roots_that_is_full_leaves_names_untold() {
+    let mounts = |count: u32| {
+        let line = |number: u32| {
+            format!("{} 31 0:{number} / /var/lib/incus/p{number} rw - ceph m:/{number} rw\n", number + 100)
+        };
+        (100..100 + count).map(line).collect::<String>()
+    };
+    let room = guard_common::names::capacity::ROOTS - 1;
+    for (count, told) in [(room, true), (room + 1, false)] {
+        let (mut host, mut maps) = started(INCUS, &mounts(count));
+        host.overrides.sealed.extend(maps.pools.values().map(|entry| entry.pool_id));
+        host.apply(&mut maps);
+        assert_eq!(by_inode(&maps).map(|inodes| inodes.len()), told.then_some(count as usize));
+        assert!(!alias_actors(&maps).is_empty());
+    }
+}

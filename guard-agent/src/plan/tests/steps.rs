@@ -32,7 +32,15 @@ fn check_steps(before: &Observed, after: &Observed, operations: &[MapOperation])
         for (dev, entry) in &maps.pools {
             assert_ne!(maps.config.magic_bloom & magic_bit(entry.magic), 0, "the filter hides {dev}");
         }
-        for key in maps.roots.keys() {
+        if maps.config.flags & CONFIG_ALIASES_BY_INODE != 0 {
+            let sealed =
+                |entry: &PoolEntry| pools::strength(entry.mode) >= pools::strength(Mode::Held as u32);
+            for (dev, _) in maps.pools.iter().filter(|(_, entry)| sealed(entry)) {
+                let key = RootKey::alias(pool_root(*dev));
+                assert!(maps.roots.contains_key(&key), "the names do not tell pool {dev} at {operation:?}");
+            }
+        }
+        for key in maps.roots.keys().filter(|key| !key.is_alias()) {
             let devices = maps.config.root_devices;
             assert!(devices == 0 || devices & device_bit(key.dev) != 0, "the filter hides {key:?}");
         }
