@@ -120,14 +120,14 @@ pub fn may_hold_pool(superblock: Trusted) -> bool {
     }
 }
 
-/// Whether a rename may replace what its target names.
+/// Whether a rename may replace what its target names; `inode` is that name's, 0 if it has none.
 ///
 /// The NFS client does not ask the server about a rename's target (`LOOKUP_RENAME_TARGET`): a name that it has not cached
 /// has no inode and is in no hash chain, whatever the server has. Fail closed: such a name counts as one that exists. One
 /// that the server has said does not exist, as after `stat`, is hashed.
 #[inline(always)]
-pub fn may_replace(target: Trusted, superblock: Trusted, never_replaces: bool) -> bool {
-    target.is_positive() || (target.is_unhashed() && superblock.magic() == NFS_SUPER_MAGIC && !never_replaces)
+pub fn may_replace(inode: u64, target: Trusted, superblock: Trusted, never_replaces: bool) -> bool {
+    inode != 0 || (target.is_unhashed() && superblock.magic() == NFS_SUPER_MAGIC && !never_replaces)
 }
 
 /// The decision of the hooks that carry the mount.

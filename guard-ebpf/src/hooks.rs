@@ -73,6 +73,29 @@ fn on_mount(hook: Hook, operation: Operation, mount: Trusted, target: Trusted) -
     decide::with_mount(&mut Access::new(hook, operation, superblock, Some(mount), target))
 }
 
+/// A rename into the directory of a mount.
+#[inline(always)]
+fn rename_on_mount(mount: Trusted, source: Trusted, target: Trusted, flags: u32) -> i32 {
+    let superblock = mount.mount_superblock();
+    if !decide::may_hold_pool(superblock) {
+        return 0;
+    }
+    let inode = target.dentry_inode();
+    // Two names of one file: the kernel leaves both as they are.
+    if inode != 0 && inode == source.dentry_inode() {
+        return 0;
+    }
+    let operation = if flags & RENAME_EXCHANGE != 0 {
+        Operation::RenameExchange
+    } else if decide::may_replace(inode, target, superblock, flags & RENAME_NOREPLACE != 0) {
+        Operation::RenameReplace
+    } else {
+        return 0;
+    };
+    let hook = Hook::PathRename;
+    decide::with_mount(&mut Access::new(hook, operation, superblock, Some(mount), target))
+}
+
 /// A hook that carries only the inode: `inode_*`.
 #[inline(always)]
 fn on_inode(hook: Hook, operation: Operation, directory: Trusted, target: Trusted) -> i32 {
@@ -98,21 +121,8 @@ pub fn guard_path_rmdir(context: LsmContext) -> i32 {
 #[lsm(hook = "path_rename")]
 pub fn guard_path_rename(context: LsmContext) -> i32 {
     honour_previous!(context, 5);
-    let flags: u32 = context.arg(4);
-    let target = pointer(&context, 3);
-    // Two names of one file: the kernel leaves both as they are.
-    if target.is_same_inode(pointer(&context, 1)) {
-        return 0;
-    }
-    let mount = pointer(&context, 2).path_mount();
-    let operation = if flags & RENAME_EXCHANGE != 0 {
-        Operation::RenameExchange
-    } else if decide::may_replace(target, mount.mount_superblock(), flags & RENAME_NOREPLACE != 0) {
-        Operation::RenameReplace
-    } else {
-        return 0;
-    };
-    on_mount(Hook::PathRename, operation, mount, target)
+    let (source, target) = (pointer(&context, 1), pointer(&context, 3));
+    rename_on_mount(pointer(&context, 2).path_mount(), source, target, context.arg(4))
 }
 
 #[lsm(hook = "path_truncate")]
@@ -147,12 +157,17 @@ pub fn guard_inode_rmdir(context: LsmContext) -> i32 {
 pub fn guard_inode_rename(context: LsmContext) -> i32 {
     let previous = if kernel::rename_has_flags() { argument!(context, 40) } else { argument!(context, 32) };
     honour!(previous as i32);
-    let target = pointer(&context, 3);
-    // It is not told of RENAME_NOREPLACE, which the filesystem itself refuses where that matters (NFS).
-    if !decide::may_replace(target, pointer(&context, 2).inode_superblock(), false) {
+    let (directory, target) = (pointer(&context, 2), pointer(&context, 3));
+    let superblock = directory.inode_superblock();
+    if !decide::may_hold_pool(superblock) {
         return 0;
     }
-    on_inode(Hook::InodeRename, Operation::RenameReplace, pointer(&context, 2), target)
+    // It is not told of RENAME_NOREPLACE, which the filesystem itself refuses where that matters (NFS).
+    if !decide::may_replace(target.dentry_inode(), target, superblock, false) {
+        return 0;
+    }
+    let (hook, operation) = (Hook::InodeRename, Operation::RenameReplace);
+    decide::backstop(&mut Access::new(hook, operation, superblock, None, target))
 }
 
 /// Every truncation comes by here: those that no `path_*` hook sees are nfsd's, a filesystem's stacked on the pool,
