@@ -307,7 +307,7 @@ pub const CATALOGUE: &[Group] = &[
             ),
             row(
                 "a pool on NFS: `rename` over a name that the client has not looked up",
-                "`security_path_rename`, `security_inode_rename` with a target that has no inode: the client leaves the lookup \
+                "`security_path_rename` with a target that has no inode: the client leaves the lookup \
                  to the server",
                 BLOCKED,
                 "a name in no hash chain counts as one that exists. So a rename straight to a new name is denied too, unless the \

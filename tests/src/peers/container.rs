@@ -22,6 +22,14 @@ pub fn with_own_root(volume: &Path, work: impl FnOnce(&Path) -> Result<()> + Sen
     with_root(|_| Ok(()), |place| bind(volume, place), work)
 }
 
+/// The same with a volume that the container's maker brings to the place that it is given.
+pub fn with_brought(
+    bring_volume: impl FnOnce(&Path) -> Result<()> + Send,
+    work: impl FnOnce(&Path) -> Result<()> + Send,
+) -> Result<()> {
+    with_root(|_| Ok(()), bring_volume, work)
+}
+
 /// The same with the host's mounts still to be seen, at the second path.
 pub fn with_the_host_in_view(
     volume: &Path,

@@ -240,14 +240,15 @@ fn detached_and_idmapped() -> Result<()> {
     }
     ensure!(tree::count(pool.path())? == 22, "{} of 22 files are left", tree::count(pool.path())?);
     // A container's volume with mapped owners is a guest's view as any other.
-    container::in_own_namespace(|| {
+    let attach = |place: &Path| {
+        fs::create_dir_all(place)?;
         let copy = calls::detached_copy(&volume).context("open_tree")?;
         if maps {
             calls::map_owners(copy.as_fd(), &owners).context("mount_setattr")?;
         }
-        calls::attach(copy.as_fd(), &place).context("move_mount")?;
-        passes("unlink by a guest", fs::remove_file(place.join("file1")))
-    })
+        calls::attach(copy.as_fd(), place).context("move_mount")
+    };
+    container::with_brought(attach, |data| passes("unlink by a guest", fs::remove_file(data.join("file1"))))
 }
 
 /// The pool's entry lives as long as its superblock.

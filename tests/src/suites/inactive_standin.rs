@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use crate::harness::agent::binary;
+use crate::harness::agent::{Agent, binary};
 use crate::harness::attempt::{passes, rm_is_denied, rm_passes};
 use crate::harness::guarded::{Guarded, exit_code};
 use crate::harness::registry::{Profile, Test};
@@ -19,9 +21,12 @@ pub const TESTS: &[Test] = &[
     Test::new("inactive_without_bpf_doctor_gives_the_fix", doctor_fails).on(Profile::NoBpf),
     Test::new("inactive_not_where_a_tier_is_had_and_doctor_agrees", doctor_agrees),
     Test::new("inactive_when_a_link_is_unpinned_by_hand", unpinned),
+    Test::new("inactive_in_a_container_and_on_pins_of_somebody_else", strangers),
 ];
 
 const ONLY_LSM: &str = "[enforcement]\ntier = \"bpf-lsm\"";
+/// Whom nothing belongs to.
+const NOBODY: u32 = 65534;
 const SOON: Duration = Duration::from_secs(60);
 
 fn refuses() -> Result<()> {
@@ -60,6 +65,37 @@ fn runs() -> Result<()> {
         record["kind"] == "posture" && record["posture"]["state"] == "inactive"
     })?;
     Ok(())
+}
+
+/// Where the agent would take the host for a guest, or others could take its pins away, it does not start.
+fn strangers() -> Result<()> {
+    let ground = Guarded::with_own_pins("strangers", "")?;
+    let refuses = |mut agent: Agent, code: i32, reason: &str| {
+        let status = agent.wait(SOON)?;
+        let log = agent.log();
+        ensure!(status.code() == Some(code), "it ended with {status}:\n{log}");
+        ensure!(log.contains(reason), "its reason is not {reason:?}:\n{log}");
+        ensure!(!log.contains("agent is up"), "it was up:\n{log}");
+        Ok(())
+    };
+    let mut in_container = Command::new("unshare");
+    in_container.args(["--pid", "--fork", "--mount-proc", "--kill-child"]).arg(binary("GUARD_AGENT")?);
+    refuses(ground.installation.spawn_command(in_container, &[])?, 4, "which is a container's")?;
+
+    // A bpffs is often open to all.
+    let pins = ground.installation.pin_dir();
+    fs::create_dir(pins)?;
+    chown(pins, Some(NOBODY), Some(NOBODY)).context("give the pins away")?;
+    let agent = ground.installation.spawn(&binary("GUARD_AGENT")?, &[])?;
+    refuses(agent, 1, "belongs to user 65534")?;
+    ensure!(fs::read_dir(pins)?.next().is_none(), "something was pinned there");
+    fs::remove_dir(pins)?;
+
+    let _agent = ground.installation.start()?;
+    let mode = fs::metadata(pins)?.permissions().mode() & 0o777;
+    ensure!(mode == 0o700, "the pins have mode {mode:o}");
+    let pool = ground.pool("pool")?;
+    rm_is_denied(&pool.path().join("volume"))
 }
 
 fn doctor_fails() -> Result<()> {
