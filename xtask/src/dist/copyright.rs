@@ -202,6 +202,18 @@ mod tests {
     }
 
     #[test]
+    fn a_licence_that_has_a_text_is_known_to_whoever_checks() {
+        let root = workspace::root();
+        for file in fs::read_dir(root.join("packaging/licenses")).unwrap() {
+            let name = file.unwrap().file_name().into_string().unwrap();
+            for checker in ["packaging/rpm/rpmlint.toml", "deny.toml"] {
+                let text = fs::read_to_string(root.join(checker)).unwrap();
+                assert!(text.contains(&format!("\"{name}\"")), "{checker} does not name {name}");
+            }
+        }
+    }
+
+    #[test]
     fn a_licence_without_a_text_is_an_error_that_says_where_to_put_it() {
         let one = Crate {
             name: "a".into(),
