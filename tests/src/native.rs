@@ -184,7 +184,7 @@ fn start_again(stage: &Stage, place: &Path) -> Result<Agent> {
     let log = place.join("agent.log");
     let file = File::create(&log).with_context(|| format!("create {}", log.display()))?;
     let child = Command::new(binary("GUARD_AGENT")?)
-        .arg("run")
+        .args(["run", "--container-as-host"])
         .args(["--policy".as_ref(), place.join("policy.toml").as_os_str()])
         .args(["--state-dir".as_ref(), place.join("state").as_os_str()])
         .args(["--run-dir".as_ref(), place.join("run").as_os_str()])

@@ -76,6 +76,10 @@ pub struct Options {
     /// Pins of programs, maps and links; on a bpffs.
     #[arg(long, value_name = "DIR", default_value = paths::PIN_DIR)]
     pub pin_dir: PathBuf,
+    /// Take the container that this runs in for the host, as a demonstration in namespaces of its own
+    /// wants it.
+    #[arg(long, hide = true)]
+    pub container_as_host: bool,
 }
 
 /// Why the agent does not run.
@@ -179,10 +183,10 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
     mut reloads: mpsc::Receiver<()>,
 ) -> Result<(), DaemonError> {
-    if let Some(found) =
-        host_view::foreign_pid_namespace().map_err(failed("look at this process's PID namespace"))?
-    {
-        return Err(DaemonError::InContainer { found });
+    let foreign = host_view::foreign_pid_namespace();
+    match foreign.map_err(failed("look at this process's PID namespace"))? {
+        Some(found) if !options.container_as_host => return Err(DaemonError::InContainer { found }),
+        _ => {}
     }
     let policy = policy::LoadedPolicy::load_or_last_good(&options.policy, &options.state_dir)
         .map_err(DaemonError::Policy)?;
