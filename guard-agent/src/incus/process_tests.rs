@@ -144,7 +144,9 @@ fn the_pulse_changes_with_the_daemon() {
 #[test]
 fn the_real_proc_reads_as_the_fake_one_does() {
     let directory = tempfile::tempdir().unwrap();
-    let options = Options::new(&directory.path().canonicalize().unwrap(), "no-such-unit.service");
+    let mut options = Options::new(&directory.path().canonicalize().unwrap(), "no-such-unit.service");
+    // Named: other tests of this process listen on sockets that are called so.
+    options.socket = Some(options.directory.join(SOCKET));
     let table = fs::read("/proc/self/mountinfo").unwrap();
     let snapshot = Snapshot::parse(&table);
     assert_eq!(sight(&options, &snapshot, 100), Sighting { daemon: Daemon::Stopped, ..Sighting::unknown() });

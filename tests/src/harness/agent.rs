@@ -107,15 +107,17 @@ impl Installation {
         fs::rename(&new, self.policy()).with_context(|| format!("rename {} into place", new.display()))
     }
 
-    /// The audit log's lines, parsed. A line that is just being written is none yet.
+    /// The audit log's lines, parsed. A line that is just being written is none yet, and one that a killed agent has not
+    /// written to its end stays so (docs/AUDIT.md).
     pub fn audit_records(&self) -> Result<Vec<serde_json::Value>> {
         let path = self.audit();
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        whole
-            .lines()
-            .map(|line| serde_json::from_str(line).with_context(|| format!("parse {line}")))
-            .collect()
+        let parsed = |line: &str| match serde_json::from_str(line) {
+            Err(error) if error.is_eof() => None,
+            parsed => Some(parsed.with_context(|| format!("parse {line}"))),
+        };
+        whole.lines().filter_map(parsed).collect()
     }
 
     /// What all its agents have printed so far.

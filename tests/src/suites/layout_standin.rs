@@ -113,12 +113,23 @@ impl Leased {
         for lease in commands {
             ground.guardctl(&["lease", "revoke", lease["id"].as_str().context("its id")?])?;
         }
-        // What it runs in goes with all that is in it.
-        for entry in fs::read_dir("/sys/fs/cgroup/guard-agent.exec").into_iter().flatten().flatten() {
-            let _ = fs::write(entry.path().join("cgroup.kill"), "1");
-        }
+        kill_leased();
         self.guardctl.wait().context("wait for guardctl exec")?;
         Ok(())
+    }
+}
+
+impl Drop for Leased {
+    fn drop(&mut self) {
+        // Nothing of a test that has failed runs on beside the next ones.
+        kill_leased();
+    }
+}
+
+/// What the commands run in goes with all that is in it.
+fn kill_leased() {
+    for entry in fs::read_dir("/sys/fs/cgroup/guard-agent.exec").into_iter().flatten().flatten() {
+        let _ = fs::write(entry.path().join("cgroup.kill"), "1");
     }
 }
 
