@@ -18,8 +18,11 @@ use crate::maps::{CONFIG, FILESYSTEMS, POOLS};
 use crate::report::{self, Diagnosis, diagnose};
 
 const EPERM: i32 = 1;
-/// No directory: a walk that only asks for guarded roots.
+const RENAME_NOREPLACE: u32 = 1;
+const RENAME_EXCHANGE: u32 = 1 << 1;
+/// In place of the host's root directory, for a walk that only looks for guarded roots.
 const NOWHERE: u64 = 0;
+
 /// What is being done to what, and what became of it. Plain numbers: it is handed to `report::audit`,
 /// a global function.
 #[repr(C)]
@@ -120,14 +123,28 @@ pub fn may_hold_pool(superblock: Trusted) -> bool {
     }
 }
 
-/// Whether a rename may replace what its target names; `inode` is that name's, 0 if it has none.
+/// What a rename does to its target; `None` if the target stays, or did not exist.
 ///
-/// The NFS client does not ask the server about a rename's target (`LOOKUP_RENAME_TARGET`): a name that it has not cached
-/// has no inode and is in no hash chain, whatever the server has. Fail closed: such a name counts as one that exists. One
-/// that the server has said does not exist, as after `stat`, is hashed.
+/// Fail closed: a target whose inode cannot be read counts as one that exists. So does a name on NFS
+/// that was not looked up: the client does not ask the server about a rename's target
+/// (`LOOKUP_RENAME_TARGET`), and leaves the dentry without an inode and in no hash chain. A name that
+/// the server has said does not exist, as after `stat`, is in one.
 #[inline(always)]
-pub fn may_replace(inode: u64, target: Trusted, superblock: Trusted, never_replaces: bool) -> bool {
-    inode != 0 || (target.is_unhashed() && superblock.magic() == NFS_SUPER_MAGIC && !never_replaces)
+pub fn rename(source: Trusted, target: Trusted, superblock: Trusted, flags: u32) -> Option<Operation> {
+    let inode = target.dentry_inode();
+    let exists = !matches!(inode, Ok(0));
+    // Two names of one file: the kernel leaves both as they are.
+    if let (Ok(one), true) = (inode, exists)
+        && matches!(source.dentry_inode(), Ok(other) if other == one)
+    {
+        return None;
+    }
+    if flags & RENAME_EXCHANGE != 0 {
+        return Some(Operation::RenameExchange);
+    }
+    let not_looked_up =
+        || flags & RENAME_NOREPLACE == 0 && target.is_unhashed() && superblock.magic() == NFS_SUPER_MAGIC;
+    (exists || not_looked_up()).then_some(Operation::RenameReplace)
 }
 
 /// The decision of the hooks that carry the mount.

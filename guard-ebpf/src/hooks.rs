@@ -14,8 +14,6 @@ use crate::kernel::{self, Trusted};
 
 const EPERM: i32 = 1;
 const MAX_ERRNO: i32 = 4095;
-const RENAME_NOREPLACE: u32 = 1;
-const RENAME_EXCHANGE: u32 = 1 << 1;
 
 /// Evaluates to the answer of an earlier BPF program on the same hook if that was a refusal.
 /// Bounded as the verifier demands: an LSM hook answers 0 or a negative error number.
@@ -73,29 +71,6 @@ fn on_mount(hook: Hook, operation: Operation, mount: Trusted, target: Trusted) -
     decide::with_mount(&mut Access::new(hook, operation, superblock, Some(mount), target))
 }
 
-/// A rename into the directory of a mount.
-#[inline(always)]
-fn rename_on_mount(mount: Trusted, source: Trusted, target: Trusted, flags: u32) -> i32 {
-    let superblock = mount.mount_superblock();
-    if !decide::may_hold_pool(superblock) {
-        return 0;
-    }
-    let inode = target.dentry_inode();
-    // Two names of one file: the kernel leaves both as they are.
-    if inode != 0 && inode == source.dentry_inode() {
-        return 0;
-    }
-    let operation = if flags & RENAME_EXCHANGE != 0 {
-        Operation::RenameExchange
-    } else if decide::may_replace(inode, target, superblock, flags & RENAME_NOREPLACE != 0) {
-        Operation::RenameReplace
-    } else {
-        return 0;
-    };
-    let hook = Hook::PathRename;
-    decide::with_mount(&mut Access::new(hook, operation, superblock, Some(mount), target))
-}
-
 /// A hook that carries only the inode: `inode_*`.
 #[inline(always)]
 fn on_inode(hook: Hook, operation: Operation, directory: Trusted, target: Trusted) -> i32 {
@@ -122,7 +97,18 @@ pub fn guard_path_rmdir(context: LsmContext) -> i32 {
 pub fn guard_path_rename(context: LsmContext) -> i32 {
     honour_previous!(context, 5);
     let (source, target) = (pointer(&context, 1), pointer(&context, 3));
-    rename_on_mount(pointer(&context, 2).path_mount(), source, target, context.arg(4))
+    let mount = pointer(&context, 2).path_mount();
+    let superblock = mount.mount_superblock();
+    // Before the names are read, which costs more than the filter.
+    if !decide::may_hold_pool(superblock) {
+        return 0;
+    }
+    match decide::rename(source, target, superblock, context.arg(4)) {
+        Some(operation) => {
+            decide::with_mount(&mut Access::new(Hook::PathRename, operation, superblock, Some(mount), target))
+        }
+        None => 0,
+    }
 }
 
 #[lsm(hook = "path_truncate")]
@@ -159,8 +145,8 @@ pub fn guard_inode_rename(context: LsmContext) -> i32 {
     honour!(previous as i32);
     let (directory, target) = (pointer(&context, 2), pointer(&context, 3));
     let superblock = directory.inode_superblock();
-    // A name that nobody has looked up comes here from `path_rename` alone: others look names up themselves.
-    if !decide::may_hold_pool(superblock) || target.dentry_inode() == 0 {
+    // A name that was not looked up comes only from a system call, and `path_rename` has decided.
+    if !decide::may_hold_pool(superblock) || matches!(target.dentry_inode(), Ok(0)) {
         return 0;
     }
     let (hook, operation) = (Hook::InodeRename, Operation::RenameReplace);

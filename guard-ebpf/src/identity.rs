@@ -56,7 +56,8 @@ pub extern "C" fn guarded_root(mut mount: u64, filesystems: u64, host_root: u64)
             mount = parent;
             root = reads.mount_root(mount);
             dev = reads.mount_device(mount);
-            // What is moved right onto the root, as LXC does it where it cannot pivot_root(2), hides all of the host.
+            // A mount on the root directory itself hides the whole host: it is a container's root. LXC
+            // makes one where it cannot call pivot_root(2).
             if root == host_root && dentry != root {
                 return WALK_HOST;
             }

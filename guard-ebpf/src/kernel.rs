@@ -196,17 +196,17 @@ impl Trusted {
     pub fn sets_size(self) -> bool {
         self.load::<u32>(offset!(iattr_ia_valid)) & ATTR_SIZE != 0
     }
-    /// Whether the dentry is in no hash chain: what was found out about its name, if anything, is not kept.
+    /// Whether the dentry is in no hash chain. A lookup that found no file leaves it in one.
     pub fn is_unhashed(self) -> bool {
         self.load::<u64>(offset!(dentry_d_hash_pprev)) == 0
     }
-    /// `dentry->d_inode`; 0 if the name does not exist. What cannot be read counts as a file that is no other.
+    /// Address of `dentry->d_inode`; 0 if the name does not exist.
     ///
-    /// Not a plain load: kernels before 6.16 take the inode of a dentry that they trust for one that is there, and throw out
-    /// what would be done without one.
+    /// By the helper, not by a plain load: the verifier of kernels before 6.16 assumes that a dentry has
+    /// an inode, and removes the code for one that has none.
     #[inline(always)]
-    pub fn dentry_inode(self) -> u64 {
-        read(self.address(), offset!(dentry_d_inode)).unwrap_or(u64::MAX)
+    pub fn dentry_inode(self) -> Result<u64, ReadError> {
+        read(self.address(), offset!(dentry_d_inode))
     }
 }
 
