@@ -7,9 +7,10 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-/// This process's PID namespace.
-pub const PID_NAMESPACE: &str = "/proc/self/ns/pid";
-/// What the kernel calls the first PID namespace: `PROC_PID_INIT_INO`, the same since Linux 3.8.
+/// Link to the PID namespace of this process.
+const PID_NAMESPACE: &str = "/proc/self/ns/pid";
+/// Name of the host's PID namespace. Its number is the kernel's `PROC_PID_INIT_INO`, unchanged since
+/// Linux 3.8.
 const FIRST: &str = "pid:[4026531836]";
 
 /// The PID namespace of this process, if it is not the host's.

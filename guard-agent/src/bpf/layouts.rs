@@ -184,8 +184,9 @@ impl Layout {
     }
 }
 
-/// Fails if somebody else may write into the directory: a bpffs is often open to all (mode 1777), and whoever comes first
-/// can make any directory there. Fail closed: what is pinned in it proves nothing.
+/// Fails if another user may write into the directory. A bpffs is often open to all users (mode
+/// 1777), and the first of them to come can make any directory there. Fail closed: the pins of such a
+/// directory prove nothing.
 fn belongs_to_us(directory: &Path) -> Result<(), PinError> {
     let about = directory.symlink_metadata().map_err(io_error("look at", directory))?;
     let (owner, mode) = (about.uid(), about.mode() & 0o7777);
@@ -213,6 +214,9 @@ fn speaking(found: &[Layout]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     fn layout(token: u64, settled: Option<u64>, attached: bool) -> Layout {
@@ -228,11 +232,10 @@ mod tests {
             Err(PinError::Foreign { mode, .. }) => Some(mode),
             other => other.map(|()| None).unwrap(),
         };
-        for (mode, expected) in [(0o700, None), (0o755, None), (0o775, Some(0o775)), (0o1777, Some(0o1777))] {
-            let _ = std::fs::remove_dir(&directory);
-            std::fs::create_dir(&directory).unwrap();
-            std::fs::set_permissions(&directory, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
-            assert_eq!(refused(&directory), expected, "{mode:o}");
+        std::fs::create_dir(&directory).unwrap();
+        for (mode, is_refused) in [(0o700, false), (0o755, false), (0o775, true), (0o1777, true)] {
+            std::fs::set_permissions(&directory, Permissions::from_mode(mode)).unwrap();
+            assert_eq!(refused(&directory), is_refused.then_some(mode), "{mode:o}");
         }
         let link = place.path().join("link");
         std::os::unix::fs::symlink(place.path(), &link).unwrap();

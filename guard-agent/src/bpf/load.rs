@@ -407,17 +407,16 @@ impl Programs {
         self.generation.tier
     }
 
-    /// How many decisions the kernel has skipped at most: it has left out a program in each of its loads. On the LSM
-    /// hooks kernels before 6.2 do that too ("Remove prog->active check for bpf_lsm"), and there is one load.
+    /// The most decisions that the kernel can have skipped: for each program the smallest count among
+    /// its loads. Linux 6.2 and later skip no program on the LSM hooks.
     pub fn skipped(&self) -> u64 {
         let deciders = PROGRAMS.iter().filter(|name| self.hooks.contains(&name.hook));
         let of = |name: &ProgramName, standby: &Standby| {
             // A pin that is gone is told of by `is_pinned`.
             sys::recursion_misses(&self.generation.program(name.program, *standby)).unwrap_or(0)
         };
-        let least =
-            |name: &ProgramName| self.generation.loads().iter().map(|standby| of(name, standby)).min();
-        deciders.filter_map(least).sum()
+        let loads = self.generation.loads();
+        deciders.filter_map(|name| loads.iter().map(|standby| of(name, standby)).min()).sum()
     }
 
     /// Name each load to the canary.

@@ -201,7 +201,7 @@ fn nfs() -> Result<()> {
             ensure!(!at("file5").exists(), "file5 is still there");
             fs::rename(at(mode), at("file5"))
         })?;
-        // Whoever says that nothing is to be replaced is answered by the filesystem, which does not know how.
+        // With RENAME_NOREPLACE nothing is replaced. NFS refuses that flag itself.
         forget()?;
         let cautious =
             renameat2(AT_FDCWD, &at("file6"), AT_FDCWD, &at("file7"), RenameFlags::RENAME_NOREPLACE);

@@ -24,7 +24,7 @@ pub fn start(n1: &Machine, n2: &Machine) -> Result<()> {
     incus(n2, &format!("storage volume attach {POOL} data guest data /data"))
 }
 
-/// What deletes in the guest's volume once a second, whatever its daemon does meanwhile.
+/// A loop in the guest that deletes in its volume once a second. It does not depend on the daemon.
 #[derive(Debug)]
 pub struct Work<'a> {
     host: &'a Machine,

@@ -18,6 +18,8 @@ fn alone_and_not() -> Result<()> {
     let lab = Lab::start(State::Seed, &[Name::Store, Name::N1, Name::N2])?;
     let n2 = lab.host(Name::N2);
     let guard = Guard::install(n2)?;
+    // Its first client starts Incus, which has no database before.
+    incus(n2, "list")?;
     guard.becomes("standalone", "guarded")?;
     a_pool_of_its_own(n2, &guard, "alone")?;
     for time in ["left once", "left twice"] {

@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::harness::host::cluster::{self, POOL, incus, is_intact};
 use crate::harness::host::container::{self, Work};
 use crate::harness::host::guard::Guard;
+use crate::harness::host::runner::Running;
 use crate::harness::host::{Lab, Machine, Name, State};
 use crate::harness::registry::Test;
 
@@ -55,9 +56,9 @@ fn one_after_the_other() -> Result<()> {
         upgrades.push((name, upgrade(lab.host(name))?));
         let next = Instant::now() + BETWEEN;
         while name != ORDER[2] && Instant::now() < next {
+            // Each look waits until the guest has deleted once more.
             nothing_denied()
                 .with_context(|| format!("while {} is upgraded and others are not", name.as_str()))?;
-            std::thread::sleep(Duration::from_secs(20));
         }
         if name != ORDER[2] {
             Guard::of(lab.host(name)).becomes("unconfirmed", "held")?;
@@ -97,7 +98,7 @@ fn one_after_the_other() -> Result<()> {
 }
 
 /// Begins it; it may wait for the other members.
-fn upgrade(host: &Machine) -> Result<crate::harness::host::runner::Running> {
+fn upgrade(host: &Machine) -> Result<Running> {
     let packages = "/usr/local/lib/lab/next-incus/*.deb";
     host.begin(
         &format!("DEBIAN_FRONTEND=noninteractive apt-get --yes --no-install-recommends install {packages}"),

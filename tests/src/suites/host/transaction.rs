@@ -16,7 +16,7 @@ pub const TESTS: &[Test] = &[Test::new("transaction_killed_at_each_step_is_resum
 const HOLD: &str = "/etc/systemd/system/incus.service.d/90-guard-agent-hold.conf";
 /// For one command of guardctl.
 const LIMIT: Duration = Duration::from_secs(700);
-/// What lies in the node's directory, so that a wipe takes its time.
+/// Number of files in the node's directory. With so many a wipe takes long enough to be killed in it.
 const MANY: usize = 20_000;
 
 fn killed_at_each_step() -> Result<()> {
@@ -40,7 +40,10 @@ fn killed_at_each_step() -> Result<()> {
         killed(n2, rollback, step, &holds)?;
         safe(&lab, &guard).with_context(|| format!("guardctl was killed when {step}"))?;
     }
-    n2.run("systemctl kill --signal=KILL guard-agent.service")?;
+    n2.run(
+        "pid() { systemctl show --value --property=MainPID guard-agent.service; }; killed=$(pid); kill -KILL $killed
+         until [ $(pid) != $killed ] && [ $(pid) != 0 ]; do sleep 0.1; done",
+    )?;
     guard.answers()?;
     ends_well(n2, rollback)?;
     gone(n2)?;
@@ -76,7 +79,7 @@ fn killed_at_each_step() -> Result<()> {
         ends_well(n2, rollback)?;
         gone(n2)?;
         ends_well(n2, "guardctl wipe --yes")?;
-        // What the cluster does not list as a member may block the name all the same, as the runbook says.
+        // An entry that is not listed may still block the name: docs/RUNBOOK.md, step 4.
         n1.attempt("incus cluster remove --force --yes n2")?;
         join_preseed(&lab)?;
         ends_well(n2, join)?;
