@@ -55,7 +55,7 @@ fn killed_at_each_step() -> Result<()> {
     safe(&lab, &guard).context("guardctl was killed in a wipe")?;
     let preflight = n2.attempt_within("guardctl preflight --address 10.0.3.12", LIMIT)?;
     ensure!(
-        preflight.output.contains("incus-held"),
+        preflight.output.contains("kept from starting"),
         "preflight does not tell of the hold: {}",
         preflight.output
     );
