@@ -95,7 +95,8 @@ fn removed_by_force(lab: &Lab, n1: &Machine, n3: &Machine, guard: &Guard<'_>) ->
         REMOVAL_LIMIT,
         "guardctl status --json | grep join-partial",
     )?;
-    deletes_nothing(lab, n3, guard)
+    deletes_nothing(lab, n3, guard)?;
+    guard.becomes("join-partial", "sealed")
 }
 
 fn deletes_nothing(lab: &Lab, n3: &Machine, guard: &Guard<'_>) -> Result<()> {
@@ -104,6 +105,10 @@ fn deletes_nothing(lab: &Lab, n3: &Machine, guard: &Guard<'_>) -> Result<()> {
         Duration::from_secs(90),
     )?;
     ensure!(deleted.status != 0, "a removed member has deleted a volume: {}", deleted.output);
-    guard.becomes("join-partial", "sealed")?;
+    // Incus 6.0 waits for the others and says nothing else, so nobody knows that it is a member no more.
+    let state = guard.wait_for_state(&["join-partial", "unconfirmed"])?;
+    let mode = guard.node()?["mode"].clone();
+    let denies_incus = if state == "join-partial" { mode == "sealed" } else { mode == "held" };
+    ensure!(denies_incus, "{state}, and its mode is {mode}");
     is_intact(lab)
 }
