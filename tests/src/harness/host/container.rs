@@ -14,8 +14,10 @@ const HOME: &str = "/var/lib/incus/storage-pools/local/containers/guest/rootfs/r
 
 /// An unprivileged container on n2, `guest`, with a volume of the pool at /data.
 pub fn start(n1: &Machine, n2: &Machine) -> Result<()> {
-    incus(n1, "storage create local dir --target n1")?;
-    incus(n1, "storage create local dir --target n2")?;
+    // A member that has joined later has to have it too.
+    for member in n1.run("incus cluster list --format csv --columns n")?.lines() {
+        incus(n1, &format!("storage create local dir --target {}", member.trim()))?;
+    }
     incus(n1, "storage create local dir")?;
     import_image(n2)?;
     incus(n2, &format!("init {IMAGE} guest --storage local --target n2"))?;

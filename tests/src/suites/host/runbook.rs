@@ -167,7 +167,7 @@ impl Operator<'_> {
         let (command, comment) = line.split_once('#').unwrap_or((line, ""));
         let command = command.trim();
         let n2 = self.lab.host(Name::N2);
-        if comment.contains("on a member") {
+        if comment.trim() == "on a member" {
             let (command, file) = command.split_once(" > ").context("a member's line without a file")?;
             let said = self.lab.host(Name::N1).run(command)?;
             return n2.run(&format!("cat >/root/{file} <<'E'\n{said}\nE"));
