@@ -2,7 +2,7 @@
 //!
 //! No prefix of the list leaves a pool weaker than the weaker of before and after, so that an agent
 //! may die anywhere in it: first everything that strengthens, additions before removals, and the filter
-//! by magic (`Config::magic_bloom`) covers every pool, the one by device (`Config::root_devices`) every root, at all
+//! by magic (the map `MAGICS`) covers every pool, the one by device (`Config::root_devices`) every root, at all
 //! times.
 //!
 //! A pool that is gone from the mount table stays: after a lazy unmount open directories still reach
@@ -12,6 +12,7 @@
 mod actors;
 mod aliases;
 mod kinds;
+mod magics;
 mod pools;
 
 pub use actors::absent as absent_actors;
@@ -21,7 +22,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use guard_common::policy::{
-    CONFIG_ALIASES_BY_INODE, POOL_OPERATOR, RAMFS_MAGIC, ROOT_OBSERVED, device_bit, magic_bit,
+    CONFIG_ALIASES_BY_INODE, CONFIG_LEASES, CONFIG_STRICT, POOL_OPERATOR, ROOT_OBSERVED, ROOT_SEALED,
+    device_bit,
 };
 use guard_common::{
     ActorMask, CgroupKey, Config, ExecutableKey, FilesystemKey, Mode, PoolEntry, RootEntry, RootKey,
@@ -35,6 +37,11 @@ use crate::policy::{DefaultMode, Policy};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MapOperation {
     PutConfig(Config),
+    /// What stands in a place for guarded magics.
+    PutMagic {
+        slot: u32,
+        magic: u64,
+    },
     PutFilesystem(FilesystemKey, u32),
     RemoveFilesystem(FilesystemKey),
     PutRoot(RootKey, RootEntry),
@@ -70,11 +77,15 @@ pub struct Plan {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
     pub config: Config,
+    /// By `magic_slot`; empty stands for zeros.
+    pub magics: Vec<u64>,
     pub pools: BTreeMap<u32, PoolEntry>,
     pub roots: BTreeMap<RootKey, RootEntry>,
     pub filesystems: BTreeMap<FilesystemKey, u32>,
     pub actor_cgroups: BTreeMap<CgroupKey, ActorMask>,
     pub actor_executables: BTreeMap<ExecutableKey, ActorMask>,
+    /// Whether there is any lease of a command.
+    pub leases: bool,
 }
 
 /// What the paths in the policy are on this host. Made by `roots`.
@@ -184,14 +195,20 @@ pub fn plan(desired: &Desired<'_>, observed: &Observed) -> Plan {
     let mut pools = pools::changes(desired, observed);
     let aliases = aliases::changes(desired, observed, &mut pools, roots.len());
     let actors = actors::changes(desired, observed, &aliases.sealed);
-    let config =
-        Config { root_devices: root_devices(roots.keys()), ..config(desired, &pools.kept_magics, &aliases) };
+    let strict = pools.after.values().any(pools::is_strict);
+    let config = Config {
+        host_mnt_ns: desired.host_mnt_ns,
+        full_records: desired.policy.full_records(),
+        flags: aliases.flags() | flag(strict, CONFIG_STRICT) | flag(observed.leases, CONFIG_LEASES),
+        root_devices: root_devices(roots.keys()),
+        ..observed.config
+    };
+    let magics = magics::changes(desired, observed, &pools.kept_magics);
 
-    let mut operations = Vec::new();
+    let mut operations = magics.widened;
     // From here on every superblock that is guarded before or after comes past the filter.
     let by_inode = config.flags & observed.config.flags & CONFIG_ALIASES_BY_INODE;
     let wide = Config {
-        magic_bloom: config.magic_bloom | observed.config.magic_bloom,
         // While the pools' inodes change, whatever may show a pool is denied.
         flags: (config.flags | observed.config.flags) & !CONFIG_ALIASES_BY_INODE
             | if aliases.inodes_change() { 0 } else { by_inode },
@@ -223,20 +240,12 @@ pub fn plan(desired: &Desired<'_>, observed: &Observed) -> Plan {
     if wide != config {
         operations.push(MapOperation::PutConfig(config));
     }
+    operations.extend(magics.narrowed);
     Plan { operations, next_generation: pools.next_generation }
 }
 
-fn config(desired: &Desired<'_>, kept_magics: &BTreeSet<u64>, aliases: &aliases::Changes) -> Config {
-    let policy = desired.policy;
-    let magics = policy.filesystems().iter().map(|filesystem| filesystem.magic());
-    let magics = magics.chain(kept_magics.iter().copied()).chain([RAMFS_MAGIC]);
-    Config {
-        magic_bloom: magics.fold(0, |bloom, magic| bloom | magic_bit(magic)),
-        host_mnt_ns: desired.host_mnt_ns,
-        full_records: policy.full_records(),
-        flags: aliases.flags(),
-        root_devices: 0,
-    }
+fn flag(set: bool, flag: u32) -> u32 {
+    if set { flag } else { 0 }
 }
 
 fn root_devices<'a>(roots: impl Iterator<Item = &'a RootKey>) -> u32 {
@@ -255,16 +264,18 @@ fn roots(desired: &Desired<'_>, observed: &Observed, bits: &kinds::Bits) -> BTre
             Some(key) => vec![key],
             None => before.map(|(key, _)| *key).collect(),
         };
-        let observed_only = if root.default_mode() == DefaultMode::Observed { ROOT_OBSERVED } else { 0 };
+        let observed_only = flag(root.default_mode() == DefaultMode::Observed, ROOT_OBSERVED);
+        let sealed = flag(pools::mode_of_new(desired, root) == Mode::Sealed, ROOT_SEALED);
         for key in keys {
             // Two paths may lead to one directory: then the stronger of both holds.
             let entry = roots.entry(key).or_insert(RootEntry {
                 filesystems: 0,
                 flags: observed_only,
                 reserved: root.actor_set(),
+                ..RootEntry::default()
             });
             entry.filesystems |= bits.mask(root);
-            entry.flags &= observed_only;
+            entry.flags = entry.flags & observed_only | (entry.flags | sealed) & ROOT_SEALED;
         }
     }
     roots

@@ -6,7 +6,8 @@
 use crate::names::{capacity, map};
 use crate::{
     ActorMask, CarriedKey, CgroupKey, Config, Counter, ExecutableKey, FilesystemKey, IncidentKey,
-    IncidentValue, LeaseEntry, LeaseKey, Meta, PoolCounters, PoolEntry, Record, RootEntry, RootKey,
+    IncidentValue, KindEntry, LeaseEntry, LeaseKey, Meta, PoolCounters, PoolEntry, Record, RootEntry,
+    RootKey,
 };
 
 /// What a field means to an agent of another layout.
@@ -71,28 +72,36 @@ macro_rules! describe {
 describe! {
     Meta { layout_version: Optional, reserved: Optional, next_generation: Required }
     Config {
-        magic_bloom: Optional, host_mnt_ns: Optional, full_records: Optional, flags: Optional,
-        root_devices: Optional,
+        host_mnt_ns: Optional, full_records: Optional, flags: Optional, root_devices: Optional,
+        generation: Optional, reserved: Optional,
     }
     PoolEntry {
         #[cfg(feature = "other-layout")]
         other: Optional,
-        generation: Required, pool_id: Required, expires_boot_ns: Required, magic: Required, mode: Required,
+        generation: Required, pool_id: Required, expires_boot_ns: Required, magic: Required,
+        // 0: a view of the pool's root is told by the superblock's, as before.
+        root_ino: Added, check: Optional, mode: Required,
         actor_set: Required, flags: Required, canary_token: Optional,
     }
     RootKey { ino: Required, dev: Required, reserved: Optional }
     // `reserved` names the policy's root: see the agent's `plan.rs`.
-    RootEntry { filesystems: Required, flags: Required, reserved: Required }
+    RootEntry {
+        filesystems: Required, flags: Required, reserved: Required, generation: Optional, unused: Optional,
+        check: Optional,
+    }
+    KindEntry { bit: Required, reserved: Optional, check: Optional }
     FilesystemKey { magic: Required, subtype: Required }
     CgroupKey { cgroup_id: Optional, actor_set: Optional, reserved: Optional }
     ExecutableKey { ino: Optional, dev: Optional, actor_set: Optional }
-    ActorMask { alone: Optional, combined: Optional }
+    ActorMask {
+        alone: Optional, combined: Optional, generation: Optional, flags: Optional, check: Optional,
+    }
     LeaseKey { cgroup_id: Required, dev: Required, reserved: Optional }
     LeaseEntry {
         generation: Required,
         #[cfg(feature = "other-layout")]
         other: Optional,
-        expires_boot_ns: Required,
+        expires_boot_ns: Required, check: Optional,
     }
     PoolCounters {
         #[cfg(feature = "other-layout")]
@@ -148,7 +157,8 @@ const fn hash(
 
 const INDEX: &[Field] = &number("index", 4, Carry::Optional);
 const DEV: &[Field] = &number("dev", 4, Carry::Required);
-const BIT: &[Field] = &number("bit", 4, Carry::Required);
+const MAGIC: &[Field] = &number("magic", 8, Carry::Optional);
+const NAMESPACE: &[Field] = &number("namespace", 4, Carry::Optional);
 const GENERATION: &[Field] = &number("generation", 8, Carry::Optional);
 const SOURCE: &[Field] = &number("source", 8, Carry::Optional);
 const COUNT: &[Field] = &number("count", 8, Carry::Optional);
@@ -158,9 +168,12 @@ const COUNTS: &[Field] = &number("counts", 8 * Counter::COUNT as usize, Carry::O
 pub const MAPS: &[MapLayout] = &[
     array(map::META, Meta::FIELDS),
     array(map::CONFIG, Config::FIELDS),
+    hash(map::MAGICS, INDEX, MAGIC, capacity::MAGICS),
     hash(map::POOLS, DEV, PoolEntry::FIELDS, capacity::POOLS),
+    hash(map::PARTS, RootKey::FIELDS, PoolEntry::FIELDS, capacity::PARTS),
+    hash(map::NAMESPACES, NAMESPACE, NAMESPACE, capacity::NAMESPACES),
     hash(map::ROOTS, RootKey::FIELDS, RootEntry::FIELDS, capacity::ROOTS),
-    hash(map::FILESYSTEMS, FilesystemKey::FIELDS, BIT, capacity::FILESYSTEMS),
+    hash(map::FILESYSTEMS, FilesystemKey::FIELDS, KindEntry::FIELDS, capacity::FILESYSTEMS),
     hash(map::ACTOR_CGROUPS, CgroupKey::FIELDS, ActorMask::FIELDS, capacity::ACTORS),
     hash(map::ACTOR_EXES, ExecutableKey::FIELDS, ActorMask::FIELDS, capacity::ACTORS),
     hash(map::LEASES, LeaseKey::FIELDS, LeaseEntry::FIELDS, capacity::LEASES),

@@ -16,15 +16,15 @@ pub mod record;
 pub use counter::Counter;
 pub use offsets::Offsets;
 pub use policy::{
-    ActorMask, CarriedKey, CgroupKey, Config, ExecutableKey, FilesystemKey, LeaseEntry, LeaseKey, Meta, Mode,
-    PoolCounters, PoolEntry, RootEntry, RootKey,
+    ActorMask, CarriedKey, CgroupKey, Checked, Config, ExecutableKey, FilesystemKey, KindEntry, LeaseEntry,
+    LeaseKey, Meta, Mode, PoolCounters, PoolEntry, RootEntry, RootKey,
 };
 pub use record::{Hook, IncidentKey, IncidentValue, Operation, Reason, Record, Tier, Verdict};
 
 /// Version of what pinned maps mean. An agent that finds pins of another layout carries over what it can
 /// understand, and refuses the rest. A change of sizes or fields makes another layout by itself (see [`description`]);
 /// this number is for people, and for a change of meaning that leaves all of them alone.
-pub const LAYOUT_VERSION: u32 = if cfg!(feature = "other-layout") { 1003 } else { 3 };
+pub const LAYOUT_VERSION: u32 = if cfg!(feature = "other-layout") { 1004 } else { 4 };
 
 /// Declares an enum whose values cross the line as `u32`, with its name in map, log and JSON.
 macro_rules! wire_enum {

@@ -35,11 +35,15 @@ pub mod map {
     pub const META: &str = "META";
     /// `Array[1]` of [`Config`](crate::Config).
     pub const CONFIG: &str = "CONFIG";
+    /// `Array` of `u64`, indexed by [`magic_slot`](crate::policy::magic_slot).
+    pub const MAGICS: &str = "MAGICS";
     /// `HashMap` from `s_dev` to [`PoolEntry`](crate::PoolEntry).
     pub const POOLS: &str = "POOLS";
+    /// `HashMap` from [`RootKey`](crate::RootKey) to [`PoolEntry`](crate::PoolEntry): pools that are subtrees.
+    pub const PARTS: &str = "PARTS";
     /// `HashMap` from [`RootKey`](crate::RootKey) to [`RootEntry`](crate::RootEntry).
     pub const ROOTS: &str = "ROOTS";
-    /// `HashMap` from [`FilesystemKey`](crate::FilesystemKey) to its bit number (`u32`).
+    /// `HashMap` from [`FilesystemKey`](crate::FilesystemKey) to [`KindEntry`](crate::KindEntry).
     pub const FILESYSTEMS: &str = "FILESYSTEMS";
     /// `HashMap` from [`CgroupKey`](crate::CgroupKey) to [`ActorMask`](crate::ActorMask).
     pub const ACTOR_CGROUPS: &str = "ACTOR_CGROUPS";
@@ -65,11 +69,17 @@ pub mod map {
     /// `HashMap` from [`CarriedKey`](crate::CarriedKey) to [`PoolCounters`](crate::PoolCounters).
     pub const CARRIED_POOLS: &str = "CARRIED_POOLS";
 
+    /// `HashMap` from the inode of a mount namespace to 1: storage daemons' namespaces, whose mounts are the host's view.
+    pub const NAMESPACES: &str = "NAMESPACES";
+
     /// Every map that is pinned.
     pub const ALL: &[&str] = &[
         META,
         CONFIG,
+        MAGICS,
         POOLS,
+        PARTS,
+        NAMESPACES,
         ROOTS,
         FILESYSTEMS,
         ACTOR_CGROUPS,
@@ -90,6 +100,14 @@ pub mod map {
 pub mod capacity {
     /// Pools: mounted superblocks of shared filesystems.
     pub const POOLS: u32 = 16_384;
+    /// Places for the magics of guarded filesystems.
+    pub const MAGICS: u32 = 64;
+    /// Pools that are subtrees of their superblocks.
+    pub const PARTS: u32 = 4_096;
+    /// Mount namespaces of storage daemons.
+    pub const NAMESPACES: u32 = 64;
+    /// Answers that each processor keeps, of walks and of cgroups (maps of the programs alone, which are not pinned).
+    pub const CACHE: u32 = 256;
     /// Guarded roots.
     pub const ROOTS: u32 = 64;
     /// Kinds of shared filesystems; each has a bit in a `u64`.
@@ -116,6 +134,8 @@ pub mod global {
     pub const PROGRAM_TOKEN: &str = "PROGRAM_TOKEN";
     /// `u32`: the [`Tier`](crate::Tier) that the programs are loaded for.
     pub const TIER: &str = "TIER";
+    /// Two `u64`: addresses of the kernel's `mount_lock` and `rename_lock`; 0 where they are not told.
+    pub const TREE: &str = "TREE";
     /// `u32`: not 0 for the second of two loads of the tier `fmod-ret` (the agent's `bpf/pins.rs`).
     pub const STANDBY: &str = "STANDBY";
 }

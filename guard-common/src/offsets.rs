@@ -16,6 +16,10 @@ pub struct Offsets {
     pub mount_mnt_mountpoint: u32,
     pub mount_mnt_ns: u32,
     pub mount_mnt_id: u32,
+    /// Node of the list of a superblock's mounts, the oldest first; 0: the kernel has the next one.
+    pub mount_mnt_instance: u32,
+    /// The same list since 6.18, the newest first; 0: the kernel has the one above.
+    pub mount_mnt_next_for_sb: u32,
     pub mnt_namespace_inum: u32,
     pub dentry_d_parent: u32,
     pub dentry_d_inode: u32,
@@ -26,8 +30,10 @@ pub struct Offsets {
     pub super_block_s_magic: u32,
     pub super_block_s_root: u32,
     pub super_block_s_subtype: u32,
+    pub super_block_s_mounts: u32,
     pub inode_i_ino: u32,
     pub inode_i_sb: u32,
+    pub inode_i_generation: u32,
     pub file_f_path: u32,
     pub file_f_inode: u32,
     pub task_tgid: u32,
@@ -60,4 +66,4 @@ pub struct Offsets {
 }
 
 crate::pod!(Offsets);
-crate::layout!(Offsets: 180);
+crate::layout!(Offsets: 196);

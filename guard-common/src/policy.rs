@@ -31,9 +31,6 @@ pub struct Meta {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Config {
-    /// Bit `magic_bit(m)` is set for the magic of each filesystem that may hold a pool. A clear bit
-    /// proves that the superblock is none of ours: the way out for all other filesystems.
-    pub magic_bloom: u64,
     /// Inode of the mount namespace of PID 1 (`/proc/1/ns/mnt`).
     pub host_mnt_ns: u32,
     /// How many full records an incident gets before its denials are only counted.
@@ -43,6 +40,10 @@ pub struct Config {
     /// Bit `device_bit(d)` is set for the device of each guarded root. A clear bit proves that no root lies on a
     /// superblock, so that a walk need not look at its names. 0: not known, every name is looked at.
     pub root_devices: u32,
+    /// Odd while the agent changes other maps, and another number after each change: what the kernel program keeps of
+    /// earlier answers holds for one even number.
+    pub generation: u32,
+    pub reserved: u32,
 }
 
 /// Some pool is sealed: the actors in the set [`ALIAS_ACTORS`] delete on no superblock of a guarded kind
@@ -53,20 +54,30 @@ pub const CONFIG_ALIASES: u32 = 1 << 0;
 /// whole Ceph filesystem is mounted, names tell then whether something is a sealed pool's.
 pub const CONFIG_ALIASES_BY_INODE: u32 = 1 << 1;
 
+/// Some pool is sealed or released. Without it, the `inode_*` hooks have nothing to say to a user's thread.
+pub const CONFIG_STRICT: u32 = 1 << 2;
+
+/// A command may have a lease. Without it, nobody has one.
+pub const CONFIG_LEASES: u32 = 1 << 3;
+
 /// The set of all actors of sealed pools. No root has this set.
 pub const ALIAS_ACTORS: u32 = u32::MAX;
 
-/// The bit of `Config::magic_bloom` that stands for a superblock's magic.
+/// The place in the map `MAGICS` that stands for a superblock's magic: the way out for all filesystems that cannot hold
+/// a pool. There stands the guarded magic of that place, 0 for none, or [`SEVERAL_MAGICS`].
 #[inline(always)]
-pub const fn magic_bit(magic: u64) -> u64 {
+pub const fn magic_slot(magic: u64) -> u32 {
     // Fibonacci hashing: the upper six bits of the product are well mixed.
-    1 << (magic.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 58)
+    (magic.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 58) as u32
 }
+
+/// Several guarded magics share the place.
+pub const SEVERAL_MAGICS: u64 = u64::MAX;
 
 /// The bit of `Config::root_devices` that stands for a superblock's device.
 #[inline(always)]
 pub const fn device_bit(dev: u32) -> u32 {
-    // As `magic_bit`, with the upper five bits.
+    // As `magic_slot`, with the upper five bits.
     1 << (dev.wrapping_mul(0x9E37_79B9) >> 27)
 }
 
@@ -96,6 +107,10 @@ pub struct PoolEntry {
     pub expires_boot_ns: u64,
     /// The superblock's magic. An entry never speaks for a superblock of another magic.
     pub magic: u64,
+    /// Inode of the pool's root where the superblock's own root is another directory, or none; else 0.
+    pub root_ino: u64,
+    /// See [`Checked`].
+    pub check: u64,
     /// [`Mode`].
     pub mode: u32,
     /// Which set of actors applies: one set for each guarded root.
@@ -118,10 +133,18 @@ pub const POOL_CANARY_BACKSTOP: u32 = 1 << 3;
 /// decided about as if it had no entry, but for [`CONFIG_ALIASES`].
 pub const POOL_NO_ALIAS: u32 = 1 << 4;
 
+/// The superblock serves several purposes: its pools are the subtrees in `PARTS`, and what lies in none of them is none.
+pub const POOL_PARTS: u32 = 1 << 6;
+
+/// The superblock belongs to a place outside the roots: it is protected through the mounts that lie below a root, and
+/// free elsewhere.
+pub const POOL_VISITOR: u32 = 1 << 7;
+
 /// An operator has sealed the pool. Nothing is decided by it: an agent that has lost its state file finds the seal here.
 pub const POOL_OPERATOR: u32 = 1 << 5;
 
-/// A guarded root's directory; or the root directory of a sealed pool, by whatever superblock it is seen.
+/// A guarded root's directory; or the root directory of a sealed pool, by whatever superblock it is seen. In `PARTS`, the
+/// root directory of a pool that is a subtree of its superblock.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RootKey {
@@ -154,10 +177,21 @@ pub struct RootEntry {
     /// `ROOT_*` flags.
     pub flags: u32,
     pub reserved: u32,
+    /// `i_generation` of the directory, with [`ROOT_GENERATION`].
+    pub generation: u32,
+    pub unused: u32,
+    /// See [`Checked`].
+    pub check: u64,
 }
 
 /// The root's default mode is `observed`: what has no entry yet is allowed and recorded as would-deny.
 pub const ROOT_OBSERVED: u32 = 1 << 0;
+
+/// A pool that comes is sealed: what has no entry yet is denied to guests too.
+pub const ROOT_SEALED: u32 = 1 << 1;
+
+/// The directory is known by its `i_generation` too: another one that has got its number is none.
+pub const ROOT_GENERATION: u32 = 1 << 2;
 
 /// Words of a filesystem's subtype.
 pub const SUBTYPE_WORDS: usize = 3;
@@ -188,6 +222,17 @@ impl FilesystemKey {
         }
         Some(key)
     }
+}
+
+/// Entry of `FILESYSTEMS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KindEntry {
+    /// The kind's bit in [`RootEntry::filesystems`].
+    pub bit: u32,
+    pub reserved: u32,
+    /// See [`Checked`].
+    pub check: u64,
 }
 
 /// A cgroup that may delete, in the pools of one set.
@@ -221,11 +266,24 @@ pub struct ActorMask {
     /// One bit, below [`COMBINED_ACTORS`], for each actor of the set that needs its cgroup and its
     /// executable together.
     pub combined: u64,
+    /// Of an executable: its `i_generation`, with [`ACTOR_GENERATION`].
+    pub generation: u32,
+    /// `ACTOR_*` flags.
+    pub flags: u32,
+    /// See [`Checked`].
+    pub check: u64,
 }
 
-/// Actors of one set that need cgroup and executable together. One less than a `u64` has bits: the kernel
-/// program says "an actor alone" by setting them all.
-pub const COMBINED_ACTORS: u32 = u64::BITS - 1;
+/// The executable is known by its `i_generation` too: another file that has got its number is no actor.
+pub const ACTOR_GENERATION: u32 = 1 << 0;
+
+/// Of a cgroup: its processes are guests. They delete in their own views, also where such a view is the whole superblock,
+/// and nowhere else.
+pub const ACTOR_GUEST: u32 = 1 << 1;
+
+/// Actors of one set that need cgroup and executable together. Two less than a `u64` has bits: the kernel
+/// program says "an actor alone" by setting them all, and "a guest" by the one below the last.
+pub const COMBINED_ACTORS: u32 = u64::BITS - 2;
 
 /// A command tree with a lease on one pool.
 #[repr(C)]
@@ -249,6 +307,8 @@ pub struct LeaseEntry {
     pub other: u64,
     /// End of the lease, on the boot clock in nanoseconds.
     pub expires_boot_ns: u64,
+    /// See [`Checked`].
+    pub check: u64,
 }
 
 /// Entry of `POOL_COUNTERS`, counted since the pool got its entry. Values of the key are generations.
@@ -265,7 +325,6 @@ pub struct PoolCounters {
 
 impl LeaseEntry {
     /// A lease on the pool with this generation.
-    #[cfg_attr(not(feature = "other-layout"), expect(clippy::needless_update, reason = "it has more fields"))]
     pub fn new(generation: u64, expires_boot_ns: u64) -> Self {
         Self { generation, expires_boot_ns, ..Self::default() }
     }
@@ -290,6 +349,95 @@ pub struct CarriedKey {
     pub generation: u64,
 }
 
+/// A value that tells whether it is whole, and belongs to the key that it was found by.
+///
+/// The kernel gives the memory of an entry that was replaced or removed to the next one, also while a program reads it:
+/// the reader may see another key's entry, or half of two. So each value that a decision rests on holds a word that is made of
+/// its key and all its other words. The agent sets it when it writes, and takes it out when it reads.
+pub trait Checked<K>: Copy {
+    /// The word, as it has to be.
+    fn check_word(&self, key: &K) -> u64;
+    /// The word, as it is.
+    fn check(&self) -> u64;
+    fn set_check(&mut self, check: u64);
+
+    /// Whether it was read whole, by its own key.
+    #[inline(always)]
+    fn is_whole(&self, key: &K) -> bool {
+        self.check() == self.check_word(key)
+    }
+
+    /// As it has to be written.
+    fn with_check(mut self, key: &K) -> Self {
+        self.set_check(self.check_word(key));
+        self
+    }
+
+    /// As it is compared.
+    fn without_check(mut self) -> Self {
+        self.set_check(0);
+        self
+    }
+}
+
+/// Mixes a word into a check word. Each step is one-to-one, so that a change of any one word shows.
+#[inline(always)]
+const fn mix(check: u64, word: u64) -> u64 {
+    (check ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29)
+}
+
+/// Two numbers as a word.
+#[inline(always)]
+const fn pair(low: u32, high: u32) -> u64 {
+    low as u64 | (high as u64) << 32
+}
+
+macro_rules! checked {
+    ($($value:ident of $key:ty: |$k:ident, $v:ident| [$($word:expr),+ $(,)?];)+) => { $(
+        impl Checked<$key> for $value {
+            #[inline(always)]
+            fn check_word(&self, $k: &$key) -> u64 {
+                let $v = self;
+                // Not 0 for an entry of zeros.
+                let mut check = 1;
+                $( check = mix(check, $word); )+
+                check
+            }
+            #[inline(always)]
+            fn check(&self) -> u64 {
+                self.check
+            }
+            fn set_check(&mut self, check: u64) {
+                self.check = check;
+            }
+        }
+    )+ };
+}
+
+checked! {
+    PoolEntry of u32: |dev, v| [
+        pair(*dev, v.mode), v.generation, v.pool_id, v.expires_boot_ns, v.magic, v.root_ino,
+        pair(v.actor_set, v.flags), u64::from(v.canary_token),
+    ];
+    PoolEntry of RootKey: |key, v| [
+        key.ino, pair(key.dev, key.reserved), u64::from(v.mode), v.generation, v.pool_id, v.expires_boot_ns, v.magic,
+        v.root_ino, pair(v.actor_set, v.flags), u64::from(v.canary_token),
+    ];
+    RootEntry of RootKey: |key, v| [
+        key.ino, pair(key.dev, key.reserved), v.filesystems, pair(v.flags, v.reserved), u64::from(v.generation),
+    ];
+    KindEntry of FilesystemKey: |key, v| [
+        key.magic, key.subtype[0], key.subtype[1], key.subtype[2], u64::from(v.bit),
+    ];
+    ActorMask of CgroupKey: |key, v| [
+        key.cgroup_id, pair(key.actor_set, v.flags), v.alone, v.combined, u64::from(v.generation),
+    ];
+    ActorMask of ExecutableKey: |key, v| [
+        key.ino, pair(key.dev, key.actor_set), pair(v.generation, v.flags), v.alone, v.combined,
+    ];
+    LeaseEntry of LeaseKey: |key, v| [key.cgroup_id, u64::from(key.dev), v.generation, v.expires_boot_ns];
+}
+
 /// A device number as the kernel keeps it in `s_dev`, from the `major:minor` of `mountinfo`.
 pub const fn kernel_dev(major: u32, minor: u32) -> u32 {
     (major << 20) | (minor & 0xf_ffff)
@@ -302,6 +450,7 @@ crate::pod!(
     Config,
     ExecutableKey,
     FilesystemKey,
+    KindEntry,
     LeaseEntry,
     LeaseKey,
     Meta,
@@ -311,13 +460,13 @@ crate::pod!(
     RootKey,
 );
 crate::layout!(
-    Meta: 16, Config: 24, RootKey: 16, RootEntry: 16, FilesystemKey: 32, CgroupKey: 16, ExecutableKey: 16,
-    ActorMask: 16, LeaseKey: 16, CarriedKey: 16,
+    Meta: 16, Config: 24, RootKey: 16, RootEntry: 32, FilesystemKey: 32, KindEntry: 16, CgroupKey: 16,
+    ExecutableKey: 16, ActorMask: 32, LeaseKey: 16, CarriedKey: 16,
 );
 #[cfg(not(feature = "other-layout"))]
-crate::layout!(PoolEntry: 48, LeaseEntry: 16, PoolCounters: 24);
+crate::layout!(PoolEntry: 64, LeaseEntry: 24, PoolCounters: 24);
 #[cfg(feature = "other-layout")]
-crate::layout!(PoolEntry: 56, LeaseEntry: 24, PoolCounters: 32);
+crate::layout!(PoolEntry: 72, LeaseEntry: 32, PoolCounters: 32);
 
 #[cfg(test)]
 mod tests {
@@ -338,9 +487,32 @@ mod tests {
 
     #[test]
     fn the_default_policy_does_not_slow_down_local_filesystems() {
-        let guarded = magic_bit(CEPH_SUPER_MAGIC) | magic_bit(RAMFS_MAGIC);
-        for magic in LOCAL {
-            assert_eq!(guarded & magic_bit(magic), 0, "{magic:#x} shares a bit with ceph or ramfs");
+        for guarded in [CEPH_SUPER_MAGIC, RAMFS_MAGIC, FUSE_SUPER_MAGIC, NFS_SUPER_MAGIC] {
+            let shares = |other: &u64| magic_slot(*other) == magic_slot(guarded);
+            let others = [CEPH_SUPER_MAGIC, RAMFS_MAGIC, FUSE_SUPER_MAGIC, NFS_SUPER_MAGIC];
+            assert_eq!(
+                others.iter().filter(|other| shares(other)).count(),
+                1,
+                "{guarded:#x} shares its place"
+            );
+        }
+        assert_eq!(magic_slot(LOCAL[3]), magic_slot(FUSE_SUPER_MAGIC), "why places hold whole magics");
+    }
+
+    #[test]
+    fn an_entry_that_was_changed_while_it_was_read_is_not_whole() {
+        let entry = |mode: u32, generation| PoolEntry { generation, mode, ..PoolEntry::default() };
+        let one = entry(2, 7).with_check(&43);
+        let other = entry(1, 8).with_check(&44);
+        assert!(one.is_whole(&43) && other.is_whole(&44));
+        assert!(!one.is_whole(&44), "another superblock's");
+        for torn in [
+            PoolEntry { mode: other.mode, ..one },
+            PoolEntry { generation: other.generation, ..one },
+            PoolEntry { check: other.check, ..one },
+            entry(2, 7),
+        ] {
+            assert!(!torn.is_whole(&43), "{torn:?}");
         }
     }
 

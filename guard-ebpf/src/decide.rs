@@ -3,80 +3,34 @@
 //! Each place where a choice is made between failing closed and failing open says so there.
 
 use guard_common::policy::{
-    CEPH_INO_ROOT, CEPH_SUPER_MAGIC, CONFIG_ALIASES, CONFIG_ALIASES_BY_INODE, FUSE_SUPER_MAGIC,
-    NFS_SUPER_MAGIC, POOL_CANARY, POOL_CANARY_BACKSTOP, POOL_EXPORTED, POOL_GUARD_TRUNCATE, POOL_NO_ALIAS,
-    magic_bit,
+    CEPH_INO_ROOT, CEPH_SUPER_MAGIC, CONFIG_ALIASES, CONFIG_ALIASES_BY_INODE, CONFIG_STRICT, NFS_SUPER_MAGIC,
+    POOL_CANARY, POOL_CANARY_BACKSTOP, POOL_EXPORTED, POOL_GUARD_TRUNCATE, POOL_NO_ALIAS, POOL_PARTS,
+    POOL_VISITOR, RAMFS_MAGIC, SEVERAL_MAGICS, magic_slot,
 };
-use guard_common::{Counter, FilesystemKey, Hook, Mode, Operation, PoolEntry, Reason, Verdict};
+use guard_common::{Counter, Hook, Mode, Operation, PoolEntry, Reason, Verdict};
 
 use crate::identity::{
-    WALK_BOUND, WALK_DENY, WALK_OBSERVE, WALK_OUTSIDE, guarded_root, has_lease, is_actor, is_alias_actor,
-    is_guest_view, is_in_sealed_pool,
+    Place, cgroups, has_lease, is_alias_actor, is_elsewhere, is_executable_actor, is_in_sealed_pool, place,
 };
 use crate::kernel::{self, ReadError, Task, Trusted, boot_ns};
-use crate::maps::{CONFIG, FILESYSTEMS, POOLS};
+use crate::maps::{CONFIG, MAGICS, POOLS};
+use crate::pools::{self, Found};
 use crate::report::{self, Diagnosis, diagnose};
 
 const EPERM: i32 = 1;
 const RENAME_NOREPLACE: u32 = 1;
 const RENAME_EXCHANGE: u32 = 1 << 1;
-/// In place of the host's root directory, for a walk that only looks for guarded roots.
-const NOWHERE: u64 = 0;
 
-/// What is being done to what, and what became of it. Plain numbers: it is handed to `report::audit`,
-/// a global function.
-#[repr(C)]
-pub struct Access {
-    pub superblock: u64,
-    /// `struct mount`; 0 if the hook does not know it.
-    pub mount: u64,
-    /// The dentry whose name goes.
-    pub target: u64,
-    pub magic: u64,
-    /// The pool's generation, id and mode; 0 if it has no entry.
-    pub generation: u64,
-    pub pool_id: u64,
-    pub mode: u32,
-    pub dev: u32,
+/// What is being done to what.
+#[derive(Clone, Copy)]
+pub struct Deletion {
     pub hook: Hook,
     pub operation: Operation,
-    /// [`Verdict`] and [`Reason`], once they are known.
-    pub verdict: u32,
-    pub reason: u32,
-}
-
-impl Access {
-    /// `vfsmount` is none if the hook does not know it.
-    #[inline(always)]
-    pub fn new(
-        hook: Hook,
-        operation: Operation,
-        superblock: Trusted,
-        vfsmount: Option<Trusted>,
-        target: Trusted,
-    ) -> Self {
-        Self {
-            superblock: superblock.address(),
-            mount: vfsmount.map_or(0, |vfsmount| kernel::mount_of(vfsmount.address())),
-            target: target.address(),
-            magic: superblock.magic(),
-            generation: 0,
-            pool_id: 0,
-            mode: 0,
-            dev: superblock.device(),
-            hook,
-            operation,
-            verdict: 0,
-            reason: 0,
-        }
-    }
-
-    #[inline(always)]
-    fn set_pool(&mut self, entry: &PoolEntry) {
-        self.generation = entry.generation;
-        self.pool_id = entry.pool_id;
-        self.mode = entry.mode;
-    }
+    pub superblock: Trusted,
+    /// None if the hook does not know it.
+    pub mount: Option<Trusted>,
+    /// The dentry whose name goes.
+    pub target: Trusted,
 }
 
 /// An answer and why.
@@ -117,10 +71,19 @@ impl Outcome {
 /// The fast path: false for every superblock that policy cannot mean.
 #[inline(always)]
 pub fn may_hold_pool(superblock: Trusted) -> bool {
-    match CONFIG.get(0) {
-        Some(config) => config.magic_bloom & magic_bit(superblock.magic()) != 0,
+    let magic = superblock.magic();
+    match MAGICS.get(magic_slot(magic)) {
+        Some(guarded) => *guarded == magic || *guarded == SEVERAL_MAGICS,
         None => false,
     }
+}
+
+/// Whether a hook that carries only the inode need not look any further: nothing is sealed or released, and this is no
+/// kernel thread. The canary's kind is always looked at.
+#[inline(always)]
+pub fn is_idle(superblock: Trusted) -> bool {
+    let strict = CONFIG.get(0).is_none_or(|config| config.flags & CONFIG_STRICT != 0);
+    !strict && superblock.magic() != RAMFS_MAGIC && !Task::current().is_kernel_thread()
 }
 
 /// What a rename does to its target; `None` if the target stays, or did not exist.
@@ -149,74 +112,150 @@ pub fn rename(source: Trusted, target: Trusted, superblock: Trusted, flags: u32)
 
 /// The decision of the hooks that carry the mount.
 #[inline(always)]
-pub fn with_mount(access: &mut Access) -> i32 {
-    // SAFETY: entries are replaced whole and never freed while a program runs (RCU).
-    let entry = unsafe { POOLS.get(access.dev) };
-    // The magic is compared so that an entry never speaks for another kind of superblock.
-    let known = entry.filter(|entry| entry.magic == access.magic);
-    let outcome = match known {
-        Some(entry) if entry.flags & POOL_NO_ALIAS == 0 => {
-            if entry.flags & POOL_CANARY != 0 {
-                return canary(entry, entry.flags & POOL_CANARY_BACKSTOP == 0);
-            }
-            access.set_pool(entry);
-            by_mode(access, entry)
+pub fn with_mount(deletion: Deletion, mount: Trusted) -> i32 {
+    let superblock = deletion.superblock;
+    let (dev, magic) = (superblock.device(), superblock.magic());
+    let mut entry = pools::EMPTY;
+    let mut found = pools::of_superblock(dev, magic, &mut entry);
+    let (mut belongs, mut shows) = (Belongs::Unknown, Shows::AsItsRoot);
+    if found == Found::Entry && entry.flags & POOL_SPECIAL != 0 {
+        if entry.flags & POOL_CANARY != 0 {
+            return canary(&entry, entry.flags & POOL_CANARY_BACKSTOP == 0);
         }
-        _ => unclassified(access, known.is_none() && seals_aliases()),
+        belongs = Belongs::Elsewhere;
+        if pools::has_parts(&entry) {
+            let less;
+            (found, less) = pools::of_part(dev, deletion.target, mount.mount_root().address(), &mut entry);
+            shows = if less { Shows::Part } else { Shows::All };
+        } else if entry.flags & POOL_NO_ALIAS != 0 {
+            found = Found::Nothing;
+        } else {
+            belongs = Belongs::Visiting;
+        }
+    }
+    let outcome = match found {
+        Found::Entry if matches!(belongs, Belongs::Visiting) && is_at_home(superblock, mount) => None,
+        Found::Entry => by_mode(deletion, mount, &entry, shows),
+        Found::Nothing => {
+            (entry.generation, entry.pool_id, entry.mode) = (0, 0, 0);
+            unclassified(deletion, mount, belongs)
+        }
+        Found::Torn => {
+            (entry.generation, entry.pool_id, entry.mode) = (0, 0, 0);
+            Some(torn(dev))
+        }
     };
     if let Some(outcome) = outcome {
-        report::outcome(access, outcome);
+        report::outcome(&deletion, &entry, outcome);
     }
     answer(outcome)
+}
+
+/// Entries that speak for no pool, or not for all of the superblock.
+const POOL_SPECIAL: u32 = POOL_CANARY | POOL_NO_ALIAS | POOL_PARTS | POOL_VISITOR;
+
+/// What is known of a superblock beside its entry.
+#[derive(Clone, Copy)]
+enum Belongs {
+    Unknown,
+    /// To other places than a root, or to several.
+    Elsewhere,
+    /// To another place, and its entry is for what lies below a root.
+    Visiting,
+}
+
+/// How much of a pool a mount shows.
+#[derive(Clone, Copy)]
+enum Shows {
+    /// All if its root is the superblock's, or the one in the entry.
+    AsItsRoot,
+    All,
+    Part,
+}
+
+/// Whether a mount of a visitor lies below no root: there it is free. Where that cannot be told it is not: fail closed, as
+/// for every known pool.
+#[inline(always)]
+fn is_at_home(superblock: Trusted, mount: Trusted) -> bool {
+    matches!(place(superblock, mount, true), Place::Free | Place::Outside)
+}
+
+/// Whether a mount shows all of a pool: a guest is given a part.
+#[inline(always)]
+fn shows_all(superblock: Trusted, mount: Trusted, entry: &PoolEntry, shows: Shows) -> bool {
+    match shows {
+        Shows::All => true,
+        Shows::Part => false,
+        Shows::AsItsRoot => {
+            let root = mount.mount_root();
+            root.is(superblock.superblock_root())
+                || entry.root_ino != 0 && root.inode_number() == entry.root_ino
+        }
+    }
 }
 
 /// The decision of the hooks that carry only the inode: what never passes a `path_*` hook.
 ///
 /// It must not contradict a `path_*` hook that has just allowed the same deletion. So it allows
 /// whatever that hook could have allowed to a user's thread, and refuses what no one may do. Aliases of
-/// sealed pools are left to the `path_*` hooks: only the mount tells them from what lies below a root.
+/// sealed pools, and visitors, are left to the `path_*` hooks: only the mount tells them from what lies below a root.
 #[inline(always)]
-pub fn backstop(access: &mut Access) -> i32 {
-    // SAFETY: as in `with_mount`.
-    let entry = match unsafe { POOLS.get(access.dev) } {
-        Some(entry) if entry.magic == access.magic => entry,
-        // Without a mount there is no structure to tell a pool by: fail open, the `path_*` hook decided.
-        _ => return 0,
-    };
-    if entry.flags & POOL_CANARY != 0 {
-        return canary(entry, entry.flags & POOL_CANARY_BACKSTOP != 0);
-    }
-    if entry.flags & POOL_NO_ALIAS != 0 {
-        return 0;
-    }
-    // Fail open if it cannot be read: sealed mode, where it matters, denies user's threads as well.
-    let kernel_thread = Task::current().is_kernel_thread().unwrap_or(false);
-    let exported = entry.flags & POOL_EXPORTED != 0;
-    let is_no_deletion =
-        matches!(access.operation, Operation::Truncate) && entry.flags & POOL_GUARD_TRUNCATE == 0;
-    let outcome = match Mode::from_u32(entry.mode) {
-        // An export's clients are guests to a held pool too: policy names them.
-        Some(Mode::Observed | Mode::Guarded | Mode::Held) if !kernel_thread || exported || is_no_deletion => {
+pub fn backstop(deletion: Deletion) -> i32 {
+    let superblock = deletion.superblock;
+    let (dev, magic) = (superblock.device(), superblock.magic());
+    let mut entry = pools::EMPTY;
+    let mut found = pools::of_superblock(dev, magic, &mut entry);
+    if found == Found::Entry && entry.flags & POOL_SPECIAL != 0 {
+        if entry.flags & POOL_CANARY != 0 {
+            return canary(&entry, entry.flags & POOL_CANARY_BACKSTOP != 0);
+        }
+        if !pools::has_parts(&entry) {
             return 0;
         }
-        Some(Mode::Observed) => Outcome { verdict: Verdict::WouldDeny, reason: Reason::KernelThread },
-        Some(Mode::Guarded | Mode::Held) => denied(Reason::KernelThread),
-        Some(Mode::Released) if is_released(entry) => {
-            if !kernel_thread {
-                return 0;
-            }
-            allowed(Reason::Released)
-        }
-        mode => {
-            if has_lease(access.dev, entry.generation) {
-                return 0;
-            }
-            denied(if let Some(Mode::Released) = mode { Reason::ReleaseExpired } else { Reason::Sealed })
+        (found, _) = pools::of_part(dev, deletion.target, 0, &mut entry);
+    }
+    let outcome = match found {
+        // Without a mount there is no structure to tell a pool by: fail open, the `path_*` hook decided.
+        Found::Nothing => return 0,
+        Found::Entry => behind(deletion, &entry),
+        // Whether it is sealed is not known: as if it were.
+        Found::Torn => {
+            (entry.generation, entry.pool_id, entry.mode) = (0, 0, 0);
+            Some(torn(dev))
         }
     };
-    access.set_pool(entry);
-    report::outcome(access, outcome);
-    answer(Some(outcome))
+    if let Some(outcome) = outcome {
+        report::outcome(&deletion, &entry, outcome);
+    }
+    answer(outcome)
+}
+
+/// The backstop's answer on a pool. `None`: allowed, and nobody needs to know.
+#[inline(always)]
+fn behind(deletion: Deletion, entry: &PoolEntry) -> Option<Outcome> {
+    let kernel_thread = Task::current().is_kernel_thread();
+    let exported = entry.flags & POOL_EXPORTED != 0;
+    let is_no_deletion =
+        matches!(deletion.operation, Operation::Truncate) && entry.flags & POOL_GUARD_TRUNCATE == 0;
+    match Mode::from_u32(entry.mode) {
+        // An export's clients are guests to a held pool too: policy names them.
+        Some(Mode::Observed | Mode::Guarded | Mode::Held) if !kernel_thread || exported || is_no_deletion => {
+            None
+        }
+        Some(Mode::Observed) => Some(Outcome { verdict: Verdict::WouldDeny, reason: Reason::KernelThread }),
+        Some(Mode::Guarded | Mode::Held) => Some(denied(Reason::KernelThread)),
+        Some(Mode::Released) if is_released(entry) => kernel_thread.then_some(allowed(Reason::Released)),
+        mode => {
+            if has_lease(deletion.superblock.device(), entry.generation) {
+                return None;
+            }
+            Some(denied(if let Some(Mode::Released) = mode {
+                Reason::ReleaseExpired
+            } else {
+                Reason::Sealed
+            }))
+        }
+    }
 }
 
 /// Removes the entry of a superblock that ends.
@@ -227,9 +266,12 @@ pub fn superblock_ends(superblock: Trusted) {
     }
     let dev = superblock.device();
     report::count(Counter::SuperblocksEnded);
-    // SAFETY: as in `with_mount`.
-    let Some(entry) = (unsafe { POOLS.get(dev) }) else { return };
-    let is_pool = entry.flags & (POOL_CANARY | POOL_NO_ALIAS) == 0;
+    let mut entry = pools::EMPTY;
+    let is_pool = match pools::of_superblock(dev, superblock.magic(), &mut entry) {
+        Found::Nothing => return,
+        Found::Entry => entry.flags & (POOL_CANARY | POOL_NO_ALIAS) == 0,
+        Found::Torn => true,
+    };
     if POOLS.remove(dev).is_ok() && is_pool {
         report::count(Counter::PoolsEnded);
         diagnose(Diagnosis::SuperblockEnded, dev);
@@ -266,15 +308,15 @@ fn canary(entry: &PoolEntry, is_meant: bool) -> i32 {
     if is_meant && entry.canary_token == kernel::program_token() { -EPERM } else { 0 }
 }
 
-/// A superblock that has an entry. `None`: allowed, and nobody needs to know.
+/// A pool, by its entry. `None`: allowed, and nobody needs to know.
 #[inline(always)]
-fn by_mode(access: &Access, entry: &PoolEntry) -> Option<Outcome> {
+fn by_mode(deletion: Deletion, mount: Trusted, entry: &PoolEntry, shows: Shows) -> Option<Outcome> {
     // A number that is no mode is treated as sealed: fail closed for known pools.
     let mode = Mode::from_u32(entry.mode).unwrap_or(Mode::Sealed);
     if matches!(mode, Mode::Released) && is_released(entry) {
         return Some(allowed(Reason::Released));
     }
-    if has_lease(access.dev, entry.generation) {
+    if has_lease(deletion.superblock.device(), entry.generation) {
         return Some(allowed(Reason::Lease));
     }
     if matches!(mode, Mode::Sealed) {
@@ -284,58 +326,82 @@ fn by_mode(access: &Access, entry: &PoolEntry) -> Option<Outcome> {
         return Some(denied(Reason::ReleaseExpired));
     }
     // Guarded, held and observed: the same question, with another consequence.
-    if matches!(access.operation, Operation::Truncate) && entry.flags & POOL_GUARD_TRUNCATE == 0 {
+    if matches!(deletion.operation, Operation::Truncate) && entry.flags & POOL_GUARD_TRUNCATE == 0 {
         return None;
     }
-    let reason = match is_guest_view(access) {
-        Ok(true) => return Some(allowed(Reason::GuestView)),
-        Ok(false) if matches!(mode, Mode::Held) => Reason::Held,
-        Ok(false) => match is_actor(entry.actor_set) {
-            Ok(true) => return Some(allowed(Reason::Actor)),
-            Ok(false) => Reason::Guarded,
-            Err(ReadError) => Reason::ReadError,
-        },
-        Err(ReadError) => Reason::ReadError,
-    };
-    if matches!(reason, Reason::ReadError) {
-        // A known pool and no way to tell who asks: fail closed.
-        report::count(Counter::ErrorReadClosed);
-        diagnose(Diagnosis::UnreadableClosed, access.dev);
+    // From the cheapest question to the dearest.
+    let cgroups = cgroups(entry.actor_set);
+    let held = matches!(mode, Mode::Held);
+    if cgroups.is_actor() && !held {
+        return Some(allowed(Reason::Actor));
     }
+    let reason = match is_elsewhere(deletion.superblock, mount) {
+        Ok(true) if cgroups.is_guest() || !shows_all(deletion.superblock, mount, entry, shows) => {
+            return Some(allowed(Reason::GuestView));
+        }
+        Ok(_) if held => Reason::Held,
+        Ok(_) if is_executable_actor(entry.actor_set, cgroups) => return Some(allowed(Reason::Actor)),
+        Ok(_) => Reason::Guarded,
+        Err(ReadError) => unreadable(deletion.superblock.device()).reason,
+    };
     let verdict = if matches!(mode, Mode::Observed) { Verdict::WouldDeny } else { Verdict::Denied };
     Some(Outcome { verdict, reason })
 }
 
-/// A superblock that has no entry: denied if it is of a guarded kind and lies below a guarded root.
-///
-/// Truncation below a root is left alone: a pool's usual mode allows it, and its first moment must not differ.
-/// With `aliases`, a superblock outside all roots is denied to the actors of sealed pools, truncation too.
+/// A known pool, and no way to tell who asks: fail closed.
 #[inline(always)]
-fn unclassified(access: &Access, aliases: bool) -> Option<Outcome> {
-    let truncates = matches!(access.operation, Operation::Truncate);
+fn unreadable(dev: u32) -> Outcome {
+    report::count(Counter::ErrorReadClosed);
+    diagnose(Diagnosis::UnreadableClosed, dev);
+    denied(Reason::ReadError)
+}
+
+/// A known pool whose entry changes faster than it can be read: fail closed, as for the strongest that it may say.
+#[inline(always)]
+fn torn(dev: u32) -> Outcome {
+    unreadable(dev)
+}
+
+/// A superblock that has no entry: denied if it is of a guarded kind and lies below a guarded root; or if its oldest mount
+/// does, since this is another mount of a pool then.
+///
+/// Truncation is left alone: a pool's usual mode allows it, and its first moment must not differ.
+/// While a pool is sealed, a superblock outside all roots is denied to the actors of sealed pools, truncation too.
+#[inline(always)]
+fn unclassified(deletion: Deletion, mount: Trusted, belongs: Belongs) -> Option<Outcome> {
+    let superblock = deletion.superblock;
+    let truncates = matches!(deletion.operation, Operation::Truncate);
+    let elsewhere = matches!(belongs, Belongs::Elsewhere);
+    let aliases = !elsewhere && seals_aliases();
     if truncates && !aliases {
         return None;
     }
-    let filesystem = match filesystem_bit(access) {
-        Ok(0) => return None,
-        Ok(bit) => bit,
-        Err(ReadError) => return fail_open(access),
-    };
-    match guarded_root(access.mount, filesystem, NOWHERE) {
-        WALK_OUTSIDE if aliases => alias(access),
-        WALK_OUTSIDE => None,
-        _ if truncates => None,
-        WALK_DENY => Some(denied(Reason::Unclassified)),
-        WALK_OBSERVE => Some(Outcome { verdict: Verdict::WouldDeny, reason: Reason::Unclassified }),
-        WALK_BOUND => {
+    let place = place(superblock, mount, elsewhere);
+    let would_deny = Outcome { verdict: Verdict::WouldDeny, reason: Reason::Unclassified };
+    match place {
+        Place::Free => None,
+        Place::Outside if aliases => alias(deletion),
+        Place::Outside => None,
+        Place::Deep => {
             // So deep that nothing is known: fail open, and say so.
             if !kernel::is_standby() {
                 report::count(Counter::ErrorWalkBound);
-                diagnose(Diagnosis::WalkBound, access.dev);
+                diagnose(Diagnosis::WalkBound, superblock.device());
             }
             None
         }
-        _ => fail_open(access),
+        Place::Unreadable => fail_open(superblock),
+        _ if truncates => None,
+        Place::Below | Place::AliasSealed => Some(denied(Reason::Unclassified)),
+        Place::BelowObserved | Place::AliasObserved => Some(would_deny),
+        // Of a pool whose mode will let guests go on, parts are theirs already.
+        Place::Alias => match is_elsewhere(superblock, mount) {
+            Ok(true) if !mount.mount_root().is(superblock.superblock_root()) => {
+                Some(allowed(Reason::GuestView))
+            }
+            Ok(_) => Some(denied(Reason::Unclassified)),
+            Err(ReadError) => fail_open(superblock),
+        },
     }
 }
 
@@ -346,30 +412,30 @@ fn seals_aliases() -> bool {
 
 /// Outside all roots, while a pool is sealed: its data may be reached here, under another superblock.
 #[inline(always)]
-fn alias(access: &Access) -> Option<Outcome> {
-    match is_alias_actor() {
-        Ok(true) if shows_the_whole(access) && is_in_sealed_pool(access.target) == 0 => None,
-        Ok(true) => Some(denied(Reason::Alias)),
-        Ok(false) => None,
-        Err(ReadError) => fail_open(access),
+fn alias(deletion: Deletion) -> Option<Outcome> {
+    if !is_alias_actor()
+        || shows_the_whole(deletion.superblock) && is_in_sealed_pool(deletion.target.address()) == 0
+    {
+        return None;
     }
+    Some(denied(Reason::Alias))
 }
 
 /// Whether this is the mount of a whole Ceph filesystem, and names tell what in it is a sealed pool's. Fail closed, to
 /// the actors of sealed pools: what cannot be read counts as a part.
 #[inline(always)]
-fn shows_the_whole(access: &Access) -> bool {
-    access.magic == CEPH_SUPER_MAGIC
+fn shows_the_whole(superblock: Trusted) -> bool {
+    superblock.magic() == CEPH_SUPER_MAGIC
         && CONFIG.get(0).is_some_and(|config| config.flags & CONFIG_ALIASES_BY_INODE != 0)
-        && kernel::superblock_root_ino(access.superblock).is_ok_and(|ino| ino == CEPH_INO_ROOT)
+        && superblock.superblock_root().inode_number() == CEPH_INO_ROOT
 }
 
 /// Nothing is known to be guarded here, and the kernel's memory could not be read: fail open.
 #[inline(always)]
-fn fail_open(access: &Access) -> Option<Outcome> {
+fn fail_open(superblock: Trusted) -> Option<Outcome> {
     if !kernel::is_standby() {
         report::count(Counter::ErrorReadOpen);
-        diagnose(Diagnosis::UnreadableOpen, access.dev);
+        diagnose(Diagnosis::UnreadableOpen, superblock.device());
     }
     None
 }
@@ -377,18 +443,4 @@ fn fail_open(access: &Access) -> Option<Outcome> {
 #[inline(always)]
 fn is_released(entry: &PoolEntry) -> bool {
     boot_ns() < entry.expires_boot_ns
-}
-
-/// The bit of the superblock's kind of filesystem; 0 if policy does not name that kind.
-#[inline(always)]
-fn filesystem_bit(access: &Access) -> Result<u64, ReadError> {
-    let mut key = FilesystemKey { magic: access.magic, subtype: [0; guard_common::policy::SUBTYPE_WORDS] };
-    if access.magic == FUSE_SUPER_MAGIC {
-        let subtype = kernel::superblock_subtype(access.superblock)?;
-        if subtype != 0 {
-            kernel::read_text(key.subtype.as_mut_ptr().cast(), size_of_val(&key.subtype) as u32, subtype)?;
-        }
-    }
-    // SAFETY: as in `with_mount`.
-    Ok(unsafe { FILESYSTEMS.get(key) }.map_or(0, |bit| 1 << (*bit & 63)))
 }

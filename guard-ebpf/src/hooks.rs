@@ -9,7 +9,7 @@ use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
 use guard_common::{Hook, Operation};
 
-use crate::decide::{self, Access};
+use crate::decide::{self, Deletion};
 use crate::kernel::{self, Trusted};
 
 const EPERM: i32 = 1;
@@ -68,17 +68,21 @@ fn on_mount(hook: Hook, operation: Operation, mount: Trusted, target: Trusted) -
     if !decide::may_hold_pool(superblock) {
         return 0;
     }
-    decide::with_mount(&mut Access::new(hook, operation, superblock, Some(mount), target))
+    decide::with_mount(Deletion { hook, operation, superblock, mount: Some(mount), target }, mount)
 }
 
 /// A hook that carries only the inode: `inode_*`.
 #[inline(always)]
 fn on_inode(hook: Hook, operation: Operation, directory: Trusted, target: Trusted) -> i32 {
-    let superblock = directory.inode_superblock();
-    if !decide::may_hold_pool(superblock) {
+    behind(hook, operation, directory.inode_superblock(), target)
+}
+
+#[inline(always)]
+fn behind(hook: Hook, operation: Operation, superblock: Trusted, target: Trusted) -> i32 {
+    if !decide::may_hold_pool(superblock) || decide::is_idle(superblock) {
         return 0;
     }
-    decide::backstop(&mut Access::new(hook, operation, superblock, None, target))
+    decide::backstop(Deletion { hook, operation, superblock, mount: None, target })
 }
 
 #[lsm(hook = "path_unlink")]
@@ -105,7 +109,8 @@ pub fn guard_path_rename(context: LsmContext) -> i32 {
     }
     match decide::rename(source, target, superblock, context.arg(4)) {
         Some(operation) => {
-            decide::with_mount(&mut Access::new(Hook::PathRename, operation, superblock, Some(mount), target))
+            let hook = Hook::PathRename;
+            decide::with_mount(Deletion { hook, operation, superblock, mount: Some(mount), target }, mount)
         }
         None => 0,
     }
@@ -146,11 +151,14 @@ pub fn guard_inode_rename(context: LsmContext) -> i32 {
     let (directory, target) = (pointer(&context, 2), pointer(&context, 3));
     let superblock = directory.inode_superblock();
     // A name that was not looked up comes only from a system call, and `path_rename` has decided.
-    if !decide::may_hold_pool(superblock) || matches!(target.dentry_inode(), Ok(0)) {
+    if !decide::may_hold_pool(superblock)
+        || decide::is_idle(superblock)
+        || matches!(target.dentry_inode(), Ok(0))
+    {
         return 0;
     }
     let (hook, operation) = (Hook::InodeRename, Operation::RenameReplace);
-    decide::backstop(&mut Access::new(hook, operation, superblock, None, target))
+    decide::backstop(Deletion { hook, operation, superblock, mount: None, target })
 }
 
 /// Every truncation comes by here: those that no `path_*` hook sees are nfsd's, a filesystem's stacked on the pool,
@@ -167,11 +175,7 @@ pub fn guard_inode_setattr(context: LsmContext) -> i32 {
         return 0;
     }
     let target = Trusted::new(dentry as *const c_void);
-    let superblock = target.dentry_superblock();
-    if !decide::may_hold_pool(superblock) {
-        return 0;
-    }
-    decide::backstop(&mut Access::new(Hook::InodeSetattr, Operation::Truncate, superblock, None, target))
+    behind(Hook::InodeSetattr, Operation::Truncate, target.dentry_superblock(), target)
 }
 
 /// The last user of a superblock is gone: its entry must not outlive it, since `s_dev` is reused.

@@ -25,6 +25,8 @@ static OFFSETS: Offsets = Offsets {
     mount_mnt_mountpoint: 0,
     mount_mnt_ns: 0,
     mount_mnt_id: 0,
+    mount_mnt_instance: 0,
+    mount_mnt_next_for_sb: 0,
     mnt_namespace_inum: 0,
     dentry_d_parent: 0,
     dentry_d_inode: 0,
@@ -35,8 +37,10 @@ static OFFSETS: Offsets = Offsets {
     super_block_s_magic: 0,
     super_block_s_root: 0,
     super_block_s_subtype: 0,
+    super_block_s_mounts: 0,
     inode_i_ino: 0,
     inode_i_sb: 0,
+    inode_i_generation: 0,
     file_f_path: 0,
     file_f_inode: 0,
     task_tgid: 0,
@@ -74,6 +78,43 @@ static TIER: u32 = 0;
 /// Whether this load stands behind another one of the same tier.
 #[unsafe(no_mangle)]
 static STANDBY: u32 = 0;
+
+/// Addresses of the kernel's `mount_lock` and `rename_lock`; 0 where they are not told.
+#[unsafe(no_mangle)]
+static TREE: [u64; 2] = [0; 2];
+
+/// Sequence numbers of the mount tree and of names, in one word; odd if they are not known.
+#[inline(always)]
+pub fn tree_sequences() -> u64 {
+    // SAFETY: as in `program_token`.
+    let (mounts, names) =
+        unsafe { (ptr::read_volatile(&raw const TREE[0]), ptr::read_volatile(&raw const TREE[1])) };
+    if mounts == 0 || names == 0 {
+        return 1;
+    }
+    // A seqlock begins with its number.
+    let mounts: u32 = read(mounts, 0).unwrap_or(1);
+    let names: u32 = read(names, 0).unwrap_or(1);
+    u64::from(mounts) | u64::from(names) << 32
+}
+
+/// What was read before it was read before what is read after it, on every processor: an atomic operation that returns
+/// a value is a full barrier.
+#[inline(always)]
+pub fn fence() {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut word = 0_u64;
+        // SAFETY: a word of our own stack.
+        unsafe {
+            core::arch::asm!(
+                "{1} = atomic_fetch_add((u64 *)({0} + 0), {1})",
+                in(reg) &raw mut word,
+                inout(reg) 0_u64 => _
+            );
+        }
+    }
+}
 
 /// Whether another load of the same programs decides the same, and counts what is allowed.
 pub fn is_standby() -> bool {
@@ -172,6 +213,41 @@ impl Trusted {
     pub fn file_dentry(self) -> Self {
         self.follow(offset!(file_f_path) + offset!(path_dentry))
     }
+    /// How far an address lies behind another: a plain number.
+    #[inline(always)]
+    pub fn distance_from(self, other: Self) -> u64 {
+        // The verifier takes no null for an address.
+        if self.0.is_null() || other.0.is_null() {
+            return 0;
+        }
+        #[cfg(target_arch = "bpf")]
+        {
+            let mut distance = self.0;
+            // SAFETY: changes a register. In assembler, since the compiler must not turn it into something else: the
+            // verifier allows no other arithmetic with two addresses.
+            unsafe { core::arch::asm!("{0} -= {1}", inout(reg) distance, in(reg) other.0) };
+            distance as u64
+        }
+        #[cfg(not(target_arch = "bpf"))]
+        {
+            (self.0 as u64).wrapping_sub(other.0 as u64)
+        }
+    }
+
+    /// Whether both are one address.
+    #[inline(always)]
+    pub fn is(self, other: Self) -> bool {
+        self.0 == other.0
+    }
+
+    /// `vfsmount->mnt_root`
+    pub fn mount_root(self) -> Self {
+        self.follow(offset!(vfsmount_mnt_root))
+    }
+    /// `super_block->s_root`
+    pub fn superblock_root(self) -> Self {
+        self.follow(offset!(super_block_s_root))
+    }
     /// `vfsmount->mnt_sb`
     pub fn mount_superblock(self) -> Self {
         self.follow(offset!(vfsmount_mnt_sb))
@@ -191,6 +267,10 @@ impl Trusted {
     /// `dentry->d_sb`
     pub fn dentry_superblock(self) -> Self {
         self.follow(offset!(dentry_d_sb))
+    }
+    /// `dentry->d_inode->i_ino` of a directory that is mounted.
+    pub fn inode_number(self) -> u64 {
+        self.follow(offset!(dentry_d_inode)).load(offset!(inode_i_ino))
     }
     /// Whether `iattr->ia_valid` says that the size is to change.
     pub fn sets_size(self) -> bool {
@@ -234,6 +314,20 @@ fn read<T>(base: u64, offset: usize) -> Result<T, ReadError> {
     // SAFETY: the helper checks the address and fails on a bad one.
     unsafe { bpf_probe_read_kernel(address) }.map_err(|_| ReadError)
 }
+
+/// Takes a step up to `bound` times, until one returns [`STOP`].
+///
+/// By the kernel's helper, not by a loop: the verifier looks at one step then, instead of at each, which took it most of the
+/// time of a start. Only steps that are functions of this file's program, and no global ones, are taken.
+#[inline(always)]
+pub fn repeat<C>(bound: u32, context: &mut C, step: unsafe extern "C" fn(u32, *mut C) -> i64) {
+    // SAFETY: the context lives on the caller's stack until the helper returns, and only the steps use it.
+    unsafe { generated::bpf_loop(bound, step as *mut c_void, (&raw mut *context).cast(), 0) };
+}
+
+/// Answers of a step.
+pub const GO_ON: i64 = 0;
+pub const STOP: i64 = 1;
 
 /// Reads that go on after a failure: what cannot be read is zero, and that something could not is
 /// remembered. There is no branch on each read, since every branch doubles what the verifier has to
@@ -292,6 +386,21 @@ impl Lenient {
         let inode = self.read(dentry, offset!(dentry_d_inode));
         self.read(inode, offset!(inode_i_ino))
     }
+    /// `dentry->d_inode->i_generation`
+    #[inline(always)]
+    pub fn dentry_generation(&mut self, dentry: u64) -> u32 {
+        let inode = self.read(dentry, offset!(dentry_d_inode));
+        self.read(inode, offset!(inode_i_generation))
+    }
+    /// Whether a mount is in a namespace.
+    #[inline(always)]
+    pub fn is_attached(&mut self, mount: u64) -> bool {
+        let namespace: u64 = self.read(mount, offset!(mount_mnt_ns));
+        namespace != 0 && namespace < MAX_ERRNO.wrapping_neg() && {
+            let number: u32 = self.read(namespace, offset!(mnt_namespace_inum));
+            number != ANONYMOUS_NAMESPACE
+        }
+    }
     /// `dentry->d_parent`
     #[inline(always)]
     pub fn dentry_parent(&mut self, dentry: u64) -> u64 {
@@ -336,15 +445,54 @@ impl Lenient {
     }
 }
 
+/// The list of a superblock's mounts.
+///
+/// Until 6.17 a ring of nodes (`mnt_instance`) that begins and ends in the superblock, the oldest mount first; since 6.18 a
+/// chain of mounts, the newest first.
+pub struct Siblings {
+    /// Where the list is anchored.
+    anchor: u64,
+}
+
+impl Siblings {
+    #[inline(always)]
+    pub fn of(superblock: u64) -> Self {
+        Self { anchor: superblock.wrapping_add(offset!(super_block_s_mounts) as u64) }
+    }
+
+    #[inline(always)]
+    pub fn is_oldest_first(&self) -> bool {
+        offset!(mount_mnt_next_for_sb) == 0
+    }
+
+    /// The first node, or mount.
+    #[inline(always)]
+    pub fn first(&self, reads: &mut Lenient) -> u64 {
+        reads.read(self.anchor, 0)
+    }
+
+    #[inline(always)]
+    pub fn is_end(&self, node: u64) -> bool {
+        node == 0 || node == self.anchor
+    }
+
+    /// The mount of a node.
+    #[inline(always)]
+    pub fn mount(&self, node: u64) -> u64 {
+        node.wrapping_sub(offset!(mount_mnt_instance) as u64)
+    }
+
+    /// The node, or mount, behind a mount's.
+    #[inline(always)]
+    pub fn next(&self, mount: u64, reads: &mut Lenient) -> u64 {
+        reads.read(mount, offset!(mount_mnt_instance) + offset!(mount_mnt_next_for_sb))
+    }
+}
+
 /// `struct mount` around a `struct vfsmount`.
 #[inline(always)]
 pub fn mount_of(vfsmount: u64) -> u64 {
     vfsmount.wrapping_sub(offset!(mount_mnt) as u64)
-}
-/// `mount->mnt.mnt_root`
-#[inline(always)]
-pub fn mount_root(mount: u64) -> Result<u64, ReadError> {
-    read(mount, offset!(mount_mnt) + offset!(vfsmount_mnt_root))
 }
 /// Highest error number that the kernel puts in a pointer.
 const MAX_ERRNO: u64 = 4095;
@@ -377,12 +525,6 @@ pub fn dentry_name(dentry: u64) -> Result<u64, ReadError> {
 #[inline(always)]
 pub fn superblock_root(superblock: u64) -> Result<u64, ReadError> {
     read(superblock, offset!(super_block_s_root))
-}
-/// `super_block->s_root->d_inode->i_ino`
-#[inline(always)]
-pub fn superblock_root_ino(superblock: u64) -> Result<u64, ReadError> {
-    let inode: u64 = read(superblock_root(superblock)?, offset!(dentry_d_inode))?;
-    read(inode, offset!(inode_i_ino))
 }
 /// `super_block->s_subtype`: address of the text, 0 if there is none.
 #[inline(always)]
@@ -420,8 +562,8 @@ impl Task {
         Self(unsafe { generated::bpf_get_current_task() })
     }
     #[inline(always)]
-    pub fn is_kernel_thread(self) -> Result<bool, ReadError> {
-        Ok(read::<u32>(self.0, offset!(task_flags))? & PF_KTHREAD != 0)
+    pub fn is_kernel_thread(self) -> bool {
+        typed_task().load::<u32>(offset!(task_flags)) & PF_KTHREAD != 0
     }
     /// The dentry of the root directory of PID 1. Every process has a number in the first PID namespace, whatever
     /// container it is in, and that namespace knows its first process.
@@ -433,19 +575,31 @@ impl Task {
         let filesystem: u64 = read(first, offset!(task_fs))?;
         read(filesystem, offset!(fs_struct_root) + offset!(path_dentry))
     }
-    /// `s_dev` and inode of its executable; `None` for a kernel thread.
+    /// Its executable; `None` for a kernel thread.
     #[inline(always)]
-    pub fn executable(self) -> Result<Option<(u32, u64)>, ReadError> {
-        let memory: u64 = read(self.0, offset!(task_mm))?;
-        if memory == 0 {
-            return Ok(None);
-        }
-        let file: u64 = read(memory, offset!(mm_exe_file))?;
-        if file == 0 {
-            return Ok(None);
-        }
-        let inode: u64 = read(file, offset!(file_f_inode))?;
-        let superblock: u64 = read(inode, offset!(inode_i_sb))?;
-        Ok(Some((read(superblock, offset!(super_block_s_dev))?, read(inode, offset!(inode_i_ino))?)))
+    pub fn executable(self) -> Option<Executable> {
+        let inode =
+            typed_task().follow(offset!(task_mm)).follow(offset!(mm_exe_file)).follow(offset!(file_f_inode));
+        let ino: u64 = inode.load(offset!(inode_i_ino));
+        (ino != 0).then(|| Executable {
+            ino,
+            dev: inode.inode_superblock().device(),
+            generation: inode.load(offset!(inode_i_generation)),
+        })
     }
+}
+
+/// An executable file.
+pub struct Executable {
+    pub ino: u64,
+    /// `s_dev` of its superblock.
+    pub dev: u32,
+    pub generation: u32,
+}
+
+/// The running task, as a pointer that the verifier knows the type of.
+#[inline(always)]
+fn typed_task() -> Trusted {
+    // SAFETY: always allowed; returns the address of the running task.
+    Trusted(unsafe { generated::bpf_get_current_task_btf() } as *const c_void)
 }

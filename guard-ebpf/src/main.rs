@@ -1,8 +1,8 @@
 //! The kernel program: BPF LSM hooks that decide about every deletion.
 //!
 //! ```text
-//! hooks ─► decide ─► identity (who asks, and from where) ─► kernel (every read of kernel memory)
-//!             │
+//! hooks ─► decide ─► pools, identity (who asks, and from where) ─► kernel (every read of kernel memory)
+//!             │           └─► cache (earlier answers)
 //!             └────► report (counters, incidents, records), path      maps: what the agent supplies
 //! ```
 //!
@@ -12,12 +12,14 @@
 #![no_main]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
+mod cache;
 mod decide;
 mod hooks;
 mod identity;
 mod kernel;
 mod maps;
 mod path;
+mod pools;
 mod report;
 
 /// The kernel lends GPL-only helpers to GPL-compatible programs only.

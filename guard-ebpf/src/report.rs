@@ -7,9 +7,9 @@ use aya_ebpf::helpers::{bpf_get_current_pid_tgid, generated};
 use aya_ebpf::programs::LsmContext;
 use aya_log_ebpf::{info, warn};
 use guard_common::record::{RECORD_KERNEL_THREAD, RECORD_MOUNT_KNOWN};
-use guard_common::{Counter, IncidentKey, IncidentValue, Record, Verdict};
+use guard_common::{Counter, IncidentKey, IncidentValue, PoolEntry, Record, Verdict};
 
-use crate::decide::{Access, Outcome};
+use crate::decide::{Deletion, Outcome};
 use crate::kernel::{self, Lenient, Task, boot_ns};
 use crate::maps::{CONFIG, COUNTERS, INCIDENTS, POOL_COUNTERS, RECORDS};
 use crate::path;
@@ -94,16 +94,38 @@ pub extern "C" fn write_log(what: u32, dev: u32) -> u32 {
     0
 }
 
-/// Counts an outcome, and records it if it is of the audited kind. What is denied is denied by the first load alone, and
+/// A decision that is audited. Plain numbers: it is handed to [`audit`], a global function.
+#[repr(C)]
+pub struct Decision {
+    superblock: u64,
+    /// `struct mount`; 0 if the hook does not know it.
+    mount: u64,
+    /// The dentry whose name goes.
+    target: u64,
+    /// The pool's generation, id and mode; 0 if it has no entry.
+    generation: u64,
+    pool_id: u64,
+    mode: u32,
+    dev: u32,
+    hook: u32,
+    operation: u32,
+    /// [`Verdict`] and [`Reason`](guard_common::Reason).
+    verdict: u32,
+    reason: u32,
+}
+
+/// Counts an outcome on a pool (zeros if it is none that has an entry), and records it if it is of the audited kind. What is denied is denied by the first load alone, and
 /// what is allowed is allowed by both: there the standby says nothing.
 #[inline(always)]
-pub fn outcome(access: &mut Access, outcome: Outcome) {
+pub fn outcome(deletion: &Deletion, pool: &PoolEntry, outcome: Outcome) {
     if !matches!(outcome.verdict, Verdict::Denied) && kernel::is_standby() {
         return;
     }
     let counter = outcome.counter();
     count(counter);
-    if let Some(counters) = POOL_COUNTERS.get_ptr_mut(access.generation) {
+    if pool.generation != 0
+        && let Some(counters) = POOL_COUNTERS.get_ptr_mut(pool.generation)
+    {
         // SAFETY: as in `add_one`.
         add_one(unsafe {
             match outcome.verdict {
@@ -114,9 +136,19 @@ pub fn outcome(access: &mut Access, outcome: Outcome) {
         });
     }
     if counter.is_audited() {
-        access.verdict = outcome.verdict as u32;
-        access.reason = outcome.reason as u32;
-        audit(access);
+        audit(&Decision {
+            superblock: deletion.superblock.address(),
+            mount: deletion.mount.map_or(0, |mount| kernel::mount_of(mount.address())),
+            target: deletion.target.address(),
+            generation: pool.generation,
+            pool_id: pool.pool_id,
+            mode: pool.mode,
+            dev: deletion.superblock.device(),
+            hook: deletion.hook as u32,
+            operation: deletion.operation as u32,
+            verdict: outcome.verdict as u32,
+            reason: outcome.reason as u32,
+        });
     }
 }
 
@@ -125,22 +157,22 @@ pub fn outcome(access: &mut Access, outcome: Outcome) {
 /// A global function: see `identity`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn audit(access: *const Access) -> u32 {
-    if access.is_null() {
+pub extern "C" fn audit(decision: *const Decision) -> u32 {
+    if decision.is_null() {
         return 0;
     }
     // SAFETY: not null, and the verifier has checked its size.
-    let access = unsafe { &*access };
+    let decision = unsafe { &*decision };
     let mut reads = Lenient::new();
     let key = IncidentKey {
-        generation: access.generation,
+        generation: decision.generation,
         start_boot_ns: reads.process_start(Task::current()),
         tgid: (bpf_get_current_pid_tgid() >> 32) as u32,
-        dev: access.dev,
-        reason: access.reason,
-        verdict: access.verdict,
+        dev: decision.dev,
+        reason: decision.reason,
+        verdict: decision.verdict,
     };
-    let Some(incident) = incident(&key, access.pool_id) else {
+    let Some(incident) = incident(&key, decision.pool_id) else {
         count(Counter::ErrorIncidentsFull);
         count(Counter::RecordsLost);
         return 0;
@@ -162,7 +194,7 @@ pub extern "C" fn audit(access: *const Access) -> u32 {
         count(Counter::RecordsLost);
         return 0;
     };
-    fill(record.as_mut_ptr(), access, &key, now, number, &mut reads);
+    fill(record.as_mut_ptr(), decision, &key, now, number, &mut reads);
     record.submit(0);
     // SAFETY: as above.
     add_one(unsafe { &raw mut (*incident).emitted });
@@ -221,7 +253,14 @@ fn write_comm(destination: *mut c_void) {
 
 /// Writes the record. What cannot be read is zero, and the record is sent all the same.
 #[inline(always)]
-fn fill(record: *mut Record, access: &Access, key: &IncidentKey, now: u64, number: u64, reads: &mut Lenient) {
+fn fill(
+    record: *mut Record,
+    decision: &Decision,
+    key: &IncidentKey,
+    now: u64,
+    number: u64,
+    reads: &mut Lenient,
+) {
     let task = Task::current();
     // SAFETY: the ring buffer has reserved a whole record at this address, for this program alone.
     unsafe {
@@ -232,18 +271,18 @@ fn fill(record: *mut Record, access: &Access, key: &IncidentKey, now: u64, numbe
         }
         set!(boot_ns = now);
         set!(start_boot_ns = key.start_boot_ns);
-        set!(generation = access.generation);
-        set!(pool_id = access.pool_id);
+        set!(generation = decision.generation);
+        set!(pool_id = decision.pool_id);
         set!(cgroup_id = generated::bpf_get_current_cgroup_id());
-        let parent = reads.dentry_parent(access.target);
+        let parent = reads.dentry_parent(decision.target);
         set!(parent_ino = reads.dentry_ino(parent));
-        set!(target_ino = reads.dentry_ino(access.target));
+        set!(target_ino = reads.dentry_ino(decision.target));
         set!(incident_count = number);
-        set!(hook = access.hook as u32);
-        set!(operation = access.operation as u32);
-        set!(verdict = access.verdict);
-        set!(reason = access.reason);
-        set!(mode = access.mode);
+        set!(hook = decision.hook);
+        set!(operation = decision.operation);
+        set!(verdict = decision.verdict);
+        set!(reason = decision.reason);
+        set!(mode = decision.mode);
         set!(pid = bpf_get_current_pid_tgid() as u32);
         set!(tgid = key.tgid);
         set!(ppid = reads.parent_process(task));
@@ -252,19 +291,19 @@ fn fill(record: *mut Record, access: &Access, key: &IncidentKey, now: u64, numbe
         set!(euid = euid);
         set!(login_uid = reads.login_uid(task));
         set!(mnt_ns = reads.mount_namespace(task));
-        let mut flags = if task.is_kernel_thread().unwrap_or(false) { RECORD_KERNEL_THREAD } else { 0 };
+        let mut flags = if task.is_kernel_thread() { RECORD_KERNEL_THREAD } else { 0 };
         let (mut mount_ns, mut mount_id) = (0, 0);
-        if access.mount != 0 {
+        if decision.mount != 0 {
             flags |= RECORD_MOUNT_KNOWN;
-            mount_ns = kernel::mount_namespace(access.mount).unwrap_or(0);
-            mount_id = reads.mount_id(access.mount);
+            mount_ns = kernel::mount_namespace(decision.mount).unwrap_or(0);
+            mount_id = reads.mount_id(decision.mount);
         }
         set!(mount_ns = mount_ns);
         set!(mount_id = mount_id);
-        set!(dev = access.dev);
+        set!(dev = decision.dev);
         set!(tier = kernel::tier());
         write_comm((&raw mut (*record).comm).cast());
-        flags |= path::write_path(record, access.superblock, access.target);
+        flags |= path::write_path(record, decision.superblock, decision.target);
         set!(flags = flags);
     }
 }

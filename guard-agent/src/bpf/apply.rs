@@ -1,6 +1,6 @@
 //! Carries out a plan, and reads back what the maps hold.
 
-use guard_common::{Counter, Meta, PoolCounters, PoolEntry};
+use guard_common::{Config, Counter, KindEntry, Meta, PoolCounters, PoolEntry};
 
 use super::maps::{MapAccessError, Maps, Write};
 use crate::plan::{self, MapOperation, Observed, Plan};
@@ -10,30 +10,51 @@ impl Maps {
     pub fn observed(&self) -> Result<Observed, MapAccessError> {
         Ok(Observed {
             config: self.config.read()?,
+            magics: self.magics()?,
             pools: self.pools.sorted()?,
             roots: self.roots.sorted()?,
-            filesystems: self.filesystems.sorted()?,
+            filesystems: self.filesystems.entries()?.into_iter().map(|(key, kind)| (key, kind.bit)).collect(),
             actor_cgroups: self.actor_cgroups.sorted()?,
             actor_executables: self.actor_executables.sorted()?,
+            leases: self.leases.any()?,
         })
     }
 
     /// Carries out a plan up to the first operation that fails: no prefix of a plan is weaker than what
     /// was there before, so stopping is safe and going on is not.
+    ///
+    /// While it goes on `Config::generation` is odd, and afterwards another even number than before: so the kernel program
+    /// uses no answer that it has kept from before. An agent that dies in between leaves it odd, and the next plan, of
+    /// however few operations, ends that.
     pub fn apply(&mut self, plan: &Plan) -> Result<(), MapAccessError> {
         let meta = self.meta.read()?;
         if meta.next_generation != plan.next_generation {
             // First: a generation must never be given out twice, not even by an agent that dies here.
             self.meta.write(Meta { next_generation: plan.next_generation, ..meta })?;
         }
-        plan.operations.iter().try_for_each(|operation| self.carry_out(operation))
+        let before = self.config.read()?;
+        if plan.operations.is_empty() && before.generation & 1 == 0 {
+            return Ok(());
+        }
+        let changing = before.generation | 1;
+        self.config.write(Config { generation: changing, ..before })?;
+        let done = plan.operations.iter().try_for_each(|operation| match *operation {
+            MapOperation::PutConfig(config) => self.config.write(Config { generation: changing, ..config }),
+            _ => self.carry_out(operation),
+        });
+        let after = self.config.read()?;
+        self.config.write(Config { generation: changing.wrapping_add(1), ..after })?;
+        done
     }
 
     fn carry_out(&mut self, operation: &MapOperation) -> Result<(), MapAccessError> {
         use MapOperation as Op;
         match *operation {
             Op::PutConfig(config) => self.config.write(config),
-            Op::PutFilesystem(key, bit) => self.filesystems.write(key, bit, Write::Put),
+            Op::PutMagic { slot, magic } => self.put_magic(slot, magic),
+            Op::PutFilesystem(key, bit) => {
+                self.filesystems.write(key, KindEntry { bit, ..KindEntry::default() }, Write::Put)
+            }
             Op::RemoveFilesystem(key) => self.filesystems.remove(&key),
             Op::PutRoot(key, entry) => self.roots.write(key, entry, Write::Put),
             Op::RemoveRoot(key) => self.roots.remove(&key),

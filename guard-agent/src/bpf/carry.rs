@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use guard_common::names::capacity;
 use guard_common::{CarriedKey, Counter, Meta, PoolCounters, PoolEntry};
 
 use super::foreign::{Estate, Totals};
@@ -11,11 +12,13 @@ impl Maps {
     /// Empties what an agent has left that died before these maps spoke. What was counted stays.
     pub fn clear_entries(&mut self) -> Result<(), MapAccessError> {
         self.pools.clear()?;
+        self.parts.clear()?;
         self.roots.clear()?;
         self.filesystems.clear()?;
         self.actor_cgroups.clear()?;
         self.actor_executables.clear()?;
         self.leases.clear()?;
+        (0..capacity::MAGICS).try_for_each(|slot| self.put_magic(slot, 0))?;
         self.config.write(guard_common::Config::default())
     }
 
@@ -25,8 +28,8 @@ impl Maps {
         // First, as with a plan: no generation is given twice.
         let next_generation = meta.next_generation.max(estate.next_generation);
         self.meta.write(Meta { next_generation, ..meta })?;
-        for (key, bit) in &estate.filesystems {
-            self.filesystems.write(*key, *bit, Write::Put)?;
+        for (key, kind) in &estate.filesystems {
+            self.filesystems.write(*key, *kind, Write::Put)?;
         }
         for (key, entry) in &estate.roots {
             self.roots.write(*key, *entry, Write::Put)?;
@@ -35,7 +38,7 @@ impl Maps {
             self.pool_counters.write(entry.generation, PoolCounters::default(), Write::Put)?;
             self.pools.write(*dev, *entry, Write::Put)?;
         }
-        estate.leases.iter().try_for_each(|(key, lease)| self.leases.write(*key, *lease, Write::Put))
+        estate.leases.iter().try_for_each(|(key, lease)| self.grant(*key, *lease))
     }
 
     /// Removes what was carried of superblocks that have ended since: `left` are the pools that the old maps, whose

@@ -9,8 +9,8 @@ use aya::Pod;
 use aya::maps::{Map, MapData, MapError, RingBuf};
 use guard_common::names::map;
 use guard_common::{
-    CarriedKey, FilesystemKey, IncidentKey, IncidentValue, LeaseEntry, LeaseKey, Meta, PoolCounters,
-    PoolEntry, RootEntry, RootKey,
+    CarriedKey, FilesystemKey, IncidentKey, IncidentValue, KindEntry, LeaseEntry, LeaseKey, Meta,
+    PoolCounters, PoolEntry, RootEntry, RootKey,
 };
 use thiserror::Error;
 
@@ -44,7 +44,7 @@ pub struct Estate {
     pub next_generation: u64,
     pub pools: BTreeMap<u32, PoolEntry>,
     pub roots: BTreeMap<RootKey, RootEntry>,
-    pub filesystems: BTreeMap<FilesystemKey, u32>,
+    pub filesystems: BTreeMap<FilesystemKey, KindEntry>,
     pub leases: BTreeMap<LeaseKey, LeaseEntry>,
 }
 

@@ -19,7 +19,7 @@ use super::fmod_ret::FmodRetError;
 use super::foreign::ForeignError;
 use super::maps::{self, MapAccessError, Maps};
 use super::pins::{Generation, PinError, Pins, Standby};
-use super::{attach, object, offsets, sys};
+use super::{attach, object, offsets, sys, tree};
 use crate::daemon::chain;
 
 const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -190,6 +190,7 @@ pub fn prepare(pins: &Pins, tier: Tier) -> Result<Prepared, LoadError> {
 
     let token = token();
     let offsets = offsets::resolve(&btf, tier)?;
+    let tree = tree::addresses();
     let load = |standby: Standby| {
         let mut loader = EbpfLoader::new();
         // The object needs no relocation against the kernel's types: its offsets are globals.
@@ -199,6 +200,7 @@ pub fn prepare(pins: &Pins, tier: Tier) -> Result<Prepared, LoadError> {
         loader.override_global(global::PROGRAM_TOKEN, &token, true);
         loader.override_global(global::TIER, &tier, true);
         loader.override_global(global::STANDBY, &is_standby, true);
+        loader.override_global(global::TREE, &tree, true);
         for name in map::ALL {
             loader.map_pin_path(name, pins.maps().join(name));
         }

@@ -1,14 +1,16 @@
 //! Typed handles to the pinned maps. Everything the agent knows about their content goes through here.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::Path;
 
 use aya::Pod;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf};
 use guard_common::names::{capacity, map};
+use guard_common::policy::CONFIG_LEASES;
 use guard_common::{
-    ActorMask, CarriedKey, CgroupKey, Config, Counter, ExecutableKey, FilesystemKey, IncidentKey,
-    IncidentValue, LeaseEntry, LeaseKey, Meta, PoolCounters, PoolEntry, RootEntry, RootKey,
+    ActorMask, CarriedKey, CgroupKey, Checked, Config, Counter, ExecutableKey, FilesystemKey, IncidentKey,
+    IncidentValue, KindEntry, LeaseEntry, LeaseKey, Meta, PoolCounters, PoolEntry, RootEntry, RootKey,
 };
 use thiserror::Error;
 
@@ -56,17 +58,65 @@ pub enum Write {
     Update = 2,
 }
 
+/// What a map's value is to those who write and read it.
+pub trait Stored<K>: Pod {
+    /// As it lies in the map.
+    fn stored(self, _key: &K) -> Self {
+        self
+    }
+
+    /// From the map; `None` if it was changed while it was read.
+    fn taken(self, _key: &K) -> Option<Self> {
+        Some(self)
+    }
+}
+
+impl Stored<u32> for u32 {}
+impl Stored<u32> for u64 {}
+impl Stored<u64> for PoolCounters {}
+impl Stored<CarriedKey> for PoolCounters {}
+impl Stored<IncidentKey> for IncidentValue {}
+impl Stored<u64> for [u64; Counter::COUNT as usize] {}
+
+macro_rules! stored_with_check {
+    ($($key:ty => $value:ty),+ $(,)?) => { $(
+        impl Stored<$key> for $value {
+            fn stored(self, key: &$key) -> Self {
+                self.with_check(key)
+            }
+
+            fn taken(self, key: &$key) -> Option<Self> {
+                self.is_whole(key).then(|| Checked::<$key>::without_check(self))
+            }
+        }
+    )+ };
+}
+
+stored_with_check! {
+    u32 => PoolEntry, RootKey => PoolEntry, RootKey => RootEntry, FilesystemKey => KindEntry,
+    CgroupKey => ActorMask, ExecutableKey => ActorMask, LeaseKey => LeaseEntry,
+}
+
+/// How often an entry is read that changes meanwhile.
+const TRIES: u32 = 100;
+
 /// A hash map.
 pub struct Table<K: Pod, V: Pod>(HashMap<MapData, K, V>, &'static str);
 
-impl<K: Pod, V: Pod> Table<K, V> {
+impl<K: Pod, V: Stored<K>> Table<K, V> {
     /// One entry.
     pub fn get(&self, key: &K) -> Result<Option<V>, MapAccessError> {
-        match self.0.get(key, 0) {
-            Ok(value) => Ok(Some(value)),
-            Err(MapError::KeyNotFound) => Ok(None),
-            Err(source) => Err(self.error("read", source)),
+        for _ in 0..TRIES {
+            match self.0.get(key, 0).map(|value| value.taken(key)) {
+                Ok(Some(value)) => return Ok(Some(value)),
+                Ok(None) => {}
+                Err(MapError::KeyNotFound) => return Ok(None),
+                Err(source) => return Err(self.error("read", source)),
+            }
         }
+        let what =
+            io::Error::other(format!("an entry was not whole {TRIES} times: something else writes it"));
+        Err(self.error("read", MapError::IoError(what)))
     }
 
     /// All entries. One that goes while they are read is left out.
@@ -89,14 +139,20 @@ impl<K: Pod, V: Pod> Table<K, V> {
         Ok(self.entries()?.into_iter().collect())
     }
 
+    /// Whether there is any entry.
+    pub fn any(&self) -> Result<bool, MapAccessError> {
+        self.0.keys().next().transpose().map(|key| key.is_some()).map_err(|source| self.error("list", source))
+    }
+
     /// Writes an entry.
     pub fn write(&mut self, key: K, value: V, write: Write) -> Result<(), MapAccessError> {
-        self.0.insert(key, value, write as u64).map_err(|source| self.error("write", source))
+        self.0.insert(key, value.stored(&key), write as u64).map_err(|source| self.error("write", source))
     }
 
     /// Removes all entries.
     pub fn clear(&mut self) -> Result<(), MapAccessError> {
-        self.entries()?.iter().try_for_each(|(key, _)| self.remove(key))
+        let keys: Result<Vec<K>, MapError> = self.0.keys().collect();
+        keys.map_err(|source| self.error("list", source))?.iter().try_for_each(|key| self.remove(key))
     }
 
     /// Removes an entry; it is no error if it is gone already.
@@ -121,9 +177,15 @@ impl<K: Pod, V: Pod> Table<K, V> {
 pub struct Maps {
     pub meta: Single<Meta>,
     pub config: Single<Config>,
+    /// By `magic_slot`.
+    magics: Array<MapData, u64>,
     pub pools: Table<u32, PoolEntry>,
+    /// Pools that are subtrees.
+    pub parts: Table<RootKey, PoolEntry>,
+    /// Mount namespaces that are the host's view too.
+    pub namespaces: Table<u32, u32>,
     pub roots: Table<RootKey, RootEntry>,
-    pub filesystems: Table<FilesystemKey, u32>,
+    pub filesystems: Table<FilesystemKey, KindEntry>,
     pub actor_cgroups: Table<CgroupKey, ActorMask>,
     pub actor_executables: Table<ExecutableKey, ActorMask>,
     pub leases: Table<LeaseKey, LeaseEntry>,
@@ -141,7 +203,10 @@ impl Maps {
         Ok(Self {
             meta: single(directory, map::META)?,
             config: single(directory, map::CONFIG)?,
+            magics: opened(map::MAGICS, data(directory, map::MAGICS).map(Map::Array))?,
             pools: table(directory, map::POOLS)?,
+            parts: table(directory, map::PARTS)?,
+            namespaces: table(directory, map::NAMESPACES)?,
             roots: table(directory, map::ROOTS)?,
             filesystems: table(directory, map::FILESYSTEMS)?,
             actor_cgroups: table(directory, map::ACTOR_CGROUPS)?,
@@ -153,6 +218,27 @@ impl Maps {
             carried: table(directory, map::CARRIED)?,
             carried_pools: table(directory, map::CARRIED_POOLS)?,
         })
+    }
+
+    /// The guarded magics, by their places.
+    pub fn magics(&self) -> Result<Vec<u64>, MapAccessError> {
+        let error = |source| MapAccessError { operation: "read", map: map::MAGICS, source };
+        (0..capacity::MAGICS).map(|slot| self.magics.get(&slot, 0).map_err(error)).collect()
+    }
+
+    /// Puts a guarded magic in its place.
+    pub(super) fn put_magic(&mut self, slot: u32, magic: u64) -> Result<(), MapAccessError> {
+        let error = |source| MapAccessError { operation: "write", map: map::MAGICS, source };
+        self.magics.set(slot, magic, 0).map_err(error)
+    }
+
+    /// Gives a lease. The kernel program looks for leases only while [`CONFIG_LEASES`] is set: that comes first.
+    pub fn grant(&mut self, key: LeaseKey, entry: LeaseEntry) -> Result<(), MapAccessError> {
+        let config = self.config.read()?;
+        if config.flags & CONFIG_LEASES == 0 {
+            self.config.write(Config { flags: config.flags | CONFIG_LEASES, ..config })?;
+        }
+        self.leases.write(key, entry, Write::Put)
     }
 
     /// Adds to a counter from outside the kernel. Only where no program counts in the same map: the tier whose

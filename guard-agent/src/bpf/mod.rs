@@ -18,6 +18,7 @@ pub mod object;
 pub mod offsets;
 pub mod pins;
 mod sys;
+mod tree;
 
 pub use canary::CanaryError;
 pub use load::{LoadError, Programs};

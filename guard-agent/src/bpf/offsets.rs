@@ -27,8 +27,10 @@ const MEMBERS: &[(&str, &str, Field)] = &[
     ("super_block", "s_magic", |o| &mut o.super_block_s_magic),
     ("super_block", "s_root", |o| &mut o.super_block_s_root),
     ("super_block", "s_subtype", |o| &mut o.super_block_s_subtype),
+    ("super_block", "s_mounts", |o| &mut o.super_block_s_mounts),
     ("inode", "i_ino", |o| &mut o.inode_i_ino),
     ("inode", "i_sb", |o| &mut o.inode_i_sb),
+    ("inode", "i_generation", |o| &mut o.inode_i_generation),
     ("file", "f_path", |o| &mut o.file_f_path),
     ("file", "f_inode", |o| &mut o.file_f_inode),
     ("task_struct", "tgid", |o| &mut o.task_tgid),
@@ -59,6 +61,13 @@ const FOR_RECORDS: &[(&str, &str, Field)] = &[
     ("task_struct", "loginuid", |o| &mut o.task_loginuid),
 ];
 
+/// How the mounts of a superblock hang together: a kernel has one of these, and 0 stands for the other.
+const SIBLINGS: &[(&str, &str, Field)] = &[
+    ("mount", "mnt_instance", |o| &mut o.mount_mnt_instance),
+    // Since 6.18.
+    ("mount", "mnt_next_for_sb", |o| &mut o.mount_mnt_next_for_sb),
+];
+
 /// The function that a program stands in front of, or in place of.
 pub fn function(tier: Tier, hook: &str) -> String {
     match tier {
@@ -86,7 +95,8 @@ pub fn resolve(btf: &Btf<'_>, tier: Tier) -> Result<Offsets, BtfError> {
     for (structure, member, field) in MEMBERS {
         *field(&mut offsets) = btf.member_offset(structure, member)?;
     }
-    for_records(btf, &mut offsets)?;
+    where_present(FOR_RECORDS, btf, &mut offsets)?;
+    where_present(SIBLINGS, btf, &mut offsets)?;
     let unexpected = |name, what: String| Err(BtfError::Unexpected { name, what });
     for (hook, expected) in ARGUMENTS {
         let name = function(tier, hook);
@@ -97,6 +107,10 @@ pub fn resolve(btf: &Btf<'_>, tier: Tier) -> Result<Offsets, BtfError> {
             }
             _ => {}
         }
+    }
+    if offsets.mount_mnt_instance == 0 && offsets.mount_mnt_next_for_sb == 0 {
+        let what = "it has neither `mnt_instance` nor `mnt_next_for_sb`".to_owned();
+        return unexpected("structure mount".to_owned(), what);
     }
     let setattr = function(tier, "inode_setattr");
     offsets.inode_setattr_dentry = btf.parameter_index(&setattr, "dentry")?;
@@ -113,8 +127,12 @@ pub fn resolve(btf: &Btf<'_>, tier: Tier) -> Result<Offsets, BtfError> {
     Ok(offsets)
 }
 
-fn for_records(btf: &Btf<'_>, offsets: &mut Offsets) -> Result<(), BtfError> {
-    for (structure, member, field) in FOR_RECORDS {
+fn where_present(
+    members: &[(&str, &str, Field)],
+    btf: &Btf<'_>,
+    offsets: &mut Offsets,
+) -> Result<(), BtfError> {
+    for (structure, member, field) in members {
         *field(offsets) = match btf.member_offset(structure, member) {
             Err(BtfError::NoMember { .. }) => 0,
             found => found?,
@@ -130,7 +148,7 @@ mod tests {
 
     #[test]
     fn every_offset_is_resolved() {
-        let all = || MEMBERS.iter().chain(FOR_RECORDS);
+        let all = || MEMBERS.iter().chain(FOR_RECORDS).chain(SIBLINGS);
         // One u32 a member, and two about arguments.
         assert_eq!(size_of::<Offsets>(), (all().count() + 2) * 4);
         let mut offsets = Offsets::default();
@@ -146,7 +164,8 @@ mod tests {
     fn a_kernel_without_audit_is_missing_nothing_that_a_decision_needs() {
         let resolved = |bytes: &[u8]| {
             let mut offsets = Offsets::default();
-            for_records(&Btf::parse(bytes).unwrap(), &mut offsets).map(|()| offsets.task_loginuid)
+            where_present(FOR_RECORDS, &Btf::parse(bytes).unwrap(), &mut offsets)
+                .map(|()| offsets.task_loginuid)
         };
         assert_eq!(resolved(&with_structure("task_struct", &[("flags", 0), ("loginuid", 128)])), Ok(16));
         assert_eq!(resolved(&with_structure("task_struct", &[("flags", 0)])), Ok(0));

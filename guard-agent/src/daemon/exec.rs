@@ -19,7 +19,6 @@ use super::requester::{GRANT, requester};
 use super::state::{CommandTree, Lease};
 use super::{DaemonError, chain, posture};
 use crate::audit::record::{LeaseChange, LeaseKind};
-use crate::bpf::maps::Write;
 use crate::control::{Peer, Refusal, Reply};
 use crate::events::process;
 use crate::reactor;
@@ -99,7 +98,7 @@ impl Owner {
         // On disk first: an agent that starts ends what it does not know.
         self.state.save().map_err(|error| failed(chain(&error)))?;
         let entry = LeaseEntry::new(lease.generation, lease.ends_boot_ns);
-        self.maps.leases.write(key, entry, Write::Put).map_err(|error| {
+        self.maps.grant(key, entry).map_err(|error| {
             if error.is_full() {
                 Refusal::TooManyLeases { limit: capacity::LEASES }
             } else {

@@ -148,6 +148,17 @@ fn mode(desired: &Desired<'_>, root: &Root, pool_id: u64, generation: u64) -> (M
     }
 }
 
+/// The mode that a pool gets which nobody has seen yet.
+pub(super) fn mode_of_new(desired: &Desired<'_>, root: &Root) -> Mode {
+    let node = desired.overrides.nodes.get(&root.actor_set());
+    node_mode(root.default_mode(), node.map_or(NodeMode::Policy, |modes| modes.others))
+}
+
+/// Whether the hooks that carry only the inode have something to say to a user's thread.
+pub(super) fn is_strict(entry: &PoolEntry) -> bool {
+    !matches!(Mode::from_u32(entry.mode), Some(Mode::Guarded | Mode::Held | Mode::Observed))
+}
+
 /// The entry with everything that policy, operators and the node's state say of it.
 fn settled(desired: &Desired<'_>, root: &Root, entry: PoolEntry) -> PoolEntry {
     let flag = |set: bool, flag: u32| if set { flag } else { 0 };

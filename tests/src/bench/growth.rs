@@ -51,7 +51,7 @@ pub fn run(guarded: &Guarded, results: &mut Results) -> Result<()> {
         for number in made.len()..count {
             let cgroup_id = u64::MAX - number as u64;
             let key = CgroupKey { cgroup_id, actor_set: real.actor_set, reserved: 0 };
-            maps.actor_cgroups.write(key, ActorMask { alone: 1, combined: 0 }, Write::Create)?;
+            maps.actor_cgroups.write(key, ActorMask { alone: 1, ..ActorMask::default() }, Write::Create)?;
             made.push(key);
         }
         at(results, "actors", count)?;

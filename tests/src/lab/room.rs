@@ -10,7 +10,7 @@ use aya::{EbpfLoader, Pod};
 use fastrand::Rng;
 use guard_agent::bpf::Maps;
 use guard_agent::bpf::layouts::Layouts;
-use guard_agent::bpf::maps::{Table, Write};
+use guard_agent::bpf::maps::{Stored, Table, Write};
 use guard_agent::bpf::object;
 use guard_common::names::{capacity, map};
 use guard_common::policy::{POOL_CANARY, RAMFS_MAGIC};
@@ -30,7 +30,7 @@ use crate::peers::container;
 use crate::peers::own::Running;
 
 /// Puts entries into a map until it takes no more.
-fn fill<K: Pod, V: Pod>(
+fn fill<K: Pod, V: Stored<K>>(
     table: &mut Table<K, V>,
     capacity: u32,
     value: V,

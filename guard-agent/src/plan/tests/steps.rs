@@ -8,10 +8,7 @@ use super::*;
 fn guarded_kinds(maps: &Observed, key: &RootKey) -> BTreeSet<FilesystemKey> {
     let mask = maps.roots.get(key).map_or(0, |entry| entry.filesystems);
     let kinds = maps.filesystems.iter().filter(|(_, bit)| mask & (1 << **bit) != 0);
-    kinds
-        .filter(|(key, _)| maps.config.magic_bloom & magic_bit(key.magic) != 0)
-        .map(|(key, _)| *key)
-        .collect()
+    kinds.filter(|(key, _)| passes_filter(maps, key.magic)).map(|(key, _)| *key).collect()
 }
 
 fn check_aliases(before: &Observed, after: &Observed, now: &Observed, operation: &MapOperation) {
@@ -30,7 +27,12 @@ fn check_steps(before: &Observed, after: &Observed, operations: &[MapOperation])
         apply(&mut maps, operation);
         check_aliases(before, after, &maps, operation);
         for (dev, entry) in &maps.pools {
-            assert_ne!(maps.config.magic_bloom & magic_bit(entry.magic), 0, "the filter hides {dev}");
+            assert!(passes_filter(&maps, entry.magic), "the filter hides {dev}");
+            let strict = maps.config.flags & CONFIG_STRICT != 0;
+            assert!(
+                strict || !is_pool(entry) || !pools::is_strict(entry),
+                "{dev} is sealed, and not everybody is told"
+            );
         }
         if maps.config.flags & CONFIG_ALIASES_BY_INODE != 0 {
             let sealed =
