@@ -42,7 +42,11 @@ enum Action {
     /// The demonstration on this machine, in namespaces that end with it
     Native,
     /// The benchmarks
-    Bench,
+    Bench {
+        /// Only this part, which may be named more than once
+        #[arg(long, value_enum, value_name = "PART")]
+        only: Vec<bench::Part>,
+    },
     /// Print the tables of `docs/BYPASSES.md`
     Bypasses,
     /// Real hosts for a person
@@ -69,7 +73,7 @@ fn main() -> ExitCode {
         }
         Action::Demo => harness::run::report(demo::run()),
         Action::Native => harness::run::report(native::run()),
-        Action::Bench => harness::run::report(bench::run()),
+        Action::Bench { only } => harness::run::report(bench::run(&only)),
         Action::Bypasses => {
             print!("{}", catalogue::tables());
             ExitCode::SUCCESS

@@ -21,23 +21,53 @@ mod results;
 mod unlink;
 
 use anyhow::{Context as _, Result};
+use clap::ValueEnum;
 use guard_common::Tier;
 
 use results::Results;
 
-/// Runs all of it.
-pub fn run() -> Result<()> {
+/// A part of the benchmarks. `cargo xtask bench` knows the same names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// Nothing, other watchers, and the tier bpf-lsm
+    Unlink,
+    /// Growth with pools, actors, depth and threads
+    Growth,
+    /// The agent's own figures
+    Agent,
+    /// The tier fmod-ret
+    FmodRet,
+    /// The tier fanotify
+    Fanotify,
+    /// The kernel's audit
+    Audit,
+}
+
+/// Runs the named parts, or all of them if none is named.
+pub fn run(only: &[Part]) -> Result<()> {
+    let wants = |part| only.is_empty() || only.contains(&part);
     let _statistics = aya::sys::enable_stats(aya::sys::Stats::RunTime).context("enable BPF statistics")?;
     let mut results = Results::new();
     let grounds = unlink::Grounds::new()?;
-    grounds.without_us(&mut results)?;
-    let guarded = grounds.with_us(Tier::BpfLsm, &mut results)?;
-    growth::run(&guarded, &mut results)?;
-    drop(guarded);
-    agent::run(&mut results)?;
-    drop(grounds.with_us(Tier::FmodRet, &mut results)?);
-    grounds.without_programs(&mut results)?;
-    grounds.audited(&mut results)?;
+    if wants(Part::Unlink) {
+        grounds.without_us(&mut results)?;
+        grounds.with_us(Tier::BpfLsm, &mut results)?;
+    }
+    if wants(Part::Growth) {
+        growth::run(&grounds.guarded()?, &mut results)?;
+    }
+    if wants(Part::Agent) {
+        agent::run(&mut results)?;
+    }
+    if wants(Part::FmodRet) {
+        grounds.with_us(Tier::FmodRet, &mut results)?;
+    }
+    if wants(Part::Fanotify) {
+        grounds.without_programs(&mut results)?;
+    }
+    if wants(Part::Audit) {
+        grounds.audited(&mut results)?;
+    }
     results.print();
     Ok(())
 }

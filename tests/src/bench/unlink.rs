@@ -91,7 +91,23 @@ impl Grounds {
             },
         ];
         let (mounts, shared) = (vec![tmpfs.0, tmpfs.1, ext4], vec![cephfs.0, cephfs.1]);
-        Ok(Self { grounds, _mounts: mounts, _shared: shared })
+        let grounds = Self { grounds, _mounts: mounts, _shared: shared };
+        grounds.warm_up()?;
+        Ok(grounds)
+    }
+
+    /// Once before it counts: caches fill, and CephFS takes its capabilities.
+    fn warm_up(&self) -> Result<()> {
+        for ground in &self.grounds {
+            unlinks(&ground.elsewhere, ground.files, May::Delete)?;
+        }
+        for (_, pool) in self.pools() {
+            let directory = listed(pool);
+            fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
+            make_files(&directory, NAMES)?;
+            listings(&directory, LISTINGS, May::Delete)?;
+        }
+        Ok(())
     }
 
     /// Those that may become pools.
@@ -121,16 +137,6 @@ impl Grounds {
 
     /// What there is without us.
     pub fn without_us(&self, results: &mut Results) -> Result<()> {
-        // Once before it counts: caches fill, and CephFS takes its capabilities.
-        for ground in &self.grounds {
-            unlinks(&ground.elsewhere, ground.files, May::Delete)?;
-        }
-        for (_, pool) in self.pools() {
-            let directory = listed(pool);
-            fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
-            make_files(&directory, NAMES)?;
-            listings(&directory, LISTINGS, May::Delete)?;
-        }
         self.everywhere(results, "nothing")?;
         self.listed(results, "nothing", May::Delete)?;
         let empty = Empty::load()?;
@@ -162,17 +168,13 @@ impl Grounds {
     }
 
     /// What there is with us, with the programs of a tier.
-    pub fn with_us(&self, tier: Tier, results: &mut Results) -> Result<Guarded> {
-        let (installation, agent) = start(tier)?;
+    pub fn with_us(&self, tier: Tier, results: &mut Results) -> Result<()> {
+        let (installation, _agent) = start(tier)?;
         self.everywhere(results, &ours(tier, "kind of filesystem not guarded"))?;
         // First every denial is a record of its own: incidents that have counted much would get none.
         set_policy(&installation, &policy(tier, KINDS, "guarded", ALL_RECORDED), ALL_RECORDED)?;
         for (Ground { name, files, elsewhere, .. }, pool) in self.pools() {
-            wait::until("the pool is guarded", SOON, || {
-                let probe = pool.join("probe");
-                fs::write(&probe, "").context("write a probe")?;
-                Ok(fs::remove_file(&probe).is_err())
-            })?;
+            guarded(pool)?;
             let mut add = |case, cost: Cost| results.unlink(name, &ours(tier, case), &cost);
             add("outside every root", lowest_unlinks(elsewhere, *files)?);
             add("pool, allowed as actor", as_actor(&actors(), || lowest_unlinks(pool, *files))?);
@@ -184,9 +186,19 @@ impl Grounds {
             let cost = unlinks(pool, *files, May::NotDelete)?;
             results.unlink(name, &ours(tier, "pool, denied, aggregated"), &cost);
         }
+        Ok(())
+    }
+
+    /// Our programs of the strongest tier, with a pool on tmpfs that is guarded.
+    pub fn guarded(&self) -> Result<Guarded> {
+        let tier = Tier::BpfLsm;
+        let (installation, agent) = start(tier)?;
+        set_policy(&installation, &policy(tier, KINDS, "guarded", FEW_RECORDED), FEW_RECORDED)?;
         let pool = self.grounds[0].pool.clone().context("tmpfs has a pool")?;
-        let elsewhere = self.grounds[0].elsewhere.clone();
-        Ok(Guarded { agent, installation, pool, elsewhere })
+        guarded(&pool)?;
+        // The incident has its records from here on: denials are aggregated.
+        unlinks(&pool, 2 * FEW_RECORDED as usize, May::NotDelete)?;
+        Ok(Guarded { agent, installation, pool, elsewhere: self.grounds[0].elsewhere.clone() })
     }
 
     /// What there is with us without programs: a single unlink is not asked about, listing a pool's directory is.
@@ -214,6 +226,15 @@ impl Grounds {
         agent.kill()?;
         installation.unload()
     }
+}
+
+/// Waits until nobody but actors deletes in a pool.
+fn guarded(pool: &Path) -> Result<()> {
+    wait::until("the pool is guarded", SOON, || {
+        let probe = pool.join("probe");
+        fs::write(&probe, "").context("write a probe")?;
+        Ok(fs::remove_file(&probe).is_err())
+    })
 }
 
 /// The directory of a pool that is listed.

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::kernel::Kernel;
 use crate::test::guest;
@@ -29,16 +29,44 @@ const CLOSING: &str = "results: ";
 pub struct Arguments {
     #[arg(long, value_enum, default_value = "6.12")]
     kernel: Kernel,
+    /// Only this part, which may be named more than once: its figures are shown and compared, and kept nowhere
+    #[arg(long, value_enum, value_name = "PART", conflicts_with = "bless")]
+    only: Vec<Part>,
     /// Make this run the committed one: results, plots and table in docs/benchmarks
     #[arg(long)]
     bless: bool,
+}
+
+/// A part of the benchmarks. `guard-tests bench` knows the same names.
+#[derive(Clone, Copy, ValueEnum)]
+enum Part {
+    /// Nothing, other watchers, and the tier bpf-lsm
+    Unlink,
+    /// Growth with pools, actors, depth and threads
+    Growth,
+    /// The agent's own figures
+    Agent,
+    /// The tier fmod-ret
+    FmodRet,
+    /// The tier fanotify
+    Fanotify,
+    /// The kernel's audit
+    Audit,
+}
+
+impl Arguments {
+    /// What runs in the machine.
+    fn command(&self) -> String {
+        let names = self.only.iter().filter_map(Part::to_possible_value);
+        names.fold("bench".to_owned(), |line, part| format!("{line} --only {}", part.get_name()))
+    }
 }
 
 /// The command `cargo xtask bench`.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     setup::ensure(&setup::Use::BENCH, &[arguments.kernel])?;
     let binaries = build::for_tests()?;
-    let mut boot = guest::machine(arguments.kernel, &binaries, "bench");
+    let mut boot = guest::machine(arguments.kernel, &binaries, &arguments.command());
     boot.icount = true;
     boot.ceph = true;
     boot.limit = Some(LIMIT);
@@ -50,7 +78,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         return Ok(ExitCode::FAILURE);
     };
     let results = Results::parse(&text)?;
-    keep(&results, &text, &workspace::target().join("benchmarks"))?;
+    let is_whole = arguments.only.is_empty();
+    if is_whole {
+        keep(&results, &text, &workspace::target().join("benchmarks"))?;
+    }
     let committed = workspace::root().join("docs/benchmarks");
     if arguments.bless {
         keep(&results, &text, &committed)?;
@@ -65,7 +96,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let baseline = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-    let slower = results.slower_than(&Results::parse(&baseline)?);
+    let slower = results.slower_than(&Results::parse(&baseline)?, is_whole);
     for line in &slower {
         println!("SLOWER: {line}");
     }
