@@ -84,18 +84,26 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 /// Builds all that runs in the VM: the agent as shipped, its upgrades, and the tests.
 pub fn for_tests() -> Result<TestBinaries> {
+    let binaries = for_benchmarks()?;
+    for variant in [UPGRADE, OTHER_LAYOUT] {
+        build_variant(Profile::Release, &workspace::target(), variant)?;
+    }
+    Ok(binaries)
+}
+
+/// The same without the upgrades, which no benchmark starts: they may not be there.
+pub fn for_benchmarks() -> Result<TestBinaries> {
     let profile = Profile::Release;
     let target = workspace::target();
     agent_and_tests(profile, &target)?;
-    let [upgraded_agent, layout_agent] =
-        [UPGRADE, OTHER_LAYOUT].map(|variant| build_variant(profile, &target, variant));
     let binary = |target: &Path, name: &str| target.join(profile.directory()).join(name);
+    let variant = |variant: Variant| binary(&target.join(variant.label), "guard-agent");
     let object = Toolchain::object(&target.join(KERNEL_PROGRAM), profile.directory());
     Ok(TestBinaries {
         agent: binary(&target, "guard-agent"),
         control: binary(&target, "guardctl"),
-        upgraded_agent: upgraded_agent?,
-        layout_agent: layout_agent?,
+        upgraded_agent: variant(UPGRADE),
+        layout_agent: variant(OTHER_LAYOUT),
         tests: binary(&target, "guard-tests"),
         empty_object: object.with_file_name("guard-ebpf-empty"),
         monitor_object: object.with_file_name("guard-ebpf-monitor"),
@@ -147,13 +155,12 @@ fn neutral_paths(target: &Path) -> Result<Vec<(PathBuf, &'static str)>> {
 }
 
 /// Builds an agent beside the shipped one, in a target directory of its own.
-fn build_variant(profile: Profile, target: &Path, variant: Variant) -> Result<PathBuf> {
+fn build_variant(profile: Profile, target: &Path, variant: Variant) -> Result<()> {
     let own = target.join(variant.label);
     for part in [profile.directory(), KERNEL_PROGRAM] {
         seed(&target.join(part), &own.join(part))?;
     }
-    build(profile, &own, Some(variant), &["guard-agent"], Report::Summary(variant.what))?;
-    Ok(own.join(profile.directory()).join("guard-agent"))
+    build(profile, &own, Some(variant), &["guard-agent"], Report::Summary(variant.what))
 }
 
 /// Builds what runs on this machine itself; returns the directory of the binaries.

@@ -65,7 +65,7 @@ impl Arguments {
 /// The command `cargo xtask bench`.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     setup::ensure(&setup::Use::BENCH, &[arguments.kernel])?;
-    let binaries = build::for_tests()?;
+    let binaries = build::for_benchmarks()?;
     let mut boot = guest::machine(arguments.kernel, &binaries, &arguments.command());
     boot.icount = true;
     boot.ceph = true;
