@@ -38,10 +38,13 @@ const STRUCT: u32 = 4;
 const UNION: u32 = 5;
 const FUNC: u32 = 12;
 const FUNC_PROTO: u32 = 13;
+/// How the names of functions begin that a program can stand before or in place of. Only those are looked up: the
+/// kernel has a hundred times as many others.
+const FUNCTIONS: [&[u8]; 2] = [b"bpf_lsm_", b"security_"];
 /// PTR ends a walk; these are looked through: TYPEDEF, VOLATILE, CONST, RESTRICT, TYPE_TAG.
 const MODIFIERS: [u32; 5] = [8, 9, 10, 11, 18];
 
-/// BTF with an index of its structures and functions.
+/// BTF with an index of its structures, and of the functions that programs are for.
 #[derive(Debug)]
 pub struct Btf<'a> {
     types: &'a [u8],
@@ -98,18 +101,22 @@ impl<'a> Btf<'a> {
             let id = self.starts.len() as u32;
             self.starts.push(start as u32);
             let found = self.type_at(start)?;
-            let name = self.string(u32_at(self.types, start)?)?;
-            match found.kind {
-                STRUCT if !name.is_empty() => _ = self.structs.entry(name).or_insert(id),
-                FUNC => _ = self.functions.insert(name, id),
-                _ => {}
+            // A name is read to its end only where it is kept: this is the longest loop of the agent's start.
+            if matches!(found.kind, STRUCT | FUNC) {
+                let at = u32_at(self.types, start)?;
+                let name = self.strings.get(at as usize..).unwrap_or_default();
+                if found.kind == FUNC && FUNCTIONS.iter().any(|prefix| name.starts_with(prefix)) {
+                    self.functions.insert(self.string(at)?, id);
+                } else if found.kind == STRUCT && at != 0 {
+                    self.structs.entry(self.string(at)?).or_insert(id);
+                }
             }
             start += 12 + trailing_bytes(&found).ok_or(BtfError::UnknownKind { id, kind: found.kind })?;
         }
         Ok(())
     }
 
-    /// Whether the kernel has a function of this name.
+    /// Whether the kernel has a function of this name, which must begin like [`FUNCTIONS`].
     pub fn has_function(&self, name: &str) -> bool {
         self.functions.contains_key(name.as_bytes())
     }
@@ -247,11 +254,10 @@ fn trailing_bytes(of: &Type) -> Option<usize> {
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> Result<u32, BtfError> {
-    bytes
-        .get(at..at + 4)
-        .and_then(|four| four.try_into().ok())
-        .map(u32::from_ne_bytes)
-        .ok_or(BtfError::Malformed { at, what: "cut short" })
+    match bytes.get(at..).and_then(<[u8]>::first_chunk) {
+        Some(four) => Ok(u32::from_ne_bytes(*four)),
+        None => Err(BtfError::Malformed { at, what: "cut short" }),
+    }
 }
 
 #[cfg(test)]
