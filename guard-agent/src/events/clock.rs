@@ -64,6 +64,12 @@ fn nanoseconds(duration: Duration) -> i128 {
     i128::try_from(duration.as_nanos()).expect("a u64 of seconds fits in an i128 of nanoseconds")
 }
 
+/// The boot clock, in nanoseconds.
+pub fn boot_ns() -> nix::Result<u64> {
+    let boot = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME)?);
+    Ok(u64::try_from(boot.as_nanos()).unwrap_or(u64::MAX))
+}
+
 /// Both clocks of the running system: the offset between them, and now.
 pub fn now() -> nix::Result<(BootOffset, Stamp)> {
     let boot = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME)?);

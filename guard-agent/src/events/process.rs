@@ -69,12 +69,22 @@ fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::ESRCH)
 }
 
-/// Field 22: the start on the boot clock in ticks. The command name (field 2) is in parentheses and may
-/// itself hold blanks and parentheses: fields are counted from the last closing one.
-pub(crate) fn start_ticks(stat: &[u8]) -> Option<u64> {
+/// A field by its number in proc(5), from 3 on. The command name (field 2) is in parentheses and may itself hold
+/// blanks and parentheses: fields are counted from the last closing one.
+pub(crate) fn stat_field(stat: &[u8], number: usize) -> Option<&str> {
     let close = stat.iter().rposition(|byte| *byte == b')')?;
-    let rest = std::str::from_utf8(&stat[close + 1..]).ok()?;
-    rest.split_ascii_whitespace().nth(19)?.parse().ok()
+    std::str::from_utf8(&stat[close + 1..]).ok()?.split_ascii_whitespace().nth(number.checked_sub(3)?)
+}
+
+/// Field 22: the start on the boot clock in ticks.
+fn start_ticks(stat: &[u8]) -> Option<u64> {
+    stat_field(stat, 22)?.parse().ok()
+}
+
+/// The same in nanoseconds, as exact as the ticks are.
+pub(crate) fn start_boot_ns(stat: &[u8]) -> Option<u64> {
+    let start = u128::from(start_ticks(stat)?) * 1_000_000_000 / u128::from(ticks_per_second());
+    Some(u64::try_from(start).unwrap_or(u64::MAX))
 }
 
 fn to_ticks(boot_ns: u64, ticks_per_second: u64) -> u64 {

@@ -3,26 +3,34 @@
 //! While it waits it cannot end, so its number is its own. (One that is killed meanwhile may leave its number to
 //! another; the answer then reaches nobody.) Nothing here reads the process's memory or a path of a pool, which
 //! could block.
+//!
+//! Where it is and what it runs is read anew for each answer, and so is each entry of a map: a process may move to
+//! another cgroup, execute another program, and policy may change at any time. Kept is what cannot change: when a process
+//! began ([`Life`]), and the cgroups above one. Cgroups of version 2 cannot be renamed, none goes before those
+//! below it, and none has the id of an earlier one.
 
-use std::fs::{self, File, OpenOptions};
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use guard_common::{CgroupKey, LeaseKey, PoolEntry};
-use nix::libc::{O_CLOEXEC, O_PATH};
+use guard_common::{CgroupKey, ExecutableKey, LeaseKey, Mode, PoolEntry};
 
 use super::decide::Asker;
+use super::kept::{Descriptions, Life, Processes};
 use crate::bpf::{MapAccessError, Maps};
-use crate::events::process::{start_ticks, ticks_per_second};
+use crate::events::process::stat_field;
 use crate::mounts::Snapshot;
 use crate::roots;
 
-/// `PF_KTHREAD` in `/proc/PID/stat`.
-const KERNEL_THREAD: u64 = 0x0020_0000;
+/// Of so many cgroups it is known which are above them.
+const LINEAGES: usize = 256;
 
-/// A process, as decisions and their records need it.
+/// A process, as records need it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Process {
     pub tgid: u32,
@@ -34,8 +42,6 @@ pub struct Process {
     pub comm: [u8; 16],
     pub start_boot_ns: u64,
     pub kernel_thread: bool,
-    /// Of version 2, as in `/proc/PID/cgroup`; `None` if it is in none.
-    pub cgroup: Option<PathBuf>,
 }
 
 impl Process {
@@ -49,63 +55,100 @@ impl Process {
         let directory = proc_root.join(tgid.to_string());
         let stat = fs::read(directory.join("stat"))?;
         let status = fs::read_to_string(directory.join("status"))?;
-        let cgroup = fs::read_to_string(directory.join("cgroup")).unwrap_or_default();
         let login_uid = fs::read_to_string(directory.join("loginuid")).unwrap_or_default();
         let unclear = || io::Error::other("stat or status of a process could not be understood");
-        Self::parse(tgid, &stat, &status, &cgroup, &login_uid).ok_or_else(unclear)
+        Self::parse(tgid, &stat, &status, &login_uid).ok_or_else(unclear)
     }
 
-    fn parse(tgid: u32, stat: &[u8], status: &str, cgroup: &str, login_uid: &str) -> Option<Self> {
+    fn parse(tgid: u32, stat: &[u8], status: &str, login_uid: &str) -> Option<Self> {
         let (open, close) =
             (stat.iter().position(|byte| *byte == b'(')?, stat.iter().rposition(|byte| *byte == b')')?);
-        let rest: Vec<&str> =
-            std::str::from_utf8(stat.get(close + 1..)?).ok()?.split_ascii_whitespace().collect();
         let mut comm = [0; 16];
         let name = stat.get(open + 1..close)?;
         let kept = name.len().min(comm.len() - 1);
         comm[..kept].copy_from_slice(&name[..kept]);
-        let flags: u64 = rest.get(6)?.parse().ok()?;
         let mut uids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_ascii_whitespace();
-        let start_ns = u128::from(start_ticks(stat)?) * 1_000_000_000 / u128::from(ticks_per_second());
+        let life = Life::parse(stat)?;
         Some(Self {
             tgid,
-            ppid: rest.get(1)?.parse().ok()?,
+            ppid: stat_field(stat, 4)?.parse().ok()?,
             uid: uids.next()?.parse().ok()?,
             euid: uids.next()?.parse().ok()?,
             login_uid: login_uid.trim().parse().unwrap_or(u32::MAX),
             comm,
-            start_boot_ns: u64::try_from(start_ns).unwrap_or(u64::MAX),
-            kernel_thread: flags & KERNEL_THREAD != 0,
-            cgroup: cgroup.lines().find_map(|line| line.strip_prefix("0::")).map(PathBuf::from),
+            start_boot_ns: life.start_boot_ns,
+            kernel_thread: life.kernel_thread,
         })
     }
 }
 
+/// The cgroup of version 2 in `/proc/PID/cgroup`.
+pub fn cgroup_of(text: &[u8]) -> Option<PathBuf> {
+    let path = text.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"0::"))?;
+    Some(OsStr::from_bytes(path).into())
+}
+
 /// Looks processes up, and compares them with what policy names.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Identities {
     /// The mounts of the host's namespace, of which executables are told.
     host: Snapshot,
+    /// Where cgroups of version 2 are. Without such a hierarchy nothing can have been named by one.
+    cgroups: Option<PathBuf>,
+    /// By its id, a cgroup and all above it.
+    lineages: HashMap<u64, Vec<u64>>,
+    processes: Processes,
+    descriptions: Descriptions,
+}
+
+impl Default for Identities {
+    fn default() -> Self {
+        Self {
+            host: Snapshot::default(),
+            cgroups: None,
+            lineages: HashMap::new(),
+            processes: Processes::new(Path::new("/proc")),
+            descriptions: Descriptions::default(),
+        }
+    }
 }
 
 impl Identities {
     /// Reads the mount table anew.
     pub fn refresh(&mut self) -> io::Result<()> {
         self.host = Snapshot::parse(&fs::read("/proc/self/mountinfo")?);
+        self.cgroups = roots::cgroup_directory("/", &self.host);
         Ok(())
     }
 
+    /// Mount id and inode of an open file of this thread.
+    pub fn described(&mut self, file: &impl AsFd) -> io::Result<(u32, u64)> {
+        self.descriptions.of(file)
+    }
+
+    /// When a process began that was asked about, and as what.
+    pub fn life(&mut self, tgid: u32) -> io::Result<Life> {
+        self.processes.life(tgid)
+    }
+
     /// Ids of a cgroup and all above it.
-    fn cgroup_ids(&mut self, process: &Process) -> io::Result<Vec<u64>> {
-        let Some(cgroup) = &process.cgroup else { return Ok(Vec::new()) };
-        // No hierarchy of version 2: nothing can have been named by one.
-        let Some(top) = roots::cgroup_directory("/", &self.host) else { return Ok(Vec::new()) };
+    fn lineage(&mut self, cgroup: Option<&Path>) -> io::Result<&[u64]> {
+        let Some((top, cgroup)) = self.cgroups.as_ref().zip(cgroup) else { return Ok(&[]) };
         let relative = cgroup.strip_prefix("/").unwrap_or(cgroup);
-        let mut ids = Vec::new();
-        for part in relative.ancestors() {
-            ids.push(fs::metadata(top.join(part))?.ino());
+        let id = |part: &Path| fs::metadata(top.join(part)).map(|directory| directory.ino());
+        let own = id(relative)?;
+        if !self.lineages.contains_key(&own) {
+            let lineage = relative.ancestors().map(id).collect::<io::Result<Vec<u64>>>()?;
+            // It was there all the while, and with it those above it.
+            if lineage.first() != Some(&own) || id(relative)? != own {
+                return Err(io::Error::other("the process's cgroup was replaced while it was looked at"));
+            }
+            if self.lineages.len() >= LINEAGES {
+                self.lineages.clear();
+            }
+            self.lineages.insert(own, lineage);
         }
-        Ok(ids)
+        Ok(&self.lineages[&own])
     }
 
     /// What a process may do in a pool, and the id of its cgroup.
@@ -115,12 +158,14 @@ impl Identities {
         dev: u32,
         entry: &PoolEntry,
         now_boot_ns: u64,
-        process: &Process,
+        tgid: u32,
     ) -> Result<(Asker, u64), AskError> {
-        let cgroups = self.cgroup_ids(process)?;
+        let cgroup = self.processes.cgroup(tgid)?;
+        let lineage = self.lineage(cgroup.as_deref())?;
+        let own = lineage.first().copied().unwrap_or(0);
         let mut combined = 0;
-        let mut asker = Asker { kernel_thread: process.kernel_thread, ..Asker::default() };
-        for &cgroup_id in &cgroups {
+        let mut asker = Asker::default();
+        for &cgroup_id in lineage {
             let key = CgroupKey { cgroup_id, actor_set: entry.actor_set, reserved: 0 };
             if let Some(mask) = maps.actor_cgroups.get(&key)? {
                 asker.actor |= mask.alone != 0;
@@ -131,22 +176,30 @@ impl Identities {
                 lease.generation == entry.generation && now_boot_ns < lease.expires_boot_ns
             });
         }
-        asker.actor = asker.actor || self.is_actor_by_executable(maps, entry.actor_set, combined, process)?;
-        Ok((asker, cgroups.first().copied().unwrap_or(0)))
+        // A lease, and an actor unless the mode lets none delete, is allowed whatever else it is.
+        if asker.lease || asker.actor && Mode::from_u32(entry.mode) != Some(Mode::Held) {
+            return Ok((asker, own));
+        }
+        asker.kernel_thread = self.processes.life(tgid)?.kernel_thread;
+        asker.actor |=
+            !asker.kernel_thread && self.is_actor_by_executable(maps, entry.actor_set, combined, tgid)?;
+        Ok((asker, own))
     }
 
     fn is_actor_by_executable(
-        &self,
+        &mut self,
         maps: &Maps,
         actor_set: u32,
         combined: u64,
-        process: &Process,
+        tgid: u32,
     ) -> Result<bool, AskError> {
-        if process.kernel_thread {
-            return Ok(false);
+        let Some(executable) = self.processes.executable(tgid)? else { return Ok(false) };
+        let (mount_id, ino) = self.descriptions.of(&executable)?;
+        if let Some(mount) = self.host.mount(mount_id) {
+            let key = ExecutableKey { ino, dev: mount.dev(), actor_set };
+            let mask = maps.actor_executables.get(&key)?;
+            return Ok(mask.is_some_and(|mask| mask.alone != 0 || mask.combined & combined != 0));
         }
-        let directory = Path::new("/proc").join(process.tgid.to_string());
-        let Some((mount_id, ino)) = executable(&directory)? else { return Ok(false) };
         let named = maps.actor_executables.entries()?;
         let named = named.iter().filter(|(key, _)| key.actor_set == actor_set && key.ino == ino);
         let mut named = named.filter(|(_, mask)| mask.alone != 0 || mask.combined & combined != 0).peekable();
@@ -154,17 +207,8 @@ impl Identities {
             return Ok(false);
         }
         // Only for those that are actors in all likelihood: another namespace's table is read each time.
-        let dev = match self.host.mount(mount_id) {
-            Some(mount) => mount.dev(),
-            None => {
-                let table = Snapshot::parse(&fs::read(directory.join("mountinfo"))?);
-                match table.mount(mount_id) {
-                    Some(mount) => mount.dev(),
-                    None => return Ok(false),
-                }
-            }
-        };
-        Ok(named.any(|(key, _)| key.dev == dev))
+        let table = Snapshot::parse(&fs::read(format!("/proc/{tgid}/mountinfo"))?);
+        Ok(table.mount(mount_id).is_some_and(|mount| named.any(|(key, _)| key.dev == mount.dev())))
     }
 }
 
@@ -175,18 +219,6 @@ pub enum AskError {
     Proc(#[from] io::Error),
     #[error(transparent)]
     Map(#[from] MapAccessError),
-}
-
-/// Mount id and inode of a process's executable.
-fn executable(directory: &Path) -> io::Result<Option<(u32, u64)>> {
-    // O_PATH asks no server, and makes no event.
-    let file = OpenOptions::new().read(true).custom_flags(O_PATH | O_CLOEXEC).open(directory.join("exe"));
-    let file = match file {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    described(&file).map(Some)
 }
 
 /// Mount id and inode of an open file.
@@ -215,15 +247,24 @@ mod tests {
 
     #[test]
     fn a_process_is_read_field_by_field() {
-        let cgroup = "1:cpu:/x\n0::/system.slice/incus.service\n";
-        let process = Process::parse(42, &stat("a) R 1 (b", 0), STATUS, cgroup, "1000").unwrap();
+        let process = Process::parse(42, &stat("a) R 1 (b", 0), STATUS, "1000").unwrap();
         assert_eq!((process.ppid, process.uid, process.euid, process.login_uid), (7, 1000, 0, 1000));
         assert_eq!(&process.comm[..10], b"a) R 1 (b\0");
-        assert_eq!(process.cgroup.as_deref(), Some(Path::new("/system.slice/incus.service")));
-        assert_eq!(process.start_boot_ns, 12345 * (1_000_000_000 / ticks_per_second()));
+        assert_eq!(
+            process.start_boot_ns,
+            12345 * (1_000_000_000 / crate::events::process::ticks_per_second())
+        );
         assert!(!process.kernel_thread);
-        let thread = Process::parse(2, &stat("nfsd", KERNEL_THREAD | 1), STATUS, "", "4294967295").unwrap();
-        assert!(thread.kernel_thread && thread.cgroup.is_none() && thread.login_uid == u32::MAX);
+        let thread = Process::parse(2, &stat("nfsd", 0x0020_0001), STATUS, "4294967295").unwrap();
+        assert!(thread.kernel_thread && thread.login_uid == u32::MAX);
+    }
+
+    #[test]
+    fn a_cgroup_of_version_2_is_found_among_others() {
+        let cgroup = cgroup_of(b"1:cpu:/x\n0::/system.slice/incus.service\n");
+        assert_eq!(cgroup.as_deref(), Some(Path::new("/system.slice/incus.service")));
+        assert_eq!(cgroup_of(b"0::/\n").as_deref(), Some(Path::new("/")));
+        assert_eq!((cgroup_of(b"1:cpu:/0::/x\n"), cgroup_of(b"")), (None, None));
     }
 
     #[test]
@@ -231,16 +272,36 @@ mod tests {
         for (stat, status) in
             [(&b""[..], STATUS), (b"42 (x", STATUS), (b"42 (x) S 1", STATUS), (b")(", STATUS)]
         {
-            assert_eq!(Process::parse(42, stat, status, "", ""), None);
+            assert_eq!(Process::parse(42, stat, status, ""), None);
         }
-        assert_eq!(Process::parse(42, &stat("x", 0), "Name: x\n", "", ""), None);
+        assert_eq!(Process::parse(42, &stat("x", 0), "Name: x\n", ""), None);
     }
 
     #[test]
     fn this_process_is_found() {
         let process = Process::read(Path::new("/proc"), std::process::id()).unwrap();
         assert_eq!(process.uid, nix::unistd::getuid().as_raw());
-        let (_, ino) = executable(Path::new("/proc/self")).unwrap().unwrap();
-        assert_eq!(ino, fs::metadata("/proc/self/exe").unwrap().ino());
+    }
+
+    #[test]
+    fn a_cgroup_that_is_made_anew_has_other_ids() {
+        let top = tempfile::tempdir().unwrap();
+        let mut identities = Identities { cgroups: Some(top.path().to_owned()), ..Identities::default() };
+        let ino = |path: &str| fs::metadata(top.path().join(path)).unwrap().ino();
+        let make = || fs::create_dir_all(top.path().join("a/b")).unwrap();
+        make();
+        let cgroup = Some(Path::new("/a/b"));
+        let first = [ino("a/b"), ino("a"), ino("")];
+        for _ in 0..2 {
+            assert_eq!(identities.lineage(cgroup).unwrap(), first);
+        }
+        fs::rename(top.path().join("a"), top.path().join("old")).unwrap();
+        assert!(identities.lineage(cgroup).is_err(), "there is no such cgroup");
+        make();
+        let second = identities.lineage(cgroup).unwrap();
+        assert_eq!(second, [ino("a/b"), ino("a"), ino("")]);
+        assert_ne!(second[..2], first[..2]);
+        assert_eq!(identities.lineage(Some(Path::new("/"))).unwrap(), [ino("")]);
+        assert!(identities.lineage(None).unwrap().is_empty());
     }
 }

@@ -38,6 +38,18 @@ pub struct Answered<'a> {
     pub now_boot_ns: u64,
 }
 
+/// The incident that an answer belongs to. Of the process its number and start matter.
+pub fn incident(outcome: Outcome, entry: &PoolEntry, dev: u32, process: &Process) -> IncidentKey {
+    IncidentKey {
+        generation: entry.generation,
+        start_boot_ns: process.start_boot_ns,
+        tgid: process.tgid,
+        dev,
+        reason: outcome.reason as u32,
+        verdict: outcome.verdict as u32,
+    }
+}
+
 /// Where it is all written.
 pub struct Ledger {
     /// A pipe that does not block; each record goes in whole or not at all.
@@ -55,6 +67,14 @@ impl Ledger {
     /// Whether a mount namespace, by its inode, is another than the host's.
     pub fn is_elsewhere(&self, mnt_ns: u32) -> bool {
         mnt_ns != self.host_mnt_ns
+    }
+
+    /// Whether an audited answer is written down with all that can be known of it, rather than counted alone. If
+    /// that cannot be told, it is.
+    pub fn is_recorded(&self, maps: &Maps, key: &IncidentKey) -> bool {
+        let counted = maps.incidents.get(key).ok().flatten().map(|incident| incident.count);
+        let full_records = maps.config.read().map(|config| u64::from(config.full_records));
+        counted.zip(full_records.ok()).is_none_or(|(counted, full_records)| counted < full_records)
     }
 
     /// Writes an answer down. Both threads do, each with the maps as it has opened them.
@@ -78,14 +98,7 @@ impl Ledger {
 
     fn audit(&self, maps: &mut Maps, answered: &Answered<'_>) -> Result<(), MapAccessError> {
         let process = answered.process;
-        let key = IncidentKey {
-            generation: answered.entry.generation,
-            start_boot_ns: process.start_boot_ns,
-            tgid: process.tgid,
-            dev: answered.dev,
-            reason: answered.outcome.reason as u32,
-            verdict: answered.outcome.verdict as u32,
-        };
+        let key = incident(answered.outcome, answered.entry, answered.dev, process);
         let mut incident = maps.incidents.get(&key)?.unwrap_or_else(|| IncidentValue {
             first_boot_ns: answered.now_boot_ns,
             pool_id: answered.entry.pool_id,

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use std::{fs, panic, thread};
 
 use guard_common::policy::{POOL_CANARY, POOL_NO_ALIAS};
-use guard_common::{Hook, Operation, PoolEntry};
+use guard_common::{Hook, Operation, PoolEntry, Verdict};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::fanotify::{Fanotify, FanotifyEvent, FanotifyResponse, MaskFlags, Response};
@@ -29,8 +29,8 @@ use thiserror::Error;
 use super::attached;
 use super::carry_out::carry_out_all;
 use super::decide::{self, Outcome as Decided};
-use super::identity::{Identities, Process, described};
-use super::ledger::{Answered, Ledger};
+use super::identity::{Identities, Process};
+use super::ledger::{Answered, Ledger, incident};
 use super::marks;
 use super::order::{Line, Order, Reply, Wanted};
 use super::witness::{Told, Witness};
@@ -194,21 +194,22 @@ fn answer(
     if u32::try_from(event.pid()) == Ok(std::process::id()) {
         return respond(Response::FAN_ALLOW);
     }
-    let question = Question::of(shared, maps, &event, fd);
-    let outcome = question.as_ref().map(|question| question.decide(maps, identities));
-    let denied = match &outcome {
+    let Some(question) = Question::of(shared, maps, identities, &event, fd) else {
         // No mount or superblock of ours: the mark is about to go.
-        None => false,
-        Some(Judged { canary: true, .. }) => true,
-        Some(judged) => {
-            judged.outcome.is_some_and(|outcome| outcome.verdict == guard_common::Verdict::Denied)
-        }
+        return respond(Response::FAN_ALLOW);
     };
+    if question.entry.flags & POOL_CANARY != 0 {
+        return respond(Response::FAN_DENY);
+    }
+    let Some((outcome, cgroup_id)) = question.decide(maps, identities) else {
+        return respond(Response::FAN_ALLOW);
+    };
+    // Whoever asked goes on with the answer, and may end: what a record tells is read before.
+    let (process, path) = question.told(outcome, maps, ledger, identities, fd);
+    let denied = outcome.verdict == Verdict::Denied;
     respond(if denied { Response::FAN_DENY } else { Response::FAN_ALLOW })?;
-    // Whoever asked goes on, and may unmount at once what this descriptor would hold; the rest is for the record.
+    // It may unmount at once what this descriptor would hold.
     drop(event);
-    let (Some(question), Some(judged)) = (question, outcome) else { return Ok(()) };
-    let Some(outcome) = judged.outcome else { return Ok(()) };
     let answered = Answered {
         outcome,
         hook: question.hook,
@@ -219,9 +220,9 @@ fn answer(
         // The directory that is opened is the target; what holds its name was not looked at.
         parent_ino: 0,
         target_ino: question.ino,
-        path: &question.path,
-        process: &judged.process,
-        cgroup_id: judged.cgroup_id,
+        path: &path,
+        process: &process,
+        cgroup_id,
         now_boot_ns: question.now_boot_ns,
     };
     // No line for the log: whoever reads that may be stuck. A map that is full has counted it.
@@ -236,29 +237,22 @@ struct Question {
     hook: Hook,
     tgid: u32,
     ino: u64,
-    path: PathBuf,
     now_boot_ns: u64,
-}
-
-/// What was found out.
-#[derive(Default)]
-struct Judged {
-    canary: bool,
-    outcome: Option<Decided>,
-    process: Process,
-    cgroup_id: u64,
 }
 
 impl Question {
     /// Nothing if it is none of ours.
-    fn of(shared: &Shared, maps: &Maps, event: &FanotifyEvent, fd: BorrowedFd<'_>) -> Option<Self> {
-        let (mount_id, ino) = described(&fd).ok()?;
+    fn of(
+        shared: &Shared,
+        maps: &Maps,
+        identities: &mut Identities,
+        event: &FanotifyEvent,
+        fd: BorrowedFd<'_>,
+    ) -> Option<Self> {
+        let (mount_id, ino) = identities.described(&fd).ok()?;
         let mark = shared.mounts().get(&mount_id).cloned()?;
         let entry = maps.pools.get(&mark.wanted.dev).ok()??;
-        // The kernel's own name of an open file: no lookup, no server.
-        let path = fs::read_link(format!("/proc/thread-self/fd/{}", fd.as_raw_fd())).unwrap_or_default();
         Some(Self {
-            path: mark.wanted.inside(&path),
             mark,
             entry,
             hook: if event.mask().contains(MaskFlags::FAN_OPEN_PERM) {
@@ -268,31 +262,47 @@ impl Question {
             },
             tgid: u32::try_from(event.pid()).unwrap_or(0),
             ino,
-            now_boot_ns: clock::now().map_or(0, |(_, stamp)| stamp.boot_ns),
+            // Without a clock every release is over.
+            now_boot_ns: clock::boot_ns().unwrap_or(u64::MAX),
         })
     }
 
-    fn decide(&self, maps: &Maps, identities: &mut Identities) -> Judged {
-        if self.entry.flags & POOL_CANARY != 0 {
-            return Judged { canary: true, ..Judged::default() };
-        }
+    /// The outcome, with the id of the asker's cgroup; `None`: allowed, and nobody needs to know.
+    fn decide(&self, maps: &Maps, identities: &mut Identities) -> Option<(Decided, u64)> {
         if self.entry.flags & POOL_NO_ALIAS != 0 {
-            return Judged::default();
+            return None;
         }
-        let read_only = self.mark.read_only;
-        if !decide::depends_on_asker(&self.entry, read_only, self.now_boot_ns) && read_only {
-            return Judged::default();
+        let (read_only, now) = (self.mark.read_only, self.now_boot_ns);
+        if !decide::depends_on_asker(&self.entry, read_only, now) && read_only {
+            return None;
         }
-        let process = Process::read(Path::new("/proc"), self.tgid);
-        let asker = process.as_ref().ok().and_then(|process| {
-            identities.ask(maps, self.mark.wanted.dev, &self.entry, self.now_boot_ns, process).ok()
-        });
-        Judged {
-            canary: false,
-            outcome: decide::decide(&self.entry, read_only, self.now_boot_ns, asker.map(|(asker, _)| asker)),
-            process: process.unwrap_or(Process::unknown(self.tgid)),
-            cgroup_id: asker.map_or(0, |(_, cgroup_id)| cgroup_id),
+        let asked = identities.ask(maps, self.mark.wanted.dev, &self.entry, now, self.tgid).ok();
+        let (asker, cgroup_id) = asked.map_or((None, 0), |(asker, cgroup_id)| (Some(asker), cgroup_id));
+        decide::decide(&self.entry, read_only, now, asker).map(|outcome| (outcome, cgroup_id))
+    }
+
+    /// Whoever asks and the directory, as far as the ledger needs them for this outcome.
+    fn told(
+        &self,
+        outcome: Decided,
+        maps: &Maps,
+        ledger: &Ledger,
+        identities: &mut Identities,
+        fd: BorrowedFd<'_>,
+    ) -> (Process, PathBuf) {
+        let unknown = Process::unknown(self.tgid);
+        if !outcome.counter().is_audited() {
+            return (unknown, PathBuf::new());
         }
+        let start_boot_ns = identities.life(self.tgid).unwrap_or_default().start_boot_ns;
+        let named = Process { start_boot_ns, ..unknown.clone() };
+        if !ledger.is_recorded(maps, &incident(outcome, &self.entry, self.mark.wanted.dev, &named)) {
+            return (named, PathBuf::new());
+        }
+        // The kernel's own name of an open file: no lookup, no server.
+        let path = fs::read_link(format!("/proc/thread-self/fd/{}", fd.as_raw_fd())).unwrap_or_default();
+        let process = Process::read(Path::new("/proc"), self.tgid).unwrap_or(unknown);
+        (process, self.mark.wanted.inside(&path))
     }
 }
 

@@ -261,7 +261,7 @@ impl<'a> Sight<'a> {
     fn deleter(&mut self, entry: &PoolEntry, now_boot_ns: u64, tgid: u32) -> Deleter {
         let process = Process::read(Path::new("/proc"), tgid).ok();
         let asked = process.and_then(|process| {
-            let asked = self.identities.ask(self.maps, self.mount.dev, entry, now_boot_ns, &process).ok();
+            let asked = self.identities.ask(self.maps, self.mount.dev, entry, now_boot_ns, tgid).ok();
             asked.map(|(asker, cgroup_id)| (process, asker, cgroup_id))
         });
         let namespace = mount_namespace(tgid);
