@@ -131,6 +131,15 @@ impl Results {
             "denied and aggregated: cheaper than the unlink on tmpfs that it prevents",
             denied.zip(nothing).map(|(denied, nothing)| ratio(denied.whole / nothing.whole, 1.0)),
         );
+        let answering = |case: &str| {
+            let rows = self.listing.iter().filter(|row| row.case == case);
+            rows.filter_map(|row| row.responder).reduce(f64::max)
+        };
+        let instructions = |count: f64, bar: f64| (format!("{count:.0}"), count <= bar);
+        add(
+            "fanotify: listing a directory as actor takes the answering process ≤ 120,000 instructions",
+            answering("guard, fanotify: pool, allowed as actor").map(|count| instructions(count, 120_000.0)),
+        );
         for (name, axis) in [
             ("1 to 10,000 pools: cost grows ≤ 10 %", "pools"),
             ("1 to 10,000 actors: cost grows ≤ 10 %", "actors"),
@@ -138,6 +147,10 @@ impl Results {
             add(name, self.growth_of(axis).map(|growth| percent(growth, 0.10)));
         }
         let figure = |name: &str| self.agent.iter().find(|figure| figure.name == name);
+        add(
+            "agent: start to enforcing ≤ 3,000 ms",
+            figure("start to enforcing").map(|took| (format!("{:.0} ms", took.value), took.value <= 3000.0)),
+        );
         add(
             "agent: idle memory ≤ 16 MiB",
             figure("idle VmRSS").map(|memory| (format!("{:.1} MiB", memory.value), memory.value <= 16.0)),
