@@ -3,11 +3,13 @@
 use std::fs;
 use std::os::fd::AsFd as _;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
 
 use crate::harness::attempt::{copy_rm, failed_with, passes, rm_passes};
 use crate::harness::fanotify::{Ground, intact};
@@ -18,6 +20,7 @@ use crate::harness::{command, wait};
 
 pub const TESTS: &[Test] = &[
     Test::new("fanotify_guarded_stops_recursive_deletion_and_says_what_it_does_not", guarded),
+    Test::new("fanotify_one_process_is_judged_anew_at_each_question", judged_anew),
     Test::new("fanotify_sealed_outlives_the_agent_and_is_restored_exactly", sealed),
     Test::new("fanotify_command_lease_writes_at_once_in_a_sealed_pool", command_lease),
     Test::new("fanotify_busy_mount_cannot_be_listed_until_it_is_sealed", busy).only_in_full(),
@@ -100,6 +103,55 @@ fn guarded() -> Result<()> {
     rm_passes(&at("volume"))?;
     ensure!(agent.stop()?.success(), "the agent ended otherwise");
     Ok(())
+}
+
+/// For shells: whether a directory can be listed, by the shell's own process.
+const LISTS: &str = "lists() { for name in \"$1\"/*; do [ \"$name\" != \"$1/*\" ]; return; done; }";
+/// Stranger, actor by its executable, stranger: one process all the while.
+const BY_EXECUTABLE: &str = r#"
+    eval "$LISTS"; lists "$POOL" && exit 1
+    exec "$ACTOR" -c 'eval "$LISTS"; lists "$POOL" || exit 2; exec sh -c "eval \"\$LISTS\"; lists \"\$POOL\" && exit 3; exit 0"'
+"#;
+/// The same by its cgroup; then in one of the same name and place, which is another.
+const BY_CGROUP: &str = r#"
+    eval "$LISTS"; own=/sys/fs/cgroup$(sed -n s/^0:://p /proc/self/cgroup)
+    lists "$POOL" && exit 1
+    echo $$ >"$CGROUP/cgroup.procs" && lists "$POOL" || exit 2
+    echo $$ >"$own/cgroup.procs" && ! lists "$POOL" || exit 3
+    echo $$ >"$CGROUP/cgroup.procs" && lists "$POOL" || exit 4
+    echo $$ >"$own/cgroup.procs" && rmdir "$CGROUP" && mkdir "$CGROUP" || exit 5
+    echo $$ >"$CGROUP/cgroup.procs" && ! lists "$POOL" || exit 6
+"#;
+
+/// What a process was at one question says nothing of what it is at the next.
+fn judged_anew() -> Result<()> {
+    let scratch = Scratch::new("fanotify-anew")?;
+    let (actor, cgroup) = (scratch.join("sh"), Path::new("/sys/fs/cgroup/fanotify-anew"));
+    let shell = command::run("sh", &["-c", "readlink -f \"$(command -v sh)\""])?;
+    fs::copy(shell.trim(), &actor).with_context(|| format!("copy {}", shell.trim()))?;
+    fs::create_dir_all(cgroup).with_context(|| format!("create {}", cgroup.display()))?;
+    let actors =
+        format!("actors = [{{ executable = \"{}\" }}, {{ cgroup = \"/fanotify-anew\" }}]", actor.display());
+    let ground = Ground::new("fanotify-anew", &actors)?;
+    let agent = ground.0.installation.start()?;
+    let pool = ground.0.pool("pool")?;
+    let exit_code = |script: &str| -> Result<Option<i32>> {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).env("LISTS", LISTS).env("POOL", pool.path());
+        let status = command.env("ACTOR", &actor).env("CGROUP", cgroup).status().context("start sh")?;
+        Ok(status.code())
+    };
+    let code = exit_code(BY_EXECUTABLE)?;
+    ensure!(code == Some(0), "by its executable it was judged wrongly at step {code:?}");
+    // Who answers knows by itself that the cgroup is another one: the agent cannot tell it.
+    agent.signal(Signal::SIGSTOP)?;
+    let code = exit_code(BY_CGROUP);
+    agent.signal(Signal::SIGCONT)?;
+    let code = code?;
+    ensure!(code == Some(0), "by its cgroup it was judged wrongly at step {code:?}");
+    let enters = "eval \"$LISTS\"; echo $$ >\"$CGROUP/cgroup.procs\" && lists \"$POOL\"";
+    wait::until("policy means the new cgroup", SOON, || Ok(exit_code(enters)? == Some(0)))?;
+    fs::remove_dir(cgroup).with_context(|| format!("remove {}", cgroup.display()))
 }
 
 /// Mount options as the table has them, of the mounts of a place.
