@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use guard_agent::classify::classify;
+use guard_agent::classify::clusters::Clusters;
 use guard_agent::mounts::{MountEntry, Snapshot, parse};
 use guard_agent::policy::Policy;
 
@@ -122,7 +123,7 @@ fn other_views_have_the_same_mounts(snapshot: &Snapshot) {
 }
 
 fn every_mount_is_classified(snapshot: &Snapshot) {
-    let classification = classify(snapshot, &POLICY);
+    let classification = classify(snapshot, &POLICY, &Clusters::default());
     assert!(classification.pools.is_sorted_by(|one, next| one.dev < next.dev));
     assert!(classification.outsiders.is_sorted_by(|one, next| one.dev < next.dev));
     let pools: HashSet<u32> = classification.pools.iter().map(|pool| pool.dev).collect();

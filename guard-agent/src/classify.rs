@@ -5,13 +5,19 @@
 //! superblock. Of nested roots the innermost that guards the kind wins, as in the kernel program.
 
 pub mod ceph;
+pub mod clusters;
+mod export;
+mod identity;
+pub mod names;
+mod options;
+mod server;
 
 use std::collections::{BTreeMap, HashMap};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use clusters::Clusters;
+use identity::Identity;
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
 use crate::mounts::{MountEntry, Snapshot};
 use crate::policy::{Filesystem, Policy};
@@ -23,7 +29,7 @@ pub struct Pool {
     pub dev: u32,
     /// Names the shared filesystem and the path in it; the same after a remount. Never 0.
     pub pool_id: u64,
-    /// For people: the last component of `mountpoint`. Not unique.
+    /// For people: the volume or storage pool it is mounted for, else the end of what is exported. Unique.
     pub name: String,
     /// Type in mountinfo.
     pub fs_type: String,
@@ -92,7 +98,7 @@ impl Classification {
 }
 
 /// Tells pools from all other mounts.
-pub fn classify(snapshot: &Snapshot, policy: &Policy) -> Classification {
+pub fn classify(snapshot: &Snapshot, policy: &Policy, clusters: &Clusters) -> Classification {
     let mut kinds: HashMap<&str, Option<&Filesystem>> = HashMap::new();
     let mut superblocks: BTreeMap<u32, Vec<&MountEntry>> = BTreeMap::new();
     for entry in snapshot.entries() {
@@ -102,13 +108,15 @@ pub fn classify(snapshot: &Snapshot, policy: &Policy) -> Classification {
         }
     }
     let kind_of = |entry: &MountEntry| kinds.get(entry.fs_type.as_str()).copied().flatten();
-    let pools: Vec<Pool> =
-        superblocks.values().filter_map(|mounts| pool(mounts, kind_of(mounts[0])?, policy)).collect();
+    let found = superblocks.values().filter_map(|mounts| pool(mounts, kind_of(mounts[0])?, policy, clusters));
+    let mut pools: Vec<Pool> = found.collect();
+    tell_apart(&mut pools);
     let mut classification = Classification { pools, ..Classification::default() };
     for (dev, mounts) in &superblocks {
         let Some(kind) = kind_of(mounts[0]).filter(|_| classification.pool(*dev).is_none()) else { continue };
-        let (pool_id, magic, ceph) = (pool_id(mounts[0], kind), kind.magic(), ceph_identity(mounts[0], kind));
-        classification.outsiders.push(Outsider { dev: *dev, pool_id, magic, ceph });
+        let identity = Identity::of(mounts[0], mounts);
+        let (pool_id, magic) = (identity.pool_id(kind, clusters), kind.magic());
+        classification.outsiders.push(Outsider { dev: *dev, pool_id, magic, ceph: identity.into_ceph() });
     }
     for entry in snapshot.entries() {
         if classification.pool(entry.dev()).is_some() {
@@ -126,24 +134,40 @@ pub fn classify(snapshot: &Snapshot, policy: &Policy) -> Classification {
     classification
 }
 
-fn pool(mounts: &[&MountEntry], kind: &Filesystem, policy: &Policy) -> Option<Pool> {
+fn pool(mounts: &[&MountEntry], kind: &Filesystem, policy: &Policy, clusters: &Clusters) -> Option<Pool> {
     let guarded = |entry: &&MountEntry| guarding_root(&entry.mountpoint, kind, policy);
     let whole = |entry: &&&MountEntry| entry.root == Path::new("/") && guarded(entry).is_some();
     let primary =
         mounts.iter().find(whole).or_else(|| mounts.iter().find(|entry| guarded(entry).is_some()))?;
-    let name = primary.mountpoint.file_name().unwrap_or(primary.mountpoint.as_os_str());
+    let identity = Identity::of(primary, mounts);
     Some(Pool {
         dev: primary.dev(),
-        pool_id: pool_id(primary, kind),
-        name: name.to_string_lossy().into_owned(),
+        pool_id: identity.pool_id(kind, clusters),
+        name: identity.name(),
         fs_type: primary.fs_type.clone(),
         magic: kind.magic(),
         source: primary.source.to_string_lossy().into_owned(),
         mountpoint: primary.mountpoint.clone(),
         mountpoints: mounts.iter().map(|entry| entry.mountpoint.clone()).collect(),
         root: guarded(primary)?,
-        ceph: ceph_identity(primary, kind),
+        ceph: identity.into_ceph(),
     })
+}
+
+/// Marks names that several pools have.
+fn tell_apart(pools: &mut [Pool]) {
+    let mut bearers: HashMap<String, Vec<usize>> = HashMap::new();
+    for (index, pool) in pools.iter().enumerate() {
+        bearers.entry(pool.name.clone()).or_default().push(index);
+    }
+    for indexes in bearers.into_values().filter(|indexes| indexes.len() > 1) {
+        let ids: Vec<u64> = indexes.iter().map(|index| pools[*index].pool_id).collect();
+        for index in indexes {
+            let Pool { name, pool_id, dev, .. } = &mut pools[index];
+            let is_only_one = ids.iter().filter(|id| *id == pool_id).count() == 1;
+            *name = names::marked(name, *pool_id, *dev, is_only_one);
+        }
+    }
 }
 
 /// Index of the innermost root at or above a path that guards a kind, by whole components.
@@ -151,31 +175,6 @@ pub fn guarding_root(path: &Path, kind: &Filesystem, policy: &Policy) -> Option<
     let guards = policy.roots().iter().enumerate().filter(|(_, root)| root.guards(kind));
     let above = guards.filter(|(_, root)| path.starts_with(root.path()));
     above.max_by_key(|(_, root)| root.path().components().count()).map(|(index, _)| index)
-}
-
-/// Only for mounts through Ceph's kernel client.
-fn ceph_identity(entry: &MountEntry, kind: &Filesystem) -> Option<ceph::Identity> {
-    ceph::identity(&entry.source, &entry.super_options).filter(|_| kind.name() == "ceph")
-}
-
-/// The first eight bytes of a SHA-256 over kind and identity.
-fn pool_id(entry: &MountEntry, kind: &Filesystem) -> u64 {
-    let mut hash = Sha256::new();
-    hash.update(kind.name());
-    hash.update([0]);
-    let source = entry.source.as_bytes();
-    match ceph_identity(entry, kind) {
-        Some(identity) => hash.update(identity.canonical()),
-        None => hash.update(source),
-    }
-    // A source such as `none` or `ceph-fuse` names nothing: the place has to.
-    if !source.iter().any(|byte| matches!(byte, b'/' | b':' | b'@')) {
-        hash.update([0]);
-        hash.update(entry.mountpoint.as_os_str().as_bytes());
-    }
-    let digest = hash.finalize();
-    let first = digest.iter().take(8).fold(0_u64, |id, byte| id << 8 | u64::from(*byte));
-    first.max(1)
 }
 
 #[cfg(test)]

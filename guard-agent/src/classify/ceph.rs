@@ -4,25 +4,29 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use serde::Serialize;
+use super::clusters::Clusters;
+use super::options::option;
+use super::server::{Server, normal_path};
+use crate::mounts::MountEntry;
 
 /// What a CephFS mount shows.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// The cluster's id, if source or options tell it.
+    /// The cluster's id, if source or options tell it. Zeros are no id: they mean that it was not known.
     pub fsid: Option<String>,
     /// Name of the filesystem in the cluster; `None` is the cluster's default one.
     pub filesystem: Option<String>,
     /// The path in the filesystem that is mounted, without a slash at the end.
     pub path: String,
-    /// Addresses of monitors without ports, sorted: the ports differ between protocol versions.
-    pub monitors: Vec<String>,
+    /// Those that the mount was given.
+    pub monitors: Vec<Server>,
 }
 
 impl Identity {
-    /// The same for every mount of the same path by the same spelling of the cluster.
-    pub fn canonical(&self) -> String {
-        let cluster = self.fsid.clone().unwrap_or_else(|| self.monitors.join(","));
+    /// The same for every mount of the same path, whatever monitors it names. Where nothing on the host knows the
+    /// cluster, it is left out: then two clusters' pools of one name and path share an id, and a seal holds for both.
+    pub fn canonical(&self, clusters: &Clusters) -> String {
+        let cluster = self.fsid.as_deref().or_else(|| clusters.fsid(&self.monitors)).unwrap_or_default();
         format!("{cluster}\0{}\0{}", self.filesystem.as_deref().unwrap_or_default(), self.path)
     }
 
@@ -31,7 +35,11 @@ impl Identity {
     pub fn same_filesystem(&self, other: &Self) -> bool {
         let cluster = match (&self.fsid, &other.fsid) {
             (Some(left), Some(right)) => left == right,
-            _ => self.monitors.iter().any(|monitor| other.monitors.contains(monitor)),
+            // The ports differ between versions of the protocol.
+            _ => {
+                let of_other = |host: &String| other.monitors.iter().any(|monitor| monitor.host == *host);
+                self.monitors.iter().any(|monitor| of_other(&monitor.host))
+            }
         };
         cluster && self.filesystem == other.filesystem
     }
@@ -49,56 +57,44 @@ impl Identity {
     }
 }
 
+/// What a mount through Ceph's kernel client shows; `None` for every other mount.
+pub fn identity(entry: &MountEntry) -> Option<Identity> {
+    read(&entry.source, &entry.super_options).filter(|_| entry.fs_type == "ceph")
+}
+
 /// Reads `user@fsid.fs=/path` or `monitor,monitor:/path`. `None` if it is neither.
-pub fn identity(source: &OsStr, super_options: &str) -> Option<Identity> {
+fn read(source: &OsStr, super_options: &str) -> Option<Identity> {
     let source = String::from_utf8_lossy(source.as_bytes());
-    let option = |name: &str| {
-        let value = |option: &str| option.strip_prefix(name)?.strip_prefix('=').map(str::to_owned);
-        super_options.split(',').find_map(value).filter(|value| !value.is_empty())
-    };
-    let named = option("fs").or_else(|| option("mds_namespace"));
+    let given = |name: &str| option(super_options, name).map(str::to_owned);
+    let (named, fsid) = (given("fs").or_else(|| given("mds_namespace")), given("fsid"));
     // Only the new spelling has `=/`; a path may hold it too, so the part before it decides.
     let new = source.split_once("=/").filter(|(before, _)| before.contains('@') && !before.contains(":/"));
     if let Some((device, path)) = new {
         let (_user, cluster) = device.split_once('@')?;
-        let (fsid, filesystem) = cluster.split_once('.')?;
-        let listed = option("mon_addr").unwrap_or_default();
+        let (shown, filesystem) = cluster.split_once('.')?;
         return Some(Identity {
-            fsid: Some(fsid.to_owned()).filter(|fsid| !fsid.is_empty()).or_else(|| option("fsid")),
+            fsid: known_fsid(shown).or_else(|| known_fsid(&fsid?)),
             filesystem: Some(filesystem.to_owned()).filter(|name| !name.is_empty()).or(named),
-            path: normal(path),
-            monitors: monitors(listed.split('/')),
+            path: normal_path(path),
+            monitors: monitors(&given("mon_addr").unwrap_or_default(), '/'),
         });
     }
     let (listed, path) = source.split_once(":/")?;
     if listed.is_empty() {
         return None;
     }
-    let monitors = monitors(listed.split(','));
-    Some(Identity { fsid: option("fsid"), filesystem: named, path: normal(path), monitors })
+    let fsid = fsid.and_then(|fsid| known_fsid(&fsid));
+    Some(Identity { fsid, filesystem: named, path: normal_path(path), monitors: monitors(listed, ',') })
 }
 
-fn normal(path: &str) -> String {
-    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
-    format!("/{}", parts.join("/"))
+/// A cluster's id in lower case, unless it is empty or all zeros.
+pub(super) fn known_fsid(text: &str) -> Option<String> {
+    let is_known = text.bytes().any(|byte| !matches!(byte, b'0' | b'-'));
+    is_known.then(|| text.to_ascii_lowercase())
 }
 
-fn monitors<'m>(listed: impl Iterator<Item = &'m str>) -> Vec<String> {
-    let mut hosts: Vec<String> = listed.filter(|address| !address.is_empty()).map(host).collect();
-    hosts.sort();
-    hosts.dedup();
-    hosts
-}
-
-/// An address without its port: `10.0.0.1:3300`, `[fd00::1]:3300`, `mon.example`.
-fn host(address: &str) -> String {
-    let bracketed = address.strip_prefix('[').and_then(|rest| rest.split_once(']'));
-    let host = match bracketed {
-        Some((host, _)) => host,
-        None if address.matches(':').count() == 1 => address.split(':').next().unwrap_or(address),
-        None => address,
-    };
-    host.to_ascii_lowercase()
+fn monitors(listed: &str, separator: char) -> Vec<Server> {
+    listed.split(separator).filter_map(Server::parse).collect()
 }
 
 #[cfg(test)]
@@ -106,7 +102,11 @@ mod tests {
     use super::*;
 
     fn read(source: &str, options: &str) -> Identity {
-        identity(OsStr::new(source), options).unwrap()
+        super::read(OsStr::new(source), options).unwrap()
+    }
+
+    fn hosts(identity: &Identity) -> Vec<&str> {
+        identity.monitors.iter().map(|monitor| monitor.host.as_str()).collect()
     }
 
     #[test]
@@ -118,7 +118,7 @@ mod tests {
         assert_eq!((new.path.as_str(), new.monitors.len()), ("/pool-a", 2));
         let old = read("10.99.0.2:6789,10.99.0.1:6789:/pool-a", "rw,mds_namespace=testfs");
         assert_eq!((old.fsid.as_ref(), old.filesystem.as_deref()), (None, Some("testfs")));
-        assert_eq!((&old.path, &old.monitors), (&new.path, &new.monitors));
+        assert_eq!((old.path.as_str(), hosts(&old)), ("/pool-a", vec!["10.99.0.2", "10.99.0.1"]));
         assert!(old.same_filesystem(&new));
         let other = read("admin@f0e1-2.other=/", "mon_addr=10.99.0.1:3300");
         assert!(!other.same_filesystem(&new));
@@ -140,6 +140,8 @@ mod tests {
             ("10.98.0.7:/", ""),
             ("10.98.0.7:/", "mds_namespace=fs"),
             ("admin@.fs=/", ""),
+            ("admin@00000000-0000-0000-0000-000000000000.fs=/", ""),
+            ("10.98.0.7:/", "mds_namespace=fs,fsid=00000000-0000-0000-0000-000000000000"),
         ] {
             assert!(!apart(source, options), "{source}");
         }
@@ -157,19 +159,57 @@ mod tests {
 
     #[test]
     fn odd_sources() {
-        assert_eq!(read("[fd00::1]:3300,[fd00::2]:/", "").monitors, ["fd00::1", "fd00::2"]);
+        assert_eq!(hosts(&read("[fd00::1]:3300,[fd00::2]:/", "")), ["fd00::1", "fd00::2"]);
         assert_eq!(read("mon:/a=/b", "fsid=x").fsid.as_deref(), Some("x"));
         assert_eq!(read("mon:/user@x=/b", "").path, "/user@x=/b");
         assert_eq!(read("admin@.fs=/", "").fsid, None);
         for source in ["", "none", ":/", "a@b=/c"] {
-            assert_eq!(identity(OsStr::new(source), ""), None, "{source}");
+            assert_eq!(super::read(OsStr::new(source), ""), None, "{source}");
         }
+    }
+
+    #[test]
+    fn zeros_are_no_id() {
+        const ZEROS: &str = "fsid=00000000-0000-0000-0000-000000000000";
+        let (one, other) = (read("10.0.0.1:/a", ZEROS), read("10.9.0.1:/a", ZEROS));
+        assert_eq!((one.fsid.as_ref(), other.fsid.as_ref()), (None, None));
+        assert!(!one.same_filesystem(&other) && !one.certainly_apart(&other));
+        assert!(one.same_filesystem(&read("10.0.0.1:/b", ZEROS)), "a monitor in common");
+        let new = read("admin@00000000-0000-0000-0000-000000000000.fs=/", "fsid=F0,mon_addr=10.0.0.1");
+        assert_eq!(new.fsid.as_deref(), Some("f0"));
+    }
+
+    #[test]
+    fn one_id_whatever_monitors_a_mount_names() {
+        const FS: &str = "mds_namespace=fs";
+        let first = read("10.0.0.1:6789,10.0.0.2:6789:/pool", FS);
+        let (reordered, subset) = (read("10.0.0.2,10.0.0.1:/pool", FS), read("10.0.0.3:6789:/pool/", FS));
+        let new = read("admin@f0.fs=/pool", "mon_addr=10.0.0.1:3300");
+        let unknown = Clusters::default();
+        assert_eq!(first.canonical(&unknown), reordered.canonical(&unknown));
+        assert_eq!(first.canonical(&unknown), subset.canonical(&unknown));
+        assert_ne!(first.canonical(&unknown), read("10.0.0.1:/other", FS).canonical(&unknown));
+        let mut known = Clusters::default();
+        known.learn_configuration("fsid = f0\nmon_host = 10.0.0.1,10.0.0.2,10.0.0.3");
+        for old in [&first, &reordered, &subset] {
+            assert_eq!(old.canonical(&known), new.canonical(&unknown));
+        }
+        assert_ne!(first.canonical(&known), read("10.7.0.1:/pool", FS).canonical(&known));
+        // What a configuration says may be out of date: it gives an id, and proves nothing.
+        assert!(!first.certainly_apart(&read("admin@f1.fs=/pool", "")));
+    }
+
+    #[test]
+    fn ids_with_a_cluster_are_what_they_were() {
+        let canonical = |source, options| read(source, options).canonical(&Clusters::default());
+        assert_eq!(canonical("admin@f0.fs=/pool", "mon_addr=10.0.0.1:3300"), "f0\0fs\0/pool");
+        assert_eq!(canonical("10.0.0.1:/pool", "fsid=f0"), "f0\0\0/pool");
     }
 
     proptest::proptest! {
         #[test]
         fn never_panics(source in "[a@.=/:,\\[\\]é]{0,30}", options in "[a=,fs]{0,20}") {
-            let _ = identity(OsStr::new(&source), &options);
+            let _ = super::read(OsStr::new(&source), &options);
         }
     }
 }

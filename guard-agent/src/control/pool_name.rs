@@ -1,6 +1,7 @@
 //! Finds the pool that an operator means: by name, mountpoint, id or device. Pure.
 
 use super::refusal::Refusal;
+use crate::classify::names::unmarked;
 
 /// Everything that a pool can be called.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +18,7 @@ impl PoolAddress<'_> {
     fn is_called(&self, wanted: &str) -> bool {
         let trimmed = wanted.trim_end_matches('/');
         self.name == wanted
+            || unmarked(self.name, self.pool_id, self.device) == wanted
             || self.pool_id == wanted
             || self.device == wanted
             || self.mountpoints.iter().any(|mountpoint| mountpoint == wanted || mountpoint == trimmed)
@@ -63,5 +65,22 @@ mod tests {
         let ambiguous = find_pool("default", &pools).unwrap_err();
         assert_eq!(ambiguous.code(), "ambiguous-pool");
         assert!(ambiguous.to_string().contains("default (/srv/two, 0:45, id 00bb)"));
+    }
+
+    #[test]
+    fn a_name_that_several_pools_have_is_refused_with_what_to_use() {
+        let (one, two) = (["/srv/one".to_owned()], ["/srv/two".to_owned()]);
+        let pool = |name, pool_id, device, mountpoints| PoolAddress { name, pool_id, device, mountpoints };
+        let pools = [
+            pool("data~1a2b3c4d", "1a2b3c4d00000001", "0:44", &one[..]),
+            pool("data~5e6f7a8b", "5e6f7a8b00000001", "0:45", &two[..]),
+        ];
+        assert_eq!(find_pool("data~5e6f7a8b", &pools), Ok(1));
+        let ambiguous = find_pool("data", &pools).unwrap_err();
+        assert_eq!(ambiguous.code(), "ambiguous-pool");
+        for id in ["1a2b3c4d00000001", "5e6f7a8b00000001"] {
+            assert!(ambiguous.to_string().contains(id), "{ambiguous}");
+        }
+        assert_eq!(find_pool("data", &pools[..1]), Ok(0), "the other one has ended");
     }
 }

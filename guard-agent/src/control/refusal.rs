@@ -94,7 +94,7 @@ impl Refusal {
             Self::NotRoot { .. } => "run it as root (sudo guardctl …)".to_owned(),
             Self::NotReader { group, .. } => format!("run it as root, or: usermod -aG {group} <user>"),
             Self::UnknownPool { .. } => "name the pool by name, mountpoint or id: guardctl pools".to_owned(),
-            Self::AmbiguousPool { .. } => "name it by mountpoint or device: guardctl pools".to_owned(),
+            Self::AmbiguousPool { .. } => "name it by id, mountpoint or device: guardctl pools".to_owned(),
             Self::TtlTooLong { max_seconds, .. } => {
                 format!("ask for --ttl {max_seconds}s at most, or raise the limit in the policy")
             }

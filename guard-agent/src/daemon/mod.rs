@@ -4,6 +4,7 @@
 //! watched paths, the kernel's records, requests from the control socket, and time. Nothing here decides
 //! what to protect.
 
+mod clusters;
 mod engine;
 mod exec;
 mod following;

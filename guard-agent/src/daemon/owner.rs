@@ -20,10 +20,11 @@ use super::state::StateFile;
 use super::status_text::Facts;
 use super::succession::Succession;
 use super::tiers::{Foundation, Ladder, Reached};
-use super::{DaemonError, Options, chain, posture, publish};
+use super::{DaemonError, Options, chain, clusters, posture, publish};
 use crate::audit::record::{AgentBody, AgentChange, LeaseChange, PolicyChange};
 use crate::audit::{AuditFile, Body, Place};
 use crate::bpf::{CanaryError, Maps, Programs, canary, object};
+use crate::classify::clusters::Clusters;
 use crate::classify::{self, Classification};
 use crate::control::Peer;
 use crate::events::{IncidentTracker, Stamp, Time, clock};
@@ -49,6 +50,8 @@ pub struct Owner {
     pub(super) overrides: Overrides,
     pub(super) snapshot: Snapshot,
     pub(super) classification: Classification,
+    /// Which Ceph cluster a monitor belongs to, as far as this host has shown it.
+    clusters: Clusters,
     pub(super) resolution: roots::Resolution,
     /// By generation.
     pub(super) pools: BTreeMap<u64, KnownPool>,
@@ -118,6 +121,7 @@ impl Owner {
             overrides,
             snapshot: Snapshot::default(),
             classification: Classification::default(),
+            clusters: Clusters::default(),
             resolution: roots::Resolution::default(),
             pools: BTreeMap::new(),
             past: BTreeMap::new(),
@@ -295,7 +299,8 @@ impl Owner {
             (!gaps.is_empty()).then(|| gaps.join("; "))
         });
         let effective = self.policy.policy.with_root_paths(&self.resolution.root_paths);
-        self.classification = classify::classify(&self.snapshot, &effective);
+        clusters::learn(&mut self.clusters, &self.snapshot, Path::new("/"));
+        self.classification = classify::classify(&self.snapshot, &effective, &self.clusters);
         self.troubles.set_if(posture::NO_ACTOR, || {
             posture::without_actor(&effective, &self.classification, &self.resolution.resolved)
         });
@@ -340,7 +345,7 @@ impl Owner {
         }
         let snapshot = mounts.read().map_err(|error| format!("read the mount table: {error}"))?;
         let effective = self.policy.policy.with_root_paths(&self.resolution.root_paths);
-        let classification = classify::classify(&snapshot, &effective);
+        let classification = classify::classify(&snapshot, &effective, &self.clusters);
         for (dev, pool_id) in created {
             let pool = classification.pool(dev).map(|pool| pool.pool_id);
             let outsider = classification.outsiders.iter().find(|outsider| outsider.dev == dev);

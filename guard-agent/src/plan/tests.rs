@@ -13,6 +13,7 @@ use guard_common::policy::{
 
 use super::*;
 use crate::classify::classify;
+use crate::classify::clusters::Clusters;
 use crate::mounts::Snapshot;
 use crate::policy::parse;
 
@@ -96,7 +97,8 @@ impl Host {
     }
 
     fn plan(&self, maps: &Observed) -> Plan {
-        let classification = classify(&Snapshot::parse(self.table.as_bytes()), &self.policy);
+        let classification =
+            classify(&Snapshot::parse(self.table.as_bytes()), &self.policy, &Clusters::default());
         let mut resolved = self.resolved.clone();
         let of_ceph = classification.pools.iter().filter(|pool| pool.ceph.is_some());
         resolved.pool_roots = of_ceph.map(|pool| (pool.dev, pool_root(pool.dev))).collect();

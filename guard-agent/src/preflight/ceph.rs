@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use crate::classify::clusters::settings;
+
 /// A pool of the cluster to be joined.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CephPool {
@@ -78,13 +80,6 @@ fn text(path: &Path) -> Result<String, String> {
         .and_then(|file| file.take(1 << 20).read_to_end(&mut bytes))
         .map_err(|error| format!("{}: {error}", path.display()))?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-/// Keys and values, of all sections. Ceph takes blanks and underscores for the same in a key.
-fn settings(text: &str) -> Vec<(String, String)> {
-    let pairs = text.lines().filter_map(|line| line.split_once('='));
-    let normal = |key: &str| key.trim().replace([' ', '-'], "_").to_lowercase();
-    pairs.map(|(key, value)| (normal(key), value.trim().to_owned())).collect()
 }
 
 #[cfg(test)]
