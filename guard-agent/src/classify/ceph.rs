@@ -23,8 +23,9 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// The same for every mount of the same path, whatever monitors it names. Where nothing on the host knows the
-    /// cluster, it is left out: then two clusters' pools of one name and path share an id, and a seal holds for both.
+    /// The same for every mount of the same path, whatever monitors it names. Where nothing on the host knows
+    /// the cluster, it is left out: then two clusters' pools of one name and path share an id, and a seal
+    /// holds for both.
     pub fn canonical(&self, clusters: &Clusters) -> String {
         let cluster = self.fsid.as_deref().or_else(|| clusters.fsid(&self.monitors)).unwrap_or_default();
         format!("{cluster}\0{}\0{}", self.filesystem.as_deref().unwrap_or_default(), self.path)

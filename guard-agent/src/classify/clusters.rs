@@ -1,7 +1,8 @@
 //! Which Ceph cluster a monitor belongs to. Pure: what was read is given to it.
 //!
-//! The old spelling of a CephFS source names some monitors and no cluster. Which ones, and in what order, may differ
-//! with each mount, so they cannot be the identity; the cluster's id is, where anything on the host tells it.
+//! The old spelling of a CephFS source names some monitors and no cluster. Which ones, and in what order, may
+//! differ with each mount, so they cannot be the identity; the cluster's id is, where anything on the host
+//! tells it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,8 +31,8 @@ impl Clusters {
         }
     }
 
-    /// Takes what debugfs says of a client of the kernel: its directory's name, `<fsid>.client<number>`, and its
-    /// file `monmap`.
+    /// Takes what debugfs says of a client of the kernel: its directory's name, `<fsid>.client<number>`, and
+    /// its file `monmap`.
     pub fn learn_client(&mut self, directory: &str, monmap: &str) {
         let Some((fsid, _client)) = directory.split_once(".client") else { return };
         // `<tab>mon0<tab>(1)10.0.0.1:6789`, behind a line with the epoch.
@@ -74,8 +75,8 @@ fn learn(known: &mut Monitors, fsid: &str, monitors: impl IntoIterator<Item = Se
     }
 }
 
-/// Host and port say more than the host alone, on which monitors of two clusters may run; but a monitor has a port for
-/// each version of the protocol.
+/// Host and port say more than the host alone, on which monitors of two clusters may run; but a monitor has a
+/// port for each version of the protocol.
 fn cluster<'k>(known: &'k Monitors, monitors: &[Server]) -> Option<&'k str> {
     let exact: BTreeSet<&String> =
         monitors.iter().filter_map(|monitor| known.get(monitor)).flatten().collect();
@@ -88,7 +89,7 @@ fn cluster<'k>(known: &'k Monitors, monitors: &[Server]) -> Option<&'k str> {
     found.next().filter(|_| found.next().is_none()).map(String::as_str)
 }
 
-/// Addresses in `mon_host`: `10.0.0.1,mon.example:6789`, `[v2:10.0.0.1:3300/0,v1:10.0.0.1:6789/0] [fd00::1]:6789`.
+/// Addresses in `mon_host`: `10.0.0.1,mon.example:6789`, `[v2:10.0.0.1:3300/0,v1:10.0.0.1:6789/0]`.
 fn monitors(value: &str) -> Vec<Server> {
     let tokens = value.split([',', ' ', '\t']).filter(|token| !token.is_empty());
     let address = |token: &str| {

@@ -1,4 +1,4 @@
-//! What a pool is, whatever its mounts are called and however often it is mounted: its lasting id, and its name.
+//! What a pool is, however often and wherever it is mounted: its lasting id, and its name.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;

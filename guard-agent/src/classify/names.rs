@@ -28,7 +28,7 @@ pub(super) fn volume(mountpoint: &Path) -> Option<String> {
     name.map(str::to_owned).or_else(|| persistent_volume(mountpoint))
 }
 
-/// Kubernetes: the kubelet's directories of a pod's volumes, and where older ones mount a CSI volume for all pods.
+/// Kubernetes: the kubelet's directories of a pod's volumes, and older ones' of a CSI volume for all pods.
 pub(super) fn persistent_volume(mountpoint: &Path) -> Option<String> {
     let parts: Vec<Cow<'_, str>> = mountpoint.iter().map(OsStr::to_string_lossy).collect();
     let parts: Vec<&str> = parts.iter().map(AsRef::as_ref).collect();
@@ -44,8 +44,8 @@ pub(super) fn persistent_volume(mountpoint: &Path) -> Option<String> {
     name.map(str::to_owned)
 }
 
-/// The last part of what is exported that says something. CephFS subvolumes are directories with a random name in one
-/// that is called as the subvolume.
+/// The last part of what is exported that says something. CephFS subvolumes are directories with a random
+/// name in one that is called as the subvolume.
 pub(super) fn exported(path: &str) -> Option<&str> {
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
     match parts[..] {
