@@ -126,6 +126,10 @@ fn print_root(root: &Root) -> String {
         format!("{{ {} }}", keys.join(", "))
     });
     setting("actors", format!("[{}]", actors.collect::<Vec<_>>().join(", ")));
+    let guests: Vec<String> = root.guests().iter().map(|guest| string(guest)).collect();
+    setting("guests", format!("[{}]", guests.join(", ")));
+    let namespaces: Vec<String> = root.namespaces().iter().map(|namespace| path(namespace)).collect();
+    setting("namespaces", format!("[{}]", namespaces.join(", ")));
     setting("join", string(if root.incus().is_some() { "incus" } else { "none" }));
     if let Some(node) = root.incus() {
         if let Some(socket) = node.socket() {

@@ -180,6 +180,8 @@ pub struct Root {
     default_mode: DefaultMode,
     filesystems: Vec<String>,
     actors: Vec<Actor>,
+    guests: Vec<String>,
+    namespaces: Vec<PathBuf>,
     guard_truncate: bool,
     exported: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -211,6 +213,18 @@ impl Root {
     /// Who may delete in its guarded pools.
     pub fn actors(&self) -> &[Actor] {
         &self.actors
+    }
+
+    /// Cgroups (v2), each with everything below it, that may delete in their own guest view, also where that
+    /// shows a whole superblock. Nowhere else: through the host's view they are as anybody.
+    pub fn guests(&self) -> &[String] {
+        &self.guests
+    }
+
+    /// Mount namespaces besides PID 1's that are the host's view: those of daemons that have their own, such
+    /// as `/run/snapd/ns/lxd.mnt`. Paths of nsfs files.
+    pub fn namespaces(&self) -> &[PathBuf] {
+        &self.namespaces
     }
 
     /// Truncation is decided like deletion in guarded mode too.

@@ -34,6 +34,8 @@ pub(super) struct RawRoot {
     pub(super) preset: Option<At<String>>,
     pub(super) path: Option<At<String>>,
     pub(super) actors: Option<Vec<RawActor>>,
+    pub(super) guests: Option<At<Vec<At<String>>>>,
+    pub(super) namespaces: Option<At<Vec<At<String>>>>,
     pub(super) join: Option<At<String>>,
     pub(super) incus_socket: Option<At<String>>,
     pub(super) incus_unit: Option<At<String>>,
@@ -105,7 +107,7 @@ fn policy(file: &Table<'_>, problems: &mut Problems<'_>) -> RawPolicy {
 }
 
 fn roots(file: &Table<'_>, problems: &mut Problems<'_>) -> Vec<RawRoot> {
-    const KEYS: [&str; 11] = [
+    const KEYS: [&str; 13] = [
         "preset",
         "path",
         "filesystems",
@@ -113,6 +115,8 @@ fn roots(file: &Table<'_>, problems: &mut Problems<'_>) -> Vec<RawRoot> {
         "truncate",
         "exported",
         "actors",
+        "guests",
+        "namespaces",
         "join",
         "incus_socket",
         "incus_unit",
@@ -126,6 +130,8 @@ fn roots(file: &Table<'_>, problems: &mut Problems<'_>) -> Vec<RawRoot> {
             preset: table.string("preset", problems),
             path: table.string("path", problems),
             actors: actors(&table, problems),
+            guests: table.strings("guests", problems),
+            namespaces: table.strings("namespaces", problems),
             join: table.string("join", problems),
             incus_socket: table.string("incus_socket", problems),
             incus_unit: table.string("incus_unit", problems),

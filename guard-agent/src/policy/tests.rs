@@ -202,6 +202,38 @@ fn actors_that_their_maps_could_not_take_are_too_many() {
 }
 
 #[test]
+fn guests_and_namespaces() {
+    let root = |keys: &str| format!("version = 1\n[[root]]\npath = \"/a\"\n{keys}\n");
+    let policy = good(&root(
+        "guests = [\"/kubepods.slice/\", \"/kubepods\", \"/kubepods.slice\"]\n\
+         namespaces = [\"/run/snapd/ns/lxd.mnt\", \"/run//snapd/ns/lxd.mnt\"]",
+    ));
+    assert_eq!(policy.roots()[0].guests(), ["/kubepods.slice", "/kubepods"]);
+    assert_eq!(policy.roots()[0].namespaces(), [Path::new("/run/snapd/ns/lxd.mnt")]);
+    let none = good(&root(""));
+    assert!(none.roots()[0].guests().is_empty() && none.roots()[0].namespaces().is_empty());
+    let text = diff(&none, &policy).to_string();
+    assert!(text.contains("+ root /a: guests: \"/kubepods\""), "{text}");
+    assert!(text.contains("+ root /a: namespaces: \"/run/snapd/ns/lxd.mnt\""), "{text}");
+
+    for (keys, expected) in [
+        ("guests = [\"/\"]", "policy.toml:4:11: the root cgroup as a guest"),
+        ("guests = [\"kubepods\"]", "policy.toml:4:11: `guests` \"kubepods\" is not absolute"),
+        ("guests = \"/kubepods\"", "`guests` must be a list of strings, not string"),
+        ("namespaces = [\"lxd.mnt\"]", "`namespaces` \"lxd.mnt\" is not absolute"),
+        ("namespaces = [\"/run/../ns\"]", "contains `..`"),
+        ("namespace = []", "did you mean `namespaces`?"),
+    ] {
+        let message = refusal(&root(keys));
+        assert!(message.contains(expected), "{keys} gave {message}");
+    }
+    let many = |count| (0..count).map(|index| format!("\"/g{index}\"")).collect::<Vec<_>>().join(",");
+    assert_eq!(good(&root(&format!("guests = [{}]", many(64)))).roots()[0].guests().len(), 64);
+    assert!(refusal(&root(&format!("guests = [{}]", many(65)))).contains("more than 64 guests"));
+    assert!(refusal(&root(&format!("namespaces = [{}]", many(17)))).contains("more than 16 namespaces"));
+}
+
+#[test]
 fn actor_sets_do_not_depend_on_order() {
     let one = good("version = 1\n[[root]]\npath = \"/a\"\n[[root]]\npath = \"/b\"");
     let two = good("version = 1\n[[root]]\npath = \"/b\"\n[[root]]\npath = \"/a\"");

@@ -24,6 +24,10 @@ pub(super) const MAX_ACTORS: usize = 1024;
 /// So their maps are never full: a sealed root's actors stand there twice (see `ALIAS_ACTORS`), and while a policy
 /// replaces another so do both of them.
 const _: () = assert!(4 * MAX_ACTORS <= capacity::ACTORS as usize);
+/// Cgroups of one root's guests.
+const MAX_GUESTS: usize = 64;
+/// Mount namespaces of one root.
+const MAX_NAMESPACES: usize = 16;
 const DEFAULT_FILESYSTEMS: &[&str] = &["ceph"];
 
 /// Reads a policy's text. `file` is only named in messages.
@@ -122,6 +126,8 @@ fn root(
         let what = format!("more than {MAX_COMBINED} actors with both cgroup and executable");
         problems.at(raw.span.clone(), what, "name some of them by one of the two".to_owned());
     }
+    let guests = guests(raw, problems);
+    let namespaces = namespaces(raw, problems);
     let path = root_path(raw, preset, before, problems)?;
     let incus = incus(raw, preset, problems);
     Some(Root {
@@ -130,6 +136,8 @@ fn root(
         default_mode: mode,
         filesystems: kinds.iter().map(|kind| kind.name().to_owned()).collect(),
         actors,
+        guests,
+        namespaces,
         guard_truncate,
         exported: raw.settings.exported.or(defaults.exported).unwrap_or(false),
         incus,
@@ -312,6 +320,52 @@ fn actors(raw: &[RawActor], problems: &mut Problems<'_>) -> Vec<Actor> {
         }
     }
     actors
+}
+
+/// Cgroups that may delete in their own guest view.
+fn guests(raw: &RawRoot, problems: &mut Problems<'_>) -> Vec<String> {
+    let mut guests = Vec::new();
+    for entry in raw.guests.iter().flat_map(|named| named.get_ref()) {
+        let Some(path) = absolute(entry.get_ref(), "guests", &entry.span(), problems) else { continue };
+        if path == Path::new("/") {
+            let what =
+                "the root cgroup as a guest: every container could delete in whatever is mounted in it";
+            problems.at(
+                entry.span(),
+                what,
+                "name the cgroup of the guests, as in guests = [\"/kubepods\"]".to_owned(),
+            );
+        }
+        let path = path.to_string_lossy().into_owned();
+        if !guests.contains(&path) {
+            guests.push(path);
+        }
+    }
+    if guests.len() > MAX_GUESTS
+        && let Some(named) = &raw.guests
+    {
+        let hint = "name the cgroup that many of them are in".to_owned();
+        problems.at(named.span(), format!("more than {MAX_GUESTS} guests"), hint);
+    }
+    guests
+}
+
+/// Mount namespaces that count as the host's.
+fn namespaces(raw: &RawRoot, problems: &mut Problems<'_>) -> Vec<PathBuf> {
+    let mut namespaces = Vec::new();
+    for entry in raw.namespaces.iter().flat_map(|named| named.get_ref()) {
+        let path = absolute(entry.get_ref(), "namespaces", &entry.span(), problems);
+        if let Some(path) = path.filter(|path| !namespaces.contains(path)) {
+            namespaces.push(path);
+        }
+    }
+    if namespaces.len() > MAX_NAMESPACES
+        && let Some(named) = &raw.namespaces
+    {
+        let hint = "name those of storage daemons only".to_owned();
+        problems.at(named.span(), format!("more than {MAX_NAMESPACES} namespaces"), hint);
+    }
+    namespaces
 }
 
 fn lease(raw: &RawPolicy, problems: &mut Problems<'_>) -> LeaseLimits {
