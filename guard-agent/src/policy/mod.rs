@@ -215,6 +215,11 @@ impl Root {
         &self.actors
     }
 
+    /// Whether its actors are a preset's: those of several distributions, of which a host has one.
+    pub fn has_preset_actors(&self) -> bool {
+        preset::PRESETS.iter().any(|preset| validate::preset_actors(preset) == self.actors)
+    }
+
     /// Cgroups (v2), each with everything below it, that may delete in their own guest view, also where that
     /// shows a whole superblock. Nowhere else: through the host's view they are as anybody.
     pub fn guests(&self) -> &[String] {

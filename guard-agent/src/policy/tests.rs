@@ -202,6 +202,47 @@ fn actors_that_their_maps_could_not_take_are_too_many() {
 }
 
 #[test]
+fn a_preset_is_a_root_for_each_place_that_distributions_have() {
+    let paths = |policy: &Policy| -> Vec<String> {
+        policy.roots().iter().map(|root| root.path().display().to_string()).collect()
+    };
+    let preset = |name: &str| good(&format!("version = 1\n[[root]]\npreset = \"{name}\"\n"));
+    let kubelet = preset("kubelet");
+    assert_eq!(
+        paths(&kubelet),
+        ["/var/lib/kubelet", "/var/snap/microk8s/common/var/lib/kubelet", "/var/lib/k0s/kubelet"]
+    );
+    let sets: Vec<u32> = kubelet.roots().iter().map(Root::actor_set).collect();
+    assert!(sets[0] != sets[1] && sets[1] != sets[2]);
+    for root in kubelet.roots() {
+        assert!(root.actors().is_empty(), "CSI plugins and debug pods are pods too");
+        assert_eq!(root.guests(), ["/kubepods.slice", "/kubepods"]);
+    }
+    let lxd = preset("lxd");
+    assert_eq!(paths(&lxd), ["/var/lib/lxd", "/var/snap/lxd/common/lxd"]);
+    assert_eq!(lxd.roots()[1].namespaces(), [Path::new("/run/snapd/ns/lxd.mnt")]);
+    let snap = lxd.roots()[1].actors().iter().filter_map(Actor::executable).next();
+    assert_eq!(snap, Some(Path::new("/snap/lxd/current/bin/lxd")));
+    let docker = preset("docker");
+    assert_eq!(paths(&docker), ["/var/lib/docker", "/var/snap/docker/common/var-lib-docker"]);
+    assert!(
+        docker.roots().iter().all(|root| root.actors().is_empty() && root.guards(&docker.filesystems()[0]))
+    );
+
+    let one = good(
+        "version = 1\n[[root]]\npreset = \"kubelet\"\npath = \"/srv/kubelet\"\nguests = []\n\
+         actors = [{ cgroup = \"/system.slice/kubelet.service\" }]",
+    );
+    assert_eq!(paths(&one), ["/srv/kubelet"]);
+    assert_eq!((one.roots()[0].guests().len(), one.roots()[0].actors().len()), (0, 1));
+    let twice = refusal("version = 1\n[[root]]\npath = \"/var/lib/lxd\"\n[[root]]\npreset = \"lxd\"");
+    assert!(twice.contains("policy.toml:4:1: root /var/lib/lxd is given twice"), "{twice}");
+    let many: String = (0..63).map(|index| format!("[[root]]\npath = \"/r{index}\"\n")).collect();
+    let many = refusal(&format!("version = 1\n{many}[[root]]\npreset = \"lxd\""));
+    assert!(many.contains("more than 64 roots"), "{many}");
+}
+
+#[test]
 fn guests_and_namespaces() {
     let root = |keys: &str| format!("version = 1\n[[root]]\npath = \"/a\"\n{keys}\n");
     let policy = good(&root(
