@@ -19,8 +19,9 @@ pub use facts::{HostFacts, KernelOption};
 pub use tiers::known_obstacle;
 pub use trial::{Trial, Trials};
 
+use crate::hints::Hint;
 use crate::host_view;
-use crate::policy::Policy;
+use crate::policy::{Policy, PolicyErrors};
 
 /// Oldest kernel that is tested.
 pub const OLDEST_KERNEL: (u32, u32) = (6, 1);
@@ -127,6 +128,22 @@ pub fn directory_checks(policy: &Policy, directories: &[&std::path::Path]) -> Ve
         return vec![Check::ok("state-below-root", name, "outside every guarded root")];
     }
     inside
+}
+
+/// A line for each hint about the policy file, or one that says that there is none.
+pub fn policy_checks(hints: &Result<Vec<Hint>, PolicyErrors>) -> Vec<Check> {
+    const NAME: &str = "policy";
+    match hints {
+        Err(errors) => {
+            let found = errors.to_string().lines().next().unwrap_or_default().to_owned();
+            vec![Check::warn("policy-wrong", NAME, found, "correct the file: guardctl policy check")]
+        }
+        Ok(hints) if hints.is_empty() => vec![Check::ok("policy", NAME, "nothing to look at again")],
+        Ok(hints) => hints
+            .iter()
+            .map(|hint| Check::warn(&hint.code, NAME, hint.what.clone(), hint.fix.clone()))
+            .collect(),
+    }
 }
 
 /// The worst state among checks.

@@ -27,6 +27,7 @@ pub mod durable;
 pub mod events;
 pub mod exit;
 pub mod fanotify;
+pub mod hints;
 pub mod host_view;
 pub mod incus;
 pub mod join;

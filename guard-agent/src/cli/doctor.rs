@@ -1,22 +1,28 @@
-//! `guardctl doctor`: every precondition, its state, and the fix of what fails.
+//! `guardctl doctor`: every precondition, its state, and the fix of what fails; and what the policy file leaves out.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use super::policy::mount_table;
 use super::{CliError, Global, write_json};
-use crate::doctor::{CheckState, HostFacts, Report, checks, summary};
+use crate::doctor::{Check, CheckState, HostFacts, Report, checks, policy_checks, summary};
 use crate::exit::Exit;
+use crate::{hints, paths, policy, roots};
 
 #[derive(Debug, clap::Args)]
 pub struct DoctorArgs {
     /// The kernel's own words too, where it refuses a program.
     #[arg(long, short)]
     pub verbose: bool,
+    /// The policy file to look at; none is looked at if it does not exist.
+    #[arg(long, value_name = "FILE", default_value = paths::POLICY)]
+    pub policy: PathBuf,
 }
 
 /// Checks this host. A warning is no failure.
 pub fn run(global: &Global, args: &DoctorArgs, out: &mut impl Write) -> Result<Exit, CliError> {
     let mut checks = checks(&HostFacts::gather(Path::new("/")).with_trials());
+    checks.extend(of_policy(&args.policy));
     if !args.verbose {
         checks.iter_mut().for_each(|check| check.log = None);
     }
@@ -26,4 +32,22 @@ pub fn run(global: &Global, args: &DoctorArgs, out: &mut impl Write) -> Result<E
         writeln!(out, "{}\n{}", Report(&checks), summary(&checks))?;
     }
     Ok(if checks.iter().any(|check| check.state == CheckState::Fail) { Exit::Degraded } else { Exit::Ok })
+}
+
+fn of_policy(file: &Path) -> Vec<Check> {
+    // A host is looked at before it has a policy too.
+    if !file.exists() {
+        return Vec::new();
+    }
+    let policy = match policy::load(file) {
+        Ok(policy) => policy,
+        Err(errors) => return policy_checks(&Err(errors)),
+    };
+    let mut found = hints::lint(&policy);
+    if let Ok(snapshot) = mount_table() {
+        let resolution = roots::resolve(&policy, &snapshot);
+        found.extend(hints::unresolved(&policy, &resolution.resolved));
+        found.extend(hints::unnamed_shares(&policy.with_root_paths(&resolution.root_paths), &snapshot));
+    }
+    policy_checks(&Ok(found))
 }

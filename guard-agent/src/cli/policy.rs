@@ -1,17 +1,21 @@
 //! `guardctl policy`: check a file, show what is in force, compare the two.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::text::safe;
+use super::text::{self, safe};
 use super::{CliError, Global, expect_reply, write_json};
 use crate::control::report::PolicyText;
 use crate::control::{Reply, Request};
 use crate::exit::Exit;
+use crate::hints::{self, Hint};
+use crate::mounts::{self, Snapshot};
 use crate::paths;
 use crate::policy::{self, Policy, PolicyErrors, Problem};
+use crate::roots;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum PolicyCommand {
@@ -34,14 +38,10 @@ pub enum PolicyCommand {
 /// Checks, shows or compares.
 pub fn run(global: &Global, command: &PolicyCommand, out: &mut impl Write) -> Result<Exit, CliError> {
     match command {
-        PolicyCommand::Check { file } => {
-            let checked = policy::load(file);
-            if checked.is_ok() && !global.json {
-                writeln!(out, "{} is good", safe(&file.display().to_string()))?;
-                return Ok(Exit::Ok);
-            }
-            verdict(global, file, checked.err().as_ref(), out)
-        }
+        PolicyCommand::Check { file } => match policy::load(file) {
+            Ok(policy) => good(global, file, &policy, out),
+            Err(errors) => wrong(global, file, &errors, out),
+        },
         PolicyCommand::Show => show(global, out),
         PolicyCommand::Diff { file } => diff(global, file, out),
         PolicyCommand::Reload => reload(global, out),
@@ -53,22 +53,52 @@ struct CheckReport<'a> {
     file: &'a Path,
     good: bool,
     errors: &'a [Problem],
+    /// What is valid and hardly meant.
+    hints: &'a [Hint],
+}
+
+fn good(global: &Global, file: &Path, policy: &Policy, out: &mut impl Write) -> Result<Exit, CliError> {
+    let mut hints = hints::lint(policy);
+    if let Ok(snapshot) = mount_table() {
+        hints.extend(hints::unresolved(policy, &roots::resolve(policy, &snapshot).resolved));
+    }
+    if global.json {
+        write_json(out, &CheckReport { file, good: true, errors: &[], hints: &hints })?;
+        return Ok(Exit::Ok);
+    }
+    writeln!(out, "{} is good", safe(&file.display().to_string()))?;
+    out.write_all(render_hints(&hints).as_bytes())?;
+    Ok(Exit::Ok)
+}
+
+/// That of this process, which is in the host's mount namespace or sees no roots.
+pub(super) fn mount_table() -> io::Result<Snapshot> {
+    mounts::read(&File::open("/proc/self/mountinfo")?)
+}
+
+/// Hints as text, each with what to do.
+pub(super) fn render_hints(hints: &[Hint]) -> String {
+    let mut text = String::new();
+    for hint in hints {
+        text += &text::wrap(&format!("  hint ({}): ", safe(&hint.code)), 4, &safe(&hint.what));
+        text += &text::wrap("    fix: ", 9, &safe(&hint.fix));
+    }
+    text
 }
 
 /// Shows what is wrong with a policy file.
-fn verdict(
+fn wrong(
     global: &Global,
     file: &Path,
-    errors: Option<&PolicyErrors>,
+    errors: &PolicyErrors,
     out: &mut impl Write,
 ) -> Result<Exit, CliError> {
     if global.json {
-        let problems = errors.map_or(&[][..], PolicyErrors::problems);
-        write_json(out, &CheckReport { file, good: errors.is_none(), errors: problems })?;
-    } else if let Some(errors) = errors {
+        write_json(out, &CheckReport { file, good: false, errors: errors.problems(), hints: &[] })?;
+    } else {
         writeln!(out, "{}", errors.to_string().lines().map(safe).collect::<Vec<_>>().join("\n"))?;
     }
-    Ok(if errors.is_none() { Exit::Ok } else { Exit::Policy })
+    Ok(Exit::Policy)
 }
 
 fn in_force(global: &Global) -> Result<PolicyText, CliError> {
@@ -90,7 +120,7 @@ fn show(global: &Global, out: &mut impl Write) -> Result<Exit, CliError> {
 fn diff(global: &Global, file: &Path, out: &mut impl Write) -> Result<Exit, CliError> {
     let wanted = match policy::load(file) {
         Ok(policy) => policy,
-        Err(errors) => return verdict(global, file, Some(&errors), out),
+        Err(errors) => return wrong(global, file, &errors, out),
     };
     let text = in_force(global)?;
     let current: Policy =

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::io::Write;
 
 use super::offline::{self, Answer};
+use super::policy::render_hints;
 use super::text::{safe, time};
 use super::{CliError, Global, history, lease, pools, text, write_json};
 use crate::control::report::{
@@ -54,6 +55,7 @@ pub fn render(status: &StatusReport) -> String {
     let agent = &status.agent;
     let mut text = posture(&status.posture);
     text += &policy(&status.policy);
+    text += &render_hints(&status.hints);
     let (version, build) = (safe(&agent.version), safe(&agent.build));
     line(
         &mut text,

@@ -10,6 +10,7 @@ use super::*;
 use crate::audit::record::{LeaseKind, ModeCause};
 use crate::control::report::*;
 use crate::events::{BootOffset, Name, Time};
+use crate::hints::Hint;
 use crate::join::{Config, Daemon, Evidence};
 use crate::posture::{Gap, Posture, Reason, State};
 
@@ -70,6 +71,13 @@ fn status() -> StatusReport {
                 errors: vec!["policy.toml:3: unknown key `rots`; did you mean `roots`?".to_owned()],
             }),
         },
+        hints: vec![Hint {
+            code: "unnamed-share".to_owned(),
+            what: "root /var/lib/incus: fuse.juicefs at /var/lib/incus/devices/c1/data is not protected"
+                .to_owned(),
+            fix: "policy does not name that kind there: add \"fuse.juicefs\" to the root's filesystems"
+                .to_owned(),
+        }],
         pools: vec![pool("default", Mode::Guarded), released],
         roots: vec![RootReport {
             path: "/var/lib/incus".to_owned(),
@@ -127,6 +135,7 @@ fn empty() -> StatusReport {
     status.policy.rejected = None;
     (status.pools, status.roots, status.leases) = (Vec::new(), Vec::new(), Vec::new());
     status.nodes = Vec::new();
+    status.hints = Vec::new();
     status.counters = BTreeMap::new();
     (status.reconciled, status.audit.write_failures) = (Reconciled::default(), 0);
     status

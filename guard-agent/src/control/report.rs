@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::refusal::RefusalReport;
 use crate::audit::record::{LeaseKind, ModeCause};
 use crate::events::{Name, Time};
+use crate::hints::Hint;
 use crate::join::Evidence;
 use crate::posture::Posture;
 use crate::rollback::{RollbackOutcome, StepReport};
@@ -28,6 +29,9 @@ pub struct StatusReport {
     pub posture: PostureReport,
     pub agent: AgentReport,
     pub policy: PolicyReport,
+    /// What is valid in the policy and hardly meant, and what it leaves out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hints: Vec<Hint>,
     pub pools: Vec<PoolReport>,
     pub roots: Vec<RootReport>,
     /// The nodes whose join is followed.

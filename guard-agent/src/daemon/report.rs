@@ -17,6 +17,7 @@ use crate::control::report::{
     PoolCountersReport, PoolReport, PostureReport, Reconciled, RootReport, StatusReport, TransitionReport,
 };
 use crate::events::{Name, Time, clock};
+use crate::hints::{self, Hint};
 use crate::join::{Kept, State, Transition};
 use crate::posture::{self, Posture};
 
@@ -47,6 +48,7 @@ impl Owner {
                 loaded: self.policy.loaded,
                 rejected: self.policy.rejected.clone(),
             },
+            hints: self.hints(),
             pools: self.pool_reports(),
             roots: self.root_reports(),
             nodes: self.node_reports(),
@@ -56,6 +58,14 @@ impl Owner {
             audit: self.audit.status().into(),
             answered_by: AnsweredBy::Agent,
         }
+    }
+
+    fn hints(&self) -> Vec<Hint> {
+        let effective = self.policy.policy.with_root_paths(&self.resolution.root_paths);
+        let mut found = hints::lint(&self.policy.policy);
+        found.extend(hints::unresolved(&self.policy.policy, &self.resolution.resolved));
+        found.extend(hints::unnamed_shares(&effective, &self.snapshot));
+        found
     }
 
     /// All pools, in the order of their names.

@@ -280,6 +280,22 @@ fn the_agents_directories_lie_outside_the_roots() {
 }
 
 #[test]
+fn a_policy_that_is_hardly_meant_is_a_warning() {
+    let hints = |text: &str| {
+        let policy = parse(&format!("version = 1\n[[root]]\n{text}"), Path::new("policy.toml"));
+        policy.map(|policy| crate::hints::lint(&policy))
+    };
+    let good = policy_checks(&hints("preset = \"incus\""));
+    assert_eq!((good.len(), good[0].state, good[0].fix.as_ref()), (1, CheckState::Ok, None));
+    let wide = policy_checks(&hints("path = \"/a\"\nactors = [{ cgroup = \"/user.slice\" }]"));
+    assert_eq!((wide[0].code.as_str(), wide[0].state), ("wide-actor", CheckState::Warn));
+    assert!(wide[0].fix.is_some());
+    let wrong = policy_checks(&hints("preset = \"incsu\""));
+    assert_eq!((wrong[0].code.as_str(), wrong[0].state), ("policy-wrong", CheckState::Warn));
+    assert!(wrong[0].found.contains("unknown preset"), "{wrong:?}");
+}
+
+#[test]
 fn this_machine_is_looked_at_without_privileges() {
     assert_eq!(checks(&HostFacts::gather(Path::new("/"))).len(), 14);
 }

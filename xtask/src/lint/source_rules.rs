@@ -14,6 +14,7 @@ const PURE: &[&str] = &[
     "guard-agent/src/classify.rs",
     "guard-agent/src/classify",
     "guard-agent/src/policy",
+    "guard-agent/src/hints.rs",
     "guard-agent/src/join",
     "guard-agent/src/plan.rs",
     "guard-agent/src/plan",
