@@ -29,64 +29,16 @@ impl Hint {
     }
 }
 
-/// Cgroups that hold far more than a storage daemon. Kubernetes' pods are among them: CSI plugins and whoever
-/// debugs.
+/// Cgroups that hold far more than a storage daemon.
 const WIDE: &[&str] = &["/system.slice", "/user.slice", "/machine.slice", "/init.scope"];
+/// How those of Kubernetes begin, where CSI plugins and debug pods run.
 const PODS: &str = "/kubepods";
 /// Programs that do what they are told: to allow one is to allow everybody who may run it.
-const ANYBODYS: &[&str] = &[
-    "ash",
-    "bash",
-    "busybox",
-    "coreutils",
-    "cp",
-    "csh",
-    "dash",
-    "env",
-    "find",
-    "fish",
-    "install",
-    "ksh",
-    "ln",
-    "mv",
-    "nsenter",
-    "perl",
-    "python",
-    "python3",
-    "rm",
-    "rmdir",
-    "rsync",
-    "sh",
-    "shred",
-    "sudo",
-    "tcsh",
-    "truncate",
-    "unlink",
-    "xargs",
-    "zsh",
-];
+const ANYBODYS: &str = "ash bash busybox coreutils cp csh dash env find fish install ksh ln mv nsenter perl \
+    python python3 rm rmdir rsync sh shred sudo tcsh truncate unlink xargs zsh";
 /// FUSE filesystems whose data is on this host.
-const LOCAL_FUSE: &[&str] = &[
-    "bindfs",
-    "ext4",
-    "exfat",
-    "fuse-overlayfs",
-    "fuseext2",
-    "gvfsd-fuse",
-    "lxcfs",
-    "ntfs",
-    "ntfs-3g",
-    "overlayfs",
-    "portal",
-    "snapfuse",
-    "squashfuse",
-    "squashfuse_ll",
-    "encfs",
-    "gocryptfs",
-    "mergerfs",
-    "fuse-zip",
-    "archivemount",
-];
+const LOCAL_FUSE: &str = "archivemount bindfs encfs exfat ext4 fuse-overlayfs fuse-zip fuseext2 gocryptfs \
+    gvfsd-fuse lxcfs mergerfs ntfs ntfs-3g overlayfs portal snapfuse squashfuse squashfuse_ll";
 
 /// What the file alone shows.
 pub fn lint(policy: &Policy) -> Vec<Hint> {
@@ -95,6 +47,10 @@ pub fn lint(policy: &Policy) -> Vec<Hint> {
         .iter()
         .flat_map(|root| [kinds(root), cgroups(root), actors(root)].into_iter().flatten())
         .collect()
+}
+
+fn is_in(list: &str, name: &str) -> bool {
+    list.split_ascii_whitespace().any(|listed| listed == name)
 }
 
 fn place(root: &Root) -> String {
@@ -129,7 +85,8 @@ fn cgroups(root: &Root) -> Vec<Hint> {
             return Some(Hint::new("cgroup-below-sysfs", what, fix));
         }
         let what = format!("{}: the cgroup `{path}` of {who} is no pattern", place(root));
-        let fix = "it matches only a cgroup of that very name: name the cgroup above, which counts with everything below";
+        let fix =
+            "it matches only a cgroup of that very name: name the cgroup above, with all that is below it";
         has_glob(path).then(|| Hint::new("glob-in-cgroup", what, fix))
     };
     of_actors.chain(of_guests).filter_map(hint).collect()
@@ -139,16 +96,16 @@ fn actors(root: &Root) -> Vec<Hint> {
     const CODE: &str = "wide-actor";
     let hint = |actor: &Actor| {
         let program = actor.executable().and_then(|path| path.file_name()).and_then(|name| name.to_str());
-        let anybodys = program.filter(|name| ANYBODYS.contains(&without_version(name)));
+        let anybodys = program.filter(|name| is_in(ANYBODYS, without_version(name)));
         let wide = actor.cgroup().filter(|path| WIDE.contains(path) || path.starts_with(PODS));
         if let Some(path) = wide.filter(|_| actor.executable().is_none() || anybodys.is_some()) {
             let what = format!("{}: the actor `{path}` is far more than a storage daemon", place(root));
             let fix = match path.starts_with(PODS) {
                 true => {
-                    "CSI plugins and debug pods delete there through mounts that failed to go: name pods in guests"
+                    "CSI plugins and debug pods would delete through the host's mounts: name pods in guests"
                 }
                 false => {
-                    "whatever runs there may delete: name the daemon's unit, such as /system.slice/incus.service"
+                    "whatever runs there may delete: name the daemon's own unit (/system.slice/incus.service)"
                 }
             };
             return Some(Hint::new(CODE, what, fix));
@@ -181,8 +138,8 @@ pub fn unresolved(policy: &Policy, resolved: &Resolved) -> Vec<Hint> {
         }
         let names: Vec<String> = absent.into_iter().map(describe).collect();
         let what = format!("{}: not on this host: {}", place(root), names.join("; "));
-        let fix = "it matches nobody until it is there: start the daemon, or correct the path (systemctl show -p \
-                   ControlGroup UNIT)";
+        let fix = "it matches nobody until it is there: start the daemon, or correct the path \
+                   (systemctl show -p ControlGroup UNIT)";
         hints.push(Hint::new("unresolved-actor", what, fix));
     }
     hints
@@ -194,18 +151,22 @@ fn describe(actor: &Actor) -> String {
     cgroup.into_iter().chain(executable).collect::<Vec<_>>().join(" with ")
 }
 
-/// Shared filesystems below a root whose policy does not name them. One hint for each kind below each root.
+/// Shared filesystems below roots that do not name them. One hint for each kind below each (innermost) root.
 pub fn unnamed_shares(policy: &Policy, snapshot: &Snapshot) -> Vec<Hint> {
     let is_guarded = |entry: &MountEntry| {
         let kind = policy.filesystem(&entry.fs_type);
         kind.is_some_and(|kind| guarding_root(&entry.mountpoint, kind, policy).is_some())
+    };
+    let innermost = |entry: &MountEntry| {
+        let above = policy.roots().iter().filter(|root| entry.mountpoint.starts_with(root.path()));
+        above.max_by_key(|root| root.path().components().count()).map(Root::path)
     };
     let open: Vec<&MountEntry> =
         snapshot.entries().iter().filter(|entry| is_shared(&entry.fs_type) && !is_guarded(entry)).collect();
     let mut hints = Vec::new();
     for root in policy.roots() {
         let mut seen: Vec<(&str, usize, &Path)> = Vec::new();
-        for entry in open.iter().filter(|entry| entry.mountpoint.starts_with(root.path())) {
+        for entry in open.iter().filter(|entry| innermost(entry) == Some(root.path())) {
             match seen.iter_mut().find(|(kind, ..)| *kind == entry.fs_type) {
                 Some((_, count, _)) => *count += 1,
                 None => seen.push((&entry.fs_type, 1, &entry.mountpoint)),
@@ -224,9 +185,8 @@ pub fn unnamed_shares(policy: &Policy, snapshot: &Snapshot) -> Vec<Hint> {
 
 /// Whether a type in mountinfo may be of data that others share.
 fn is_shared(fs_type: &str) -> bool {
-    let is_local = |subtype: &str| LOCAL_FUSE.contains(&subtype);
     match fs_type.strip_prefix("fuse.") {
-        Some(subtype) => !is_local(subtype),
+        Some(subtype) => !is_in(LOCAL_FUSE, subtype),
         None => fs_type != "tmpfs" && !fs_type.starts_with("fuseblk") && Filesystem::is_known(fs_type),
     }
 }

@@ -106,13 +106,16 @@ fn shares_that_policy_does_not_name() {
         told(&kubelet),
         [
             format!(
-                "{place}fuse.juicefs at /var/lib/kubelet/pods/a/volumes/kubernetes.io~csi/j/mount (mounts of it: 2) \
-                 is not protected"
+                "{place}fuse.juicefs at /var/lib/kubelet/pods/a/volumes/kubernetes.io~csi/j/mount \
+                 (mounts of it: 2) is not protected"
             ),
             format!("{place}lustre at /var/lib/kubelet/l is not protected"),
             format!("{place}fuse.s3fs at /var/lib/kubelet/s3 is not protected"),
         ]
     );
+    let nested = format!("path = \"/var/lib/kubelet\"\n{}", "[[root]]\npath = \"/var/lib/kubelet/pods\"");
+    let nested = told(&policy(&nested)).concat();
+    assert_eq!(nested.matches("fuse.juicefs").count(), 1, "the innermost root tells: {nested}");
     let named = "filesystems = [\"nfs\", \"fuse.juicefs\", \"lustre\", \"fuse.s3fs\"]";
     assert!(told(&policy(&format!("path = \"/var/lib/kubelet\"\n{named}"))).is_empty());
 }
