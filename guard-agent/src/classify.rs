@@ -2,7 +2,8 @@
 //!
 //! A pool is one superblock of a guarded kind with at least one mount at or below a guarded root.
 //! It counts as a whole: its bind mounts elsewhere on the host are covered, since the kernel decides by
-//! superblock. Of nested roots the innermost that guards the kind wins, as in the kernel program.
+//! superblock. One that belongs elsewhere, by its oldest mount, is a visitor: only its mounts below a root are
+//! protected. Of nested roots the innermost that guards the kind wins, as in the kernel program.
 
 pub mod ceph;
 pub mod clusters;
@@ -38,8 +39,11 @@ pub struct Pool {
     pub source: String,
     /// The first mount at or below a guarded root, of the whole filesystem if there is one.
     pub mountpoint: PathBuf,
-    /// All mounts in the host's namespace, also those outside every root.
+    /// All mounts in the host's namespace, also those outside every root; of a visitor, those below one.
     pub mountpoints: Vec<PathBuf>,
+    /// It belongs to a place outside the roots, and a part of it, or all, is bound below one.
+    #[serde(skip)]
+    pub visitor: bool,
     /// Index of the root in the policy.
     pub root: usize,
     /// What the kernel client of Ceph says of it.
@@ -140,6 +144,9 @@ fn pool(mounts: &[&MountEntry], kind: &Filesystem, policy: &Policy, clusters: &C
     let primary =
         mounts.iter().find(whole).or_else(|| mounts.iter().find(|entry| guarded(entry).is_some()))?;
     let identity = Identity::of(primary, mounts);
+    // The kernel lists mounts in the order in which they were made.
+    let visitor = mounts.first().is_some_and(|oldest| guarded(oldest).is_none());
+    let shown = mounts.iter().filter(|entry| !visitor || guarded(entry).is_some());
     Some(Pool {
         dev: primary.dev(),
         pool_id: identity.pool_id(kind, clusters),
@@ -148,7 +155,8 @@ fn pool(mounts: &[&MountEntry], kind: &Filesystem, policy: &Policy, clusters: &C
         magic: kind.magic(),
         source: primary.source.to_string_lossy().into_owned(),
         mountpoint: primary.mountpoint.clone(),
-        mountpoints: mounts.iter().map(|entry| entry.mountpoint.clone()).collect(),
+        mountpoints: shown.map(|entry| entry.mountpoint.clone()).collect(),
+        visitor,
         root: guarded(primary)?,
         ceph: identity.into_ceph(),
     })

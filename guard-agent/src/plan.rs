@@ -16,14 +16,14 @@ mod magics;
 mod pools;
 
 pub use actors::absent as absent_actors;
-pub use pools::is_pool;
+pub use pools::{is_pool, is_visitor};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use guard_common::policy::{
-    CONFIG_ALIASES_BY_INODE, CONFIG_LEASES, CONFIG_STRICT, POOL_OPERATOR, ROOT_OBSERVED, ROOT_SEALED,
-    device_bit,
+    CONFIG_ALIASES_BY_INODE, CONFIG_LEASES, CONFIG_STRICT, POOL_OPERATOR, ROOT_GENERATION, ROOT_OBSERVED,
+    ROOT_SEALED, device_bit,
 };
 use guard_common::{
     ActorMask, CgroupKey, Config, ExecutableKey, FilesystemKey, Mode, PoolEntry, RootEntry, RootKey,
@@ -42,6 +42,8 @@ pub enum MapOperation {
         slot: u32,
         magic: u64,
     },
+    PutNamespace(u32),
+    RemoveNamespace(u32),
     PutFilesystem(FilesystemKey, u32),
     RemoveFilesystem(FilesystemKey),
     PutRoot(RootKey, RootEntry),
@@ -80,6 +82,8 @@ pub struct Observed {
     /// By `magic_slot`; empty stands for zeros.
     pub magics: Vec<u64>,
     pub pools: BTreeMap<u32, PoolEntry>,
+    /// Mount namespaces that are the host's view beside PID 1's.
+    pub namespaces: BTreeSet<u32>,
     pub roots: BTreeMap<RootKey, RootEntry>,
     pub filesystems: BTreeMap<FilesystemKey, u32>,
     pub actor_cgroups: BTreeMap<CgroupKey, ActorMask>,
@@ -93,6 +97,10 @@ pub struct Observed {
 pub struct Resolved {
     /// In the order of the policy's roots; `None` where the directory is absent or cannot be looked at.
     pub roots: Vec<Option<RootKey>>,
+    /// Inodes of the mount namespaces that roots name.
+    pub namespaces: BTreeSet<u32>,
+    /// `i_generation` of roots and executables, by `s_dev` and inode, where the filesystem tells it.
+    pub generations: BTreeMap<(u32, u64), u32>,
     /// Cgroup ids, by path.
     pub cgroups: BTreeMap<String, u64>,
     /// `s_dev` and inode, by path.
@@ -210,7 +218,8 @@ pub fn plan(desired: &Desired<'_>, observed: &Observed) -> Plan {
     let by_inode = config.flags & observed.config.flags & CONFIG_ALIASES_BY_INODE;
     let wide = Config {
         // While the pools' inodes change, whatever may show a pool is denied.
-        flags: (config.flags | observed.config.flags) & !CONFIG_ALIASES_BY_INODE
+        flags: (config.flags | observed.config.flags | flag(pools.seals_for_a_moment(), CONFIG_STRICT))
+            & !CONFIG_ALIASES_BY_INODE
             | if aliases.inodes_change() { 0 } else { by_inode },
         // By the roots themselves: an agent that knew no such filter may have written them.
         root_devices: root_devices(observed.roots.keys().chain(roots.keys())),
@@ -220,6 +229,9 @@ pub fn plan(desired: &Desired<'_>, observed: &Observed) -> Plan {
         operations.push(MapOperation::PutConfig(wide));
     }
     operations.extend(pools.strengthened);
+    // More of the host's view, fewer guests.
+    let namespaces = &desired.resolved.namespaces;
+    operations.extend(namespaces.difference(&observed.namespaces).copied().map(MapOperation::PutNamespace));
     operations.extend(aliases.ended);
     operations.extend(aliases.inodes_gone);
     // A filesystem's number may only be given away when no root refers to it any more: see `kinds`.
@@ -232,6 +244,7 @@ pub fn plan(desired: &Desired<'_>, observed: &Observed) -> Plan {
     operations.extend(pools.created);
     operations.extend(changed_roots(&roots, observed));
     operations.extend(pools.weakened);
+    operations.extend(observed.namespaces.difference(namespaces).copied().map(MapOperation::RemoveNamespace));
     operations.extend(removed_roots(&roots, observed));
     operations.extend(bits.removed(observed));
     operations.extend(pools.removed);
@@ -267,15 +280,25 @@ fn roots(desired: &Desired<'_>, observed: &Observed, bits: &kinds::Bits) -> BTre
         let observed_only = flag(root.default_mode() == DefaultMode::Observed, ROOT_OBSERVED);
         let sealed = flag(pools::mode_of_new(desired, root) == Mode::Sealed, ROOT_SEALED);
         for key in keys {
+            // Of a root that cannot be looked at now, what was known stays.
+            let generation = match found {
+                Some(_) => desired.resolved.generations.get(&(key.dev, key.ino)).copied(),
+                None => observed
+                    .roots
+                    .get(&key)
+                    .and_then(|before| (before.flags & ROOT_GENERATION != 0).then_some(before.generation)),
+            };
+            let known = flag(generation.is_some(), ROOT_GENERATION);
             // Two paths may lead to one directory: then the stronger of both holds.
             let entry = roots.entry(key).or_insert(RootEntry {
                 filesystems: 0,
                 flags: observed_only,
                 reserved: root.actor_set(),
+                generation: generation.unwrap_or(0),
                 ..RootEntry::default()
             });
             entry.filesystems |= bits.mask(root);
-            entry.flags = entry.flags & observed_only | (entry.flags | sealed) & ROOT_SEALED;
+            entry.flags = entry.flags & observed_only | (entry.flags | sealed) & ROOT_SEALED | known;
         }
     }
     roots

@@ -13,11 +13,11 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use guard_common::RootKey;
-use nix::libc::{O_CLOEXEC, O_DIRECTORY, O_NOFOLLOW, O_PATH};
+use nix::libc::{O_CLOEXEC, O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK, O_PATH};
 use thiserror::Error;
 
 use crate::classify::Classification;
@@ -25,6 +25,10 @@ use crate::mounts::{MountEntry, Snapshot};
 use crate::plan::Resolved;
 use crate::policy::{Filesystem, Policy};
 
+/// Of the filesystem that namespaces' files are on.
+const NSFS_MAGIC: nix::libc::c_long = 0x6e73_6673;
+// `FS_IOC_GETVERSION` of linux/fs.h.
+nix::ioctl_read!(generation_of, b'v', 1, nix::libc::c_long);
 /// As many links as the kernel follows.
 const MAX_LINKS: usize = 40;
 
@@ -45,6 +49,8 @@ pub enum ResolveError {
     UnknownMount { path: PathBuf, mount_id: u32 },
     #[error("no cgroup v2 hierarchy is mounted")]
     NoCgroup2,
+    #[error("{path} is no mount namespace: nothing is pinned there")]
+    NoNamespace { path: PathBuf },
     #[error("{operation} {path}")]
     Io {
         operation: &'static str,
@@ -92,7 +98,21 @@ pub fn resolve(policy: &Policy, snapshot: &Snapshot) -> Resolution {
         resolution.root_paths.push(path);
         let object = resolution.noted(object);
         let key = object.map(|object| RootKey { ino: object.ino, dev: object.dev, reserved: 0 });
+        if let (Some(object), Some(path)) = (object, resolution.root_paths.last().cloned()) {
+            resolution.note_generation(object, &path);
+        }
         resolution.resolved.roots.push(key);
+        for path in root.guests() {
+            if !resolution.resolved.cgroups.contains_key(path)
+                && let Some(id) = resolution.noted(resolve_cgroup(path, snapshot))
+            {
+                resolution.resolved.cgroups.insert(path.to_owned(), id);
+            }
+        }
+        for path in root.namespaces() {
+            let namespace = resolution.noted(resolve_namespace(path, snapshot));
+            resolution.resolved.namespaces.extend(namespace);
+        }
     }
     for actor in policy.roots().iter().flat_map(|root| root.actors()) {
         if let Some(path) = actor.cgroup()
@@ -106,12 +126,31 @@ pub fn resolve(policy: &Policy, snapshot: &Snapshot) -> Resolution {
             && let Some(object) = resolution.noted(resolve_executable(path, snapshot))
         {
             resolution.resolved.executables.insert(path.to_owned(), (object.dev, object.ino));
+            if let Ok(path) = canonical(path, snapshot) {
+                resolution.note_generation(object, &path);
+            }
         }
     }
     resolution
 }
 
 impl Resolution {
+    /// Notes the `i_generation` of an object that lies at a path, where its filesystem tells it: ext4, XFS, Btrfs and F2FS do,
+    /// which give inode numbers out again; overlayfs and tmpfs do not.
+    fn note_generation(&mut self, object: Object, path: &Path) {
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
+        let Ok(file) = options.open(path) else { return };
+        // Another file may lie there by now.
+        let same = describe(&file, path).is_ok_and(|(_, ino)| ino == object.ino);
+        let mut generation = 0;
+        // SAFETY: the kernel writes an `int` there, which is no larger.
+        let told = unsafe { generation_of(file.as_raw_fd(), &raw mut generation) };
+        if same && told.is_ok() {
+            self.resolved.generations.insert((object.dev, object.ino), generation as u32);
+        }
+    }
+
     fn noted<T>(&mut self, result: Result<T, ResolveError>) -> Option<T> {
         result.map_err(|error| self.problems.push(error)).ok()
     }
@@ -167,6 +206,16 @@ pub fn cgroup_directory(path: &str, snapshot: &Snapshot) -> Option<PathBuf> {
     let whole = |fs_type: &str, root: &Path| fs_type == "cgroup2" && root == Path::new("/");
     let hierarchy = snapshot.entries().iter().find(|entry| whole(&entry.fs_type, &entry.root))?;
     Some(hierarchy.mountpoint.join(path.trim_start_matches('/')))
+}
+
+/// The inode of a mount namespace that a path leads to: one that is pinned there, or `/proc/PID/ns/mnt`.
+fn resolve_namespace(path: &Path, snapshot: &Snapshot) -> Result<u32, ResolveError> {
+    untouchable(path, snapshot)?;
+    let found = fs::metadata(path).map_err(|error| failed("look at", path, error))?;
+    let of_namespaces =
+        nix::sys::statfs::statfs(path).map_err(|error| failed("look at", path, error.into()))?;
+    let number = u32::try_from(found.ino()).ok().filter(|_| of_namespaces.filesystem_type().0 == NSFS_MAGIC);
+    number.ok_or_else(|| ResolveError::NoNamespace { path: path.to_owned() })
 }
 
 /// Follows all links of a path without touching a network filesystem: what lies on one stays as written.

@@ -383,7 +383,7 @@ pub trait Checked<K>: Copy {
 /// Mixes a word into a check word. Each step is one-to-one, so that a change of any one word shows.
 #[inline(always)]
 const fn mix(check: u64, word: u64) -> u64 {
-    (check ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29)
+    (check ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }
 
 /// Two numbers as a word.

@@ -2,6 +2,8 @@
 //!
 //! Each place where a choice is made between failing closed and failing open says so there.
 
+use core::mem::MaybeUninit;
+
 use guard_common::policy::{
     CEPH_INO_ROOT, CEPH_SUPER_MAGIC, CONFIG_ALIASES, CONFIG_ALIASES_BY_INODE, CONFIG_STRICT, NFS_SUPER_MAGIC,
     POOL_CANARY, POOL_CANARY_BACKSTOP, POOL_EXPORTED, POOL_GUARD_TRUNCATE, POOL_NO_ALIAS, POOL_PARTS,
@@ -115,17 +117,18 @@ pub fn rename(source: Trusted, target: Trusted, superblock: Trusted, flags: u32)
 pub fn with_mount(deletion: Deletion, mount: Trusted) -> i32 {
     let superblock = deletion.superblock;
     let (dev, magic) = (superblock.device(), superblock.magic());
-    let mut entry = pools::EMPTY;
-    let mut found = pools::of_superblock(dev, magic, &mut entry);
+    let mut slot = MaybeUninit::uninit();
+    let entry = pools::clear(&mut slot);
+    let mut found = pools::of_superblock(dev, magic, entry);
     let (mut belongs, mut shows) = (Belongs::Unknown, Shows::AsItsRoot);
     if found == Found::Entry && entry.flags & POOL_SPECIAL != 0 {
         if entry.flags & POOL_CANARY != 0 {
-            return canary(&entry, entry.flags & POOL_CANARY_BACKSTOP == 0);
+            return canary(entry, entry.flags & POOL_CANARY_BACKSTOP == 0);
         }
         belongs = Belongs::Elsewhere;
-        if pools::has_parts(&entry) {
+        if pools::has_parts(entry) {
             let less;
-            (found, less) = pools::of_part(dev, deletion.target, mount.mount_root().address(), &mut entry);
+            (found, less) = pools::of_part(dev, deletion.target, mount.mount_root().address(), entry);
             shows = if less { Shows::Part } else { Shows::All };
         } else if entry.flags & POOL_NO_ALIAS != 0 {
             found = Found::Nothing;
@@ -135,18 +138,18 @@ pub fn with_mount(deletion: Deletion, mount: Trusted) -> i32 {
     }
     let outcome = match found {
         Found::Entry if matches!(belongs, Belongs::Visiting) && is_at_home(superblock, mount) => None,
-        Found::Entry => by_mode(deletion, mount, &entry, shows),
+        Found::Entry => by_mode(deletion, mount, entry, shows),
         Found::Nothing => {
-            (entry.generation, entry.pool_id, entry.mode) = (0, 0, 0);
+            pools::forget(entry);
             unclassified(deletion, mount, belongs)
         }
         Found::Torn => {
-            (entry.generation, entry.pool_id, entry.mode) = (0, 0, 0);
+            pools::forget(entry);
             Some(torn(dev))
         }
     };
     if let Some(outcome) = outcome {
-        report::outcome(&deletion, &entry, outcome);
+        report::outcome(&deletion, entry, outcome);
     }
     answer(outcome)
 }
@@ -203,29 +206,30 @@ fn shows_all(superblock: Trusted, mount: Trusted, entry: &PoolEntry, shows: Show
 pub fn backstop(deletion: Deletion) -> i32 {
     let superblock = deletion.superblock;
     let (dev, magic) = (superblock.device(), superblock.magic());
-    let mut entry = pools::EMPTY;
-    let mut found = pools::of_superblock(dev, magic, &mut entry);
+    let mut slot = MaybeUninit::uninit();
+    let entry = pools::clear(&mut slot);
+    let mut found = pools::of_superblock(dev, magic, entry);
     if found == Found::Entry && entry.flags & POOL_SPECIAL != 0 {
         if entry.flags & POOL_CANARY != 0 {
-            return canary(&entry, entry.flags & POOL_CANARY_BACKSTOP != 0);
+            return canary(entry, entry.flags & POOL_CANARY_BACKSTOP != 0);
         }
-        if !pools::has_parts(&entry) {
+        if !pools::has_parts(entry) {
             return 0;
         }
-        (found, _) = pools::of_part(dev, deletion.target, 0, &mut entry);
+        (found, _) = pools::of_part(dev, deletion.target, 0, entry);
     }
     let outcome = match found {
         // Without a mount there is no structure to tell a pool by: fail open, the `path_*` hook decided.
         Found::Nothing => return 0,
-        Found::Entry => behind(deletion, &entry),
+        Found::Entry => behind(deletion, entry),
         // Whether it is sealed is not known: as if it were.
         Found::Torn => {
-            (entry.generation, entry.pool_id, entry.mode) = (0, 0, 0);
+            pools::forget(entry);
             Some(torn(dev))
         }
     };
     if let Some(outcome) = outcome {
-        report::outcome(&deletion, &entry, outcome);
+        report::outcome(&deletion, entry, outcome);
     }
     answer(outcome)
 }
@@ -266,8 +270,9 @@ pub fn superblock_ends(superblock: Trusted) {
     }
     let dev = superblock.device();
     report::count(Counter::SuperblocksEnded);
-    let mut entry = pools::EMPTY;
-    let is_pool = match pools::of_superblock(dev, superblock.magic(), &mut entry) {
+    let mut slot = MaybeUninit::uninit();
+    let entry = pools::clear(&mut slot);
+    let is_pool = match pools::of_superblock(dev, superblock.magic(), entry) {
         Found::Nothing => return,
         Found::Entry => entry.flags & (POOL_CANARY | POOL_NO_ALIAS) == 0,
         Found::Torn => true,

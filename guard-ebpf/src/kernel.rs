@@ -411,12 +411,6 @@ impl Lenient {
     pub fn mount_id(&mut self, mount: u64) -> u32 {
         self.read(mount, offset!(mount_mnt_id))
     }
-    /// When the task's process started, on the boot clock.
-    #[inline(always)]
-    pub fn process_start(&mut self, Task(task): Task) -> u64 {
-        let leader = self.read(task, offset!(task_group_leader));
-        self.read(leader, offset!(task_start_boottime))
-    }
     #[inline(always)]
     pub fn parent_process(&mut self, Task(task): Task) -> u32 {
         let parent = self.read(task, offset!(task_real_parent));
@@ -574,6 +568,11 @@ impl Task {
         let first: u64 = read(namespace, offset!(pid_namespace_child_reaper))?;
         let filesystem: u64 = read(first, offset!(task_fs))?;
         read(filesystem, offset!(fs_struct_root) + offset!(path_dentry))
+    }
+    /// When its process started, on the boot clock.
+    #[inline(always)]
+    pub fn process_start(self) -> u64 {
+        typed_task().follow(offset!(task_group_leader)).load(offset!(task_start_boottime))
     }
     /// Its executable; `None` for a kernel thread.
     #[inline(always)]

@@ -94,7 +94,7 @@ pub extern "C" fn write_log(what: u32, dev: u32) -> u32 {
     0
 }
 
-/// A decision that is audited. Plain numbers: it is handed to [`audit`], a global function.
+/// A decision that is recorded. Plain numbers: it is handed to [`record`], a global function.
 #[repr(C)]
 pub struct Decision {
     superblock: u64,
@@ -112,6 +112,8 @@ pub struct Decision {
     /// [`Verdict`] and [`Reason`](guard_common::Reason).
     verdict: u32,
     reason: u32,
+    /// The how many-th of its incident it is.
+    number: u64,
 }
 
 /// Counts an outcome on a pool (zeros if it is none that has an entry), and records it if it is of the audited kind. What is denied is denied by the first load alone, and
@@ -135,8 +137,11 @@ pub fn outcome(deletion: &Deletion, pool: &PoolEntry, outcome: Outcome) {
             }
         });
     }
-    if counter.is_audited() {
-        audit(&Decision {
+    if counter.is_audited()
+        && let number = incident_number(pool, deletion.superblock.device(), outcome)
+        && number != 0
+    {
+        record(&Decision {
             superblock: deletion.superblock.address(),
             mount: deletion.mount.map_or(0, |mount| kernel::mount_of(mount.address())),
             target: deletion.target.address(),
@@ -148,56 +153,89 @@ pub fn outcome(deletion: &Deletion, pool: &PoolEntry, outcome: Outcome) {
             operation: deletion.operation as u32,
             verdict: outcome.verdict as u32,
             reason: outcome.reason as u32,
+            number,
         });
     }
 }
 
-/// Adds a decision to its incident, and sends a record of it if it is one of the incident's first.
-///
+/// Adds a decision to its incident; returns the how many-th it is if it gets a record of its own, else 0.
+#[inline(always)]
+fn incident_number(pool: &PoolEntry, dev: u32, outcome: Outcome) -> u64 {
+    let key = IncidentKey {
+        generation: pool.generation,
+        start_boot_ns: Task::current().process_start(),
+        tgid: (bpf_get_current_pid_tgid() >> 32) as u32,
+        dev,
+        reason: outcome.reason as u32,
+        verdict: outcome.verdict as u32,
+    };
+    note(&raw const key, pool.pool_id)
+}
+
 /// A global function: see `identity`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn audit(decision: *const Decision) -> u32 {
-    if decision.is_null() {
+pub extern "C" fn note(key: *const IncidentKey, pool_id: u64) -> u64 {
+    if key.is_null() {
         return 0;
     }
+    // A copy on this function's own stack: before 6.2 a map takes no key from elsewhere.
     // SAFETY: not null, and the verifier has checked its size.
-    let decision = unsafe { &*decision };
-    let mut reads = Lenient::new();
-    let key = IncidentKey {
-        generation: decision.generation,
-        start_boot_ns: reads.process_start(Task::current()),
-        tgid: (bpf_get_current_pid_tgid() >> 32) as u32,
-        dev: decision.dev,
-        reason: decision.reason,
-        verdict: decision.verdict,
-    };
-    let Some(incident) = incident(&key, decision.pool_id) else {
+    let key = unsafe { ptr::read_volatile(key) };
+    let Some(incident) = incident(&key, pool_id) else {
         count(Counter::ErrorIncidentsFull);
         count(Counter::RecordsLost);
         return 0;
     };
-    let now = boot_ns();
     // SAFETY: points into a map's value, which lives as long as the program runs.
     let number = unsafe {
-        ptr::write_volatile(&raw mut (*incident).last_boot_ns, now);
+        ptr::write_volatile(&raw mut (*incident).last_boot_ns, boot_ns());
         next_number(&raw mut (*incident).count)
     };
     if number > u64::from(CONFIG.get(0).map_or(0, |config| config.full_records)) {
         count(Counter::RecordsAggregated);
         return 0;
     }
+    number
+}
+
+/// Sends a record of a decision, one of its incident's first.
+///
+/// A global function: see `identity`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn record(decision: *const Decision) -> u32 {
+    if decision.is_null() {
+        return 0;
+    }
+    // SAFETY: not null, and the verifier has checked its size.
+    let decision = unsafe { &*decision };
+    let key = IncidentKey {
+        generation: decision.generation,
+        start_boot_ns: Task::current().process_start(),
+        tgid: (bpf_get_current_pid_tgid() >> 32) as u32,
+        dev: decision.dev,
+        reason: decision.reason,
+        verdict: decision.verdict,
+    };
+    // The agent may have closed it since.
+    let incident = INCIDENTS.get_ptr_mut(key);
     let Some(mut record) = RECORDS.reserve::<Record>(0) else {
-        // SAFETY: as above.
-        add_one(unsafe { &raw mut (*incident).lost });
+        if let Some(incident) = incident {
+            // SAFETY: as in `note`.
+            add_one(unsafe { &raw mut (*incident).lost });
+        }
         count(Counter::ErrorRingFull);
         count(Counter::RecordsLost);
         return 0;
     };
-    fill(record.as_mut_ptr(), decision, &key, now, number, &mut reads);
+    let mut reads = Lenient::new();
+    fill(record.as_mut_ptr(), decision, &key, boot_ns(), decision.number, &mut reads);
     record.submit(0);
-    // SAFETY: as above.
-    add_one(unsafe { &raw mut (*incident).emitted });
+    if let Some(incident) = incident {
+        // SAFETY: as in `note`.
+        add_one(unsafe { &raw mut (*incident).emitted });
+    }
     count(Counter::RecordsEmitted);
     if reads.failed() {
         count(Counter::ErrorReadRecord);

@@ -12,6 +12,7 @@ impl Maps {
             config: self.config.read()?,
             magics: self.magics()?,
             pools: self.pools.sorted()?,
+            namespaces: self.namespaces.entries()?.into_iter().map(|(namespace, _)| namespace).collect(),
             roots: self.roots.sorted()?,
             filesystems: self.filesystems.entries()?.into_iter().map(|(key, kind)| (key, kind.bit)).collect(),
             actor_cgroups: self.actor_cgroups.sorted()?,
@@ -52,6 +53,8 @@ impl Maps {
         match *operation {
             Op::PutConfig(config) => self.config.write(config),
             Op::PutMagic { slot, magic } => self.put_magic(slot, magic),
+            Op::PutNamespace(namespace) => self.namespaces.write(namespace, 1, Write::Put),
+            Op::RemoveNamespace(namespace) => self.namespaces.remove(&namespace),
             Op::PutFilesystem(key, bit) => {
                 self.filesystems.write(key, KindEntry { bit, ..KindEntry::default() }, Write::Put)
             }

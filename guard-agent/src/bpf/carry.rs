@@ -13,6 +13,7 @@ impl Maps {
     pub fn clear_entries(&mut self) -> Result<(), MapAccessError> {
         self.pools.clear()?;
         self.parts.clear()?;
+        self.namespaces.clear()?;
         self.roots.clear()?;
         self.filesystems.clear()?;
         self.actor_cgroups.clear()?;

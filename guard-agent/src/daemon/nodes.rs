@@ -20,7 +20,7 @@ use crate::incus::{self, Observation, Observer};
 use crate::join::{self, Effect, Event, NodeMode, Refusal, State};
 use crate::mounts::MountWatch;
 use crate::paths;
-use crate::plan::Overrides;
+use crate::plan::{self, Overrides};
 use crate::policy::{DefaultMode, Policy, Root};
 
 /// How long a start waits for a first look at its nodes, so that a healthy one is guarded from the first moment.
@@ -143,7 +143,9 @@ impl Owner {
     fn found_modes(&self, root: &Root) -> BTreeMap<u64, NodeMode> {
         // Maps that cannot be read are told of by the reconciliation that follows.
         let pools = self.maps.observed().map(|observed| observed.pools).unwrap_or_default();
-        let own = pools.values().filter(|entry| entry.actor_set == root.actor_set());
+        let own = pools.values().filter(|entry| {
+            entry.actor_set == root.actor_set() && plan::is_pool(entry) && !plan::is_visitor(entry)
+        });
         let found = |entry: &PoolEntry| match Mode::from_u32(entry.mode)? {
             Mode::Guarded | Mode::Observed => Some((entry.generation, NodeMode::Policy)),
             Mode::Held => Some((entry.generation, NodeMode::Held)),
@@ -297,6 +299,8 @@ impl Owner {
     /// The live pools of a set.
     pub(super) fn alive(&self, actor_set: u32) -> join::Pools {
         let pools = self.pools.values().filter(|known| known.entry.actor_set == actor_set);
+        // What a container is given of its host's own filesystem comes from no join.
+        let pools = pools.filter(|known| !plan::is_visitor(&known.entry));
         pools.map(|known| (known.entry.generation, known.entry.pool_id)).collect()
     }
 

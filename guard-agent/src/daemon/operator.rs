@@ -11,6 +11,7 @@ use crate::control::report::RollbackReport;
 use crate::control::{Peer, Refusal, Reply};
 use crate::join::{Daemon, Event, JoinSeen, State};
 use crate::mounts::MountWatch;
+use crate::plan;
 use crate::policy::OnJoinFailure;
 use crate::rollback::{Allowed, RollbackOutcome, Target};
 
@@ -143,6 +144,8 @@ impl Owner {
     pub(super) fn begin_rollback(&mut self, root: &Path) {
         let Some(node) = self.nodes.of(root) else { return };
         let pools = self.pools.values().filter(|known| known.entry.actor_set == node.actor_set);
+        // A visitor is mounted elsewhere, by its host.
+        let pools = pools.filter(|known| !plan::is_visitor(&known.entry));
         let target = |known: &super::pools::KnownPool| Target {
             dev: known.pool.dev,
             generation: known.entry.generation,

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use guard_common::policy::POOL_OPERATOR;
 use guard_common::{Counter, Mode, Tier};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, broadcast};
@@ -311,6 +312,7 @@ impl Owner {
 
         self.remove_unmounted()?;
         let observed = self.maps.observed().map_err(text)?;
+        self.keep_seals(&observed);
         let moment = now().boot_ns;
         let meta = self.maps.meta.read().map_err(text)?;
         let plan = plan::plan(
@@ -335,6 +337,20 @@ impl Owner {
         applied?;
         // The maps first: whoever is asked from now on knows the pool.
         self.order_marks()
+    }
+
+    /// A pool's id may change while it is mounted: more is known of its cluster, or a newer agent tells pools apart better.
+    /// An operator's seal goes along.
+    fn keep_seals(&mut self, observed: &plan::Observed) {
+        for pool in &self.classification.pools {
+            let Some(entry) = observed.pools.get(&pool.dev) else { continue };
+            let sealed = plan::is_pool(entry) && entry.flags & POOL_OPERATOR != 0;
+            if sealed && entry.magic == pool.magic && entry.pool_id != pool.pool_id {
+                tracing::info!(pool = pool.name, "the id of a sealed pool has changed: it stays sealed");
+                self.overrides.sealed.insert(pool.pool_id);
+                self.state.adopt_seals(&self.overrides.sealed);
+            }
+        }
     }
 
     /// A device number may have changed hands between reading the mount table and writing an entry: then

@@ -165,6 +165,7 @@ fn detached(dev: u32, entry: &PoolEntry) -> Pool {
         source: String::new(),
         mountpoint: PathBuf::new(),
         mountpoints: Vec::new(),
+        visitor: plan::is_visitor(entry),
         root: 0,
         ceph: None,
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use guard_common::policy::{ALIAS_ACTORS, COMBINED_ACTORS};
+use guard_common::policy::{ACTOR_GENERATION, ACTOR_GUEST, ALIAS_ACTORS, COMBINED_ACTORS};
 use guard_common::{ActorMask, CgroupKey, ExecutableKey};
 
 use super::{Desired, MapOperation, Observed, Resolved};
@@ -24,10 +24,19 @@ pub(super) fn changes(desired: &Desired<'_>, observed: &Observed, sealed: &BTree
     for root in roots {
         let actors = root.actors().iter();
         set(desired, root.actor_set(), actors, observed, &mut cgroups, &mut executables);
+        for id in root.guests().iter().filter_map(|path| desired.resolved.cgroups.get(path)) {
+            let key = CgroupKey { cgroup_id: *id, actor_set: root.actor_set(), reserved: 0 };
+            cgroups.entry(key).or_default().flags |= ACTOR_GUEST;
+        }
     }
     let sealed = roots.iter().filter(|root| sealed.contains(&root.actor_set()));
     let actors = sealed.flat_map(Root::actors);
     set(desired, ALIAS_ACTORS, actors, observed, &mut cgroups, &mut executables);
+    for (key, mask) in &mut executables {
+        if let Some(generation) = desired.resolved.generations.get(&(key.dev, key.ino)) {
+            (mask.generation, mask.flags) = (*generation, mask.flags | ACTOR_GENERATION);
+        }
+    }
     let mut changes = Changes::default();
     let new = different(&cgroups, &observed.actor_cgroups);
     changes.put.extend(new.map(|(key, mask)| MapOperation::PutActorCgroup(key, mask)));

@@ -122,7 +122,10 @@ struct Decided<'a> {
 
 fn decide<'a>(desired: &Desired<'a>, after: &BTreeMap<u32, PoolEntry>) -> Decided<'a> {
     // Held too: the daemon may not delete, by whatever mount.
-    let is_sealed = |entry: &&PoolEntry| pools::strength(entry.mode) >= pools::strength(Mode::Held as u32);
+    // A visitor's data is its host's own, by whatever mount.
+    let is_sealed = |entry: &&PoolEntry| {
+        pools::strength(entry.mode) >= pools::strength(Mode::Held as u32) && !pools::is_visitor(entry)
+    };
     // A root without a live pool has no data that could be reached: its actors, which may be another root's too, are
     // left alone.
     let sealed: BTreeSet<u32> = after.values().filter(is_sealed).map(|entry| entry.actor_set).collect();

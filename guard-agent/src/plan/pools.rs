@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use guard_common::policy::{POOL_CANARY, POOL_EXPORTED, POOL_GUARD_TRUNCATE, POOL_NO_ALIAS, POOL_OPERATOR};
+use guard_common::policy::{
+    POOL_CANARY, POOL_EXPORTED, POOL_GUARD_TRUNCATE, POOL_NO_ALIAS, POOL_OPERATOR, POOL_VISITOR,
+};
 use guard_common::{Mode, PoolEntry};
 
-use super::{Desired, MapOperation, Observed, node_mode};
+use super::{Desired, MapOperation, Observed, flag, node_mode};
 use crate::classify::Pool;
 use crate::join::NodeMode;
 use crate::policy::{Policy, Root};
@@ -29,6 +31,12 @@ pub(super) struct Changes {
 /// Whether an entry speaks for a pool: it may also be the canary's, or say that something is none.
 pub fn is_pool(entry: &PoolEntry) -> bool {
     entry.flags & (POOL_CANARY | POOL_NO_ALIAS) == 0
+}
+
+/// Whether only mounts below a root are protected. An entry keeps saying so, or not, for as long as its superblock lives: a
+/// pool that has lost its oldest mount does not become free elsewhere.
+pub fn is_visitor(entry: &PoolEntry) -> bool {
+    entry.flags & POOL_VISITOR != 0
 }
 
 pub(super) fn is_canary(entry: &PoolEntry) -> bool {
@@ -64,6 +72,9 @@ pub(super) fn changes(desired: &Desired<'_>, observed: &Observed) -> Changes {
             changes.kept_magics.insert(entry.magic);
         } else if !is_pool(entry) {
             // See `aliases`.
+        } else if is_visitor(entry) && mounted.contains_key(dev) {
+            // It is at home, and nothing of it is below a root any more.
+            changes.removed.push(MapOperation::RemovePool { dev: *dev });
         } else if let Some(root) = guarding_root(desired.policy, entry, mounted.get(dev).copied()) {
             changes.update(*dev, entry, settled(desired, root, *entry));
         } else if mounted.contains_key(dev) {
@@ -77,11 +88,19 @@ pub(super) fn changes(desired: &Desired<'_>, observed: &Observed) -> Changes {
 }
 
 impl Changes {
+    /// Whether a pool is sealed on the way: see `update`.
+    pub(super) fn seals_for_a_moment(&self) -> bool {
+        self.strengthened.iter().any(
+            |operation| matches!(operation, MapOperation::UpdatePool { entry, .. } if is_strict(entry)),
+        )
+    }
+
     fn create(&mut self, desired: &Desired<'_>, pool: &Pool, replaces: bool) {
         let root = &desired.policy.roots()[pool.root];
         let generation = self.next_generation;
+        let flags = flag(pool.visitor, POOL_VISITOR);
         let entry =
-            PoolEntry { generation, pool_id: pool.pool_id, magic: pool.magic, ..PoolEntry::default() };
+            PoolEntry { generation, pool_id: pool.pool_id, magic: pool.magic, flags, ..PoolEntry::default() };
         let entry = settled(desired, root, entry);
         self.next_generation += 1;
         self.kept_magics.insert(pool.magic);
@@ -121,8 +140,11 @@ fn wanted(desired: &Desired<'_>, pool: &Pool, entry: &PoolEntry, next_generation
     let same = entry.magic == pool.magic && entry.pool_id == pool.pool_id;
     // Otherwise it is another superblock, whose end the kernel program has not seen. Its entry is replaced
     // in one step, so that there is no moment without one; leases and releases of the old one end.
-    let generation = if same { entry.generation } else { next_generation };
-    let base = PoolEntry { generation, pool_id: pool.pool_id, magic: pool.magic, ..*entry };
+    let (generation, flags) = match same {
+        true => (entry.generation, entry.flags),
+        false => (next_generation, flag(pool.visitor, POOL_VISITOR)),
+    };
+    let base = PoolEntry { generation, flags, pool_id: pool.pool_id, magic: pool.magic, ..*entry };
     settled(desired, root, base)
 }
 
@@ -161,8 +183,8 @@ pub(super) fn is_strict(entry: &PoolEntry) -> bool {
 
 /// The entry with everything that policy, operators and the node's state say of it.
 fn settled(desired: &Desired<'_>, root: &Root, entry: PoolEntry) -> PoolEntry {
-    let flag = |set: bool, flag: u32| if set { flag } else { 0 };
-    let flags = flag(root.exported(), POOL_EXPORTED)
+    let flags = entry.flags & POOL_VISITOR
+        | flag(root.exported(), POOL_EXPORTED)
         | flag(root.guard_truncate(), POOL_GUARD_TRUNCATE)
         | flag(desired.overrides.sealed.contains(&entry.pool_id), POOL_OPERATOR);
     let (mode, expires_boot_ns) = mode(desired, root, entry.pool_id, entry.generation);

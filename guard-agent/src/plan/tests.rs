@@ -7,8 +7,8 @@ use std::path::Path;
 
 use guard_common::names::capacity;
 use guard_common::policy::{
-    ALIAS_ACTORS, CEPH_SUPER_MAGIC, CONFIG_ALIASES, FUSE_SUPER_MAGIC, POOL_CANARY, POOL_NO_ALIAS,
-    POOL_OPERATOR, RAMFS_MAGIC, SEVERAL_MAGICS, magic_slot,
+    ACTOR_GENERATION, ACTOR_GUEST, ALIAS_ACTORS, CEPH_SUPER_MAGIC, CONFIG_ALIASES, FUSE_SUPER_MAGIC,
+    POOL_CANARY, POOL_NO_ALIAS, POOL_OPERATOR, RAMFS_MAGIC, SEVERAL_MAGICS, magic_slot,
 };
 
 use super::*;
@@ -29,6 +29,8 @@ fn apply(maps: &mut Observed, operation: &MapOperation) {
             maps.magics.resize(capacity::MAGICS as usize, 0);
             maps.magics[slot as usize] = magic;
         }
+        PutNamespace(namespace) => assert!(maps.namespaces.insert(namespace)),
+        RemoveNamespace(namespace) => assert!(maps.namespaces.remove(&namespace)),
         PutFilesystem(key, bit) => drop(maps.filesystems.insert(key, bit)),
         RemoveFilesystem(key) => assert!(maps.filesystems.remove(&key).is_some()),
         PutRoot(key, entry) => drop(maps.roots.insert(key, entry)),
@@ -409,4 +411,59 @@ fn alias_actors(maps: &Observed) -> BTreeSet<(u64, u64)> {
 
 fn exempt(maps: &Observed) -> BTreeSet<u32> {
     maps.pools.iter().filter(|(_, entry)| entry.flags & POOL_NO_ALIAS != 0).map(|(dev, _)| *dev).collect()
+}
+
+/// The host's own CephFS, of which a container has a directory.
+const HOME: &str = "70 31 0:60 / /mnt/cephfs rw - ceph m:/ rw\n";
+const DISK: &str = "71 31 0:60 /media /var/lib/incus/devices/c/disk rw - ceph m:/ rw\n";
+
+#[test]
+fn a_visitor_is_one_from_the_beginning_and_goes_with_its_last_mount_below_a_root() {
+    let (mut host, mut maps) = started(INCUS, &format!("{HOME}{DISK}"));
+    let entry = maps.pools[&60];
+    assert!(is_visitor(&entry) && is_pool(&entry));
+    let root = host.policy.roots()[0].actor_set();
+    let sealed = |mode| PoolModes { mode, others: mode, ..PoolModes::default() };
+    host.overrides.nodes.insert(root, sealed(NodeMode::Sealed));
+    host.apply(&mut maps);
+    assert_eq!(mode(&maps, 60), Some(Mode::Sealed));
+    assert!(is_visitor(&maps.pools[&60]) && alias_actors(&maps).is_empty(), "nobody else is in the way");
+    HOME.clone_into(&mut host.table);
+    host.apply(&mut maps);
+    assert!(maps.pools.is_empty(), "the host's own mount is free");
+
+    // A pool stays one, whatever its oldest mount is by now.
+    let bound = "72 31 0:43 / /srv/bound rw - ceph m:/a rw\n";
+    let again = "73 31 0:43 / /var/lib/incus/again rw - ceph m:/a rw\n";
+    let (mut host, mut maps) = started(INCUS, &format!("{POOL}{bound}{again}"));
+    host.table = format!("{bound}{again}");
+    host.apply(&mut maps);
+    assert!(!is_visitor(&maps.pools[&43]));
+}
+
+#[test]
+fn guests_namespaces_and_generations_come_into_the_maps() {
+    let policy = "version = 1\n[[root]]\npath = \"/srv\"\nfilesystems = [\"ceph\"]\nguests = [\"/kubepods\"]\n\
+                  [[root.actors]]\nexecutable = \"/usr/bin/d\"\n";
+    let mut host = Host::new(policy, "");
+    let key = host.resolved.roots[0].unwrap();
+    host.resolved.cgroups.insert("/kubepods".to_owned(), 77);
+    host.resolved.namespaces.insert(4_026_532_512);
+    let (_, ino) = host.resolved.executables[Path::new("/usr/bin/d")];
+    host.resolved.generations.extend([((key.dev, key.ino), 5), ((1, ino), 6)]);
+    let mut maps = Observed::default();
+    host.apply(&mut maps);
+    let root = &maps.roots[&key];
+    assert_eq!((root.flags, root.generation), (ROOT_GENERATION, 5));
+    let (_, executable) = maps.actor_executables.first_key_value().unwrap();
+    assert_eq!((executable.alone, executable.flags, executable.generation), (1, ACTOR_GENERATION, 6));
+    let (guest, mask) = maps.actor_cgroups.first_key_value().unwrap();
+    assert_eq!((guest.cgroup_id, mask.alone, mask.flags), (77, 0, ACTOR_GUEST));
+    assert_eq!(maps.namespaces, BTreeSet::from([4_026_532_512]));
+    host.resolved.namespaces.clear();
+    // The root's directory is not seen now: what was known of it stays.
+    host.resolved.roots[0] = None;
+    host.apply(&mut maps);
+    assert!(maps.namespaces.is_empty());
+    assert_eq!(maps.roots[&key].generation, 5);
 }
