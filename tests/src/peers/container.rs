@@ -46,6 +46,16 @@ pub fn with_the_hosts_programs(volume: &Path, work: impl FnOnce(&Path) -> Result
     with_root(furnish, |place| bind(volume, place), work)
 }
 
+/// The same with a directory and all that is mounted below it, as a node's plugin is given the kubelet's directory.
+pub fn with_a_tree(directory: &Path, work: impl FnOnce(&Path) -> Result<()> + Send) -> Result<()> {
+    let bring = |place: &Path| {
+        fs::create_dir_all(place)?;
+        let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+        mount(Some(directory), place, None::<&str>, flags, None::<&str>).context("bind a tree")
+    };
+    with_root(furnish, bring, work)
+}
+
 /// The same with the volume's owners mapped as a user namespace maps them.
 pub fn with_mapped_owners(
     volume: &Path,
