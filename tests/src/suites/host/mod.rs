@@ -9,6 +9,7 @@ mod own_pool;
 mod reboot;
 mod rolling;
 mod runbook;
+mod sequences;
 mod silent;
 mod tools;
 mod transaction;
@@ -23,6 +24,7 @@ pub const TESTS: &[&[Test]] = &[
     reboot::TESTS,
     rolling::TESTS,
     runbook::TESTS,
+    sequences::TESTS,
     transaction::TESTS,
     tools::TESTS,
     commands::TESTS,
