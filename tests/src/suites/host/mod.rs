@@ -1,6 +1,7 @@
 //! Real hosts: what we ship, the way it is shipped. These tests run beside the hosts, not on them.
 
 mod commands;
+mod cost;
 mod healthy;
 mod incident;
 mod members;
@@ -32,4 +33,5 @@ pub const TESTS: &[&[Test]] = &[
     operations::TESTS,
     own_pool::TESTS,
     silent::TESTS,
+    cost::TESTS,
 ];
