@@ -272,11 +272,12 @@ pub fn superblock_ends(superblock: Trusted) {
     report::count(Counter::SuperblocksEnded);
     let mut slot = MaybeUninit::uninit();
     let entry = pools::clear(&mut slot);
-    let is_pool = match pools::of_superblock(dev, superblock.magic(), entry) {
-        Found::Nothing => return,
-        Found::Entry => entry.flags & (POOL_CANARY | POOL_NO_ALIAS) == 0,
-        Found::Torn => true,
-    };
+    let found = pools::of_superblock(dev, superblock.magic(), entry);
+    // One of another magic is there as well, and must go.
+    let is_pool = found == Found::Torn || entry.flags & (POOL_CANARY | POOL_NO_ALIAS) == 0;
+    if POOLS.get_ptr(dev).is_none() {
+        return;
+    }
     if POOLS.remove(dev).is_ok() && is_pool {
         report::count(Counter::PoolsEnded);
         diagnose(Diagnosis::SuperblockEnded, dev);
