@@ -15,7 +15,7 @@ use crate::audit::record::{AgentChange, LeaseKind};
 use crate::bpf::load::BareMaps;
 use crate::events::clock;
 use crate::fanotify::{self, Engine};
-use crate::mounts::{MountEntry, MountWatch};
+use crate::mounts::{MountEntry, MountWatch, Snapshot};
 use crate::{plan, reactor};
 
 fn boot_id() -> Result<String, DaemonError> {
@@ -112,7 +112,8 @@ impl Owner {
             return Ok(());
         }
         let text = |error: crate::bpf::MapAccessError| chain(&error);
-        let mounted: BTreeSet<u32> = self.snapshot.entries().iter().map(MountEntry::dev).collect();
+        let tables = std::iter::once(&self.snapshot).chain(self.foreign.values());
+        let mounted: BTreeSet<u32> = tables.flat_map(Snapshot::entries).map(MountEntry::dev).collect();
         let is_gone = |(dev, entry): &(u32, PoolEntry)| plan::is_pool(entry) && !mounted.contains(dev);
         let gone: Vec<u32> = self
             .maps

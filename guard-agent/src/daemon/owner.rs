@@ -30,7 +30,7 @@ use crate::classify::{self, Classification};
 use crate::control::Peer;
 use crate::events::{IncidentTracker, Stamp, Time, clock};
 use crate::fanotify::Engine;
-use crate::mounts::{MountWatch, Snapshot};
+use crate::mounts::{MountWatch, Snapshot, foreign};
 use crate::plan::{self, Desired, MapOperation, Overrides};
 use crate::posture::{Posture, Reason};
 use crate::roots::{self, ResolveError};
@@ -49,6 +49,8 @@ pub struct Owner {
     pub(super) audit: AuditFile,
     events: broadcast::Sender<Arc<str>>,
     pub(super) overrides: Overrides,
+    /// Mount tables of the namespaces that policy names, by the namespaces' inodes.
+    pub(super) foreign: BTreeMap<u32, Snapshot>,
     pub(super) snapshot: Snapshot,
     pub(super) classification: Classification,
     /// Which Ceph cluster a monitor belongs to, as far as this host has shown it.
@@ -121,6 +123,7 @@ impl Owner {
             events,
             overrides,
             snapshot: Snapshot::default(),
+            foreign: BTreeMap::new(),
             classification: Classification::default(),
             clusters: Clusters::default(),
             resolution: roots::Resolution::default(),
@@ -301,7 +304,9 @@ impl Owner {
         });
         let effective = self.policy.policy.with_root_paths(&self.resolution.root_paths);
         clusters::learn(&mut self.clusters, &self.snapshot, Path::new("/"));
-        self.classification = classify::classify(&self.snapshot, &effective, &self.clusters);
+        self.foreign = foreign::tables(&self.resolution.resolved.namespaces, Path::new("/proc"));
+        let all = self.snapshot.with_superblocks_of(self.foreign.values());
+        self.classification = classify::classify(&all, &effective, &self.clusters);
         self.troubles.set_if(posture::NO_ACTOR, || {
             posture::without_actor(&effective, &self.classification, &self.resolution.resolved)
         });
@@ -360,6 +365,8 @@ impl Owner {
             return Ok(());
         }
         let snapshot = mounts.read().map_err(|error| format!("read the mount table: {error}"))?;
+        let foreign = foreign::tables(&self.resolution.resolved.namespaces, Path::new("/proc"));
+        let snapshot = snapshot.with_superblocks_of(foreign.values());
         let effective = self.policy.policy.with_root_paths(&self.resolution.root_paths);
         let classification = classify::classify(&snapshot, &effective, &self.clusters);
         for (dev, pool_id) in created {
@@ -390,7 +397,10 @@ impl Owner {
         if self.troubles.detail(posture::LAST_GOOD).is_some() {
             self.keep_policy();
         }
-        if expired || written || ended != self.ended_seen || self.ticks.is_multiple_of(ROUND) {
+        // Nothing tells of a change in another namespace.
+        let namespaces = &self.resolution.resolved.namespaces;
+        let elsewhere = foreign::tables(namespaces, Path::new("/proc")) != self.foreign;
+        if expired || written || elsewhere || ended != self.ended_seen || self.ticks.is_multiple_of(ROUND) {
             self.ended_seen = ended;
             if self.policy.has_changed(&self.options.policy) {
                 self.reload_policy();

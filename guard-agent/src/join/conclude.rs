@@ -194,6 +194,11 @@ fn clustered(machine: &Machine, raft_nodes: u32, evidence: &Evidence) -> Conclus
             format!("{rows}, and this server is in the list of members"),
         ),
         (Membership::NotListed, _) => partial("and this server is not in the list of members"),
+        // It is on its way out: its database has not been emptied yet.
+        (Membership::NotClustered, _) if *machine.state() == State::Left => Conclusion::new(
+            State::Left,
+            format!("{rows}, and the daemon says that it is not clustered any more"),
+        ),
         (Membership::NotClustered, _) => partial("and the daemon says that it is not clustered"),
         _ => unanswered(machine, &rows, evidence),
     }

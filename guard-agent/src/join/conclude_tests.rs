@@ -169,6 +169,16 @@ fn a_node_that_leaves_in_order_keeps_no_pool_and_may_make_its_own() {
 }
 
 #[test]
+fn a_node_that_leaves_is_not_condemned_for_a_database_that_is_not_empty_yet() {
+    let says = |state| {
+        let evidence = Evidence { membership: Membership::NotClustered, ..evidence(ADDRESS, 2, runs(7)) };
+        looked(at(state), evidence).state().clone()
+    };
+    assert_eq!(says(State::Left), State::Left);
+    assert_eq!(says(joined()), State::JoinPartial, "one that nobody has seen leave");
+}
+
+#[test]
 fn a_pool_that_came_unseen_with_an_address_set_is_sealed_until_an_operator_says_so() {
     let followed = |stream| Evidence { stream, ..evidence(ADDRESS, 0, runs(7)) };
     let machine = looked(Machine::at(State::Standalone, Pools::new()), followed(None));

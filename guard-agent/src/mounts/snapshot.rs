@@ -93,6 +93,16 @@ impl Snapshot {
         Self::of(entries, self.problems.iter().chain(&other.problems).cloned().collect())
     }
 
+    /// These mounts, and those of another namespace whose superblocks this one does not show. Only for telling pools: paths of
+    /// two namespaces are not to be looked up in one table.
+    #[must_use]
+    pub fn with_superblocks_of<'a>(&self, others: impl IntoIterator<Item = &'a Self>) -> Self {
+        let shown: HashSet<u32> = self.entries.iter().map(MountEntry::dev).collect();
+        let others = others.into_iter().flat_map(|other| &other.entries);
+        let more = others.filter(|entry| !shown.contains(&entry.dev()));
+        Self::of(self.entries.iter().chain(more).cloned().collect(), self.problems.clone())
+    }
+
     /// What changed from here to `next`.
     pub fn diff(&self, next: &Self) -> SnapshotDiff {
         let identity = |entry: &MountEntry| (entry.mount_id, entry.dev());
@@ -135,6 +145,11 @@ mod tests {
             assert_eq!(snapshot.mount_of(Path::new(path)).unwrap().mount_id, mount_id, "{path}");
         }
         assert_eq!(snapshot.mount(41).unwrap().source, "a");
+        let other =
+            Snapshot::parse(b"60 59 0:43 / /elsewhere rw - ceph a rw\n61 59 0:60 / /own rw - ceph c rw\n");
+        let both = snapshot.with_superblocks_of([&other]);
+        assert_eq!(both.entries().len(), snapshot.entries().len() + 1);
+        assert_eq!(both.entries().last().unwrap().mountpoint, Path::new("/own"));
         assert_eq!(snapshot.mount(99), None);
     }
 

@@ -90,9 +90,9 @@ pub(super) fn changes(desired: &Desired<'_>, observed: &Observed) -> Changes {
 impl Changes {
     /// Whether a pool is sealed on the way: see `update`.
     pub(super) fn seals_for_a_moment(&self) -> bool {
-        self.strengthened.iter().any(
-            |operation| matches!(operation, MapOperation::UpdatePool { entry, .. } if is_strict(entry)),
-        )
+        self.strengthened
+            .iter()
+            .any(|operation| matches!(operation, MapOperation::UpdatePool { entry, .. } if is_strict(entry)))
     }
 
     fn create(&mut self, desired: &Desired<'_>, pool: &Pool, replaces: bool) {

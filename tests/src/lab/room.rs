@@ -86,7 +86,7 @@ pub(super) fn leases_full(ground: &mut Ground, _: &mut Rng) -> Result<()> {
     let pool = pools.iter().find(|(_, entry)| entry.generation == generation).context("its entry")?;
     let entry = LeaseEntry::new(generation, u64::MAX);
     let own = LeaseKey { cgroup_id: fs::metadata(tree)?.ino(), dev: pool.0, reserved: 0 };
-    maps.leases.write(own, entry, Write::Create)?;
+    maps.grant(own, entry)?;
     let stranger = |number: u32| LeaseKey { cgroup_id: u64::MAX - u64::from(number), dev: 0, reserved: 0 };
     let made = fill(&mut maps.leases, capacity::LEASES, entry, stranger)?;
 

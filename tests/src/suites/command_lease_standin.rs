@@ -6,7 +6,6 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use guard_agent::bpf::maps::Write;
 use guard_common::{LeaseEntry, LeaseKey};
 
 use crate::harness::attempt::{in_cgroup, rm_is_denied};
@@ -36,9 +35,8 @@ fn one_tree() -> Result<()> {
     );
     let key = LeaseKey { cgroup_id: fs::metadata(TREE)?.ino(), dev, reserved: 0 };
     let mut maps = ground.installation.maps()?;
-    let mut grant = |generation, expires_boot_ns| {
-        maps.leases.write(key, LeaseEntry::new(generation, expires_boot_ns), Write::Put)
-    };
+    let mut grant =
+        |generation, expires_boot_ns| maps.grant(key, LeaseEntry::new(generation, expires_boot_ns));
 
     grant(generation, u64::MAX)?;
     ensure!(in_cgroup(Path::new(TREE), &rm, &at("file0"))?, "the tree with the lease was denied");

@@ -4,23 +4,28 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::harness::attempt::{denied, passes, rm_is_denied, rm_passes};
-use crate::harness::command;
+use crate::harness::attempt::{copy_rm, denied, passes, rm_is_denied, rm_passes};
 use crate::harness::guarded::{Guarded, populate};
 use crate::harness::mount::Mount;
 use crate::harness::registry::Test;
 use crate::harness::scratch::Scratch;
+use crate::harness::{command, wait};
 use crate::peers::container;
 
 pub const TESTS: &[Test] = &[
     Test::new("identity_other_mounts_of_a_pool_that_came_without_an_agent", without_an_agent),
     Test::new("identity_a_visitor_is_free_at_home", visitor),
     Test::new("identity_guests_have_whole_pools_in_their_own_views", guests),
+    Test::new("identity_a_pool_in_a_daemons_own_namespace_is_known", own_namespace),
     Test::new("identity_an_executable_with_another_ones_inode_is_no_actor", inode_used_again),
 ];
+
+/// For the agent to take note of a mount in another namespace.
+const SOON: Duration = Duration::from_secs(60);
 
 /// A pool that nobody has an entry for, bound elsewhere, as a whole and in part.
 fn without_an_agent() -> Result<()> {
@@ -165,6 +170,70 @@ fn guests() -> Result<()> {
     })?;
     ensure!(!pool.path().join("file1").exists() && pool.path().join("file0").exists(), "another file went");
     rm_is_denied(&pool.path().join("file2"))
+}
+
+/// A daemon that mounts its pools where only it sees them, as LXD's snap does.
+fn own_namespace() -> Result<()> {
+    let scratch = Scratch::new("own-namespace")?;
+    let place = Mount::tmpfs(scratch.join("place"))?;
+    let (pin, actor, disk) = (place.path().join("ns"), scratch.join("daemon"), scratch.join("bound"));
+    fs::create_dir(&disk)?;
+    copy_rm(&actor)?;
+    let make = format!(
+        "mount --make-private {0} && touch {1} && unshare --mount={1} --propagation private true",
+        place.path().display(),
+        pin.display()
+    );
+    command::run("sh", &["-c", &make])?;
+    let settings = format!(
+        "namespaces = [\"{}\"]\nactors = [{{ executable = \"{}\" }}]",
+        pin.display(),
+        actor.display()
+    );
+    let ground = Guarded::new("own-namespace", &settings)?;
+    let pool = ground.root().join("own");
+    fs::create_dir(&pool)?;
+    let inside = |script: &str| -> Result<bool> {
+        let enter = format!("--mount={}", pin.display());
+        let output = command::attempt("nsenter", &[&enter, "sh", "-c", script])?;
+        Ok(output.status.success())
+    };
+    let shown = |what: &str| format!("{what} {}", pool.display());
+    let mounts = format!(
+        "mount -t tmpfs own {0} && touch {0}/a {0}/b {0}/c && mount --bind {0} {1}",
+        pool.display(),
+        disk.display()
+    );
+    ensure!(inside(&mounts)?, "the daemon could not mount its pool");
+    let held = Held(
+        Command::new("nsenter").arg(format!("--mount={}", pin.display())).args(["sleep", "1000"]).spawn()?,
+    );
+    let agent = ground.installation.start()?;
+    wait::until("the agent knows the daemon's pool", SOON, || Ok(ground.report(&pool)?.is_some()))?;
+    ensure!(!pool.join("a").exists(), "the host sees the daemon's pool");
+    ensure!(!inside(&format!("{}/a", shown("rm")))?, "a stranger in the daemon's namespace deleted");
+    ensure!(!inside(&format!("rm {}/a", disk.display()))?, "a stranger deleted by another mount there");
+    ensure!(inside(&format!("{} -f {}/a", actor.display(), pool.display()))?, "the daemon was denied");
+    ground.guardctl(&["seal", &pool.to_string_lossy()])?;
+    ground.wait_for_mode(&pool, "sealed")?;
+    ensure!(
+        !inside(&format!("{} -f {}/b && test ! -e {1}/b", actor.display(), pool.display()))?,
+        "the daemon deleted in its sealed pool"
+    );
+    agent.stop()?;
+    drop(held);
+    command::run("umount", &[&pin.to_string_lossy()]).map(drop)
+}
+
+/// A process that keeps its namespace alive.
+struct Held(std::process::Child);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// ext4 gives the inode number of a file that is gone to the next one.
