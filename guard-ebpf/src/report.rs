@@ -102,18 +102,15 @@ pub struct Decision {
     mount: u64,
     /// The dentry whose name goes.
     target: u64,
-    /// The pool's generation, id and mode; 0 if it has no entry.
-    generation: u64,
-    pool_id: u64,
-    mode: u32,
+    /// The how many-th of its incident it is.
+    number: u64,
     dev: u32,
     hook: u32,
     operation: u32,
     /// [`Verdict`] and [`Reason`](guard_common::Reason).
     verdict: u32,
     reason: u32,
-    /// The how many-th of its incident it is.
-    number: u64,
+    unused: u32,
 }
 
 /// Counts an outcome on a pool (zeros if it is none that has an entry), and records it if it is of the audited kind. What is denied is denied by the first load alone, and
@@ -141,20 +138,21 @@ pub fn outcome(deletion: &Deletion, pool: &PoolEntry, outcome: Outcome) {
         && let number = incident_number(pool, deletion.superblock.device(), outcome)
         && number != 0
     {
-        record(&Decision {
-            superblock: deletion.superblock.address(),
-            mount: deletion.mount.map_or(0, |mount| kernel::mount_of(mount.address())),
-            target: deletion.target.address(),
-            generation: pool.generation,
-            pool_id: pool.pool_id,
-            mode: pool.mode,
-            dev: deletion.superblock.device(),
-            hook: deletion.hook as u32,
-            operation: deletion.operation as u32,
-            verdict: outcome.verdict as u32,
-            reason: outcome.reason as u32,
-            number,
-        });
+        record(
+            &Decision {
+                superblock: deletion.superblock.address(),
+                mount: deletion.mount.map_or(0, |mount| kernel::mount_of(mount.address())),
+                target: deletion.target.address(),
+                number,
+                dev: deletion.superblock.device(),
+                hook: deletion.hook as u32,
+                operation: deletion.operation as u32,
+                verdict: outcome.verdict as u32,
+                reason: outcome.reason as u32,
+                unused: 0,
+            },
+            &raw const *pool,
+        );
     }
 }
 
@@ -204,14 +202,14 @@ pub extern "C" fn note(key: *const IncidentKey, pool_id: u64) -> u64 {
 /// A global function: see `identity`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn record(decision: *const Decision) -> u32 {
-    if decision.is_null() {
+pub extern "C" fn record(decision: *const Decision, pool: *const PoolEntry) -> u32 {
+    if decision.is_null() || pool.is_null() {
         return 0;
     }
-    // SAFETY: not null, and the verifier has checked its size.
-    let decision = unsafe { &*decision };
+    // SAFETY: not null, and the verifier has checked their sizes.
+    let (decision, pool) = unsafe { (&*decision, &*pool) };
     let key = IncidentKey {
-        generation: decision.generation,
+        generation: pool.generation,
         start_boot_ns: Task::current().process_start(),
         tgid: (bpf_get_current_pid_tgid() >> 32) as u32,
         dev: decision.dev,
@@ -230,7 +228,7 @@ pub extern "C" fn record(decision: *const Decision) -> u32 {
         return 0;
     };
     let mut reads = Lenient::new();
-    fill(record.as_mut_ptr(), decision, &key, boot_ns(), decision.number, &mut reads);
+    fill(record.as_mut_ptr(), decision, pool, &key, boot_ns(), decision.number, &mut reads);
     record.submit(0);
     if let Some(incident) = incident {
         // SAFETY: as in `note`.
@@ -294,6 +292,7 @@ fn write_comm(destination: *mut c_void) {
 fn fill(
     record: *mut Record,
     decision: &Decision,
+    pool: &PoolEntry,
     key: &IncidentKey,
     now: u64,
     number: u64,
@@ -309,8 +308,8 @@ fn fill(
         }
         set!(boot_ns = now);
         set!(start_boot_ns = key.start_boot_ns);
-        set!(generation = decision.generation);
-        set!(pool_id = decision.pool_id);
+        set!(generation = pool.generation);
+        set!(pool_id = pool.pool_id);
         set!(cgroup_id = generated::bpf_get_current_cgroup_id());
         let parent = reads.dentry_parent(decision.target);
         set!(parent_ino = reads.dentry_ino(parent));
@@ -320,7 +319,7 @@ fn fill(
         set!(operation = decision.operation);
         set!(verdict = decision.verdict);
         set!(reason = decision.reason);
-        set!(mode = decision.mode);
+        set!(mode = pool.mode);
         set!(pid = bpf_get_current_pid_tgid() as u32);
         set!(tgid = key.tgid);
         set!(ppid = reads.parent_process(task));

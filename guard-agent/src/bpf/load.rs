@@ -237,7 +237,10 @@ pub fn try_tier(tier: Tier) -> Result<(), LoadError> {
     let programs = available(&btf, tier)?;
     let offsets = offsets::resolve(&btf, tier)?;
     let tier_number = tier as u32;
+    // Or the kernel would not look at what is only done with them.
+    let tree = tree::addresses();
     loader.override_global(global::OFFSETS, &offsets, true);
+    loader.override_global(global::TREE, &tree, true);
     loader.override_global(global::TIER, &tier_number, true);
     let mut ebpf = loader.load(object).map_err(LoadError::Object)?;
     match tier {
