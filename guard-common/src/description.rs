@@ -79,8 +79,7 @@ describe! {
         #[cfg(feature = "other-layout")]
         other: Optional,
         generation: Required, pool_id: Required, expires_boot_ns: Required, magic: Required,
-        // 0: a view of the pool's root is told by the superblock's, as before.
-        root_ino: Added, check: Optional, mode: Required,
+        check: Optional, mode: Required,
         actor_set: Required, flags: Required, canary_token: Optional,
     }
     RootKey { ino: Required, dev: Required, reserved: Optional }
@@ -170,7 +169,6 @@ pub const MAPS: &[MapLayout] = &[
     array(map::CONFIG, Config::FIELDS),
     hash(map::MAGICS, INDEX, MAGIC, capacity::MAGICS),
     hash(map::POOLS, DEV, PoolEntry::FIELDS, capacity::POOLS),
-    hash(map::PARTS, RootKey::FIELDS, PoolEntry::FIELDS, capacity::PARTS),
     hash(map::NAMESPACES, NAMESPACE, NAMESPACE, capacity::NAMESPACES),
     hash(map::ROOTS, RootKey::FIELDS, RootEntry::FIELDS, capacity::ROOTS),
     hash(map::FILESYSTEMS, FilesystemKey::FIELDS, KindEntry::FIELDS, capacity::FILESYSTEMS),

@@ -6,6 +6,7 @@
 //! layouts: agents of different layouts carry such numbers over as they are.
 #![no_std]
 
+pub mod checked;
 pub mod counter;
 pub mod description;
 pub mod names;
@@ -13,11 +14,12 @@ pub mod offsets;
 pub mod policy;
 pub mod record;
 
+pub use checked::Checked;
 pub use counter::Counter;
 pub use offsets::Offsets;
 pub use policy::{
-    ActorMask, CarriedKey, CgroupKey, Checked, Config, ExecutableKey, FilesystemKey, KindEntry, LeaseEntry,
-    LeaseKey, Meta, Mode, PoolCounters, PoolEntry, RootEntry, RootKey,
+    ActorMask, CarriedKey, CgroupKey, Config, ExecutableKey, FilesystemKey, KindEntry, LeaseEntry, LeaseKey,
+    Meta, Mode, PoolCounters, PoolEntry, RootEntry, RootKey,
 };
 pub use record::{Hook, IncidentKey, IncidentValue, Operation, Reason, Record, Tier, Verdict};
 

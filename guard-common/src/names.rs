@@ -39,8 +39,6 @@ pub mod map {
     pub const MAGICS: &str = "MAGICS";
     /// `HashMap` from `s_dev` to [`PoolEntry`](crate::PoolEntry).
     pub const POOLS: &str = "POOLS";
-    /// `HashMap` from [`RootKey`](crate::RootKey) to [`PoolEntry`](crate::PoolEntry): pools that are subtrees.
-    pub const PARTS: &str = "PARTS";
     /// `HashMap` from [`RootKey`](crate::RootKey) to [`RootEntry`](crate::RootEntry).
     pub const ROOTS: &str = "ROOTS";
     /// `HashMap` from [`FilesystemKey`](crate::FilesystemKey) to [`KindEntry`](crate::KindEntry).
@@ -78,7 +76,6 @@ pub mod map {
         CONFIG,
         MAGICS,
         POOLS,
-        PARTS,
         NAMESPACES,
         ROOTS,
         FILESYSTEMS,
@@ -102,8 +99,6 @@ pub mod capacity {
     pub const POOLS: u32 = 16_384;
     /// Places for the magics of guarded filesystems.
     pub const MAGICS: u32 = 64;
-    /// Pools that are subtrees of their superblocks.
-    pub const PARTS: u32 = 4_096;
     /// Mount namespaces of storage daemons.
     pub const NAMESPACES: u32 = 64;
     /// Answers that each processor keeps, of walks and of cgroups (maps of the programs alone, which are not pinned).

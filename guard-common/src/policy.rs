@@ -107,9 +107,7 @@ pub struct PoolEntry {
     pub expires_boot_ns: u64,
     /// The superblock's magic. An entry never speaks for a superblock of another magic.
     pub magic: u64,
-    /// Inode of the pool's root where the superblock's own root is another directory, or none; else 0.
-    pub root_ino: u64,
-    /// See [`Checked`].
+    /// See [`Checked`](crate::Checked).
     pub check: u64,
     /// [`Mode`].
     pub mode: u32,
@@ -133,18 +131,14 @@ pub const POOL_CANARY_BACKSTOP: u32 = 1 << 3;
 /// decided about as if it had no entry, but for [`CONFIG_ALIASES`].
 pub const POOL_NO_ALIAS: u32 = 1 << 4;
 
-/// The superblock serves several purposes: its pools are the subtrees in `PARTS`, and what lies in none of them is none.
-pub const POOL_PARTS: u32 = 1 << 6;
-
 /// The superblock belongs to a place outside the roots: it is protected through the mounts that lie below a root, and
 /// free elsewhere.
-pub const POOL_VISITOR: u32 = 1 << 7;
+pub const POOL_VISITOR: u32 = 1 << 6;
 
 /// An operator has sealed the pool. Nothing is decided by it: an agent that has lost its state file finds the seal here.
 pub const POOL_OPERATOR: u32 = 1 << 5;
 
-/// A guarded root's directory; or the root directory of a sealed pool, by whatever superblock it is seen. In `PARTS`, the
-/// root directory of a pool that is a subtree of its superblock.
+/// A guarded root's directory; or the root directory of a sealed pool, by whatever superblock it is seen.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RootKey {
@@ -180,7 +174,7 @@ pub struct RootEntry {
     /// `i_generation` of the directory, with [`ROOT_GENERATION`].
     pub generation: u32,
     pub unused: u32,
-    /// See [`Checked`].
+    /// See [`Checked`](crate::Checked).
     pub check: u64,
 }
 
@@ -231,7 +225,7 @@ pub struct KindEntry {
     /// The kind's bit in [`RootEntry::filesystems`].
     pub bit: u32,
     pub reserved: u32,
-    /// See [`Checked`].
+    /// See [`Checked`](crate::Checked).
     pub check: u64,
 }
 
@@ -270,14 +264,14 @@ pub struct ActorMask {
     pub generation: u32,
     /// `ACTOR_*` flags.
     pub flags: u32,
-    /// See [`Checked`].
+    /// See [`Checked`](crate::Checked).
     pub check: u64,
 }
 
 /// The executable is known by its `i_generation` too: another file that has got its number is no actor.
 pub const ACTOR_GENERATION: u32 = 1 << 0;
 
-/// Of a cgroup: its processes are guests. They delete in their own views, also where such a view is the whole superblock,
+/// Only for a cgroup: its processes are guests. They delete in their own views, also where such a view is the whole superblock,
 /// and nowhere else.
 pub const ACTOR_GUEST: u32 = 1 << 1;
 
@@ -307,7 +301,7 @@ pub struct LeaseEntry {
     pub other: u64,
     /// End of the lease, on the boot clock in nanoseconds.
     pub expires_boot_ns: u64,
-    /// See [`Checked`].
+    /// See [`Checked`](crate::Checked).
     pub check: u64,
 }
 
@@ -349,95 +343,6 @@ pub struct CarriedKey {
     pub generation: u64,
 }
 
-/// A value that tells whether it is whole, and belongs to the key that it was found by.
-///
-/// The kernel gives the memory of an entry that was replaced or removed to the next one, also while a program reads it:
-/// the reader may see another key's entry, or half of two. So each value that a decision rests on holds a word that is made of
-/// its key and all its other words. The agent sets it when it writes, and takes it out when it reads.
-pub trait Checked<K>: Copy {
-    /// The word, as it has to be.
-    fn check_word(&self, key: &K) -> u64;
-    /// The word, as it is.
-    fn check(&self) -> u64;
-    fn set_check(&mut self, check: u64);
-
-    /// Whether it was read whole, by its own key.
-    #[inline(always)]
-    fn is_whole(&self, key: &K) -> bool {
-        self.check() == self.check_word(key)
-    }
-
-    /// As it has to be written.
-    fn with_check(mut self, key: &K) -> Self {
-        self.set_check(self.check_word(key));
-        self
-    }
-
-    /// As it is compared.
-    fn without_check(mut self) -> Self {
-        self.set_check(0);
-        self
-    }
-}
-
-/// Mixes a word into a check word. Each step is one-to-one, so that a change of any one word shows.
-#[inline(always)]
-const fn mix(check: u64, word: u64) -> u64 {
-    (check ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15)
-}
-
-/// Two numbers as a word.
-#[inline(always)]
-const fn pair(low: u32, high: u32) -> u64 {
-    low as u64 | (high as u64) << 32
-}
-
-macro_rules! checked {
-    ($($value:ident of $key:ty: |$k:ident, $v:ident| [$($word:expr),+ $(,)?];)+) => { $(
-        impl Checked<$key> for $value {
-            #[inline(always)]
-            fn check_word(&self, $k: &$key) -> u64 {
-                let $v = self;
-                // Not 0 for an entry of zeros.
-                let mut check = 1;
-                $( check = mix(check, $word); )+
-                check
-            }
-            #[inline(always)]
-            fn check(&self) -> u64 {
-                self.check
-            }
-            fn set_check(&mut self, check: u64) {
-                self.check = check;
-            }
-        }
-    )+ };
-}
-
-checked! {
-    PoolEntry of u32: |dev, v| [
-        pair(*dev, v.mode), v.generation, v.pool_id, v.expires_boot_ns, v.magic, v.root_ino,
-        pair(v.actor_set, v.flags), u64::from(v.canary_token),
-    ];
-    PoolEntry of RootKey: |key, v| [
-        key.ino, pair(key.dev, key.reserved), u64::from(v.mode), v.generation, v.pool_id, v.expires_boot_ns, v.magic,
-        v.root_ino, pair(v.actor_set, v.flags), u64::from(v.canary_token),
-    ];
-    RootEntry of RootKey: |key, v| [
-        key.ino, pair(key.dev, key.reserved), v.filesystems, pair(v.flags, v.reserved), u64::from(v.generation),
-    ];
-    KindEntry of FilesystemKey: |key, v| [
-        key.magic, key.subtype[0], key.subtype[1], key.subtype[2], u64::from(v.bit),
-    ];
-    ActorMask of CgroupKey: |key, v| [
-        key.cgroup_id, pair(key.actor_set, v.flags), v.alone, v.combined, u64::from(v.generation),
-    ];
-    ActorMask of ExecutableKey: |key, v| [
-        key.ino, pair(key.dev, key.actor_set), pair(v.generation, v.flags), v.alone, v.combined,
-    ];
-    LeaseEntry of LeaseKey: |key, v| [key.cgroup_id, u64::from(key.dev), v.generation, v.expires_boot_ns];
-}
-
 /// A device number as the kernel keeps it in `s_dev`, from the `major:minor` of `mountinfo`.
 pub const fn kernel_dev(major: u32, minor: u32) -> u32 {
     (major << 20) | (minor & 0xf_ffff)
@@ -464,9 +369,9 @@ crate::layout!(
     ExecutableKey: 16, ActorMask: 32, LeaseKey: 16, CarriedKey: 16,
 );
 #[cfg(not(feature = "other-layout"))]
-crate::layout!(PoolEntry: 64, LeaseEntry: 24, PoolCounters: 24);
+crate::layout!(PoolEntry: 56, LeaseEntry: 24, PoolCounters: 24);
 #[cfg(feature = "other-layout")]
-crate::layout!(PoolEntry: 72, LeaseEntry: 32, PoolCounters: 32);
+crate::layout!(PoolEntry: 64, LeaseEntry: 32, PoolCounters: 32);
 
 #[cfg(test)]
 mod tests {
@@ -497,23 +402,6 @@ mod tests {
             );
         }
         assert_eq!(magic_slot(LOCAL[3]), magic_slot(FUSE_SUPER_MAGIC), "why places hold whole magics");
-    }
-
-    #[test]
-    fn an_entry_that_was_changed_while_it_was_read_is_not_whole() {
-        let entry = |mode: u32, generation| PoolEntry { generation, mode, ..PoolEntry::default() };
-        let one = entry(2, 7).with_check(&43);
-        let other = entry(1, 8).with_check(&44);
-        assert!(one.is_whole(&43) && other.is_whole(&44));
-        assert!(!one.is_whole(&44), "another superblock's");
-        for torn in [
-            PoolEntry { mode: other.mode, ..one },
-            PoolEntry { generation: other.generation, ..one },
-            PoolEntry { check: other.check, ..one },
-            entry(2, 7),
-        ] {
-            assert!(!torn.is_whole(&43), "{torn:?}");
-        }
     }
 
     #[test]

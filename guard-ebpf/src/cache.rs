@@ -66,19 +66,32 @@ impl Moment {
     }
 }
 
-/// What is asked: two numbers that tell the subject from every other one of the same moment.
+/// Which question: part of what tells one answer from another.
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub enum Question {
+    /// Where a superblock without an entry belongs, by a mount.
+    Place = 1,
+    /// Whether a mount is a guest's.
+    View = 2,
+    /// What cgroups say.
+    Actor = 3,
+    /// Where a mount lies, whatever its superblock's other mounts are.
+    PlaceOfMount = 4,
+}
+
+/// The thing that a question is about: two numbers that tell it from every other one of the same moment.
 #[derive(Clone, Copy)]
 pub struct Subject {
     pub first: u64,
     pub second: u32,
-    /// Which question.
-    pub question: u32,
+    pub question: Question,
 }
 
 impl Subject {
     #[inline(always)]
     fn slot(self) -> u32 {
-        let mixed = (self.first ^ u64::from(self.question)).wrapping_mul(MULTIPLIER) >> 32;
+        let mixed = (self.first ^ self.question as u64).wrapping_mul(MULTIPLIER) >> 32;
         (mixed as u32 ^ self.second) & (capacity::CACHE - 1)
     }
 
@@ -89,7 +102,7 @@ impl Subject {
 
     #[inline(always)]
     fn check(self, answer: u64, (second, third): (u64, u64)) -> u64 {
-        let first = (self.first ^ u64::from(self.question) << 56).wrapping_mul(MULTIPLIER) ^ answer;
+        let first = (self.first ^ (self.question as u64) << 56).wrapping_mul(MULTIPLIER) ^ answer;
         (first.wrapping_mul(MULTIPLIER) ^ second).wrapping_mul(MULTIPLIER) ^ third
     }
 }

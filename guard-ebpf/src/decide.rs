@@ -6,18 +6,18 @@ use core::mem::MaybeUninit;
 
 use guard_common::policy::{
     CEPH_INO_ROOT, CEPH_SUPER_MAGIC, CONFIG_ALIASES, CONFIG_ALIASES_BY_INODE, CONFIG_STRICT, NFS_SUPER_MAGIC,
-    POOL_CANARY, POOL_CANARY_BACKSTOP, POOL_EXPORTED, POOL_GUARD_TRUNCATE, POOL_NO_ALIAS, POOL_PARTS,
-    POOL_VISITOR, RAMFS_MAGIC, SEVERAL_MAGICS, magic_slot,
+    POOL_CANARY, POOL_CANARY_BACKSTOP, POOL_EXPORTED, POOL_GUARD_TRUNCATE, POOL_NO_ALIAS, POOL_VISITOR,
+    RAMFS_MAGIC, SEVERAL_MAGICS, magic_slot,
 };
 use guard_common::{Counter, Hook, Mode, Operation, PoolEntry, Reason, Verdict};
 
-use crate::identity::{
-    Place, cgroups, has_lease, is_alias_actor, is_elsewhere, is_executable_actor, is_in_sealed_pool, place,
-};
-use crate::kernel::{self, ReadError, Task, Trusted, boot_ns};
+use crate::identity::{cgroups, has_lease, is_alias_actor, is_executable_actor};
+use crate::kernel::task::Task;
+use crate::kernel::{self, ReadError, Trusted, boot_ns};
 use crate::maps::{CONFIG, MAGICS, POOLS};
 use crate::pools::{self, Found};
 use crate::report::{self, Diagnosis, diagnose};
+use crate::walk::{Place, is_elsewhere, is_in_sealed_pool, place};
 
 const EPERM: i32 = 1;
 const RENAME_NOREPLACE: u32 = 1;
@@ -120,25 +120,20 @@ pub fn with_mount(deletion: Deletion, mount: Trusted) -> i32 {
     let mut slot = MaybeUninit::uninit();
     let entry = pools::clear(&mut slot);
     let mut found = pools::of_superblock(dev, magic, entry);
-    let (mut belongs, mut shows) = (Belongs::Unknown, Shows::AsItsRoot);
+    let mut belongs = Belongs::Unknown;
     if found == Found::Entry && entry.flags & POOL_SPECIAL != 0 {
         if entry.flags & POOL_CANARY != 0 {
             return canary(entry, entry.flags & POOL_CANARY_BACKSTOP == 0);
         }
-        belongs = Belongs::Elsewhere;
-        if pools::has_parts(entry) {
-            let less;
-            (found, less) = pools::of_part(dev, deletion.target, mount.mount_root().address(), entry);
-            shows = if less { Shows::Part } else { Shows::All };
-        } else if entry.flags & POOL_NO_ALIAS != 0 {
-            found = Found::Nothing;
-        } else {
+        if entry.flags & POOL_VISITOR != 0 {
             belongs = Belongs::Visiting;
+        } else {
+            (belongs, found) = (Belongs::Elsewhere, Found::Nothing);
         }
     }
     let outcome = match found {
         Found::Entry if matches!(belongs, Belongs::Visiting) && is_at_home(superblock, mount) => None,
-        Found::Entry => by_mode(deletion, mount, entry, shows),
+        Found::Entry => by_mode(deletion, mount, entry),
         Found::Nothing => {
             pools::forget(entry);
             unclassified(deletion, mount, belongs)
@@ -148,32 +143,29 @@ pub fn with_mount(deletion: Deletion, mount: Trusted) -> i32 {
             Some(torn(dev))
         }
     };
+    told(deletion, entry, outcome)
+}
+
+/// Counts and records an outcome, and answers the kernel.
+#[inline(always)]
+fn told(deletion: Deletion, entry: &PoolEntry, outcome: Option<Outcome>) -> i32 {
     if let Some(outcome) = outcome {
         report::outcome(&deletion, entry, outcome);
     }
     answer(outcome)
 }
 
-/// Entries that speak for no pool, or not for all of the superblock.
-const POOL_SPECIAL: u32 = POOL_CANARY | POOL_NO_ALIAS | POOL_PARTS | POOL_VISITOR;
+/// Entries that speak for no pool, or not through every mount.
+const POOL_SPECIAL: u32 = POOL_CANARY | POOL_NO_ALIAS | POOL_VISITOR;
 
 /// What is known of a superblock beside its entry.
 #[derive(Clone, Copy)]
 enum Belongs {
     Unknown,
-    /// To other places than a root, or to several.
+    /// To no root, certainly.
     Elsewhere,
     /// To another place, and its entry is for what lies below a root.
     Visiting,
-}
-
-/// How much of a pool a mount shows.
-#[derive(Clone, Copy)]
-enum Shows {
-    /// All if its root is the superblock's, or the one in the entry.
-    AsItsRoot,
-    All,
-    Part,
 }
 
 /// Whether a mount of a visitor lies below no root: there it is free. Where that cannot be told it is not: fail closed, as
@@ -183,18 +175,10 @@ fn is_at_home(superblock: Trusted, mount: Trusted) -> bool {
     matches!(place(superblock, mount, true), Place::Free | Place::Outside)
 }
 
-/// Whether a mount shows all of a pool: a guest is given a part.
+/// Whether a mount shows all of its superblock: a guest is given a part.
 #[inline(always)]
-fn shows_all(superblock: Trusted, mount: Trusted, entry: &PoolEntry, shows: Shows) -> bool {
-    match shows {
-        Shows::All => true,
-        Shows::Part => false,
-        Shows::AsItsRoot => {
-            let root = mount.mount_root();
-            root.is(superblock.superblock_root())
-                || entry.root_ino != 0 && root.inode_number() == entry.root_ino
-        }
-    }
+fn shows_all(superblock: Trusted, mount: Trusted) -> bool {
+    mount.mount_root().is(superblock.superblock_root())
 }
 
 /// The decision of the hooks that carry only the inode: what never passes a `path_*` hook.
@@ -208,15 +192,12 @@ pub fn backstop(deletion: Deletion) -> i32 {
     let (dev, magic) = (superblock.device(), superblock.magic());
     let mut slot = MaybeUninit::uninit();
     let entry = pools::clear(&mut slot);
-    let mut found = pools::of_superblock(dev, magic, entry);
+    let found = pools::of_superblock(dev, magic, entry);
     if found == Found::Entry && entry.flags & POOL_SPECIAL != 0 {
         if entry.flags & POOL_CANARY != 0 {
             return canary(entry, entry.flags & POOL_CANARY_BACKSTOP != 0);
         }
-        if !pools::has_parts(entry) {
-            return 0;
-        }
-        (found, _) = pools::of_part(dev, deletion.target, 0, entry);
+        return 0;
     }
     let outcome = match found {
         // Without a mount there is no structure to tell a pool by: fail open, the `path_*` hook decided.
@@ -228,10 +209,7 @@ pub fn backstop(deletion: Deletion) -> i32 {
             Some(torn(dev))
         }
     };
-    if let Some(outcome) = outcome {
-        report::outcome(&deletion, entry, outcome);
-    }
-    answer(outcome)
+    told(deletion, entry, outcome)
 }
 
 /// The backstop's answer on a pool. `None`: allowed, and nobody needs to know.
@@ -316,7 +294,7 @@ fn canary(entry: &PoolEntry, is_meant: bool) -> i32 {
 
 /// A pool, by its entry. `None`: allowed, and nobody needs to know.
 #[inline(always)]
-fn by_mode(deletion: Deletion, mount: Trusted, entry: &PoolEntry, shows: Shows) -> Option<Outcome> {
+fn by_mode(deletion: Deletion, mount: Trusted, entry: &PoolEntry) -> Option<Outcome> {
     // A number that is no mode is treated as sealed: fail closed for known pools.
     let mode = Mode::from_u32(entry.mode).unwrap_or(Mode::Sealed);
     if matches!(mode, Mode::Released) && is_released(entry) {
@@ -342,7 +320,7 @@ fn by_mode(deletion: Deletion, mount: Trusted, entry: &PoolEntry, shows: Shows) 
         return Some(allowed(Reason::Actor));
     }
     let reason = match is_elsewhere(deletion.superblock, mount) {
-        Ok(true) if cgroups.is_guest() || !shows_all(deletion.superblock, mount, entry, shows) => {
+        Ok(true) if cgroups.is_guest() || !shows_all(deletion.superblock, mount) => {
             return Some(allowed(Reason::GuestView));
         }
         Ok(_) if held => Reason::Held,
@@ -402,9 +380,7 @@ fn unclassified(deletion: Deletion, mount: Trusted, belongs: Belongs) -> Option<
         Place::BelowObserved | Place::AliasObserved => Some(would_deny),
         // Of a pool whose mode will let guests go on, parts are theirs already.
         Place::Alias => match is_elsewhere(superblock, mount) {
-            Ok(true) if !mount.mount_root().is(superblock.superblock_root()) => {
-                Some(allowed(Reason::GuestView))
-            }
+            Ok(true) if !shows_all(superblock, mount) => Some(allowed(Reason::GuestView)),
             Ok(_) => Some(denied(Reason::Unclassified)),
             Err(ReadError) => fail_open(superblock),
         },

@@ -1,7 +1,7 @@
 //! The kernel program: BPF LSM hooks that decide about every deletion.
 //!
 //! ```text
-//! hooks ─► decide ─► pools, identity (who asks, and from where) ─► kernel (every read of kernel memory)
+//! hooks ─► decide ─► pools, walk (from where), identity (who asks) ─► kernel (every read of kernel memory)
 //!             │           └─► cache (earlier answers)
 //!             └────► report (counters, incidents, records), path      maps: what the agent supplies
 //! ```
@@ -21,6 +21,7 @@ mod maps;
 mod path;
 mod pools;
 mod report;
+mod walk;
 
 /// The kernel lends GPL-only helpers to GPL-compatible programs only.
 #[unsafe(link_section = "license")]

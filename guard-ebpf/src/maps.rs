@@ -19,8 +19,6 @@ pub static MAGICS: Array<u64> = Array::with_max_entries(capacity::MAGICS, 0);
 #[map]
 pub static POOLS: HashMap<u32, PoolEntry> = HashMap::with_max_entries(capacity::POOLS, 0);
 #[map]
-pub static PARTS: HashMap<RootKey, PoolEntry> = HashMap::with_max_entries(capacity::PARTS, 0);
-#[map]
 pub static NAMESPACES: HashMap<u32, u32> = HashMap::with_max_entries(capacity::NAMESPACES, 0);
 #[map]
 pub static ROOTS: HashMap<RootKey, RootEntry> = HashMap::with_max_entries(capacity::ROOTS, 0);

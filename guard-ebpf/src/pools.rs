@@ -3,17 +3,13 @@
 use core::mem::MaybeUninit;
 use core::ptr;
 
-use guard_common::policy::POOL_PARTS;
-use guard_common::{Checked, PoolEntry, RootKey};
+use guard_common::{Checked, PoolEntry};
 
-use crate::kernel::{GO_ON, Lenient, STOP, Trusted, repeat};
-use crate::maps::{PARTS, POOLS};
+use crate::maps::POOLS;
 
 /// How often a value is looked up that was changed while it was read. Each time that takes a change by the agent within a
 /// few instructions.
 const TRIES: u32 = 4;
-/// Names from a target up to the root of a part.
-const DEPTH: u32 = 256;
 
 /// What a map holds of a key.
 pub enum Known<'a, V> {
@@ -44,7 +40,7 @@ pub fn whole<'a, K, V: Checked<K>>(
     Known::Torn
 }
 
-/// What is known of a superblock, or of a subtree.
+/// What is known of a superblock.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Found {
     Nothing,
@@ -57,13 +53,11 @@ pub enum Found {
 const NOTHING: u32 = 0;
 const ENTRY: u32 = 1;
 const TORN: u32 = 2;
-/// With [`ENTRY`]: the mount shows less than the whole part.
-const SHOWS_LESS: u32 = 4;
 
 impl Found {
     #[inline(always)]
     const fn from_u32(number: u32) -> Self {
-        match number & 3 {
+        match number {
             NOTHING => Self::Nothing,
             ENTRY => Self::Entry,
             _ => Self::Torn,
@@ -116,72 +110,4 @@ pub extern "C" fn pool_entry(dev: u32, entry: *mut PoolEntry) -> u32 {
         Known::Torn => TORN,
         Known::Entry(_) => ENTRY,
     }
-}
-
-/// Whether an entry only says that the superblock's subtrees have their own.
-#[inline(always)]
-pub fn has_parts(entry: &PoolEntry) -> bool {
-    entry.flags & POOL_PARTS != 0
-}
-
-/// Reads the entry of the pool that a name lies in, of a superblock that has several, and tells whether the mount shows only
-/// a part of it.
-#[inline(always)]
-pub fn of_part(dev: u32, target: Trusted, mount_root: u64, entry: &mut PoolEntry) -> (Found, bool) {
-    let found = part_entry(target.address(), dev, mount_root, &raw mut *entry);
-    (Found::from_u32(found), found & SHOWS_LESS != 0)
-}
-
-/// The innermost part that a name lies in, or is the root of.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn part_entry(dentry: u64, dev: u32, mount_root: u64, entry: *mut PoolEntry) -> u32 {
-    if entry.is_null() {
-        return TORN;
-    }
-    let mut climb = Climb { reads: Lenient::new(), dentry, mount_root, ino: 0, dev, shows: NOTHING };
-    repeat(DEPTH, &mut climb, to_part);
-    let (key, shows) = (RootKey { ino: climb.ino, dev, reserved: 0 }, climb.shows);
-    if climb.reads.failed() {
-        return NOTHING;
-    }
-    // SAFETY: not null, and the verifier has checked its size.
-    let slot = unsafe { &mut *entry.cast::<MaybeUninit<PoolEntry>>() };
-    match whole(&key, slot, || PARTS.get_ptr(key)) {
-        Known::Nothing => NOTHING,
-        Known::Torn => TORN,
-        Known::Entry(_) => ENTRY | shows,
-    }
-}
-
-/// A way up to the root of a part.
-#[repr(C)]
-struct Climb {
-    reads: Lenient,
-    dentry: u64,
-    mount_root: u64,
-    ino: u64,
-    dev: u32,
-    shows: u32,
-}
-
-/// One step: a name. It ends at a part's root, whose inode stays, or at the superblock's.
-#[inline(never)]
-unsafe extern "C" fn to_part(_: u32, climb: *mut Climb) -> i64 {
-    // SAFETY: `repeat` gives it.
-    let climb = unsafe { &mut *climb };
-    climb.ino = climb.reads.dentry_ino(climb.dentry);
-    let key = RootKey { ino: climb.ino, dev: climb.dev, reserved: 0 };
-    if PARTS.get_ptr(key).is_some() {
-        return STOP;
-    }
-    if climb.dentry == climb.mount_root {
-        climb.shows = SHOWS_LESS;
-    }
-    let parent = climb.reads.dentry_parent(climb.dentry);
-    if climb.reads.failed() || parent == climb.dentry {
-        return STOP;
-    }
-    climb.dentry = parent;
-    GO_ON
 }

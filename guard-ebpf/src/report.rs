@@ -10,7 +10,9 @@ use guard_common::record::{RECORD_KERNEL_THREAD, RECORD_MOUNT_KNOWN};
 use guard_common::{Counter, IncidentKey, IncidentValue, PoolEntry, Record, Verdict};
 
 use crate::decide::{Deletion, Outcome};
-use crate::kernel::{self, Lenient, Task, boot_ns};
+use crate::kernel::lenient::Lenient;
+use crate::kernel::task::Task;
+use crate::kernel::{self, boot_ns};
 use crate::maps::{CONFIG, COUNTERS, INCIDENTS, POOL_COUNTERS, RECORDS};
 use crate::path;
 

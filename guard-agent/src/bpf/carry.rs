@@ -12,7 +12,6 @@ impl Maps {
     /// Empties what an agent has left that died before these maps spoke. What was counted stays.
     pub fn clear_entries(&mut self) -> Result<(), MapAccessError> {
         self.pools.clear()?;
-        self.parts.clear()?;
         self.namespaces.clear()?;
         self.roots.clear()?;
         self.filesystems.clear()?;

@@ -58,14 +58,15 @@ pub enum Write {
     Update = 2,
 }
 
-/// What a map's value is to those who write and read it.
+/// A value with two forms: the one that lies in the map, and the one that the agent works with. They differ by the check
+/// word, which only the map's form has.
 pub trait Stored<K>: Pod {
-    /// As it lies in the map.
+    /// The map's form.
     fn stored(self, _key: &K) -> Self {
         self
     }
 
-    /// From the map; `None` if it was changed while it was read.
+    /// The agent's form; `None` if the value was changed while it was read.
     fn taken(self, _key: &K) -> Option<Self> {
         Some(self)
     }
@@ -93,7 +94,7 @@ macro_rules! stored_with_check {
 }
 
 stored_with_check! {
-    u32 => PoolEntry, RootKey => PoolEntry, RootKey => RootEntry, FilesystemKey => KindEntry,
+    u32 => PoolEntry, RootKey => RootEntry, FilesystemKey => KindEntry,
     CgroupKey => ActorMask, ExecutableKey => ActorMask, LeaseKey => LeaseEntry,
 }
 
@@ -180,8 +181,6 @@ pub struct Maps {
     /// By `magic_slot`.
     magics: Array<MapData, u64>,
     pub pools: Table<u32, PoolEntry>,
-    /// Pools that are subtrees.
-    pub parts: Table<RootKey, PoolEntry>,
     /// Mount namespaces that are the host's view too.
     pub namespaces: Table<u32, u32>,
     pub roots: Table<RootKey, RootEntry>,
@@ -205,7 +204,6 @@ impl Maps {
             config: single(directory, map::CONFIG)?,
             magics: opened(map::MAGICS, data(directory, map::MAGICS).map(Map::Array))?,
             pools: table(directory, map::POOLS)?,
-            parts: table(directory, map::PARTS)?,
             namespaces: table(directory, map::NAMESPACES)?,
             roots: table(directory, map::ROOTS)?,
             filesystems: table(directory, map::FILESYSTEMS)?,

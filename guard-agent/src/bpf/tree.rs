@@ -1,5 +1,5 @@
-//! Where the kernel counts changes of its mounts and of names: what the kernel program keeps of earlier walks holds as long
-//! as both numbers do.
+//! The addresses of two counters of the kernel: one counts changes of mounts, the other renames. The kernel program keeps
+//! the end of a walk for as long as both stand still.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};

@@ -14,7 +14,7 @@ use aya_ebpf::programs::LsmContext;
 use guard_common::Record;
 use guard_common::names::capacity;
 
-#[path = "../kernel.rs"]
+#[path = "../kernel/mod.rs"]
 #[expect(dead_code, reason = "the kernel program's own; the monitor reads less")]
 mod kernel;
 #[path = "../path.rs"]

@@ -1,0 +1,150 @@
+//! Reads that walk: they go on after a failure, and tell at the end.
+
+use core::ffi::c_void;
+use core::ptr;
+
+use aya_ebpf::helpers::generated;
+
+use super::{ANONYMOUS_NAMESPACE, MAX_ERRNO};
+
+/// Takes a step up to `bound` times, until one returns [`STOP`].
+///
+/// By the kernel's helper, not by a loop: the verifier looks at one step then, instead of at each, which took it most of the
+/// time of a start. Only steps that are functions of this file's program, and no global ones, are taken.
+#[inline(always)]
+pub fn repeat<C>(bound: u32, context: &mut C, step: unsafe extern "C" fn(u32, *mut C) -> i64) {
+    // SAFETY: the context lives on the caller's stack until the helper returns, and only the steps use it.
+    unsafe { generated::bpf_loop(bound, step as *mut c_void, (&raw mut *context).cast(), 0) };
+}
+
+/// Answers of a step.
+pub const GO_ON: i64 = 0;
+pub const STOP: i64 = 1;
+
+/// Reads that go on after a failure: what cannot be read is zero, and that something could not is
+/// remembered. There is no branch on each read, since every branch doubles what the verifier has to
+/// follow, and one slot for all, since the stack is short.
+pub struct Lenient {
+    slot: u64,
+    failures: i64,
+}
+
+impl Lenient {
+    pub fn new() -> Self {
+        Self { slot: 0, failures: 0 }
+    }
+
+    /// Whether something could not be read.
+    pub fn failed(&self) -> bool {
+        self.failures != 0
+    }
+
+    #[inline(always)]
+    pub(super) fn read<T: Copy>(&mut self, base: u64, offset: usize) -> T {
+        let slot = (&raw mut self.slot).cast::<T>();
+        let source = base.wrapping_add(offset as u64) as *const c_void;
+        // SAFETY: the slot holds eight bytes, and only integers of at most eight are read. The helper
+        // checks the source, and fills the destination with zeros if it is bad.
+        unsafe {
+            self.failures |= generated::bpf_probe_read_kernel(slot.cast(), size_of::<T>() as u32, source);
+            ptr::read_volatile(slot)
+        }
+    }
+
+    /// `mount->mnt_parent`
+    #[inline(always)]
+    pub fn mount_parent(&mut self, mount: u64) -> u64 {
+        self.read(mount, offset!(mount_mnt_parent))
+    }
+    /// `mount->mnt_mountpoint`
+    #[inline(always)]
+    pub fn mount_mountpoint(&mut self, mount: u64) -> u64 {
+        self.read(mount, offset!(mount_mnt_mountpoint))
+    }
+    /// `mount->mnt.mnt_root`
+    #[inline(always)]
+    pub fn mount_root(&mut self, mount: u64) -> u64 {
+        self.read(mount, offset!(mount_mnt) + offset!(vfsmount_mnt_root))
+    }
+    /// `mount->mnt.mnt_sb->s_dev`
+    #[inline(always)]
+    pub fn mount_device(&mut self, mount: u64) -> u32 {
+        let superblock = self.read(mount, offset!(mount_mnt) + offset!(vfsmount_mnt_sb));
+        self.read(superblock, offset!(super_block_s_dev))
+    }
+    /// `dentry->d_inode->i_ino`
+    #[inline(always)]
+    pub fn dentry_ino(&mut self, dentry: u64) -> u64 {
+        let inode = self.read(dentry, offset!(dentry_d_inode));
+        self.read(inode, offset!(inode_i_ino))
+    }
+    /// `dentry->d_inode->i_generation`
+    #[inline(always)]
+    pub fn dentry_generation(&mut self, dentry: u64) -> u32 {
+        let inode = self.read(dentry, offset!(dentry_d_inode));
+        self.read(inode, offset!(inode_i_generation))
+    }
+    /// Whether a mount is in a namespace.
+    #[inline(always)]
+    pub fn is_attached(&mut self, mount: u64) -> bool {
+        let namespace: u64 = self.read(mount, offset!(mount_mnt_ns));
+        namespace != 0 && namespace < MAX_ERRNO.wrapping_neg() && {
+            let number: u32 = self.read(namespace, offset!(mnt_namespace_inum));
+            number != ANONYMOUS_NAMESPACE
+        }
+    }
+    /// `dentry->d_parent`
+    #[inline(always)]
+    pub fn dentry_parent(&mut self, dentry: u64) -> u64 {
+        self.read(dentry, offset!(dentry_d_parent))
+    }
+    /// `mount->mnt_id`
+    #[inline(always)]
+    pub fn mount_id(&mut self, mount: u64) -> u32 {
+        self.read(mount, offset!(mount_mnt_id))
+    }
+}
+
+/// The list of a superblock's mounts.
+///
+/// Until 6.17 a ring of nodes (`mnt_instance`) that begins and ends in the superblock, the oldest mount first; since 6.18 a
+/// chain of mounts, the newest first.
+pub struct Siblings {
+    /// Where the list is anchored.
+    anchor: u64,
+}
+
+impl Siblings {
+    #[inline(always)]
+    pub fn of(superblock: u64) -> Self {
+        Self { anchor: superblock.wrapping_add(offset!(super_block_s_mounts) as u64) }
+    }
+
+    #[inline(always)]
+    pub fn is_oldest_first(&self) -> bool {
+        offset!(mount_mnt_next_for_sb) == 0
+    }
+
+    /// The first node, or mount.
+    #[inline(always)]
+    pub fn first(&self, reads: &mut Lenient) -> u64 {
+        reads.read(self.anchor, 0)
+    }
+
+    #[inline(always)]
+    pub fn is_end(&self, node: u64) -> bool {
+        node == 0 || node == self.anchor
+    }
+
+    /// The mount of a node.
+    #[inline(always)]
+    pub fn mount(&self, node: u64) -> u64 {
+        node.wrapping_sub(offset!(mount_mnt_instance) as u64)
+    }
+
+    /// The node, or mount, behind a mount's.
+    #[inline(always)]
+    pub fn next(&self, mount: u64, reads: &mut Lenient) -> u64 {
+        reads.read(mount, offset!(mount_mnt_instance) + offset!(mount_mnt_next_for_sb))
+    }
+}
