@@ -98,8 +98,14 @@ impl Owner {
         let running = self.state.state.leases.iter().filter(|lease| lease.ends_boot_ns > moment);
         let commands = running.filter(|lease| lease.kind == LeaseKind::Command);
         let leased: BTreeSet<u64> = commands.map(|lease| lease.generation).collect();
+        let visitors = || self.classification.pools.iter().filter(|pool| pool.visitor);
+        let at_home = |mount: &&MountEntry| {
+            visitors().any(|pool| pool.dev == mount.dev() && !pool.mountpoints.contains(&mount.mountpoint))
+        };
+        let free: BTreeSet<u32> =
+            self.snapshot.entries().iter().filter(at_home).map(|mount| mount.mount_id).collect();
         if let Some(engine) = &mut self.engine {
-            engine.apply(&pools, &leased, &self.snapshot);
+            engine.apply(&pools, &leased, &free, &self.snapshot);
         }
         self.note_engine();
         Ok(())

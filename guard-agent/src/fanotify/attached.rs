@@ -60,9 +60,11 @@ fn watch(shared: &Shared, maps: &Maps) -> io::Result<Infallible> {
         if shared.set_unwatched(None) { every(&Snapshot::parse(&fs::read(TABLE)?)) } else { Vec::new() };
     loop {
         for found in found {
-            // No entry: no pool of ours, or one that only the agent can tell.
+            // No entry: no pool of ours, or one that only the agent can tell. Of a visitor's mounts it alone can tell
+            // which lie below a root.
             if let Ok(Some(entry)) = maps.pools.get(&found.wanted.dev)
                 && plan::is_pool(&entry)
+                && !plan::is_visitor(&entry)
             {
                 mark(shared, found);
             }

@@ -125,9 +125,15 @@ impl Engine {
 
     /// Brings all mounts into the state that the pools' entries ask for. `leased`: generations of pools on which a
     /// command has a lease.
-    pub fn apply(&mut self, pools: &BTreeMap<u32, PoolEntry>, leased: &BTreeSet<u64>, snapshot: &Snapshot) {
+    pub fn apply(
+        &mut self,
+        pools: &BTreeMap<u32, PoolEntry>,
+        leased: &BTreeSet<u64>,
+        free: &BTreeSet<u32>,
+        snapshot: &Snapshot,
+    ) {
         self.take_replies();
-        let mut steps = order::steps(pools, leased, snapshot, self.seals.mounts());
+        let mut steps = order::steps(pools, leased, free, snapshot, self.seals.mounts());
         let before: BTreeSet<SealedMount> = self.seals.mounts().clone();
         // On disk first: an agent that dies in between must find what a mount was before.
         self.seals_problem = match self.seals.record(steps.sealed.clone()) {

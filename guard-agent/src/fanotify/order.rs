@@ -134,16 +134,18 @@ pub struct Steps {
 /// The state that the host's mounts shall be in.
 ///
 /// Sealed pools are read-only, but while a command has a lease on one: `leased` holds their generations. What was
-/// sealed and is no more becomes writable again; what was read-only before it was sealed is not touched.
+/// sealed and is no more becomes writable again; what was read-only before it was sealed is not touched. `free` are ids of
+/// mounts that are left alone whatever their superblock is: a visitor's at home.
 pub fn steps(
     pools: &BTreeMap<u32, PoolEntry>,
     leased: &BTreeSet<u64>,
+    free: &BTreeSet<u32>,
     snapshot: &Snapshot,
     recorded: &BTreeSet<SealedMount>,
 ) -> Steps {
     let mut steps = Steps::default();
     for mount in snapshot.entries() {
-        let pool = pools.get(&mount.dev());
+        let pool = pools.get(&mount.dev()).filter(|_| !free.contains(&mount.mount_id));
         let seal = pool.is_some_and(|entry| is_sealed(entry) && !leased.contains(&entry.generation));
         let record = recorded.iter().find(|record| record.is(mount));
         if pool.is_none() && record.is_none() {
@@ -166,7 +168,8 @@ pub fn steps(
             path: PathText(mount.mountpoint.clone()),
             root: PathText(mount.root.clone()),
             marked: pool.is_some(),
-            is_pool: pool.is_some(),
+            // A deletion on a visitor's superblock may be one at home: it is not told by what mount.
+            is_pool: pool.is_some_and(|entry| !crate::plan::is_visitor(entry)),
             read_only,
         });
     }
@@ -193,6 +196,8 @@ impl Wanted {
 
 #[cfg(test)]
 mod tests {
+    use guard_common::policy::POOL_VISITOR;
+
     use super::*;
 
     const TABLE: &str = "27 1 254:0 / / rw - ext4 /dev/vda rw\n\
@@ -212,20 +217,20 @@ mod tests {
     fn sealing_and_leaving_restores_exactly() {
         let before = Snapshot::parse(TABLE.as_bytes());
         let none = BTreeSet::new();
-        let guarded = steps(&pools(Mode::Guarded), &none, &before, &BTreeSet::new());
+        let guarded = steps(&pools(Mode::Guarded), &none, &BTreeSet::new(), &before, &BTreeSet::new());
         assert_eq!(wanted(&guarded), [(41, true, None), (42, true, None)]);
-        let sealed = steps(&pools(Mode::Sealed), &none, &before, &BTreeSet::new());
+        let sealed = steps(&pools(Mode::Sealed), &none, &BTreeSet::new(), &before, &BTreeSet::new());
         assert_eq!(wanted(&sealed), [(41, true, Some(true)), (42, true, Some(true))]);
         let ids: Vec<u32> = sealed.sealed.iter().map(|record| record.mount_id).collect();
         assert_eq!(ids, [41], "what was read-only already is nobody's to make writable");
 
         let after = Snapshot::parse(TABLE.replace("pool rw", "pool ro").as_bytes());
         // A restart in sealed mode believes the record, not the mount.
-        let again = steps(&pools(Mode::Sealed), &none, &after, &sealed.sealed);
+        let again = steps(&pools(Mode::Sealed), &none, &BTreeSet::new(), &after, &sealed.sealed);
         assert_eq!(again, sealed);
-        let left = steps(&pools(Mode::Guarded), &none, &after, &sealed.sealed);
+        let left = steps(&pools(Mode::Guarded), &none, &BTreeSet::new(), &after, &sealed.sealed);
         assert_eq!(wanted(&left), [(41, true, Some(false)), (42, true, None)]);
-        let no_pool = steps(&BTreeMap::new(), &none, &after, &sealed.sealed);
+        let no_pool = steps(&BTreeMap::new(), &none, &BTreeSet::new(), &after, &sealed.sealed);
         assert_eq!(wanted(&no_pool), [(41, false, Some(false))]);
     }
 
@@ -234,12 +239,18 @@ mod tests {
         let sealed = steps(
             &pools(Mode::Sealed),
             &BTreeSet::new(),
+            &BTreeSet::new(),
             &Snapshot::parse(TABLE.as_bytes()),
             &BTreeSet::new(),
         );
         for other in ["41 27 0:99 / /r/pool ro - ceph a rw\n", "41 27 0:43 / /r/other ro - ceph a rw\n", ""] {
-            let steps =
-                steps(&BTreeMap::new(), &BTreeSet::new(), &Snapshot::parse(other.as_bytes()), &sealed.sealed);
+            let steps = steps(
+                &BTreeMap::new(),
+                &BTreeSet::new(),
+                &BTreeSet::new(),
+                &Snapshot::parse(other.as_bytes()),
+                &sealed.sealed,
+            );
             assert_eq!(steps, Steps::default(), "{other}");
         }
     }
@@ -247,19 +258,31 @@ mod tests {
     #[test]
     fn a_lease_opens_the_mount_and_its_end_seals_it() {
         let snapshot = Snapshot::parse(TABLE.as_bytes());
-        let sealed = steps(&pools(Mode::Sealed), &BTreeSet::new(), &snapshot, &BTreeSet::new());
-        let leased = steps(&pools(Mode::Sealed), &[7].into(), &snapshot, &sealed.sealed);
+        let sealed =
+            steps(&pools(Mode::Sealed), &BTreeSet::new(), &BTreeSet::new(), &snapshot, &BTreeSet::new());
+        let leased = steps(&pools(Mode::Sealed), &[7].into(), &BTreeSet::new(), &snapshot, &sealed.sealed);
         assert_eq!(wanted(&leased), [(41, true, Some(false)), (42, true, None)]);
         // An unknown mode is sealed.
         let unknown = [(43, PoolEntry { mode: 99, ..PoolEntry::default() })].into();
-        let steps = steps(&unknown, &BTreeSet::new(), &snapshot, &BTreeSet::new());
+        let steps = steps(&unknown, &BTreeSet::new(), &BTreeSet::new(), &snapshot, &BTreeSet::new());
         assert_eq!(steps, sealed);
+    }
+
+    #[test]
+    fn a_visitors_mount_at_home_is_left_alone() {
+        let visitor = PoolEntry { mode: Mode::Sealed as u32, flags: POOL_VISITOR, ..PoolEntry::default() };
+        let (pools, none) = ([(43, visitor)].into(), BTreeSet::new());
+        let snapshot = Snapshot::parse(TABLE.as_bytes());
+        let steps = steps(&pools, &none, &[42].into(), &snapshot, &BTreeSet::new());
+        assert_eq!(wanted(&steps), [(41, true, Some(true))]);
+        assert!(!steps.mounts[0].is_pool, "its deletions are not watched: they may be at home");
     }
 
     #[test]
     fn a_path_inside_the_superblock() {
         let steps = steps(
             &pools(Mode::Guarded),
+            &BTreeSet::new(),
             &BTreeSet::new(),
             &Snapshot::parse(TABLE.as_bytes()),
             &BTreeSet::new(),
