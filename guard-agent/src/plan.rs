@@ -16,7 +16,7 @@ mod magics;
 mod pools;
 
 pub use actors::absent as absent_actors;
-pub use pools::{is_pool, is_visitor};
+pub use pools::{is_pool, is_visitor, seals_to_keep};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -37,7 +37,7 @@ use crate::policy::{DefaultMode, Policy};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MapOperation {
     PutConfig(Config),
-    /// What stands in a place for guarded magics.
+    /// The word in one place of the map of guarded magics.
     PutMagic {
         slot: u32,
         magic: u64,

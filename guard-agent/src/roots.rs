@@ -25,7 +25,7 @@ use crate::mounts::{MountEntry, Snapshot};
 use crate::plan::Resolved;
 use crate::policy::{Filesystem, Policy};
 
-/// Of the filesystem that namespaces' files are on.
+/// Magic of the filesystem that has the files of namespaces (linux/magic.h).
 const NSFS_MAGIC: nix::libc::c_long = 0x6e73_6673;
 // `FS_IOC_GETVERSION` of linux/fs.h.
 nix::ioctl_read!(generation_of, b'v', 1, nix::libc::c_long);
@@ -49,6 +49,7 @@ pub enum ResolveError {
     UnknownMount { path: PathBuf, mount_id: u32 },
     #[error("no cgroup v2 hierarchy is mounted")]
     NoCgroup2,
+    /// snapd makes the file first and pins the namespace there later.
     #[error("{path} is no mount namespace: nothing is pinned there")]
     NoNamespace { path: PathBuf },
     #[error("{operation} {path}")]
@@ -79,6 +80,13 @@ pub struct Resolution {
     pub root_paths: Vec<PathBuf>,
     /// What could not be resolved.
     pub problems: Vec<ResolveError>,
+}
+
+impl ResolveError {
+    /// Whether the thing is not there yet: it is waited for. Anything else is there and cannot be looked at.
+    pub fn is_absence(&self) -> bool {
+        matches!(self, Self::Absent { .. } | Self::NoNamespace { .. })
+    }
 }
 
 impl Resolution {

@@ -58,7 +58,7 @@ impl Identity {
     }
 }
 
-/// What a mount through Ceph's kernel client shows; `None` for every other mount.
+/// The identity of a mount that Ceph's kernel client has made; `None` for every other mount.
 pub fn identity(entry: &MountEntry) -> Option<Identity> {
     read(&entry.source, &entry.super_options).filter(|_| entry.fs_type == "ceph")
 }
@@ -196,7 +196,7 @@ mod tests {
             assert_eq!(old.canonical(&known), new.canonical(&unknown));
         }
         assert_ne!(first.canonical(&known), read("10.7.0.1:/pool", FS).canonical(&known));
-        // What a configuration says may be out of date: it gives an id, and proves nothing.
+        // A configuration file may be out of date. So a cluster's id from there names a pool, but sets no two apart.
         assert!(!first.certainly_apart(&read("admin@f1.fs=/pool", "")));
     }
 

@@ -1,6 +1,6 @@
 //! Which export of which server is behind an NFS or CIFS mount.
 //!
-//! What the kernel prints (fs/nfs/super.c, fs/nfs/namespace.c, fs/smb/client/cifsfs.c): the source as it was
+//! The kernel prints (fs/nfs/super.c, fs/nfs/namespace.c, fs/smb/client/cifsfs.c) the source as it was
 //! given, `port=` for NFS 4 if it is not 2049 and for NFS 3 if one was given, `addr=` the address in use.
 //! A name goes before that address, which may be another one after the next lookup.
 
@@ -15,7 +15,7 @@ const NFS_PORT: u16 = 2049;
 const NFS_RDMA_PORT: u16 = 20049;
 const CIFS_PORT: u16 = 445;
 
-/// What a mount shows of a file server.
+/// A directory of a file server that is mounted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Export {
     /// With a port only if it is not the protocol's own.

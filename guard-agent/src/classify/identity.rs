@@ -1,4 +1,4 @@
-//! What a pool is, however often and wherever it is mounted: its lasting id, and its name.
+//! A pool's id and name. Both stay the same when it is mounted again, or at another place.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::policy::Filesystem;
 #[derive(Debug)]
 pub(super) struct Identity<'m> {
     mount: &'m MountEntry,
-    /// What any of its mounts is made for, `mount` first.
+    /// The volume that one of its mounts belongs to, by the path; `mount` is looked at first.
     volume: Option<String>,
     /// The same, if that is a volume of Kubernetes.
     persistent_volume: Option<String>,

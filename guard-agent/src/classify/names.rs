@@ -1,4 +1,5 @@
-//! What people call a pool: the volume or storage pool that its mounts are for, else what is exported.
+//! The names that people know pools by: of the volume or the storage pool, by the path of a mount; else of
+//! the exported directory.
 
 use std::borrow::Cow;
 use std::ffi::OsStr;

@@ -299,7 +299,7 @@ impl Owner {
     /// The live pools of a set.
     pub(super) fn alive(&self, actor_set: u32) -> join::Pools {
         let pools = self.pools.values().filter(|known| known.entry.actor_set == actor_set);
-        // What a container is given of its host's own filesystem comes from no join.
+        // A visitor is the host's own filesystem, of which a container has a directory: no join has brought it.
         let pools = pools.filter(|known| !plan::is_visitor(&known.entry));
         pools.map(|known| (known.entry.generation, known.entry.pool_id)).collect()
     }

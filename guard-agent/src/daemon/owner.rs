@@ -8,7 +8,6 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use guard_common::policy::POOL_OPERATOR;
 use guard_common::{Counter, Mode, Tier};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, broadcast};
@@ -33,7 +32,7 @@ use crate::fanotify::Engine;
 use crate::mounts::{MountWatch, Snapshot, foreign};
 use crate::plan::{self, Desired, MapOperation, Overrides};
 use crate::posture::{Posture, Reason};
-use crate::roots::{self, ResolveError};
+use crate::roots;
 
 /// Everything the agent knows.
 pub struct Owner {
@@ -294,11 +293,7 @@ impl Owner {
         self.resolution = roots::resolve(&self.policy.policy, &self.snapshot);
         self.troubles.set_if(posture::UNRESOLVED, || {
             // What is absent is waited for; what is there and cannot be looked at is a gap.
-            let gaps = self
-                .resolution
-                .problems
-                .iter()
-                .filter(|problem| !matches!(problem, ResolveError::Absent { .. }));
+            let gaps = self.resolution.problems.iter().filter(|problem| !problem.is_absence());
             let gaps: Vec<String> = gaps.map(|problem| chain(problem)).collect();
             (!gaps.is_empty()).then(|| gaps.join("; "))
         });
@@ -347,12 +342,9 @@ impl Owner {
     /// A pool's id may change while it is mounted: more is known of its cluster, or a newer agent tells pools apart better.
     /// An operator's seal goes along.
     fn keep_seals(&mut self, observed: &plan::Observed) {
-        for pool in &self.classification.pools {
-            let Some(entry) = observed.pools.get(&pool.dev) else { continue };
-            let sealed = plan::is_pool(entry) && entry.flags & POOL_OPERATOR != 0;
-            if sealed && entry.magic == pool.magic && entry.pool_id != pool.pool_id {
+        for pool in plan::seals_to_keep(&self.classification, observed) {
+            if self.overrides.sealed.insert(pool.pool_id) {
                 tracing::info!(pool = pool.name, "the id of a sealed pool has changed: it stays sealed");
-                self.overrides.sealed.insert(pool.pool_id);
                 self.state.adopt_seals(&self.overrides.sealed);
             }
         }

@@ -41,7 +41,7 @@ pub(super) fn changes(desired: &Desired<'_>, observed: &Observed, kept: &BTreeSe
     changes
 }
 
-/// What stands in a place for both.
+/// The word for a place that two magics share; each may be 0, for none.
 fn joined(one: u64, other: u64) -> u64 {
     match (one, other) {
         (0, other) => other,

@@ -8,7 +8,7 @@ use guard_common::policy::{
 use guard_common::{Mode, PoolEntry};
 
 use super::{Desired, MapOperation, Observed, flag, node_mode};
-use crate::classify::Pool;
+use crate::classify::{Classification, Pool};
 use crate::join::NodeMode;
 use crate::policy::{Policy, Root};
 
@@ -37,6 +37,20 @@ pub fn is_pool(entry: &PoolEntry) -> bool {
 /// pool that has lost its oldest mount does not become free elsewhere.
 pub fn is_visitor(entry: &PoolEntry) -> bool {
     entry.flags & POOL_VISITOR != 0
+}
+
+/// Pools that an operator has sealed under another id than they have now.
+pub fn seals_to_keep<'c>(
+    classification: &'c Classification,
+    observed: &Observed,
+) -> impl Iterator<Item = &'c Pool> {
+    let is_sealed_otherwise = |pool: &&Pool| {
+        observed.pools.get(&pool.dev).is_some_and(|entry| {
+            let by_operator = is_pool(entry) && entry.flags & POOL_OPERATOR != 0;
+            by_operator && entry.magic == pool.magic && entry.pool_id != pool.pool_id
+        })
+    };
+    classification.pools.iter().filter(is_sealed_otherwise)
 }
 
 pub(super) fn is_canary(entry: &PoolEntry) -> bool {

@@ -467,3 +467,20 @@ fn guests_namespaces_and_generations_come_into_the_maps() {
     assert!(maps.namespaces.is_empty());
     assert_eq!(maps.roots[&key].generation, 5);
 }
+
+#[test]
+fn an_operators_seal_follows_a_pool_whose_id_changes() {
+    let classified = |table: &str| {
+        let host = Host::new(INCUS, table);
+        classify(&Snapshot::parse(table.as_bytes()), &host.policy, &Clusters::default())
+    };
+    let (before, after) = (classified(POOL), classified(&POOL.replace("m:/a", "m:/b")));
+    let (mut host, mut maps) = started(INCUS, POOL);
+    let kept =
+        |maps: &Observed| -> Vec<u64> { seals_to_keep(&after, maps).map(|pool| pool.pool_id).collect() };
+    assert!(kept(&maps).is_empty(), "nobody has sealed it");
+    host.overrides.sealed.insert(before.pools[0].pool_id);
+    host.apply(&mut maps);
+    assert_eq!(kept(&maps), [after.pools[0].pool_id]);
+    assert_eq!(seals_to_keep(&before, &maps).count(), 0, "its id is the same");
+}

@@ -44,6 +44,7 @@ const PURE: &[&str] = &[
 const ACTING: &[&str] = &[
     "guard-agent/src/mounts/watch.rs",
     "guard-agent/src/mounts/watch",
+    "guard-agent/src/mounts/foreign.rs",
     "guard-agent/src/policy/file.rs",
     "guard-agent/src/events/clock.rs",
     "guard-agent/src/events/process.rs",
