@@ -3,6 +3,7 @@
 
 use std::any::Any;
 use std::fs;
+use std::io::{self, Write as _};
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -42,14 +43,28 @@ pub fn all(selection: &Selection) -> ExitCode {
                 ("FAILED", Some(explanation))
             }
         };
-        println!("test {name} ... {word} ({seconds:.1} s)");
-        for line in explanation.iter().flat_map(|text| text.lines()) {
-            println!("  | {line}");
-        }
+        say(&result(&name, word, seconds, explanation.as_deref()));
         if word == "ok" { passed += 1 } else { failed += 1 }
     }
-    println!("guard-tests: {passed} passed, {failed} failed");
+    say(&format!("\nguard-tests: {passed} passed, {failed} failed\n"));
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The line of a result and its explanation. It starts a line of its own: a test's child shares this
+/// output, and one that is killed while it writes (`rm` writes an error in four pieces) leaves half a
+/// line.
+fn result(name: &str, word: &str, seconds: f64, explanation: Option<&str>) -> String {
+    let mut text = format!("\ntest {name} ... {word} ({seconds:.1} s)\n");
+    for line in explanation.into_iter().flat_map(str::lines) {
+        text.push_str(&format!("  | {line}\n"));
+    }
+    text
+}
+
+/// One write, so that nobody else's output comes between the lines.
+fn say(text: &str) {
+    // Nobody reads any more: then there is nobody to tell it either.
+    let _ = io::stdout().lock().write_all(text.as_bytes());
 }
 
 /// For what is not a test: the error goes to stderr.
@@ -120,4 +135,15 @@ pub fn kernel_stacks() -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_result_starts_its_own_line_whatever_a_killed_child_has_left() {
+        let output = format!("rm: cannot remove{}", result("s::t", "FAILED", 1.25, Some("why\nand how")));
+        assert_eq!(output, "rm: cannot remove\ntest s::t ... FAILED (1.2 s)\n  | why\n  | and how\n");
+    }
 }

@@ -284,6 +284,9 @@ impl<'a> Reader<'a> {
     }
 
     fn take(&mut self, line: String) {
+        if line.is_empty() {
+            return;
+        }
         if let Some(explanation) = line.strip_prefix(EXPLANATION)
             && let Some(entry) = &mut self.pending
         {
