@@ -20,8 +20,9 @@ pub const TESTS: &[Test] =
         .only_with_incus("6.0")];
 /// From the upgrade of one member to that of the next.
 const BETWEEN: Duration = Duration::from_secs(600);
-/// For apt and a start of Incus that waits for the other members.
-const UPGRADE_LIMIT: Duration = Duration::from_secs(1500);
+/// For apt and a start of Incus that waits for the other members: twice the time between, and their upgrades on emulated
+/// machines.
+const UPGRADE_LIMIT: Duration = Duration::from_secs(3000);
 /// For the members to find each other once all are upgraded, on emulated machines.
 const ANSWER_LIMIT: Duration = Duration::from_secs(400);
 /// The guest's host comes second, so that its daemon is away the longer time of all.
