@@ -3,7 +3,8 @@
 //! A pool is one superblock of a guarded kind with at least one mount at or below a guarded root.
 //! It counts as a whole: its bind mounts elsewhere on the host are covered, since the kernel decides by
 //! superblock. One that belongs elsewhere, by its oldest mount, is a visitor: only its mounts below a root are
-//! protected. Of nested roots the innermost that guards the kind wins, as in the kernel program.
+//! protected. Where mounts of several sources share a superblock (NFS: two exports of one server, and a home directory),
+//! each source is a part of it, and a pool or none by itself. Of nested roots the innermost that guards the kind wins, as in the kernel program.
 
 pub mod ceph;
 pub mod clusters;
@@ -13,21 +14,28 @@ pub mod names;
 mod options;
 mod server;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use clusters::Clusters;
+use guard_common::PoolKey;
 use identity::Identity;
 use serde::Serialize;
 
 use crate::mounts::{MountEntry, Snapshot};
 use crate::policy::{Filesystem, Policy};
 
-/// A mounted superblock to be protected.
+/// A mounted superblock to be protected, or a part of one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Pool {
-    /// `s_dev` in the kernel's encoding: the key in `POOLS`.
+    /// `s_dev` in the kernel's encoding.
     pub dev: u32,
+    /// Id of its oldest mount, which stands for it where the superblock has parts.
+    #[serde(skip)]
+    pub head: u32,
+    /// Mounts of other sources share the superblock.
+    #[serde(skip)]
+    pub shared: bool,
     /// Names the shared filesystem and the path in it; the same after a remount. Never 0.
     pub pool_id: u64,
     /// For people: the volume or storage pool it is mounted for, else the end of what is exported. Unique.
@@ -55,6 +63,10 @@ pub struct Pool {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outsider {
     pub dev: u32,
+    /// As for a pool.
+    pub head: u32,
+    /// Of the mounts that share the superblock, some are a pool's.
+    pub shared: bool,
     /// As for a pool.
     pub pool_id: u64,
     pub magic: u64,
@@ -85,19 +97,51 @@ pub enum IgnoredReason {
 /// Every mount, as a pool or ignored.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Classification {
-    /// In the order of `dev`.
+    /// In the order of `dev` and `head`.
     pub pools: Vec<Pool>,
     /// In the order of the mount table.
     pub ignored: Vec<Ignored>,
-    /// In the order of `dev`.
+    /// In the order of `dev` and `head`.
     #[serde(skip)]
     pub outsiders: Vec<Outsider>,
+    /// Every mount of a guarded kind, as the key that it would have if it stood for a part.
+    #[serde(skip)]
+    pub mounts: BTreeSet<PoolKey>,
+}
+
+impl Pool {
+    /// Whether a mount is one of its own, in whatever namespace.
+    pub fn has(&self, entry: &MountEntry) -> bool {
+        self.dev == entry.dev() && (!self.shared || self.source == entry.source.to_string_lossy())
+    }
+
+    /// Whether an entry with this key is its own.
+    pub fn is(&self, key: PoolKey) -> bool {
+        self.dev == key.dev && if key.is_part() { self.head == key.mount } else { !self.shared }
+    }
 }
 
 impl Classification {
-    /// The pool of a superblock.
-    pub fn pool(&self, dev: u32) -> Option<&Pool> {
-        self.pools.binary_search_by_key(&dev, |pool| pool.dev).ok().map(|index| &self.pools[index])
+    /// The pool that an entry with this key speaks for.
+    pub fn pool(&self, key: PoolKey) -> Option<&Pool> {
+        let first = self.pools.partition_point(|pool| pool.dev < key.dev);
+        self.pools[first..].iter().take_while(|pool| pool.dev == key.dev).find(|pool| pool.is(key))
+    }
+
+    /// Whether a superblock, or a part of one, is still what an entry was made for. `pool_id` is 0 in the entry of a
+    /// superblock with parts.
+    pub fn has(&self, key: PoolKey, pool_id: u64) -> bool {
+        let of_pool = |pool: &Pool| pool.dev == key.dev && (pool_id == 0 || pool.pool_id == pool_id);
+        let of_outsider =
+            |outsider: &Outsider| (outsider.dev, outsider.pool_id) == (key.dev, pool_id);
+        let is_mounted = !key.is_part() || self.mounts.contains(&key);
+        is_mounted && (self.pools.iter().any(of_pool) || self.outsiders.iter().any(of_outsider))
+    }
+
+    /// The pool that a mount is one of.
+    pub fn pool_of(&self, entry: &MountEntry) -> Option<&Pool> {
+        let first = self.pools.partition_point(|pool| pool.dev < entry.dev());
+        self.pools[first..].iter().take_while(|pool| pool.dev == entry.dev()).find(|pool| pool.has(entry))
     }
 }
 
@@ -112,18 +156,35 @@ pub fn classify(snapshot: &Snapshot, policy: &Policy, clusters: &Clusters) -> Cl
         }
     }
     let kind_of = |entry: &MountEntry| kinds.get(entry.fs_type.as_str()).copied().flatten();
-    let found = superblocks.values().filter_map(|mounts| pool(mounts, kind_of(mounts[0])?, policy, clusters));
-    let mut pools: Vec<Pool> = found.collect();
-    tell_apart(&mut pools);
-    let mut classification = Classification { pools, ..Classification::default() };
+    let mut classification = Classification::default();
     for (dev, mounts) in &superblocks {
-        let Some(kind) = kind_of(mounts[0]).filter(|_| classification.pool(*dev).is_none()) else { continue };
-        let identity = Identity::of(mounts[0], mounts);
-        let (pool_id, magic) = (identity.pool_id(kind, clusters), kind.magic());
-        classification.outsiders.push(Outsider { dev: *dev, pool_id, magic, ceph: identity.into_ceph() });
+        let Some(kind) = kind_of(mounts[0]) else { continue };
+        let is_below = |entry: &&MountEntry| guarding_root(&entry.mountpoint, kind, policy).is_some();
+        let has_pool = mounts.iter().any(is_below);
+        let parts = if has_pool { by_source(mounts) } else { vec![mounts.clone()] };
+        for part in &parts {
+            match pool(part, kind, policy, clusters) {
+                Some(pool) => classification.pools.push(Pool { shared: parts.len() > 1, ..pool }),
+                None => {
+                    let identity = Identity::of(part[0], part);
+                    classification.outsiders.push(Outsider {
+                        dev: *dev,
+                        head: part[0].mount_id,
+                        shared: has_pool,
+                        pool_id: identity.pool_id(kind, clusters),
+                        magic: kind.magic(),
+                        ceph: identity.into_ceph(),
+                    });
+                }
+            }
+        }
+        classification.mounts.extend(mounts.iter().map(|entry| PoolKey { dev: *dev, mount: entry.mount_id }));
     }
+    classification.pools.sort_by_key(|pool| (pool.dev, pool.head));
+    classification.outsiders.sort_by_key(|outsider| (outsider.dev, outsider.head));
+    tell_apart(&mut classification.pools);
     for entry in snapshot.entries() {
-        if classification.pool(entry.dev()).is_some() {
+        if classification.pool_of(entry).is_some() {
             continue;
         }
         let below = policy.roots().iter().any(|root| entry.mountpoint.starts_with(root.path()));
@@ -138,6 +199,18 @@ pub fn classify(snapshot: &Snapshot, policy: &Policy, clusters: &Clusters) -> Cl
     classification
 }
 
+/// The mounts of a superblock, by their source, each list in their order.
+fn by_source<'m>(mounts: &[&'m MountEntry]) -> Vec<Vec<&'m MountEntry>> {
+    let mut parts: Vec<Vec<&MountEntry>> = Vec::new();
+    for entry in mounts {
+        match parts.iter_mut().find(|part| part[0].source == entry.source) {
+            Some(part) => part.push(entry),
+            None => parts.push(vec![entry]),
+        }
+    }
+    parts
+}
+
 fn pool(mounts: &[&MountEntry], kind: &Filesystem, policy: &Policy, clusters: &Clusters) -> Option<Pool> {
     let guarded = |entry: &&MountEntry| guarding_root(&entry.mountpoint, kind, policy);
     let whole = |entry: &&&MountEntry| entry.root == Path::new("/") && guarded(entry).is_some();
@@ -149,6 +222,8 @@ fn pool(mounts: &[&MountEntry], kind: &Filesystem, policy: &Policy, clusters: &C
     let shown = mounts.iter().filter(|entry| !visitor || guarded(entry).is_some());
     Some(Pool {
         dev: primary.dev(),
+        head: mounts[0].mount_id,
+        shared: false,
         pool_id: identity.pool_id(kind, clusters),
         name: identity.name(),
         fs_type: primary.fs_type.clone(),

@@ -13,10 +13,11 @@ mod actors;
 mod aliases;
 mod kinds;
 mod magics;
+mod parts;
 mod pools;
 
 pub use actors::absent as absent_actors;
-pub use pools::{is_pool, is_visitor, seals_to_keep};
+pub use pools::{is_own, is_pool, is_visitor, seals_to_keep};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -26,7 +27,7 @@ use guard_common::policy::{
     ROOT_SEALED, device_bit,
 };
 use guard_common::{
-    ActorMask, CgroupKey, Config, ExecutableKey, FilesystemKey, Mode, PoolEntry, RootEntry, RootKey,
+    ActorMask, CgroupKey, Config, ExecutableKey, FilesystemKey, Mode, PoolEntry, PoolKey, RootEntry, RootKey,
 };
 
 use crate::classify::Classification;
@@ -54,16 +55,16 @@ pub enum MapOperation {
     RemoveActorExecutable(ExecutableKey),
     /// Only if there is no entry (`BPF_NOEXIST`).
     CreatePool {
-        dev: u32,
+        key: PoolKey,
         entry: PoolEntry,
     },
     /// Only if there is an entry (`BPF_EXIST`): the superblock may just have ended.
     UpdatePool {
-        dev: u32,
+        key: PoolKey,
         entry: PoolEntry,
     },
     RemovePool {
-        dev: u32,
+        key: PoolKey,
     },
 }
 
@@ -81,7 +82,7 @@ pub struct Observed {
     pub config: Config,
     /// By `magic_slot`; empty stands for zeros.
     pub magics: Vec<u64>,
-    pub pools: BTreeMap<u32, PoolEntry>,
+    pub pools: BTreeMap<PoolKey, PoolEntry>,
     /// Mount namespaces that are the host's view beside PID 1's.
     pub namespaces: BTreeSet<u32>,
     pub roots: BTreeMap<RootKey, RootEntry>,

@@ -2,7 +2,7 @@
 
 use crate::{
     ActorMask, CgroupKey, ExecutableKey, FilesystemKey, KindEntry, LeaseEntry, LeaseKey, PoolEntry,
-    RootEntry, RootKey,
+    PoolKey, RootEntry, RootKey,
 };
 
 /// A value that tells whether it is whole, and belongs to the key that it was found by.
@@ -71,9 +71,9 @@ macro_rules! checked {
 }
 
 checked! {
-    PoolEntry of u32: |dev, v| [
-        pair(*dev, v.mode), v.generation, v.pool_id, v.expires_boot_ns, v.magic,
-        pair(v.actor_set, v.flags), u64::from(v.canary_token),
+    PoolEntry of PoolKey: |key, v| [
+        pair(key.dev, key.mount), v.generation, v.pool_id, v.expires_boot_ns, v.magic,
+        pair(v.actor_set, v.flags), pair(v.mode, v.canary_token),
     ];
     RootEntry of RootKey: |key, v| [
         key.ino, pair(key.dev, key.reserved), v.filesystems, pair(v.flags, v.reserved), u64::from(v.generation),
@@ -97,17 +97,19 @@ mod tests {
     #[test]
     fn an_entry_that_was_changed_while_it_was_read_is_not_whole() {
         let entry = |mode: u32, generation| PoolEntry { generation, mode, ..PoolEntry::default() };
-        let one = entry(2, 7).with_check(&43);
-        let other = entry(1, 8).with_check(&44);
-        assert!(one.is_whole(&43) && other.is_whole(&44));
-        assert!(!one.is_whole(&44), "another superblock's");
+        let [here, there] = [43, 44].map(PoolKey::superblock);
+        let one = entry(2, 7).with_check(&here);
+        let other = entry(1, 8).with_check(&there);
+        assert!(one.is_whole(&here) && other.is_whole(&there));
+        assert!(!one.is_whole(&there), "another superblock's");
+        assert!(!one.is_whole(&PoolKey { mount: 7, ..here }), "a part's");
         for torn in [
             PoolEntry { mode: other.mode, ..one },
             PoolEntry { generation: other.generation, ..one },
             PoolEntry { check: other.check, ..one },
             entry(2, 7),
         ] {
-            assert!(!torn.is_whole(&43), "{torn:?}");
+            assert!(!torn.is_whole(&here), "{torn:?}");
         }
     }
 }

@@ -4,10 +4,11 @@
 //! what must be carried over without this version's types. How a new layout is made: docs/ARCHITECTURE.md, Pins.
 
 use crate::names::{capacity, map};
+use crate::policy::Magics;
 use crate::{
     ActorMask, CarriedKey, CgroupKey, Config, Counter, ExecutableKey, FilesystemKey, IncidentKey,
-    IncidentValue, KindEntry, LeaseEntry, LeaseKey, Meta, PoolCounters, PoolEntry, Record, RootEntry,
-    RootKey,
+    IncidentValue, KindEntry, LeaseEntry, LeaseKey, Meta, PoolCounters, PoolEntry, PoolKey, Record,
+    RootEntry, RootKey,
 };
 
 /// What a field means to an agent of another layout.
@@ -82,6 +83,7 @@ describe! {
         check: Optional, mode: Required,
         actor_set: Required, flags: Required, canary_token: Optional,
     }
+    PoolKey { dev: Required, mount: Added }
     RootKey { ino: Required, dev: Required, reserved: Optional }
     // `reserved` names the policy's root: see the agent's `plan.rs`.
     RootEntry {
@@ -155,8 +157,7 @@ const fn hash(
 }
 
 const INDEX: &[Field] = &number("index", 4, Carry::Optional);
-const DEV: &[Field] = &number("dev", 4, Carry::Required);
-const MAGIC: &[Field] = &number("magic", 8, Carry::Optional);
+const MAGICS: &[Field] = &number("magics", size_of::<Magics>(), Carry::Optional);
 const NAMESPACE: &[Field] = &number("namespace", 4, Carry::Optional);
 const GENERATION: &[Field] = &number("generation", 8, Carry::Optional);
 const SOURCE: &[Field] = &number("source", 8, Carry::Optional);
@@ -167,8 +168,8 @@ const COUNTS: &[Field] = &number("counts", 8 * Counter::COUNT as usize, Carry::O
 pub const MAPS: &[MapLayout] = &[
     array(map::META, Meta::FIELDS),
     array(map::CONFIG, Config::FIELDS),
-    hash(map::MAGICS, INDEX, MAGIC, capacity::MAGICS),
-    hash(map::POOLS, DEV, PoolEntry::FIELDS, capacity::POOLS),
+    array(map::MAGICS, MAGICS),
+    hash(map::POOLS, PoolKey::FIELDS, PoolEntry::FIELDS, capacity::POOLS),
     hash(map::NAMESPACES, NAMESPACE, NAMESPACE, capacity::NAMESPACES),
     hash(map::ROOTS, RootKey::FIELDS, RootEntry::FIELDS, capacity::ROOTS),
     hash(map::FILESYSTEMS, FilesystemKey::FIELDS, KindEntry::FIELDS, capacity::FILESYSTEMS),

@@ -19,7 +19,7 @@ pub use counter::Counter;
 pub use offsets::Offsets;
 pub use policy::{
     ActorMask, CarriedKey, CgroupKey, Config, ExecutableKey, FilesystemKey, KindEntry, LeaseEntry, LeaseKey,
-    Meta, Mode, PoolCounters, PoolEntry, RootEntry, RootKey,
+    Meta, Mode, PoolCounters, PoolEntry, PoolKey, RootEntry, RootKey,
 };
 pub use record::{Hook, IncidentKey, IncidentValue, Operation, Reason, Record, Tier, Verdict};
 

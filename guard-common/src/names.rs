@@ -35,9 +35,9 @@ pub mod map {
     pub const META: &str = "META";
     /// `Array[1]` of [`Config`](crate::Config).
     pub const CONFIG: &str = "CONFIG";
-    /// `Array` of `u64`, indexed by [`magic_slot`](crate::policy::magic_slot).
+    /// `Array[1]` of [`Magics`](crate::policy::Magics).
     pub const MAGICS: &str = "MAGICS";
-    /// `HashMap` from `s_dev` to [`PoolEntry`](crate::PoolEntry).
+    /// `HashMap` from [`PoolKey`](crate::PoolKey) to [`PoolEntry`](crate::PoolEntry).
     pub const POOLS: &str = "POOLS";
     /// `HashMap` from [`RootKey`](crate::RootKey) to [`RootEntry`](crate::RootEntry).
     pub const ROOTS: &str = "ROOTS";
@@ -69,6 +69,20 @@ pub mod map {
 
     /// `HashMap` from the inode of a mount namespace to 1: storage daemons' namespaces, whose mounts are the host's view.
     pub const NAMESPACES: &str = "NAMESPACES";
+
+    /// What the object calls a map. [`CONFIG`] and [`MAGICS`] are sections of it: programs read those without a lookup.
+    pub fn in_object(name: &str) -> &str {
+        match name {
+            CONFIG => CONFIG_SECTION,
+            MAGICS => MAGICS_SECTION,
+            other => other,
+        }
+    }
+
+    /// In a section of zeros (`.bss`), which aya does not write over when it finds the map pinned.
+    pub const CONFIG_SECTION: &str = ".bss.CONFIG";
+    /// As above.
+    pub const MAGICS_SECTION: &str = ".bss.MAGICS";
 
     /// Every map that is pinned.
     pub const ALL: &[&str] = &[
@@ -123,8 +137,6 @@ pub mod capacity {
 
 /// Read-only globals of the kernel object, set when it is loaded.
 pub mod global {
-    /// [`Offsets`](crate::Offsets) of the running kernel.
-    pub const OFFSETS: &str = "OFFSETS";
     /// `u32`: which load of the programs this is; a canary names the load that has to answer it.
     pub const PROGRAM_TOKEN: &str = "PROGRAM_TOKEN";
     /// `u32`: the [`Tier`](crate::Tier) that the programs are loaded for.

@@ -1,7 +1,9 @@
 //! Byte offsets of the kernel's structure members that the kernel program reads.
 //!
-//! The agent resolves them from the running kernel's BTF and passes them as a read-only global, so
-//! that the verifier sees constants. A member that is missing is an error there, never a guess.
+//! The agent resolves them from the running kernel's BTF and writes them into the program's
+//! instructions before it loads them: each instruction that needs one carries a placeholder, the
+//! member's number. So a member costs one load, as in a program that was compiled for this kernel. A
+//! member that is missing is an error there, never a guess.
 
 /// Byte offsets, one a member. The field's name is `<struct>_<member>`.
 #[repr(C)]
@@ -67,3 +69,17 @@ pub struct Offsets {
 
 crate::pod!(Offsets);
 crate::layout!(Offsets: 196);
+
+impl Offsets {
+    /// All of them, in the order of their numbers.
+    pub const fn numbered(&self) -> &[u32] {
+        // SAFETY: it is made of numbers of this size alone (asserted above), and lives as long as it is borrowed.
+        unsafe { core::slice::from_raw_parts(core::ptr::from_ref(self).cast(), size_of::<Self>() / 4) }
+    }
+}
+
+/// In place of the number that an instruction adds to a register or sets one to: this, and the member's number.
+pub const IMMEDIATE_PLACEHOLDER: i32 = 0x4F46_5300;
+
+/// In place of the offset of a load: this, and the member's number. No structure of the program's own is so big.
+pub const LOAD_PLACEHOLDER: i32 = 0x7E00;

@@ -1,5 +1,7 @@
 //! The policy that the agent supplies through maps.
 
+use crate::names::capacity;
+
 crate::wire_enum! {
     /// What the kernel does with deletions on a pool.
     Mode {
@@ -63,6 +65,9 @@ pub const CONFIG_LEASES: u32 = 1 << 3;
 /// The set of all actors of sealed pools. No root has this set.
 pub const ALIAS_ACTORS: u32 = u32::MAX;
 
+/// The magics of guarded filesystems, each at its [`magic_slot`].
+pub type Magics = [u64; capacity::MAGICS as usize];
+
 /// The place in the map `MAGICS` that stands for a superblock's magic: the way out for all filesystems that cannot hold
 /// a pool. There stands the guarded magic of that place, 0 for none, or [`SEVERAL_MAGICS`].
 #[inline(always)]
@@ -92,7 +97,31 @@ pub const NFS_SUPER_MAGIC: u64 = 0x6969;
 /// Magic of ramfs, on which the canary lives.
 pub const RAMFS_MAGIC: u64 = 0x8584_58f6;
 
-/// Entry of `POOLS`; the key is `s_dev` in the kernel's encoding (see [`kernel_dev`]).
+/// Key of `POOLS`: a superblock, or a part of one that serves several purposes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PoolKey {
+    /// `s_dev` in the kernel's encoding (see [`kernel_dev`]).
+    pub dev: u32,
+    /// 0 for the superblock; else a part of it, by the id of the mount that stands for it (`mnt_id`): what lies below that
+    /// mount's root. Parts are looked for only where the superblock's own entry says [`POOL_PARTS`].
+    pub mount: u32,
+}
+
+impl PoolKey {
+    /// A whole superblock.
+    #[inline(always)]
+    pub const fn superblock(dev: u32) -> Self {
+        Self { dev, mount: 0 }
+    }
+
+    /// Whether it is a part.
+    pub const fn is_part(&self) -> bool {
+        self.mount != 0
+    }
+}
+
+/// Entry of `POOLS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolEntry {
@@ -134,6 +163,16 @@ pub const POOL_NO_ALIAS: u32 = 1 << 4;
 /// The superblock belongs to a place outside the roots: it is protected through the mounts that lie below a root, and
 /// free elsewhere.
 pub const POOL_VISITOR: u32 = 1 << 6;
+
+/// Not a pool, but a superblock of which each part has an entry of its own ([`PoolKey::mount`]). NFS clients share one
+/// between all mounts of a server's filesystem: two pools, and a home directory.
+pub const POOL_PARTS: u32 = 1 << 7;
+
+/// Not a pool, but a part of a superblock that belongs to a place outside the roots: free there.
+pub const POOL_OUTSIDE: u32 = 1 << 8;
+
+/// What entries say that are no pool's.
+pub const POOL_NONE: u32 = POOL_CANARY | POOL_NO_ALIAS | POOL_PARTS | POOL_OUTSIDE;
 
 /// An operator has sealed the pool. Nothing is decided by it: an agent that has lost its state file finds the seal here.
 pub const POOL_OPERATOR: u32 = 1 << 5;
@@ -361,11 +400,12 @@ crate::pod!(
     Meta,
     PoolCounters,
     PoolEntry,
+    PoolKey,
     RootEntry,
     RootKey,
 );
 crate::layout!(
-    Meta: 16, Config: 24, RootKey: 16, RootEntry: 32, FilesystemKey: 32, KindEntry: 16, CgroupKey: 16,
+    Meta: 16, Config: 24, PoolKey: 8, RootKey: 16, RootEntry: 32, FilesystemKey: 32, KindEntry: 16, CgroupKey: 16,
     ExecutableKey: 16, ActorMask: 32, LeaseKey: 16, CarriedKey: 16,
 );
 #[cfg(not(feature = "other-layout"))]

@@ -16,7 +16,7 @@ use aya_ebpf::maps::PerCpuArray;
 use guard_common::names::capacity;
 
 use crate::kernel::{self, fence};
-use crate::maps::CONFIG;
+use crate::maps::config;
 
 /// Subject and answer, two words of validity, check word.
 pub type Slot = [u64; 4];
@@ -45,11 +45,7 @@ pub fn maps() -> Moment {
 
 #[inline(always)]
 fn generation() -> u32 {
-    // 1, like any odd number, is no state to keep an answer for.
-    CONFIG.get_ptr(0).map_or(1, |config| {
-        // SAFETY: points into a map's value, which lives as long as the program runs.
-        unsafe { ptr::read_volatile(&raw const (*config).generation) }
-    })
+    config!(generation)
 }
 
 impl Moment {
@@ -78,6 +74,8 @@ pub enum Question {
     Actor = 3,
     /// Where a mount lies, whatever its superblock's other mounts are.
     PlaceOfMount = 4,
+    /// Which part of its superblock a mount shows.
+    Part = 5,
 }
 
 /// The thing that a question is about: two numbers that tell it from every other one of the same moment.

@@ -6,18 +6,18 @@ use core::mem::MaybeUninit;
 
 use guard_common::policy::{
     CEPH_INO_ROOT, CEPH_SUPER_MAGIC, CONFIG_ALIASES, CONFIG_ALIASES_BY_INODE, CONFIG_STRICT, NFS_SUPER_MAGIC,
-    POOL_CANARY, POOL_CANARY_BACKSTOP, POOL_EXPORTED, POOL_GUARD_TRUNCATE, POOL_NO_ALIAS, POOL_VISITOR,
-    RAMFS_MAGIC, SEVERAL_MAGICS, magic_slot,
+    POOL_CANARY, POOL_CANARY_BACKSTOP, POOL_EXPORTED, POOL_GUARD_TRUNCATE, POOL_NO_ALIAS, POOL_NONE,
+    POOL_OUTSIDE, POOL_PARTS, POOL_VISITOR, RAMFS_MAGIC, SEVERAL_MAGICS,
 };
-use guard_common::{Counter, Hook, Mode, Operation, PoolEntry, Reason, Verdict};
+use guard_common::{Counter, Hook, Mode, Operation, PoolEntry, PoolKey, Reason, Verdict};
 
 use crate::identity::{cgroups, has_lease, is_alias_actor, is_executable_actor};
 use crate::kernel::task::Task;
 use crate::kernel::{self, ReadError, Trusted, boot_ns};
-use crate::maps::{CONFIG, MAGICS, POOLS};
+use crate::maps::{POOLS, config, guarded_magic};
 use crate::pools::{self, Found};
 use crate::report::{self, Diagnosis, diagnose};
-use crate::walk::{Place, is_elsewhere, is_in_sealed_pool, place};
+use crate::walk::{Place, is_elsewhere, is_in_sealed_pool, part, place};
 
 const EPERM: i32 = 1;
 const RENAME_NOREPLACE: u32 = 1;
@@ -74,17 +74,15 @@ impl Outcome {
 #[inline(always)]
 pub fn may_hold_pool(superblock: Trusted) -> bool {
     let magic = superblock.magic();
-    match MAGICS.get(magic_slot(magic)) {
-        Some(guarded) => *guarded == magic || *guarded == SEVERAL_MAGICS,
-        None => false,
-    }
+    let guarded = guarded_magic(magic);
+    guarded == magic || guarded == SEVERAL_MAGICS
 }
 
 /// Whether a hook that carries only the inode need not look any further: nothing is sealed or released, and this is no
 /// kernel thread. The canary's kind is always looked at.
 #[inline(always)]
 pub fn is_idle(superblock: Trusted) -> bool {
-    let strict = CONFIG.get(0).is_none_or(|config| config.flags & CONFIG_STRICT != 0);
+    let strict = config!(flags) & CONFIG_STRICT != 0;
     !strict && superblock.magic() != RAMFS_MAGIC && !Task::current().is_kernel_thread()
 }
 
@@ -119,20 +117,16 @@ pub fn with_mount(deletion: Deletion, mount: Trusted) -> i32 {
     let (dev, magic) = (superblock.device(), superblock.magic());
     let mut slot = MaybeUninit::uninit();
     let entry = pools::clear(&mut slot);
-    let mut found = pools::of_superblock(dev, magic, entry);
+    let mut found = pools::entry_of(PoolKey::superblock(dev), magic, entry);
     let mut belongs = Belongs::Unknown;
     if found == Found::Entry && entry.flags & POOL_SPECIAL != 0 {
         if entry.flags & POOL_CANARY != 0 {
             return canary(entry, entry.flags & POOL_CANARY_BACKSTOP == 0);
         }
-        if entry.flags & POOL_VISITOR != 0 {
-            belongs = Belongs::Visiting;
-        } else {
-            (belongs, found) = (Belongs::Elsewhere, Found::Nothing);
-        }
+        (belongs, found) = special(superblock, mount, magic, entry);
     }
     let outcome = match found {
-        Found::Entry if matches!(belongs, Belongs::Visiting) && is_at_home(superblock, mount) => None,
+        Found::Entry if belongs == Belongs::Visiting && is_at_home(superblock, mount) => None,
         Found::Entry => by_mode(deletion, mount, entry),
         Found::Nothing => {
             pools::forget(entry);
@@ -156,16 +150,44 @@ fn told(deletion: Deletion, entry: &PoolEntry, outcome: Option<Outcome>) -> i32 
 }
 
 /// Entries that speak for no pool, or not through every mount.
-const POOL_SPECIAL: u32 = POOL_CANARY | POOL_NO_ALIAS | POOL_VISITOR;
+const POOL_SPECIAL: u32 = POOL_NONE | POOL_VISITOR;
 
-/// What is known of a superblock beside its entry.
-#[derive(Clone, Copy)]
+/// What is known of a superblock, or of the part that is seen through a mount, beside its entry.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Belongs {
     Unknown,
-    /// To no root, certainly.
+    /// To no root, certainly, and it shows nothing of a sealed pool.
+    Apart,
+    /// To no root.
     Elsewhere,
     /// To another place, and its entry is for what lies below a root.
     Visiting,
+}
+
+/// What a special entry says. Where each part of the superblock has its own, that of the mount's part takes its place.
+#[inline(always)]
+fn special(superblock: Trusted, mount: Trusted, magic: u64, entry: &mut PoolEntry) -> (Belongs, Found) {
+    if entry.flags & POOL_PARTS != 0 {
+        let dev = superblock.device();
+        // A part that nobody has told of: what lies below a root is denied, as a pool that has just come is.
+        let mount = part(superblock, mount);
+        if mount == 0 {
+            return (Belongs::Elsewhere, Found::Nothing);
+        }
+        match pools::entry_of(PoolKey { dev, mount }, magic, entry) {
+            Found::Entry => {}
+            found => return (Belongs::Elsewhere, found),
+        }
+    }
+    if entry.flags & POOL_VISITOR != 0 {
+        (Belongs::Visiting, Found::Entry)
+    } else if entry.flags & POOL_NO_ALIAS != 0 {
+        (Belongs::Apart, Found::Nothing)
+    } else if entry.flags & POOL_OUTSIDE != 0 {
+        (Belongs::Elsewhere, Found::Nothing)
+    } else {
+        (Belongs::Unknown, Found::Entry)
+    }
 }
 
 /// Whether a mount of a visitor lies below no root: there it is free. Where that cannot be told it is not: fail closed, as
@@ -185,14 +207,15 @@ fn shows_all(superblock: Trusted, mount: Trusted) -> bool {
 ///
 /// It must not contradict a `path_*` hook that has just allowed the same deletion. So it allows
 /// whatever that hook could have allowed to a user's thread, and refuses what no one may do. Aliases of
-/// sealed pools, and visitors, are left to the `path_*` hooks: only the mount tells them from what lies below a root.
+/// sealed pools, visitors and parts of superblocks are left to the `path_*` hooks: only the mount tells them from what
+/// lies below a root.
 #[inline(always)]
 pub fn backstop(deletion: Deletion) -> i32 {
     let superblock = deletion.superblock;
     let (dev, magic) = (superblock.device(), superblock.magic());
     let mut slot = MaybeUninit::uninit();
     let entry = pools::clear(&mut slot);
-    let found = pools::of_superblock(dev, magic, entry);
+    let found = pools::entry_of(PoolKey::superblock(dev), magic, entry);
     if found == Found::Entry && entry.flags & POOL_SPECIAL != 0 {
         if entry.flags & POOL_CANARY != 0 {
             return canary(entry, entry.flags & POOL_CANARY_BACKSTOP != 0);
@@ -250,13 +273,14 @@ pub fn superblock_ends(superblock: Trusted) {
     report::count(Counter::SuperblocksEnded);
     let mut slot = MaybeUninit::uninit();
     let entry = pools::clear(&mut slot);
-    let found = pools::of_superblock(dev, superblock.magic(), entry);
-    // One of another magic is there as well, and must go.
-    let is_pool = found == Found::Torn || entry.flags & (POOL_CANARY | POOL_NO_ALIAS) == 0;
-    if POOLS.get_ptr(dev).is_none() {
+    let key = PoolKey::superblock(dev);
+    let found = pools::entry_of(key, superblock.magic(), entry);
+    // One of another magic is there as well, and must go. Parts are looked for no more after this: the agent removes them.
+    let is_pool = found == Found::Torn || entry.flags & POOL_NONE == 0;
+    if POOLS.get_ptr(key).is_none() {
         return;
     }
-    if POOLS.remove(dev).is_ok() && is_pool {
+    if POOLS.remove(key).is_ok() && is_pool {
         report::count(Counter::PoolsEnded);
         diagnose(Diagnosis::SuperblockEnded, dev);
     }
@@ -355,12 +379,11 @@ fn torn(dev: u32) -> Outcome {
 fn unclassified(deletion: Deletion, mount: Trusted, belongs: Belongs) -> Option<Outcome> {
     let superblock = deletion.superblock;
     let truncates = matches!(deletion.operation, Operation::Truncate);
-    let elsewhere = matches!(belongs, Belongs::Elsewhere);
-    let aliases = !elsewhere && seals_aliases();
+    let aliases = belongs != Belongs::Apart && seals_aliases();
     if truncates && !aliases {
         return None;
     }
-    let place = place(superblock, mount, elsewhere);
+    let place = place(superblock, mount, belongs != Belongs::Unknown);
     let would_deny = Outcome { verdict: Verdict::WouldDeny, reason: Reason::Unclassified };
     match place {
         Place::Free => None,
@@ -389,7 +412,7 @@ fn unclassified(deletion: Deletion, mount: Trusted, belongs: Belongs) -> Option<
 
 #[inline(always)]
 fn seals_aliases() -> bool {
-    CONFIG.get(0).is_some_and(|config| config.flags & CONFIG_ALIASES != 0)
+    config!(flags) & CONFIG_ALIASES != 0
 }
 
 /// Outside all roots, while a pool is sealed: its data may be reached here, under another superblock.
@@ -408,8 +431,8 @@ fn alias(deletion: Deletion) -> Option<Outcome> {
 #[inline(always)]
 fn shows_the_whole(superblock: Trusted) -> bool {
     superblock.magic() == CEPH_SUPER_MAGIC
-        && CONFIG.get(0).is_some_and(|config| config.flags & CONFIG_ALIASES_BY_INODE != 0)
-        && superblock.superblock_root().inode_number() == CEPH_INO_ROOT
+        && config!(flags) & CONFIG_ALIASES_BY_INODE != 0
+        && superblock.superblock_root().mounted_inode().inode_number() == CEPH_INO_ROOT
 }
 
 /// Nothing is known to be guarded here, and the kernel's memory could not be read: fail open.

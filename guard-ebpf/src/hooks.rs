@@ -1,5 +1,8 @@
 //! The LSM hooks, as thin as they can be: take the arguments, pass on an earlier refusal, ask `decide`.
 //!
+//! What is done for every deletion on the host is in the hook itself, and all else in functions that it calls (`decided`):
+//! a program that keeps nothing over a call saves no registers, and has no stack.
+//!
 //! The agent attaches the same programs in front of the kernel's `security_*` functions where the LSM hooks are not called
 //! (tier `fmod-ret`). Those take the same arguments, with the exceptions that `Offsets` names.
 
@@ -68,6 +71,11 @@ fn on_mount(hook: Hook, operation: Operation, mount: Trusted, target: Trusted) -
     if !decide::may_hold_pool(superblock) {
         return 0;
     }
+    decided(hook, operation, superblock, mount, target)
+}
+
+#[inline(never)]
+fn decided(hook: Hook, operation: Operation, superblock: Trusted, mount: Trusted, target: Trusted) -> i32 {
     decide::with_mount(Deletion { hook, operation, superblock, mount: Some(mount), target }, mount)
 }
 
@@ -79,7 +87,19 @@ fn on_inode(hook: Hook, operation: Operation, directory: Trusted, target: Truste
 
 #[inline(always)]
 fn behind(hook: Hook, operation: Operation, superblock: Trusted, target: Trusted) -> i32 {
-    if !decide::may_hold_pool(superblock) || decide::is_idle(superblock) {
+    if !decide::may_hold_pool(superblock) {
+        return 0;
+    }
+    decided_behind(hook, operation, superblock, target)
+}
+
+#[inline(never)]
+fn decided_behind(hook: Hook, operation: Operation, superblock: Trusted, target: Trusted) -> i32 {
+    if decide::is_idle(superblock) {
+        return 0;
+    }
+    // A name that was not looked up comes only from a system call, and `path_rename` has decided.
+    if matches!(hook, Hook::InodeRename) && matches!(target.dentry_inode(), Ok(0)) {
         return 0;
     }
     decide::backstop(Deletion { hook, operation, superblock, mount: None, target })
@@ -103,11 +123,16 @@ pub fn guard_path_rename(context: LsmContext) -> i32 {
     let (source, target) = (pointer(&context, 1), pointer(&context, 3));
     let mount = pointer(&context, 2).path_mount();
     let superblock = mount.mount_superblock();
-    // Before the names are read, which costs more than the filter.
     if !decide::may_hold_pool(superblock) {
         return 0;
     }
-    match decide::rename(source, target, superblock, context.arg(4)) {
+    renamed(source, target, superblock, mount, context.arg(4))
+}
+
+/// As [`decided`], which it does not call: the two would have more stack than Linux 6.1 gives.
+#[inline(never)]
+fn renamed(source: Trusted, target: Trusted, superblock: Trusted, mount: Trusted, flags: u32) -> i32 {
+    match decide::rename(source, target, superblock, flags) {
         Some(operation) => {
             let hook = Hook::PathRename;
             decide::with_mount(Deletion { hook, operation, superblock, mount: Some(mount), target }, mount)
@@ -149,16 +174,7 @@ pub fn guard_inode_rename(context: LsmContext) -> i32 {
     let previous = if kernel::rename_has_flags() { argument!(context, 40) } else { argument!(context, 32) };
     honour!(previous as i32);
     let (directory, target) = (pointer(&context, 2), pointer(&context, 3));
-    let superblock = directory.inode_superblock();
-    // A name that was not looked up comes only from a system call, and `path_rename` has decided.
-    if !decide::may_hold_pool(superblock)
-        || decide::is_idle(superblock)
-        || matches!(target.dentry_inode(), Ok(0))
-    {
-        return 0;
-    }
-    let (hook, operation) = (Hook::InodeRename, Operation::RenameReplace);
-    decide::backstop(Deletion { hook, operation, superblock, mount: None, target })
+    on_inode(Hook::InodeRename, Operation::RenameReplace, directory, target)
 }
 
 /// Every truncation comes by here: those that no `path_*` hook sees are nfsd's, a filesystem's stacked on the pool,

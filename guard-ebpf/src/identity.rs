@@ -9,7 +9,7 @@ use guard_common::{ActorMask, CgroupKey, ExecutableKey, LeaseEntry, LeaseKey};
 use crate::cache::{self, Question, Subject};
 use crate::kernel::boot_ns;
 use crate::kernel::task::Task;
-use crate::maps::{ACTOR_CGROUPS, ACTOR_EXES, CGROUPS, CONFIG, LEASES};
+use crate::maps::{ACTOR_CGROUPS, ACTOR_EXES, CGROUPS, LEASES, config};
 use crate::pools::{Known, whole};
 
 /// Levels of the cgroup tree that are looked at, from the root down.
@@ -128,7 +128,7 @@ pub extern "C" fn cgroup_mask(cgroup_id: u64, actor_set: u32) -> u64 {
 #[inline(always)]
 pub fn has_lease(dev: u32, generation: u64) -> bool {
     // Nobody has one: the usual case, told without a look at the process.
-    CONFIG.get(0).is_none_or(|config| config.flags & CONFIG_LEASES != 0) && lease(dev, generation) != 0
+    config!(flags) & CONFIG_LEASES != 0 && lease(dev, generation) != 0
 }
 
 /// 1 if the process belongs to a command tree with a lease on this pool.

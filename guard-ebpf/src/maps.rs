@@ -1,23 +1,63 @@
 //! The maps. Keys, values, names and capacities are in `guard-common`.
 
+use core::cell::UnsafeCell;
+use core::ptr;
+
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
 use guard_common::names::capacity;
+use guard_common::policy::{Magics, magic_slot};
 use guard_common::{
     ActorMask, CarriedKey, CgroupKey, Config, Counter, ExecutableKey, FilesystemKey, IncidentKey,
-    IncidentValue, KindEntry, LeaseEntry, LeaseKey, Meta, PoolCounters, PoolEntry, RootEntry, RootKey,
+    IncidentValue, KindEntry, LeaseEntry, LeaseKey, Meta, PoolCounters, PoolEntry, PoolKey, RootEntry, RootKey,
 };
 
 use crate::cache::Slot;
 
+/// A map of one value that is a section of the object: its address is in the program, and nothing is looked up. The agent
+/// writes it at any time.
+#[repr(transparent)]
+struct Section<T>(UnsafeCell<T>);
+
+// SAFETY: read by words and volatile alone, as what it is: memory that changes.
+unsafe impl<T> Sync for Section<T> {}
+
+/// One field of the configuration, as it is now.
+macro_rules! config {
+    ($field:ident) => {
+        // SAFETY: lives as long as the program; volatile, since the agent changes it.
+        unsafe { core::ptr::read_volatile(&raw const (*$crate::maps::current()).$field) }
+    };
+}
+pub(crate) use config;
+
+pub fn current() -> *const Config {
+    CONFIG.0.get()
+}
+
+/// What is guarded at a magic's slot.
+#[inline(always)]
+pub fn guarded_magic(magic: u64) -> u64 {
+    let place = magic_slot(magic) as usize;
+    // SAFETY: as in `config`; a slot is below the number of places.
+    unsafe { ptr::read_volatile(MAGICS.0.get().cast::<u64>().add(place)) }
+}
+
 #[map]
 pub static META: Array<Meta> = Array::with_max_entries(1, 0);
+#[unsafe(link_section = ".bss.CONFIG")]
+static CONFIG: Section<Config> = Section(UnsafeCell::new(Config {
+    host_mnt_ns: 0,
+    full_records: 0,
+    flags: 0,
+    root_devices: 0,
+    generation: 0,
+    reserved: 0,
+}));
+#[unsafe(link_section = ".bss.MAGICS")]
+static MAGICS: Section<Magics> = Section(UnsafeCell::new([0; capacity::MAGICS as usize]));
 #[map]
-pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
-#[map]
-pub static MAGICS: Array<u64> = Array::with_max_entries(capacity::MAGICS, 0);
-#[map]
-pub static POOLS: HashMap<u32, PoolEntry> = HashMap::with_max_entries(capacity::POOLS, 0);
+pub static POOLS: HashMap<PoolKey, PoolEntry> = HashMap::with_max_entries(capacity::POOLS, 0);
 #[map]
 pub static NAMESPACES: HashMap<u32, u32> = HashMap::with_max_entries(capacity::NAMESPACES, 0);
 #[map]

@@ -3,7 +3,7 @@
 use core::mem::MaybeUninit;
 use core::ptr;
 
-use guard_common::{Checked, PoolEntry};
+use guard_common::{Checked, PoolEntry, PoolKey};
 
 use crate::maps::POOLS;
 
@@ -89,23 +89,25 @@ pub fn forget(entry: &mut PoolEntry) {
     }
 }
 
-/// Reads the entry of a superblock. The magic is compared so that an entry never speaks for another kind of superblock.
+/// Reads the entry of a superblock, or of a part of one. The magic is compared so that an entry never speaks for another
+/// kind of superblock.
 #[inline(always)]
-pub fn of_superblock(dev: u32, magic: u64, entry: &mut PoolEntry) -> Found {
-    let found = Found::from_u32(pool_entry(dev, &raw mut *entry));
+pub fn entry_of(key: PoolKey, magic: u64, entry: &mut PoolEntry) -> Found {
+    let found = Found::from_u32(pool_entry(key.dev, key.mount, &raw mut *entry));
     if found == Found::Entry && entry.magic != magic { Found::Nothing } else { found }
 }
 
 /// A global function (see `identity`): what follows is checked once, however often the entry had to be read.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn pool_entry(dev: u32, entry: *mut PoolEntry) -> u32 {
+pub extern "C" fn pool_entry(dev: u32, mount: u32, entry: *mut PoolEntry) -> u32 {
     if entry.is_null() {
         return TORN;
     }
     // SAFETY: not null, and the verifier has checked its size.
     let slot = unsafe { &mut *entry.cast::<MaybeUninit<PoolEntry>>() };
-    match whole(&dev, slot, || POOLS.get_ptr(dev)) {
+    let key = PoolKey { dev, mount };
+    match whole(&key, slot, || POOLS.get_ptr(key)) {
         Known::Nothing => NOTHING,
         Known::Torn => TORN,
         Known::Entry(_) => ENTRY,

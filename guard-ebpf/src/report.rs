@@ -13,7 +13,7 @@ use crate::decide::{Deletion, Outcome};
 use crate::kernel::lenient::Lenient;
 use crate::kernel::task::Task;
 use crate::kernel::{self, boot_ns};
-use crate::maps::{CONFIG, COUNTERS, INCIDENTS, POOL_COUNTERS, RECORDS};
+use crate::maps::{COUNTERS, INCIDENTS, POOL_COUNTERS, RECORDS, config};
 use crate::path;
 
 const BPF_NOEXIST: u64 = 1;
@@ -192,7 +192,7 @@ pub extern "C" fn note(key: *const IncidentKey, pool_id: u64) -> u64 {
         ptr::write_volatile(&raw mut (*incident).last_boot_ns, boot_ns());
         next_number(&raw mut (*incident).count)
     };
-    if number > u64::from(CONFIG.get(0).map_or(0, |config| config.full_records)) {
+    if number > u64::from(config!(full_records)) {
         count(Counter::RecordsAggregated);
         return 0;
     }

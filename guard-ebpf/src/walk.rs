@@ -6,15 +6,15 @@
 use core::mem::MaybeUninit;
 
 use guard_common::policy::{
-    FUSE_SUPER_MAGIC, ROOT_GENERATION, ROOT_OBSERVED, ROOT_SEALED, SUBTYPE_WORDS, device_bit,
+    FUSE_SUPER_MAGIC, POOL_NONE, ROOT_GENERATION, ROOT_OBSERVED, ROOT_SEALED, SUBTYPE_WORDS, device_bit,
 };
-use guard_common::{FilesystemKey, KindEntry, RootEntry, RootKey};
+use guard_common::{FilesystemKey, KindEntry, PoolEntry, PoolKey, RootEntry, RootKey};
 
 use crate::cache::{self, Question, Subject};
 use crate::kernel::lenient::{GO_ON, Lenient, STOP, Siblings, repeat};
 use crate::kernel::task::Task;
 use crate::kernel::{self, ReadError, Trusted};
-use crate::maps::{CONFIG, FILESYSTEMS, NAMESPACES, ROOTS, WALKS};
+use crate::maps::{FILESYSTEMS, NAMESPACES, POOLS, ROOTS, WALKS, config};
 use crate::pools::{Known, whole};
 
 /// Steps of the walk from a mount to a guarded root: names and mounts together.
@@ -83,7 +83,6 @@ pub extern "C" fn guarded_root(mount: u64, filesystems: u64, host_root: u64) -> 
     let mut reads = Lenient::new();
     let root = reads.mount_root(mount);
     let dev = reads.mount_device(mount);
-    let devices = CONFIG.get(0).map_or(0, |config| config.root_devices);
     let mut walk = Walk {
         reads,
         mount,
@@ -92,9 +91,7 @@ pub extern "C" fn guarded_root(mount: u64, filesystems: u64, host_root: u64) -> 
         filesystems,
         host_root,
         dev,
-        devices,
         end: WALK_BOUND,
-        unused: 0,
     };
     repeat(WALK_STEPS, &mut walk, up);
     walk.end
@@ -113,9 +110,7 @@ struct Walk {
     host_root: u64,
     /// Device of the mount's superblock.
     dev: u32,
-    devices: u32,
     end: u32,
-    unused: u32,
 }
 
 /// One step: to the next name, or from a mount's root to where it is mounted.
@@ -123,7 +118,8 @@ struct Walk {
 unsafe extern "C" fn up(_: u32, walk: *mut Walk) -> i64 {
     // SAFETY: `repeat` gives it.
     let walk = unsafe { &mut *walk };
-    let may_hold_root = walk.devices == 0 || walk.devices & device_bit(walk.dev) != 0;
+    let devices = config!(root_devices);
+    let may_hold_root = devices == 0 || devices & device_bit(walk.dev) != 0;
     if may_hold_root {
         let key = RootKey { ino: walk.reads.dentry_ino(walk.dentry), dev: walk.dev, reserved: 0 };
         if ROOTS.get_ptr(key).is_some() {
@@ -188,31 +184,34 @@ pub extern "C" fn root_at(ino: u64, dev: u32, dentry: u64, filesystems: u64) -> 
     }
 }
 
-/// The oldest mount of a superblock that is in some namespace: where it belongs. 0 if there is none, [`NO_MOUNT`] if that
-/// cannot be read.
+/// The oldest mount of a superblock that is in some namespace, and shows something of what lies below `root` or above it:
+/// where that belongs. 0 if there is none, [`NO_MOUNT`] if that cannot be read.
 ///
-/// The kernel lists a superblock's mounts from the oldest on, and since 6.18 from the newest.
+/// Mounts of one NFS server share a superblock although they show trees that have nothing in common: neither tells where
+/// the other belongs. The kernel lists a superblock's mounts from the oldest on, and since 6.18 from the newest.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn oldest_mount(superblock: u64) -> u64 {
+pub extern "C" fn oldest_mount(superblock: u64, root: u64) -> u64 {
     let mut reads = Lenient::new();
     let list = Siblings::of(superblock);
     let next = list.first(&mut reads);
-    let mut search = Search { reads, list, next, oldest: 0 };
+    let mut search = Search { reads, list, next, root, found: 0 };
     repeat(SIBLINGS, &mut search, older);
-    if search.reads.failed() { NO_MOUNT } else { search.oldest }
+    if search.reads.failed() { NO_MOUNT } else { search.found }
 }
 
 /// No address of a mount.
 const NO_MOUNT: u64 = 1;
 
-/// A search for the oldest mount.
+/// A search among a superblock's mounts.
 #[repr(C)]
 struct Search {
     reads: Lenient,
     list: Siblings,
     next: u64,
-    oldest: u64,
+    root: u64,
+    /// A mount; or the id of one.
+    found: u64,
 }
 
 /// One step: a mount of the list.
@@ -224,8 +223,162 @@ unsafe extern "C" fn older(_: u32, search: *mut Search) -> i64 {
         return STOP;
     }
     let mount = search.list.mount(search.next);
-    if search.reads.is_attached(mount) {
-        search.oldest = mount;
+    if search.reads.is_attached(mount) && overlap(search.reads.mount_root(mount), search.root) != 0 {
+        search.found = mount;
+        if search.list.is_oldest_first() {
+            return STOP;
+        }
+    }
+    search.next = search.list.next(mount, &mut search.reads);
+    GO_ON
+}
+
+/// 1 if one of two directories is the other, or lies below it; also if that cannot be read.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn overlap(one: u64, other: u64) -> u32 {
+    if one == other {
+        return 1;
+    }
+    let mut climb = Meet { reads: Lenient::new(), dentry: one, goal: other, found: 0, unused: 0 };
+    repeat(WALK_STEPS, &mut climb, to_goal);
+    if climb.found == 0 {
+        (climb.dentry, climb.goal) = (other, one);
+        repeat(WALK_STEPS, &mut climb, to_goal);
+    }
+    u32::from(climb.found != 0 || climb.reads.failed())
+}
+
+/// A way up from one directory that may come by another.
+#[repr(C)]
+struct Meet {
+    reads: Lenient,
+    dentry: u64,
+    goal: u64,
+    found: u32,
+    unused: u32,
+}
+
+/// One step: a name.
+#[inline(never)]
+unsafe extern "C" fn to_goal(_: u32, climb: *mut Meet) -> i64 {
+    // SAFETY: `repeat` gives it.
+    let climb = unsafe { &mut *climb };
+    let parent = climb.reads.dentry_parent(climb.dentry);
+    if parent == climb.goal {
+        climb.found = 1;
+        return STOP;
+    }
+    if parent == climb.dentry || climb.reads.failed() {
+        return STOP;
+    }
+    climb.dentry = parent;
+    GO_ON
+}
+
+/// Which part of a superblock a mount shows, by the id of the mount that stands for it: 0 if none does.
+#[inline(always)]
+pub fn part(superblock: Trusted, mount: Trusted) -> u32 {
+    let subject = mount_subject(superblock, mount, Question::Part);
+    let before = cache::tree();
+    if let Some(answer) = cache::find(&WALKS, subject, before) {
+        return answer as u32;
+    }
+    let part = part_of(superblock.address(), kernel::mount_of(mount.address()), superblock.device());
+    cache::keep(&WALKS, subject, before, cache::tree, u64::from(part));
+    part
+}
+
+/// The mount itself, if it stands for a part that is a pool; else, of those that stand for one, the mount whose root is the
+/// nearest at or above this one's. Of two with the same root, the older.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn part_of(superblock: u64, mount: u64, dev: u32) -> u32 {
+    let mut reads = Lenient::new();
+    let own = reads.mount_id(mount);
+    if is_pool_part(dev, own) != 0 {
+        return own;
+    }
+    let dentry = reads.mount_root(mount);
+    let mut climb = Parts { reads, superblock, dentry, dev, found: 0 };
+    repeat(WALK_STEPS, &mut climb, to_part);
+    climb.found
+}
+
+/// 1 if a mount stands for a part that is a pool.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn is_pool_part(dev: u32, mount: u32) -> u32 {
+    let key = PoolKey { dev, mount };
+    let mut slot = MaybeUninit::<PoolEntry>::uninit();
+    match whole(&key, &mut slot, || POOLS.get_ptr(key)) {
+        Known::Entry(entry) => u32::from(mount != 0 && entry.flags & POOL_NONE == 0),
+        // One that changes all the time: fail closed, as for a pool.
+        Known::Torn => 1,
+        Known::Nothing => 0,
+    }
+}
+
+/// A way up from a mount's root, through what parts begin at.
+#[repr(C)]
+struct Parts {
+    reads: Lenient,
+    superblock: u64,
+    dentry: u64,
+    dev: u32,
+    found: u32,
+}
+
+/// One step: a name.
+#[inline(never)]
+unsafe extern "C" fn to_part(_: u32, climb: *mut Parts) -> i64 {
+    // SAFETY: `repeat` gives it.
+    let climb = unsafe { &mut *climb };
+    climb.found = part_at(climb.superblock, climb.dentry, climb.dev);
+    if climb.found != 0 {
+        return STOP;
+    }
+    let parent = climb.reads.dentry_parent(climb.dentry);
+    if parent == climb.dentry || climb.reads.failed() {
+        return STOP;
+    }
+    climb.dentry = parent;
+    GO_ON
+}
+
+/// The oldest mount with this root that stands for a part, by its id; 0 if there is none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn part_at(superblock: u64, root: u64, dev: u32) -> u32 {
+    let mut reads = Lenient::new();
+    let list = Siblings::of(superblock);
+    let next = list.first(&mut reads);
+    let mut search = PartSearch { search: Search { reads, list, next, root, found: 0 }, dev, unused: 0 };
+    repeat(SIBLINGS, &mut search, older_part);
+    search.search.found as u32
+}
+
+/// A search for a mount that stands for a part.
+#[repr(C)]
+struct PartSearch {
+    search: Search,
+    /// The superblock's.
+    dev: u32,
+    unused: u32,
+}
+
+/// One step: a mount of the list.
+#[inline(never)]
+unsafe extern "C" fn older_part(_: u32, search: *mut PartSearch) -> i64 {
+    // SAFETY: `repeat` gives it.
+    let PartSearch { search, dev, .. } = unsafe { &mut *search };
+    if search.list.is_end(search.next) || search.reads.failed() {
+        return STOP;
+    }
+    let mount = search.list.mount(search.next);
+    let key = PoolKey { dev: *dev, mount: search.reads.mount_id(mount) };
+    if search.reads.mount_root(mount) == search.root && POOLS.get_ptr(key).is_some() {
+        search.found = u64::from(key.mount);
         if search.list.is_oldest_first() {
             return STOP;
         }
@@ -280,7 +433,7 @@ pub extern "C" fn look(superblock: u64, mount: u64, magic: u64, only_here: u32) 
     if only_here != 0 {
         return Place::Outside as u32;
     }
-    let place = match oldest_mount(superblock) {
+    let place = match oldest_mount(superblock, Lenient::new().mount_root(mount)) {
         0 => Place::Outside,
         NO_MOUNT => Place::Unreadable,
         oldest => match guarded_root(oldest, kind, NOWHERE) {
@@ -344,7 +497,7 @@ pub fn is_elsewhere(superblock: Trusted, mount: Trusted) -> Result<bool, ReadErr
 #[inline(never)]
 pub extern "C" fn view(mount: u64) -> u32 {
     let Ok(namespace) = kernel::mount_namespace(mount) else { return WALK_READ_ERROR };
-    let host = CONFIG.get(0).map_or(0, |config| config.host_mnt_ns);
+    let host = config!(host_mnt_ns);
     if namespace == 0 || namespace == host || NAMESPACES.get_ptr(namespace).is_some() {
         return WALK_HOST;
     }

@@ -65,20 +65,20 @@ impl Maps {
             Op::RemoveActorCgroup(key) => self.actor_cgroups.remove(&key),
             Op::PutActorExecutable(key, mask) => self.actor_executables.write(key, mask, Write::Put),
             Op::RemoveActorExecutable(key) => self.actor_executables.remove(&key),
-            Op::CreatePool { dev, entry } => {
+            Op::CreatePool { key, entry } => {
                 self.provide_counters(entry);
-                self.pools.write(dev, entry, Write::Create)
+                self.pools.write(key, entry, Write::Create)
             }
-            Op::UpdatePool { dev, entry } => {
+            Op::UpdatePool { key, entry } => {
                 // The entry may speak for another superblock from now on.
                 self.provide_counters(entry);
-                match self.pools.write(dev, entry, Write::Update) {
+                match self.pools.write(key, entry, Write::Update) {
                     // The superblock has just ended, and the kernel removed its entry.
-                    Err(_) if self.pools.get(&dev)?.is_none() => Ok(()),
+                    Err(_) if self.pools.get(&key)?.is_none() => Ok(()),
                     result => result,
                 }
             }
-            Op::RemovePool { dev } => self.pools.remove(&dev),
+            Op::RemovePool { key } => self.pools.remove(&key),
         }
     }
 

@@ -11,7 +11,7 @@ use guard_common::names::ProgramName;
 use super::fmod_ret::{self, Loader, Place};
 use super::load::LoadError;
 use super::pins::{Generation, Standby};
-use super::{object, offsets};
+use super::offsets;
 
 /// To the LSM hooks.
 pub fn to_hooks(mut ebpf: Ebpf, programs: &[ProgramName], generation: &Generation) -> Result<(), LoadError> {
@@ -19,15 +19,17 @@ pub fn to_hooks(mut ebpf: Ebpf, programs: &[ProgramName], generation: &Generatio
     programs.iter().try_for_each(|name| to_hook(&mut ebpf, *name, &btf, generation))
 }
 
-/// In front of the functions with these numbers, in the order of the programs. `maps`: aya's part, which holds the maps.
+/// In front of the functions with these numbers, in the order of the programs. `maps`: aya's part, which holds the maps of
+/// this object.
 pub fn to_functions(
+    object: &[u8],
     maps: &Ebpf,
     programs: &[ProgramName],
     functions: &[u32],
     generation: &Generation,
     standby: Standby,
 ) -> Result<(), LoadError> {
-    let loader = Loader::new(object::bytes().ok_or(LoadError::NoObject)?, maps)?;
+    let loader = Loader::new(object, maps)?;
     for (name, id) in programs.iter().zip(functions) {
         let program = load_for_function(&loader, name, *id)?;
         fmod_ret::pin(program.as_fd(), &generation.program(name.program, standby))?;
@@ -44,8 +46,13 @@ pub fn load_for_hooks(ebpf: &mut Ebpf, programs: &[ProgramName]) -> Result<(), L
 }
 
 /// Has the kernel judge the programs for the functions with these numbers, and lets go of them.
-pub fn load_for_functions(maps: &Ebpf, programs: &[ProgramName], functions: &[u32]) -> Result<(), LoadError> {
-    let loader = Loader::new(object::bytes().ok_or(LoadError::NoObject)?, maps)?;
+pub fn load_for_functions(
+    object: &[u8],
+    maps: &Ebpf,
+    programs: &[ProgramName],
+    functions: &[u32],
+) -> Result<(), LoadError> {
+    let loader = Loader::new(object, maps)?;
     programs.iter().zip(functions).try_for_each(|(name, id)| load_for_function(&loader, name, *id).map(drop))
 }
 

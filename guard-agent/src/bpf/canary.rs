@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use guard_common::policy::{POOL_CANARY, POOL_CANARY_BACKSTOP, RAMFS_MAGIC};
-use guard_common::{Hook, Mode, PoolEntry};
+use guard_common::{Hook, Mode, PoolEntry, PoolKey};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, renameat};
 use nix::libc;
@@ -51,13 +51,13 @@ pub fn prove(maps: &mut Maps, mut tokens: impl Iterator<Item = u32>) -> Result<(
 
 fn prove_load(maps: &mut Maps, token: u32) -> Result<(), CanaryError> {
     let ground = Ground::new()?;
-    let dev = ground.dev;
+    let key = PoolKey::superblock(ground.dev);
     maps.pools.remove(&PLACE)?;
     let outcome = ground.try_all(maps, token);
     drop(ground);
-    let stayed = maps.pools.get(&dev)?.is_some();
+    let stayed = maps.pools.get(&key)?.is_some();
     if stayed {
-        maps.pools.remove(&dev)?;
+        maps.pools.remove(&key)?;
     }
     keep_place(maps)?;
     outcome?;
@@ -65,7 +65,7 @@ fn prove_load(maps: &mut Maps, token: u32) -> Result<(), CanaryError> {
 }
 
 /// No superblock's device. An entry under this number keeps a place for the canary's, however many pools there are.
-const PLACE: u32 = u32::MAX;
+const PLACE: PoolKey = PoolKey::superblock(u32::MAX);
 
 fn keep_place(maps: &mut Maps) -> Result<(), MapAccessError> {
     let entry = PoolEntry { magic: RAMFS_MAGIC, flags: POOL_CANARY, ..PoolEntry::default() };
@@ -108,14 +108,14 @@ impl Ground {
             canary_token: token,
             ..PoolEntry::default()
         };
-        maps.pools.write(self.dev, entry(0), Write::Put)?;
+        maps.pools.write(PoolKey::superblock(self.dev), entry(0), Write::Put)?;
         must_deny(Hook::PathUnlink, self.unlink(VICTIM))?;
         must_deny(Hook::PathRmdir, self.rmdir())?;
         must_deny(Hook::PathRename, self.rename())?;
         must_deny(Hook::PathTruncate, self.truncate_path())?;
         must_deny(Hook::FileTruncate, self.truncate_file())?;
 
-        maps.pools.write(self.dev, entry(POOL_CANARY_BACKSTOP), Write::Put)?;
+        maps.pools.write(PoolKey::superblock(self.dev), entry(POOL_CANARY_BACKSTOP), Write::Put)?;
         must_deny(Hook::InodeUnlink, self.unlink(VICTIM))?;
         must_deny(Hook::InodeRmdir, self.rmdir())?;
         must_deny(Hook::InodeRename, self.rename())?;

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use guard_common::names::capacity;
-use guard_common::{CarriedKey, Counter, Meta, PoolCounters, PoolEntry};
+use guard_common::{CarriedKey, Counter, Meta, PoolCounters, PoolEntry, PoolKey};
 
 use super::foreign::{Estate, Totals};
 use super::maps::{MapAccessError, Maps, Write};
@@ -18,7 +17,7 @@ impl Maps {
         self.actor_cgroups.clear()?;
         self.actor_executables.clear()?;
         self.leases.clear()?;
-        (0..capacity::MAGICS).try_for_each(|slot| self.put_magic(slot, 0))?;
+        self.clear_magics()?;
         self.config.write(guard_common::Config::default())
     }
 
@@ -34,9 +33,9 @@ impl Maps {
         for (key, entry) in &estate.roots {
             self.roots.write(*key, *entry, Write::Put)?;
         }
-        for (dev, entry) in &estate.pools {
+        for (key, entry) in &estate.pools {
             self.pool_counters.write(entry.generation, PoolCounters::default(), Write::Put)?;
-            self.pools.write(*dev, *entry, Write::Put)?;
+            self.pools.write(*key, *entry, Write::Put)?;
         }
         estate.leases.iter().try_for_each(|(key, lease)| self.grant(*key, *lease))
     }
@@ -46,13 +45,13 @@ impl Maps {
     pub fn remove_ended(
         &mut self,
         estate: &Estate,
-        left: &BTreeMap<u32, PoolEntry>,
+        left: &BTreeMap<PoolKey, PoolEntry>,
     ) -> Result<(), MapAccessError> {
-        for (dev, entry) in &estate.pools {
+        for (key, entry) in &estate.pools {
             let is_it =
                 |found: Option<&PoolEntry>| found.is_some_and(|found| found.generation == entry.generation);
-            if !is_it(left.get(dev)) && is_it(self.pools.get(dev)?.as_ref()) {
-                self.pools.remove(dev)?;
+            if !is_it(left.get(key)) && is_it(self.pools.get(key)?.as_ref()) {
+                self.pools.remove(key)?;
             }
         }
         Ok(())

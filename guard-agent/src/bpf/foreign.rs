@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use aya::Pod;
 use aya::maps::{Map, MapData, MapError, RingBuf};
 use guard_common::names::map;
+use guard_common::policy::{POOL_CANARY, POOL_NO_ALIAS};
 use guard_common::{
     CarriedKey, FilesystemKey, IncidentKey, IncidentValue, KindEntry, LeaseEntry, LeaseKey, Meta,
-    PoolCounters, PoolEntry, RootEntry, RootKey,
+    PoolCounters, PoolEntry, PoolKey, RootEntry, RootKey,
 };
 use thiserror::Error;
 
@@ -42,7 +43,7 @@ pub enum ForeignError {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Estate {
     pub next_generation: u64,
-    pub pools: BTreeMap<u32, PoolEntry>,
+    pub pools: BTreeMap<PoolKey, PoolEntry>,
     pub roots: BTreeMap<RootKey, RootEntry>,
     pub filesystems: BTreeMap<FilesystemKey, KindEntry>,
     pub leases: BTreeMap<LeaseKey, LeaseEntry>,
@@ -97,10 +98,10 @@ impl ForeignMaps {
         })
     }
 
-    /// Entries of pools; not the canary's, nor what says that something is none.
-    pub fn pools(&self) -> Result<BTreeMap<u32, PoolEntry>, ForeignError> {
-        let mut pools: BTreeMap<u32, PoolEntry> = self.table(map::POOLS)?;
-        pools.retain(|_, entry| crate::plan::is_pool(entry));
+    /// Entries of pools and parts; not the canary's, nor those that exempt a superblock.
+    pub fn pools(&self) -> Result<BTreeMap<PoolKey, PoolEntry>, ForeignError> {
+        let mut pools: BTreeMap<PoolKey, PoolEntry> = self.table(map::POOLS)?;
+        pools.retain(|_, entry| entry.flags & (POOL_CANARY | POOL_NO_ALIAS) == 0);
         Ok(pools)
     }
 

@@ -18,6 +18,7 @@ use super::description::Description;
 use super::fmod_ret::FmodRetError;
 use super::foreign::ForeignError;
 use super::maps::{self, MapAccessError, Maps};
+use super::object::OffsetsError;
 use super::pins::{Generation, PinError, Pins, Standby};
 use super::{attach, object, offsets, sys, tree};
 use crate::daemon::chain;
@@ -33,6 +34,8 @@ pub enum LoadError {
     NoBtf(#[source] std::io::Error),
     #[error(transparent)]
     Btf(#[from] BtfError),
+    #[error("this binary's kernel program cannot be fitted to this kernel")]
+    Offsets(#[from] OffsetsError),
     #[error("the kernel has no LSM hook `{hook}` for BPF: it needs CONFIG_BPF_LSM and CONFIG_SECURITY_PATH")]
     NoHook { hook: &'static str },
     #[error("the kernel has no function `{function}` for the tier fmod-ret: it needs CONFIG_SECURITY_PATH")]
@@ -131,6 +134,7 @@ impl LoadError {
                 | Self::NoFunction { .. }
                 | Self::NoBtf(_)
                 | Self::Btf(_)
+                | Self::Offsets(_)
                 | Self::Object(_)
                 | Self::Program { .. }
                 | Self::FmodRet(_)
@@ -154,8 +158,9 @@ enum Loaded {
     Adopted,
     /// For the LSM hooks.
     Lsm(Ebpf),
-    /// For the functions with these numbers, in the order of the programs. aya's part holds the maps, once for each load.
-    FmodRet { maps: Vec<(Standby, Ebpf)>, functions: Vec<u32> },
+    /// For the functions with these numbers, in the order of the programs. aya's part holds the maps of the object, once for
+    /// each load.
+    FmodRet { object: Vec<u8>, maps: Vec<(Standby, Ebpf)>, functions: Vec<u32> },
 }
 
 /// The programs are attached and pinned.
@@ -189,22 +194,19 @@ pub fn prepare(pins: &Pins, tier: Tier) -> Result<Prepared, LoadError> {
     }
 
     let token = token();
-    let offsets = offsets::resolve(&btf, tier)?;
+    let object = object::with_offsets(object, &offsets::resolve(&btf, tier)?)?;
     let tree = tree::addresses();
     let load = |standby: Standby| {
         let mut loader = EbpfLoader::new();
-        // The object needs no relocation against the kernel's types: its offsets are globals.
+        // The object needs no relocation against the kernel's types: its offsets are in its instructions by now.
         loader.btf(None);
         let (token, tier, is_standby) = (standby.token(token), tier as u32, standby as u32);
-        loader.override_global(global::OFFSETS, &offsets, true);
         loader.override_global(global::PROGRAM_TOKEN, &token, true);
         loader.override_global(global::TIER, &tier, true);
         loader.override_global(global::STANDBY, &is_standby, true);
         loader.override_global(global::TREE, &tree, true);
-        for name in map::ALL {
-            loader.map_pin_path(name, pins.maps().join(name));
-        }
-        loader.load(object).map_err(LoadError::Object)
+        pin_maps(&mut loader, &pins);
+        loader.load(&object).map_err(LoadError::Object)
     };
     let first = load(Standby::No)?;
     write_layout(&pins)?;
@@ -212,10 +214,8 @@ pub fn prepare(pins: &Pins, tier: Tier) -> Result<Prepared, LoadError> {
         Tier::FmodRet => {
             let id = |name: &ProgramName| btf.function_id(&offsets::function(tier, name.hook)).unwrap_or(0);
             let functions = programs.iter().map(id).collect();
-            Loaded::FmodRet {
-                maps: vec![(Standby::No, first), (Standby::Yes, load(Standby::Yes)?)],
-                functions,
-            }
+            let maps = vec![(Standby::No, first), (Standby::Yes, load(Standby::Yes)?)];
+            Loaded::FmodRet { object, maps, functions }
         }
         Tier::BpfLsm | Tier::Fanotify => Loaded::Lsm(first),
     };
@@ -235,19 +235,18 @@ pub fn try_tier(tier: Tier) -> Result<(), LoadError> {
     let raw = fs::read(VMLINUX_BTF).map_err(LoadError::NoBtf)?;
     let btf = Btf::parse(&raw)?;
     let programs = available(&btf, tier)?;
-    let offsets = offsets::resolve(&btf, tier)?;
+    let object = object::with_offsets(object, &offsets::resolve(&btf, tier)?)?;
     let tier_number = tier as u32;
     // Or the kernel would not look at what is only done with them.
     let tree = tree::addresses();
-    loader.override_global(global::OFFSETS, &offsets, true);
     loader.override_global(global::TREE, &tree, true);
     loader.override_global(global::TIER, &tier_number, true);
-    let mut ebpf = loader.load(object).map_err(LoadError::Object)?;
+    let mut ebpf = loader.load(&object).map_err(LoadError::Object)?;
     match tier {
         Tier::FmodRet => {
             let id = |name: &ProgramName| btf.function_id(&offsets::function(tier, name.hook)).unwrap_or(0);
             let functions: Vec<u32> = programs.iter().map(id).collect();
-            attach::load_for_functions(&ebpf, &programs, &functions)
+            attach::load_for_functions(&object, &ebpf, &programs, &functions)
         }
         Tier::BpfLsm | Tier::Fanotify => attach::load_for_hooks(&mut ebpf, &programs),
     }
@@ -263,9 +262,7 @@ pub fn prepare_maps(pins: &Pins) -> Result<BareMaps, LoadError> {
     check_layout(&pins, in_force)?;
     let mut loader = EbpfLoader::new();
     loader.btf(None);
-    for name in map::ALL {
-        loader.map_pin_path(name, pins.maps().join(name));
-    }
+    pin_maps(&mut loader, &pins);
     // The programs in it are never handed to the kernel.
     loader.load(object).map_err(LoadError::Object)?;
     write_layout(&pins)?;
@@ -295,6 +292,12 @@ impl BareMaps {
         let generations = self.pins.generations()?;
         generations.iter().try_for_each(|generation| self.pins.retire(generation))?;
         Ok(generations.len())
+    }
+}
+
+fn pin_maps<'a>(loader: &mut EbpfLoader<'a>, pins: &Pins) {
+    for name in map::ALL {
+        loader.map_pin_path(map::in_object(name), pins.maps().join(name));
     }
 }
 
@@ -382,8 +385,8 @@ impl Prepared {
         let attached = match self.loaded {
             Loaded::Adopted => Ok(()),
             Loaded::Lsm(ebpf) => attach::to_hooks(ebpf, &self.programs, &self.generation),
-            Loaded::FmodRet { maps, functions } => maps.iter().try_for_each(|(standby, maps)| {
-                attach::to_functions(maps, &self.programs, &functions, &self.generation, *standby)
+            Loaded::FmodRet { object, maps, functions } => maps.iter().try_for_each(|(standby, maps)| {
+                attach::to_functions(&object, maps, &self.programs, &functions, &self.generation, *standby)
             }),
         };
         if let Err(error) = attached {

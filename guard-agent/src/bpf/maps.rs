@@ -7,10 +7,10 @@ use std::path::Path;
 use aya::Pod;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf};
 use guard_common::names::{capacity, map};
-use guard_common::policy::CONFIG_LEASES;
+use guard_common::policy::{CONFIG_LEASES, Magics};
 use guard_common::{
     ActorMask, CarriedKey, CgroupKey, Checked, Config, Counter, ExecutableKey, FilesystemKey, IncidentKey,
-    IncidentValue, KindEntry, LeaseEntry, LeaseKey, Meta, PoolCounters, PoolEntry, RootEntry, RootKey,
+    IncidentValue, KindEntry, LeaseEntry, LeaseKey, Meta, PoolCounters, PoolEntry, PoolKey, RootEntry, RootKey,
 };
 use thiserror::Error;
 
@@ -73,7 +73,6 @@ pub trait Stored<K>: Pod {
 }
 
 impl Stored<u32> for u32 {}
-impl Stored<u32> for u64 {}
 impl Stored<u64> for PoolCounters {}
 impl Stored<CarriedKey> for PoolCounters {}
 impl Stored<IncidentKey> for IncidentValue {}
@@ -94,7 +93,7 @@ macro_rules! stored_with_check {
 }
 
 stored_with_check! {
-    u32 => PoolEntry, RootKey => RootEntry, FilesystemKey => KindEntry,
+    PoolKey => PoolEntry, RootKey => RootEntry, FilesystemKey => KindEntry,
     CgroupKey => ActorMask, ExecutableKey => ActorMask, LeaseKey => LeaseEntry,
 }
 
@@ -178,9 +177,8 @@ impl<K: Pod, V: Stored<K>> Table<K, V> {
 pub struct Maps {
     pub meta: Single<Meta>,
     pub config: Single<Config>,
-    /// By `magic_slot`.
-    magics: Array<MapData, u64>,
-    pub pools: Table<u32, PoolEntry>,
+    magics: Single<Magics>,
+    pub pools: Table<PoolKey, PoolEntry>,
     /// Mount namespaces that are the host's view too.
     pub namespaces: Table<u32, u32>,
     pub roots: Table<RootKey, RootEntry>,
@@ -202,7 +200,7 @@ impl Maps {
         Ok(Self {
             meta: single(directory, map::META)?,
             config: single(directory, map::CONFIG)?,
-            magics: opened(map::MAGICS, data(directory, map::MAGICS).map(Map::Array))?,
+            magics: single(directory, map::MAGICS)?,
             pools: table(directory, map::POOLS)?,
             namespaces: table(directory, map::NAMESPACES)?,
             roots: table(directory, map::ROOTS)?,
@@ -220,14 +218,19 @@ impl Maps {
 
     /// The guarded magics, by their places.
     pub fn magics(&self) -> Result<Vec<u64>, MapAccessError> {
-        let error = |source| MapAccessError { operation: "read", map: map::MAGICS, source };
-        (0..capacity::MAGICS).map(|slot| self.magics.get(&slot, 0).map_err(error)).collect()
+        Ok(self.magics.read()?.to_vec())
     }
 
-    /// Puts a guarded magic in its place.
+    /// Puts a guarded magic in its place. All others are written over with what they are, which no reader notices.
     pub(super) fn put_magic(&mut self, slot: u32, magic: u64) -> Result<(), MapAccessError> {
-        let error = |source| MapAccessError { operation: "write", map: map::MAGICS, source };
-        self.magics.set(slot, magic, 0).map_err(error)
+        let mut magics = self.magics.read()?;
+        magics[slot as usize] = magic;
+        self.magics.write(magics)
+    }
+
+    /// Takes all of them out.
+    pub(super) fn clear_magics(&mut self) -> Result<(), MapAccessError> {
+        self.magics.write([0; capacity::MAGICS as usize])
     }
 
     /// Gives a lease. The kernel program looks for leases only while [`CONFIG_LEASES`] is set: that comes first.

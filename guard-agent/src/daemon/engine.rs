@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
 
-use guard_common::{PoolEntry, Record, Tier};
+use guard_common::policy::{POOL_CANARY, POOL_NO_ALIAS};
+use guard_common::{PoolEntry, PoolKey, Record, Tier};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -14,6 +15,7 @@ use crate::audit::origin;
 use crate::audit::record::{AgentChange, LeaseKind};
 use crate::bpf::load::BareMaps;
 use crate::events::clock;
+use crate::fanotify::order::Special;
 use crate::fanotify::{self, Engine};
 use crate::mounts::{MountEntry, MountWatch, Snapshot};
 use crate::{plan, reactor};
@@ -98,14 +100,20 @@ impl Owner {
         let running = self.state.state.leases.iter().filter(|lease| lease.ends_boot_ns > moment);
         let commands = running.filter(|lease| lease.kind == LeaseKind::Command);
         let leased: BTreeSet<u64> = commands.map(|lease| lease.generation).collect();
-        let visitors = || self.classification.pools.iter().filter(|pool| pool.visitor);
-        let at_home = |mount: &&MountEntry| {
-            visitors().any(|pool| pool.dev == mount.dev() && !pool.mountpoints.contains(&mount.mountpoint))
-        };
-        let free: BTreeSet<u32> =
-            self.snapshot.entries().iter().filter(at_home).map(|mount| mount.mount_id).collect();
+        let keys: BTreeSet<PoolKey> = self.pools.values().map(|known| known.key).collect();
+        let mut special = Special::default();
+        for mount in self.snapshot.entries() {
+            let Some(pool) = self.classification.pool_of(mount) else { continue };
+            if pool.visitor && !pool.mountpoints.contains(&mount.mountpoint) {
+                special.free.insert(mount.mount_id);
+            }
+            let part = PoolKey { dev: pool.dev, mount: pool.head };
+            if keys.contains(&part) {
+                special.parts.insert(mount.mount_id, pool.head);
+            }
+        }
         if let Some(engine) = &mut self.engine {
-            engine.apply(&pools, &leased, &free, &self.snapshot);
+            engine.apply(&pools, &leased, &special, &self.snapshot);
         }
         self.note_engine();
         Ok(())
@@ -120,17 +128,19 @@ impl Owner {
         let text = |error: crate::bpf::MapAccessError| chain(&error);
         let tables = std::iter::once(&self.snapshot).chain(self.foreign.values());
         let mounted: BTreeSet<u32> = tables.flat_map(Snapshot::entries).map(MountEntry::dev).collect();
-        let is_gone = |(dev, entry): &(u32, PoolEntry)| plan::is_pool(entry) && !mounted.contains(dev);
-        let gone: Vec<u32> = self
+        let is_gone = |(key, entry): &(PoolKey, PoolEntry)| {
+            entry.flags & (POOL_CANARY | POOL_NO_ALIAS) == 0 && !mounted.contains(&key.dev)
+        };
+        let gone: Vec<PoolKey> = self
             .maps
             .pools
             .entries()
             .map_err(text)?
             .into_iter()
             .filter(is_gone)
-            .map(|(dev, _)| dev)
+            .map(|(key, _)| key)
             .collect();
-        gone.iter().try_for_each(|dev| self.maps.pools.remove(dev)).map_err(text)
+        gone.iter().try_for_each(|key| self.maps.pools.remove(key)).map_err(text)
     }
 
     /// The mount table has changed, perhaps into one that reads the same.

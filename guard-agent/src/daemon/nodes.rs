@@ -143,9 +143,10 @@ impl Owner {
     fn found_modes(&self, root: &Root) -> BTreeMap<u64, NodeMode> {
         // Maps that cannot be read are told of by the reconciliation that follows.
         let pools = self.maps.observed().map(|observed| observed.pools).unwrap_or_default();
-        let own = pools.values().filter(|entry| {
-            entry.actor_set == root.actor_set() && plan::is_pool(entry) && !plan::is_visitor(entry)
+        let own = pools.iter().filter(|(key, entry)| {
+            entry.actor_set == root.actor_set() && plan::is_own(**key, entry)
         });
+        let own = own.map(|(_, entry)| entry);
         let found = |entry: &PoolEntry| match Mode::from_u32(entry.mode)? {
             Mode::Guarded | Mode::Observed => Some((entry.generation, NodeMode::Policy)),
             Mode::Held => Some((entry.generation, NodeMode::Held)),
@@ -300,7 +301,7 @@ impl Owner {
     pub(super) fn alive(&self, actor_set: u32) -> join::Pools {
         let pools = self.pools.values().filter(|known| known.entry.actor_set == actor_set);
         // A visitor is the host's own filesystem, of which a container has a directory: no join has brought it.
-        let pools = pools.filter(|known| !plan::is_visitor(&known.entry));
+        let pools = pools.filter(|known| plan::is_own(known.key, &known.entry));
         pools.map(|known| (known.entry.generation, known.entry.pool_id)).collect()
     }
 

@@ -145,7 +145,7 @@ impl Owner {
         let Some(node) = self.nodes.of(root) else { return };
         let pools = self.pools.values().filter(|known| known.entry.actor_set == node.actor_set);
         // A visitor is mounted elsewhere, by its host.
-        let pools = pools.filter(|known| !plan::is_visitor(&known.entry));
+        let pools = pools.filter(|known| plan::is_own(known.key, &known.entry));
         let target = |known: &super::pools::KnownPool| Target {
             dev: known.pool.dev,
             generation: known.entry.generation,

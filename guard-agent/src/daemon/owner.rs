@@ -8,7 +8,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use guard_common::{Counter, Mode, Tier};
+use guard_common::{Counter, Mode, PoolKey, Tier};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, broadcast};
 
@@ -329,7 +329,7 @@ impl Owner {
         );
         let applied = self.maps.apply(&plan).map_err(text);
         let created = plan.operations.iter().filter_map(|operation| match operation {
-            MapOperation::CreatePool { dev, entry } => Some((*dev, entry.pool_id)),
+            MapOperation::CreatePool { key, entry } => Some((*key, entry.pool_id)),
             _ => None,
         });
         self.recheck(created.collect(), ended, mounts)?;
@@ -352,7 +352,7 @@ impl Owner {
 
     /// A device number may have changed hands between reading the mount table and writing an entry: then
     /// the entry must go, since it would speak for a stranger.
-    fn recheck(&mut self, created: Vec<(u32, u64)>, ended: u64, mounts: &MountWatch) -> Result<(), String> {
+    fn recheck(&mut self, created: Vec<(PoolKey, u64)>, ended: u64, mounts: &MountWatch) -> Result<(), String> {
         if created.is_empty() || self.maps.superblocks_ended().map_err(|error| chain(&error))? == ended {
             return Ok(());
         }
@@ -361,11 +361,9 @@ impl Owner {
         let snapshot = snapshot.with_superblocks_of(foreign.values());
         let effective = self.policy.policy.with_root_paths(&self.resolution.root_paths);
         let classification = classify::classify(&snapshot, &effective, &self.clusters);
-        for (dev, pool_id) in created {
-            let pool = classification.pool(dev).map(|pool| pool.pool_id);
-            let outsider = classification.outsiders.iter().find(|outsider| outsider.dev == dev);
-            if pool.or(outsider.map(|outsider| outsider.pool_id)) != Some(pool_id) {
-                self.maps.pools.remove(&dev).map_err(|error| chain(&error))?;
+        for (key, pool_id) in created {
+            if !classification.has(key, pool_id) {
+                self.maps.pools.remove(&key).map_err(|error| chain(&error))?;
             }
         }
         Ok(())

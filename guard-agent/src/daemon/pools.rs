@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use guard_common::{Mode, PoolEntry};
+use guard_common::{Mode, PoolEntry, PoolKey};
 
 use super::chain;
 use super::owner::Owner;
@@ -24,6 +24,8 @@ const PAST: usize = 1024;
 pub struct KnownPool {
     /// What the mount table says; as it was last seen, if the mount is gone and the superblock lives.
     pub pool: Pool,
+    /// Of its entry.
+    pub key: PoolKey,
     /// Path of the guarded root.
     pub root: PathBuf,
     pub entry: PoolEntry,
@@ -48,9 +50,9 @@ impl Owner {
     pub(super) fn note_pools(&mut self) -> Result<(), String> {
         let entries = self.maps.observed().map_err(|error| chain(&error))?.pools;
         let mut seen = BTreeSet::new();
-        for (dev, entry) in entries.iter().filter(|(_, entry)| plan::is_pool(entry)) {
+        for (key, entry) in entries.iter().filter(|(_, entry)| plan::is_pool(entry)) {
             seen.insert(entry.generation);
-            self.note_pool(*dev, *entry);
+            self.note_pool(*key, *entry);
         }
         let gone: Vec<u64> =
             self.pools.keys().filter(|generation| !seen.contains(generation)).copied().collect();
@@ -62,13 +64,13 @@ impl Owner {
         Ok(())
     }
 
-    fn note_pool(&mut self, dev: u32, entry: PoolEntry) {
+    fn note_pool(&mut self, key: PoolKey, entry: PoolEntry) {
         let mode = Mode::from_u32(entry.mode).unwrap_or(Mode::Sealed);
         let known = self.pools.get(&entry.generation);
-        let pool = match (self.classification.pool(dev), known) {
+        let pool = match (self.classification.pool(key), known) {
             (Some(pool), _) if pool.pool_id == entry.pool_id => pool.clone(),
             (_, Some(known)) => known.pool.clone(),
-            (_, None) => detached(dev, &entry),
+            (_, None) => detached(key, &entry),
         };
         // As policy spells it, which is its name everywhere: the mount table's spelling is for comparing with mounts.
         let policy = &self.policy.policy;
@@ -90,12 +92,12 @@ impl Owner {
             _ if self.overrides.nodes.contains_key(&entry.actor_set) => ModeCause::Join,
             _ => ModeCause::Policy,
         };
-        let now_known = KnownPool { pool, root, entry, mode, cause };
+        let now_known = KnownPool { pool, key, root, entry, mode, cause };
         match before {
             None => {
                 tracing::info!(
                     pool = now_known.pool.name,
-                    dev = device_text(dev),
+                    dev = device_text(key.dev),
                     mode = mode.name(),
                     "pool appeared"
                 );
@@ -155,9 +157,11 @@ impl Owner {
 }
 
 /// A pool that an earlier agent knew, whose mount is gone while its superblock lives.
-fn detached(dev: u32, entry: &PoolEntry) -> Pool {
+fn detached(key: PoolKey, entry: &PoolEntry) -> Pool {
     Pool {
-        dev,
+        dev: key.dev,
+        head: key.mount,
+        shared: key.is_part(),
         pool_id: entry.pool_id,
         name: pool_id_text(entry.pool_id),
         fs_type: String::new(),

@@ -1,5 +1,6 @@
 //! From the kernel's records and incidents to the audit log.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use aya::maps::{MapData, RingBuf};
@@ -72,14 +73,16 @@ impl Owner {
             (more > 0).then_some(detail)
         });
         let ticks = ticks_per_second();
-        let pools = &self.maps.pools;
+        let living: Option<BTreeSet<u64>> = self
+            .maps
+            .pools
+            .entries()
+            .map(|entries| entries.into_iter().map(|(_, entry)| entry.generation).collect())
+            .ok();
         // In a pool that has ended nothing more is counted, however long the process lives: else a daemon's incidents
         // would fill the map, remount after remount. (What has no generation belongs to no pool.)
         let has_ended = |key: &IncidentKey| {
-            key.generation != 0
-                && pools
-                    .get(&key.dev)
-                    .is_ok_and(|entry| entry.map(|entry| entry.generation) != Some(key.generation))
+            key.generation != 0 && living.as_ref().is_some_and(|living| !living.contains(&key.generation))
         };
         let goes_on = |key: &IncidentKey| {
             // Of process 0 are all whose process had ended before it could be looked at.

@@ -62,7 +62,7 @@ fn watch(shared: &Shared, maps: &Maps) -> io::Result<Infallible> {
         for found in found {
             // No entry: no pool of ours, or one that only the agent can tell. Of a visitor's mounts it alone can tell
             // which lie below a root.
-            if let Ok(Some(entry)) = maps.pools.get(&found.wanted.dev)
+            if let Ok(Some(entry)) = maps.pools.get(&found.wanted.key())
                 && plan::is_pool(&entry)
                 && !plan::is_visitor(&entry)
             {
@@ -134,6 +134,8 @@ fn wanted(mount_id: u32, dev: u32, path: PathBuf, root: PathBuf) -> Wanted {
     Wanted {
         mount_id,
         dev,
+        // A superblock with parts has no pool's entry of its own: its mounts are the agent's to tell apart.
+        part: 0,
         path: PathText(path),
         root: PathText(root),
         marked: true,

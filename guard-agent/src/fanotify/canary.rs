@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use guard_common::policy::{POOL_CANARY, RAMFS_MAGIC, kernel_dev};
-use guard_common::{Hook, Mode, PoolEntry};
+use guard_common::{Hook, Mode, PoolEntry, PoolKey};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode as FileMode, fstat, major, minor, mkdirat};
@@ -53,6 +53,7 @@ impl Ground {
         Wanted {
             mount_id: self.mount_id,
             dev: self.dev,
+            part: 0,
             path: PathText(format!("/proc/{}/fd/{}", std::process::id(), self.mount.as_raw_fd()).into()),
             root: PathText("/".into()),
             marked: true,
@@ -70,9 +71,9 @@ impl Ground {
             flags: POOL_CANARY,
             ..PoolEntry::default()
         };
-        maps.pools.write(self.dev, entry, Write::Put)?;
+        maps.pools.write(PoolKey::superblock(self.dev), entry, Write::Put)?;
         let refused = self.open(bound);
-        maps.pools.remove(&self.dev)?;
+        maps.pools.remove(&PoolKey::superblock(self.dev))?;
         match refused {
             Some(Err(Errno::EPERM)) => {}
             Some(Ok(())) => return Err(CanaryError::Silent { hook: Hook::FanotifyOpen }),

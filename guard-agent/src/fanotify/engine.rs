@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use guard_common::PoolEntry;
+use guard_common::{PoolEntry, PoolKey};
 use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, pipe2};
@@ -18,7 +18,7 @@ use thiserror::Error;
 
 use super::canary::Ground;
 use super::child::{PATIENCE, Responder, responders};
-use super::order::{self, Line, Order, Outcome, Reply, SealedMount, Wanted};
+use super::order::{self, Line, Order, Outcome, Reply, SealedMount, Special, Wanted};
 use super::responder::BOUND;
 use super::seals::{Seals, SealsError};
 use super::succession::Succession;
@@ -127,13 +127,13 @@ impl Engine {
     /// command has a lease.
     pub fn apply(
         &mut self,
-        pools: &BTreeMap<u32, PoolEntry>,
+        pools: &BTreeMap<PoolKey, PoolEntry>,
         leased: &BTreeSet<u64>,
-        free: &BTreeSet<u32>,
+        special: &Special,
         snapshot: &Snapshot,
     ) {
         self.take_replies();
-        let mut steps = order::steps(pools, leased, free, snapshot, self.seals.mounts());
+        let mut steps = order::steps(pools, leased, special, snapshot, self.seals.mounts());
         let before: BTreeSet<SealedMount> = self.seals.mounts().clone();
         // On disk first: an agent that dies in between must find what a mount was before.
         self.seals_problem = match self.seals.record(steps.sealed.clone()) {

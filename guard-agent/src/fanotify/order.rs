@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use guard_common::{Mode, PoolEntry};
+use guard_common::{Mode, PoolEntry, PoolKey};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::mounts::{MountEntry, Snapshot};
@@ -62,6 +62,9 @@ pub struct Wanted {
     pub mount_id: u32,
     /// `s_dev` in the kernel's encoding.
     pub dev: u32,
+    /// Of a superblock with parts: which one it is of, by the id of the mount that stands for it; else 0.
+    #[serde(default)]
+    pub part: u32,
     /// Where it is reached.
     pub path: PathText,
     /// What of the superblock is mounted.
@@ -131,21 +134,31 @@ pub struct Steps {
     pub mounts: Vec<Wanted>,
 }
 
+/// Mounts that their superblock does not tell all of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Special {
+    /// Ids of mounts that are left alone: a visitor's at home.
+    pub free: BTreeSet<u32>,
+    /// By the mount's id: the part of its superblock that it is of, by the id of the mount that stands for that.
+    pub parts: BTreeMap<u32, u32>,
+}
+
 /// The state that the host's mounts shall be in.
 ///
 /// Sealed pools are read-only, but while a command has a lease on one: `leased` holds their generations. What was
-/// sealed and is no more becomes writable again; what was read-only before it was sealed is not touched. `free` are ids of
-/// mounts that are left alone whatever their superblock is: a visitor's at home.
+/// sealed and is no more becomes writable again; what was read-only before it was sealed is not touched.
 pub fn steps(
-    pools: &BTreeMap<u32, PoolEntry>,
+    pools: &BTreeMap<PoolKey, PoolEntry>,
     leased: &BTreeSet<u64>,
-    free: &BTreeSet<u32>,
+    special: &Special,
     snapshot: &Snapshot,
     recorded: &BTreeSet<SealedMount>,
 ) -> Steps {
     let mut steps = Steps::default();
     for mount in snapshot.entries() {
-        let pool = pools.get(&mount.dev()).filter(|_| !free.contains(&mount.mount_id));
+        let part = special.parts.get(&mount.mount_id).copied().unwrap_or(0);
+        let pool = pools.get(&PoolKey { dev: mount.dev(), mount: part });
+        let pool = pool.filter(|_| !special.free.contains(&mount.mount_id));
         let seal = pool.is_some_and(|entry| is_sealed(entry) && !leased.contains(&entry.generation));
         let record = recorded.iter().find(|record| record.is(mount));
         if pool.is_none() && record.is_none() {
@@ -165,11 +178,13 @@ pub fn steps(
         steps.mounts.push(Wanted {
             mount_id: mount.mount_id,
             dev: mount.dev(),
+            part,
             path: PathText(mount.mountpoint.clone()),
             root: PathText(mount.root.clone()),
             marked: pool.is_some(),
-            // A deletion on a visitor's superblock may be one at home: it is not told by what mount.
-            is_pool: pool.is_some_and(|entry| !crate::plan::is_visitor(entry)),
+            // A deletion on a visitor's superblock may be one at home, and one on a superblock with parts may be another's:
+            // it is not told by what mount.
+            is_pool: part == 0 && pool.is_some_and(|entry| !crate::plan::is_visitor(entry)),
             read_only,
         });
     }
@@ -181,6 +196,11 @@ fn is_sealed(entry: &PoolEntry) -> bool {
 }
 
 impl Wanted {
+    /// The key of its pool's entry.
+    pub fn key(&self) -> PoolKey {
+        PoolKey { dev: self.dev, mount: self.part }
+    }
+
     /// Whether both name the same mount, as far as the mount table tells.
     pub fn is_same_place(&self, other: &Self) -> bool {
         (self.mount_id, self.dev, &self.path, &self.root)
@@ -200,13 +220,15 @@ mod tests {
 
     use super::*;
 
+    const POOL: PoolKey = PoolKey::superblock(43);
+
     const TABLE: &str = "27 1 254:0 / / rw - ext4 /dev/vda rw\n\
         41 27 0:43 / /r/pool rw,relatime - ceph a rw\n\
         42 27 0:43 /v /elsewhere ro,relatime - ceph a rw\n\
         43 27 0:44 / /other rw - tmpfs none rw\n";
 
-    fn pools(mode: Mode) -> BTreeMap<u32, PoolEntry> {
-        [(43, PoolEntry { mode: mode as u32, generation: 7, ..PoolEntry::default() })].into()
+    fn pools(mode: Mode) -> BTreeMap<PoolKey, PoolEntry> {
+        [(POOL, PoolEntry { mode: mode as u32, generation: 7, ..PoolEntry::default() })].into()
     }
 
     fn wanted(steps: &Steps) -> Vec<(u32, bool, Option<bool>)> {
@@ -217,20 +239,20 @@ mod tests {
     fn sealing_and_leaving_restores_exactly() {
         let before = Snapshot::parse(TABLE.as_bytes());
         let none = BTreeSet::new();
-        let guarded = steps(&pools(Mode::Guarded), &none, &BTreeSet::new(), &before, &BTreeSet::new());
+        let guarded = steps(&pools(Mode::Guarded), &none, &Special::default(), &before, &BTreeSet::new());
         assert_eq!(wanted(&guarded), [(41, true, None), (42, true, None)]);
-        let sealed = steps(&pools(Mode::Sealed), &none, &BTreeSet::new(), &before, &BTreeSet::new());
+        let sealed = steps(&pools(Mode::Sealed), &none, &Special::default(), &before, &BTreeSet::new());
         assert_eq!(wanted(&sealed), [(41, true, Some(true)), (42, true, Some(true))]);
         let ids: Vec<u32> = sealed.sealed.iter().map(|record| record.mount_id).collect();
         assert_eq!(ids, [41], "what was read-only already is nobody's to make writable");
 
         let after = Snapshot::parse(TABLE.replace("pool rw", "pool ro").as_bytes());
         // A restart in sealed mode believes the record, not the mount.
-        let again = steps(&pools(Mode::Sealed), &none, &BTreeSet::new(), &after, &sealed.sealed);
+        let again = steps(&pools(Mode::Sealed), &none, &Special::default(), &after, &sealed.sealed);
         assert_eq!(again, sealed);
-        let left = steps(&pools(Mode::Guarded), &none, &BTreeSet::new(), &after, &sealed.sealed);
+        let left = steps(&pools(Mode::Guarded), &none, &Special::default(), &after, &sealed.sealed);
         assert_eq!(wanted(&left), [(41, true, Some(false)), (42, true, None)]);
-        let no_pool = steps(&BTreeMap::new(), &none, &BTreeSet::new(), &after, &sealed.sealed);
+        let no_pool = steps(&BTreeMap::new(), &none, &Special::default(), &after, &sealed.sealed);
         assert_eq!(wanted(&no_pool), [(41, false, Some(false))]);
     }
 
@@ -239,7 +261,7 @@ mod tests {
         let sealed = steps(
             &pools(Mode::Sealed),
             &BTreeSet::new(),
-            &BTreeSet::new(),
+            &Special::default(),
             &Snapshot::parse(TABLE.as_bytes()),
             &BTreeSet::new(),
         );
@@ -247,7 +269,7 @@ mod tests {
             let steps = steps(
                 &BTreeMap::new(),
                 &BTreeSet::new(),
-                &BTreeSet::new(),
+                &Special::default(),
                 &Snapshot::parse(other.as_bytes()),
                 &sealed.sealed,
             );
@@ -259,21 +281,21 @@ mod tests {
     fn a_lease_opens_the_mount_and_its_end_seals_it() {
         let snapshot = Snapshot::parse(TABLE.as_bytes());
         let sealed =
-            steps(&pools(Mode::Sealed), &BTreeSet::new(), &BTreeSet::new(), &snapshot, &BTreeSet::new());
-        let leased = steps(&pools(Mode::Sealed), &[7].into(), &BTreeSet::new(), &snapshot, &sealed.sealed);
+            steps(&pools(Mode::Sealed), &BTreeSet::new(), &Special::default(), &snapshot, &BTreeSet::new());
+        let leased = steps(&pools(Mode::Sealed), &[7].into(), &Special::default(), &snapshot, &sealed.sealed);
         assert_eq!(wanted(&leased), [(41, true, Some(false)), (42, true, None)]);
         // An unknown mode is sealed.
-        let unknown = [(43, PoolEntry { mode: 99, ..PoolEntry::default() })].into();
-        let steps = steps(&unknown, &BTreeSet::new(), &BTreeSet::new(), &snapshot, &BTreeSet::new());
+        let unknown = [(POOL, PoolEntry { mode: 99, ..PoolEntry::default() })].into();
+        let steps = steps(&unknown, &BTreeSet::new(), &Special::default(), &snapshot, &BTreeSet::new());
         assert_eq!(steps, sealed);
     }
 
     #[test]
     fn a_visitors_mount_at_home_is_left_alone() {
         let visitor = PoolEntry { mode: Mode::Sealed as u32, flags: POOL_VISITOR, ..PoolEntry::default() };
-        let (pools, none) = ([(43, visitor)].into(), BTreeSet::new());
+        let (pools, none) = ([(POOL, visitor)].into(), BTreeSet::new());
         let snapshot = Snapshot::parse(TABLE.as_bytes());
-        let steps = steps(&pools, &none, &[42].into(), &snapshot, &BTreeSet::new());
+        let steps = steps(&pools, &none, &Special { free: [42].into(), ..Special::default() }, &snapshot, &BTreeSet::new());
         assert_eq!(wanted(&steps), [(41, true, Some(true))]);
         assert!(!steps.mounts[0].is_pool, "its deletions are not watched: they may be at home");
     }
@@ -283,7 +305,7 @@ mod tests {
         let steps = steps(
             &pools(Mode::Guarded),
             &BTreeSet::new(),
-            &BTreeSet::new(),
+            &Special::default(),
             &Snapshot::parse(TABLE.as_bytes()),
             &BTreeSet::new(),
         );
@@ -296,7 +318,7 @@ mod tests {
     fn lines_survive_any_path() {
         let path = PathText(OsString::from_vec(b"/a\n\xff".to_vec()).into());
         let root = PathText("/ü".into());
-        let wanted = Wanted { mount_id: 1, dev: 2, path, root, marked: true, is_pool: true, read_only: None };
+        let wanted = Wanted { mount_id: 1, dev: 2, part: 3, path, root, marked: true, is_pool: true, read_only: None };
         let line =
             serde_json::to_string(&Line::Order(Order { serial: 1, mounts: vec![wanted.clone()] })).unwrap();
         assert!(!line.contains('\n') && line.contains("\"/ü\""), "{line}");

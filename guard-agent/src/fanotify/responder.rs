@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use std::{fs, panic, thread};
 
-use guard_common::policy::{POOL_CANARY, POOL_NO_ALIAS};
+use guard_common::policy::{POOL_CANARY, POOL_NO_ALIAS, POOL_OUTSIDE, POOL_PARTS};
 use guard_common::{Hook, Operation, PoolEntry, Verdict};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -251,7 +251,7 @@ impl Question {
     ) -> Option<Self> {
         let (mount_id, ino) = identities.described(&fd).ok()?;
         let mark = shared.mounts().get(&mount_id).cloned()?;
-        let entry = maps.pools.get(&mark.wanted.dev).ok()??;
+        let entry = maps.pools.get(&mark.wanted.key()).ok()??;
         Some(Self {
             mark,
             entry,
@@ -269,7 +269,7 @@ impl Question {
 
     /// The outcome, with the id of the asker's cgroup; `None`: allowed, and nobody needs to know.
     fn decide(&self, maps: &Maps, identities: &mut Identities) -> Option<(Decided, u64)> {
-        if self.entry.flags & POOL_NO_ALIAS != 0 {
+        if self.entry.flags & (POOL_NO_ALIAS | POOL_PARTS | POOL_OUTSIDE) != 0 {
             return None;
         }
         let (read_only, now) = (self.mark.read_only, self.now_boot_ns);

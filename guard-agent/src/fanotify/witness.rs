@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use guard_common::policy::{POOL_CANARY, POOL_NO_ALIAS};
 use guard_common::{Hook, Mode, Operation, PoolEntry, Verdict};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
@@ -27,6 +26,7 @@ use super::identity::{Identities, Process, described, mount_namespace};
 use super::ledger::{Answered, Ledger};
 use super::marks;
 use super::order::Wanted;
+use crate::plan;
 use crate::bpf::Maps;
 use crate::events::clock;
 use crate::mounts::Snapshot;
@@ -213,8 +213,8 @@ impl<'a> Sight<'a> {
 
     fn take(mut self, events: Vec<Event>) {
         // No entry, no pool of ours: it has ended.
-        let Ok(Some(entry)) = self.maps.pools.get(&self.mount.dev) else { return };
-        if entry.flags & (POOL_CANARY | POOL_NO_ALIAS) != 0 {
+        let Ok(Some(entry)) = self.maps.pools.get(&self.mount.key()) else { return };
+        if !plan::is_pool(&entry) {
             return;
         }
         let Ok((_, now)) = clock::now() else { return };

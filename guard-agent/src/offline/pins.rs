@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 use guard_common::names::PROGRAMS;
-use guard_common::{Mode, PoolEntry};
+use guard_common::{Mode, PoolEntry, PoolKey};
 
 use super::report::{Counters, InForce, Load, Responder};
 use super::silence::is_stopped;
@@ -89,9 +89,9 @@ pub fn pools(
     let entries = maps.pools.sorted().map_err(|error| Why::of(&error))?;
     let entries = entries.into_iter().filter(|(_, entry)| plan::is_pool(entry));
     let mut pools: Vec<PoolReport> = entries
-        .map(|(dev, entry)| {
+        .map(|(key, entry)| {
             let counters = maps.pool_totals(entry.generation).unwrap_or_default();
-            pool(dev, &entry, &mounts, counters.into(), offset, now.boot_ns)
+            pool(key, &entry, &mounts, counters.into(), offset, now.boot_ns)
         })
         .collect();
     pools.sort_by(|one, other| (&one.name, one.generation).cmp(&(&other.name, other.generation)));
@@ -106,16 +106,19 @@ fn mount_table() -> Result<Snapshot, Why> {
     mounts::read(&table).map_err(Why::io(path))
 }
 
-/// One entry of the map. Its place is all mounts of the superblock.
+/// One entry of the map. Its place is all mounts of the superblock; of a part, those with the source of the mount that
+/// stands for it.
 fn pool(
-    dev: u32,
+    key: PoolKey,
     entry: &PoolEntry,
     mounts: &Snapshot,
     counters: PoolCountersReport,
     offset: BootOffset,
     now_boot_ns: u64,
 ) -> PoolReport {
-    let places: Vec<_> = mounts.entries().iter().filter(|mount| mount.dev() == dev).collect();
+    let source = mounts.mount(key.mount).map(|head| &head.source);
+    let places = mounts.entries().iter().filter(|mount| mount.dev() == key.dev);
+    let places: Vec<_> = places.filter(|mount| !key.is_part() || Some(&mount.source) == source).collect();
     // A mode that nobody knows is decided as sealed, and a release that is over too.
     let mode = Mode::from_u32(entry.mode).unwrap_or(Mode::Sealed);
     let left = entry.expires_boot_ns.checked_sub(now_boot_ns).filter(|left| *left > 0);
@@ -128,7 +131,7 @@ fn pool(
     PoolReport {
         name: name.map_or("-".to_owned(), |name| name.to_string_lossy().into_owned()),
         pool_id: pool_id_text(entry.pool_id),
-        device: device_text(dev),
+        device: device_text(key.dev),
         filesystem: text(|mount| mount.fs_type.clone()),
         source: text(|mount| mount.source.to_string_lossy().into_owned()),
         mountpoints: places.iter().map(|mount| mount.mountpoint.display().to_string()).collect(),
@@ -153,7 +156,7 @@ mod tests {
         let table = b"50 20 0:44 / /var/lib/incus/storage-pools/default rw - ceph admin@f.cephfs=/ rw\n\
                       51 20 0:45 / /elsewhere rw - ceph admin@f.cephfs=/ rw\n";
         let offset = BootOffset::between(Duration::from_secs(1_790_000_000), Duration::ZERO);
-        pool(44, &entry, &Snapshot::parse(table), PoolCountersReport::default(), offset, now_boot_ns)
+        pool(PoolKey::superblock(44), &entry, &Snapshot::parse(table), PoolCountersReport::default(), offset, now_boot_ns)
     }
 
     #[test]

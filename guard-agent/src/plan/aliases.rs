@@ -12,9 +12,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use guard_common::names::capacity;
 use guard_common::policy::{ALIAS_ACTORS, CONFIG_ALIASES, CONFIG_ALIASES_BY_INODE, POOL_NO_ALIAS};
-use guard_common::{Mode, PoolEntry, RootEntry, RootKey};
+use guard_common::{Mode, PoolEntry, PoolKey, RootEntry, RootKey};
 
-use super::pools::{self, is_canary, is_pool};
+use super::pools::{self, is_pool};
 use super::{Desired, MapOperation, Observed};
 use crate::classify::{Outsider, ceph::Identity};
 use crate::join::NodeMode;
@@ -78,17 +78,22 @@ pub(super) fn changes(
     let wanted = |entry: &PoolEntry, outsider: &Outsider| {
         entry.pool_id == outsider.pool_id && entry.magic == outsider.magic
     };
-    for (dev, entry) in observed.pools.iter().filter(|(_, entry)| !is_pool(entry) && !is_canary(entry)) {
-        let stays = exempt.get(dev).is_some_and(|outsider| wanted(entry, outsider));
-        if !stays && !pools.after.contains_key(dev) {
-            changes.ended.push(MapOperation::RemovePool { dev: *dev });
+    let exempted = observed.pools.iter().filter(|(_, entry)| is_exempt(entry));
+    let has_pool: BTreeSet<u32> = pools.after.keys().map(|key| key.dev).collect();
+    for (key, entry) in exempted {
+        let stays = exempt.get(&key.dev).is_some_and(|outsider| wanted(entry, outsider));
+        if !stays && !has_pool.contains(&key.dev) {
+            changes.ended.push(MapOperation::RemovePool { key: *key });
         }
     }
     for (dev, outsider) in exempt {
-        let before = observed.pools.get(&dev);
-        if pools.after.contains_key(&dev)
-            || before.is_some_and(|entry| is_canary(entry) || !is_pool(entry) && wanted(entry, outsider))
-        {
+        let key = PoolKey::superblock(dev);
+        let before = observed.pools.get(&key);
+        let stays = |entry: &PoolEntry| match is_exempt(entry) {
+            true => wanted(entry, outsider),
+            false => !is_pool(entry),
+        };
+        if has_pool.contains(&dev) || before.is_some_and(stays) {
             continue;
         }
         let entry = PoolEntry {
@@ -102,13 +107,18 @@ pub(super) fn changes(
         pools.next_generation += 1;
         if before.is_some_and(is_pool) {
             // Policy drops it: one step instead of two.
-            pools.removed.retain(|operation| *operation != MapOperation::RemovePool { dev });
-            changes.exempted.push(MapOperation::UpdatePool { dev, entry });
+            pools.removed.retain(|operation| *operation != MapOperation::RemovePool { key });
+            changes.exempted.push(MapOperation::UpdatePool { key, entry });
         } else {
-            changes.exempted.push(MapOperation::CreatePool { dev, entry });
+            changes.exempted.push(MapOperation::CreatePool { key, entry });
         }
     }
     changes
+}
+
+/// Whether an entry says that its superblock is exempt.
+fn is_exempt(entry: &PoolEntry) -> bool {
+    entry.flags & POOL_NO_ALIAS != 0
 }
 
 struct Decided<'a> {
@@ -120,7 +130,7 @@ struct Decided<'a> {
     inodes: Option<BTreeSet<u64>>,
 }
 
-fn decide<'a>(desired: &Desired<'a>, after: &BTreeMap<u32, PoolEntry>) -> Decided<'a> {
+fn decide<'a>(desired: &Desired<'a>, after: &BTreeMap<PoolKey, PoolEntry>) -> Decided<'a> {
     // Held too: the daemon may not delete, by whatever mount.
     // A visitor's data is its host's own, by whatever mount.
     let is_sealed = |entry: &&PoolEntry| {
@@ -136,14 +146,17 @@ fn decide<'a>(desired: &Desired<'a>, after: &BTreeMap<u32, PoolEntry>) -> Decide
     };
     let more_may_come = sealed.iter().any(may_grow);
     // Of a pool that is mounted no more, or not through the kernel client, it is not known what it shows.
-    let identity = |dev: &u32| desired.classification.pool(*dev)?.ceph.as_ref();
-    let inode = |dev: &u32| identity(dev).and_then(|_| desired.resolved.pool_roots.get(dev)).copied();
+    let identity = |key: &PoolKey| desired.classification.pool(*key)?.ceph.as_ref();
+    let inode = |key: &PoolKey| match key.is_part() {
+        true => None,
+        false => identity(key).and_then(|_| desired.resolved.pool_roots.get(&key.dev)).copied(),
+    };
     let inodes = match more_may_come {
         true => None,
-        false => after.iter().filter(|(_, entry)| is_sealed(entry)).map(|(dev, _)| inode(dev)).collect(),
+        false => after.iter().filter(|(_, entry)| is_sealed(entry)).map(|(key, _)| inode(key)).collect(),
     };
     let sealed_pools: Option<Vec<&Identity>> =
-        after.iter().filter(|(_, entry)| is_sealed(entry)).map(|(dev, _)| identity(dev)).collect();
+        after.iter().filter(|(_, entry)| is_sealed(entry)).map(|(key, _)| identity(key)).collect();
     let exempt = match sealed_pools.filter(|_| !more_may_come && !sealed.is_empty()) {
         None => BTreeMap::new(),
         Some(pools) => desired
@@ -152,7 +165,7 @@ fn decide<'a>(desired: &Desired<'a>, after: &BTreeMap<u32, PoolEntry>) -> Decide
             .iter()
             .filter(|outsider| {
                 let apart = |ceph: &Identity| pools.iter().all(|pool| pool.certainly_apart(ceph));
-                outsider.ceph.as_ref().is_some_and(apart)
+                !outsider.shared && outsider.ceph.as_ref().is_some_and(apart)
             })
             .map(|outsider| (outsider.dev, outsider))
             .collect(),

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use guard_common::policy::{
-    POOL_CANARY, POOL_EXPORTED, POOL_GUARD_TRUNCATE, POOL_NO_ALIAS, POOL_OPERATOR, POOL_VISITOR,
+    POOL_CANARY, POOL_EXPORTED, POOL_GUARD_TRUNCATE, POOL_NONE, POOL_OPERATOR, POOL_VISITOR,
 };
-use guard_common::{Mode, PoolEntry};
+use guard_common::{Mode, PoolEntry, PoolKey};
 
+use super::parts::Parts;
 use super::{Desired, MapOperation, Observed, flag, node_mode};
 use crate::classify::{Classification, Pool};
 use crate::join::NodeMode;
@@ -25,12 +26,18 @@ pub(super) struct Changes {
     pub(super) kept_magics: BTreeSet<u64>,
     pub(super) next_generation: u64,
     /// The pools that remain, as they will be.
-    pub(super) after: BTreeMap<u32, PoolEntry>,
+    pub(super) after: BTreeMap<PoolKey, PoolEntry>,
 }
 
 /// Whether an entry speaks for a pool: it may also be the canary's, or say that something is none.
 pub fn is_pool(entry: &PoolEntry) -> bool {
-    entry.flags & (POOL_CANARY | POOL_NO_ALIAS) == 0
+    entry.flags & POOL_NONE == 0
+}
+
+/// Whether a pool may be a join's: neither a host's own filesystem of which something is bound below a root, nor one that
+/// shares its superblock with others.
+pub fn is_own(key: PoolKey, entry: &PoolEntry) -> bool {
+    is_pool(entry) && !is_visitor(entry) && !key.is_part()
 }
 
 /// Whether only mounts below a root are protected. An entry keeps saying so, or not, for as long as its superblock lives: a
@@ -45,7 +52,7 @@ pub fn seals_to_keep<'c>(
     observed: &Observed,
 ) -> impl Iterator<Item = &'c Pool> {
     let is_sealed_otherwise = |pool: &&Pool| {
-        observed.pools.get(&pool.dev).is_some_and(|entry| {
+        observed.pools.get(&Parts::key(observed, pool)).is_some_and(|entry| {
             let by_operator = is_pool(entry) && entry.flags & POOL_OPERATOR != 0;
             by_operator && entry.magic == pool.magic && entry.pool_id != pool.pool_id
         })
@@ -62,40 +69,46 @@ pub(super) fn changes(desired: &Desired<'_>, observed: &Observed) -> Changes {
     let used = observed.pools.values().map(|entry| entry.generation).max().unwrap_or(0);
     let next_generation = desired.next_generation.max(used + 1);
     let mut changes = Changes { next_generation, ..Changes::default() };
+    let parts = Parts::of(desired.classification, observed);
     for pool in &desired.classification.pools {
-        match observed.pools.get(&pool.dev) {
+        let key = Parts::key(observed, pool);
+        match observed.pools.get(&key) {
             // The canary's own superblock, seen below a root: it is not a pool while it has that entry.
             Some(entry) if is_canary(entry) => {}
             // It lay outside all roots before.
-            Some(entry) if !is_pool(entry) => changes.create(desired, pool, true),
-            Some(entry) => {
-                changes.update(pool.dev, entry, wanted(desired, pool, entry, changes.next_generation))
-            }
-            None => changes.create(desired, pool, false),
+            Some(entry) if !is_pool(entry) => changes.create(desired, pool, key, true),
+            Some(entry) => changes.update(key, entry, wanted(desired, pool, entry, changes.next_generation)),
+            None => match Parts::whole(observed, pool) {
+                // The superblock has got parts: what was known of it as a whole goes on for this one.
+                Some(entry) => {
+                    let entry = wanted(desired, pool, entry, changes.next_generation);
+                    changes.put(key, entry, |key, entry| MapOperation::CreatePool { key, entry });
+                }
+                None => changes.create(desired, pool, key, false),
+            },
         }
     }
+    parts.change(desired, observed, &mut changes);
     let mounted: BTreeMap<u32, &str> = desired
         .classification
         .ignored
         .iter()
         .map(|ignored| (ignored.dev, ignored.fs_type.as_str()))
         .collect();
-    for (dev, entry) in observed.pools.iter().filter(|(dev, _)| desired.classification.pool(**dev).is_none())
-    {
+    for (key, entry) in observed.pools.iter().filter(|(key, _)| !parts.decides(**key)) {
+        if desired.classification.pool(*key).is_some() {
+            continue;
+        }
+        let mounted = mounted.get(&key.dev).copied();
         if is_canary(entry) {
             changes.kept_magics.insert(entry.magic);
         } else if !is_pool(entry) {
             // See `aliases`.
-        } else if is_visitor(entry) && mounted.contains_key(dev) {
+        } else if is_visitor(entry) && mounted.is_some() {
             // It is at home, and nothing of it is below a root any more.
-            changes.removed.push(MapOperation::RemovePool { dev: *dev });
-        } else if let Some(root) = guarding_root(desired.policy, entry, mounted.get(dev).copied()) {
-            changes.update(*dev, entry, settled(desired, root, *entry));
-        } else if mounted.contains_key(dev) {
-            changes.removed.push(MapOperation::RemovePool { dev: *dev });
+            changes.removed.push(MapOperation::RemovePool { key: *key });
         } else {
-            changes.after.insert(*dev, *entry);
-            changes.kept_magics.insert(entry.magic);
+            changes.keep(desired, *key, entry, mounted);
         }
     }
     changes
@@ -109,37 +122,59 @@ impl Changes {
             .any(|operation| matches!(operation, MapOperation::UpdatePool { entry, .. } if is_strict(entry)))
     }
 
-    fn create(&mut self, desired: &Desired<'_>, pool: &Pool, replaces: bool) {
+    /// Settles the entry of a pool that is mounted no more, or not below a root any more.
+    pub(super) fn keep(
+        &mut self,
+        desired: &Desired<'_>,
+        key: PoolKey,
+        entry: &PoolEntry,
+        mounted: Option<&str>,
+    ) {
+        if let Some(root) = guarding_root(desired.policy, entry, mounted) {
+            self.update(key, entry, settled(desired, root, *entry));
+        } else if mounted.is_some() {
+            self.removed.push(MapOperation::RemovePool { key });
+        } else {
+            self.after.insert(key, *entry);
+            self.kept_magics.insert(entry.magic);
+        }
+    }
+
+    fn create(&mut self, desired: &Desired<'_>, pool: &Pool, key: PoolKey, replaces: bool) {
         let root = &desired.policy.roots()[pool.root];
         let generation = self.next_generation;
         let flags = flag(pool.visitor, POOL_VISITOR);
         let entry =
             PoolEntry { generation, pool_id: pool.pool_id, magic: pool.magic, flags, ..PoolEntry::default() };
         let entry = settled(desired, root, entry);
-        self.next_generation += 1;
-        self.kept_magics.insert(pool.magic);
-        let dev = pool.dev;
-        self.after.insert(dev, entry);
-        self.created.push(if replaces {
-            MapOperation::UpdatePool { dev, entry }
+        if replaces {
+            self.put(key, entry, |key, entry| MapOperation::UpdatePool { key, entry });
         } else {
-            MapOperation::CreatePool { dev, entry }
-        });
+            self.put(key, entry, |key, entry| MapOperation::CreatePool { key, entry });
+        }
     }
 
-    fn update(&mut self, dev: u32, before: &PoolEntry, after: PoolEntry) {
+    /// An entry that comes.
+    fn put(&mut self, key: PoolKey, entry: PoolEntry, operation: fn(PoolKey, PoolEntry) -> MapOperation) {
+        self.next_generation = self.next_generation.max(entry.generation + 1);
+        self.kept_magics.insert(entry.magic);
+        self.after.insert(key, entry);
+        self.created.push(operation(key, entry));
+    }
+
+    fn update(&mut self, key: PoolKey, before: &PoolEntry, after: PoolEntry) {
         self.next_generation = self.next_generation.max(after.generation + 1);
         self.kept_magics.insert(after.magic);
-        self.after.insert(dev, after);
+        self.after.insert(key, after);
         if *before == after {
             return;
         }
         if before.actor_set != after.actor_set && Mode::from_u32(before.mode) == Some(Mode::Guarded) {
             // While both sets are being changed, the pool has no actors at all.
             let entry = PoolEntry { mode: Mode::Sealed as u32, ..*before };
-            self.strengthened.push(MapOperation::UpdatePool { dev, entry });
+            self.strengthened.push(MapOperation::UpdatePool { key, entry });
         }
-        let operation = MapOperation::UpdatePool { dev, entry: after };
+        let operation = MapOperation::UpdatePool { key, entry: after };
         if weakens(before, &after) {
             self.weakened.push(operation);
         } else {

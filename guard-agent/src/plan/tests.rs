@@ -1,6 +1,7 @@
 //! Plans step by step.
 
 mod aliases;
+mod parts;
 mod steps;
 
 use std::path::Path;
@@ -8,7 +9,7 @@ use std::path::Path;
 use guard_common::names::capacity;
 use guard_common::policy::{
     ACTOR_GENERATION, ACTOR_GUEST, ALIAS_ACTORS, CEPH_SUPER_MAGIC, CONFIG_ALIASES, FUSE_SUPER_MAGIC,
-    POOL_CANARY, POOL_NO_ALIAS, POOL_OPERATOR, RAMFS_MAGIC, SEVERAL_MAGICS, magic_slot,
+    POOL_CANARY, POOL_NO_ALIAS, POOL_OPERATOR, POOL_OUTSIDE, POOL_PARTS, RAMFS_MAGIC, SEVERAL_MAGICS, magic_slot,
 };
 
 use super::*;
@@ -39,9 +40,9 @@ fn apply(maps: &mut Observed, operation: &MapOperation) {
         RemoveActorCgroup(key) => assert!(maps.actor_cgroups.remove(&key).is_some()),
         PutActorExecutable(key, mask) => drop(maps.actor_executables.insert(key, mask)),
         RemoveActorExecutable(key) => assert!(maps.actor_executables.remove(&key).is_some()),
-        CreatePool { dev, entry } => assert!(maps.pools.insert(dev, entry).is_none()),
-        UpdatePool { dev, entry } => assert!(maps.pools.insert(dev, entry).is_some()),
-        RemovePool { dev } => assert!(maps.pools.remove(&dev).is_some()),
+        CreatePool { key, entry } => assert!(maps.pools.insert(key, entry).is_none()),
+        UpdatePool { key, entry } => assert!(maps.pools.insert(key, entry).is_some()),
+        RemovePool { key } => assert!(maps.pools.remove(&key).is_some()),
     }
 }
 
@@ -131,8 +132,12 @@ fn started(policy: &str, table: &str) -> (Host, Observed) {
     (host, maps)
 }
 
+fn whole(dev: u32) -> PoolKey {
+    PoolKey::superblock(dev)
+}
+
 fn mode(maps: &Observed, dev: u32) -> Option<Mode> {
-    Mode::from_u32(maps.pools.get(&dev)?.mode)
+    Mode::from_u32(maps.pools.get(&whole(dev))?.mode)
 }
 
 #[test]
@@ -158,7 +163,7 @@ fn a_first_start_in_order() {
             "PutRoot"
         ]
     );
-    let entry = maps.pools[&43];
+    let entry = maps.pools[&whole(43)];
     assert_eq!((entry.generation, entry.magic, entry.flags), (1, CEPH_SUPER_MAGIC, 0));
     assert_eq!(mode(&maps, 43), Some(Mode::Guarded));
     assert!(passes_filter(&maps, RAMFS_MAGIC) && passes_filter(&maps, CEPH_SUPER_MAGIC));
@@ -169,13 +174,13 @@ fn a_first_start_in_order() {
 #[test]
 fn seal_release_and_expiry() {
     let (mut host, mut maps) = started(&format!("{INCUS}join = \"none\"\n"), POOL);
-    let PoolEntry { generation, pool_id, .. } = maps.pools[&43];
+    let PoolEntry { generation, pool_id, .. } = maps.pools[&whole(43)];
     host.overrides.sealed.insert(pool_id);
     host.apply(&mut maps);
     assert_eq!(mode(&maps, 43), Some(Mode::Sealed));
     host.overrides.released.insert(generation, 5000);
     host.apply(&mut maps);
-    assert_eq!((mode(&maps, 43), maps.pools[&43].expires_boot_ns), (Some(Mode::Released), 5000));
+    assert_eq!((mode(&maps, 43), maps.pools[&whole(43)].expires_boot_ns), (Some(Mode::Released), 5000));
     assert_eq!(Overrides::adopt(&maps, &host.policy, 4999).released, host.overrides.released);
     host.now = 5000;
     host.apply(&mut maps);
@@ -187,13 +192,13 @@ fn seal_release_and_expiry() {
     host.overrides.sealed.clear();
     host.apply(&mut maps);
     assert_eq!(mode(&maps, 43), Some(Mode::Guarded));
-    assert_eq!(maps.pools[&43].generation, generation);
+    assert_eq!(maps.pools[&whole(43)].generation, generation);
 }
 
 #[test]
 fn a_nodes_state_seals_below_operators_and_releases() {
     let (mut host, mut maps) = started(INCUS, POOL);
-    let PoolEntry { generation, pool_id, actor_set, .. } = maps.pools[&43];
+    let PoolEntry { generation, pool_id, actor_set, .. } = maps.pools[&whole(43)];
     host.overrides.nodes.insert(actor_set, PoolModes::default());
     host.apply(&mut maps);
     assert_eq!(mode(&maps, 43), Some(Mode::Sealed));
@@ -220,7 +225,7 @@ fn a_nodes_state_seals_below_operators_and_releases() {
 #[test]
 fn an_operators_seal_is_found_in_the_maps_without_a_state_file() {
     let (mut host, mut maps) = started(INCUS, POOL);
-    let PoolEntry { generation, pool_id, actor_set, .. } = maps.pools[&43];
+    let PoolEntry { generation, pool_id, actor_set, .. } = maps.pools[&whole(43)];
     for modes in [PoolModes::default(), confirmed([generation])] {
         host.overrides.nodes.insert(actor_set, modes);
         host.overrides.sealed.insert(pool_id);
@@ -251,7 +256,7 @@ fn a_seal_without_a_known_reason_is_kept_and_is_no_operators() {
     host.overrides = adopted;
     host.apply(&mut maps);
     assert_eq!(mode(&maps, 43), Some(Mode::Sealed));
-    assert_eq!(maps.pools[&43].flags & POOL_OPERATOR, 0, "the state file is not told of it");
+    assert_eq!(maps.pools[&whole(43)].flags & POOL_OPERATOR, 0, "the state file is not told of it");
     host.overrides.found_sealed.clear();
     host.apply(&mut maps);
     assert_eq!(mode(&maps, 43), Some(Mode::Guarded));
@@ -270,7 +275,7 @@ fn a_nodes_new_pool_is_sealed_and_its_others_are_not() {
     host.table = POOL.to_owned();
     host.apply(&mut maps);
     assert_eq!(mode(&maps, 43), Some(Mode::Sealed));
-    host.overrides.nodes.insert(actor_set, confirmed([maps.pools[&43].generation]));
+    host.overrides.nodes.insert(actor_set, confirmed([maps.pools[&whole(43)].generation]));
     host.table += &POOL.replace("0:43", "0:44").replace("/pool", "/other").replace(":/a", ":/b");
     host.apply(&mut maps);
     assert_eq!((mode(&maps, 43), mode(&maps, 44)), (Some(Mode::Guarded), Some(Mode::Sealed)));
@@ -293,9 +298,9 @@ fn a_release_dies_with_its_superblock() {
     host.overrides.released.insert(1, 5000);
     host.apply(&mut maps);
     // The kernel program removes the entry; then the pool is mounted again.
-    maps.pools.remove(&43);
+    maps.pools.remove(&whole(43));
     host.apply(&mut maps);
-    assert_eq!((mode(&maps, 43), maps.pools[&43].generation), (Some(Mode::Guarded), 2));
+    assert_eq!((mode(&maps, 43), maps.pools[&whole(43)].generation), (Some(Mode::Guarded), 2));
 }
 
 #[test]
@@ -308,7 +313,7 @@ fn another_superblock_with_a_stale_entry_is_replaced_in_one_step() {
     let on_pools: Vec<_> =
         operations.iter().filter(|operation| !matches!(operation, MapOperation::PutConfig(_))).collect();
     assert!(
-        matches!(on_pools[..], [MapOperation::UpdatePool { dev: 43, entry }] if entry.generation == 2),
+        matches!(on_pools[..], [MapOperation::UpdatePool { key: PoolKey { dev: 43, mount: 0 }, entry }] if entry.generation == 2),
         "{on_pools:?}"
     );
     assert_eq!(mode(&maps, 43), Some(Mode::Guarded));
@@ -355,10 +360,10 @@ fn a_lazily_unmounted_pool_stays_when_policy_drops_it() {
 fn the_canary_is_left_alone() {
     let (mut host, mut maps) = started(INCUS, POOL);
     let canary = PoolEntry { flags: POOL_CANARY, magic: RAMFS_MAGIC, mode: 1, ..PoolEntry::default() };
-    maps.pools.insert(77, canary);
+    maps.pools.insert(whole(77), canary);
     host.table = format!("{POOL}79 31 0:77 / /run/canary rw - ramfs none rw\n");
     assert_eq!(host.apply(&mut maps), []);
-    assert_eq!(maps.pools[&77], canary);
+    assert_eq!(maps.pools[&whole(77)], canary);
 }
 
 #[test]
@@ -410,7 +415,7 @@ fn alias_actors(maps: &Observed) -> BTreeSet<(u64, u64)> {
 }
 
 fn exempt(maps: &Observed) -> BTreeSet<u32> {
-    maps.pools.iter().filter(|(_, entry)| entry.flags & POOL_NO_ALIAS != 0).map(|(dev, _)| *dev).collect()
+    maps.pools.iter().filter(|(_, entry)| entry.flags & POOL_NO_ALIAS != 0).map(|(key, _)| key.dev).collect()
 }
 
 /// The host's own CephFS, of which a container has a directory.
@@ -420,14 +425,14 @@ const DISK: &str = "71 31 0:60 /media /var/lib/incus/devices/c/disk rw - ceph m:
 #[test]
 fn a_visitor_is_one_from_the_beginning_and_goes_with_its_last_mount_below_a_root() {
     let (mut host, mut maps) = started(INCUS, &format!("{HOME}{DISK}"));
-    let entry = maps.pools[&60];
+    let entry = maps.pools[&whole(60)];
     assert!(is_visitor(&entry) && is_pool(&entry));
     let root = host.policy.roots()[0].actor_set();
     let sealed = |mode| PoolModes { mode, others: mode, ..PoolModes::default() };
     host.overrides.nodes.insert(root, sealed(NodeMode::Sealed));
     host.apply(&mut maps);
     assert_eq!(mode(&maps, 60), Some(Mode::Sealed));
-    assert!(is_visitor(&maps.pools[&60]) && alias_actors(&maps).is_empty(), "nobody else is in the way");
+    assert!(is_visitor(&maps.pools[&whole(60)]) && alias_actors(&maps).is_empty(), "nobody else is in the way");
     HOME.clone_into(&mut host.table);
     host.apply(&mut maps);
     assert!(maps.pools.is_empty(), "the host's own mount is free");
@@ -438,7 +443,7 @@ fn a_visitor_is_one_from_the_beginning_and_goes_with_its_last_mount_below_a_root
     let (mut host, mut maps) = started(INCUS, &format!("{POOL}{bound}{again}"));
     host.table = format!("{bound}{again}");
     host.apply(&mut maps);
-    assert!(!is_visitor(&maps.pools[&43]));
+    assert!(!is_visitor(&maps.pools[&whole(43)]));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Reads the facts. Nothing below a pool is looked at: the mount tables say where that is.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::net::TcpListener;
@@ -133,21 +134,26 @@ fn read_token(token: &TokenText) -> Result<Token, ReadError> {
     }
 }
 
+/// What a mount shows: its superblock, and what of the server.
+fn superblock(entry: &MountEntry) -> (u32, &OsStr) {
+    (entry.dev(), &entry.source)
+}
+
 /// Mounts of guarded kinds at or below the root, and temporary ones anywhere.
 fn leftovers(tables: &[NamespaceTable], root: &Path, policy: &Policy) -> Vec<Leftover> {
     let shared = |entry: &&MountEntry| policy.filesystem(&entry.fs_type).is_some();
-    let left: BTreeSet<u32> = tables
+    let left: BTreeSet<(u32, &OsStr)> = tables
         .iter()
         .flat_map(|table| table.mounts.entries())
         .filter(shared)
         .filter(|entry| entry.mountpoint.starts_with(root) || is_temporary(&entry.mountpoint))
-        .map(MountEntry::dev)
+        .map(superblock)
         .collect();
-    // Those of the same superblock elsewhere keep it alive as well.
+    // Those of the same superblock elsewhere keep it alive as well. (Other exports of a server may share it.)
     tables
         .iter()
         .flat_map(|table| table.mounts.entries().iter().map(move |entry| (table, entry)))
-        .filter(|(_, entry)| left.contains(&entry.dev()))
+        .filter(|(_, entry)| left.contains(&superblock(entry)))
         .map(|(table, entry)| Leftover {
             place: MountPlace {
                 namespace: table.namespace,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use guard_common::PoolEntry;
+use guard_common::{PoolEntry, PoolKey};
 use guard_common::names::map;
 
 use super::engine::{Host, Limits};
@@ -28,7 +28,7 @@ pub struct LiveHost {
     map_directory: PathBuf,
     helper: Helper,
     limits: Limits,
-    pools: Option<Table<u32, PoolEntry>>,
+    pools: Option<Table<PoolKey, PoolEntry>>,
 }
 
 impl LiveHost {

@@ -40,9 +40,9 @@ impl Lenient {
     }
 
     #[inline(always)]
-    pub(super) fn read<T: Copy>(&mut self, base: u64, offset: usize) -> T {
+    pub(super) fn read<T: Copy>(&mut self, base: u64, offset: u64) -> T {
         let slot = (&raw mut self.slot).cast::<T>();
-        let source = base.wrapping_add(offset as u64) as *const c_void;
+        let source = base.wrapping_add(offset) as *const c_void;
         // SAFETY: the slot holds eight bytes, and only integers of at most eight are read. The helper
         // checks the source, and fills the destination with zeros if it is bad.
         unsafe {
@@ -117,7 +117,7 @@ pub struct Siblings {
 impl Siblings {
     #[inline(always)]
     pub fn of(superblock: u64) -> Self {
-        Self { anchor: superblock.wrapping_add(offset!(super_block_s_mounts) as u64) }
+        Self { anchor: superblock.wrapping_add(offset!(super_block_s_mounts)) }
     }
 
     #[inline(always)]
@@ -139,7 +139,7 @@ impl Siblings {
     /// The mount of a node.
     #[inline(always)]
     pub fn mount(&self, node: u64) -> u64 {
-        node.wrapping_sub(offset!(mount_mnt_instance) as u64)
+        node.wrapping_sub(offset!(mount_mnt_instance))
     }
 
     /// The node, or mount, behind a mount's.

@@ -11,61 +11,6 @@ use core::mem::MaybeUninit;
 use core::ptr;
 
 use aya_ebpf::helpers::{bpf_probe_read_kernel, generated};
-use guard_common::Offsets;
-
-/// Offsets of the running kernel, written by the agent when it loads the program.
-#[unsafe(no_mangle)]
-static OFFSETS: Offsets = Offsets {
-    path_mnt: 0,
-    path_dentry: 0,
-    vfsmount_mnt_root: 0,
-    vfsmount_mnt_sb: 0,
-    mount_mnt: 0,
-    mount_mnt_parent: 0,
-    mount_mnt_mountpoint: 0,
-    mount_mnt_ns: 0,
-    mount_mnt_id: 0,
-    mount_mnt_instance: 0,
-    mount_mnt_next_for_sb: 0,
-    mnt_namespace_inum: 0,
-    dentry_d_parent: 0,
-    dentry_d_inode: 0,
-    dentry_d_sb: 0,
-    dentry_d_name_name: 0,
-    dentry_d_hash_pprev: 0,
-    super_block_s_dev: 0,
-    super_block_s_magic: 0,
-    super_block_s_root: 0,
-    super_block_s_subtype: 0,
-    super_block_s_mounts: 0,
-    inode_i_ino: 0,
-    inode_i_sb: 0,
-    inode_i_generation: 0,
-    file_f_path: 0,
-    file_f_inode: 0,
-    task_tgid: 0,
-    task_flags: 0,
-    task_mm: 0,
-    task_cred: 0,
-    task_real_parent: 0,
-    task_group_leader: 0,
-    task_start_boottime: 0,
-    task_loginuid: 0,
-    task_nsproxy: 0,
-    task_thread_pid: 0,
-    task_fs: 0,
-    pid_numbers: 0,
-    upid_ns: 0,
-    pid_namespace_child_reaper: 0,
-    fs_struct_root: 0,
-    mm_exe_file: 0,
-    nsproxy_mnt_ns: 0,
-    cred_uid: 0,
-    cred_euid: 0,
-    iattr_ia_valid: 0,
-    inode_setattr_dentry: 0,
-    inode_rename_arguments: 0,
-};
 
 /// Which load of the programs this is (see `POOL_CANARY`).
 #[unsafe(no_mangle)]
@@ -132,12 +77,57 @@ pub fn program_token() -> u32 {
     unsafe { ptr::read_volatile(&raw const PROGRAM_TOKEN) }
 }
 
-/// The offset of a member. A macro, so that each is a load from a constant address.
-macro_rules! offset {
-    ($member:ident) => {
-        // SAFETY: a static of ours. Volatile, since the agent replaces its content at load time.
-        unsafe { core::ptr::read_volatile(&raw const $crate::kernel::OFFSETS.$member) as usize }
+/// Number of a member (its place in `Offsets`) in an instruction, where the agent puts its offset.
+macro_rules! placeholder {
+    ($base:ident, $member:ident) => {
+        guard_common::offsets::$base + (core::mem::offset_of!(guard_common::Offsets, $member) / 4) as i32
     };
+}
+
+/// The offset of a member, set to a register.
+macro_rules! offset {
+    ($member:ident) => {{
+        let offset: u64;
+        #[cfg(target_arch = "bpf")]
+        // SAFETY: sets a register.
+        unsafe {
+            core::arch::asm!(
+                "{0} = {1}",
+                out(reg) offset,
+                const { placeholder!(IMMEDIATE_PLACEHOLDER, $member) },
+                options(pure, nomem)
+            );
+        }
+        #[cfg(not(target_arch = "bpf"))]
+        {
+            offset = const { placeholder!(IMMEDIATE_PLACEHOLDER, $member) as u64 };
+        }
+        offset
+    }};
+}
+
+/// What a typed pointer's member holds: a number, or a pointer that is typed again.
+macro_rules! load {
+    ($pointer:expr, $width:literal, $member:ident) => {{
+        let pointer: *const core::ffi::c_void = $pointer;
+        let value: u64;
+        #[cfg(target_arch = "bpf")]
+        // SAFETY: the verifier proves that the member lies in the structure; a bad address reads as zero.
+        unsafe {
+            core::arch::asm!(
+                concat!("{0} = *(", $width, " *)({1} + {2})"),
+                out(reg) value,
+                in(reg) pointer,
+                const { placeholder!(LOAD_PLACEHOLDER, $member) },
+                options(pure, readonly)
+            );
+        }
+        #[cfg(not(target_arch = "bpf"))]
+        {
+            value = (pointer as u64).wrapping_add(const { placeholder!(LOAD_PLACEHOLDER, $member) as u64 });
+        }
+        value
+    }};
 }
 
 pub mod lenient;
@@ -164,7 +154,26 @@ pub struct ReadError;
 
 /// A pointer that the verifier knows the type of. Null reads as zero, as the kernel's probe loads do.
 #[derive(Clone, Copy)]
+#[repr(transparent)]
 pub struct Trusted(*const c_void);
+
+/// `member => $fn`: follows a pointer; or loads a number.
+macro_rules! members {
+    ($($(#[$meta:meta])* $name:ident = $member:ident -> pointer;)+) => { $(
+        $(#[$meta])*
+        #[inline(always)]
+        pub fn $name(self) -> Self {
+            Self(load!(self.0, "u64", $member) as *const c_void)
+        }
+    )+ };
+    ($($(#[$meta:meta])* $name:ident = $member:ident -> $type:ident $width:literal;)+) => { $(
+        $(#[$meta])*
+        #[inline(always)]
+        pub fn $name(self) -> $type {
+            load!(self.0, $width, $member) as $type
+        }
+    )+ };
+}
 
 impl Trusted {
     pub fn new(pointer: *const c_void) -> Self {
@@ -182,39 +191,77 @@ impl Trusted {
         unsafe { bpf_probe_read_kernel(slot.as_ptr().cast::<u64>()) }.unwrap_or(0)
     }
 
-    #[inline(always)]
-    fn load<T: Copy + Default>(self, offset: usize) -> T {
-        if self.0.is_null() {
-            return T::default();
-        }
-        // SAFETY: the verifier proves that the member lies in the structure; a bad address reads as zero.
-        unsafe { ptr::read_volatile(self.0.byte_add(offset).cast::<T>()) }
+    members! {
+        /// `path->mnt`
+        path_mount = path_mnt -> pointer;
+        /// `path->dentry`
+        path_dentry = path_dentry -> pointer;
+        /// `vfsmount->mnt_root`
+        mount_root = vfsmount_mnt_root -> pointer;
+        /// `super_block->s_root`
+        superblock_root = super_block_s_root -> pointer;
+        /// `vfsmount->mnt_sb`
+        mount_superblock = vfsmount_mnt_sb -> pointer;
+        /// `inode->i_sb`
+        inode_superblock = inode_i_sb -> pointer;
+        /// `dentry->d_sb`
+        dentry_superblock = dentry_d_sb -> pointer;
+        /// `dentry->d_inode` of a directory that is mounted.
+        mounted_inode = dentry_d_inode -> pointer;
+        /// `task_struct->group_leader`
+        group_leader = task_group_leader -> pointer;
+        /// `task_struct->mm`
+        memory = task_mm -> pointer;
+        /// `mm_struct->exe_file`
+        executable_file = mm_exe_file -> pointer;
+        /// `file->f_inode`
+        file_inode = file_f_inode -> pointer;
     }
 
-    #[inline(always)]
-    fn follow(self, offset: usize) -> Self {
-        if self.0.is_null() {
-            return Self(null());
-        }
-        // SAFETY: as in `load`.
-        Self(unsafe { ptr::read_volatile(self.0.byte_add(offset).cast::<*const c_void>()) })
+    members! {
+        /// `super_block->s_magic`
+        magic = super_block_s_magic -> u64 "u64";
+        /// `super_block->s_dev`
+        device = super_block_s_dev -> u32 "u32";
+        /// `inode->i_ino`
+        inode_number = inode_i_ino -> u64 "u64";
+        /// `inode->i_generation`
+        inode_generation = inode_i_generation -> u32 "u32";
+        /// `iattr->ia_valid`
+        attributes = iattr_ia_valid -> u32 "u32";
+        /// `dentry->d_hash.pprev`
+        hash_chain = dentry_d_hash_pprev -> u64 "u64";
+        /// `task_struct->flags`
+        task_flags = task_flags -> u32 "u32";
+        /// `task_struct->start_boottime`
+        start_boottime = task_start_boottime -> u64 "u64";
     }
 
-    /// `path->mnt`
-    pub fn path_mount(self) -> Self {
-        self.follow(offset!(path_mnt))
-    }
-    /// `path->dentry`
-    pub fn path_dentry(self) -> Self {
-        self.follow(offset!(path_dentry))
+    /// `file->f_path`
+    #[inline(always)]
+    fn file_path(self) -> Self {
+        #[cfg_attr(not(target_arch = "bpf"), expect(unused_mut, reason = "the instruction changes it"))]
+        let mut path = self.0;
+        #[cfg(target_arch = "bpf")]
+        // SAFETY: changes a register; the verifier follows it.
+        unsafe {
+            core::arch::asm!(
+                "{0} += {1}",
+                inout(reg) path,
+                const { placeholder!(IMMEDIATE_PLACEHOLDER, file_f_path) }
+            );
+        }
+        Self(path)
     }
     /// `file->f_path.mnt`
+    #[inline(always)]
     pub fn file_mount(self) -> Self {
-        self.follow(offset!(file_f_path) + offset!(path_mnt))
+        self.file_path().path_mount()
     }
     /// `file->f_path.dentry`
+    #[inline(always)]
     pub fn file_dentry(self) -> Self {
-        self.follow(offset!(file_f_path) + offset!(path_dentry))
+        self.file_path().path_dentry()
     }
     /// How far an address lies behind another: a plain number.
     #[inline(always)]
@@ -243,45 +290,15 @@ impl Trusted {
         self.0 == other.0
     }
 
-    /// `vfsmount->mnt_root`
-    pub fn mount_root(self) -> Self {
-        self.follow(offset!(vfsmount_mnt_root))
-    }
-    /// `super_block->s_root`
-    pub fn superblock_root(self) -> Self {
-        self.follow(offset!(super_block_s_root))
-    }
-    /// `vfsmount->mnt_sb`
-    pub fn mount_superblock(self) -> Self {
-        self.follow(offset!(vfsmount_mnt_sb))
-    }
-    /// `inode->i_sb`
-    pub fn inode_superblock(self) -> Self {
-        self.follow(offset!(inode_i_sb))
-    }
-    /// `super_block->s_magic`
-    pub fn magic(self) -> u64 {
-        self.load(offset!(super_block_s_magic))
-    }
-    /// `super_block->s_dev`
-    pub fn device(self) -> u32 {
-        self.load(offset!(super_block_s_dev))
-    }
-    /// `dentry->d_sb`
-    pub fn dentry_superblock(self) -> Self {
-        self.follow(offset!(dentry_d_sb))
-    }
-    /// `dentry->d_inode->i_ino` of a directory that is mounted.
-    pub fn inode_number(self) -> u64 {
-        self.follow(offset!(dentry_d_inode)).load(offset!(inode_i_ino))
-    }
     /// Whether `iattr->ia_valid` says that the size is to change.
+    #[inline(always)]
     pub fn sets_size(self) -> bool {
-        self.load::<u32>(offset!(iattr_ia_valid)) & ATTR_SIZE != 0
+        self.attributes() & ATTR_SIZE != 0
     }
     /// Whether the dentry is in no hash chain. A lookup that found no file leaves it in one.
+    #[inline(always)]
     pub fn is_unhashed(self) -> bool {
-        self.load::<u64>(offset!(dentry_d_hash_pprev)) == 0
+        self.hash_chain() == 0
     }
     /// Address of `dentry->d_inode`; 0 if the name does not exist.
     ///
@@ -293,27 +310,10 @@ impl Trusted {
     }
 }
 
-/// A null that is a number to the verifier. In front of a function (tier `fmod-ret`) an argument may be null as far as it
-/// knows, and what the compiler would copy there, the argument, would keep its type.
-#[cfg(target_arch = "bpf")]
-#[inline(always)]
-fn null() -> *const c_void {
-    let zero: *const c_void;
-    // SAFETY: sets a register.
-    unsafe { core::arch::asm!("{0} = 0", out(reg) zero, options(pure, nomem)) };
-    zero
-}
-
-/// The host only checks and lints this crate; nothing of it runs there.
-#[cfg(not(target_arch = "bpf"))]
-fn null() -> *const c_void {
-    ptr::null()
-}
-
 /// Copies a value out of kernel memory.
 #[inline(always)]
-fn read<T>(base: u64, offset: usize) -> Result<T, ReadError> {
-    let address = base.wrapping_add(offset as u64) as *const T;
+fn read<T>(base: u64, offset: u64) -> Result<T, ReadError> {
+    let address = base.wrapping_add(offset) as *const T;
     // SAFETY: the helper checks the address and fails on a bad one.
     unsafe { bpf_probe_read_kernel(address) }.map_err(|_| ReadError)
 }
@@ -321,7 +321,7 @@ fn read<T>(base: u64, offset: usize) -> Result<T, ReadError> {
 /// `struct mount` around a `struct vfsmount`.
 #[inline(always)]
 pub fn mount_of(vfsmount: u64) -> u64 {
-    vfsmount.wrapping_sub(offset!(mount_mnt) as u64)
+    vfsmount.wrapping_sub(offset!(mount_mnt))
 }
 /// Highest error number that the kernel puts in a pointer.
 const MAX_ERRNO: u64 = 4095;

@@ -22,7 +22,7 @@ impl Task {
     }
     #[inline(always)]
     pub fn is_kernel_thread(self) -> bool {
-        typed_task().load::<u32>(offset!(task_flags)) & PF_KTHREAD != 0
+        typed_task().task_flags() & PF_KTHREAD != 0
     }
     /// The dentry of the root directory of PID 1. Every process has a number in the first PID namespace, whatever
     /// container it is in, and that namespace knows its first process.
@@ -37,18 +37,17 @@ impl Task {
     /// When its process started, on the boot clock.
     #[inline(always)]
     pub fn process_start(self) -> u64 {
-        typed_task().follow(offset!(task_group_leader)).load(offset!(task_start_boottime))
+        typed_task().group_leader().start_boottime()
     }
     /// Its executable; `None` for a kernel thread.
     #[inline(always)]
     pub fn executable(self) -> Option<Executable> {
-        let inode =
-            typed_task().follow(offset!(task_mm)).follow(offset!(mm_exe_file)).follow(offset!(file_f_inode));
-        let ino: u64 = inode.load(offset!(inode_i_ino));
+        let inode = typed_task().memory().executable_file().file_inode();
+        let ino = inode.inode_number();
         (ino != 0).then(|| Executable {
             ino,
             dev: inode.inode_superblock().device(),
-            generation: inode.load(offset!(inode_i_generation)),
+            generation: inode.inode_generation(),
         })
     }
 }

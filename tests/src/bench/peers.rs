@@ -13,9 +13,9 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::maps::RingBuf;
 use aya::programs::Lsm;
 use aya::{Btf, Ebpf, EbpfLoader};
+use guard_agent::bpf::object::with_offsets;
 use guard_agent::bpf::{btf, offsets};
 use guard_common::Tier;
-use guard_common::names::global;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -101,9 +101,10 @@ impl Monitor {
         let raw = std::fs::read("/sys/kernel/btf/vmlinux").context("read the kernel's BTF")?;
         let offsets = offsets::resolve(&btf::Btf::parse(&raw)?, Tier::BpfLsm)?;
         let path = object("GUARD_MONITOR_OBJECT")?;
+        let built = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        let fitted = with_offsets(&built, &offsets)?;
         let mut loader = EbpfLoader::new();
-        loader.btf(None).override_global(global::OFFSETS, &offsets, true);
-        let mut ebpf = loader.load_file(&path).with_context(|| format!("load {}", path.display()))?;
+        let mut ebpf = loader.btf(None).load(&fitted).with_context(|| format!("load {}", path.display()))?;
         attach(&mut ebpf, "monitor_path_unlink", "path_unlink", &Btf::from_sys_fs()?)?;
         let map = ebpf.take_map("MONITORED").context("the monitor has no ring buffer")?;
         let mut ring = RingBuf::try_from(map)?;

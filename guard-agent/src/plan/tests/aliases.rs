@@ -11,9 +11,9 @@ fn while_a_pool_is_sealed_its_actors_are_denied_on_whatever_may_show_it() {
          82 31 0:52 / /mnt2 rw - ceph m:/a/below rw\n"
     );
     let (mut host, mut maps) = started(INCUS, &table);
-    let actor_set = maps.pools[&43].actor_set;
+    let actor_set = maps.pools[&whole(43)].actor_set;
     assert_eq!(sealed(&maps), (BTreeSet::new(), BTreeSet::new()));
-    host.overrides.sealed.insert(maps.pools[&43].pool_id);
+    host.overrides.sealed.insert(maps.pools[&whole(43)].pool_id);
     host.apply(&mut maps);
     assert_eq!(sealed(&maps), (actors(&maps, actor_set), [51].into()));
     assert!(!alias_actors(&maps).is_empty());
@@ -44,7 +44,7 @@ fn a_node_without_a_pool_is_no_danger_and_one_with_a_sealed_pool_may_get_more() 
     assert_eq!(alias_actors(&maps), actors(&maps, actor_set));
     assert_eq!(exempt(&maps), [].into(), "another pool may follow");
     // A member that does not answer has all the pools that it will have.
-    let generation = maps.pools[&43].generation;
+    let generation = maps.pools[&whole(43)].generation;
     let held = PoolModes { mode: NodeMode::Held, others: NodeMode::Held, confirmed: [generation].into() };
     host.overrides.nodes.insert(actor_set, held);
     host.apply(&mut maps);
@@ -67,13 +67,13 @@ fn by_inode(maps: &Observed) -> Option<BTreeSet<u64>> {
 fn names_tell_where_the_root_of_every_sealed_pool_is_known() {
     let other = "79 31 0:44 / /var/lib/incus/other rw - ceph m:/b rw\n";
     let (mut host, mut maps) = started(INCUS, &format!("{POOL}{other}"));
-    let actor_set = maps.pools[&43].actor_set;
+    let actor_set = maps.pools[&whole(43)].actor_set;
     assert_eq!(by_inode(&maps), None);
     // By an operator: the node is well, and has all the pools that it will have.
-    host.overrides.sealed.insert(maps.pools[&43].pool_id);
+    host.overrides.sealed.insert(maps.pools[&whole(43)].pool_id);
     host.apply(&mut maps);
     assert_eq!(by_inode(&maps), Some([pool_root(43)].into()));
-    host.overrides.sealed.insert(maps.pools[&44].pool_id);
+    host.overrides.sealed.insert(maps.pools[&whole(44)].pool_id);
     host.apply(&mut maps);
     assert_eq!(by_inode(&maps), Some([pool_root(43), pool_root(44)].into()));
     // On the way into a cluster another pool may come at any moment.

@@ -26,37 +26,48 @@ fn check_steps(before: &Observed, after: &Observed, operations: &[MapOperation])
     for operation in operations {
         apply(&mut maps, operation);
         check_aliases(before, after, &maps, operation);
-        for (dev, entry) in &maps.pools {
-            assert!(passes_filter(&maps, entry.magic), "the filter hides {dev}");
+        for (key, entry) in &maps.pools {
+            assert!(passes_filter(&maps, entry.magic), "the filter hides {key:?}");
             let strict = maps.config.flags & CONFIG_STRICT != 0;
             assert!(
                 strict || !is_pool(entry) || !pools::is_strict(entry),
-                "{dev} is sealed, and not everybody is told"
+                "{key:?} is sealed, and not everybody is told"
             );
         }
         if maps.config.flags & CONFIG_ALIASES_BY_INODE != 0 {
             let sealed =
                 |entry: &PoolEntry| pools::strength(entry.mode) >= pools::strength(Mode::Held as u32);
-            for (dev, _) in maps.pools.iter().filter(|(_, entry)| sealed(entry)) {
-                let key = RootKey::alias(pool_root(*dev));
-                assert!(maps.roots.contains_key(&key), "the names do not tell pool {dev} at {operation:?}");
+            for (pool, _) in maps.pools.iter().filter(|(_, entry)| sealed(entry)) {
+                let key = RootKey::alias(pool_root(pool.dev));
+                assert!(maps.roots.contains_key(&key), "the names do not tell {pool:?} at {operation:?}");
             }
         }
         for key in maps.roots.keys().filter(|key| !key.is_alias()) {
             let devices = maps.config.root_devices;
             assert!(devices == 0 || devices & device_bit(key.dev) != 0, "the filter hides {key:?}");
         }
-        for (dev, old) in &before.pools {
-            let Some(new) = after.pools.get(dev) else { continue };
-            let now = maps.pools.get(dev).unwrap_or_else(|| panic!("pool {dev} without entry"));
+        for (key, old) in &before.pools {
+            let Some(new) = after.pools.get(key) else { continue };
+            let now = maps.pools.get(key).unwrap_or_else(|| panic!("{key:?} without entry"));
             let weaker = pools::strength(old.mode).min(pools::strength(new.mode));
-            assert!(pools::strength(now.mode) >= weaker, "pool {dev} weaker at {operation:?}");
+            assert!(pools::strength(now.mode) >= weaker, "{key:?} weaker at {operation:?}");
             if now.mode != Mode::Guarded as u32 || !is_pool(now) {
                 continue;
             }
             let allowed: BTreeSet<_> =
                 actors(before, old.actor_set).union(&actors(after, new.actor_set)).copied().collect();
             assert!(actors(&maps, now.actor_set).is_subset(&allowed), "new actors at {operation:?}");
+        }
+        for (key, new) in after.pools.iter().filter(|(key, entry)| key.is_part() && is_pool(entry)) {
+            // What a mount of the part meets: the part's own entry, or the whole superblock's while that has no parts.
+            let met = |maps: &Observed| {
+                let whole = maps.pools.get(&whole(key.dev)).copied()?;
+                if whole.flags & POOL_PARTS != 0 { maps.pools.get(key).copied() } else { Some(whole) }
+            };
+            let Some(old) = met(before).filter(is_pool) else { continue };
+            let now = met(&maps).unwrap_or_else(|| panic!("{key:?} without entry at {operation:?}"));
+            let weaker = pools::strength(old.mode).min(pools::strength(new.mode));
+            assert!(pools::strength(now.mode) >= weaker, "{key:?} weaker at {operation:?}");
         }
         for key in before.roots.keys().filter(|key| after.roots.contains_key(*key)) {
             let (old, new) = (guarded_kinds(before, key), guarded_kinds(after, key));
@@ -100,18 +111,23 @@ fn any_policy() -> impl Strategy<Value = String> {
 
 fn any_table() -> impl Strategy<Value = String> {
     let mount = (
-        0..6_u32,
+        0..8_u32,
         proptest::sample::select(vec!["/a/x", "/a/b/x", "/a/b/y", "/c/z", "/elsewhere"]),
         proptest::sample::select(vec!["ceph", "nfs4", "fuse.a", "fuse.b", "tmpfs", "ext4"]),
     );
     proptest::collection::vec(mount, 0..6).prop_map(|mounts| {
-        let line = |(dev, place, kind): (u32, &str, &str)| {
+        // Two of some numbers share a superblock, which is of one kind.
+        let mut kinds: BTreeMap<u32, &str> = BTreeMap::new();
+        let mut line = |(number, place, kind): (u32, &str, &'static str)| {
             // The first shows what all others of its kind do; the others lie beside each other.
-            let path = if dev == 0 { String::new() } else { dev.to_string() };
-            format!("{dev} 1 0:{dev} / {place} rw - {kind} s:/{path} rw\n")
+            let path = if number == 0 { String::new() } else { number.to_string() };
+            let dev = if number < 6 { number } else { number - 4 };
+            let kind = kinds.entry(dev).or_insert(kind);
+            format!("{} 1 0:{dev} / {place} rw - {kind} s:/{path} rw\n", 100 + number)
         };
         let mut seen = BTreeSet::new();
-        mounts.into_iter().filter(|mount| seen.insert(mount.0)).map(line).collect()
+        let mounts = mounts.into_iter().filter(|mount| seen.insert(mount.0));
+        mounts.map(|mount| line(mount)).collect()
     })
 }
 
