@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow};
 use guard_agent::bpf::maps::Write;
 use guard_agent::plan::is_pool;
-use guard_common::{ActorMask, CgroupKey, PoolEntry};
+use guard_common::{ActorMask, CgroupKey, PoolEntry, PoolKey};
 
 use super::measure::{Cost, May, delete, make_files, measured, unlinks};
 use super::results::Results;
@@ -36,15 +36,15 @@ pub fn run(guarded: &Guarded, results: &mut Results) -> Result<()> {
     for count in COUNTS {
         for number in made.len()..count {
             // Far above what the kernel has given to its superblocks.
-            let dev = 0x0f00_0000 + u32::try_from(number)?;
+            let key = PoolKey::superblock(0x0f00_0000 + u32::try_from(number)?);
             let entry = PoolEntry { generation: u64::MAX - number as u64, ..real };
-            maps.pools.write(dev, entry, Write::Create)?;
-            made.push(dev);
+            maps.pools.write(key, entry, Write::Create)?;
+            made.push(key);
         }
         at(results, "pools", count)?;
     }
-    for dev in made {
-        maps.pools.remove(&dev)?;
+    for key in made {
+        maps.pools.remove(&key)?;
     }
     let mut made = Vec::new();
     for count in COUNTS {

@@ -15,7 +15,7 @@ use guard_agent::bpf::object;
 use guard_common::names::{capacity, map};
 use guard_common::policy::{POOL_CANARY, RAMFS_MAGIC};
 use guard_common::{
-    Counter, IncidentKey, IncidentValue, LAYOUT_VERSION, LeaseEntry, LeaseKey, Meta, PoolEntry,
+    Counter, IncidentKey, IncidentValue, LAYOUT_VERSION, LeaseEntry, LeaseKey, Meta, PoolEntry, PoolKey,
 };
 use nix::sys::signal::Signal;
 
@@ -54,7 +54,7 @@ pub(super) fn pools_full(ground: &mut Ground, _: &mut Rng) -> Result<()> {
     let mut maps = ground.maps()?;
     // Entries that an agent lets be: those of canaries.
     let entry = PoolEntry { magic: RAMFS_MAGIC, flags: POOL_CANARY, ..PoolEntry::default() };
-    let made = fill(&mut maps.pools, capacity::POOLS, entry, |number| 0x0f00_0000 + number)?;
+    let made = fill(&mut maps.pools, capacity::POOLS, entry, |number| PoolKey::superblock(0x0f00_0000 + number))?;
     ground.recovers()?;
     let mount = Mount::tmpfs(ground.guarded.root().join("one-too-many"))?;
     let file = mount.path().join("file");
@@ -64,8 +64,8 @@ pub(super) fn pools_full(ground: &mut Ground, _: &mut Rng) -> Result<()> {
     })?;
     denied("a deletion in a pool that finds no room", fs::remove_file(&file))?;
     ground.holds()?;
-    for dev in made {
-        maps.pools.remove(&dev)?;
+    for key in made {
+        maps.pools.remove(&key)?;
     }
     ground.guarded.wait_for_mode(mount.path(), "guarded")?;
     denied("a deletion in a pool that has found room", fs::remove_file(&file))?;
@@ -85,7 +85,7 @@ pub(super) fn leases_full(ground: &mut Ground, _: &mut Rng) -> Result<()> {
     let pools = maps.pools.entries()?;
     let pool = pools.iter().find(|(_, entry)| entry.generation == generation).context("its entry")?;
     let entry = LeaseEntry::new(generation, u64::MAX);
-    let own = LeaseKey { cgroup_id: fs::metadata(tree)?.ino(), dev: pool.0, reserved: 0 };
+    let own = LeaseKey { cgroup_id: fs::metadata(tree)?.ino(), dev: pool.0.dev, reserved: 0 };
     maps.grant(own, entry)?;
     let stranger = |number: u32| LeaseKey { cgroup_id: u64::MAX - u64::from(number), dev: 0, reserved: 0 };
     let made = fill(&mut maps.leases, capacity::LEASES, entry, stranger)?;

@@ -20,20 +20,20 @@ const FLAGS: u32 = 0x2 | 0x10 | 0x400 | 0x2000;
 /// Never.
 const EXPIRY: u32 = i32::MAX as u32;
 
-/// The server, with one directory exported to this machine, and that mounted. Both end when this is dropped.
+/// The server, with one directory exported to this machine. It ends when this is dropped.
 #[derive(Debug)]
-pub struct Exported {
-    client: Mount,
+pub struct Server {
     _control: Mount,
 }
 
-impl Exported {
-    /// Exports the root of a mount, and mounts it at `place` by NFS 4.2.
-    pub fn new(export: &Path, place: &Path) -> Result<Self> {
+impl Server {
+    /// Exports the root of a mount.
+    pub fn start(export: &Path) -> Result<Self> {
         for module in ["nfsd", "nfsv4"] {
             command::run("modprobe", &[module]).context("the kernel's NFS server and client")?;
         }
-        let control = Mount::new("nfsd", "nfsd", CONTROL, "").context("mount the server's controls")?;
+        let server =
+            Self { _control: Mount::new("nfsd", "nfsd", CONTROL, "").context("mount the server's controls")? };
         // Version 3 would look for a portmapper.
         tell("versions", "-2 -3 +4 +4.1 +4.2")?;
         let export = export.display();
@@ -49,15 +49,35 @@ impl Exported {
         // Nobody has been here before who could claim anything back. Kernels that keep no directory of clients
         // cannot be told so: they deny nothing either, but make the first deletion wait.
         let _ = tell("v4_end_grace", "Y");
+        Ok(server)
+    }
+
+    /// Mounts a directory of what it exports, by NFS 4.2. It must be unmounted while the server lives.
+    pub fn mount(&self, directory: &str, place: &Path) -> Result<Mount> {
         let options = "vers=4.2,addr=127.0.0.1,clientaddr=127.0.0.1,sec=sys,lookupcache=none,noac";
-        let client = Mount::new("nfs4", "127.0.0.1:/", place, options);
-        match client {
-            Ok(client) => Ok(Self { client, _control: control }),
-            Err(error) => {
-                stop();
-                Err(error.context(command::run("dmesg", &[]).unwrap_or_default()))
-            }
-        }
+        let client = Mount::new("nfs4", &format!("127.0.0.1:/{directory}"), place, options);
+        client.map_err(|error| error.context(command::run("dmesg", &[]).unwrap_or_default()))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        stop();
+    }
+}
+
+/// The server, and all that it exports mounted. Both end when this is dropped.
+#[derive(Debug)]
+pub struct Exported {
+    client: Mount,
+    _server: Server,
+}
+
+impl Exported {
+    /// Exports the root of a mount, and mounts it at `place`.
+    pub fn new(export: &Path, place: &Path) -> Result<Self> {
+        let server = Server::start(export)?;
+        Ok(Self { client: server.mount("", place)?, _server: server })
     }
 
     /// Where the client has it.
@@ -70,7 +90,6 @@ impl Drop for Exported {
     fn drop(&mut self) {
         // While the server still answers.
         let _ = self.client.unmount();
-        stop();
     }
 }
 

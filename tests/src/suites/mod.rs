@@ -24,6 +24,7 @@ mod ground_cephfs;
 mod ground_standin;
 mod host;
 mod host_cephfs;
+mod identity_parts_standin;
 mod identity_standin;
 mod inactive_standin;
 mod incident_incus;
@@ -61,6 +62,7 @@ const STANDIN: &[&[Test]] = &[
     modes_standin::TESTS,
     actors_standin::TESTS,
     alias_standin::TESTS,
+    identity_parts_standin::TESTS,
     identity_standin::TESTS,
     views_standin::TESTS,
     bypass_calls_standin::TESTS,
