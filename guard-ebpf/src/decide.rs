@@ -15,9 +15,10 @@ use crate::identity::{cgroups, has_lease, is_alias_actor, is_executable_actor};
 use crate::kernel::task::Task;
 use crate::kernel::{self, ReadError, Trusted, boot_ns};
 use crate::maps::{POOLS, config, guarded_magic};
+use crate::parts::part;
 use crate::pools::{self, Found};
 use crate::report::{self, Diagnosis, diagnose};
-use crate::walk::{Place, is_elsewhere, is_in_sealed_pool, part, place};
+use crate::walk::{Place, is_elsewhere, is_in_sealed_pool, place};
 
 const EPERM: i32 = 1;
 const RENAME_NOREPLACE: u32 = 1;

@@ -1,7 +1,7 @@
 //! The kernel program: BPF LSM hooks that decide about every deletion.
 //!
 //! ```text
-//! hooks ─► decide ─► pools, walk (from where), identity (who asks) ─► kernel (every read of kernel memory)
+//! hooks ─► decide ─► pools, walk and parts (from where), identity (who asks) ─► kernel (every read of kernel memory)
 //!             │           └─► cache (earlier answers)
 //!             └────► report (counters, incidents, records), path      maps: what the agent supplies
 //! ```
@@ -18,6 +18,7 @@ mod hooks;
 mod identity;
 mod kernel;
 mod maps;
+mod parts;
 mod path;
 mod pools;
 mod report;

@@ -6,21 +6,21 @@
 use core::mem::MaybeUninit;
 
 use guard_common::policy::{
-    FUSE_SUPER_MAGIC, POOL_NONE, ROOT_GENERATION, ROOT_OBSERVED, ROOT_SEALED, SUBTYPE_WORDS, device_bit,
+    FUSE_SUPER_MAGIC, ROOT_GENERATION, ROOT_OBSERVED, ROOT_SEALED, SUBTYPE_WORDS, device_bit,
 };
-use guard_common::{FilesystemKey, KindEntry, PoolEntry, PoolKey, RootEntry, RootKey};
+use guard_common::{FilesystemKey, KindEntry, RootEntry, RootKey};
 
 use crate::cache::{self, Question, Subject};
 use crate::kernel::lenient::{GO_ON, Lenient, STOP, Siblings, repeat};
 use crate::kernel::task::Task;
 use crate::kernel::{self, ReadError, Trusted};
-use crate::maps::{FILESYSTEMS, NAMESPACES, POOLS, ROOTS, WALKS, config};
+use crate::maps::{FILESYSTEMS, NAMESPACES, ROOTS, WALKS, config};
 use crate::pools::{Known, whole};
 
 /// Steps of the walk from a mount to a guarded root: names and mounts together.
-const WALK_STEPS: u32 = 256;
+pub const WALK_STEPS: u32 = 256;
 /// Mounts of a superblock that are looked at for the oldest one.
-const SIBLINGS: u32 = 1024;
+pub const SIBLINGS: u32 = 1024;
 /// In place of the host's root directory, for a walk that only looks for guarded roots.
 const NOWHERE: u64 = 0;
 
@@ -205,13 +205,13 @@ const NO_MOUNT: u64 = 1;
 
 /// A search among a superblock's mounts.
 #[repr(C)]
-struct Search {
-    reads: Lenient,
-    list: Siblings,
-    next: u64,
-    root: u64,
+pub struct Search {
+    pub reads: Lenient,
+    pub list: Siblings,
+    pub next: u64,
+    pub root: u64,
     /// A mount; or the id of one.
-    found: u64,
+    pub found: u64,
 }
 
 /// One step: a mount of the list.
@@ -276,121 +276,10 @@ unsafe extern "C" fn to_goal(_: u32, climb: *mut Meet) -> i64 {
     GO_ON
 }
 
-/// Which part of a superblock a mount shows, by the id of the mount that stands for it: 0 if none does.
-#[inline(always)]
-pub fn part(superblock: Trusted, mount: Trusted) -> u32 {
-    let subject = mount_subject(superblock, mount, Question::Part);
-    let before = cache::tree();
-    if let Some(answer) = cache::find(&WALKS, subject, before) {
-        return answer as u32;
-    }
-    let part = part_of(superblock.address(), kernel::mount_of(mount.address()), superblock.device());
-    cache::keep(&WALKS, subject, before, cache::tree, u64::from(part));
-    part
-}
-
-/// The mount itself, if it stands for a part that is a pool; else, of those that stand for one, the mount whose root is the
-/// nearest at or above this one's. Of two with the same root, the older.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn part_of(superblock: u64, mount: u64, dev: u32) -> u32 {
-    let mut reads = Lenient::new();
-    let own = reads.mount_id(mount);
-    if is_pool_part(dev, own) != 0 {
-        return own;
-    }
-    let dentry = reads.mount_root(mount);
-    let mut climb = Parts { reads, superblock, dentry, dev, found: 0 };
-    repeat(WALK_STEPS, &mut climb, to_part);
-    climb.found
-}
-
-/// 1 if a mount stands for a part that is a pool.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn is_pool_part(dev: u32, mount: u32) -> u32 {
-    let key = PoolKey { dev, mount };
-    let mut slot = MaybeUninit::<PoolEntry>::uninit();
-    match whole(&key, &mut slot, || POOLS.get_ptr(key)) {
-        Known::Entry(entry) => u32::from(mount != 0 && entry.flags & POOL_NONE == 0),
-        // One that changes all the time: fail closed, as for a pool.
-        Known::Torn => 1,
-        Known::Nothing => 0,
-    }
-}
-
-/// A way up from a mount's root, through what parts begin at.
-#[repr(C)]
-struct Parts {
-    reads: Lenient,
-    superblock: u64,
-    dentry: u64,
-    dev: u32,
-    found: u32,
-}
-
-/// One step: a name.
-#[inline(never)]
-unsafe extern "C" fn to_part(_: u32, climb: *mut Parts) -> i64 {
-    // SAFETY: `repeat` gives it.
-    let climb = unsafe { &mut *climb };
-    climb.found = part_at(climb.superblock, climb.dentry, climb.dev);
-    if climb.found != 0 {
-        return STOP;
-    }
-    let parent = climb.reads.dentry_parent(climb.dentry);
-    if parent == climb.dentry || climb.reads.failed() {
-        return STOP;
-    }
-    climb.dentry = parent;
-    GO_ON
-}
-
-/// The oldest mount with this root that stands for a part, by its id; 0 if there is none.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn part_at(superblock: u64, root: u64, dev: u32) -> u32 {
-    let mut reads = Lenient::new();
-    let list = Siblings::of(superblock);
-    let next = list.first(&mut reads);
-    let mut search = PartSearch { search: Search { reads, list, next, root, found: 0 }, dev, unused: 0 };
-    repeat(SIBLINGS, &mut search, older_part);
-    search.search.found as u32
-}
-
-/// A search for a mount that stands for a part.
-#[repr(C)]
-struct PartSearch {
-    search: Search,
-    /// The superblock's.
-    dev: u32,
-    unused: u32,
-}
-
-/// One step: a mount of the list.
-#[inline(never)]
-unsafe extern "C" fn older_part(_: u32, search: *mut PartSearch) -> i64 {
-    // SAFETY: `repeat` gives it.
-    let PartSearch { search, dev, .. } = unsafe { &mut *search };
-    if search.list.is_end(search.next) || search.reads.failed() {
-        return STOP;
-    }
-    let mount = search.list.mount(search.next);
-    let key = PoolKey { dev: *dev, mount: search.reads.mount_id(mount) };
-    if search.reads.mount_root(mount) == search.root && POOLS.get_ptr(key).is_some() {
-        search.found = u64::from(key.mount);
-        if search.list.is_oldest_first() {
-            return STOP;
-        }
-    }
-    search.next = search.list.next(mount, &mut search.reads);
-    GO_ON
-}
-
 /// What tells a mount from all others. The verifier makes a number of the distance between two addresses at no cost; the
 /// superblock's, which is in it, is told by the device.
 #[inline(always)]
-fn mount_subject(superblock: Trusted, mount: Trusted, question: Question) -> Subject {
+pub fn mount_subject(superblock: Trusted, mount: Trusted, question: Question) -> Subject {
     Subject { first: mount.distance_from(superblock), second: superblock.device(), question }
 }
 

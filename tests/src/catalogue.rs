@@ -315,6 +315,13 @@ pub const CATALOGUE: &[Group] = &[
                 By(&["bypass_nfs_rename_over_a_name_that_was_not_looked_up"]),
             ),
             row(
+                "a pool on NFS: another mount, or a bind, of an export that shares its superblock with others",
+                "`struct super_block` of the server's filesystem, `mnt_root` of the export",
+                BLOCKED,
+                "each export is a part of the superblock: a mount belongs to the one whose root is the nearest above its own",
+                By(&["identity_each_export_of_a_server_is_its_own", "identity_exports_that_came_without_an_agent"]),
+            ),
+            row(
                 "nfsd exports a pool: `SETATTR` of the size, `OPEN` with truncation",
                 "`nfsd_setattr` → `notify_change`, past the truncation hooks",
                 MEANT_UNLESS_SEALED,

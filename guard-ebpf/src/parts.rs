@@ -1,0 +1,124 @@
+//! Which part of a superblock a mount shows, where several sources' mounts share one.
+
+use core::mem::MaybeUninit;
+
+use guard_common::policy::POOL_NONE;
+use guard_common::{PoolEntry, PoolKey};
+
+use crate::cache::{self, Question};
+use crate::kernel::lenient::{GO_ON, Lenient, STOP, Siblings, repeat};
+use crate::kernel::{self, Trusted};
+use crate::maps::{POOLS, WALKS};
+use crate::pools::{Known, whole};
+use crate::walk::{SIBLINGS, Search, WALK_STEPS, mount_subject};
+
+/// Which part of a superblock a mount shows, by the id of the mount that stands for it: 0 if none does.
+#[inline(always)]
+pub fn part(superblock: Trusted, mount: Trusted) -> u32 {
+    let subject = mount_subject(superblock, mount, Question::Part);
+    let before = cache::tree();
+    if let Some(answer) = cache::find(&WALKS, subject, before) {
+        return answer as u32;
+    }
+    let part = part_of(superblock.address(), kernel::mount_of(mount.address()), superblock.device());
+    cache::keep(&WALKS, subject, before, cache::tree, u64::from(part));
+    part
+}
+
+/// The mount itself, if it stands for a part that is a pool; else, of those that stand for one, the mount whose root is the
+/// nearest at or above this one's. Of two with the same root, the older.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn part_of(superblock: u64, mount: u64, dev: u32) -> u32 {
+    let mut reads = Lenient::new();
+    let own = reads.mount_id(mount);
+    if is_pool_part(dev, own) != 0 {
+        return own;
+    }
+    let dentry = reads.mount_root(mount);
+    let mut climb = Parts { reads, superblock, dentry, dev, found: 0 };
+    repeat(WALK_STEPS, &mut climb, to_part);
+    climb.found
+}
+
+/// 1 if a mount stands for a part that is a pool.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn is_pool_part(dev: u32, mount: u32) -> u32 {
+    let key = PoolKey { dev, mount };
+    let mut slot = MaybeUninit::<PoolEntry>::uninit();
+    match whole(&key, &mut slot, || POOLS.get_ptr(key)) {
+        Known::Entry(entry) => u32::from(mount != 0 && entry.flags & POOL_NONE == 0),
+        // One that changes all the time: fail closed, as for a pool.
+        Known::Torn => 1,
+        Known::Nothing => 0,
+    }
+}
+
+/// A way up from a mount's root, through what parts begin at.
+#[repr(C)]
+struct Parts {
+    reads: Lenient,
+    superblock: u64,
+    dentry: u64,
+    dev: u32,
+    found: u32,
+}
+
+/// One step: a name.
+#[inline(never)]
+unsafe extern "C" fn to_part(_: u32, climb: *mut Parts) -> i64 {
+    // SAFETY: `repeat` gives it.
+    let climb = unsafe { &mut *climb };
+    climb.found = part_at(climb.superblock, climb.dentry, climb.dev);
+    if climb.found != 0 {
+        return STOP;
+    }
+    let parent = climb.reads.dentry_parent(climb.dentry);
+    if parent == climb.dentry || climb.reads.failed() {
+        return STOP;
+    }
+    climb.dentry = parent;
+    GO_ON
+}
+
+/// The oldest mount with this root that stands for a part, by its id; 0 if there is none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn part_at(superblock: u64, root: u64, dev: u32) -> u32 {
+    let mut reads = Lenient::new();
+    let list = Siblings::of(superblock);
+    let next = list.first(&mut reads);
+    let mut search = PartSearch { search: Search { reads, list, next, root, found: 0 }, dev, unused: 0 };
+    repeat(SIBLINGS, &mut search, older_part);
+    search.search.found as u32
+}
+
+/// A search for a mount that stands for a part.
+#[repr(C)]
+struct PartSearch {
+    search: Search,
+    /// The superblock's.
+    dev: u32,
+    unused: u32,
+}
+
+/// One step: a mount of the list.
+#[inline(never)]
+unsafe extern "C" fn older_part(_: u32, search: *mut PartSearch) -> i64 {
+    // SAFETY: `repeat` gives it.
+    let PartSearch { search, dev, .. } = unsafe { &mut *search };
+    if search.list.is_end(search.next) || search.reads.failed() {
+        return STOP;
+    }
+    let mount = search.list.mount(search.next);
+    let key = PoolKey { dev: *dev, mount: search.reads.mount_id(mount) };
+    if search.reads.mount_root(mount) == search.root && POOLS.get_ptr(key).is_some() {
+        search.found = u64::from(key.mount);
+        if search.list.is_oldest_first() {
+            return STOP;
+        }
+    }
+    search.next = search.list.next(mount, &mut search.reads);
+    GO_ON
+}
