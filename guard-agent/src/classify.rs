@@ -15,6 +15,8 @@ mod options;
 mod server;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use clusters::Clusters;
@@ -36,6 +38,9 @@ pub struct Pool {
     /// Mounts of other sources share the superblock.
     #[serde(skip)]
     pub shared: bool,
+    /// Ids of its mounts.
+    #[serde(skip)]
+    pub mounts: BTreeSet<u32>,
     /// Names the shared filesystem and the path in it; the same after a remount. Never 0.
     pub pool_id: u64,
     /// For people: the volume or storage pool it is mounted for, else the end of what is exported. Unique.
@@ -110,9 +115,9 @@ pub struct Classification {
 }
 
 impl Pool {
-    /// Whether a mount is one of its own, in whatever namespace.
+    /// Whether a mount is one of its own.
     pub fn has(&self, entry: &MountEntry) -> bool {
-        self.dev == entry.dev() && (!self.shared || self.source == entry.source.to_string_lossy())
+        self.dev == entry.dev() && (!self.shared || self.mounts.contains(&entry.mount_id))
     }
 
     /// Whether an entry with this key is its own.
@@ -161,7 +166,7 @@ pub fn classify(snapshot: &Snapshot, policy: &Policy, clusters: &Clusters) -> Cl
         let Some(kind) = kind_of(mounts[0]) else { continue };
         let is_below = |entry: &&MountEntry| guarding_root(&entry.mountpoint, kind, policy).is_some();
         let has_pool = mounts.iter().any(is_below);
-        let parts = if has_pool { by_source(mounts) } else { vec![mounts.clone()] };
+        let parts = if has_pool { by_source(mounts, is_below) } else { vec![mounts.clone()] };
         for part in &parts {
             match pool(part, kind, policy, clusters) {
                 Some(pool) => classification.pools.push(Pool { shared: parts.len() > 1, ..pool }),
@@ -199,16 +204,35 @@ pub fn classify(snapshot: &Snapshot, policy: &Policy, clusters: &Clusters) -> Cl
     classification
 }
 
-/// The mounts of a superblock, by their source, each list in their order.
-fn by_source<'m>(mounts: &[&'m MountEntry]) -> Vec<Vec<&'m MountEntry>> {
+/// The mounts of a superblock, by their source, each list in their order. What lies in an older mount's source is a
+/// directory of that, bound or mounted: it belongs to it, if that is a pool.
+fn by_source<'m>(
+    mounts: &[&'m MountEntry],
+    is_below: impl Fn(&&'m MountEntry) -> bool,
+) -> Vec<Vec<&'m MountEntry>> {
+    let pools: Vec<&OsStr> =
+        mounts.iter().filter(|entry| is_below(entry)).map(|entry| entry.source.as_os_str()).collect();
     let mut parts: Vec<Vec<&MountEntry>> = Vec::new();
     for entry in mounts {
-        match parts.iter_mut().find(|part| part[0].source == entry.source) {
+        let takes = |part: &&mut Vec<&MountEntry>| {
+            let source = part[0].source.as_os_str();
+            source == entry.source || pools.contains(&source) && contains(source, &entry.source)
+        };
+        // The nearest around it.
+        match parts.iter_mut().filter(takes).max_by_key(|part| part[0].source.len()) {
             Some(part) => part.push(entry),
             None => parts.push(vec![entry]),
         }
     }
     parts
+}
+
+/// Whether a source shows a directory of another one. NFS prints the path of what is mounted, also where that is bound
+/// (`nfs_show_devname`): `nas:/export/volume` for a bind of a directory of `nas:/export`.
+pub fn contains(source: &OsStr, other: &OsStr) -> bool {
+    let (source, other) = (source.as_bytes(), other.as_bytes());
+    let outer = source.strip_suffix(b"/").unwrap_or(source);
+    source == other || other.strip_prefix(outer).is_some_and(|rest| rest.starts_with(b"/"))
 }
 
 fn pool(mounts: &[&MountEntry], kind: &Filesystem, policy: &Policy, clusters: &Clusters) -> Option<Pool> {
@@ -224,6 +248,7 @@ fn pool(mounts: &[&MountEntry], kind: &Filesystem, policy: &Policy, clusters: &C
         dev: primary.dev(),
         head: mounts[0].mount_id,
         shared: false,
+        mounts: mounts.iter().map(|entry| entry.mount_id).collect(),
         pool_id: identity.pool_id(kind, clusters),
         name: identity.name(),
         fs_type: primary.fs_type.clone(),

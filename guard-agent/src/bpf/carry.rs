@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use guard_common::{CarriedKey, Counter, Meta, PoolCounters, PoolEntry, PoolKey};
+use guard_common::{CarriedKey, Config, Counter, Meta, PoolCounters, PoolEntry, PoolKey};
 
 use super::foreign::{Estate, Totals};
 use super::maps::{MapAccessError, Maps, Write};
@@ -18,7 +18,9 @@ impl Maps {
         self.actor_executables.clear()?;
         self.leases.clear()?;
         self.clear_magics()?;
-        self.config.write(guard_common::Config::default())
+        // What may still look at these maps keeps answers by this number: it never comes back.
+        let generation = (self.config.read()?.generation | 1).wrapping_add(1);
+        self.config.write(Config { generation, ..Config::default() })
     }
 
     /// Takes over what enforcement depends on. Nothing may be attached to these maps yet.

@@ -97,3 +97,36 @@ fn a_mountpoint_that_is_not_utf8_is_a_pool() {
     let snapshot = Snapshot::parse(b"1 0 0:1 / /var/lib/incus/\xff rw - ceph m:/a rw\n");
     assert_eq!(classify(&snapshot, &policy(), &Clusters::default()).pools[0].name, "a");
 }
+
+#[test]
+fn exports_that_share_a_superblock_are_told_apart_and_their_directories_are_not() {
+    let nfs = |id: u32, place: &str, source: &str| format!("{id} 31 0:50 / {place} rw - nfs4 {source} rw,addr=10.0.0.9");
+    let lines = [
+        nfs(70, "/home", "nas:/export/home"),
+        nfs(71, "/var/lib/incus/one", "nas:/export/one/"),
+        nfs(72, "/var/lib/incus/two", "nas:/export/two"),
+        // Binds of directories: of a pool, of the home directory, and of a name that only begins alike.
+        nfs(73, "/srv/volume", "nas:/export/one/volume"),
+        nfs(74, "/srv/me", "nas:/export/home/me"),
+        nfs(75, "/srv/other", "nas:/export/twofold"),
+    ];
+    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    let found = table(&lines);
+    let mounts: Vec<Vec<u32>> = found.pools.iter().map(|pool| pool.mounts.iter().copied().collect()).collect();
+    assert_eq!(mounts, [vec![71, 73], vec![72]]);
+    assert!(found.pools.iter().all(|pool| pool.shared && !pool.visitor), "{:?}", found.pools);
+    let outside: Vec<u32> = found.outsiders.iter().map(|outsider| outsider.head).collect();
+    assert_eq!(outside, [70, 74, 75]);
+    let own = PoolKey { dev: 50, mount: 71 };
+    assert_eq!(found.pool(own).map(|pool| pool.head), Some(71));
+    assert!(found.pool(PoolKey::superblock(50)).is_none());
+
+    // Alone, or with none but its own directories, it has the superblock for itself.
+    let found = table(&[lines[1], lines[3]]);
+    assert!(!found.pools[0].shared && found.pools[0].mountpoints.len() == 2, "{:?}", found.pools);
+    assert!(found.pool(PoolKey::superblock(50)).is_some());
+
+    // A directory of what was mounted elsewhere before.
+    let found = table(&[&nfs(70, "/mnt", "nas:/export"), &nfs(71, "/var/lib/incus/disk", "nas:/export/disk")]);
+    assert_eq!((found.pools.len(), found.outsiders.len()), (1, 1));
+}

@@ -162,6 +162,7 @@ fn detached(key: PoolKey, entry: &PoolEntry) -> Pool {
         dev: key.dev,
         head: key.mount,
         shared: key.is_part(),
+        mounts: BTreeSet::new(),
         pool_id: entry.pool_id,
         name: pool_id_text(entry.pool_id),
         fs_type: String::new(),

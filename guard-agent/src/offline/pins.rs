@@ -18,6 +18,7 @@ use crate::control::report::{AnsweredBy, PoolCountersReport, PoolReport};
 use crate::events::{BootOffset, Name, Stamp};
 use crate::fanotify;
 use crate::mounts::{self, Snapshot};
+use crate::classify;
 use crate::plan;
 
 const SECOND: u64 = 1_000_000_000;
@@ -106,8 +107,8 @@ fn mount_table() -> Result<Snapshot, Why> {
     mounts::read(&table).map_err(Why::io(path))
 }
 
-/// One entry of the map. Its place is all mounts of the superblock; of a part, those with the source of the mount that
-/// stands for it.
+/// One entry of the map. Its place is all mounts of the superblock; of a part, those that show something of what the mount
+/// does that stands for it.
 fn pool(
     key: PoolKey,
     entry: &PoolEntry,
@@ -118,7 +119,9 @@ fn pool(
 ) -> PoolReport {
     let source = mounts.mount(key.mount).map(|head| &head.source);
     let places = mounts.entries().iter().filter(|mount| mount.dev() == key.dev);
-    let places: Vec<_> = places.filter(|mount| !key.is_part() || Some(&mount.source) == source).collect();
+    let places: Vec<_> = places
+        .filter(|mount| !key.is_part() || source.is_some_and(|source| classify::contains(source, &mount.source)))
+        .collect();
     // A mode that nobody knows is decided as sealed, and a release that is over too.
     let mode = Mode::from_u32(entry.mode).unwrap_or(Mode::Sealed);
     let left = entry.expires_boot_ns.checked_sub(now_boot_ns).filter(|left| *left > 0);
