@@ -4,22 +4,21 @@
 //! another; the answer then reaches nobody.) Nothing here reads the process's memory or a path of a pool, which
 //! could block.
 //!
-//! Where it is and what it runs is read anew for each answer, and so is each entry of a map: a process may move to
-//! another cgroup, execute another program, and policy may change at any time. Kept is what cannot change: when a process
-//! began ([`Life`]), and the cgroups above one. Cgroups of version 2 cannot be renamed, none goes before those
-//! below it, and none has the id of an earlier one.
+//! Where it is and what it runs is read anew for each answer: a process may move to another cgroup, execute another
+//! program, and policy may change at any time. Kept is when a process began ([`Life`]), which cannot change, and what is
+//! proven unchanged each time that it is used ([`Cgroups`]).
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use guard_common::{CgroupKey, ExecutableKey, LeaseKey, Mode, PoolEntry};
+use guard_common::{ExecutableKey, Mode, PoolEntry};
 
+use super::cgroups::{Cgroup, Cgroups, Said};
 use super::decide::Asker;
 use super::kept::{Descriptions, Life, Processes};
 use crate::bpf::{MapAccessError, Maps};
@@ -27,8 +26,8 @@ use crate::events::process::stat_field;
 use crate::mounts::Snapshot;
 use crate::roots;
 
-/// Of so many cgroups it is known which are above them.
-const LINEAGES: usize = 256;
+/// How often a process is looked for that moves from cgroup to cgroup.
+const TRIES: u32 = 8;
 
 /// A process, as records need it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -83,9 +82,9 @@ impl Process {
 }
 
 /// The cgroup of version 2 in `/proc/PID/cgroup`.
-pub fn cgroup_of(text: &[u8]) -> Option<PathBuf> {
+pub fn cgroup_of(text: &[u8]) -> Option<&Path> {
     let path = text.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"0::"))?;
-    Some(OsStr::from_bytes(path).into())
+    Some(Path::new(OsStr::from_bytes(path)))
 }
 
 /// Looks processes up, and compares them with what policy names.
@@ -93,10 +92,7 @@ pub fn cgroup_of(text: &[u8]) -> Option<PathBuf> {
 pub struct Identities {
     /// The mounts of the host's namespace, of which executables are told.
     host: Snapshot,
-    /// Where cgroups of version 2 are. Without such a hierarchy nothing can have been named by one.
-    cgroups: Option<PathBuf>,
-    /// By its id, a cgroup and all above it.
-    lineages: HashMap<u64, Vec<u64>>,
+    cgroups: Cgroups,
     processes: Processes,
     descriptions: Descriptions,
 }
@@ -105,8 +101,7 @@ impl Default for Identities {
     fn default() -> Self {
         Self {
             host: Snapshot::default(),
-            cgroups: None,
-            lineages: HashMap::new(),
+            cgroups: Cgroups::default(),
             processes: Processes::new(Path::new("/proc")),
             descriptions: Descriptions::default(),
         }
@@ -117,7 +112,7 @@ impl Identities {
     /// Reads the mount table anew.
     pub fn refresh(&mut self) -> io::Result<()> {
         self.host = Snapshot::parse(&fs::read("/proc/self/mountinfo")?);
-        self.cgroups = roots::cgroup_directory("/", &self.host);
+        self.cgroups.set_top(roots::cgroup_directory("/", &self.host));
         Ok(())
     }
 
@@ -131,26 +126,6 @@ impl Identities {
         self.processes.life(tgid)
     }
 
-    /// Ids of a cgroup and all above it.
-    fn lineage(&mut self, cgroup: Option<&Path>) -> io::Result<&[u64]> {
-        let Some((top, cgroup)) = self.cgroups.as_ref().zip(cgroup) else { return Ok(&[]) };
-        let relative = cgroup.strip_prefix("/").unwrap_or(cgroup);
-        let id = |part: &Path| fs::metadata(top.join(part)).map(|directory| directory.ino());
-        let own = id(relative)?;
-        if !self.lineages.contains_key(&own) {
-            let lineage = relative.ancestors().map(id).collect::<io::Result<Vec<u64>>>()?;
-            // It was there all the while, and with it those above it.
-            if lineage.first() != Some(&own) || id(relative)? != own {
-                return Err(io::Error::other("the process's cgroup was replaced while it was looked at"));
-            }
-            if self.lineages.len() >= LINEAGES {
-                self.lineages.clear();
-            }
-            self.lineages.insert(own, lineage);
-        }
-        Ok(&self.lineages[&own])
-    }
-
     /// What a process may do in a pool, and the id of its cgroup.
     pub fn ask(
         &mut self,
@@ -160,29 +135,22 @@ impl Identities {
         now_boot_ns: u64,
         tgid: u32,
     ) -> Result<(Asker, u64), AskError> {
-        let cgroup = self.processes.cgroup(tgid)?;
-        let lineage = self.lineage(cgroup.as_deref())?;
-        let own = lineage.first().copied().unwrap_or(0);
-        let mut combined = 0;
-        let mut asker = Asker::default();
-        for &cgroup_id in lineage {
-            let key = CgroupKey { cgroup_id, actor_set: entry.actor_set, reserved: 0 };
-            if let Some(mask) = maps.actor_cgroups.get(&key)? {
-                asker.actor |= mask.alone != 0;
-                combined |= mask.combined;
+        let (said, lease, own) = match cgroup(&mut self.processes, &mut self.cgroups, tgid)? {
+            None => (Said::default(), false, 0),
+            Some(cgroup) => {
+                let config = maps.config.read()?;
+                let said = cgroup.said(maps, &config, entry.actor_set)?;
+                (said, cgroup.has_lease(maps, &config, dev, entry, now_boot_ns)?, cgroup.id())
             }
-            let lease = maps.leases.get(&LeaseKey { cgroup_id, dev, reserved: 0 })?;
-            asker.lease |= lease.is_some_and(|lease| {
-                lease.generation == entry.generation && now_boot_ns < lease.expires_boot_ns
-            });
-        }
+        };
+        let mut asker = Asker { actor: said.alone, lease, ..Asker::default() };
         // A lease, and an actor unless the mode lets none delete, is allowed whatever else it is.
         if asker.lease || asker.actor && Mode::from_u32(entry.mode) != Some(Mode::Held) {
             return Ok((asker, own));
         }
         asker.kernel_thread = self.processes.life(tgid)?.kernel_thread;
-        asker.actor |=
-            !asker.kernel_thread && self.is_actor_by_executable(maps, entry.actor_set, combined, tgid)?;
+        asker.actor |= !asker.kernel_thread
+            && self.is_actor_by_executable(maps, entry.actor_set, said.combined, tgid)?;
         Ok((asker, own))
     }
 
@@ -209,6 +177,26 @@ impl Identities {
         // Only for those that are actors in all likelihood: another namespace's table is read each time.
         let table = Snapshot::parse(&fs::read(format!("/proc/{tgid}/mountinfo"))?);
         Ok(table.mount(mount_id).is_some_and(|mount| named.any(|(key, _)| key.dev == mount.dev())))
+    }
+}
+
+/// The cgroup of version 2 that a process is in; `None` if it is in none.
+///
+/// It says where it is after its cgroup was learnt and before that is found to be there still: so it was there.
+fn cgroup<'c>(
+    processes: &mut Processes,
+    cgroups: &'c mut Cgroups,
+    tgid: u32,
+) -> io::Result<Option<&'c mut Cgroup>> {
+    let mut tries = 0..TRIES;
+    loop {
+        let path = processes.cgroup(tgid)?;
+        let Some(path) = path.filter(|_| cgroups.is_there()) else { return Ok(None) };
+        if let Some(index) = cgroups.find(path) {
+            return Ok(Some(cgroups.found(index)));
+        }
+        tries.next().ok_or_else(|| io::Error::other("the process changes its cgroup all the time"))?;
+        cgroups.learn(path)?;
     }
 }
 
@@ -262,8 +250,8 @@ mod tests {
     #[test]
     fn a_cgroup_of_version_2_is_found_among_others() {
         let cgroup = cgroup_of(b"1:cpu:/x\n0::/system.slice/incus.service\n");
-        assert_eq!(cgroup.as_deref(), Some(Path::new("/system.slice/incus.service")));
-        assert_eq!(cgroup_of(b"0::/\n").as_deref(), Some(Path::new("/")));
+        assert_eq!(cgroup, Some(Path::new("/system.slice/incus.service")));
+        assert_eq!(cgroup_of(b"0::/\n"), Some(Path::new("/")));
         assert_eq!((cgroup_of(b"1:cpu:/0::/x\n"), cgroup_of(b"")), (None, None));
     }
 
@@ -281,27 +269,5 @@ mod tests {
     fn this_process_is_found() {
         let process = Process::read(Path::new("/proc"), std::process::id()).unwrap();
         assert_eq!(process.uid, nix::unistd::getuid().as_raw());
-    }
-
-    #[test]
-    fn a_cgroup_that_is_made_anew_has_other_ids() {
-        let top = tempfile::tempdir().unwrap();
-        let mut identities = Identities { cgroups: Some(top.path().to_owned()), ..Identities::default() };
-        let ino = |path: &str| fs::metadata(top.path().join(path)).unwrap().ino();
-        let make = || fs::create_dir_all(top.path().join("a/b")).unwrap();
-        make();
-        let cgroup = Some(Path::new("/a/b"));
-        let first = [ino("a/b"), ino("a"), ino("")];
-        for _ in 0..2 {
-            assert_eq!(identities.lineage(cgroup).unwrap(), first);
-        }
-        fs::rename(top.path().join("a"), top.path().join("old")).unwrap();
-        assert!(identities.lineage(cgroup).is_err(), "there is no such cgroup");
-        make();
-        let second = identities.lineage(cgroup).unwrap();
-        assert_eq!(second, [ino("a/b"), ino("a"), ino("")]);
-        assert_ne!(second[..2], first[..2]);
-        assert_eq!(identities.lineage(Some(Path::new("/"))).unwrap(), [ino("")]);
-        assert!(identities.lineage(None).unwrap().is_empty());
     }
 }

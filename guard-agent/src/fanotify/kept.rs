@@ -14,7 +14,6 @@ use nix::sys::stat::Mode;
 
 use super::identity::cgroup_of;
 use crate::events::process::{start_boot_ns, stat_field};
-use crate::roots;
 
 /// So many processes' files stay open; with one more all are closed, and opened as they are asked for.
 const PROCESSES: usize = 64;
@@ -85,18 +84,21 @@ impl Processes {
 
     /// The cgroup of version 2 that a process is in, as `/proc/PID/cgroup` names it; `None` if it is in none. First of
     /// all questions about a process: from here on its number stands for this very process.
-    pub fn cgroup(&mut self, tgid: u32) -> io::Result<Option<PathBuf>> {
+    pub fn cgroup(&mut self, tgid: u32) -> io::Result<Option<&Path>> {
         let kept = self.files.get(&tgid).and_then(|files| files.cgroup.as_ref());
-        if let Some(Ok(text)) = kept.map(|file| read(file, &mut self.buffer)) {
-            return Ok(cgroup_of(text));
-        }
-        // It asks for the first time, or has the number of one that has ended.
-        if self.files.len() >= PROCESSES {
-            self.files.clear();
-        }
-        self.files.insert(tgid, Files::open(&self.proc_root, tgid)?);
-        let Some(file) = &self.files[&tgid].cgroup else { return Ok(None) };
-        Ok(cgroup_of(read(file, &mut self.buffer)?))
+        let length = match kept.map(|file| read(file, &mut self.buffer)) {
+            Some(Ok(length)) => length,
+            // It asks for the first time, or has the number of one that has ended.
+            Some(Err(_)) | None => {
+                if self.files.len() >= PROCESSES {
+                    self.files.clear();
+                }
+                self.files.insert(tgid, Files::open(&self.proc_root, tgid)?);
+                let Some(file) = &self.files[&tgid].cgroup else { return Ok(None) };
+                read(file, &mut self.buffer)?
+            }
+        };
+        Ok(cgroup_of(&self.buffer[..length]))
     }
 
     /// When it began, and as what.
@@ -106,8 +108,9 @@ impl Processes {
             return Ok(life);
         }
         let stat = files.file("stat", OFlag::O_RDONLY)?.ok_or(io::ErrorKind::NotFound)?;
-        let text = read(&File::from(stat), &mut self.buffer)?;
-        let life = Life::parse(text).ok_or_else(|| io::Error::other("/proc/PID/stat is not understood"))?;
+        let length = read(&File::from(stat), &mut self.buffer)?;
+        let life = Life::parse(&self.buffer[..length])
+            .ok_or_else(|| io::Error::other("/proc/PID/stat is not understood"))?;
         files.life = (!life.kernel_thread).then_some(life);
         Ok(life)
     }
@@ -140,7 +143,7 @@ impl Descriptions {
         let number = descriptor.as_fd().as_raw_fd();
         let open = || File::open(format!("/proc/thread-self/fdinfo/{number}"));
         let place = usize::try_from(number).unwrap_or(usize::MAX);
-        let text = if place < DESCRIPTORS {
+        let length = if place < DESCRIPTORS {
             if self.files.len() <= place {
                 self.files.resize_with(place + 1, || None);
             }
@@ -152,17 +155,37 @@ impl Descriptions {
         } else {
             read(&open()?, &mut self.buffer)?
         };
-        let found = std::str::from_utf8(text).ok().and_then(roots::parse_fdinfo);
-        found.ok_or_else(|| io::Error::other("fdinfo has no mnt_id and ino"))
+        described(&self.buffer[..length]).ok_or_else(|| io::Error::other("fdinfo has no mnt_id and ino"))
     }
 }
 
-/// Reads all of a file that procfs makes up anew when it is read from its start.
-fn read<'b>(file: &File, buffer: &'b mut Vec<u8>) -> io::Result<&'b [u8]> {
+/// Mount id and inode in the text of a file in `fdinfo`.
+fn described(text: &[u8]) -> Option<(u32, u64)> {
+    let (mut mount_id, mut ino) = (None, None);
+    for line in text.split(|byte| *byte == b'\n') {
+        if let Some(number) = line.strip_prefix(b"mnt_id:") {
+            mount_id = Some(decimal(number)?.try_into().ok()?);
+        } else if let Some(number) = line.strip_prefix(b"ino:") {
+            ino = Some(decimal(number)?);
+        }
+    }
+    mount_id.zip(ino)
+}
+
+/// A number behind blanks, with nothing else.
+fn decimal(text: &[u8]) -> Option<u64> {
+    let text = text.trim_ascii_start();
+    let digit = |byte: &u8| byte.is_ascii_digit().then(|| u64::from(byte - b'0'));
+    let add = |number: u64, byte| number.checked_mul(10)?.checked_add(digit(byte)?);
+    if text.is_empty() { None } else { text.iter().try_fold(0, add) }
+}
+
+/// Reads all of a file that procfs makes up anew when it is read from its start; returns its length.
+fn read(file: &File, buffer: &mut Vec<u8>) -> io::Result<usize> {
     loop {
         let count = file.read_at(buffer, 0)?;
         if count < buffer.len() {
-            return Ok(&buffer[..count]);
+            return Ok(count);
         }
         buffer.resize(2 * buffer.len(), 0);
     }
@@ -183,7 +206,8 @@ mod tests {
     #[test]
     fn a_process_is_asked_again_and_again() {
         let (mut processes, own) = (Processes::new(Path::new("/proc")), std::process::id());
-        let expected = cgroup_of(&fs::read("/proc/self/cgroup").unwrap());
+        let text = fs::read("/proc/self/cgroup").unwrap();
+        let expected = cgroup_of(&text);
         for _ in 0..3 {
             assert_eq!(processes.cgroup(own).unwrap(), expected);
             let life = processes.life(own).unwrap();
@@ -248,7 +272,7 @@ mod tests {
             let directory = proc_root.path().join(tgid.to_string());
             fs::create_dir(&directory).unwrap();
             fs::write(directory.join("cgroup"), format!("0::/c{tgid}\n")).unwrap();
-            assert_eq!(processes.cgroup(tgid).unwrap(), Some(format!("/c{tgid}").into()));
+            assert_eq!(processes.cgroup(tgid).unwrap(), Some(Path::new(&format!("/c{tgid}"))));
         }
         assert_eq!(processes.files.len(), 1);
         assert!(processes.cgroup(9999).is_err(), "there is no such process");
@@ -270,13 +294,32 @@ mod tests {
     }
 
     #[test]
+    fn the_text_of_a_descriptor_is_understood_or_refused() {
+        let max = u64::MAX;
+        for (text, expected) in [
+            ("pos:\t0\nflags:\t012300000\nmnt_id:\t29\nino:\t1234567890123\n", Some((29, 1_234_567_890_123))),
+            (&format!("ino:\t{max}\nmnt_id:\t{}\n", u32::MAX), Some((u32::MAX, max))),
+            (&format!("ino:\t{max}0\nmnt_id:\t1\n"), None),
+            ("mnt_id:\t4294967296\nino:\t1\n", None),
+            ("mnt_id:\t29\n", None),
+            ("ino:\t7\n", None),
+            ("mnt_id:\t\nino:\t7\n", None),
+            ("mnt_id:\t-1\nino:\t7\n", None),
+            ("mnt_id:\t1 2\nino:\t7\n", None),
+            ("", None),
+        ] {
+            assert_eq!(described(text.as_bytes()), expected, "{text}");
+        }
+    }
+
+    #[test]
     fn what_is_longer_than_the_buffer_is_read_whole() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("long");
         for length in [0, 3, 4, 5, 100] {
             fs::write(&path, vec![b'x'; length]).unwrap();
             let mut buffer = vec![0; 4];
-            assert_eq!(read(&File::open(&path).unwrap(), &mut buffer).unwrap().len(), length);
+            assert_eq!(read(&File::open(&path).unwrap(), &mut buffer).unwrap(), length);
         }
     }
 }

@@ -12,7 +12,7 @@
 //! releases, leases, counters and incidents mean the same. A recursive deletion must list directories, and is refused
 //! there; a sealed pool's mounts in the host's namespace refuse every change. What that leaves open: `posture::gaps`.
 //!
-//! `decide`, `order`, `event` and `deletion` are pure; `identity` reads `/proc` (by `kept` files); `marks` has the system calls; `responder` is
+//! `decide`, `order`, `event` and `deletion` are pure; `identity` reads `/proc` (by `kept` files) and `cgroups`; `marks` has the system calls; `responder` is
 //! the process, `carry_out` its hands, `witness` its eyes for what it could not stop, `attached` (by `statmount`) those
 //! for new mounts, `ledger` what it writes down; `engine` is the agent's side, with `child` (the process as it sees
 //! it), `seals` and `canary`.
@@ -20,6 +20,7 @@
 mod attached;
 mod canary;
 mod carry_out;
+mod cgroups;
 mod child;
 pub mod decide;
 pub mod deletion;
