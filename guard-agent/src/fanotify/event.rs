@@ -9,6 +9,8 @@ pub const METADATA: usize = size_of::<libc::fanotify_event_metadata>();
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head<'a> {
     pub mask: u64,
+    /// What is asked about, opened for whoever reads the event; -1 where nothing is asked.
+    pub fd: i32,
     /// The process; not a positive number if it cannot be named.
     pub pid: i32,
     /// The information records behind the metadata.
@@ -23,7 +25,8 @@ pub fn first(bytes: &[u8]) -> Option<(Head<'_>, &[u8])> {
     }
     let (event, rest) = bytes.split_at_checked(length)?;
     let records = event.get(usize::from(u16_at(event, 6)?)..)?;
-    Some((Head { mask: u64_at(event, 8)?, pid: i32_at(event, 20)?, records }, rest))
+    let head = Head { mask: u64_at(event, 8)?, fd: i32_at(event, 16)?, pid: i32_at(event, 20)?, records };
+    Some((head, rest))
 }
 
 /// Numbers in the order of this machine's bytes; `None` beyond the end.
@@ -64,9 +67,9 @@ pub(super) mod tests {
     fn events_are_taken_one_by_one() {
         let both = [event(libc::FAN_DELETE, 42, &[1, 2, 3]), event(libc::FAN_Q_OVERFLOW, -1, &[])].concat();
         let (head, rest) = first(&both).unwrap();
-        assert_eq!(head, Head { mask: libc::FAN_DELETE, pid: 42, records: &[1, 2, 3] });
+        assert_eq!(head, Head { mask: libc::FAN_DELETE, fd: -1, pid: 42, records: &[1, 2, 3] });
         let (head, rest) = first(rest).unwrap();
-        assert_eq!(head, Head { mask: libc::FAN_Q_OVERFLOW, pid: -1, records: &[] });
+        assert_eq!(head, Head { mask: libc::FAN_Q_OVERFLOW, fd: -1, pid: -1, records: &[] });
         assert_eq!(first(rest), None);
     }
 

@@ -16,6 +16,7 @@ use guard_common::{
 
 use super::decide::Outcome;
 use super::identity::{Process, mount_namespace};
+use super::tally::{Counted, Tally};
 use crate::bpf::maps::Write;
 use crate::bpf::{MapAccessError, Maps};
 
@@ -84,16 +85,16 @@ impl Ledger {
         if (outcome.verdict, outcome.reason) == (Verdict::Denied, Reason::ReadError) {
             maps.count(Counter::ErrorReadClosed, 1)?;
         }
-        maps.count(outcome.counter(), 1)?;
-        if let Some(mut counters) = maps.pool_counters.get(&entry.generation)? {
-            match outcome.verdict {
-                Verdict::Denied => counters.denied += 1,
-                Verdict::WouldDeny => counters.would_deny += 1,
-                Verdict::Allowed => counters.allowed += 1,
-            }
-            maps.pool_counters.write(entry.generation, counters, Write::Update)?;
-        }
+        count(maps, outcome, entry.generation, 1)?;
         if outcome.counter().is_audited() { self.audit(maps, answered) } else { Ok(()) }
+    }
+
+    /// Writes down what is only counted. What cannot be written is lost, as a single one would be.
+    pub fn settle(&self, maps: &mut Maps, tally: &mut Tally) {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        for Counted { outcome, generation, number } in tally.take() {
+            let _ = count(maps, outcome, generation, number);
+        }
     }
 
     fn audit(&self, maps: &mut Maps, answered: &Answered<'_>) -> Result<(), MapAccessError> {
@@ -172,6 +173,17 @@ impl Ledger {
             unsafe { std::slice::from_raw_parts((&raw const *record).cast::<u8>(), size_of::<Record>()) };
         nix::unistd::write(&self.records, bytes).is_ok()
     }
+}
+
+fn count(maps: &mut Maps, outcome: Outcome, generation: u64, number: u64) -> Result<(), MapAccessError> {
+    maps.count(outcome.counter(), number)?;
+    let Some(mut counters) = maps.pool_counters.get(&generation)? else { return Ok(()) };
+    match outcome.verdict {
+        Verdict::Denied => counters.denied += number,
+        Verdict::WouldDeny => counters.would_deny += number,
+        Verdict::Allowed => counters.allowed += number,
+    }
+    maps.pool_counters.write(generation, counters, Write::Update)
 }
 
 fn words(comm: [u8; 16]) -> [u64; 2] {

@@ -12,10 +12,10 @@
 //! releases, leases, counters and incidents mean the same. A recursive deletion must list directories, and is refused
 //! there; a sealed pool's mounts in the host's namespace refuse every change. What that leaves open: `posture::gaps`.
 //!
-//! `decide`, `order`, `event` and `deletion` are pure; `identity` reads `/proc` (by `kept` files) and `cgroups`; `marks` has the system calls; `responder` is
-//! the process, `carry_out` its hands, `witness` its eyes for what it could not stop, `attached` (by `statmount`) those
-//! for new mounts, `ledger` what it writes down; `engine` is the agent's side, with `child` (the process as it sees
-//! it), `seals` and `canary`.
+//! `decide`, `order`, `event`, `deletion` and `tally` are pure; `identity` reads `/proc` (by `kept` files) and `cgroups`;
+//! `marks` has the system calls; `responder` is the process, `carry_out` its hands, `witness` its eyes for what it could
+//! not stop, `attached` (by `statmount`) those for new mounts, `ledger` what it writes down, at once or from a `tally`;
+//! `engine` is the agent's side, with `child` (the process as it sees it), `seals` and `canary`.
 
 mod attached;
 mod canary;
@@ -35,6 +35,7 @@ pub mod responder;
 mod seals;
 mod statmount;
 mod succession;
+mod tally;
 mod witness;
 
 pub use canary::try_marks;

@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,17 +22,20 @@ use std::{fs, panic, thread};
 use guard_common::policy::{POOL_CANARY, POOL_NO_ALIAS, POOL_OUTSIDE, POOL_PARTS};
 use guard_common::{Hook, Operation, PoolEntry, Verdict};
 use nix::errno::Errno;
+use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::fanotify::{Fanotify, FanotifyEvent, FanotifyResponse, MaskFlags, Response};
+use nix::sys::fanotify::{Fanotify, FanotifyResponse, Response};
 use thiserror::Error;
 
 use super::attached;
 use super::carry_out::carry_out_all;
 use super::decide::{self, Outcome as Decided};
+use super::event::{self, Head};
 use super::identity::{Identities, Process};
 use super::ledger::{Answered, Ledger, incident};
 use super::marks;
 use super::order::{Line, Order, Reply, Wanted};
+use super::tally::Tally;
 use super::witness::{Told, Witness};
 use crate::bpf::{MapAccessError, Maps};
 use crate::events::clock;
@@ -41,6 +44,10 @@ use crate::events::clock;
 pub const COMM: &str = "guard-answer";
 /// An answer that takes longer will not come: the process ends, and the kernel allows what waits.
 pub const BOUND: Duration = Duration::from_secs(5);
+/// Without a question for so long, what was only counted is written down.
+const PAUSE: Duration = Duration::from_millis(5);
+/// Bytes of a read.
+const BUFFER: usize = 4096;
 /// Between two looks at the answering thread.
 const BEAT: Duration = Duration::from_millis(500);
 
@@ -81,6 +88,8 @@ pub(super) struct Shared {
     /// Grows with each order: the mount table may be another one.
     pub orders: AtomicU64,
     start: Instant,
+    /// The number of this process: asking for it is a system call.
+    own: u32,
 }
 
 #[derive(Clone)]
@@ -124,6 +133,7 @@ pub fn run(args: &AnswerArgs) -> Result<(), ResponderError> {
         busy_since: AtomicU64::new(0),
         orders: AtomicU64::new(0),
         start: Instant::now(),
+        own: std::process::id(),
     });
     let records = io::stdout().as_fd().try_clone_to_owned().map_err(failed("take the pipe for records"))?;
     let agent = io::stdin().as_fd().try_clone_to_owned().map_err(failed("take the agent's socket"))?;
@@ -159,9 +169,12 @@ fn end_on_panic() {
 /// The answering thread.
 fn answer_all(shared: &Shared, maps: &mut Maps, ledger: &Ledger) -> Result<(), ResponderError> {
     let mut identities = Identities::default();
+    let mut tally = Tally::default();
+    let mut buffer = [0; BUFFER];
     let mut seen = u64::MAX;
     loop {
-        wait(shared.group.as_fd(), None).map_err(failed("wait for questions"))?;
+        let pause = (!tally.is_empty()).then_some(PAUSE);
+        let is_asked = wait(shared.group.as_fd(), pause).map_err(failed("wait for questions"))?;
         shared.busy_since.store(shared.milliseconds(), Ordering::SeqCst);
         let orders = shared.orders.load(Ordering::SeqCst);
         if orders != seen && identities.refresh().is_ok() {
@@ -169,9 +182,17 @@ fn answer_all(shared: &Shared, maps: &mut Maps, ledger: &Ledger) -> Result<(), R
         }
         // Reading opens each directory that is asked about: here a pool whose servers are gone may block. One that
         // cannot be opened is denied by the kernel, and told as an error here.
-        for event in shared.group.read_events().unwrap_or_default() {
+        let length = if is_asked { nix::unistd::read(&shared.group, &mut buffer).unwrap_or(0) } else { 0 };
+        let mut events = &buffer[..length];
+        while !events.is_empty() {
+            let understood = event::first(events).ok_or(Errno::EPROTO);
+            let (head, rest) = understood.map_err(failed("understand a question"))?;
             shared.busy_since.store(shared.milliseconds(), Ordering::SeqCst);
-            answer(shared, maps, ledger, &mut identities, event)?;
+            answer(shared, maps, ledger, &mut tally, &mut identities, &head)?;
+            events = rest;
+        }
+        if !is_asked || tally.is_full() {
+            ledger.settle(maps, &mut tally);
         }
         shared.busy_since.store(0, Ordering::SeqCst);
     }
@@ -181,20 +202,27 @@ fn answer(
     shared: &Shared,
     maps: &mut Maps,
     ledger: &Ledger,
+    tally: &mut Tally,
     identities: &mut Identities,
-    event: FanotifyEvent,
+    head: &Head<'_>,
 ) -> Result<(), ResponderError> {
-    let Some(fd) = event.fd() else { return Ok(()) };
+    if head.fd < 0 {
+        // Nothing is asked.
+        return Ok(());
+    }
+    // SAFETY: the kernel has opened it for this event, and nobody else owns it.
+    let directory = unsafe { OwnedFd::from_raw_fd(head.fd) };
+    let fd = directory.as_fd();
     let respond = |response| match shared.group.write_response(FanotifyResponse::new(fd, response)) {
         // Who asked was killed meanwhile.
         Ok(()) | Err(Errno::ENOENT) => Ok(()),
         Err(errno) => Err(failed("answer")(errno)),
     };
     // First of all: it must never wait for itself.
-    if u32::try_from(event.pid()) == Ok(std::process::id()) {
+    if u32::try_from(head.pid) == Ok(shared.own) {
         return respond(Response::FAN_ALLOW);
     }
-    let Some(question) = Question::of(shared, maps, identities, &event, fd) else {
+    let Some(question) = Question::of(shared, maps, identities, head, fd) else {
         // No mount or superblock of ours: the mark is about to go.
         return respond(Response::FAN_ALLOW);
     };
@@ -209,7 +237,11 @@ fn answer(
     let denied = outcome.verdict == Verdict::Denied;
     respond(if denied { Response::FAN_DENY } else { Response::FAN_ALLOW })?;
     // It may unmount at once what this descriptor would hold.
-    drop(event);
+    drop(directory);
+    if !outcome.counter().is_audited() {
+        tally.add(outcome, question.entry.generation);
+        return Ok(());
+    }
     let answered = Answered {
         outcome,
         hook: question.hook,
@@ -246,7 +278,7 @@ impl Question {
         shared: &Shared,
         maps: &Maps,
         identities: &mut Identities,
-        event: &FanotifyEvent,
+        head: &Head<'_>,
         fd: BorrowedFd<'_>,
     ) -> Option<Self> {
         let (mount_id, ino) = identities.described(&fd).ok()?;
@@ -255,12 +287,8 @@ impl Question {
         Some(Self {
             mark,
             entry,
-            hook: if event.mask().contains(MaskFlags::FAN_OPEN_PERM) {
-                Hook::FanotifyOpen
-            } else {
-                Hook::FanotifyList
-            },
-            tgid: u32::try_from(event.pid()).unwrap_or(0),
+            hook: if head.mask & libc::FAN_OPEN_PERM != 0 { Hook::FanotifyOpen } else { Hook::FanotifyList },
+            tgid: u32::try_from(head.pid).unwrap_or(0),
             ino,
             // Without a clock every release is over.
             now_boot_ns: clock::boot_ns().unwrap_or(u64::MAX),
