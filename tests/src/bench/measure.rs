@@ -51,9 +51,11 @@ pub fn lowest_unlinks(directory: &Path, files: usize) -> Result<Cost> {
     lowest(|| unlinks(directory, files, May::Delete))
 }
 
+/// Runs of a case that can be repeated.
+pub const RUNS: usize = 3;
+
 /// The lowest of some runs: what else the machine did meanwhile only adds.
 pub fn lowest(run: impl Fn() -> Result<Cost>) -> Result<Cost> {
-    const RUNS: usize = 3;
     let mut runs = (0..RUNS).map(|_| run());
     let first = runs.next().context("there is no run")??;
     runs.try_fold(first, |lowest, run| Ok(lowest.lower_of(run?)))

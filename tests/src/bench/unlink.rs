@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use guard_common::Tier;
+use guard_common::{Counter, Tier};
 
 use super::measure::{
-    Cost, May, delete, is_loaded, listings, lowest, lowest_unlinks, make_files, measured, unlinks, unlinks_of,
+    Cost, May, RUNS, delete, is_loaded, listings, lowest, lowest_unlinks, make_files, measured, unlinks,
+    unlinks_of,
 };
 use super::peers::{AuditRule, Empty, Fanotify, Monitor, Profile};
 use super::results::Results;
@@ -36,6 +37,8 @@ const OTHER_KIND: &str = "nfs";
 /// How often a directory is listed, and how many names it has.
 const LISTINGS: usize = 100;
 const NAMES: usize = 10;
+/// What is asked about a listing of so few names: opening, and two reads, the second of which finds the end.
+const QUESTIONS: usize = 3;
 /// For the agent to take note of a change, on a machine that counts instructions.
 pub const SOON: Duration = Duration::from_secs(120);
 
@@ -215,7 +218,18 @@ impl Grounds {
             add("pool, allowed: not asked about", lowest_unlinks(pool, *files)?);
             made.push((name, pool, make_files(pool, *files)?));
         }
+        let maps = installation.maps()?;
+        let allowed =
+            || -> Result<u64> { Ok(maps.counters()?.get(&Counter::AllowedActor).copied().unwrap_or(0)) };
+        let before = allowed()?;
         as_actor(&actors(), || self.listed(results, &ours(tier, "pool, allowed as actor"), May::Delete))?;
+        // They are counted in the process that answers, and written down a little later.
+        let asked = (QUESTIONS * LISTINGS * RUNS * self.pools().count()) as u64;
+        wait::until("each question is counted", SOON, || {
+            let counted = allowed()? - before;
+            ensure!(counted <= asked, "{counted} answers are counted for {asked} questions");
+            Ok(counted == asked)
+        })?;
         self.listed(results, &ours(tier, "pool, denied, aggregated"), May::NotDelete)?;
         installation.write_policy(&policy(tier, KINDS, "sealed", FEW_RECORDED))?;
         for (name, pool, files) in made {
