@@ -71,6 +71,10 @@ fn each_kind() -> Result<()> {
     cluster::forget_member(n1, "old3")?;
 
     operator.leaves()?;
+    // It joins with its first address again.
+    for key in ["cluster.https_address", "core.https_address"] {
+        operator.line(&format!("incus config unset {key}"))?;
+    }
     let mounted = format!("grep {MOUNTPOINT} /proc/1/mountinfo");
     operator.kills_a_join("the pool is mounted", &mounted)?;
     let failure = Failure { what: "Incus killed in the join", state: "join-failed", ..Failure::default() };
