@@ -9,6 +9,7 @@
 pub mod checked;
 pub mod counter;
 pub mod description;
+pub mod kept;
 pub mod names;
 pub mod offsets;
 pub mod policy;

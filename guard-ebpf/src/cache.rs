@@ -9,27 +9,17 @@
 //! A slot is one processor's, but a program can be preempted there by another one, at any word. So a slot's last word is
 //! made of the others: half of one answer beside half of another is none. Where the kernel's numbers cannot be found the
 //! question is asked each time.
+//!
+//! Here are the reads and writes; the rules that they follow are `guard_common::kept`.
 
 use core::ptr;
 
 use aya_ebpf::maps::PerCpuArray;
-use guard_common::names::capacity;
+use guard_common::kept::Moment;
+pub use guard_common::kept::{Question, Slot, Subject};
 
 use crate::kernel::{self, fence};
 use crate::maps::config;
-
-/// Subject and answer, two words of validity, check word.
-pub type Slot = [u64; 4];
-
-const MULTIPLIER: u64 = 0x9E37_79B9_7F4A_7C15;
-
-/// The state of the world that an answer holds for.
-#[derive(Clone, Copy)]
-pub struct Moment {
-    /// Numbers of the kernel: mounts in the lower half, names in the upper. 0 for questions that do not hang on them.
-    tree: u64,
-    generation: u32,
-}
 
 /// Now, for a question about mounts.
 #[inline(always)]
@@ -48,63 +38,6 @@ fn generation() -> u32 {
     config!(generation)
 }
 
-impl Moment {
-    /// Whether nothing is changing.
-    #[inline(always)]
-    fn is_steady(self) -> bool {
-        const ODD: u64 = 1 | 1 << 32;
-        self.tree & ODD == 0 && self.generation & 1 == 0
-    }
-
-    #[inline(always)]
-    fn is(self, other: Self) -> bool {
-        self.tree == other.tree && self.generation == other.generation
-    }
-}
-
-/// Which question: part of what tells one answer from another.
-#[derive(Clone, Copy)]
-#[repr(u32)]
-pub enum Question {
-    /// Where a superblock without an entry belongs, by a mount.
-    Place = 1,
-    /// Whether a mount is a guest's.
-    View = 2,
-    /// What cgroups say.
-    Actor = 3,
-    /// Where a mount lies, whatever its superblock's other mounts are.
-    PlaceOfMount = 4,
-    /// Which part of its superblock a mount shows.
-    Part = 5,
-}
-
-/// The thing that a question is about: two numbers that tell it from every other one of the same moment.
-#[derive(Clone, Copy)]
-pub struct Subject {
-    pub first: u64,
-    pub second: u32,
-    pub question: Question,
-}
-
-impl Subject {
-    #[inline(always)]
-    fn slot(self) -> u32 {
-        let mixed = (self.first ^ self.question as u64).wrapping_mul(MULTIPLIER) >> 32;
-        (mixed as u32 ^ self.second) & (capacity::CACHE - 1)
-    }
-
-    #[inline(always)]
-    fn words(self, moment: Moment) -> (u64, u64) {
-        (moment.tree, u64::from(moment.generation) << 32 | u64::from(self.second))
-    }
-
-    #[inline(always)]
-    fn check(self, answer: u64, (second, third): (u64, u64)) -> u64 {
-        let first = (self.first ^ (self.question as u64) << 56).wrapping_mul(MULTIPLIER) ^ answer;
-        (first.wrapping_mul(MULTIPLIER) ^ second).wrapping_mul(MULTIPLIER) ^ third
-    }
-}
-
 /// The answer that is kept for a subject at a moment.
 #[inline(always)]
 pub fn find(cache: &PerCpuArray<Slot>, subject: Subject, moment: Moment) -> Option<u64> {
@@ -113,7 +46,7 @@ pub fn find(cache: &PerCpuArray<Slot>, subject: Subject, moment: Moment) -> Opti
     }
     let slot = cache.get_ptr(subject.slot())?.cast::<u64>();
     // SAFETY: points into a map's value, which lives as long as the program runs, and holds four words.
-    let [answer, second, third, check] = unsafe {
+    let words = unsafe {
         [
             ptr::read_volatile(slot),
             ptr::read_volatile(slot.add(1)),
@@ -121,8 +54,7 @@ pub fn find(cache: &PerCpuArray<Slot>, subject: Subject, moment: Moment) -> Opti
             ptr::read_volatile(slot.add(3)),
         ]
     };
-    let words = subject.words(moment);
-    ((second, third) == words && check == subject.check(answer, words)).then_some(answer)
+    subject.answer_in(words, moment)
 }
 
 /// Keeps an answer that was found since `before`, which must be the moment from before anything was looked at; `now` is
@@ -135,13 +67,13 @@ pub fn keep(cache: &PerCpuArray<Slot>, subject: Subject, before: Moment, now: fn
         return;
     }
     let Some(slot) = cache.get_ptr_mut(subject.slot()) else { return };
-    let words = subject.words(before);
+    let [answer, second, third, check] = subject.kept(answer, before);
     // SAFETY: as in `find`.
     unsafe {
         let slot = slot.cast::<u64>();
         ptr::write_volatile(slot, answer);
-        ptr::write_volatile(slot.add(1), words.0);
-        ptr::write_volatile(slot.add(2), words.1);
-        ptr::write_volatile(slot.add(3), subject.check(answer, words));
+        ptr::write_volatile(slot.add(1), second);
+        ptr::write_volatile(slot.add(2), third);
+        ptr::write_volatile(slot.add(3), check);
     }
 }

@@ -10,6 +10,8 @@ mod carry;
 pub mod description;
 pub mod fmod_ret;
 pub mod foreign;
+#[cfg(test)]
+mod kept_model;
 pub mod layouts;
 pub mod load;
 pub mod logs;
