@@ -1,6 +1,6 @@
 //! Processes that tests run beside themselves: this program again, under a hidden command.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 
@@ -16,6 +16,8 @@ use super::disguise;
 pub enum Peer {
     /// Unlinks one file so often; ends well if every time was denied
     Unlink { file: PathBuf, times: u64 },
+    /// Makes one file and unlinks it, so often; ends well if it was never denied
+    Replace { file: PathBuf, times: u64 },
     /// Answers like an Incus daemon, as it is told on standard input
     Incusd { socket: PathBuf },
     /// Reads the kernel's audit, with a rule about deletions, until standard input ends
@@ -30,6 +32,7 @@ impl Peer {
     pub fn run(&self) -> ExitCode {
         let result = match self {
             Self::Unlink { file, times } => unlink(file, *times),
+            Self::Replace { file, times } => replace(file, *times),
             Self::Incusd { socket } => super::incusd::serve(socket),
             Self::Auditd => super::auditd::serve(),
             Self::Obey => super::obedient::obey(),
@@ -56,6 +59,15 @@ fn unlink(file: &Path, times: u64) -> Result<()> {
     Ok(())
 }
 
+fn replace(file: &Path, times: u64) -> Result<()> {
+    for number in 0..times {
+        File::create(file).with_context(|| format!("make {}", file.display()))?;
+        let deleted = fs::remove_file(file);
+        deleted.with_context(|| format!("deletion {number} of {}, which had to pass", file.display()))?;
+    }
+    Ok(())
+}
+
 /// A running peer. It is killed when dropped.
 #[derive(Debug)]
 pub struct Running(Child);
@@ -64,8 +76,23 @@ impl Running {
     /// Unlinks `file` again and again; ends with an error when one attempt is not denied.
     pub fn unlinking(file: &Path, times: u64) -> Result<Self> {
         let program = std::env::current_exe().context("where is this program?")?;
+        Self::unlinking_by(&program, file, times)
+    }
+
+    /// The same by a copy of this program.
+    pub fn unlinking_by(program: &Path, file: &Path, times: u64) -> Result<Self> {
+        Self::start(program, "unlink", file, times)
+    }
+
+    /// A copy of this program that makes `file` and unlinks it again and again; ends with an error when it
+    /// is denied.
+    pub fn replacing_by(program: &Path, file: &Path, times: u64) -> Result<Self> {
+        Self::start(program, "replace", file, times)
+    }
+
+    fn start(program: &Path, what: &str, file: &Path, times: u64) -> Result<Self> {
         let mut command = Command::new(program);
-        command.args(["peer", "unlink"]).arg(file).arg(times.to_string()).stdin(Stdio::null());
+        command.args(["peer", what]).arg(file).arg(times.to_string()).stdin(Stdio::null());
         Ok(Self(command.spawn().context("start a peer")?))
     }
 

@@ -46,6 +46,7 @@ mod seal_cephfs;
 mod seal_standin;
 mod silent_standin;
 mod tier_standin;
+mod torn_standin;
 mod trouble_incus;
 mod unmount_standin;
 mod views_standin;
@@ -93,6 +94,7 @@ const STANDIN: &[&[Test]] = &[
     seal_standin::TESTS,
     journal_standin::TESTS,
     million_standin::TESTS,
+    torn_standin::TESTS,
     lab_standin::TESTS,
     workload_standin::TESTS,
 ];
