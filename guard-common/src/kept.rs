@@ -37,6 +37,12 @@ impl Moment {
     pub fn is(self, other: Self) -> bool {
         self.tree == other.tree && self.generation == other.generation
     }
+
+    /// Whether nothing was changing then, and nothing has changed since.
+    #[inline(always)]
+    pub fn lasts(self, now: Self) -> bool {
+        self.is_steady() && self.is(now)
+    }
 }
 
 /// Which question: part of what tells one answer from another.

@@ -63,7 +63,7 @@ pub fn find(cache: &PerCpuArray<Slot>, subject: Subject, moment: Moment) -> Opti
 pub fn keep(cache: &PerCpuArray<Slot>, subject: Subject, before: Moment, now: fn() -> Moment, answer: u64) {
     // What was looked at was read before this, and after `before`: see `fence`.
     fence();
-    if !before.is_steady() || !before.is(now()) {
+    if !before.lasts(now()) {
         return;
     }
     let Some(slot) = cache.get_ptr_mut(subject.slot()) else { return };

@@ -50,7 +50,11 @@ pub fn cgroups(actor_set: u32) -> Cgroups {
     if let Some(answer) = cache::find(&CGROUPS, subject, before) {
         return Cgroups(answer);
     }
-    let mask = actor_cgroup(actor_set);
+    let mut mask = actor_cgroup(actor_set);
+    // An entry that is being replaced may not be found (`pools::whole`): a stranger is only believed in quiet, or twice.
+    if mask != u64::MAX && !before.lasts(cache::maps()) {
+        mask |= actor_cgroup(actor_set);
+    }
     cache::keep(&CGROUPS, subject, before, cache::maps, mask);
     Cgroups(mask)
 }

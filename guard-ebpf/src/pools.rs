@@ -5,7 +5,7 @@ use core::ptr;
 
 use guard_common::{Checked, PoolEntry, PoolKey};
 
-use crate::maps::POOLS;
+use crate::maps::{POOLS, config};
 
 /// How often a value is looked up that was changed while it was read. Each time that takes a change by the agent within a
 /// few instructions.
@@ -20,6 +20,9 @@ pub enum Known<'a, V> {
 }
 
 /// Reads a value whole, by its key. `lookup` gives its address, and is asked again after a change.
+///
+/// Nothing is only believed while the agent changes no maps: the kernel replaces an entry by putting the new one at the head of
+/// its chain and taking the old one out, and whoever is between the two on the chain finds neither.
 #[inline(always)]
 pub fn whole<'a, K, V: Checked<K>>(
     key: &K,
@@ -27,8 +30,15 @@ pub fn whole<'a, K, V: Checked<K>>(
     lookup: impl Fn() -> Option<*const V>,
 ) -> Known<'a, V> {
     let mut torn = false;
+    let before = config!(generation);
     for _ in 0..TRIES {
-        let Some(entry) = lookup() else { return if torn { Known::Torn } else { Known::Nothing } };
+        let Some(entry) = lookup() else {
+            let now = config!(generation);
+            if now == before && now & 1 == 0 {
+                break;
+            }
+            continue;
+        };
         // SAFETY: points into a map's value, which lives as long as the program runs, whatever it holds by now.
         let is_whole = slot.write(unsafe { ptr::read_volatile(entry) }).is_whole(key);
         if is_whole {
@@ -37,7 +47,7 @@ pub fn whole<'a, K, V: Checked<K>>(
         }
         torn = true;
     }
-    Known::Torn
+    if torn { Known::Torn } else { Known::Nothing }
 }
 
 /// What is known of a superblock.
