@@ -8,9 +8,9 @@ use guard_common::{ActorMask, CgroupKey, ExecutableKey, LeaseEntry, LeaseKey};
 
 use crate::cache::{self, Question, Subject};
 use crate::kernel::boot_ns;
-use crate::kernel::task::Task;
+use crate::kernel::task::{Executable, Task};
 use crate::maps::{ACTOR_CGROUPS, ACTOR_EXES, CGROUPS, LEASES, config};
-use crate::pools::{Known, whole};
+use crate::pools::{Known, is_quiet_since, whole};
 
 /// Levels of the cgroup tree that are looked at, from the root down.
 const CGROUP_LEVELS: i32 = 24;
@@ -50,11 +50,7 @@ pub fn cgroups(actor_set: u32) -> Cgroups {
     if let Some(answer) = cache::find(&CGROUPS, subject, before) {
         return Cgroups(answer);
     }
-    let mut mask = actor_cgroup(actor_set);
-    // An entry that is being replaced may not be found (`pools::whole`): a stranger is only believed in quiet, or twice.
-    if mask != u64::MAX && !before.lasts(cache::maps()) {
-        mask |= actor_cgroup(actor_set);
-    }
+    let mask = actor_cgroup(actor_set);
     cache::keep(&CGROUPS, subject, before, cache::maps, mask);
     Cgroups(mask)
 }
@@ -62,16 +58,23 @@ pub fn cgroups(actor_set: u32) -> Cgroups {
 /// Whether the running process's executable makes an actor of it, alone or with its cgroups.
 #[inline(always)]
 pub fn is_executable_actor(actor_set: u32, cgroups: Cgroups) -> bool {
-    let Some(executable) = Task::current().executable() else { return false };
-    let key = ExecutableKey { ino: executable.ino, dev: executable.dev, actor_set };
+    let Some(Executable { ino, dev, generation }) = Task::current().executable() else { return false };
+    executable_actor(ino, dev, generation, actor_set, cgroups.combined()) != 0
+}
+
+/// 1 if an executable makes an actor of a process whose cgroups say `combined`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn executable_actor(ino: u64, dev: u32, generation: u32, actor_set: u32, combined: u64) -> u32 {
+    let key = ExecutableKey { ino, dev, actor_set };
     let mut slot = MaybeUninit::<ActorMask>::uninit();
     match whole(&key, &mut slot, || ACTOR_EXES.get_ptr(key)) {
-        Known::Entry(mask) => {
-            (mask.flags & ACTOR_GENERATION == 0 || mask.generation == executable.generation)
-                && (mask.alone != 0 || mask.combined & cgroups.combined() != 0)
-        }
+        Known::Entry(mask) => u32::from(
+            (mask.flags & ACTOR_GENERATION == 0 || mask.generation == generation)
+                && (mask.alone != 0 || mask.combined & combined != 0),
+        ),
         // One that changes all the time makes no actor: fail closed.
-        Known::Nothing | Known::Torn => false,
+        Known::Nothing | Known::Torn => 0,
     }
 }
 
@@ -94,6 +97,15 @@ pub extern "C" fn alias_actor(actor_set: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn actor_cgroup(actor_set: u32) -> u64 {
+    let before = config!(generation);
+    let combined = cgroup_masks(actor_set);
+    // An entry that is being replaced may not be found (`pools::whole`): a stranger is only believed in quiet, or twice.
+    if combined == u64::MAX || is_quiet_since(before) { combined } else { combined | cgroup_masks(actor_set) }
+}
+
+/// The same, looked at once.
+#[inline(always)]
+fn cgroup_masks(actor_set: u32) -> u64 {
     let mut combined = 0;
     for level in 0..CGROUP_LEVELS {
         // SAFETY: always allowed; 0 below the process's own cgroup.

@@ -33,8 +33,7 @@ pub fn whole<'a, K, V: Checked<K>>(
     let before = config!(generation);
     for _ in 0..TRIES {
         let Some(entry) = lookup() else {
-            let now = config!(generation);
-            if now == before && now & 1 == 0 {
+            if is_quiet_since(before) {
                 break;
             }
             continue;
@@ -48,6 +47,12 @@ pub fn whole<'a, K, V: Checked<K>>(
         torn = true;
     }
     if torn { Known::Torn } else { Known::Nothing }
+}
+
+/// Whether the agent changes no map, and has changed none since `Config::generation` was `before`.
+#[inline(always)]
+pub fn is_quiet_since(before: u32) -> bool {
+    before & 1 == 0 && config!(generation) == before
 }
 
 /// What is known of a superblock.

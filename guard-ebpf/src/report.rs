@@ -1,6 +1,7 @@
 //! Telemetry: counters, incidents, records. It never changes a verdict: what does not fit is counted.
 
 use core::ffi::c_void;
+use core::mem::MaybeUninit;
 use core::ptr;
 
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, generated};
@@ -261,24 +262,32 @@ pub extern "C" fn open_incident(key: *const IncidentKey, pool_id: u64) -> u32 {
         return 0;
     }
     let mut reads = Lenient::new();
-    let mut value = IncidentValue {
-        count: 0,
-        emitted: 0,
-        lost: 0,
-        first_boot_ns: boot_ns(),
-        last_boot_ns: 0,
-        pool_id,
-        uid: reads.users(Task::current()).0,
-        login_uid: reads.login_uid(Task::current()),
-        comm: [0; 2],
+    let mut slot = MaybeUninit::<IncidentValue>::uninit();
+    let value = slot.as_mut_ptr();
+    // SAFETY: a place of our own stack, all of whose fields are written. One by one: what the compiler clears at once it
+    // clears by a call, which takes more stack than there is on 6.1.
+    let value = unsafe {
+        macro_rules! set {
+            ($($field:ident = $set_to:expr;)+) => { $( ptr::write_volatile(&raw mut (*value).$field, $set_to); )+ };
+        }
+        set! {
+            count = 0;
+            emitted = 0;
+            lost = 0;
+            first_boot_ns = boot_ns();
+            last_boot_ns = 0;
+            pool_id = pool_id;
+            uid = reads.users(Task::current()).0;
+            login_uid = reads.login_uid(Task::current());
+        }
+        write_comm((&raw mut (*value).comm).cast());
+        slot.assume_init_ref()
     };
-    write_comm((&raw mut value.comm).cast());
     // A copy on this function's own stack: before 6.2 a map takes no key from elsewhere.
     // SAFETY: not null, and the verifier has checked its size.
     let key = unsafe { ptr::read_volatile(key) };
     // Another thread of the process may have been quicker: then its entry is taken.
-    let (key, value) = (&key, &value);
-    let _ = INCIDENTS.insert(key, value, BPF_NOEXIST);
+    let _ = INCIDENTS.insert(&key, value, BPF_NOEXIST);
     0
 }
 

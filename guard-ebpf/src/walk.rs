@@ -15,7 +15,7 @@ use crate::kernel::lenient::{GO_ON, Lenient, STOP, Siblings, repeat};
 use crate::kernel::task::Task;
 use crate::kernel::{self, ReadError, Trusted};
 use crate::maps::{FILESYSTEMS, NAMESPACES, ROOTS, WALKS, config};
-use crate::pools::{Known, whole};
+use crate::pools::{Known, is_quiet_since, whole};
 
 /// Steps of the walk from a mount to a guarded root: names and mounts together.
 pub const WALK_STEPS: u32 = 256;
@@ -240,13 +240,13 @@ pub extern "C" fn overlap(one: u64, other: u64) -> u32 {
     if one == other {
         return 1;
     }
-    let mut climb = Meet { reads: Lenient::new(), dentry: one, goal: other, found: 0, unused: 0 };
+    let mut climb = Meet { reads: Lenient::new(), dentry: one, goal: other };
     repeat(WALK_STEPS, &mut climb, to_goal);
-    if climb.found == 0 {
+    if climb.dentry != climb.goal {
         (climb.dentry, climb.goal) = (other, one);
         repeat(WALK_STEPS, &mut climb, to_goal);
     }
-    u32::from(climb.found != 0 || climb.reads.failed())
+    u32::from(climb.dentry == climb.goal || climb.reads.failed())
 }
 
 /// A way up from one directory that may come by another.
@@ -255,8 +255,6 @@ struct Meet {
     reads: Lenient,
     dentry: u64,
     goal: u64,
-    found: u32,
-    unused: u32,
 }
 
 /// One step: a name.
@@ -265,15 +263,11 @@ unsafe extern "C" fn to_goal(_: u32, climb: *mut Meet) -> i64 {
     // SAFETY: `repeat` gives it.
     let climb = unsafe { &mut *climb };
     let parent = climb.reads.dentry_parent(climb.dentry);
-    if parent == climb.goal {
-        climb.found = 1;
-        return STOP;
-    }
     if parent == climb.dentry || climb.reads.failed() {
         return STOP;
     }
     climb.dentry = parent;
-    GO_ON
+    if parent == climb.goal { STOP } else { GO_ON }
 }
 
 /// What tells a mount from all others. The verifier makes a number of the distance between two addresses at no cost; the
@@ -293,12 +287,12 @@ pub fn place(superblock: Trusted, mount: Trusted, only_here: bool) -> Place {
         return Place::from_u64(answer);
     }
     let alone = u32::from(only_here);
-    let (address, at) = (superblock.address(), kernel::mount_of(mount.address()));
-    let mut place = look(address, at, superblock.magic(), alone);
-    // A root that is being replaced may not be found (`pools::whole`): none is only believed in quiet, or twice.
-    if place <= Place::Outside as u32 && !before.lasts(cache::tree()) {
-        place = look(address, at, superblock.magic(), alone);
+    let mut place = look(superblock.address(), kernel::mount_of(mount.address()), superblock.magic(), alone);
+    if place & NOT_SURE != 0 {
+        // Twice is enough: it takes a change within a few instructions.
+        place = look(superblock.address(), kernel::mount_of(mount.address()), superblock.magic(), alone);
     }
+    let place = place & !NOT_SURE;
     let place = Place::from_u64(u64::from(place));
     if !matches!(place, Place::Deep | Place::Unreadable) {
         cache::keep(&WALKS, subject, before, cache::tree, place as u64);
@@ -310,6 +304,17 @@ pub fn place(superblock: Trusted, mount: Trusted, only_here: bool) -> Place {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn look(superblock: u64, mount: u64, magic: u64, only_here: u32) -> u32 {
+    let before = config!(generation);
+    let place = look_once(superblock, mount, magic, only_here);
+    // A root that is being replaced may not be found (`pools::whole`): none is only believed in quiet.
+    if place > Place::Outside as u32 || is_quiet_since(before) { place } else { place | NOT_SURE }
+}
+
+/// Beside a [`Place`]: the agent has changed maps meanwhile.
+const NOT_SURE: u32 = 1 << 8;
+
+#[inline(always)]
+fn look_once(superblock: u64, mount: u64, magic: u64, only_here: u32) -> u32 {
     let kind = kind(superblock, magic);
     if kind == 0 {
         return Place::Free as u32;

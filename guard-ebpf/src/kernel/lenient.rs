@@ -1,6 +1,7 @@
 //! Reads that walk: they go on after a failure, and tell at the end.
 
 use core::ffi::c_void;
+use core::mem::MaybeUninit;
 use core::ptr;
 
 use aya_ebpf::helpers::generated;
@@ -25,13 +26,14 @@ pub const STOP: i64 = 1;
 /// remembered. There is no branch on each read, since every branch doubles what the verifier has to
 /// follow, and one slot for all, since the stack is short.
 pub struct Lenient {
-    slot: u64,
+    /// Written before it is read. What would be cleared with `failures` would be cleared by a call.
+    slot: MaybeUninit<u64>,
     failures: i64,
 }
 
 impl Lenient {
     pub fn new() -> Self {
-        Self { slot: 0, failures: 0 }
+        Self { slot: MaybeUninit::uninit(), failures: 0 }
     }
 
     /// Whether something could not be read.
@@ -41,7 +43,7 @@ impl Lenient {
 
     #[inline(always)]
     pub(super) fn read<T: Copy>(&mut self, base: u64, offset: u64) -> T {
-        let slot = (&raw mut self.slot).cast::<T>();
+        let slot = self.slot.as_mut_ptr().cast::<T>();
         let source = base.wrapping_add(offset) as *const c_void;
         // SAFETY: the slot holds eight bytes, and only integers of at most eight are read. The helper
         // checks the source, and fills the destination with zeros if it is bad.

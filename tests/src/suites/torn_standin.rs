@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, ensure};
 use guard_agent::bpf::Maps;
 use guard_agent::bpf::maps::Write;
 use guard_common::policy::{POOL_CANARY, kernel_dev};
-use guard_common::{ActorMask, Counter, ExecutableKey, Mode, PoolEntry};
+use guard_common::{ActorMask, Counter, ExecutableKey, Mode, PoolEntry, PoolKey};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sched::{CpuSet, sched_setaffinity};
@@ -47,19 +47,20 @@ const PAUSE: Duration = Duration::from_micros(200);
 #[derive(Clone, Copy)]
 struct Entries {
     /// By device; each is denied to strangers in either mode that it gets.
-    strangers: [(u32, PoolEntry); 2],
+    strangers: [(PoolKey, PoolEntry); 2],
     /// Of the strangers' executable, which is no actor.
     nobody: (ExecutableKey, ActorMask),
 }
 
 impl Entries {
     /// Entries that would allow what is denied, of devices that nothing has.
-    fn allowing(&self) -> [(u32, PoolEntry); 3] {
+    fn allowing(&self) -> [(PoolKey, PoolEntry); 3] {
         let entry = |mode: Mode| PoolEntry { mode: mode as u32, ..self.strangers[0].1 };
         let released = PoolEntry { expires_boot_ns: u64::MAX, ..entry(Mode::Released) };
         // Of a load of the programs that is not there: all others let everything pass.
         let canary = PoolEntry { flags: POOL_CANARY, canary_token: u32::MAX, ..entry(Mode::Sealed) };
-        [(0x0f00_0001, entry(Mode::Observed)), (0x0f00_0002, released), (0x0f00_0003, canary)]
+        let unused = |number| PoolKey::superblock(0x0f00_0000 + number);
+        [(unused(1), entry(Mode::Observed)), (unused(2), released), (unused(3), canary)]
     }
 
     /// An actor that no file is.
@@ -96,13 +97,13 @@ impl Writer {
         let (pools, actors) = (&mut self.maps.pools, &mut self.maps.actor_executables);
         let number = self.round;
         self.round += 1;
-        let (dev, entry) = self.entries.strangers[number % 2];
+        let (key, entry) = self.entries.strangers[number % 2];
         let mode = if number % 4 < 2 { Mode::Sealed } else { Mode::Guarded };
         let allowing = self.entries.allowing();
         let (unused, other) = allowing[number % 3];
-        pools.write(dev, PoolEntry { mode: mode as u32, ..entry }, Write::Update)?;
+        pools.write(key, PoolEntry { mode: mode as u32, ..entry }, Write::Update)?;
         pools.write(unused, other, Write::Put)?;
-        let passing = unused + 0x10 * (1 + self.processor as u32);
+        let passing = PoolKey::superblock(unused.dev + 0x10 * (1 + self.processor as u32));
         pools.write(passing, other, Write::Put)?;
         pools.remove(&passing)?;
 
@@ -168,10 +169,10 @@ impl Storm {
 
     /// What the agent has written.
     fn entries(&self, maps: &Maps) -> Result<Entries> {
-        let entry = |mount: &Mount| -> Result<(u32, PoolEntry)> {
-            let dev = device(mount.path())?;
-            let entry = maps.pools.get(&dev)?;
-            Ok((dev, entry.with_context(|| format!("{} has no entry", mount.path().display()))?))
+        let entry = |mount: &Mount| -> Result<(PoolKey, PoolEntry)> {
+            let key = PoolKey::superblock(device(mount.path())?);
+            let entry = maps.pools.get(&key)?;
+            Ok((key, entry.with_context(|| format!("{} has no entry", mount.path().display()))?))
         };
         let ino = |path: &Path| fs::metadata(path).map(|metadata| metadata.ino());
         let (set, actors_ino) = (entry(&self.actors)?.1.actor_set, ino(&self.actor)?);
