@@ -59,7 +59,7 @@ impl Entries {
         let released = PoolEntry { expires_boot_ns: u64::MAX, ..entry(Mode::Released) };
         // Of a load of the programs that is not there: all others let everything pass.
         let canary = PoolEntry { flags: POOL_CANARY, canary_token: u32::MAX, ..entry(Mode::Sealed) };
-        let unused = |number| PoolKey::superblock(0x0f00_0000 + number);
+        let unused = |number: u32| PoolKey::superblock(0x0f00_0000 + number);
         [(unused(1), entry(Mode::Observed)), (unused(2), released), (unused(3), canary)]
     }
 
