@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::harness::host::cluster;
 use crate::harness::host::guard::Guard;
@@ -16,6 +16,8 @@ pub const TESTS: &[Test] =
 const WHILE: Duration = Duration::from_secs(120);
 /// Requests in a minute to the Incus of one member, ours alone.
 const REQUESTS_A_MINUTE: usize = 60;
+/// In the address of a request of the test's own.
+const KNOWN: &str = "counted=1";
 /// What Incus's log says because of who asks it: that it leaves out members it takes for offline when a question goes to all,
 /// and that nobody is there for an event stream.
 const BECAUSE_OF_US: &[&str] = &["Excluding offline member", "Failed upgrading event connection"];
@@ -47,20 +49,25 @@ fn cost() -> Result<()> {
     Ok(())
 }
 
-/// Requests of this host's own programs in a minute, by Incus's own word. The one that listens for it is not counted.
+/// Requests of this host's own programs in a minute, by Incus's own word. The one that listens for it is not counted, and
+/// one that is made meanwhile shows that requests are seen.
 fn requests(host: &Machine) -> Result<usize> {
     let listen = format!(
-        "timeout {} incus monitor --type logging --loglevel debug --format json >/root/requests; \
-         grep 'Handling API request' /root/requests | grep -c 'protocol\":\"unix' || true",
+        "(sleep 10; incus query '/1.0?{KNOWN}') >/root/known 2>&1 & \
+         timeout {} incus monitor --type logging --loglevel debug --format json >/root/requests; \
+         grep 'Handling API request' /root/requests | grep unix >/root/ours; \
+         grep -c '{KNOWN}' /root/ours; grep -vc '{KNOWN}' /root/ours || true",
         WHILE.as_secs()
     );
     let said = host.attempt_within(&listen, WHILE + Duration::from_secs(60))?;
-    let counted: usize = said
-        .output
-        .lines()
-        .rev()
-        .find_map(|line| line.trim().parse().ok())
-        .with_context(|| format!("count the requests: {}", said.output))?;
+    let counts: Vec<usize> = said.output.lines().filter_map(|line| line.trim().parse().ok()).collect();
+    let [known, counted] = counts[..] else { bail!("count the requests: {}", said.output) };
+    if known == 0 {
+        bail!(
+            "the log does not tell of a request that was made: {}",
+            host.run("head -c 3000 /root/requests; cat /root/known")?
+        );
+    }
     Ok(counted * 60 / WHILE.as_secs() as usize)
 }
 
