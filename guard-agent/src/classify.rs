@@ -137,8 +137,7 @@ impl Classification {
     /// superblock with parts.
     pub fn has(&self, key: PoolKey, pool_id: u64) -> bool {
         let of_pool = |pool: &Pool| pool.dev == key.dev && (pool_id == 0 || pool.pool_id == pool_id);
-        let of_outsider =
-            |outsider: &Outsider| (outsider.dev, outsider.pool_id) == (key.dev, pool_id);
+        let of_outsider = |outsider: &Outsider| (outsider.dev, outsider.pool_id) == (key.dev, pool_id);
         let is_mounted = !key.is_part() || self.mounts.contains(&key);
         is_mounted && (self.pools.iter().any(of_pool) || self.outsiders.iter().any(of_outsider))
     }

@@ -1,8 +1,8 @@
 //! Values of maps that tell whether they were read whole.
 
 use crate::{
-    ActorMask, CgroupKey, ExecutableKey, FilesystemKey, KindEntry, LeaseEntry, LeaseKey, PoolEntry,
-    PoolKey, RootEntry, RootKey,
+    ActorMask, CgroupKey, ExecutableKey, FilesystemKey, KindEntry, LeaseEntry, LeaseKey, PoolEntry, PoolKey,
+    RootEntry, RootKey,
 };
 
 /// A value that tells whether it is whole, and belongs to the key that it was found by.

@@ -65,7 +65,13 @@ pub fn is_executable_actor(actor_set: u32, cgroups: Cgroups) -> bool {
 /// 1 if an executable makes an actor of a process whose cgroups say `combined`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn executable_actor(ino: u64, dev: u32, generation: u32, actor_set: u32, combined: u64) -> u32 {
+pub extern "C" fn executable_actor(
+    ino: u64,
+    dev: u32,
+    generation: u32,
+    actor_set: u32,
+    combined: u64,
+) -> u32 {
     let key = ExecutableKey { ino, dev, actor_set };
     let mut slot = MaybeUninit::<ActorMask>::uninit();
     match whole(&key, &mut slot, || ACTOR_EXES.get_ptr(key)) {

@@ -9,7 +9,8 @@ use guard_common::names::capacity;
 use guard_common::policy::{Magics, magic_slot};
 use guard_common::{
     ActorMask, CarriedKey, CgroupKey, Config, Counter, ExecutableKey, FilesystemKey, IncidentKey,
-    IncidentValue, KindEntry, LeaseEntry, LeaseKey, Meta, PoolCounters, PoolEntry, PoolKey, RootEntry, RootKey,
+    IncidentValue, KindEntry, LeaseEntry, LeaseKey, Meta, PoolCounters, PoolEntry, PoolKey, RootEntry,
+    RootKey,
 };
 
 use crate::cache::Slot;

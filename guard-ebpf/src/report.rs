@@ -287,7 +287,7 @@ pub extern "C" fn open_incident(key: *const IncidentKey, pool_id: u64) -> u32 {
     // SAFETY: not null, and the verifier has checked its size.
     let key = unsafe { ptr::read_volatile(key) };
     // Another thread of the process may have been quicker: then its entry is taken.
-    let _ = INCIDENTS.insert(&key, value, BPF_NOEXIST);
+    let _ = INCIDENTS.insert(key, value, BPF_NOEXIST);
     0
 }
 

@@ -83,16 +83,7 @@ pub extern "C" fn guarded_root(mount: u64, filesystems: u64, host_root: u64) -> 
     let mut reads = Lenient::new();
     let root = reads.mount_root(mount);
     let dev = reads.mount_device(mount);
-    let mut walk = Walk {
-        reads,
-        mount,
-        root,
-        dentry: root,
-        filesystems,
-        host_root,
-        dev,
-        end: WALK_BOUND,
-    };
+    let mut walk = Walk { reads, mount, root, dentry: root, filesystems, host_root, dev, end: WALK_BOUND };
     repeat(WALK_STEPS, &mut walk, up);
     walk.end
 }

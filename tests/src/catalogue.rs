@@ -319,7 +319,10 @@ pub const CATALOGUE: &[Group] = &[
                 "`struct super_block` of the server's filesystem, `mnt_root` of the export",
                 BLOCKED,
                 "each export is a part of the superblock: a mount belongs to the one whose root is the nearest above its own",
-                By(&["identity_each_export_of_a_server_is_its_own", "identity_exports_that_came_without_an_agent"]),
+                By(&[
+                    "identity_each_export_of_a_server_is_its_own",
+                    "identity_exports_that_came_without_an_agent",
+                ]),
             ),
             row(
                 "nfsd exports a pool: `SETATTR` of the size, `OPEN` with truncation",

@@ -10,8 +10,8 @@ use guard_common::names::ProgramName;
 
 use super::fmod_ret::{self, Loader, Place};
 use super::load::LoadError;
-use super::pins::{Generation, Standby};
 use super::offsets;
+use super::pins::{Generation, Standby};
 
 /// To the LSM hooks.
 pub fn to_hooks(mut ebpf: Ebpf, programs: &[ProgramName], generation: &Generation) -> Result<(), LoadError> {

@@ -10,7 +10,8 @@ use guard_common::names::{capacity, map};
 use guard_common::policy::{CONFIG_LEASES, Magics};
 use guard_common::{
     ActorMask, CarriedKey, CgroupKey, Checked, Config, Counter, ExecutableKey, FilesystemKey, IncidentKey,
-    IncidentValue, KindEntry, LeaseEntry, LeaseKey, Meta, PoolCounters, PoolEntry, PoolKey, RootEntry, RootKey,
+    IncidentValue, KindEntry, LeaseEntry, LeaseKey, Meta, PoolCounters, PoolEntry, PoolKey, RootEntry,
+    RootKey,
 };
 use thiserror::Error;
 

@@ -30,9 +30,14 @@ pub fn identity() -> String {
 pub enum OffsetsError {
     #[error("the object is no ELF file of instructions")]
     Object(#[source] object::Error),
-    #[error("its instruction at byte {at} wants member {number} of a structure, which this agent does not know")]
+    #[error(
+        "its instruction at byte {at} wants member {number} of a structure, which this agent does not know"
+    )]
     Unknown { at: usize, number: usize },
-    #[error("member {number} of a structure lies {offset} bytes in, and an instruction reaches {} bytes", i16::MAX)]
+    #[error(
+        "member {number} of a structure lies {offset} bytes in, and an instruction reaches {} bytes",
+        i16::MAX
+    )]
     TooFar { number: usize, offset: u32 },
     #[error("it wants no member of any structure: it was not built by this version's `cargo xtask build`")]
     None,
@@ -56,7 +61,8 @@ pub fn with_offsets(bytes: &[u8], offsets: &Offsets) -> Result<Vec<u8>, OffsetsE
     for section in file.sections().filter(|section| section.kind() == SectionKind::Text) {
         let Some((start, size)) = section.file_range() else { continue };
         let (mut at, end) = (start as usize, (start + size) as usize);
-        while let Some(instruction) = fitted.get_mut(at..end).and_then(<[u8]>::first_chunk_mut::<INSTRUCTION>) {
+        while let Some(instruction) = fitted.get_mut(at..end).and_then(<[u8]>::first_chunk_mut::<INSTRUCTION>)
+        {
             count += usize::from(fit(instruction, at, offsets.numbered())?);
             at += if instruction[0] == LOAD_WIDE { 2 * INSTRUCTION } else { INSTRUCTION };
         }
@@ -72,7 +78,11 @@ fn fit(
 ) -> Result<bool, OffsetsError> {
     let of = |number: i32| {
         let number = number as usize;
-        offsets.get(number).copied().map(|offset| (number, offset)).ok_or(OffsetsError::Unknown { at, number })
+        offsets
+            .get(number)
+            .copied()
+            .map(|offset| (number, offset))
+            .ok_or(OffsetsError::Unknown { at, number })
     };
     if *code & CLASS == CLASS_LOAD {
         let wanted = i32::from(i16::from_le_bytes([*low, *high])) - LOAD_PLACEHOLDER;

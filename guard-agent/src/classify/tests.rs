@@ -100,7 +100,9 @@ fn a_mountpoint_that_is_not_utf8_is_a_pool() {
 
 #[test]
 fn exports_that_share_a_superblock_are_told_apart_and_their_directories_are_not() {
-    let nfs = |id: u32, place: &str, source: &str| format!("{id} 31 0:50 / {place} rw - nfs4 {source} rw,addr=10.0.0.9");
+    let nfs = |id: u32, place: &str, source: &str| {
+        format!("{id} 31 0:50 / {place} rw - nfs4 {source} rw,addr=10.0.0.9")
+    };
     let lines = [
         nfs(70, "/home", "nas:/export/home"),
         nfs(71, "/var/lib/incus/one", "nas:/export/one/"),
@@ -112,7 +114,8 @@ fn exports_that_share_a_superblock_are_told_apart_and_their_directories_are_not(
     ];
     let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
     let found = table(&lines);
-    let mounts: Vec<Vec<u32>> = found.pools.iter().map(|pool| pool.mounts.iter().copied().collect()).collect();
+    let mounts: Vec<Vec<u32>> =
+        found.pools.iter().map(|pool| pool.mounts.iter().copied().collect()).collect();
     assert_eq!(mounts, [vec![71, 73], vec![72]]);
     assert!(found.pools.iter().all(|pool| pool.shared && !pool.visitor), "{:?}", found.pools);
     let outside: Vec<u32> = found.outsiders.iter().map(|outsider| outsider.head).collect();
@@ -127,6 +130,7 @@ fn exports_that_share_a_superblock_are_told_apart_and_their_directories_are_not(
     assert!(found.pool(PoolKey::superblock(50)).is_some());
 
     // A directory of what was mounted elsewhere before.
-    let found = table(&[&nfs(70, "/mnt", "nas:/export"), &nfs(71, "/var/lib/incus/disk", "nas:/export/disk")]);
+    let found =
+        table(&[&nfs(70, "/mnt", "nas:/export"), &nfs(71, "/var/lib/incus/disk", "nas:/export/disk")]);
     assert_eq!((found.pools.len(), found.outsiders.len()), (1, 1));
 }

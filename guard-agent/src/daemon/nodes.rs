@@ -143,9 +143,9 @@ impl Owner {
     fn found_modes(&self, root: &Root) -> BTreeMap<u64, NodeMode> {
         // Maps that cannot be read are told of by the reconciliation that follows.
         let pools = self.maps.observed().map(|observed| observed.pools).unwrap_or_default();
-        let own = pools.iter().filter(|(key, entry)| {
-            entry.actor_set == root.actor_set() && plan::is_own(**key, entry)
-        });
+        let own = pools
+            .iter()
+            .filter(|(key, entry)| entry.actor_set == root.actor_set() && plan::is_own(**key, entry));
         let own = own.map(|(_, entry)| entry);
         let found = |entry: &PoolEntry| match Mode::from_u32(entry.mode)? {
             Mode::Guarded | Mode::Observed => Some((entry.generation, NodeMode::Policy)),

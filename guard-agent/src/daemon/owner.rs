@@ -352,7 +352,12 @@ impl Owner {
 
     /// A device number may have changed hands between reading the mount table and writing an entry: then
     /// the entry must go, since it would speak for a stranger.
-    fn recheck(&mut self, created: Vec<(PoolKey, u64)>, ended: u64, mounts: &MountWatch) -> Result<(), String> {
+    fn recheck(
+        &mut self,
+        created: Vec<(PoolKey, u64)>,
+        ended: u64,
+        mounts: &MountWatch,
+    ) -> Result<(), String> {
         if created.is_empty() || self.maps.superblocks_ended().map_err(|error| chain(&error))? == ended {
             return Ok(());
         }

@@ -295,7 +295,13 @@ mod tests {
         let visitor = PoolEntry { mode: Mode::Sealed as u32, flags: POOL_VISITOR, ..PoolEntry::default() };
         let (pools, none) = ([(POOL, visitor)].into(), BTreeSet::new());
         let snapshot = Snapshot::parse(TABLE.as_bytes());
-        let steps = steps(&pools, &none, &Special { free: [42].into(), ..Special::default() }, &snapshot, &BTreeSet::new());
+        let steps = steps(
+            &pools,
+            &none,
+            &Special { free: [42].into(), ..Special::default() },
+            &snapshot,
+            &BTreeSet::new(),
+        );
         assert_eq!(wanted(&steps), [(41, true, Some(true))]);
         assert!(!steps.mounts[0].is_pool, "its deletions are not watched: they may be at home");
     }
@@ -318,7 +324,8 @@ mod tests {
     fn lines_survive_any_path() {
         let path = PathText(OsString::from_vec(b"/a\n\xff".to_vec()).into());
         let root = PathText("/ü".into());
-        let wanted = Wanted { mount_id: 1, dev: 2, part: 3, path, root, marked: true, is_pool: true, read_only: None };
+        let wanted =
+            Wanted { mount_id: 1, dev: 2, part: 3, path, root, marked: true, is_pool: true, read_only: None };
         let line =
             serde_json::to_string(&Line::Order(Order { serial: 1, mounts: vec![wanted.clone()] })).unwrap();
         assert!(!line.contains('\n') && line.contains("\"/ü\""), "{line}");

@@ -26,10 +26,10 @@ use super::identity::{Identities, Process, described, mount_namespace};
 use super::ledger::{Answered, Ledger};
 use super::marks;
 use super::order::Wanted;
-use crate::plan;
 use crate::bpf::Maps;
 use crate::events::clock;
 use crate::mounts::Snapshot;
+use crate::plan;
 
 /// Bytes of a read.
 const BUFFER: usize = 64 * 1024;

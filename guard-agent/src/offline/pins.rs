@@ -14,11 +14,11 @@ use crate::audit::record::{device_text, pool_id_text};
 use crate::bpf::Maps;
 use crate::bpf::layouts::Layouts;
 use crate::bpf::pins::{Generation, PinError};
+use crate::classify;
 use crate::control::report::{AnsweredBy, PoolCountersReport, PoolReport};
 use crate::events::{BootOffset, Name, Stamp};
 use crate::fanotify;
 use crate::mounts::{self, Snapshot};
-use crate::classify;
 use crate::plan;
 
 const SECOND: u64 = 1_000_000_000;
@@ -120,7 +120,9 @@ fn pool(
     let source = mounts.mount(key.mount).map(|head| &head.source);
     let places = mounts.entries().iter().filter(|mount| mount.dev() == key.dev);
     let places: Vec<_> = places
-        .filter(|mount| !key.is_part() || source.is_some_and(|source| classify::contains(source, &mount.source)))
+        .filter(|mount| {
+            !key.is_part() || source.is_some_and(|source| classify::contains(source, &mount.source))
+        })
         .collect();
     // A mode that nobody knows is decided as sealed, and a release that is over too.
     let mode = Mode::from_u32(entry.mode).unwrap_or(Mode::Sealed);
@@ -159,7 +161,14 @@ mod tests {
         let table = b"50 20 0:44 / /var/lib/incus/storage-pools/default rw - ceph admin@f.cephfs=/ rw\n\
                       51 20 0:45 / /elsewhere rw - ceph admin@f.cephfs=/ rw\n";
         let offset = BootOffset::between(Duration::from_secs(1_790_000_000), Duration::ZERO);
-        pool(PoolKey::superblock(44), &entry, &Snapshot::parse(table), PoolCountersReport::default(), offset, now_boot_ns)
+        pool(
+            PoolKey::superblock(44),
+            &entry,
+            &Snapshot::parse(table),
+            PoolCountersReport::default(),
+            offset,
+            now_boot_ns,
+        )
     }
 
     #[test]

@@ -73,10 +73,8 @@ impl Parts {
             if outsiders.iter().any(is_outsider) {
                 continue;
             }
-            let mounted_again = classification
-                .pools
-                .iter()
-                .any(|pool| (pool.dev, pool.pool_id) == (key.dev, entry.pool_id));
+            let mounted_again =
+                classification.pools.iter().any(|pool| (pool.dev, pool.pool_id) == (key.dev, entry.pool_id));
             // Its number may be another mount's by now; or it is the same part, which another mount stands for.
             if !is_pool(entry) || classification.mounts.contains(key) || mounted_again {
                 changes.removed.push(MapOperation::RemovePool { key: *key });

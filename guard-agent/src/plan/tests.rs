@@ -9,7 +9,8 @@ use std::path::Path;
 use guard_common::names::capacity;
 use guard_common::policy::{
     ACTOR_GENERATION, ACTOR_GUEST, ALIAS_ACTORS, CEPH_SUPER_MAGIC, CONFIG_ALIASES, FUSE_SUPER_MAGIC,
-    POOL_CANARY, POOL_NO_ALIAS, POOL_OPERATOR, POOL_OUTSIDE, POOL_PARTS, RAMFS_MAGIC, SEVERAL_MAGICS, magic_slot,
+    POOL_CANARY, POOL_NO_ALIAS, POOL_OPERATOR, POOL_OUTSIDE, POOL_PARTS, RAMFS_MAGIC, SEVERAL_MAGICS,
+    magic_slot,
 };
 
 use super::*;
@@ -432,7 +433,10 @@ fn a_visitor_is_one_from_the_beginning_and_goes_with_its_last_mount_below_a_root
     host.overrides.nodes.insert(root, sealed(NodeMode::Sealed));
     host.apply(&mut maps);
     assert_eq!(mode(&maps, 60), Some(Mode::Sealed));
-    assert!(is_visitor(&maps.pools[&whole(60)]) && alias_actors(&maps).is_empty(), "nobody else is in the way");
+    assert!(
+        is_visitor(&maps.pools[&whole(60)]) && alias_actors(&maps).is_empty(),
+        "nobody else is in the way"
+    );
     HOME.clone_into(&mut host.table);
     host.apply(&mut maps);
     assert!(maps.pools.is_empty(), "the host's own mount is free");

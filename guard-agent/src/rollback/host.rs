@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use guard_common::{PoolEntry, PoolKey};
 use guard_common::names::map;
+use guard_common::{PoolEntry, PoolKey};
 
 use super::engine::{Host, Limits};
 use super::helper::{Helper, HelperError, UnmountArgs};

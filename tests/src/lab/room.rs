@@ -54,7 +54,8 @@ pub(super) fn pools_full(ground: &mut Ground, _: &mut Rng) -> Result<()> {
     let mut maps = ground.maps()?;
     // Entries that an agent lets be: those of canaries.
     let entry = PoolEntry { magic: RAMFS_MAGIC, flags: POOL_CANARY, ..PoolEntry::default() };
-    let made = fill(&mut maps.pools, capacity::POOLS, entry, |number| PoolKey::superblock(0x0f00_0000 + number))?;
+    let made =
+        fill(&mut maps.pools, capacity::POOLS, entry, |number| PoolKey::superblock(0x0f00_0000 + number))?;
     ground.recovers()?;
     let mount = Mount::tmpfs(ground.guarded.root().join("one-too-many"))?;
     let file = mount.path().join("file");

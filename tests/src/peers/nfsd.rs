@@ -32,8 +32,9 @@ impl Server {
         for module in ["nfsd", "nfsv4"] {
             command::run("modprobe", &[module]).context("the kernel's NFS server and client")?;
         }
-        let server =
-            Self { _control: Mount::new("nfsd", "nfsd", CONTROL, "").context("mount the server's controls")? };
+        let server = Self {
+            _control: Mount::new("nfsd", "nfsd", CONTROL, "").context("mount the server's controls")?,
+        };
         // Version 3 would look for a portmapper.
         tell("versions", "-2 -3 +4 +4.1 +4.2")?;
         let export = export.display();

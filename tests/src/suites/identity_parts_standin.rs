@@ -62,7 +62,10 @@ impl Nas {
             table.lines().find(|line| line.contains(&place)).and_then(|line| line.split(' ').nth(2))
         };
         let devices: Vec<_> = mounts.iter().map(|mount| device(mount)).collect();
-        ensure!(devices.iter().all(|device| device.is_some() && *device == devices[0]), "{devices:?}: {table}");
+        ensure!(
+            devices.iter().all(|device| device.is_some() && *device == devices[0]),
+            "{devices:?}: {table}"
+        );
         Ok(())
     }
 
@@ -93,7 +96,8 @@ fn each_its_own() -> Result<()> {
         rm_is_denied(&file(pool, "file0"))?;
         ensure!(!deletes_in_a_copy(&file(pool, "file0"))?, "deleted in a copy of the mounts");
     }
-    let shown = ground.report(one.path())?.context("the export")?["mountpoints"].as_array().map_or(0, Vec::len);
+    let shown =
+        ground.report(one.path())?.context("the export")?["mountpoints"].as_array().map_or(0, Vec::len);
     ensure!(shown == 1, "{shown} mounts of one export");
     ensure!(nas.pool_id(&one)? != nas.pool_id(&two)?, "two exports with one id");
     rm_passes(&file(&home, "file0"))?;

@@ -118,7 +118,7 @@ fn any_table() -> impl Strategy<Value = String> {
     proptest::collection::vec(mount, 0..6).prop_map(|mounts| {
         // Two of some numbers share a superblock, which is of one kind.
         let mut kinds: BTreeMap<u32, &str> = BTreeMap::new();
-        let mut line = |(number, place, kind): (u32, &str, &'static str)| {
+        let line = move |(number, place, kind): (u32, &str, &'static str)| {
             // The first shows what all others of its kind do; the others lie beside each other.
             let path = if number == 0 { String::new() } else { number.to_string() };
             let dev = if number < 6 { number } else { number - 4 };
@@ -127,7 +127,7 @@ fn any_table() -> impl Strategy<Value = String> {
         };
         let mut seen = BTreeSet::new();
         let mounts = mounts.into_iter().filter(|mount| seen.insert(mount.0));
-        mounts.map(|mount| line(mount)).collect()
+        mounts.map(line).collect()
     })
 }
 
