@@ -37,6 +37,8 @@ const OTHER_KIND: &str = "nfs";
 /// How often a directory is listed, and how many names it has.
 const LISTINGS: usize = 100;
 const NAMES: usize = 10;
+/// How often something is mounted and unmounted before an unlink.
+const MOUNTS: usize = 100;
 /// What is asked about a listing of so few names: opening, and two reads, the second of which finds the end.
 const QUESTIONS: usize = 3;
 /// For the agent to take note of a change, on a machine that counts instructions.
@@ -56,6 +58,20 @@ pub struct Grounds {
     grounds: Vec<Ground>,
     _mounts: Vec<Mount>,
     _shared: Vec<CephMount>,
+}
+
+/// Each unlink comes after a change of the mounts, so that nothing holds that is kept of earlier answers.
+fn first_after_mounts(directory: &Path) -> Result<Cost> {
+    let files = make_files(directory, MOUNTS)?;
+    let mut took = (0, Duration::ZERO);
+    measured(MOUNTS, May::Delete, || {
+        for file in &files {
+            drop(Mount::bind(Path::new(ELSEWHERE), Path::new("/run/guard-bench"))?);
+            let (removed, one) = delete(std::slice::from_ref(file));
+            took = (took.0 + removed, took.1 + one);
+        }
+        Ok(took)
+    })
 }
 
 /// Our programs in force over the grounds, with an agent.
@@ -181,6 +197,10 @@ impl Grounds {
             let mut add = |case, cost: Cost| results.unlink(name, &ours(tier, case), &cost);
             add("outside every root", lowest_unlinks(elsewhere, *files)?);
             add("pool, allowed as actor", as_actor(&actors(), || lowest_unlinks(pool, *files))?);
+            add("outside every root, the first after a mount", first_after_mounts(elsewhere)?);
+            add("pool, allowed as actor, the first after a mount", {
+                as_actor(&actors(), || first_after_mounts(pool))?
+            });
             add("pool, allowed as guest view", as_guest(pool, *files)?);
             add("pool, denied, recorded", unlinks(pool, RECORDED, May::NotDelete)?);
         }
