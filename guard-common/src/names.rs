@@ -79,10 +79,10 @@ pub mod map {
         }
     }
 
-    /// In a section of zeros (`.bss`), which aya does not write over when it finds the map pinned.
-    pub const CONFIG_SECTION: &str = ".bss.CONFIG";
-    /// As above.
-    pub const MAGICS_SECTION: &str = ".bss.MAGICS";
+    /// The section of [`CONFIG`].
+    pub const CONFIG_SECTION: &str = ".data.CONFIG";
+    /// The section of [`MAGICS`].
+    pub const MAGICS_SECTION: &str = ".data.MAGICS";
 
     /// Every map that is pinned.
     pub const ALL: &[&str] = &[

@@ -46,7 +46,7 @@ pub fn guarded_magic(magic: u64) -> u64 {
 
 #[map]
 pub static META: Array<Meta> = Array::with_max_entries(1, 0);
-#[unsafe(link_section = ".bss.CONFIG")]
+#[unsafe(link_section = ".data.CONFIG")]
 static CONFIG: Section<Config> = Section(UnsafeCell::new(Config {
     host_mnt_ns: 0,
     full_records: 0,
@@ -55,7 +55,7 @@ static CONFIG: Section<Config> = Section(UnsafeCell::new(Config {
     generation: 0,
     reserved: 0,
 }));
-#[unsafe(link_section = ".bss.MAGICS")]
+#[unsafe(link_section = ".data.MAGICS")]
 static MAGICS: Section<Magics> = Section(UnsafeCell::new([0; capacity::MAGICS as usize]));
 #[map]
 pub static POOLS: HashMap<PoolKey, PoolEntry> = HashMap::with_max_entries(capacity::POOLS, 0);

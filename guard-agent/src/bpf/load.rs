@@ -194,7 +194,7 @@ pub fn prepare(pins: &Pins, tier: Tier) -> Result<Prepared, LoadError> {
     }
 
     let token = token();
-    let object = object::with_offsets(object, &offsets::resolve(&btf, tier)?)?;
+    let object = object::with_offsets(&with_pinned_content(object, &pins)?, &offsets::resolve(&btf, tier)?)?;
     let tree = tree::addresses();
     let load = |standby: Standby| {
         let mut loader = EbpfLoader::new();
@@ -264,7 +264,7 @@ pub fn prepare_maps(pins: &Pins) -> Result<BareMaps, LoadError> {
     loader.btf(None);
     pin_maps(&mut loader, &pins);
     // The programs in it are never handed to the kernel.
-    loader.load(object).map_err(LoadError::Object)?;
+    loader.load(&with_pinned_content(object, &pins)?).map_err(LoadError::Object)?;
     write_layout(&pins)?;
     give_memory_back();
     Ok(BareMaps { pins })
@@ -293,6 +293,11 @@ impl BareMaps {
         generations.iter().try_for_each(|generation| self.pins.retire(generation))?;
         Ok(generations.len())
     }
+}
+
+/// The object, with what its sections' maps hold if they are pinned already. Nobody else writes them: one agent runs.
+fn with_pinned_content(object: &[u8], pins: &Pins) -> Result<Vec<u8>, LoadError> {
+    object::with_content(object, |name| Ok(maps::content(&pins.maps(), name)?))
 }
 
 fn pin_maps<'a>(loader: &mut EbpfLoader<'a>, pins: &Pins) {
