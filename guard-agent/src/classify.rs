@@ -3,8 +3,8 @@
 //! A pool is one superblock of a guarded kind with at least one mount at or below a guarded root.
 //! It counts as a whole: its bind mounts elsewhere on the host are covered, since the kernel decides by
 //! superblock. One that belongs elsewhere, by its oldest mount, is a visitor: only its mounts below a root are
-//! protected. Where mounts of several sources share a superblock (NFS: two exports of one server, and a home directory),
-//! each source is a part of it, and a pool or none by itself. Of nested roots the innermost that guards the kind wins, as in the kernel program.
+//! protected. Where NFS mounts of several sources share a superblock (two exports of one server, and a home directory), each
+//! source is a part of it, and a pool or none by itself. Of nested roots the innermost that guards the kind wins, as in the kernel program.
 
 pub mod ceph;
 pub mod clusters;
@@ -122,7 +122,7 @@ impl Pool {
 
     /// Whether an entry with this key is its own.
     pub fn is(&self, key: PoolKey) -> bool {
-        self.dev == key.dev && if key.is_part() { self.head == key.mount } else { !self.shared }
+        self.dev == key.dev && if key.is_part() { self.head == key.head } else { !self.shared }
     }
 }
 
@@ -165,7 +165,10 @@ pub fn classify(snapshot: &Snapshot, policy: &Policy, clusters: &Clusters) -> Cl
         let Some(kind) = kind_of(mounts[0]) else { continue };
         let is_below = |entry: &&MountEntry| guarding_root(&entry.mountpoint, kind, policy).is_some();
         let has_pool = mounts.iter().any(is_below);
-        let parts = if has_pool { by_source(mounts, is_below) } else { vec![mounts.clone()] };
+        let parts = match has_pool && has_several_trees(mounts[0]) {
+            true => by_source(mounts, is_below),
+            false => vec![mounts.clone()],
+        };
         for part in &parts {
             match pool(part, kind, policy, clusters) {
                 Some(pool) => classification.pools.push(Pool { shared: parts.len() > 1, ..pool }),
@@ -182,7 +185,7 @@ pub fn classify(snapshot: &Snapshot, policy: &Policy, clusters: &Clusters) -> Cl
                 }
             }
         }
-        classification.mounts.extend(mounts.iter().map(|entry| PoolKey { dev: *dev, mount: entry.mount_id }));
+        classification.mounts.extend(mounts.iter().map(|entry| PoolKey { dev: *dev, head: entry.mount_id }));
     }
     classification.pools.sort_by_key(|pool| (pool.dev, pool.head));
     classification.outsiders.sort_by_key(|outsider| (outsider.dev, outsider.head));
@@ -201,6 +204,14 @@ pub fn classify(snapshot: &Snapshot, policy: &Policy, clusters: &Clusters) -> Cl
         classification.ignored.push(Ignored { mountpoint, dev: entry.dev(), fs_type, reason });
     }
     classification
+}
+
+/// Whether a superblock of this kind may show trees that have nothing in common, told apart by the source. Only NFS: its client
+/// shares one between all exports of a server's filesystem (`nfs_compare_super`). One of CephFS is shared by mounts that
+/// name other monitors, and they show the same path (`ceph_compare_super`). CIFS prints the first mount's source for all
+/// (`cifs_show_devname`).
+fn has_several_trees(entry: &MountEntry) -> bool {
+    matches!(entry.fs_type.as_str(), "nfs" | "nfs4")
 }
 
 /// The mounts of a superblock, by their source, each list in their order. What lies in an older mount's source is a

@@ -72,7 +72,7 @@ macro_rules! checked {
 
 checked! {
     PoolEntry of PoolKey: |key, v| [
-        pair(key.dev, key.mount), v.generation, v.pool_id, v.expires_boot_ns, v.magic,
+        pair(key.dev, key.head), v.generation, v.pool_id, v.expires_boot_ns, v.magic,
         pair(v.actor_set, v.flags), pair(v.mode, v.canary_token),
     ];
     RootEntry of RootKey: |key, v| [
@@ -102,7 +102,7 @@ mod tests {
         let other = entry(1, 8).with_check(&there);
         assert!(one.is_whole(&here) && other.is_whole(&there));
         assert!(!one.is_whole(&there), "another superblock's");
-        assert!(!one.is_whole(&PoolKey { mount: 7, ..here }), "a part's");
+        assert!(!one.is_whole(&PoolKey { head: 7, ..here }), "a part's");
         for torn in [
             PoolEntry { mode: other.mode, ..one },
             PoolEntry { generation: other.generation, ..one },

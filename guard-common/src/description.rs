@@ -83,7 +83,7 @@ describe! {
         check: Optional, mode: Required,
         actor_set: Required, flags: Required, canary_token: Optional,
     }
-    PoolKey { dev: Required, mount: Added }
+    PoolKey { dev: Required, head: Added }
     RootKey { ino: Required, dev: Required, reserved: Optional }
     // `reserved` names the policy's root: see the agent's `plan.rs`.
     RootEntry {

@@ -105,19 +105,19 @@ pub struct PoolKey {
     pub dev: u32,
     /// 0 for the superblock; else a part of it, by the id of the mount that stands for it (`mnt_id`): what lies below that
     /// mount's root. Parts are looked for only where the superblock's own entry says [`POOL_PARTS`].
-    pub mount: u32,
+    pub head: u32,
 }
 
 impl PoolKey {
     /// A whole superblock.
     #[inline(always)]
     pub const fn superblock(dev: u32) -> Self {
-        Self { dev, mount: 0 }
+        Self { dev, head: 0 }
     }
 
     /// Whether it is a part.
     pub const fn is_part(&self) -> bool {
-        self.mount != 0
+        self.head != 0
     }
 }
 
@@ -164,7 +164,7 @@ pub const POOL_NO_ALIAS: u32 = 1 << 4;
 /// free elsewhere.
 pub const POOL_VISITOR: u32 = 1 << 6;
 
-/// Not a pool, but a superblock of which each part has an entry of its own ([`PoolKey::mount`]). NFS clients share one
+/// Not a pool, but a superblock of which each part has an entry of its own ([`PoolKey::head`]). NFS clients share one
 /// between all mounts of a server's filesystem: two pools, and a home directory.
 pub const POOL_PARTS: u32 = 1 << 7;
 

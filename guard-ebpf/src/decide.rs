@@ -15,7 +15,7 @@ use crate::identity::{cgroups, has_lease, is_alias_actor, is_executable_actor};
 use crate::kernel::task::Task;
 use crate::kernel::{self, ReadError, Trusted, boot_ns};
 use crate::maps::{POOLS, config, guarded_magic};
-use crate::parts::part;
+use crate::parts::{NO_PART, UNREADABLE_PART, part};
 use crate::pools::{self, Found};
 use crate::report::{self, Diagnosis, diagnose};
 use crate::walk::{Place, is_elsewhere, is_in_sealed_pool, place};
@@ -170,12 +170,14 @@ enum Belongs {
 fn special(superblock: Trusted, mount: Trusted, magic: u64, entry: &mut PoolEntry) -> (Belongs, Found) {
     if entry.flags & POOL_PARTS != 0 {
         let dev = superblock.device();
-        // A part that nobody has told of: what lies below a root is denied, as a pool that has just come is.
-        let mount = part(superblock, mount);
-        if mount == 0 {
-            return (Belongs::Elsewhere, Found::Nothing);
-        }
-        match pools::entry_of(PoolKey { dev, mount }, magic, entry) {
+        let head = match part(superblock, mount) {
+            // A part that nobody has told of: what lies below a root is denied, as a pool that has just come is.
+            NO_PART => return (Belongs::Elsewhere, Found::Nothing),
+            // Some part is a known pool: fail closed.
+            UNREADABLE_PART => return (Belongs::Elsewhere, Found::Torn),
+            head => head,
+        };
+        match pools::entry_of(PoolKey { dev, head }, magic, entry) {
             Found::Entry => {}
             found => return (Belongs::Elsewhere, found),
         }

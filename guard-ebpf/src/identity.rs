@@ -10,7 +10,7 @@ use crate::cache::{self, Question, Subject};
 use crate::kernel::boot_ns;
 use crate::kernel::task::{Executable, Task};
 use crate::maps::{ACTOR_CGROUPS, ACTOR_EXES, CGROUPS, LEASES, config};
-use crate::pools::{Known, is_quiet_since, whole};
+use crate::pools::{Known, is_believed, whole};
 
 /// Levels of the cgroup tree that are looked at, from the root down.
 const CGROUP_LEVELS: i32 = 24;
@@ -103,10 +103,13 @@ pub extern "C" fn alias_actor(actor_set: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn actor_cgroup(actor_set: u32) -> u64 {
-    let before = config!(generation);
-    let combined = cgroup_masks(actor_set);
-    // An entry that is being replaced may not be found (`pools::whole`): a stranger is only believed in quiet, or twice.
-    if combined == u64::MAX || is_quiet_since(before) { combined } else { combined | cgroup_masks(actor_set) }
+    let mut before = config!(generation);
+    loop {
+        let combined = cgroup_masks(actor_set);
+        if combined == u64::MAX || is_believed(&mut before) {
+            return combined;
+        }
+    }
 }
 
 /// The same, looked at once.

@@ -27,12 +27,13 @@ unsafe impl<T> Sync for Section<T> {}
 macro_rules! config {
     ($field:ident) => {
         // SAFETY: lives as long as the program; volatile, since the agent changes it.
-        unsafe { core::ptr::read_volatile(&raw const (*$crate::maps::current()).$field) }
+        unsafe { core::ptr::read_volatile(&raw const (*$crate::maps::config_address()).$field) }
     };
 }
 pub(crate) use config;
 
-pub fn current() -> *const Config {
+/// Where it lies.
+pub fn config_address() -> *const Config {
     CONFIG.0.get()
 }
 

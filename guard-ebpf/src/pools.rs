@@ -51,8 +51,21 @@ pub fn whole<'a, K, V: Checked<K>>(
 
 /// Whether the agent changes no map, and has changed none since `Config::generation` was `before`.
 #[inline(always)]
-pub fn is_quiet_since(before: u32) -> bool {
+fn is_quiet_since(before: u32) -> bool {
     before & 1 == 0 && config!(generation) == before
+}
+
+/// Whether an answer that rests on something that was not found is believed: in quiet, or the second time, since an entry that
+/// is being replaced may not be found (see [`whole`]). `before`: `Config::generation` from before it was looked for.
+#[inline(always)]
+pub fn is_believed(before: &mut u32) -> bool {
+    // Odd: no generation of maps that stand still.
+    const LOOKED_TWICE: u32 = u32::MAX;
+    if *before == LOOKED_TWICE || is_quiet_since(*before) {
+        return true;
+    }
+    *before = LOOKED_TWICE;
+    false
 }
 
 /// What is known of a superblock.
@@ -108,20 +121,20 @@ pub fn forget(entry: &mut PoolEntry) {
 /// kind of superblock.
 #[inline(always)]
 pub fn entry_of(key: PoolKey, magic: u64, entry: &mut PoolEntry) -> Found {
-    let found = Found::from_u32(pool_entry(key.dev, key.mount, &raw mut *entry));
+    let found = Found::from_u32(pool_entry(key.dev, key.head, &raw mut *entry));
     if found == Found::Entry && entry.magic != magic { Found::Nothing } else { found }
 }
 
 /// A global function (see `identity`): what follows is checked once, however often the entry had to be read.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn pool_entry(dev: u32, mount: u32, entry: *mut PoolEntry) -> u32 {
+pub extern "C" fn pool_entry(dev: u32, head: u32, entry: *mut PoolEntry) -> u32 {
     if entry.is_null() {
         return TORN;
     }
     // SAFETY: not null, and the verifier has checked its size.
     let slot = unsafe { &mut *entry.cast::<MaybeUninit<PoolEntry>>() };
-    let key = PoolKey { dev, mount };
+    let key = PoolKey { dev, head };
     match whole(&key, slot, || POOLS.get_ptr(key)) {
         Known::Nothing => NOTHING,
         Known::Torn => TORN,

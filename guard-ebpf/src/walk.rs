@@ -15,7 +15,7 @@ use crate::kernel::lenient::{GO_ON, Lenient, STOP, Siblings, repeat};
 use crate::kernel::task::Task;
 use crate::kernel::{self, ReadError, Trusted};
 use crate::maps::{FILESYSTEMS, NAMESPACES, ROOTS, WALKS, config};
-use crate::pools::{Known, is_quiet_since, whole};
+use crate::pools::{Known, is_believed, whole};
 
 /// Steps of the walk from a mount to a guarded root: names and mounts together.
 pub const WALK_STEPS: u32 = 256;
@@ -80,12 +80,19 @@ impl Place {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn guarded_root(mount: u64, filesystems: u64, host_root: u64) -> u32 {
-    let mut reads = Lenient::new();
-    let root = reads.mount_root(mount);
-    let dev = reads.mount_device(mount);
-    let mut walk = Walk { reads, mount, root, dentry: root, filesystems, host_root, dev, end: WALK_BOUND };
-    repeat(WALK_STEPS, &mut walk, up);
-    walk.end
+    let reads = Lenient::new();
+    let mut walk = Walk { reads, mount, root: 0, dentry: 0, filesystems, host_root, dev: 0, end: WALK_BOUND };
+    let mut before = config!(generation);
+    loop {
+        walk.root = walk.reads.mount_root(mount);
+        walk.dentry = walk.root;
+        walk.dev = walk.reads.mount_device(mount);
+        repeat(WALK_STEPS, &mut walk, up);
+        if walk.end != WALK_OUTSIDE || is_believed(&mut before) {
+            return walk.end;
+        }
+        (walk.mount, walk.end) = (mount, WALK_BOUND);
+    }
 }
 
 /// A walk on its way up.
@@ -278,12 +285,7 @@ pub fn place(superblock: Trusted, mount: Trusted, only_here: bool) -> Place {
         return Place::from_u64(answer);
     }
     let alone = u32::from(only_here);
-    let mut place = look(superblock.address(), kernel::mount_of(mount.address()), superblock.magic(), alone);
-    if place & NOT_SURE != 0 {
-        // Twice is enough: it takes a change within a few instructions.
-        place = look(superblock.address(), kernel::mount_of(mount.address()), superblock.magic(), alone);
-    }
-    let place = place & !NOT_SURE;
+    let place = look(superblock.address(), kernel::mount_of(mount.address()), superblock.magic(), alone);
     let place = Place::from_u64(u64::from(place));
     if !matches!(place, Place::Deep | Place::Unreadable) {
         cache::keep(&WALKS, subject, before, cache::tree, place as u64);
@@ -295,17 +297,6 @@ pub fn place(superblock: Trusted, mount: Trusted, only_here: bool) -> Place {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn look(superblock: u64, mount: u64, magic: u64, only_here: u32) -> u32 {
-    let before = config!(generation);
-    let place = look_once(superblock, mount, magic, only_here);
-    // A root that is being replaced may not be found (`pools::whole`): none is only believed in quiet.
-    if place > Place::Outside as u32 || is_quiet_since(before) { place } else { place | NOT_SURE }
-}
-
-/// Beside a [`Place`]: the agent has changed maps meanwhile.
-const NOT_SURE: u32 = 1 << 8;
-
-#[inline(always)]
-fn look_once(superblock: u64, mount: u64, magic: u64, only_here: u32) -> u32 {
     let kind = kind(superblock, magic);
     if kind == 0 {
         return Place::Free as u32;

@@ -18,7 +18,7 @@ impl Maps {
         self.actor_executables.clear()?;
         self.leases.clear()?;
         self.clear_magics()?;
-        // What may still look at these maps keeps answers by this number: it never comes back.
+        // A reader of these maps keeps answers by this number, so no earlier one may come again.
         let generation = (self.config.read()?.generation | 1).wrapping_add(1);
         self.config.write(Config { generation, ..Config::default() })
     }

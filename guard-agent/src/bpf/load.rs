@@ -18,7 +18,7 @@ use super::description::Description;
 use super::fmod_ret::FmodRetError;
 use super::foreign::ForeignError;
 use super::maps::{self, MapAccessError, Maps};
-use super::object::OffsetsError;
+use super::object::ObjectError;
 use super::pins::{Generation, PinError, Pins, Standby};
 use super::{attach, object, offsets, sys, tree};
 use crate::daemon::chain;
@@ -35,7 +35,7 @@ pub enum LoadError {
     #[error(transparent)]
     Btf(#[from] BtfError),
     #[error("this binary's kernel program cannot be fitted to this kernel")]
-    Offsets(#[from] OffsetsError),
+    Unfit(#[from] ObjectError),
     #[error("the kernel has no LSM hook `{hook}` for BPF: it needs CONFIG_BPF_LSM and CONFIG_SECURITY_PATH")]
     NoHook { hook: &'static str },
     #[error("the kernel has no function `{function}` for the tier fmod-ret: it needs CONFIG_SECURITY_PATH")]
@@ -134,7 +134,7 @@ impl LoadError {
                 | Self::NoFunction { .. }
                 | Self::NoBtf(_)
                 | Self::Btf(_)
-                | Self::Offsets(_)
+                | Self::Unfit(_)
                 | Self::Object(_)
                 | Self::Program { .. }
                 | Self::FmodRet(_)

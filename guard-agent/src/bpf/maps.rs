@@ -283,10 +283,10 @@ pub fn describe(directory: &Path, json: &str) -> Result<(), MapAccessError> {
 
 /// The bytes of a pinned map of one value; nothing if there is no such pin.
 pub fn content(directory: &Path, name: &'static str) -> Result<Option<Vec<u8>>, MapAccessError> {
-    if !directory.join(name).exists() {
+    let error = |source| MapAccessError { operation: "read", map: name, source };
+    if !directory.join(name).try_exists().map_err(|source| error(MapError::IoError(source)))? {
         return Ok(None);
     }
-    let error = |source| MapAccessError { operation: "read", map: name, source };
     let map = data(directory, name).map_err(error)?;
     let size = map.info().map_err(error)?.value_size() as usize;
     let mut bytes = vec![0; size];

@@ -26,9 +26,9 @@ pub fn identity() -> String {
     hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The offsets of the kernel's members cannot be written into an object.
+/// The object cannot be fitted to this kernel and its maps.
 #[derive(Debug, Error)]
-pub enum OffsetsError {
+pub enum ObjectError {
     #[error("the object is no ELF file of instructions")]
     Object(#[source] object::Error),
     #[error(
@@ -59,14 +59,14 @@ const SET_NUMBER: u8 = 0xb7;
 /// An object whose sections that are maps hold what `content` says of each, in a copy. aya writes a section's content into its map
 /// each time, also into one that it finds pinned: what is there already must be what it writes, or what programs in force rest
 /// on would be gone until the next plan.
-pub fn with_content<E: From<OffsetsError>>(
+pub fn with_content<E: From<ObjectError>>(
     bytes: &[u8],
     content: impl Fn(&'static str) -> Result<Option<Vec<u8>>, E>,
 ) -> Result<Vec<u8>, E> {
-    let file = object::File::parse(bytes).map_err(OffsetsError::Object)?;
+    let file = object::File::parse(bytes).map_err(ObjectError::Object)?;
     let mut filled = bytes.to_vec();
     for name in [map::CONFIG, map::MAGICS] {
-        let missing = || OffsetsError::NoSection { name: map::in_object(name) };
+        let missing = || ObjectError::NoSection { name: map::in_object(name) };
         let section = file.section_by_name(map::in_object(name)).ok_or_else(missing)?;
         let (start, size) = section.file_range().ok_or_else(missing)?;
         let Some(content) = content(name)? else { continue };
@@ -80,8 +80,8 @@ pub fn with_content<E: From<OffsetsError>>(
 }
 
 /// Writes the offsets of the kernel's members in place of their placeholders, in a copy of an object.
-pub fn with_offsets(bytes: &[u8], offsets: &Offsets) -> Result<Vec<u8>, OffsetsError> {
-    let file = object::File::parse(bytes).map_err(OffsetsError::Object)?;
+pub fn with_offsets(bytes: &[u8], offsets: &Offsets) -> Result<Vec<u8>, ObjectError> {
+    let file = object::File::parse(bytes).map_err(ObjectError::Object)?;
     let mut fitted = bytes.to_vec();
     let mut count = 0;
     for section in file.sections().filter(|section| section.kind() == SectionKind::Text) {
@@ -93,7 +93,7 @@ pub fn with_offsets(bytes: &[u8], offsets: &Offsets) -> Result<Vec<u8>, OffsetsE
             at += if instruction[0] == LOAD_WIDE { 2 * INSTRUCTION } else { INSTRUCTION };
         }
     }
-    if count == 0 { Err(OffsetsError::None) } else { Ok(fitted) }
+    if count == 0 { Err(ObjectError::None) } else { Ok(fitted) }
 }
 
 /// Writes an offset into one instruction, if it wants one: code, registers, two bytes of offset, four of number.
@@ -101,14 +101,10 @@ fn fit(
     [code, _, low, high, number @ ..]: &mut [u8; INSTRUCTION],
     at: usize,
     offsets: &[u32],
-) -> Result<bool, OffsetsError> {
+) -> Result<bool, ObjectError> {
     let of = |number: i32| {
         let number = number as usize;
-        offsets
-            .get(number)
-            .copied()
-            .map(|offset| (number, offset))
-            .ok_or(OffsetsError::Unknown { at, number })
+        offsets.get(number).copied().map(|offset| (number, offset)).ok_or(ObjectError::Unknown { at, number })
     };
     if *code & CLASS == CLASS_LOAD {
         let wanted = i32::from(i16::from_le_bytes([*low, *high])) - LOAD_PLACEHOLDER;
@@ -116,7 +112,7 @@ fn fit(
             return Ok(false);
         }
         let (number, offset) = of(wanted)?;
-        let offset = i16::try_from(offset).map_err(|_| OffsetsError::TooFar { number, offset })?;
+        let offset = i16::try_from(offset).map_err(|_| ObjectError::TooFar { number, offset })?;
         [*low, *high] = offset.to_le_bytes();
         return Ok(true);
     }
@@ -140,12 +136,12 @@ mod tests {
         // A build without the kernel program has nothing to load.
         let Some(built) = bytes() else { return };
         let size = |name| if name == map::CONFIG { size_of::<Config>() } else { size_of::<Magics>() };
-        let held = |name| Ok::<_, OffsetsError>(Some(vec![7; size(name)]));
+        let held = |name| Ok::<_, ObjectError>(Some(vec![7; size(name)]));
         let maps = aya_obj::Object::parse(&with_content(built, held).unwrap()).unwrap().maps;
         for name in [map::CONFIG, map::MAGICS] {
             assert_eq!(maps[map::in_object(name)].data(), vec![7; size(name)], "{name}");
         }
-        let other = |_| Ok::<_, OffsetsError>(Some(vec![7; 3]));
+        let other = |_| Ok::<_, ObjectError>(Some(vec![7; 3]));
         assert!(with_content(built, other).is_err(), "of another size");
     }
 

@@ -120,7 +120,7 @@ fn exports_that_share_a_superblock_are_told_apart_and_their_directories_are_not(
     assert!(found.pools.iter().all(|pool| pool.shared && !pool.visitor), "{:?}", found.pools);
     let outside: Vec<u32> = found.outsiders.iter().map(|outsider| outsider.head).collect();
     assert_eq!(outside, [70, 74, 75]);
-    let own = PoolKey { dev: 50, mount: 71 };
+    let own = PoolKey { dev: 50, head: 71 };
     assert_eq!(found.pool(own).map(|pool| pool.head), Some(71));
     assert!(found.pool(PoolKey::superblock(50)).is_none());
 
@@ -133,4 +133,15 @@ fn exports_that_share_a_superblock_are_told_apart_and_their_directories_are_not(
     let found =
         table(&[&nfs(70, "/mnt", "nas:/export"), &nfs(71, "/var/lib/incus/disk", "nas:/export/disk")]);
     assert_eq!((found.pools.len(), found.outsiders.len()), (1, 1));
+}
+
+#[test]
+fn a_cephfs_superblock_is_one_pool_whatever_monitors_its_mounts_name() {
+    let found = table(&[
+        "78 31 0:43 / /var/lib/incus/storage-pools/shared rw - ceph 10.0.0.1,10.0.0.2:/pool rw,mds_namespace=fs",
+        "79 31 0:43 / /mnt rw - ceph 10.0.0.2,10.0.0.1:/pool rw,mds_namespace=fs",
+    ]);
+    let [pool] = &found.pools[..] else { panic!("one pool: {found:?}") };
+    assert!(!pool.shared && pool.mountpoints.len() == 2, "a node follows it: {pool:?}");
+    assert_eq!(found.outsiders, []);
 }

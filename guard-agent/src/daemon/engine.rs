@@ -107,9 +107,9 @@ impl Owner {
             if pool.visitor && !pool.mountpoints.contains(&mount.mountpoint) {
                 special.free.insert(mount.mount_id);
             }
-            let part = PoolKey { dev: pool.dev, mount: pool.head };
+            let part = PoolKey { dev: pool.dev, head: pool.head };
             if keys.contains(&part) {
-                special.parts.insert(mount.mount_id, pool.head);
+                special.heads.insert(mount.mount_id, pool.head);
             }
         }
         if let Some(engine) = &mut self.engine {

@@ -160,7 +160,7 @@ impl Owner {
 fn detached(key: PoolKey, entry: &PoolEntry) -> Pool {
     Pool {
         dev: key.dev,
-        head: key.mount,
+        head: key.head,
         shared: key.is_part(),
         mounts: BTreeSet::new(),
         pool_id: entry.pool_id,

@@ -135,7 +135,7 @@ fn wanted(mount_id: u32, dev: u32, path: PathBuf, root: PathBuf) -> Wanted {
         mount_id,
         dev,
         // A superblock with parts has no pool's entry of its own: its mounts are the agent's to tell apart.
-        part: 0,
+        head: 0,
         path: PathText(path),
         root: PathText(root),
         marked: true,

@@ -53,7 +53,7 @@ impl Ground {
         Wanted {
             mount_id: self.mount_id,
             dev: self.dev,
-            part: 0,
+            head: 0,
             path: PathText(format!("/proc/{}/fd/{}", std::process::id(), self.mount.as_raw_fd()).into()),
             root: PathText("/".into()),
             marked: true,

@@ -29,7 +29,7 @@ const CGROUPS: usize = 64;
 /// A file that every cgroup has, the first one too, and that never tells of a change.
 const FILE: &str = "cgroup.controllers";
 
-/// What policy says of a cgroup and those above it, in one set of actors.
+/// The rights that policy gives a cgroup, by itself or by those above it, in one set of actors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Said {
     /// It names one of them as an actor, whatever is run there.
@@ -47,7 +47,7 @@ pub struct Cgroup {
     answers: Answers,
 }
 
-/// What policy has said, by set of actors, and the generation of the maps that it holds for.
+/// Rights by set of actors, and the generation of the maps that they hold for.
 #[derive(Debug, Default)]
 struct Answers {
     generation: u32,
@@ -125,7 +125,7 @@ impl Cgroup {
         poll(&mut polled, PollTimeout::ZERO) == Ok(0)
     }
 
-    /// What policy says of it. `config` was read since the question came.
+    /// The rights of the cgroup. `config` must have been read after the question came.
     pub fn said(&mut self, maps: &Maps, config: &Config, actor_set: u32) -> Result<Said, MapAccessError> {
         if let Some(said) = self.answers.kept(config.generation, actor_set) {
             return Ok(said);
@@ -169,7 +169,7 @@ impl Cgroup {
 }
 
 impl Answers {
-    /// What is kept for this generation. Nothing while maps are being changed.
+    /// The rights that are kept for this generation; none while maps are being changed.
     fn kept(&mut self, generation: u32, actor_set: u32) -> Option<Said> {
         if self.generation != generation {
             self.said.clear();

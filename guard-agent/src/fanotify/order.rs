@@ -62,9 +62,9 @@ pub struct Wanted {
     pub mount_id: u32,
     /// `s_dev` in the kernel's encoding.
     pub dev: u32,
-    /// Of a superblock with parts: which one it is of, by the id of the mount that stands for it; else 0.
+    /// As in [`PoolKey`]: 0 where the superblock has no parts.
     #[serde(default)]
-    pub part: u32,
+    pub head: u32,
     /// Where it is reached.
     pub path: PathText,
     /// What of the superblock is mounted.
@@ -139,8 +139,8 @@ pub struct Steps {
 pub struct Special {
     /// Ids of mounts that are left alone: a visitor's at home.
     pub free: BTreeSet<u32>,
-    /// By the mount's id: the part of its superblock that it is of, by the id of the mount that stands for that.
-    pub parts: BTreeMap<u32, u32>,
+    /// By the mount's id: the head of the part of its superblock that it is of.
+    pub heads: BTreeMap<u32, u32>,
 }
 
 /// The state that the host's mounts shall be in.
@@ -156,8 +156,8 @@ pub fn steps(
 ) -> Steps {
     let mut steps = Steps::default();
     for mount in snapshot.entries() {
-        let part = special.parts.get(&mount.mount_id).copied().unwrap_or(0);
-        let pool = pools.get(&PoolKey { dev: mount.dev(), mount: part });
+        let head = special.heads.get(&mount.mount_id).copied().unwrap_or(0);
+        let pool = pools.get(&PoolKey { dev: mount.dev(), head });
         let pool = pool.filter(|_| !special.free.contains(&mount.mount_id));
         let seal = pool.is_some_and(|entry| is_sealed(entry) && !leased.contains(&entry.generation));
         let record = recorded.iter().find(|record| record.is(mount));
@@ -178,13 +178,13 @@ pub fn steps(
         steps.mounts.push(Wanted {
             mount_id: mount.mount_id,
             dev: mount.dev(),
-            part,
+            head,
             path: PathText(mount.mountpoint.clone()),
             root: PathText(mount.root.clone()),
             marked: pool.is_some(),
             // A deletion on a visitor's superblock may be one at home, and one on a superblock with parts may be another's:
             // it is not told by what mount.
-            is_pool: part == 0 && pool.is_some_and(|entry| !crate::plan::is_visitor(entry)),
+            is_pool: head == 0 && pool.is_some_and(|entry| !crate::plan::is_visitor(entry)),
             read_only,
         });
     }
@@ -198,7 +198,7 @@ fn is_sealed(entry: &PoolEntry) -> bool {
 impl Wanted {
     /// The key of its pool's entry.
     pub fn key(&self) -> PoolKey {
-        PoolKey { dev: self.dev, mount: self.part }
+        PoolKey { dev: self.dev, head: self.head }
     }
 
     /// Whether both name the same mount, as far as the mount table tells.
@@ -325,7 +325,7 @@ mod tests {
         let path = PathText(OsString::from_vec(b"/a\n\xff".to_vec()).into());
         let root = PathText("/ü".into());
         let wanted =
-            Wanted { mount_id: 1, dev: 2, part: 3, path, root, marked: true, is_pool: true, read_only: None };
+            Wanted { mount_id: 1, dev: 2, head: 3, path, root, marked: true, is_pool: true, read_only: None };
         let line =
             serde_json::to_string(&Line::Order(Order { serial: 1, mounts: vec![wanted.clone()] })).unwrap();
         assert!(!line.contains('\n') && line.contains("\"/ü\""), "{line}");

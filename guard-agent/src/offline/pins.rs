@@ -117,7 +117,7 @@ fn pool(
     offset: BootOffset,
     now_boot_ns: u64,
 ) -> PoolReport {
-    let source = mounts.mount(key.mount).map(|head| &head.source);
+    let source = mounts.mount(key.head).map(|head| &head.source);
     let places = mounts.entries().iter().filter(|mount| mount.dev() == key.dev);
     let places: Vec<_> = places
         .filter(|mount| {

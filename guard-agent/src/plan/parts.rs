@@ -39,7 +39,7 @@ impl Parts {
     /// The key of a pool's entry.
     pub(super) fn key(observed: &Observed, pool: &Pool) -> PoolKey {
         let is_part = pool.shared || has_parts(observed, pool.dev);
-        PoolKey { dev: pool.dev, mount: if is_part { pool.head } else { 0 } }
+        PoolKey { dev: pool.dev, head: if is_part { pool.head } else { 0 } }
     }
 
     /// The entry of the whole superblock, if a pool that is a part by now is what it was made for.
@@ -69,7 +69,7 @@ impl Parts {
             if self.strays.contains(key) || changes.after.contains_key(key) {
                 continue;
             }
-            let is_outsider = |outsider: &Outsider| (outsider.dev, outsider.head) == (key.dev, key.mount);
+            let is_outsider = |outsider: &Outsider| (outsider.dev, outsider.head) == (key.dev, key.head);
             if outsiders.iter().any(is_outsider) {
                 continue;
             }
@@ -86,7 +86,7 @@ impl Parts {
     }
 
     fn outside(&self, outsider: &Outsider, observed: &Observed, changes: &mut Changes) {
-        let key = PoolKey { dev: outsider.dev, mount: outsider.head };
+        let key = PoolKey { dev: outsider.dev, head: outsider.head };
         let before = observed.pools.get(&key);
         let is_it = |entry: &PoolEntry| entry.flags & POOL_OUTSIDE != 0 && entry.pool_id == outsider.pool_id;
         if before.is_some_and(is_it) {

@@ -314,7 +314,7 @@ fn another_superblock_with_a_stale_entry_is_replaced_in_one_step() {
     let on_pools: Vec<_> =
         operations.iter().filter(|operation| !matches!(operation, MapOperation::PutConfig(_))).collect();
     assert!(
-        matches!(on_pools[..], [MapOperation::UpdatePool { key: PoolKey { dev: 43, mount: 0 }, entry }] if entry.generation == 2),
+        matches!(on_pools[..], [MapOperation::UpdatePool { key: PoolKey { dev: 43, head: 0 }, entry }] if entry.generation == 2),
         "{on_pools:?}"
     );
     assert_eq!(mode(&maps, 43), Some(Mode::Guarded));

@@ -7,7 +7,7 @@ use stateright::{Model, Property};
 
 use Part::{Maps, Mounts, Names};
 
-/// What changes under one number.
+/// A part of the world whose changes one number counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Part {
     Mounts,
@@ -47,7 +47,7 @@ pub(super) enum Fault {
     NoGeneration,
     /// The words do not tell the subject.
     NoSubject,
-    /// Whoever changes something counts it afterwards only.
+    /// A writer counts its change only after it.
     CountsLate,
 }
 
@@ -86,7 +86,7 @@ struct Program {
     since: usize,
 }
 
-/// What the last step has found in the slot.
+/// The answer that the last step has found in the slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Found {
     Nothing,

@@ -8,8 +8,8 @@ const FIRST: &str = "71 1 0:50 / /r/one rw - nfs4 nas:/export/one rw,addr=10.0.0
 const SECOND: &str = "72 1 0:50 / /r/two rw - nfs4 nas:/export/two rw,addr=10.0.0.9\n";
 const AGAIN: &str = "79 1 0:50 / /r/one rw - nfs4 nas:/export/one rw,addr=10.0.0.9\n";
 
-fn part(mount: u32) -> PoolKey {
-    PoolKey { dev: 50, mount }
+fn part(head: u32) -> PoolKey {
+    PoolKey { dev: 50, head }
 }
 
 fn flags(maps: &Observed, key: PoolKey) -> u32 {

@@ -100,8 +100,8 @@ struct Operator<'a> {
     guard: &'a Guard<'a>,
 }
 
-/// What a client says whose daemon goes away under it.
-const RESTARTS: &str = "unix.socket/1.0\": EOF";
+/// The client's words when the daemon closes the connection.
+const NO_ANSWER: &str = "unix.socket/1.0\": EOF";
 
 impl Operator<'_> {
     /// From a failure to a member.
@@ -183,9 +183,9 @@ impl Operator<'_> {
         let command = command.replace(EXAMPLE, &address);
         let typed = || n2.attempt_within(&format!("cd /root; {command}"), LINE_LIMIT);
         let mut ended = typed()?;
-        if ended.status != 0 && ended.output.contains(RESTARTS) {
-            ensure!(RUNBOOK.contains(RESTARTS), "the document no longer tells of {RESTARTS:?}");
-            println!("note: Incus restarted itself under {command:?}");
+        if ended.status != 0 && ended.output.contains(NO_ANSWER) {
+            ensure!(RUNBOOK.contains(NO_ANSWER), "the document no longer tells of {NO_ANSWER:?}");
+            println!("note: Incus has not answered {command:?}");
             n2.wait_for("Incus answers", Duration::from_secs(120), "timeout 20 incus query /1.0")?;
             ended = typed()?;
         }
