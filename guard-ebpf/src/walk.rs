@@ -316,6 +316,7 @@ pub extern "C" fn look(superblock: u64, mount: u64, magic: u64, only_here: u32) 
     }
     let place = match oldest_mount(superblock, Lenient::new().mount_root(mount)) {
         0 => Place::Outside,
+        oldest if oldest == mount => Place::Outside,
         NO_MOUNT => Place::Unreadable,
         oldest => match guarded_root(oldest, kind, NOWHERE) {
             WALK_OUTSIDE => Place::Outside,
