@@ -73,9 +73,9 @@ osd_pool_default_pgp_num = 4
 osd_pool_default_pg_autoscale_mode = off
 mgr_initial_modules =
 mds_cache_memory_limit = 134217728
-# a small disk is no reason to stop
-mon_data_avail_warn = 2
-mon_data_avail_crit = 1
+# a full disk is no reason to stop: the monitor would end without a word where a percent of it is free
+mon_data_avail_warn = 0
+mon_data_avail_crit = -1
 # short rounds: the cluster is up in a second
 paxos_propose_interval = 0.05
 mds_beacon_interval = 0.5
