@@ -54,7 +54,7 @@ fn cost() -> Result<()> {
 fn requests(host: &Machine) -> Result<usize> {
     let listen = format!(
         "(sleep 10; incus query '/1.0?{KNOWN}') >/root/known 2>&1 & \
-         timeout {} incus monitor --type logging --loglevel debug --format json >/root/requests; \
+         timeout {} incus monitor --type logging --format json >/root/requests 2>&1; \
          grep 'Handling API request' /root/requests | grep unix >/root/ours; \
          grep -c '{KNOWN}' /root/ours; grep -vc '{KNOWN}' /root/ours || true",
         WHILE.as_secs()
