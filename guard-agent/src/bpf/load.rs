@@ -7,19 +7,17 @@
 use std::fs;
 
 use aya::maps::MapError;
-use aya::programs::ProgramError;
-use aya::{BtfError as BtfLoadError, Ebpf, EbpfError, EbpfLoader};
 use guard_common::names::{PROGRAMS, ProgramName, global, map};
 use guard_common::{LAYOUT_VERSION, Meta, Tier};
 use thiserror::Error;
 
 use super::btf::{Btf, BtfError};
 use super::description::Description;
-use super::fmod_ret::FmodRetError;
 use super::foreign::ForeignError;
 use super::maps::{self, MapAccessError, Maps};
 use super::object::ObjectError;
 use super::pins::{Generation, PinError, Pins, Standby};
+use super::program::{self, Constants, Loader, ProgramError, Target};
 use super::{attach, object, offsets, sys, tree};
 use crate::daemon::chain;
 
@@ -40,8 +38,8 @@ pub enum LoadError {
     NoHook { hook: &'static str },
     #[error("the kernel has no function `{function}` for the tier fmod-ret: it needs CONFIG_SECURITY_PATH")]
     NoFunction { function: String },
-    #[error("tier fmod-ret")]
-    FmodRet(#[from] FmodRetError),
+    #[error(transparent)]
+    Program(#[from] ProgramError),
     #[error(
         "the pinned maps in {directory} have layout {version}, and this agent (layout {LAYOUT_VERSION}) cannot carry \
          over what they hold; nothing was changed, and their programs go on enforcing: start the version of \
@@ -74,39 +72,17 @@ pub enum LoadError {
     Pins(#[from] PinError),
     #[error(transparent)]
     Map(#[from] MapAccessError),
-    #[error(
-        "the kernel refused the BPF object: this needs CAP_BPF and CAP_PERFMON (or root), and a kernel that is not \
-         locked down; `guardctl doctor` tells which"
-    )]
-    Object(#[source] EbpfError),
-    #[error("the kernel refused to {operation} program {program}")]
-    Program {
-        operation: &'static str,
-        program: &'static str,
-        #[source]
-        source: ProgramError,
-    },
-    #[error("pin {what} in {directory}")]
-    Pin {
-        what: &'static str,
-        directory: String,
-        #[source]
-        source: aya::pin::PinError,
-    },
 }
 
 impl LoadError {
     /// The error in a line, without the verifier's words, which are for the log and for who asks for them.
     pub fn in_brief(&self) -> String {
         match self {
-            Self::Program { operation, program, source: ProgramError::LoadError { io_error, .. } } => {
-                format!("the kernel refused to {operation} program {program}: {io_error}")
+            Self::Program(ProgramError::Load { program, function, source, .. }) => {
+                format!("the kernel refused to load program {program} for `{function}`: {source}")
             }
-            Self::FmodRet(FmodRetError::Load { program, function, source, .. }) => {
-                format!("the kernel refused to load {program} in front of `{function}`: {source}")
-            }
-            Self::Object(EbpfError::BtfError(BtfLoadError::LoadError { io_error, .. })) => {
-                format!("the kernel refused the object's types: {io_error}")
+            Self::Program(ProgramError::Types { source, .. }) => {
+                format!("the kernel refused the object's types: {source}")
             }
             other => chain(other).lines().next().unwrap_or_default().to_owned(),
         }
@@ -115,12 +91,8 @@ impl LoadError {
     /// The verifier's own words, if it has said any.
     pub fn verifier(&self) -> Option<String> {
         match self {
-            Self::Program { source: ProgramError::LoadError { verifier_log, .. }, .. } => {
-                Some(verifier_log.to_string())
-            }
-            Self::FmodRet(FmodRetError::Load { verifier, .. }) => Some(verifier.clone()),
-            Self::Object(EbpfError::BtfError(BtfLoadError::LoadError { verifier_log, .. })) => {
-                Some(verifier_log.to_string())
+            Self::Program(ProgramError::Load { verifier, .. } | ProgramError::Types { verifier, .. }) => {
+                Some(verifier.clone())
             }
             _ => None,
         }
@@ -135,32 +107,19 @@ impl LoadError {
                 | Self::NoBtf(_)
                 | Self::Btf(_)
                 | Self::Unfit(_)
-                | Self::Object(_)
-                | Self::Program { .. }
-                | Self::FmodRet(_)
+                | Self::Program(_)
         )
     }
 }
 
-/// Maps are there and programs are loaded; nothing new is attached yet.
+/// Maps are there and programs are ready to be loaded; nothing new is attached yet.
 #[derive(Debug)]
 pub struct Prepared {
     pins: Pins,
     generation: Generation,
-    programs: Vec<ProgramName>,
-    loaded: Loaded,
-}
-
-/// What there is to attach.
-#[derive(Debug)]
-enum Loaded {
-    /// Nothing: the pins of an equal agent are adopted.
-    Adopted,
-    /// For the LSM hooks.
-    Lsm(Ebpf),
-    /// For the functions with these numbers, in the order of the programs. aya's part holds the maps of the object, once for
-    /// each load.
-    FmodRet { object: Vec<u8>, maps: Vec<(Standby, Ebpf)>, functions: Vec<u32> },
+    targets: Vec<Target>,
+    /// What there is to attach: nothing if the pins of an equal agent are adopted.
+    loaders: Vec<(Standby, Loader)>,
 }
 
 /// The programs are attached and pinned.
@@ -181,8 +140,8 @@ pub fn prepare(pins: &Pins, tier: Tier) -> Result<Prepared, LoadError> {
     pins.provide()?;
     let raw = fs::read(VMLINUX_BTF).map_err(LoadError::NoBtf)?;
     let btf = Btf::parse(&raw)?;
-    let programs = available(&btf, tier)?;
-    let names = || programs.iter().map(|name| name.program);
+    let targets = attach::targets(&btf, tier)?;
+    let names = || targets.iter().map(|target| target.program);
     let identity = object::identity();
 
     let complete: Vec<Generation> =
@@ -190,66 +149,48 @@ pub fn prepare(pins: &Pins, tier: Tier) -> Result<Prepared, LoadError> {
     check_layout(&pins, !complete.is_empty())?;
     let is_ours = |generation: &Generation| generation.identity == identity && generation.tier == tier;
     if let Some(generation) = complete.into_iter().find(is_ours) {
-        return Ok(Prepared { pins, generation, programs, loaded: Loaded::Adopted });
+        return Ok(Prepared { pins, generation, targets, loaders: Vec::new() });
     }
 
     let token = token();
-    let object = object::with_offsets(&with_pinned_content(object, &pins)?, &offsets::resolve(&btf, tier)?)?;
-    let tree = tree::addresses();
-    let load = |standby: Standby| {
-        let mut loader = EbpfLoader::new();
-        // The object needs no relocation against the kernel's types: its offsets are in its instructions by now.
-        loader.btf(None);
-        let (token, tier, is_standby) = (standby.token(token), tier as u32, standby as u32);
-        loader.override_global(global::PROGRAM_TOKEN, &token, true);
-        loader.override_global(global::TIER, &tier, true);
-        loader.override_global(global::STANDBY, &is_standby, true);
-        loader.override_global(global::TREE, &tree, true);
-        pin_maps(&mut loader, &pins);
-        loader.load(&object).map_err(LoadError::Object)
-    };
-    let first = load(Standby::No)?;
-    write_layout(&pins)?;
-    let loaded = match tier {
-        Tier::FmodRet => {
-            let id = |name: &ProgramName| btf.function_id(&offsets::function(tier, name.hook)).unwrap_or(0);
-            let functions = programs.iter().map(id).collect();
-            let maps = vec![(Standby::No, first), (Standby::Yes, load(Standby::Yes)?)];
-            Loaded::FmodRet { object, maps, functions }
-        }
-        Tier::BpfLsm | Tier::Fanotify => Loaded::Lsm(first),
-    };
+    let object = object::with_offsets(object, &offsets::resolve(&btf, tier)?)?;
+    let tree = tree::addresses().map(u64::to_ne_bytes);
     let generation = pins.generation(tier, &identity, token);
-    Ok(Prepared { pins, generation, programs, loaded })
+    let load = |standby: Standby| {
+        let (token, is_standby) = (standby.token(token).to_ne_bytes(), (standby as u32).to_ne_bytes());
+        let tier = (tier as u32).to_ne_bytes();
+        let constants: Constants<'_> = [
+            (global::PROGRAM_TOKEN, token.as_slice()),
+            (global::STANDBY, &is_standby),
+            (global::TIER, &tier),
+            (global::TREE, tree.as_flattened()),
+        ]
+        .into();
+        Ok((standby, Loader::new(&object, constants, Some(&pins.maps()))?))
+    };
+    let loaders: Result<Vec<_>, ProgramError> = generation.loads().iter().copied().map(load).collect();
+    let loaders = loaders?;
+    write_layout(&pins)?;
+    Ok(Prepared { pins, generation, targets, loaders })
 }
 
 /// Has the kernel judge the programs of a tier, and lets go of them: nothing is pinned, attached or changed. What has
 /// passed here, [`prepare`] and [`Prepared::attach`] can load.
 pub fn try_tier(tier: Tier) -> Result<(), LoadError> {
     let object = object::bytes().ok_or(LoadError::NoObject)?;
-    let mut loader = EbpfLoader::new();
-    loader.btf(None);
     if tier == Tier::Fanotify {
-        return loader.load(object).map(drop).map_err(LoadError::Object);
+        return Ok(program::make_maps(object, None)?);
     }
     let raw = fs::read(VMLINUX_BTF).map_err(LoadError::NoBtf)?;
     let btf = Btf::parse(&raw)?;
-    let programs = available(&btf, tier)?;
+    let targets = attach::targets(&btf, tier)?;
     let object = object::with_offsets(object, &offsets::resolve(&btf, tier)?)?;
-    let tier_number = tier as u32;
+    let tier = (tier as u32).to_ne_bytes();
     // Or the kernel would not look at what is only done with them.
-    let tree = tree::addresses();
-    loader.override_global(global::TREE, &tree, true);
-    loader.override_global(global::TIER, &tier_number, true);
-    let mut ebpf = loader.load(&object).map_err(LoadError::Object)?;
-    match tier {
-        Tier::FmodRet => {
-            let id = |name: &ProgramName| btf.function_id(&offsets::function(tier, name.hook)).unwrap_or(0);
-            let functions: Vec<u32> = programs.iter().map(id).collect();
-            attach::load_for_functions(&object, &ebpf, &programs, &functions)
-        }
-        Tier::BpfLsm | Tier::Fanotify => attach::load_for_hooks(&mut ebpf, &programs),
-    }
+    let tree = tree::addresses().map(u64::to_ne_bytes);
+    let constants: Constants<'_> = [(global::TREE, tree.as_flattened()), (global::TIER, &tier)].into();
+    Loader::new(&object, constants, None)?.load_all(&targets)?;
+    Ok(())
 }
 
 /// Brings the maps into being without any program, for the tier that answers from user space. It needs nothing of
@@ -260,11 +201,7 @@ pub fn prepare_maps(pins: &Pins) -> Result<BareMaps, LoadError> {
     pins.provide()?;
     let in_force = !pins.generations()?.is_empty();
     check_layout(&pins, in_force)?;
-    let mut loader = EbpfLoader::new();
-    loader.btf(None);
-    pin_maps(&mut loader, &pins);
-    // The programs in it are never handed to the kernel.
-    loader.load(&with_pinned_content(object, &pins)?).map_err(LoadError::Object)?;
+    program::make_maps(object, Some(&pins.maps()))?;
     write_layout(&pins)?;
     give_memory_back();
     Ok(BareMaps { pins })
@@ -295,17 +232,6 @@ impl BareMaps {
     }
 }
 
-/// The object, with what its sections' maps hold if they are pinned already. Nobody else writes them: one agent runs.
-fn with_pinned_content(object: &[u8], pins: &Pins) -> Result<Vec<u8>, LoadError> {
-    object::with_content(object, |name| Ok(maps::content(&pins.maps(), name)?))
-}
-
-fn pin_maps<'a>(loader: &mut EbpfLoader<'a>, pins: &Pins) {
-    for name in map::ALL {
-        loader.map_pin_path(map::in_object(name), pins.maps().join(name));
-    }
-}
-
 /// The version comes last: maps without it are not whole.
 fn write_layout(pins: &Pins) -> Result<(), MapAccessError> {
     let mut maps = Maps::open(&pins.maps())?;
@@ -314,23 +240,6 @@ fn write_layout(pins: &Pins) -> Result<(), MapAccessError> {
         maps.meta.write(Meta { layout_version: LAYOUT_VERSION, reserved: 0, next_generation: 1 })?;
     }
     Ok(())
-}
-
-/// The programs whose hooks, or functions, this kernel has.
-fn available(btf: &Btf<'_>, tier: Tier) -> Result<Vec<ProgramName>, LoadError> {
-    let mut programs = Vec::new();
-    for name in PROGRAMS {
-        let function = offsets::function(tier, name.hook);
-        if btf.has_function(&function) {
-            programs.push(*name);
-        } else if !name.optional {
-            return Err(match tier {
-                Tier::FmodRet => LoadError::NoFunction { function },
-                Tier::BpfLsm | Tier::Fanotify => LoadError::NoHook { hook: name.hook },
-            });
-        }
-    }
-    Ok(programs)
 }
 
 /// Clears what a start that was cut short has left.
@@ -378,7 +287,7 @@ impl Prepared {
 
     /// Attaches and pins what was loaded; does nothing for adopted pins.
     pub fn attach(self) -> Result<Programs, LoadError> {
-        let adopted = matches!(self.loaded, Loaded::Adopted);
+        let adopted = self.loaders.is_empty();
         if !adopted {
             let directory = &self.generation.directory;
             fs::create_dir_all(directory).map_err(|source| PinError::Io {
@@ -387,20 +296,17 @@ impl Prepared {
                 source,
             })?;
         }
-        let attached = match self.loaded {
-            Loaded::Adopted => Ok(()),
-            Loaded::Lsm(ebpf) => attach::to_hooks(ebpf, &self.programs, &self.generation),
-            Loaded::FmodRet { object, maps, functions } => maps.iter().try_for_each(|(standby, maps)| {
-                attach::to_functions(&object, maps, &self.programs, &functions, &self.generation, *standby)
-            }),
-        };
+        let attached = self.loaders.iter().try_for_each(|(standby, loader)| {
+            attach::attach(loader, &self.targets, &self.generation, *standby)
+        });
         if let Err(error) = attached {
             // Half a load must not be mistaken for a whole one.
             self.pins.retire(&self.generation)?;
-            return Err(error);
+            return Err(error.into());
         }
+        drop(self.loaders);
         give_memory_back();
-        let hooks = self.programs.iter().map(|name| name.hook).collect();
+        let hooks = self.targets.iter().map(|target| target.hook).collect();
         Ok(Programs { pins: self.pins, generation: self.generation, adopted, hooks })
     }
 }

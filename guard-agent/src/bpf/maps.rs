@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use aya::Pod;
@@ -15,8 +14,6 @@ use guard_common::{
     RootKey,
 };
 use thiserror::Error;
-
-use super::sys;
 
 /// A map could not be opened, read or written.
 #[derive(Debug, Error)]
@@ -279,20 +276,6 @@ pub fn describe(directory: &Path, json: &str) -> Result<(), MapAccessError> {
     let mut bytes = [0; capacity::DESCRIPTION_BYTES];
     bytes[..json.len()].copy_from_slice(json.as_bytes());
     single(directory, map::DESCRIPTION)?.write(bytes)
-}
-
-/// The bytes of a pinned map of one value; nothing if there is no such pin.
-pub fn content(directory: &Path, name: &'static str) -> Result<Option<Vec<u8>>, MapAccessError> {
-    let error = |source| MapAccessError { operation: "read", map: name, source };
-    if !directory.join(name).try_exists().map_err(|source| error(MapError::IoError(source)))? {
-        return Ok(None);
-    }
-    let map = data(directory, name).map_err(error)?;
-    let size = map.info().map_err(error)?.value_size() as usize;
-    let mut bytes = vec![0; size];
-    sys::lookup(map.fd().as_fd(), &0_u32.to_ne_bytes(), &mut bytes)
-        .map_err(|source| error(MapError::IoError(source)))?;
-    Ok(Some(bytes))
 }
 
 /// Opens the ring buffer of records. It has one reader.

@@ -8,7 +8,6 @@ pub mod btf;
 pub mod canary;
 mod carry;
 pub mod description;
-pub mod fmod_ret;
 pub mod foreign;
 #[cfg(test)]
 mod kept_model;
@@ -19,6 +18,7 @@ pub mod maps;
 pub mod object;
 pub mod offsets;
 pub mod pins;
+mod program;
 mod sys;
 mod tree;
 

@@ -1,7 +1,6 @@
 //! The kernel program's object, embedded at build time, and what identifies it.
 
 use guard_common::Offsets;
-use guard_common::names::map;
 use guard_common::offsets::{IMMEDIATE_PLACEHOLDER, LOAD_PLACEHOLDER};
 use object::{Object as _, ObjectSection as _, SectionKind};
 use sha2::{Digest, Sha256};
@@ -40,8 +39,6 @@ pub enum ObjectError {
         i16::MAX
     )]
     TooFar { number: usize, offset: u32 },
-    #[error("the object has no section {name}: it was not built by this version's `cargo xtask build`")]
-    NoSection { name: &'static str },
     #[error("it wants no member of any structure: it was not built by this version's `cargo xtask build`")]
     None,
 }
@@ -55,29 +52,6 @@ const CLASS_LOAD: u8 = 0x01;
 /// Adds a number to a register, and sets one to a number, 64 bits wide.
 const ADD_NUMBER: u8 = 0x07;
 const SET_NUMBER: u8 = 0xb7;
-
-/// An object whose sections that are maps hold what `content` says of each, in a copy. aya writes a section's content into its map
-/// each time, also into one that it finds pinned: what is there already must be what it writes, or what programs in force rest
-/// on would be gone until the next plan.
-pub fn with_content<E: From<ObjectError>>(
-    bytes: &[u8],
-    content: impl Fn(&'static str) -> Result<Option<Vec<u8>>, E>,
-) -> Result<Vec<u8>, E> {
-    let file = object::File::parse(bytes).map_err(ObjectError::Object)?;
-    let mut filled = bytes.to_vec();
-    for name in [map::CONFIG, map::MAGICS] {
-        let missing = || ObjectError::NoSection { name: map::in_object(name) };
-        let section = file.section_by_name(map::in_object(name)).ok_or_else(missing)?;
-        let (start, size) = section.file_range().ok_or_else(missing)?;
-        let Some(content) = content(name)? else { continue };
-        let place = filled.get_mut(start as usize..(start + size) as usize).ok_or_else(missing)?;
-        if place.len() != content.len() {
-            return Err(missing().into());
-        }
-        place.copy_from_slice(&content);
-    }
-    Ok(filled)
-}
 
 /// Writes the offsets of the kernel's members in place of their placeholders, in a copy of an object.
 pub fn with_offsets(bytes: &[u8], offsets: &Offsets) -> Result<Vec<u8>, ObjectError> {
@@ -126,24 +100,7 @@ fn fit(
 
 #[cfg(test)]
 mod tests {
-    use guard_common::Config;
-    use guard_common::policy::Magics;
-
     use super::*;
-
-    #[test]
-    fn what_is_loaded_holds_what_pinned_maps_hold() {
-        // A build without the kernel program has nothing to load.
-        let Some(built) = bytes() else { return };
-        let size = |name| if name == map::CONFIG { size_of::<Config>() } else { size_of::<Magics>() };
-        let held = |name| Ok::<_, ObjectError>(Some(vec![7; size(name)]));
-        let maps = aya_obj::Object::parse(&with_content(built, held).unwrap()).unwrap().maps;
-        for name in [map::CONFIG, map::MAGICS] {
-            assert_eq!(maps[map::in_object(name)].data(), vec![7; size(name)], "{name}");
-        }
-        let other = |_| Ok::<_, ObjectError>(Some(vec![7; 3]));
-        assert!(with_content(built, other).is_err(), "of another size");
-    }
 
     const OFFSETS: [u32; 3] = [16, 0, 40_000];
 

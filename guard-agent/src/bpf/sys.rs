@@ -36,35 +36,54 @@ pub fn bpf<T: Attributes>(command: bpf_cmd, attributes: &mut T) -> io::Result<i3
     i32::try_from(result).ok().filter(|number| *number >= 0).ok_or_else(io::Error::last_os_error)
 }
 
-/// Attributes of `BPF_MAP_LOOKUP_ELEM` and `BPF_MAP_GET_NEXT_KEY`.
+/// Attributes of `BPF_MAP_LOOKUP_ELEM`, `BPF_MAP_GET_NEXT_KEY` and `BPF_MAP_UPDATE_ELEM`.
 #[repr(C)]
 #[derive(Debug)]
 struct MapElement {
     map_fd: u32,
     reserved: u32,
     key: u64,
-    /// Where the value goes, or the next key.
+    /// Where the value is or goes, or the next key.
     value: u64,
     flags: u64,
 }
 attributes!(MapElement: 32);
 
+/// Attributes of `BPF_MAP_FREEZE`.
+#[repr(C)]
+#[derive(Debug)]
+struct MapFreeze {
+    map_fd: u32,
+}
+attributes!(MapFreeze: 4);
+
 /// Reads an entry. `value` must have as many bytes as the kernel writes for this map; false: there is no such entry.
 pub fn lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
-    element(bpf_cmd::BPF_MAP_LOOKUP_ELEM, map, Some(key), value)
+    element(bpf_cmd::BPF_MAP_LOOKUP_ELEM, map, Some(key), value.as_mut_ptr() as u64)
 }
 
 /// Writes the key after `key` into `next`, or the first one. False: there is none.
 pub fn next_key(map: BorrowedFd<'_>, key: Option<&[u8]>, next: &mut [u8]) -> io::Result<bool> {
-    element(bpf_cmd::BPF_MAP_GET_NEXT_KEY, map, key, next)
+    element(bpf_cmd::BPF_MAP_GET_NEXT_KEY, map, key, next.as_mut_ptr() as u64)
 }
 
-fn element(command: bpf_cmd, map: BorrowedFd<'_>, key: Option<&[u8]>, answer: &mut [u8]) -> io::Result<bool> {
+/// Writes an entry. `value` must have as many bytes as the kernel reads for this map.
+pub fn update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
+    element(bpf_cmd::BPF_MAP_UPDATE_ELEM, map, Some(key), value.as_ptr() as u64).map(drop)
+}
+
+/// From now on nobody writes the map through bpf(2).
+pub fn freeze(map: BorrowedFd<'_>) -> io::Result<()> {
+    bpf(bpf_cmd::BPF_MAP_FREEZE, &mut MapFreeze { map_fd: map.as_raw_fd() as u32 }).map(drop)
+}
+
+/// `value`: the address of a buffer.
+fn element(command: bpf_cmd, map: BorrowedFd<'_>, key: Option<&[u8]>, value: u64) -> io::Result<bool> {
     let mut attributes = MapElement {
         map_fd: map.as_raw_fd() as u32,
         reserved: 0,
         key: key.map_or(0, |key| key.as_ptr() as u64),
-        value: answer.as_mut_ptr() as u64,
+        value,
         flags: 0,
     };
     match bpf(command, &mut attributes) {

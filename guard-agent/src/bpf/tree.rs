@@ -25,14 +25,21 @@ pub fn addresses() -> [u64; 2] {
     })
 }
 
-/// From the text of `/proc/kallsyms`, which has hundreds of thousands of lines: it is read no further than needed. `None` if
-/// one is missing, told twice, or told as 0.
+/// From the text of `/proc/kallsyms`, which has hundreds of thousands of lines. `None` if one is missing, told twice, or told
+/// as 0.
 fn find(mut text: impl BufRead) -> io::Result<Option<[u64; 2]>> {
     let mut addresses = [None; 2];
     let mut line = Vec::new();
-    while text.read_until(b'\n', &mut line)? > 0 {
-        // `ffffffff82a6ff40 D mount_lock`; a symbol of a module has its name behind.
-        let words = || line.trim_ascii_end().split(|byte| byte.is_ascii_whitespace());
+    while {
+        line.clear();
+        text.read_until(b'\n', &mut line)? > 0
+    } {
+        // `ffffffff82a6ff40 D mount_lock`; a symbol of a module has its name behind. Nearly no line gets further.
+        let symbol = line.trim_ascii_end();
+        if !NAMES.iter().any(|name| symbol.ends_with(name.as_bytes())) {
+            continue;
+        }
+        let words = || symbol.split(|byte| byte.is_ascii_whitespace());
         let name = words().nth(2).filter(|_| words().count() == 3);
         if let Some(index) = name.and_then(|name| NAMES.iter().position(|known| known.as_bytes() == name)) {
             let address = words().next().and_then(|word| str::from_utf8(word).ok());
@@ -42,7 +49,6 @@ fn find(mut text: impl BufRead) -> io::Result<Option<[u64; 2]>> {
                 _ => return Ok(None),
             }
         }
-        line.clear();
     }
     Ok(addresses[0].zip(addresses[1]).map(|(mounts, names)| [mounts, names]))
 }

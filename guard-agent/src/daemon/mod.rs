@@ -151,10 +151,8 @@ impl DaemonError {
                 | LoadError::NoBtf(_)
                 | LoadError::Btf(_)
                 | LoadError::NoObject
-                | LoadError::Object(_)
                 | LoadError::NoFunction { .. }
-                | LoadError::FmodRet(_)
-                | LoadError::Program { .. },
+                | LoadError::Program(_),
             ) => Exit::Inactive,
             Self::Load(LoadError::Incompatible { .. } | LoadError::OlderPins { .. }) => {
                 Exit::IncompatiblePins
