@@ -1,5 +1,5 @@
-//! A line on the control socket: a request as the agent reads it, an answer as `guardctl` reads it, and a line of the
-//! audit log as both do.
+//! A line on the control socket: a request as the agent reads it, an answer as `guardctl` reads it,
+//! and a line of the audit log as both do.
 
 use guard_agent::audit::{Filter, Record};
 use guard_agent::control::{Refusal, Request, Response};
@@ -14,7 +14,10 @@ pub fn check(line: &[u8]) {
         let text = one_line(response.to_line());
         let again: Response = serde_json::from_str(&text).expect("an answer is read back");
         // A float need not come back to the last digit, but after that it must.
-        let third: Response = serde_json::from_str(&again.to_line()).expect("an answer is read back");
+        let third: Response = serde_json::from_str(&again.to_line()).expect(
+            "an answer is read \
+             back",
+        );
         assert_eq!(again.to_line(), third.to_line());
     }
     if let Some(record) = Filter::default().select(line) {
@@ -40,7 +43,15 @@ fn is_part_of(asked: &Value, understood: &Value) {
         (Value::Object(asked), Value::Object(understood)) => {
             for (key, value) in asked.iter().filter(|(_, value)| !value.is_null()) {
                 let found = understood.get(key);
-                is_part_of(value, found.unwrap_or_else(|| panic!("`{key}` was ignored in {understood:?}")));
+                is_part_of(
+                    value,
+                    found.unwrap_or_else(|| {
+                        panic!(
+                            "`{key}` was ignored in \
+                             {understood:?}"
+                        )
+                    }),
+                );
             }
         }
         // A time in another spelling.

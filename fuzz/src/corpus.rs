@@ -24,7 +24,17 @@ macro_rules! replay {
         }
     )+ };
 }
-replay!(control, event_stream, incus_answers, journal, local_db, mountinfo, policy, preseed, record);
+replay!(
+    control,
+    event_stream,
+    incus_answers,
+    journal,
+    local_db,
+    mountinfo,
+    policy,
+    preseed,
+    record
+);
 
 #[test]
 fn every_target_has_a_file_a_corpus_and_a_test() {
@@ -32,7 +42,8 @@ fn every_target_has_a_file_a_corpus_and_a_test() {
     let names = |directory: &str, extension: &str| -> Vec<String> {
         let entries = fs::read_dir(manifest.join(directory)).unwrap();
         let name = |entry: fs::DirEntry| entry.file_name().into_string().unwrap();
-        let names = entries.map(|entry| name(entry.unwrap()).trim_end_matches(extension).to_owned());
+        let names =
+            entries.map(|entry| name(entry.unwrap()).trim_end_matches(extension).to_owned());
         let mut names: Vec<String> = names.collect();
         names.sort();
         names
@@ -40,14 +51,19 @@ fn every_target_has_a_file_a_corpus_and_a_test() {
     let targets = names("fuzz_targets", ".rs");
     assert_eq!(names("corpus", ""), targets);
     let tests = include_str!("corpus.rs");
-    let size = |target: &String| read(&corpus_of(target)).iter().map(|(_, bytes)| bytes.len()).sum::<usize>();
+    let size = |target: &String| {
+        read(&corpus_of(target)).iter().map(|(_, bytes)| bytes.len()).sum::<usize>()
+    };
     let bytes: usize = targets.iter().map(size).sum();
     assert!(
         bytes <= BYTES,
         "the corpora have {bytes} bytes: leave out the largest, or those that reach least"
     );
     for target in targets {
-        assert!(tests.contains(&format!("{target},")) || tests.contains(&format!("{target});")), "{target}");
+        assert!(
+            tests.contains(&format!("{target},")) || tests.contains(&format!("{target});")),
+            "{target}"
+        );
     }
 }
 
@@ -59,12 +75,13 @@ fn replay(target: &str, check: fn(&[u8])) {
     }
     let config = Config { cases: CASES, failure_persistence: None, ..Config::default() };
     let inputs: Vec<Vec<u8>> = corpus.into_iter().map(|(_, bytes)| bytes).collect();
-    let strategy =
-        (any::<Index>(), prop::collection::vec(any::<Change>(), 1..6)).prop_map(move |(at, changes)| {
+    let strategy = (any::<Index>(), prop::collection::vec(any::<Change>(), 1..6)).prop_map(
+        move |(at, changes)| {
             let mut bytes = at.get(&inputs).clone();
             changes.iter().for_each(|change| change.apply(&mut bytes, &inputs));
             Input(bytes)
-        });
+        },
+    );
     let outcome = TestRunner::new(config).run(&strategy, |Input(bytes)| {
         within_the_limit(check, &bytes);
         Ok(())
@@ -83,7 +100,13 @@ fn corpus_of(target: &str) -> PathBuf {
 }
 
 fn read(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {
-    let entries = fs::read_dir(directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
+    let entries = fs::read_dir(directory).unwrap_or_else(|error| {
+        panic!(
+            "{}: \
+             {error}",
+            directory.display()
+        )
+    });
     let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
     paths.sort();
     assert!(!paths.is_empty(), "{} is empty", directory.display());
@@ -146,7 +169,11 @@ impl Arbitrary for Change {
             (any::<Index>(), bytes()).prop_map(|(at, bytes)| Self::Insert { at, bytes }),
             (any::<Index>(), 1..64_usize).prop_map(|(at, length)| Self::Remove { at, length }),
             (any::<Index>(), 1..64_usize).prop_map(|(at, length)| Self::Repeat { at, length }),
-            any::<(Index, Index, Index)>().prop_map(|(at, with, from)| Self::Splice { at, with, from }),
+            any::<(Index, Index, Index)>().prop_map(|(at, with, from)| Self::Splice {
+                at,
+                with,
+                from
+            }),
         ]
         .boxed()
     }

@@ -1,5 +1,5 @@
-//! An answer of Incus: a line with the HTTP status, a line with the server's own cluster address (empty: none is set),
-//! then the body.
+//! An answer of Incus: a line with the HTTP status, a line with the server's own cluster address
+//! (empty: none is set), then the body.
 
 use guard_agent::incus::answers::{Answer, joins, members};
 use guard_agent::join::{Config, Evidence, JoinOperation, Membership};

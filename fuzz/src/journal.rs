@@ -10,7 +10,11 @@ pub fn check(text: &[u8]) {
     let printed = journal.to_text();
     assert_eq!(Journal::parse(printed.as_bytes(), ROOT), Ok(journal));
     assert!(Journal::parse(printed.as_bytes(), "/elsewhere").is_err());
-    assert!(Journal::parse(&[text, b"x"].concat(), ROOT).is_err(), "nothing may stand behind a journal");
+    assert!(
+        Journal::parse(&[text, b"x"].concat(), ROOT).is_err(),
+        "nothing may stand behind a \
+         journal"
+    );
     // Cut off in the middle, it is none.
     let end = printed.trim_end().len();
     for length in [0, 1, end / 2, end - 1] {

@@ -25,7 +25,8 @@ pub fn check(bytes: &[u8]) {
                 "{error:?} of {} bytes",
                 bytes.len()
             );
-            let absent = matches!(error, LocalDbError::Absent { .. } | LocalDbError::OnNetwork { .. });
+            let absent =
+                matches!(error, LocalDbError::Absent { .. } | LocalDbError::OnNetwork { .. });
             assert!(!absent, "{error:?} of a file that is there");
         }
     }
@@ -49,5 +50,9 @@ fn is_sound(bytes: &[u8], database: &LocalDb) {
 fn is_untouched(directory: &Path, bytes: &[u8]) {
     let files = fs::read_dir(directory).expect("the directory can be listed").count();
     assert_eq!(files, 1, "there are files beside it");
-    assert!(fs::read(directory.join("local.db")).is_ok_and(|now| now == bytes), "it was written to");
+    assert!(
+        fs::read(directory.join("local.db")).is_ok_and(|now| now == bytes),
+        "it was written \
+         to"
+    );
 }

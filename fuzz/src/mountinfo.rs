@@ -1,5 +1,5 @@
-//! The text of `/proc/PID/mountinfo`. An empty line, which the kernel never writes, divides the input into the table
-//! before and the table after a change.
+//! The text of `/proc/PID/mountinfo`. An empty line, which the kernel never writes, divides the
+//! input into the table before and the table after a change.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::os::unix::ffi::OsStrExt;
@@ -12,8 +12,9 @@ use guard_agent::mounts::{MountEntry, Snapshot, parse};
 use guard_agent::policy::Policy;
 
 static POLICY: LazyLock<Policy> = LazyLock::new(|| {
-    let text = "version = 1\n[[root]]\npreset = \"incus\"\n[[root]]\npath = \"/var/lib/incus/storage-pools/inner\"\n\
-                filesystems = [\"nfs\", \"fuse.ceph-fuse\", \"tmpfs\"]\n";
+    let text = "version = 1\n[[root]]\npreset = \"incus\"\n[[root]]\npath = \
+                \"/var/lib/incus/storage-pools/inner\"\nfilesystems = [\"nfs\", \
+                \"fuse.ceph-fuse\", \"tmpfs\"]\n";
     guard_agent::policy::parse(text, Path::new("policy.toml")).expect("the policy is right")
 });
 
@@ -33,7 +34,10 @@ pub fn check(text: &[u8]) {
 fn no_line_is_lost(text: &[u8]) {
     let (entries, problems) = parse(text);
     let lines: Vec<&[u8]> = text.split(|byte| *byte == b'\n').collect();
-    assert_eq!(entries.len() + problems.len(), lines.iter().filter(|line| !line.is_empty()).count());
+    assert_eq!(
+        entries.len() + problems.len(),
+        lines.iter().filter(|line| !line.is_empty()).count()
+    );
     assert!(problems.is_sorted_by(|one, next| one.line < next.line), "{problems:?}");
     for problem in &problems {
         assert_eq!(problem.text, String::from_utf8_lossy(lines[problem.line - 1]));
@@ -77,7 +81,9 @@ fn print(entry: &MountEntry) -> Vec<u8> {
 fn a_difference_leads_from_one_to_the_other(before: &Snapshot, after: &Snapshot) {
     let diff = before.diff(after);
     // The kernel gives no id twice at one time.
-    let (Some(mut mounts), Some(expected)) = (by_identity(before), by_identity(after)) else { return };
+    let (Some(mut mounts), Some(expected)) = (by_identity(before), by_identity(after)) else {
+        return;
+    };
     for entry in diff.removed {
         assert_eq!(mounts.remove(&identity(&entry)), Some(entry));
     }
@@ -99,12 +105,15 @@ fn identity(entry: &MountEntry) -> (u32, u32) {
 fn by_identity(snapshot: &Snapshot) -> Option<BTreeMap<(u32, u32), MountEntry>> {
     let ids: BTreeSet<u32> = snapshot.entries().iter().map(|entry| entry.mount_id).collect();
     let unique = ids.len() == snapshot.entries().len();
-    unique.then(|| snapshot.entries().iter().map(|entry| (identity(entry), entry.clone())).collect())
+    unique
+        .then(|| snapshot.entries().iter().map(|entry| (identity(entry), entry.clone())).collect())
 }
 
 fn lookups_find_what_is_above(snapshot: &Snapshot) {
     for entry in snapshot.entries() {
-        assert!(snapshot.mount(entry.mount_id).is_some_and(|found| found.mount_id == entry.mount_id));
+        assert!(
+            snapshot.mount(entry.mount_id).is_some_and(|found| found.mount_id == entry.mount_id)
+        );
         let path = entry.mountpoint.join("x");
         if let Some(found) = snapshot.mount_of(&path) {
             assert!(path.starts_with(&found.mountpoint), "{path:?} does not lie on {found:?}");

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use guard_agent::policy::diff::diff;
-use guard_agent::policy::{DefaultMode, MAX_TTL, OnJoinFailure, Policy, PolicyErrors, Root, duration, parse};
+use guard_agent::policy::{
+    DefaultMode, MAX_TTL, OnJoinFailure, Policy, PolicyErrors, Root, duration, parse,
+};
 
 const FILE: &str = "policy.toml";
 /// What is a problem of the file as a whole: everything else has a place in it.
@@ -34,11 +36,23 @@ fn say_where_and_what(text: &str, errors: &PolicyErrors) {
             place => {
                 assert_eq!(place, (None, None));
                 let is_whole = WITHOUT_PLACE.iter().any(|what| problem.what.starts_with(what));
-                assert!(is_whole || problem.what.ends_with(" further problems are not shown"), "{problem:?}");
+                assert!(
+                    is_whole
+                        || problem.what.ends_with(
+                            " further problems are not \
+                             shown"
+                        ),
+                    "{problem:?}"
+                );
                 String::new()
             }
         };
-        let hint = problem.hint.as_ref().map_or(String::new(), |hint| format!("\n    hint: {hint}"));
+        let hint = problem.hint.as_ref().map_or(String::new(), |hint| {
+            format!(
+                "\n    hint: \
+                 {hint}"
+            )
+        });
         writeln!(message, "{FILE}{place}: {}{hint}", problem.what).expect("a string takes all");
     }
     let placed = errors.problems().iter().filter_map(|problem| problem.line.zip(problem.column));
@@ -47,24 +61,39 @@ fn say_where_and_what(text: &str, errors: &PolicyErrors) {
 }
 
 fn is_sound(policy: &Policy) {
-    assert!(!policy.roots().is_empty() && policy.roots().len() <= 64 && policy.filesystems().len() <= 64);
+    assert!(
+        !policy.roots().is_empty()
+            && policy.roots().len() <= 64
+            && policy.filesystems().len() <= 64
+    );
     for (index, root) in policy.roots().iter().enumerate() {
         assert!(is_normal(root.path()) && root.path() != Path::new("/"), "{root:?}");
         let others = &policy.roots()[..index];
         assert!(others.iter().all(|other| other.path() != root.path()), "{root:?} is given twice");
-        assert_eq!(policy.root_of_actor_set(root.actor_set()), Some(root), "actor sets are told apart");
+        assert_eq!(
+            policy.root_of_actor_set(root.actor_set()),
+            Some(root),
+            "actor sets are told \
+             apart"
+        );
         assert!(!root.filesystems().is_empty(), "{root:?} guards nothing");
         let is_known = |name: &String| policy.filesystems().iter().any(|kind| kind.name() == name);
         assert!(root.filesystems().iter().all(is_known), "{root:?}");
         for actor in root.actors() {
             assert!(actor.cgroup().is_some() || actor.executable().is_some());
-            assert!(actor.cgroup().is_none_or(|path| path != "/" && is_normal(Path::new(path))), "{actor:?}");
+            assert!(
+                actor.cgroup().is_none_or(|path| path != "/" && is_normal(Path::new(path))),
+                "{actor:?}"
+            );
             assert!(actor.executable().is_none_or(is_normal), "{actor:?}");
         }
     }
     let (lease, seconds) = (policy.lease(), Duration::from_secs);
     // The protocol speaks of whole seconds.
-    assert!(lease.default_ttl() >= seconds(1) && lease.default_ttl() <= lease.max_ttl(), "{lease:?}");
+    assert!(
+        lease.default_ttl() >= seconds(1) && lease.default_ttl() <= lease.max_ttl(),
+        "{lease:?}"
+    );
     assert!(lease.max_ttl() <= MAX_TTL, "{lease:?}");
     for interval in [policy.canary_interval(), policy.incident_interval()] {
         assert!((seconds(1)..=seconds(3600)).contains(&interval), "{interval:?}");
@@ -75,12 +104,16 @@ fn is_sound(policy: &Policy) {
 
 fn is_normal(path: &Path) -> bool {
     let text = path.to_str().expect("a policy is UTF-8");
-    path.is_absolute() && !text.contains('\0') && !format!("{text}/").contains("/../") && !text.contains("//")
+    path.is_absolute()
+        && !text.contains('\0')
+        && !format!("{text}/").contains("/../")
+        && !text.contains("//")
 }
 
 fn comes_back_from_its_text(policy: &Policy) {
     let text = print(policy);
-    let again = parse(&text, Path::new(FILE)).unwrap_or_else(|errors| panic!("{errors}\nof\n{text}"));
+    let again =
+        parse(&text, Path::new(FILE)).unwrap_or_else(|errors| panic!("{errors}\nof\n{text}"));
     let changes = diff(policy, &again);
     assert!(changes.is_empty(), "{changes}after\n{text}");
     assert_eq!(policy.filesystems().len(), again.filesystems().len());
@@ -121,14 +154,21 @@ fn print_root(root: &Root) -> String {
     setting("exported", root.exported().to_string());
     let actors = root.actors().iter().map(|actor| {
         let cgroup = actor.cgroup().map(|cgroup| format!("cgroup = {}", string(cgroup)));
-        let executable = actor.executable().map(|executable| format!("executable = {}", path(executable)));
+        let executable = actor.executable().map(|executable| {
+            format!(
+                "executable = \
+                 {}",
+                path(executable)
+            )
+        });
         let keys: Vec<String> = cgroup.into_iter().chain(executable).collect();
         format!("{{ {} }}", keys.join(", "))
     });
     setting("actors", format!("[{}]", actors.collect::<Vec<_>>().join(", ")));
     let guests: Vec<String> = root.guests().iter().map(|guest| string(guest)).collect();
     setting("guests", format!("[{}]", guests.join(", ")));
-    let namespaces: Vec<String> = root.namespaces().iter().map(|namespace| path(namespace)).collect();
+    let namespaces: Vec<String> =
+        root.namespaces().iter().map(|namespace| path(namespace)).collect();
     setting("namespaces", format!("[{}]", namespaces.join(", ")));
     setting("join", string(if root.incus().is_some() { "incus" } else { "none" }));
     if let Some(node) = root.incus() {

@@ -1,4 +1,5 @@
-//! Bytes from the kernel program: a record of the ring buffer, or (by their length) an incident of its map.
+//! Bytes from the kernel program: a record of the ring buffer, or (by their length) an incident of
+//! its map.
 
 use std::mem::{offset_of, size_of};
 use std::time::Duration;
@@ -23,7 +24,11 @@ pub fn check(bytes: &[u8]) {
         Err(DecodeError::Size { found, .. }) => {
             assert!(found == bytes.len() && found != size_of::<Record>());
         }
-        Err(DecodeError::Unknown { value, .. }) => assert_ne!(value, 1, "every list of values begins with 1"),
+        Err(DecodeError::Unknown { value, .. }) => assert_ne!(
+            value, 1,
+            "every list of values \
+             begins with 1"
+        ),
         Err(DecodeError::PathLength { found, .. }) => assert!(found as usize > PATH_STORAGE),
     }
     if let Ok(bytes) = bytes.try_into() {
@@ -68,12 +73,14 @@ fn comes_back_from_its_bytes(decision: &Decision) {
 /// `None` where text does not tell the bytes: of a name that is not UTF-8, or not the kernel's.
 fn encode(decision: &Decision) -> Option<Vec<u8>> {
     let mut bytes = vec![0; size_of::<Record>()];
-    let mut put = |offset: usize, value: &[u8]| bytes[offset..offset + value.len()].copy_from_slice(value);
+    let mut put =
+        |offset: usize, value: &[u8]| bytes[offset..offset + value.len()].copy_from_slice(value);
     let text = decision.path.text();
     let known = text.strip_prefix('…').unwrap_or(&text);
     let names: Vec<&str> = known.split('/').skip(1).collect();
     let comm = &decision.comm;
-    let lossy = comm.contains(char::REPLACEMENT_CHARACTER) || decision.path.hex_if_not_utf8().is_some();
+    let lossy =
+        comm.contains(char::REPLACEMENT_CHARACTER) || decision.path.hex_if_not_utf8().is_some();
     if lossy || (known != "/" && names.iter().any(|name| name.is_empty())) {
         return None;
     }

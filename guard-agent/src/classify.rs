@@ -1,10 +1,11 @@
 //! Mount table × policy → the pools, and why every other mount is none. Pure.
 //!
 //! A pool is one superblock of a guarded kind with at least one mount at or below a guarded root.
-//! It counts as a whole: its bind mounts elsewhere on the host are covered, since the kernel decides by
-//! superblock. One that belongs elsewhere, by its oldest mount, is a visitor: only its mounts below a root are
-//! protected. Where NFS mounts of several sources share a superblock (two exports of one server, and a home directory), each
-//! source is a part of it, and a pool or none by itself. Of nested roots the innermost that guards the kind wins, as in the kernel program.
+//! It counts as a whole: its bind mounts elsewhere on the host are covered, since the kernel
+//! decides by superblock. One that belongs elsewhere, by its oldest mount, is a visitor: only its
+//! mounts below a root are protected. Where NFS mounts of several sources share a superblock (two
+//! exports of one server, and a home directory), each source is a part of it, and a pool or none by
+//! itself. Of nested roots the innermost that guards the kind wins, as in the kernel program.
 
 pub mod ceph;
 pub mod clusters;
@@ -43,7 +44,8 @@ pub struct Pool {
     pub mounts: BTreeSet<u32>,
     /// Names the shared filesystem and the path in it; the same after a remount. Never 0.
     pub pool_id: u64,
-    /// For people: the volume or storage pool it is mounted for, else the end of what is exported. Unique.
+    /// For people: the volume or storage pool it is mounted for, else the end of what is exported.
+    /// Unique.
     pub name: String,
     /// Type in mountinfo.
     pub fs_type: String,
@@ -52,7 +54,8 @@ pub struct Pool {
     pub source: String,
     /// The first mount at or below a guarded root, of the whole filesystem if there is one.
     pub mountpoint: PathBuf,
-    /// All mounts in the host's namespace, also those outside every root; of a visitor, those below one.
+    /// All mounts in the host's namespace, also those outside every root; of a visitor, those below
+    /// one.
     pub mountpoints: Vec<PathBuf>,
     /// It belongs to a place outside the roots, and a part of it, or all, is bound below one.
     #[serde(skip)]
@@ -133,11 +136,13 @@ impl Classification {
         self.pools[first..].iter().take_while(|pool| pool.dev == key.dev).find(|pool| pool.is(key))
     }
 
-    /// Whether a superblock, or a part of one, is still what an entry was made for. `pool_id` is 0 in the entry of a
-    /// superblock with parts.
+    /// Whether a superblock, or a part of one, is still what an entry was made for. `pool_id` is 0
+    /// in the entry of a superblock with parts.
     pub fn has(&self, key: PoolKey, pool_id: u64) -> bool {
-        let of_pool = |pool: &Pool| pool.dev == key.dev && (pool_id == 0 || pool.pool_id == pool_id);
-        let of_outsider = |outsider: &Outsider| (outsider.dev, outsider.pool_id) == (key.dev, pool_id);
+        let of_pool =
+            |pool: &Pool| pool.dev == key.dev && (pool_id == 0 || pool.pool_id == pool_id);
+        let of_outsider =
+            |outsider: &Outsider| (outsider.dev, outsider.pool_id) == (key.dev, pool_id);
         let is_mounted = !key.is_part() || self.mounts.contains(&key);
         is_mounted && (self.pools.iter().any(of_pool) || self.outsiders.iter().any(of_outsider))
     }
@@ -145,7 +150,10 @@ impl Classification {
     /// The pool that a mount is one of.
     pub fn pool_of(&self, entry: &MountEntry) -> Option<&Pool> {
         let first = self.pools.partition_point(|pool| pool.dev < entry.dev());
-        self.pools[first..].iter().take_while(|pool| pool.dev == entry.dev()).find(|pool| pool.has(entry))
+        self.pools[first..]
+            .iter()
+            .take_while(|pool| pool.dev == entry.dev())
+            .find(|pool| pool.has(entry))
     }
 }
 
@@ -163,7 +171,8 @@ pub fn classify(snapshot: &Snapshot, policy: &Policy, clusters: &Clusters) -> Cl
     let mut classification = Classification::default();
     for (dev, mounts) in &superblocks {
         let Some(kind) = kind_of(mounts[0]) else { continue };
-        let is_below = |entry: &&MountEntry| guarding_root(&entry.mountpoint, kind, policy).is_some();
+        let is_below =
+            |entry: &&MountEntry| guarding_root(&entry.mountpoint, kind, policy).is_some();
         let has_pool = mounts.iter().any(is_below);
         let parts = match has_pool && has_several_trees(mounts[0]) {
             true => by_source(mounts, is_below),
@@ -185,7 +194,9 @@ pub fn classify(snapshot: &Snapshot, policy: &Policy, clusters: &Clusters) -> Cl
                 }
             }
         }
-        classification.mounts.extend(mounts.iter().map(|entry| PoolKey { dev: *dev, head: entry.mount_id }));
+        classification
+            .mounts
+            .extend(mounts.iter().map(|entry| PoolKey { dev: *dev, head: entry.mount_id }));
     }
     classification.pools.sort_by_key(|pool| (pool.dev, pool.head));
     classification.outsiders.sort_by_key(|outsider| (outsider.dev, outsider.head));
@@ -206,22 +217,26 @@ pub fn classify(snapshot: &Snapshot, policy: &Policy, clusters: &Clusters) -> Cl
     classification
 }
 
-/// Whether a superblock of this kind may show trees that have nothing in common, told apart by the source. Only NFS: its client
-/// shares one between all exports of a server's filesystem (`nfs_compare_super`). One of CephFS is shared by mounts that
-/// name other monitors, and they show the same path (`ceph_compare_super`). CIFS prints the first mount's source for all
+/// Whether a superblock of this kind may show trees that have nothing in common, told apart by the
+/// source. Only NFS: its client shares one between all exports of a server's filesystem
+/// (`nfs_compare_super`). One of CephFS is shared by mounts that name other monitors, and they show
+/// the same path (`ceph_compare_super`). CIFS prints the first mount's source for all
 /// (`cifs_show_devname`).
 fn has_several_trees(entry: &MountEntry) -> bool {
     matches!(entry.fs_type.as_str(), "nfs" | "nfs4")
 }
 
-/// The mounts of a superblock, by their source, each list in their order. What lies in an older mount's source is a
-/// directory of that, bound or mounted: it belongs to it, if that is a pool.
+/// The mounts of a superblock, by their source, each list in their order. What lies in an older
+/// mount's source is a directory of that, bound or mounted: it belongs to it, if that is a pool.
 fn by_source<'m>(
     mounts: &[&'m MountEntry],
     is_below: impl Fn(&&'m MountEntry) -> bool,
 ) -> Vec<Vec<&'m MountEntry>> {
-    let pools: Vec<&OsStr> =
-        mounts.iter().filter(|entry| is_below(entry)).map(|entry| entry.source.as_os_str()).collect();
+    let pools: Vec<&OsStr> = mounts
+        .iter()
+        .filter(|entry| is_below(entry))
+        .map(|entry| entry.source.as_os_str())
+        .collect();
     let mut parts: Vec<Vec<&MountEntry>> = Vec::new();
     for entry in mounts {
         let takes = |part: &&mut Vec<&MountEntry>| {
@@ -237,19 +252,27 @@ fn by_source<'m>(
     parts
 }
 
-/// Whether a source shows a directory of another one. NFS prints the path of what is mounted, also where that is bound
-/// (`nfs_show_devname`): `nas:/export/volume` for a bind of a directory of `nas:/export`.
+/// Whether a source shows a directory of another one. NFS prints the path of what is mounted, also
+/// where that is bound (`nfs_show_devname`): `nas:/export/volume` for a bind of a directory of
+/// `nas:/export`.
 pub fn contains(source: &OsStr, other: &OsStr) -> bool {
     let (source, other) = (source.as_bytes(), other.as_bytes());
     let outer = source.strip_suffix(b"/").unwrap_or(source);
     source == other || other.strip_prefix(outer).is_some_and(|rest| rest.starts_with(b"/"))
 }
 
-fn pool(mounts: &[&MountEntry], kind: &Filesystem, policy: &Policy, clusters: &Clusters) -> Option<Pool> {
+fn pool(
+    mounts: &[&MountEntry],
+    kind: &Filesystem,
+    policy: &Policy,
+    clusters: &Clusters,
+) -> Option<Pool> {
     let guarded = |entry: &&MountEntry| guarding_root(&entry.mountpoint, kind, policy);
     let whole = |entry: &&&MountEntry| entry.root == Path::new("/") && guarded(entry).is_some();
-    let primary =
-        mounts.iter().find(whole).or_else(|| mounts.iter().find(|entry| guarded(entry).is_some()))?;
+    let primary = mounts
+        .iter()
+        .find(whole)
+        .or_else(|| mounts.iter().find(|entry| guarded(entry).is_some()))?;
     let identity = Identity::of(primary, mounts);
     // The kernel lists mounts in the order in which they were made.
     let visitor = mounts.first().is_some_and(|oldest| guarded(oldest).is_none());

@@ -1,7 +1,7 @@
 //! Is this host fit to be protected? Every precondition, its state, and the exact fix.
 //!
-//! `facts` reads `/proc`, `/sys` and `/boot` below a root directory; `trial` has the kernel judge what a tier needs; the
-//! checks here are pure.
+//! `facts` reads `/proc`, `/sys` and `/boot` below a root directory; `trial` has the kernel judge
+//! what a tier needs; the checks here are pure.
 
 mod facts;
 mod fix;
@@ -68,18 +68,35 @@ impl Check {
         found: impl Into<String>,
         fix: Option<String>,
     ) -> Self {
-        Self { name: name.to_owned(), state, found: found.into(), fix, code: code.to_owned(), log: None }
+        Self {
+            name: name.to_owned(),
+            state,
+            found: found.into(),
+            fix,
+            code: code.to_owned(),
+            log: None,
+        }
     }
 
     pub(crate) fn ok(code: &str, name: &str, found: impl Into<String>) -> Self {
         Self::new(code, name, CheckState::Ok, found, None)
     }
 
-    pub(crate) fn warn(code: &str, name: &str, found: impl Into<String>, fix: impl Into<String>) -> Self {
+    pub(crate) fn warn(
+        code: &str,
+        name: &str,
+        found: impl Into<String>,
+        fix: impl Into<String>,
+    ) -> Self {
         Self::new(code, name, CheckState::Warn, found, Some(fix.into()))
     }
 
-    pub(crate) fn fail(code: &str, name: &str, found: impl Into<String>, fix: impl Into<String>) -> Self {
+    pub(crate) fn fail(
+        code: &str,
+        name: &str,
+        found: impl Into<String>,
+        fix: impl Into<String>,
+    ) -> Self {
         Self::new(code, name, CheckState::Fail, found, Some(fix.into()))
     }
 }
@@ -118,9 +135,14 @@ pub fn directory_checks(policy: &Policy, directories: &[&std::path::Path]) -> Ve
     let name = "directories";
     let inside = directories.iter().filter_map(|directory| {
         let root = policy.roots().iter().find(|root| directory.starts_with(root.path()))?;
-        let found = format!("{} is below the guarded root {}", directory.display(), root.path().display());
-        let fix = "choose a directory outside every guarded root (--state-dir, --run-dir, --audit): whoever \
-                   wipes the root would wipe the agent's state";
+        let found = format!(
+            "{} is below the guarded root \
+             {}",
+            directory.display(),
+            root.path().display()
+        );
+        let fix = "choose a directory outside every guarded root (--state-dir, --run-dir, \
+                   --audit): whoever wipes the root would wipe the agent's state";
         Some(Check::fail("state-below-root", name, found, fix))
     });
     let inside: Vec<Check> = inside.collect();
@@ -136,9 +158,20 @@ pub fn policy_checks(hints: &Result<Vec<Hint>, PolicyErrors>) -> Vec<Check> {
     match hints {
         Err(errors) => {
             let found = errors.to_string().lines().next().unwrap_or_default().to_owned();
-            vec![Check::warn("policy-wrong", NAME, found, "correct the file: guardctl policy check")]
+            vec![Check::warn(
+                "policy-wrong",
+                NAME,
+                found,
+                "correct the file: guardctl policy \
+                 check",
+            )]
         }
-        Ok(hints) if hints.is_empty() => vec![Check::ok("policy", NAME, "nothing to look at again")],
+        Ok(hints) if hints.is_empty() => vec![Check::ok(
+            "policy",
+            NAME,
+            "nothing to look at \
+             again",
+        )],
         Ok(hints) => hints
             .iter()
             .map(|hint| Check::warn(&hint.code, NAME, hint.what.clone(), hint.fix.clone()))
@@ -221,7 +254,8 @@ fn config_bpf_lsm(facts: &HostFacts) -> Check {
             code,
             name,
             "cannot be told: no readable BTF or kernel configuration",
-            "modprobe configs, which shows it as /proc/config.gz; or look into the kernel's package",
+            "modprobe configs, which shows it as /proc/config.gz; or look into the kernel's \
+             package",
         ),
     }
 }
@@ -267,14 +301,17 @@ fn security_path(facts: &HostFacts) -> Check {
         (Some(false), _) | (None, KernelOption::Unset) => Check::fail(
             code,
             name,
-            "not built in: actors, guest views and mounts that are not classified yet cannot be told apart",
-            "boot a kernel built with CONFIG_SECURITY_PATH=y (kernels with AppArmor, Tomoyo or Landlock have it)",
+            "not built in: actors, guest views and mounts that are not classified yet cannot be \
+             told apart",
+            "boot a kernel built with CONFIG_SECURITY_PATH=y (kernels with AppArmor, Tomoyo or \
+             Landlock have it)",
         ),
         (None, KernelOption::Unknown) => Check::warn(
             code,
             name,
             "cannot be told: no readable BTF or kernel configuration",
-            "modprobe configs, which shows it as /proc/config.gz; or look into the kernel's package",
+            "modprobe configs, which shows it as /proc/config.gz; or look into the kernel's \
+             package",
         ),
     }
 }
@@ -296,9 +333,11 @@ fn lockdown(facts: &HostFacts) -> Check {
 fn capabilities(facts: &HostFacts) -> Check {
     let (code, name) = ("capabilities", "capabilities");
     let fix = if facts.is_root {
-        "give them back to this root: in a unit by CapabilityBoundingSet=, in a container by its privileges"
+        "give them back to this root: in a unit by CapabilityBoundingSet=, in a container by its \
+         privileges"
     } else {
-        "run as root; in a unit: AmbientCapabilities=CAP_SYS_ADMIN CAP_BPF CAP_PERFMON CAP_SYS_PTRACE"
+        "run as root; in a unit: AmbientCapabilities=CAP_SYS_ADMIN CAP_BPF CAP_PERFMON \
+         CAP_SYS_PTRACE"
     };
     let Some(effective) = facts.effective_capabilities else {
         return Check::warn(code, name, "cannot be told from /proc/self/status", fix);
@@ -336,7 +375,8 @@ fn cgroup2(facts: &HostFacts) -> Check {
             code,
             name,
             format!("only at {place} (hybrid hierarchy)"),
-            "boot with systemd.unified_cgroup_hierarchy=1, so that services are in cgroups of version 2",
+            "boot with systemd.unified_cgroup_hierarchy=1, so that services are in cgroups of \
+             version 2",
         ),
         None => Check::warn(
             code,
@@ -354,8 +394,12 @@ fn pid_namespace(facts: &HostFacts) -> Check {
         Some(found) => Check::fail(
             code,
             name,
-            format!("{found}, a container's: the agent would take the host for a guest, and does not start"),
-            "run it on the host, or give its container the host's PID namespace (--pid=host, hostPID: true) and mounts",
+            format!(
+                "{found}, a container's: the agent would take the host for a guest, and does \
+                 not start"
+            ),
+            "run it on the host, or give its container the host's PID namespace (--pid=host, \
+             hostPID: true) and mounts",
         ),
         None => Check::warn(
             code,
@@ -371,8 +415,12 @@ fn mount_namespace(facts: &HostFacts) -> Check {
     match &facts.mount_namespaces {
         Some((own, host)) if own == host => Check::ok(code, name, "the host's"),
         Some((own, host)) => {
-            let found = format!("{own}, while PID 1 is in {host}: paths would be looked up in the wrong one");
-            let fix = "run the agent in the host's namespace: no PrivateMounts=, PrivateTmp= or Protect*= in its unit";
+            let found = format!(
+                "{own}, while PID 1 is in {host}: paths would be looked up in the \
+                 wrong one"
+            );
+            let fix = "run the agent in the host's namespace: no PrivateMounts=, PrivateTmp= or \
+                       Protect*= in its unit";
             Check::fail(code, name, found, fix)
         }
         None if facts.is_root => {

@@ -20,7 +20,8 @@ pub enum Exit {
     Unreachable = 5,
     /// The agent refused the request.
     Refused = 6,
-    /// Enforced in part only: the posture is `degraded` or `audit-only`, or a check of `doctor` failed.
+    /// Enforced in part only: the posture is `degraded` or `audit-only`, or a check of `doctor`
+    /// failed.
     Degraded = 7,
     /// The pinned maps hold what this agent cannot carry over.
     IncompatiblePins = 8,

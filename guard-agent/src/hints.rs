@@ -1,5 +1,5 @@
-//! What is valid in a policy and still hardly meant, and what it leaves out on this host: told by `guardctl
-//! policy check`, `doctor` and `status`. Pure.
+//! What is valid in a policy and still hardly meant, and what it leaves out on this host: told by
+//! `guardctl policy check`, `doctor` and `status`. Pure.
 //!
 //! Nothing here is refused: a policy that was good yesterday stays good.
 
@@ -34,11 +34,13 @@ const WIDE: &[&str] = &["/system.slice", "/user.slice", "/machine.slice", "/init
 /// How those of Kubernetes begin, where CSI plugins and debug pods run.
 const PODS: &str = "/kubepods";
 /// Programs that do what they are told: to allow one is to allow everybody who may run it.
-const ANYBODYS: &str = "ash bash busybox coreutils cp csh dash env find fish install ksh ln mv nsenter perl \
-    python python3 rm rmdir rsync sh shred sudo tcsh truncate unlink xargs zsh";
+const ANYBODYS: &str = "ash bash busybox coreutils cp csh dash env find fish install ksh ln mv \
+                        nsenter perl python python3 rm rmdir rsync sh shred sudo tcsh truncate \
+                        unlink xargs zsh";
 /// FUSE filesystems whose data is on this host.
-const LOCAL_FUSE: &str = "archivemount bindfs encfs exfat ext4 fuse-overlayfs fuse-zip fuseext2 gocryptfs \
-    gvfsd-fuse lxcfs mergerfs ntfs ntfs-3g overlayfs portal snapfuse squashfuse squashfuse_ll";
+const LOCAL_FUSE: &str = "archivemount bindfs encfs exfat ext4 fuse-overlayfs fuse-zip fuseext2 \
+                          gocryptfs gvfsd-fuse lxcfs mergerfs ntfs ntfs-3g overlayfs portal \
+                          snapfuse squashfuse squashfuse_ll";
 
 /// What the file alone shows.
 pub fn lint(policy: &Policy) -> Vec<Hint> {
@@ -64,7 +66,11 @@ fn has_glob(text: &str) -> bool {
 fn kinds(root: &Root) -> Vec<Hint> {
     let globs = root.filesystems().iter().filter(|name| has_glob(name));
     let hint = |name: &String| {
-        let what = format!("{}: `{name}` in filesystems is no pattern, and protects nothing", place(root));
+        let what = format!(
+            "{}: `{name}` in filesystems is no pattern, and protects \
+             nothing",
+            place(root)
+        );
         Hint::new(
             "glob-in-filesystems",
             what,
@@ -79,14 +85,18 @@ fn cgroups(root: &Root) -> Vec<Hint> {
     let of_guests = root.guests().iter().map(|path| ("a guest", path.as_str()));
     let hint = |(who, path): (&str, &str)| {
         if let Some(inner) = path.strip_prefix("/sys/fs/cgroup") {
-            let what = format!("{}: the cgroup `{path}` of {who} is a path of the file system", place(root));
+            let what = format!(
+                "{}: the cgroup `{path}` of {who} is a path of the file \
+                 system",
+                place(root)
+            );
             let inner = if inner.is_empty() { "/" } else { inner };
             let fix = format!("it matches nobody: write it as /proc/PID/cgroup does, `{inner}`");
             return Some(Hint::new("cgroup-below-sysfs", what, fix));
         }
         let what = format!("{}: the cgroup `{path}` of {who} is no pattern", place(root));
-        let fix =
-            "it matches only a cgroup of that very name: name the cgroup above, with all that is below it";
+        let fix = "it matches only a cgroup of that very name: name the cgroup above, with all \
+                   that is below it";
         has_glob(path).then(|| Hint::new("glob-in-cgroup", what, fix))
     };
     of_actors.chain(of_guests).filter_map(hint).collect()
@@ -95,25 +105,32 @@ fn cgroups(root: &Root) -> Vec<Hint> {
 fn actors(root: &Root) -> Vec<Hint> {
     const CODE: &str = "wide-actor";
     let hint = |actor: &Actor| {
-        let program = actor.executable().and_then(|path| path.file_name()).and_then(|name| name.to_str());
+        let program =
+            actor.executable().and_then(|path| path.file_name()).and_then(|name| name.to_str());
         let anybodys = program.filter(|name| is_in(ANYBODYS, without_version(name)));
         let wide = actor.cgroup().filter(|path| WIDE.contains(path) || path.starts_with(PODS));
         if let Some(path) = wide.filter(|_| actor.executable().is_none() || anybodys.is_some()) {
-            let what = format!("{}: the actor `{path}` is far more than a storage daemon", place(root));
+            let what = format!(
+                "{}: the actor `{path}` is far more than a storage \
+                 daemon",
+                place(root)
+            );
             let fix = match path.starts_with(PODS) {
                 true => {
-                    "CSI plugins and debug pods would delete through the host's mounts: name pods in guests"
+                    "CSI plugins and debug pods would delete through the host's mounts: name pods \
+                     in guests"
                 }
                 false => {
-                    "whatever runs there may delete: name the daemon's own unit (/system.slice/incus.service)"
+                    "whatever runs there may delete: name the daemon's own unit \
+                     (/system.slice/incus.service)"
                 }
             };
             return Some(Hint::new(CODE, what, fix));
         }
         let name = anybodys.filter(|_| actor.cgroup().is_none())?;
         let what = format!("{}: the actor `{name}` is a program that everybody runs", place(root));
-        let fix =
-            "a deletion by hand passes: name the daemon's own executable, or its cgroup in the same entry";
+        let fix = "a deletion by hand passes: name the daemon's own executable, or its cgroup in \
+                   the same entry";
         Some(Hint::new(CODE, what, fix))
     };
     root.actors().iter().filter_map(hint).collect()
@@ -124,14 +141,16 @@ fn without_version(name: &str) -> &str {
     name.split_once('.').map_or(name, |(bare, _)| bare)
 }
 
-/// Actors that are not on this host. Of a preset's, which are those of many distributions, one suffices.
+/// Actors that are not on this host. Of a preset's, which are those of many distributions, one
+/// suffices.
 pub fn unresolved(policy: &Policy, resolved: &Resolved) -> Vec<Hint> {
     let is_here = |actor: &&Actor| {
         actor.cgroup().is_none_or(|path| resolved.cgroups.contains_key(path))
             && actor.executable().is_none_or(|path| resolved.executables.contains_key(path))
     };
     let mut hints = Vec::new();
-    for (root, _) in policy.roots().iter().zip(&resolved.roots).filter(|(_, found)| found.is_some()) {
+    for (root, _) in policy.roots().iter().zip(&resolved.roots).filter(|(_, found)| found.is_some())
+    {
         let absent: Vec<&Actor> = root.actors().iter().filter(|actor| !is_here(actor)).collect();
         if absent.is_empty() || root.has_preset_actors() && absent.len() < root.actors().len() {
             continue;
@@ -151,7 +170,8 @@ fn describe(actor: &Actor) -> String {
     cgroup.into_iter().chain(executable).collect::<Vec<_>>().join(" with ")
 }
 
-/// Shared filesystems below roots that do not name them. One hint for each kind below each (innermost) root.
+/// Shared filesystems below roots that do not name them. One hint for each kind below each
+/// (innermost) root.
 pub fn unnamed_shares(policy: &Policy, snapshot: &Snapshot) -> Vec<Hint> {
     let is_guarded = |entry: &MountEntry| {
         let kind = policy.filesystem(&entry.fs_type);
@@ -161,8 +181,11 @@ pub fn unnamed_shares(policy: &Policy, snapshot: &Snapshot) -> Vec<Hint> {
         let above = policy.roots().iter().filter(|root| entry.mountpoint.starts_with(root.path()));
         above.max_by_key(|root| root.path().components().count()).map(Root::path)
     };
-    let open: Vec<&MountEntry> =
-        snapshot.entries().iter().filter(|entry| is_shared(&entry.fs_type) && !is_guarded(entry)).collect();
+    let open: Vec<&MountEntry> = snapshot
+        .entries()
+        .iter()
+        .filter(|entry| is_shared(&entry.fs_type) && !is_guarded(entry))
+        .collect();
     let mut hints = Vec::new();
     for root in policy.roots() {
         let mut seen: Vec<(&str, usize, &Path)> = Vec::new();
@@ -174,9 +197,16 @@ pub fn unnamed_shares(policy: &Policy, snapshot: &Snapshot) -> Vec<Hint> {
         }
         for (kind, count, mountpoint) in seen {
             let more = if count > 1 { format!(" (mounts of it: {count})") } else { String::new() };
-            let what = format!("{}: {kind} at {}{more} is not protected", place(root), mountpoint.display());
-            let fix =
-                format!("policy does not name that kind there: add \"{kind}\" to the root's filesystems");
+            let what = format!(
+                "{}: {kind} at {}{more} is not \
+                 protected",
+                place(root),
+                mountpoint.display()
+            );
+            let fix = format!(
+                "policy does not name that kind there: add \"{kind}\" to the root's \
+                 filesystems"
+            );
             hints.push(Hint::new("unnamed-share", what, fix));
         }
     }
@@ -187,7 +217,9 @@ pub fn unnamed_shares(policy: &Policy, snapshot: &Snapshot) -> Vec<Hint> {
 fn is_shared(fs_type: &str) -> bool {
     match fs_type.strip_prefix("fuse.") {
         Some(subtype) => !is_in(LOCAL_FUSE, subtype),
-        None => fs_type != "tmpfs" && !fs_type.starts_with("fuseblk") && Filesystem::is_known(fs_type),
+        None => {
+            fs_type != "tmpfs" && !fs_type.starts_with("fuseblk") && Filesystem::is_known(fs_type)
+        }
     }
 }
 

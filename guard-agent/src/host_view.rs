@@ -1,7 +1,7 @@
 //! Whether this process sees the host, or a container that takes itself for one.
 //!
-//! From within a container PID 1 is the container's own, and so is its mount table: the host would be taken for a
-//! guest, and its deletions allowed.
+//! From within a container PID 1 is the container's own, and so is its mount table: the host would
+//! be taken for a guest, and its deletions allowed.
 
 use std::fs;
 use std::io;
@@ -9,8 +9,8 @@ use std::path::Path;
 
 /// Link to the PID namespace of this process.
 const PID_NAMESPACE: &str = "/proc/self/ns/pid";
-/// Name of the host's PID namespace. Its number is the kernel's `PROC_PID_INIT_INO`, unchanged since
-/// Linux 3.8.
+/// Name of the host's PID namespace. Its number is the kernel's `PROC_PID_INIT_INO`, unchanged
+/// since Linux 3.8.
 const FIRST: &str = "pid:[4026531836]";
 
 /// The PID namespace of this process, if it is not the host's.

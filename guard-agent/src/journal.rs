@@ -57,7 +57,11 @@ impl Journal {
         let lost = self.lost.swap(0, Ordering::Relaxed);
         if lost > 0 {
             let mut notice = Entry::new(Level::WARN);
-            let _ = write!(notice.message, "{lost} lines of the log are lost: journald did not take them");
+            let _ = write!(
+                notice.message,
+                "{lost} lines of the log are lost: journald did not \
+                 take them"
+            );
             if self.try_send(&notice).is_err() {
                 self.lost.fetch_add(lost + 1, Ordering::Relaxed);
                 return;
@@ -188,8 +192,8 @@ mod tests {
             tracing::error!(file = "/etc/x", count = 3, "policy rejected");
             tracing::info!("up");
         });
-        let text = "PRIORITY=3\nSYSLOG_IDENTIFIER=guard-agent\nMESSAGE=policy rejected file=/etc/x count=3\n\
-                    GUARD_FILE=/etc/x\nGUARD_COUNT=3\n";
+        let text = "PRIORITY=3\nSYSLOG_IDENTIFIER=guard-agent\nMESSAGE=policy rejected file=/etc/x \
+                    count=3\nGUARD_FILE=/etc/x\nGUARD_COUNT=3\n";
         assert_eq!(received(&journald).as_deref(), Some(text));
         assert!(received(&journald).unwrap().starts_with("PRIORITY=6\n"));
     }

@@ -11,8 +11,8 @@
 //!                        guardctl ─► control ─► daemon (the one owner of all state)
 //! ```
 //!
-//! `mounts`, `classify`, `policy`, `plan`, `events`, `audit::record` and `control::protocol` are pure:
-//! no clock, no file, no kernel. Time, file text and kernel replies are their arguments.
+//! `mounts`, `classify`, `policy`, `plan`, `events`, `audit::record` and `control::protocol` are
+//! pure: no clock, no file, no kernel. Time, file text and kernel replies are their arguments.
 
 pub mod address;
 pub mod audit;

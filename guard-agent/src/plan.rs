@@ -1,13 +1,14 @@
 //! Desired map content × what the maps hold → the map operations between them. Pure.
 //!
 //! No prefix of the list leaves a pool weaker than the weaker of before and after, so that an agent
-//! may die anywhere in it: first everything that strengthens, additions before removals, and the filter
-//! by magic (the map `MAGICS`) covers every pool, the one by device (`Config::root_devices`) every root, at all
-//! times.
+//! may die anywhere in it: first everything that strengthens, additions before removals, and the
+//! filter by magic (the map `MAGICS`) covers every pool, the one by device (`Config::root_devices`)
+//! every root, at all times.
 //!
-//! A pool that is gone from the mount table stays: after a lazy unmount open directories still reach
-//! its data, and the kernel removes the entry when the superblock ends. A pool whose mount was moved out
-//! of its root (`mv /var/lib/incus /var/lib/incus.old`) stays too. Only policy itself takes a pool out.
+//! A pool that is gone from the mount table stays: after a lazy unmount open directories still
+//! reach its data, and the kernel removes the entry when the superblock ends. A pool whose mount
+//! was moved out of its root (`mv /var/lib/incus /var/lib/incus.old`) stays too. Only policy itself
+//! takes a pool out.
 
 mod actors;
 mod aliases;
@@ -23,11 +24,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use guard_common::policy::{
-    CONFIG_ALIASES_BY_INODE, CONFIG_LEASES, CONFIG_STRICT, POOL_OPERATOR, ROOT_GENERATION, ROOT_OBSERVED,
-    ROOT_SEALED, device_bit,
+    CONFIG_ALIASES_BY_INODE, CONFIG_LEASES, CONFIG_STRICT, POOL_OPERATOR, ROOT_GENERATION,
+    ROOT_OBSERVED, ROOT_SEALED, device_bit,
 };
 use guard_common::{
-    ActorMask, CgroupKey, Config, ExecutableKey, FilesystemKey, Mode, PoolEntry, PoolKey, RootEntry, RootKey,
+    ActorMask, CgroupKey, Config, ExecutableKey, FilesystemKey, Mode, PoolEntry, PoolKey,
+    RootEntry, RootKey,
 };
 
 use crate::classify::Classification;
@@ -96,11 +98,13 @@ pub struct Observed {
 /// What the paths in the policy are on this host. Made by `roots`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resolved {
-    /// In the order of the policy's roots; `None` where the directory is absent or cannot be looked at.
+    /// In the order of the policy's roots; `None` where the directory is absent or cannot be looked
+    /// at.
     pub roots: Vec<Option<RootKey>>,
     /// Inodes of the mount namespaces that roots name.
     pub namespaces: BTreeSet<u32>,
-    /// `i_generation` of roots and executables, by `s_dev` and inode, where the filesystem tells it.
+    /// `i_generation` of roots and executables, by `s_dev` and inode, where the filesystem tells
+    /// it.
     pub generations: BTreeMap<(u32, u64), u32>,
     /// Cgroup ids, by path.
     pub cgroups: BTreeMap<String, u64>,
@@ -110,23 +114,24 @@ pub struct Resolved {
     pub pool_roots: BTreeMap<u32, u64>,
 }
 
-/// What operators decided about single pools, and what nodes' states make of their pools, beside the policy.
+/// What operators decided about single pools, and what nodes' states make of their pools, beside
+/// the policy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overrides {
     /// Pool ids that an operator has sealed, also after a remount.
     pub sealed: BTreeSet<u64>,
-    /// Pool ids that a starting agent found sealed without a reason that it knows: sealed until an operator says
-    /// otherwise, or the next boot.
+    /// Pool ids that a starting agent found sealed without a reason that it knows: sealed until an
+    /// operator says otherwise, or the next boot.
     pub found_sealed: BTreeSet<u64>,
-    /// Releases: generation → end on the boot clock in nanoseconds. A release dies with its superblock,
-    /// and goes before a seal while it lasts.
+    /// Releases: generation → end on the boot clock in nanoseconds. A release dies with its
+    /// superblock, and goes before a seal while it lasts.
     pub released: BTreeMap<u64, u64>,
     /// By the actor set of the node's root. A root without an entry is no node.
     pub nodes: BTreeMap<u32, PoolModes>,
 }
 
-/// The mode of a node's pools by policy and state. A root that is only observed denies nothing: its operator is
-/// trying the barrier.
+/// The mode of a node's pools by policy and state. A root that is only observed denies nothing: its
+/// operator is trying the barrier.
 pub fn node_mode(policy: DefaultMode, state: NodeMode) -> Mode {
     match (policy, state) {
         (DefaultMode::Observed, _) | (_, NodeMode::Policy) => policy.mode(),
@@ -153,9 +158,10 @@ impl Overrides {
             || !self.released.is_empty()
     }
 
-    /// What a starting agent finds in force. Releases go on until they end, an operator's seal holds whatever became of
-    /// the state file, and a pool that is sealed although policy says otherwise stays sealed: weakening needs an
-    /// operator, not a restart. (Where an Incus is followed, its state says whether it stays sealed.)
+    /// What a starting agent finds in force. Releases go on until they end, an operator's seal
+    /// holds whatever became of the state file, and a pool that is sealed although policy says
+    /// otherwise stays sealed: weakening needs an operator, not a restart. (Where an Incus is
+    /// followed, its state says whether it stays sealed.)
     pub fn adopt(observed: &Observed, policy: &Policy, now_boot_ns: u64) -> Self {
         let mut overrides = Self::default();
         for entry in observed.pools.values().filter(|entry| is_pool(entry)) {
@@ -219,7 +225,9 @@ pub fn plan(desired: &Desired<'_>, observed: &Observed) -> Plan {
     let by_inode = config.flags & observed.config.flags & CONFIG_ALIASES_BY_INODE;
     let wide = Config {
         // While the pools' inodes change, whatever may show a pool is denied.
-        flags: (config.flags | observed.config.flags | flag(pools.seals_for_a_moment(), CONFIG_STRICT))
+        flags: (config.flags
+            | observed.config.flags
+            | flag(pools.seals_for_a_moment(), CONFIG_STRICT))
             & !CONFIG_ALIASES_BY_INODE
             | if aliases.inodes_change() { 0 } else { by_inode },
         // By the roots themselves: an agent that knew no such filter may have written them.
@@ -232,7 +240,9 @@ pub fn plan(desired: &Desired<'_>, observed: &Observed) -> Plan {
     operations.extend(pools.strengthened);
     // More of the host's view, fewer guests.
     let namespaces = &desired.resolved.namespaces;
-    operations.extend(namespaces.difference(&observed.namespaces).copied().map(MapOperation::PutNamespace));
+    operations.extend(
+        namespaces.difference(&observed.namespaces).copied().map(MapOperation::PutNamespace),
+    );
     operations.extend(aliases.ended);
     operations.extend(aliases.inodes_gone);
     // A filesystem's number may only be given away when no root refers to it any more: see `kinds`.
@@ -245,7 +255,9 @@ pub fn plan(desired: &Desired<'_>, observed: &Observed) -> Plan {
     operations.extend(pools.created);
     operations.extend(changed_roots(&roots, observed));
     operations.extend(pools.weakened);
-    operations.extend(observed.namespaces.difference(namespaces).copied().map(MapOperation::RemoveNamespace));
+    operations.extend(
+        observed.namespaces.difference(namespaces).copied().map(MapOperation::RemoveNamespace),
+    );
     operations.extend(removed_roots(&roots, observed));
     operations.extend(bits.removed(observed));
     operations.extend(pools.removed);
@@ -266,9 +278,13 @@ fn root_devices<'a>(roots: impl Iterator<Item = &'a RootKey>) -> u32 {
     roots.filter(|root| !root.is_alias()).fold(0, |bloom, root| bloom | device_bit(root.dev))
 }
 
-/// The roots to be in the map. `RootEntry::reserved`, which the kernel does not read, names the policy's
-/// root: a root that cannot be looked at now keeps the directory that was found before.
-fn roots(desired: &Desired<'_>, observed: &Observed, bits: &kinds::Bits) -> BTreeMap<RootKey, RootEntry> {
+/// The roots to be in the map. `RootEntry::reserved`, which the kernel does not read, names the
+/// policy's root: a root that cannot be looked at now keeps the directory that was found before.
+fn roots(
+    desired: &Desired<'_>,
+    observed: &Observed,
+    bits: &kinds::Bits,
+) -> BTreeMap<RootKey, RootEntry> {
     let mut roots: BTreeMap<RootKey, RootEntry> = BTreeMap::new();
     for (index, root) in desired.policy.roots().iter().enumerate() {
         let found = desired.resolved.roots.get(index).copied().flatten();
@@ -284,10 +300,9 @@ fn roots(desired: &Desired<'_>, observed: &Observed, bits: &kinds::Bits) -> BTre
             // Of a root that cannot be looked at now, what was known stays.
             let generation = match found {
                 Some(_) => desired.resolved.generations.get(&(key.dev, key.ino)).copied(),
-                None => observed
-                    .roots
-                    .get(&key)
-                    .and_then(|before| (before.flags & ROOT_GENERATION != 0).then_some(before.generation)),
+                None => observed.roots.get(&key).and_then(|before| {
+                    (before.flags & ROOT_GENERATION != 0).then_some(before.generation)
+                }),
             };
             let known = flag(generation.is_some(), ROOT_GENERATION);
             // Two paths may lead to one directory: then the stronger of both holds.
@@ -299,7 +314,8 @@ fn roots(desired: &Desired<'_>, observed: &Observed, bits: &kinds::Bits) -> BTre
                 ..RootEntry::default()
             });
             entry.filesystems |= bits.mask(root);
-            entry.flags = entry.flags & observed_only | (entry.flags | sealed) & ROOT_SEALED | known;
+            entry.flags =
+                entry.flags & observed_only | (entry.flags | sealed) & ROOT_SEALED | known;
         }
     }
     roots

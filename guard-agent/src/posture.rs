@@ -60,65 +60,81 @@ pub fn gaps(tier: Tier) -> Vec<Gap> {
         Tier::FmodRet => &[
             (
                 "skipped-when-preempted",
-                "the kernel leaves a program out while another task that it has preempted on the same processor is in \
-                 the middle of it. A second load of the same programs decides then; where two tasks have been preempted, \
-                 one in each, a third one's deletion is allowed, unrecorded. It needs kernel preemption (full, lazy), and \
-                 is counted (decisions-skipped)",
+                "the kernel leaves a program out while another task that it has preempted on the \
+                 same processor is in the middle of it. A second load of the same programs decides \
+                 then; where two tasks have been preempted, one in each, a third one's deletion is \
+                 allowed, unrecorded. It needs kernel preemption (full, lazy), and is counted \
+                 (decisions-skipped)",
             ),
             (
                 "before-other-lsms",
-                "it decides before the host's other security modules: they do not see what it denies, and may still \
-                 refuse what it records as allowed",
+                "it decides before the host's other security modules: they do not see what it \
+                 denies, and may still refuse what it records as allowed",
             ),
         ],
         Tier::Fanotify => FANOTIFY_GAPS,
     };
-    list.iter().map(|(code, detail)| Gap { code: (*code).to_owned(), detail: (*detail).to_owned() }).collect()
+    list.iter()
+        .map(|(code, detail)| Gap { code: (*code).to_owned(), detail: (*detail).to_owned() })
+        .collect()
 }
 
-/// Guarded: recursive deletion is stopped where it lists directories. Sealed: each mount of the host is read-only.
+/// Guarded: recursive deletion is stopped where it lists directories. Sealed: each mount of the
+/// host is read-only.
 const FANOTIFY_GAPS: &[(&str, &str)] = &[
     (
         "single-deletions",
-        "guarded: a file whose path is known can be removed or replaced by anybody whom its permissions let; a removal is \
-         recorded (would-deny), a replacement is not",
+        "guarded: a file whose path is known can be removed or replaced by anybody whom its \
+         permissions let; a removal is recorded (would-deny), a replacement is not",
     ),
     (
         "listing",
-        "guarded: whoever is no actor and has no lease cannot list directories of a pool (`ls`, backups)",
+        "guarded: whoever is no actor and has no lease cannot list directories of a pool (`ls`, \
+         backups)",
     ),
     (
         "read-only",
-        "sealed: nothing can be written either, by the storage daemon neither; refusals are not recorded",
+        "sealed: nothing can be written either, by the storage daemon neither; refusals are not \
+         recorded",
     ),
     (
         "other-namespaces",
-        "mounts in other mount namespaces are not covered: guests', and private copies (`unshare -m`, PrivateTmp=)",
+        "mounts in other mount namespaces are not covered: guests', and private copies (`unshare \
+         -m`, PrivateTmp=)",
     ),
     (
         "first-moment",
-        "a new pool is open from its mount until the agent has seen it, and while no agent runs; a further mount of a \
-         known pool until the responder has marked it",
+        "a new pool is open from its mount until the agent has seen it, and while no agent runs; a \
+         further mount of a known pool until the responder has marked it",
     ),
     (
         "open-before",
-        "a directory that was opened before the pool was marked can be listed through that descriptor",
+        "a directory that was opened before the pool was marked can be listed through that \
+         descriptor",
     ),
-    ("aliases", "the same data under another superblock, outside the guarded roots, is not covered"),
+    (
+        "aliases",
+        "the same data under another superblock, outside the guarded roots, is not \
+         covered",
+    ),
     (
         "busy",
-        "sealed: a mount through which a file is open for writing stays writable; its directories cannot be listed",
+        "sealed: a mount through which a file is open for writing stays writable; its directories \
+         cannot be listed",
     ),
     (
         "expiry",
-        "a release that ends without an agent ends the listing of directories, and leaves its mounts writable",
+        "a release that ends without an agent ends the listing of directories, and leaves its \
+         mounts writable",
     ),
     (
         "superblock-end",
-        "a pool counts as ended when the host's namespace has no mount of it; a rollback's proof is no more than that",
+        "a pool counts as ended when the host's namespace has no mount of it; a rollback's proof \
+         is no more than that",
     ),
     (
         "responder",
-        "when the process that answers ends, the kernel allows everything in guarded pools until there is another",
+        "when the process that answers ends, the kernel allows everything in guarded pools until \
+         there is another",
     ),
 ];

@@ -1,11 +1,12 @@
 //! Paths of the policy → what the kernel program compares: device and inode of guarded roots and
 //! executables, ids of cgroups.
 //!
-//! Never blocks on a network filesystem whose servers are gone. Every step of a path is checked against
-//! the mount table before it is looked at; what lies on a network filesystem is not touched. What is
-//! opened is opened with `O_PATH`, which asks no server, and described by its `fdinfo`: mount id and
-//! inode as the kernel keeps them (`i_ino`). `stat` would not do: on btrfs and overlay its device is not
-//! the superblock's `s_dev`, and on some overlays its inode is not `i_ino`.
+//! Never blocks on a network filesystem whose servers are gone. Every step of a path is checked
+//! against the mount table before it is looked at; what lies on a network filesystem is not
+//! touched. What is opened is opened with `O_PATH`, which asks no server, and described by its
+//! `fdinfo`: mount id and inode as the kernel keeps them (`i_ino`). `stat` would not do: on btrfs
+//! and overlay its device is not the superblock's `s_dev`, and on some overlays its inode is not
+//! `i_ino`.
 //!
 //! The agent must run in the host's mount namespace.
 
@@ -75,15 +76,16 @@ pub struct Object {
 pub struct Resolution {
     /// For `plan`.
     pub resolved: Resolved,
-    /// The roots' paths with symbolic links followed, as the mount table shows them; in the order of the
-    /// policy. Give them to [`Policy::with_root_paths`] before classifying.
+    /// The roots' paths with symbolic links followed, as the mount table shows them; in the order
+    /// of the policy. Give them to [`Policy::with_root_paths`] before classifying.
     pub root_paths: Vec<PathBuf>,
     /// What could not be resolved.
     pub problems: Vec<ResolveError>,
 }
 
 impl ResolveError {
-    /// Whether the thing is not there yet: it is waited for. Anything else is there and cannot be looked at.
+    /// Whether the thing is not there yet: it is waited for. Anything else is there and cannot be
+    /// looked at.
     pub fn is_absence(&self) -> bool {
         matches!(self, Self::Absent { .. } | Self::NoNamespace { .. })
     }
@@ -91,9 +93,15 @@ impl ResolveError {
 
 impl Resolution {
     /// Roots that are reached through symbolic links: path in the policy, and where it leads.
-    pub fn linked_roots<'a>(&'a self, policy: &'a Policy) -> impl Iterator<Item = (&'a Path, &'a Path)> {
-        let pairs =
-            policy.roots().iter().map(|root| root.path()).zip(self.root_paths.iter().map(PathBuf::as_path));
+    pub fn linked_roots<'a>(
+        &'a self,
+        policy: &'a Policy,
+    ) -> impl Iterator<Item = (&'a Path, &'a Path)> {
+        let pairs = policy
+            .roots()
+            .iter()
+            .map(|root| root.path())
+            .zip(self.root_paths.iter().map(PathBuf::as_path));
         pairs.filter(|(written, found)| written != found)
     }
 }
@@ -143,8 +151,9 @@ pub fn resolve(policy: &Policy, snapshot: &Snapshot) -> Resolution {
 }
 
 impl Resolution {
-    /// Notes the `i_generation` of an object that lies at a path, where its filesystem tells it: ext4, XFS, Btrfs and F2FS do,
-    /// which give inode numbers out again; overlayfs and tmpfs do not.
+    /// Notes the `i_generation` of an object that lies at a path, where its filesystem tells it:
+    /// ext4, XFS, Btrfs and F2FS do, which give inode numbers out again; overlayfs and tmpfs do
+    /// not.
     fn note_generation(&mut self, object: Object, path: &Path) {
         let mut options = OpenOptions::new();
         options.read(true).custom_flags(O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
@@ -174,7 +183,8 @@ pub fn is_on_network(path: &Path, snapshot: &Snapshot) -> bool {
 pub fn resolve_root(path: &Path, snapshot: &Snapshot) -> (PathBuf, Result<Object, ResolveError>) {
     match canonical(path, snapshot) {
         Ok(path) => {
-            let object = untouchable(&path, snapshot).and_then(|()| object(&path, O_DIRECTORY, snapshot));
+            let object =
+                untouchable(&path, snapshot).and_then(|()| object(&path, O_DIRECTORY, snapshot));
             (path, object)
         }
         Err(error) => (path.to_owned(), Err(error)),
@@ -191,10 +201,11 @@ pub fn resolve_executable(path: &Path, snapshot: &Snapshot) -> Result<Object, Re
 /// The inodes of the roots of CephFS pools, by `s_dev`. What cannot be looked at is left out.
 pub fn pool_roots(classification: &Classification, snapshot: &Snapshot) -> BTreeMap<u32, u64> {
     let found = classification.pools.iter().filter_map(|pool| {
-        let shows_it = |entry: &&MountEntry| entry.dev() == pool.dev && entry.root == Path::new("/");
+        let shows_it =
+            |entry: &&MountEntry| entry.dev() == pool.dev && entry.root == Path::new("/");
         let mount = snapshot.entries().iter().find(shows_it).filter(|_| pool.ceph.is_some())?;
-        // The directory that it is mounted on is local, and O_PATH asks no server about the one mounted there: Ceph's
-        // client checks no root again (it has no `d_weak_revalidate`).
+        // The directory that it is mounted on is local, and O_PATH asks no server about the one
+        // mounted there: Ceph's client checks no root again (it has no `d_weak_revalidate`).
         let parent = mount.mountpoint.parent()?;
         untouchable(parent, snapshot).ok()?;
         let root = object(&mount.mountpoint, O_DIRECTORY, snapshot).ok()?;
@@ -216,17 +227,20 @@ pub fn cgroup_directory(path: &str, snapshot: &Snapshot) -> Option<PathBuf> {
     Some(hierarchy.mountpoint.join(path.trim_start_matches('/')))
 }
 
-/// The inode of a mount namespace that a path leads to: one that is pinned there, or `/proc/PID/ns/mnt`.
+/// The inode of a mount namespace that a path leads to: one that is pinned there, or
+/// `/proc/PID/ns/mnt`.
 fn resolve_namespace(path: &Path, snapshot: &Snapshot) -> Result<u32, ResolveError> {
     untouchable(path, snapshot)?;
     let found = fs::metadata(path).map_err(|error| failed("look at", path, error))?;
     let of_namespaces =
         nix::sys::statfs::statfs(path).map_err(|error| failed("look at", path, error.into()))?;
-    let number = u32::try_from(found.ino()).ok().filter(|_| of_namespaces.filesystem_type().0 == NSFS_MAGIC);
+    let number =
+        u32::try_from(found.ino()).ok().filter(|_| of_namespaces.filesystem_type().0 == NSFS_MAGIC);
     number.ok_or_else(|| ResolveError::NoNamespace { path: path.to_owned() })
 }
 
-/// Follows all links of a path without touching a network filesystem: what lies on one stays as written.
+/// Follows all links of a path without touching a network filesystem: what lies on one stays as
+/// written.
 fn canonical(path: &Path, snapshot: &Snapshot) -> Result<PathBuf, ResolveError> {
     let mut rest: Vec<PathBuf> = components(path).collect();
     rest.reverse();
@@ -261,7 +275,9 @@ fn canonical(path: &Path, snapshot: &Snapshot) -> Result<PathBuf, ResolveError> 
 }
 
 fn components(path: &Path) -> impl Iterator<Item = PathBuf> + '_ {
-    let kept = |component: &Component<'_>| matches!(component, Component::Normal(_) | Component::ParentDir);
+    let kept = |component: &Component<'_>| {
+        matches!(component, Component::Normal(_) | Component::ParentDir)
+    };
     path.components().filter(kept).map(|component| PathBuf::from(component.as_os_str()))
 }
 
@@ -286,7 +302,8 @@ fn object(path: &Path, flags: i32, snapshot: &Snapshot) -> Result<Object, Resolv
     let file = options.open(path).map_err(|error| failed("open", path, error))?;
     let (mount_id, ino) = describe(&file, path)?;
     let mount = snapshot.mount(mount_id);
-    let mount = mount.ok_or_else(|| ResolveError::UnknownMount { path: path.to_owned(), mount_id })?;
+    let mount =
+        mount.ok_or_else(|| ResolveError::UnknownMount { path: path.to_owned(), mount_id })?;
     Ok(Object { dev: mount.dev(), ino })
 }
 
@@ -320,8 +337,8 @@ mod tests {
 
     use super::*;
 
-    /// A table of one mount, the one that a directory lies on. The host's own table will not do: it leaves
-    /// out the root's mount if this runs in a chroot.
+    /// A table of one mount, the one that a directory lies on. The host's own table will not do: it
+    /// leaves out the root's mount if this runs in a chroot.
     fn host(directory: &Path) -> Snapshot {
         let (mount_id, _) = describe(&File::open(directory).unwrap(), directory).unwrap();
         Snapshot::parse(format!("{mount_id} 1 254:0 / / rw - ext4 /dev/vda rw\n").as_bytes())
@@ -350,17 +367,24 @@ mod tests {
         fs::write(&file, "").unwrap();
         let host = host(directory.path());
         let resolve = |path: &Path| resolve_root(path, &host).1;
-        assert!(matches!(resolve(&directory.path().join("none/x")), Err(ResolveError::Absent { .. })));
+        assert!(matches!(
+            resolve(&directory.path().join("none/x")),
+            Err(ResolveError::Absent { .. })
+        ));
         assert!(matches!(resolve(&file), Err(ResolveError::NotDirectory { .. })));
         assert!(matches!(resolve(&file.join("x")), Err(ResolveError::NotDirectory { .. })));
-        assert_eq!(resolve_executable(&file, &host).unwrap().ino, fs::metadata(&file).unwrap().ino());
+        assert_eq!(
+            resolve_executable(&file, &host).unwrap().ino,
+            fs::metadata(&file).unwrap().ino()
+        );
         let unknown = resolve_executable(&file, &Snapshot::default());
         assert!(matches!(unknown, Err(ResolveError::UnknownMount { .. })));
     }
 
     #[test]
     fn a_network_filesystem_is_not_touched() {
-        let table = "27 1 254:0 / / rw - ext4 /dev/vda rw\n78 27 0:43 / /no/such/place rw - ceph m:/ rw\n";
+        let table = "27 1 254:0 / / rw - ext4 /dev/vda rw\n78 27 0:43 / /no/such/place rw - ceph \
+                     m:/ rw\n";
         let snapshot = Snapshot::parse(table.as_bytes());
         // Neither exists: to look at the second would say so.
         let (_, object) = resolve_root(Path::new("/no/such/place/root"), &snapshot);

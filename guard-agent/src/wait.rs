@@ -42,7 +42,8 @@ impl Interrupt {
         let status = std::fs::read_to_string("/proc/self/status")?;
         let caught = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
         // Blocked, an ignored signal would come all the same: nohup(1) means that it does not.
-        let signals: SigSet = caught.into_iter().filter(|signal| !is_ignored(&status, *signal)).collect();
+        let signals: SigSet =
+            caught.into_iter().filter(|signal| !is_ignored(&status, *signal)).collect();
         let mut before = SigSet::empty();
         pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&signals), Some(&mut before))?;
         let descriptor = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC)?;
@@ -196,7 +197,8 @@ pub fn run(
     patience: &Patience<'_>,
     alive: &mut dyn FnMut(Duration),
 ) -> io::Result<Result<Said, Waited>> {
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let status = match for_child(&mut child, patience, alive)? {
         Ok(status) => status,
         Err(early) => {

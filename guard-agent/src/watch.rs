@@ -1,10 +1,11 @@
 //! Watches paths for "there may be something new": files, directories, executables, cgroups.
 //!
 //! Every directory on the way to a path is watched for the one name that leads on, also through
-//! symbolic links. So it sees a file written in place, an editor's rename, deletion and re-creation, a
-//! missing parent that appears, and a link that is turned (as Kubernetes does with `..data`). It
-//! says that a path may have changed, not how; several changes at once are not told apart, and waiting
-//! until they are over is the caller's part. Paths on a network filesystem should not be given.
+//! symbolic links. So it sees a file written in place, an editor's rename, deletion and
+//! re-creation, a missing parent that appears, and a link that is turned (as Kubernetes does with
+//! `..data`). It says that a path may have changed, not how; several changes at once are not told
+//! apart, and waiting until they are over is the caller's part. Paths on a network filesystem
+//! should not be given.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsString;
@@ -56,22 +57,26 @@ impl PathWatcher {
         Ok(watcher)
     }
 
-    /// Watches these paths from now on. Call it with the same paths after the mount table has changed: a
-    /// mount may hide the directories that were watched.
+    /// Watches these paths from now on. Call it with the same paths after the mount table has
+    /// changed: a mount may hide the directories that were watched.
     pub fn set_paths(&mut self, paths: impl IntoIterator<Item = PathBuf>) -> io::Result<()> {
         self.paths = paths.into_iter().collect();
         self.rearm()
     }
 
-    /// Waits until some paths may have changed; returns them. They are watched again before it returns,
-    /// so that reading them afterwards misses nothing. Cancel-safe.
+    /// Waits until some paths may have changed; returns them. They are watched again before it
+    /// returns, so that reading them afterwards misses nothing. Cancel-safe.
     pub async fn changed(&mut self) -> io::Result<Vec<PathBuf>> {
         loop {
             let events = self.events().await?;
-            let touched: BTreeSet<usize> = events.iter().flat_map(|event| self.touched(event)).collect();
+            let touched: BTreeSet<usize> =
+                events.iter().flat_map(|event| self.touched(event)).collect();
             if !touched.is_empty() {
                 self.rearm()?;
-                return Ok(touched.into_iter().filter_map(|index| self.paths.get(index).cloned()).collect());
+                return Ok(touched
+                    .into_iter()
+                    .filter_map(|index| self.paths.get(index).cloned())
+                    .collect());
             }
         }
     }
@@ -106,7 +111,9 @@ impl PathWatcher {
             self.arm(index, path, &mut watches)?;
         }
         let old = std::mem::replace(&mut self.watches, watches);
-        for descriptor in old.into_keys().filter(|descriptor| !self.watches.contains_key(descriptor)) {
+        for descriptor in
+            old.into_keys().filter(|descriptor| !self.watches.contains_key(descriptor))
+        {
             // The kernel may have removed it together with its directory.
             let _ = self.inotify.get_ref().0.rm_watch(descriptor);
         }
@@ -163,7 +170,9 @@ impl PathWatcher {
 
 /// The components of a path, the first one last.
 fn names(path: &Path) -> Vec<OsString> {
-    let kept = |component: &Component<'_>| matches!(component, Component::Normal(_) | Component::ParentDir);
+    let kept = |component: &Component<'_>| {
+        matches!(component, Component::Normal(_) | Component::ParentDir)
+    };
     path.components().filter(kept).rev().map(|component| component.as_os_str().to_owned()).collect()
 }
 
@@ -197,19 +206,32 @@ mod tests {
         /// The change is seen; then all events of it are drained.
         async fn sees(&mut self) {
             let change = tokio::time::timeout(Duration::from_secs(5), self.watcher.changed()).await;
-            assert_eq!(change.expect("a change is seen").unwrap(), std::slice::from_ref(&self.file));
-            while tokio::time::timeout(Duration::from_millis(20), self.watcher.changed()).await.is_ok() {}
+            assert_eq!(
+                change
+                    .expect(
+                        "a change is \
+                         seen"
+                    )
+                    .unwrap(),
+                std::slice::from_ref(&self.file)
+            );
+            while tokio::time::timeout(Duration::from_millis(20), self.watcher.changed())
+                .await
+                .is_ok()
+            {}
         }
 
         async fn sees_nothing(&mut self) {
-            let change = tokio::time::timeout(Duration::from_millis(50), self.watcher.changed()).await;
+            let change =
+                tokio::time::timeout(Duration::from_millis(50), self.watcher.changed()).await;
             assert!(change.is_err(), "{change:?}");
         }
     }
 
     #[tokio::test]
     async fn edits_of_a_file() {
-        let mut place = Place::new("policy.toml", |path| fs::write(path.join("policy.toml"), "a").unwrap());
+        let mut place =
+            Place::new("policy.toml", |path| fs::write(path.join("policy.toml"), "a").unwrap());
         fs::write(place.path("other"), "x").unwrap();
         place.sees_nothing().await;
         fs::write(&place.file, "b").unwrap();

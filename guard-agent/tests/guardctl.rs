@@ -24,8 +24,12 @@ fn write_events(path: &Path, count: u32) {
     let mut audit = AuditFile::open(path, origin, AuditOptions::default()).unwrap();
     for pid in 0..count {
         let (version, build) = ("0".repeat(100), "b".to_owned());
-        let body = AgentBody { change: AgentChange::Started, version, build, pid, previous_build: None };
-        audit.append(BootOffset::between(Duration::ZERO, Duration::ZERO).stamp(0), Body::Agent(body));
+        let body =
+            AgentBody { change: AgentChange::Started, version, build, pid, previous_build: None };
+        audit.append(
+            BootOffset::between(Duration::ZERO, Duration::ZERO).stamp(0),
+            Body::Agent(body),
+        );
     }
 }
 
@@ -73,7 +77,9 @@ fn a_closed_pipe_ends_events_quietly() {
 #[test]
 fn exit_codes_are_the_documented_ones() {
     let directory = tempfile::tempdir().unwrap();
-    let run = |arguments: &[&str]| -> Output { guardctl(directory.path()).args(arguments).output().unwrap() };
+    let run = |arguments: &[&str]| -> Output {
+        guardctl(directory.path()).args(arguments).output().unwrap()
+    };
     for (arguments, code) in [
         (&["--version"][..], 0),
         (&["release", "default"], 2),

@@ -57,7 +57,8 @@ fn sample(name: &str) -> String {
 fn a_remote_is_asked_and_a_cloud_init_document_is_read() {
     let directory = tempfile::tempdir().unwrap();
     let preseed = sample("cloud-init-write-files.yaml");
-    let (states, text, asked) = preflight(directory.path(), &["--preseed", &preseed, "--remote", "seed"]);
+    let (states, text, asked) =
+        preflight(directory.path(), &["--preseed", &preseed, "--remote", "seed"]);
     for (code, state) in [
         ("agent-unreachable", "fail"),
         ("preseed", "ok"),
@@ -68,7 +69,13 @@ fn a_remote_is_asked_and_a_cloud_init_document_is_read() {
     ] {
         assert_eq!(states.get(code).map(String::as_str), Some(state), "{code}: {text}");
     }
-    assert!(text.contains("write_files, /root/join.yaml") && text.contains("6.0.4 here, 7.0.2"), "{text}");
+    assert!(
+        text.contains(
+            "write_files, \
+             /root/join.yaml"
+        ) && text.contains("6.0.4 here, 7.0.2"),
+        "{text}"
+    );
     assert!(!text.contains("eyJzZXJ2ZX"), "the token is shown: {text}");
     for question in ["cluster list seed:", "query seed:/1.0\n", "query seed:/1.0/storage-pools"] {
         assert!(asked.contains(question), "{question}: {asked}");
@@ -79,8 +86,15 @@ fn a_remote_is_asked_and_a_cloud_init_document_is_read() {
 #[test]
 fn an_entry_that_is_online_is_never_removed() {
     let directory = tempfile::tempdir().unwrap();
-    let arguments =
-        ["--server-name", "n1", "--address", "10.0.0.1", "--remote", "seed", "--remove-stale-member"];
+    let arguments = [
+        "--server-name",
+        "n1",
+        "--address",
+        "10.0.0.1",
+        "--remote",
+        "seed",
+        "--remove-stale-member",
+    ];
     let (states, text, asked) = preflight(directory.path(), &arguments);
     assert_eq!(states.get("stale-member").map(String::as_str), Some("fail"), "{text}");
     assert_eq!(states.get("name-conflict").map(String::as_str), Some("fail"), "{text}");
@@ -92,7 +106,8 @@ fn a_preseed_that_is_no_yaml_forbids_the_join() {
     let directory = tempfile::tempdir().unwrap();
     let preseed = directory.path().join("preseed.yaml");
     fs::write(&preseed, "cluster: {server_name: n2\n").unwrap();
-    let (states, text, asked) = preflight(directory.path(), &["--preseed", preseed.to_str().unwrap()]);
+    let (states, text, asked) =
+        preflight(directory.path(), &["--preseed", preseed.to_str().unwrap()]);
     assert_eq!(states.get("preseed").map(String::as_str), Some("fail"), "{text}");
     assert_eq!(asked, "--version\n", "without a remote only the client's version is asked for");
 }

@@ -1,15 +1,16 @@
 //! Values of maps that tell whether they were read whole.
 
 use crate::{
-    ActorMask, CgroupKey, ExecutableKey, FilesystemKey, KindEntry, LeaseEntry, LeaseKey, PoolEntry, PoolKey,
-    RootEntry, RootKey,
+    ActorMask, CgroupKey, ExecutableKey, FilesystemKey, KindEntry, LeaseEntry, LeaseKey, PoolEntry,
+    PoolKey, RootEntry, RootKey,
 };
 
 /// A value that tells whether it is whole, and belongs to the key that it was found by.
 ///
-/// The kernel gives the memory of an entry that was replaced or removed to the next one, also while a program reads it:
-/// the reader may see another key's entry, or half of two. So each value that a decision rests on holds a word that is made of
-/// its key and all its other words. The agent sets it when it writes, and takes it out when it reads.
+/// The kernel gives the memory of an entry that was replaced or removed to the next one, also while
+/// a program reads it: the reader may see another key's entry, or half of two. So each value that a
+/// decision rests on holds a word that is made of its key and all its other words. The agent sets
+/// it when it writes, and takes it out when it reads.
 pub trait Checked<K>: Copy {
     /// The word, as it has to be.
     fn check_word(&self, key: &K) -> u64;

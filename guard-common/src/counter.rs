@@ -40,8 +40,9 @@ crate::wire_enum! {
         PoolsEnded = 19 => "pools_ended",
         /// A record was written without some of its fields, which could not be read.
         ErrorReadRecord = 20 => "error_read_record",
-        /// A superblock that could have held a pool ended, with or without an entry. The agent tells by
-        /// it whether a device number may have changed hands while it wrote an entry. (Both loads of the tier `fmod-ret` count.)
+        /// A superblock that could have held a pool ended, with or without an entry. The agent
+        /// tells by it whether a device number may have changed hands while it wrote an entry.
+        /// (Both loads of the tier `fmod-ret` count.)
         SuperblocksEnded = 21 => "superblocks_ended",
         /// A storage daemon of a sealed pool, on another superblock that may show the same data.
         DeniedAlias = 22 => "denied_alias",

@@ -1,7 +1,8 @@
 //! The maps as data: name, kind, sizes, and each field's place.
 //!
-//! An agent pins this description beside its maps (`names::map::DESCRIPTION`). So an agent of another version can read
-//! what must be carried over without this version's types. How a new layout is made: docs/ARCHITECTURE.md, Pins.
+//! An agent pins this description beside its maps (`names::map::DESCRIPTION`). So an agent of
+//! another version can read what must be carried over without this version's types. How a new
+//! layout is made: docs/ARCHITECTURE.md, Pins.
 
 use crate::names::{capacity, map};
 use crate::policy::Magics;
@@ -16,8 +17,8 @@ use crate::{
 pub enum Carry {
     /// Enforcement depends on it, and every layout has it.
     Required,
-    /// Enforcement depends on it, and older layouts lack it. 0 says the same as an entry without the field. An agent
-    /// that does not know the field carries an entry over only where it is 0.
+    /// Enforcement depends on it, and older layouts lack it. 0 says the same as an entry without
+    /// the field. An agent that does not know the field carries an entry over only where it is 0.
     Added,
     /// Nothing is enforced by it.
     Optional,

@@ -1,12 +1,13 @@
-//! Answers that the kernel program keeps between decisions: when one holds, and how a slot proves that it
-//! is whole.
+//! Answers that the kernel program keeps between decisions: when one holds, and how a slot proves
+//! that it is whole.
 //!
 //! Pure. The program's `cache.rs` reads the numbers and the slots, word by word; the agent's
 //! `bpf/kept_model/` explores every order in which that can happen.
 //!
-//! An answer holds for a [`Moment`]: the numbers of the kernel's `mount_lock` and `rename_lock`, and the
-//! agent's `Config::generation`. Each is odd while its part of the world changes, and another one
-//! afterwards. An answer may be kept if the numbers were steady and the same before and after it was found.
+//! An answer holds for a [`Moment`]: the numbers of the kernel's `mount_lock` and `rename_lock`,
+//! and the agent's `Config::generation`. Each is odd while its part of the world changes, and
+//! another one afterwards. An answer may be kept if the numbers were steady and the same before and
+//! after it was found.
 
 use crate::names::capacity;
 
@@ -18,8 +19,8 @@ const MULTIPLIER: u64 = 0x9E37_79B9_7F4A_7C15;
 /// The state of the world that an answer holds for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Moment {
-    /// Numbers of the kernel: mounts in the lower half, names in the upper. 0 for questions that do not
-    /// hang on them.
+    /// Numbers of the kernel: mounts in the lower half, names in the upper. 0 for questions that do
+    /// not hang on them.
     pub tree: u64,
     pub generation: u32,
 }
@@ -61,7 +62,8 @@ pub enum Question {
     Part = 5,
 }
 
-/// The thing that a question is about: two numbers that tell it from every other one of the same moment.
+/// The thing that a question is about: two numbers that tell it from every other one of the same
+/// moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Subject {
     pub first: u64,

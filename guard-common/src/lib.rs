@@ -1,9 +1,10 @@
 //! What crosses the line between the kernel program (`guard-ebpf`) and the agent (`guard-agent`):
-//! map keys and values, the record of the ring buffer, counters, and every name that both sides use.
+//! map keys and values, the record of the ring buffer, counters, and every name that both sides
+//! use.
 //!
-//! Everything here is `#[repr(C)]`, has no implicit padding and no `bool` or `Option`: integers only,
-//! parsed into enums on the reading side. A number of an enum or flag, once given, keeps its meaning in all
-//! layouts: agents of different layouts carry such numbers over as they are.
+//! Everything here is `#[repr(C)]`, has no implicit padding and no `bool` or `Option`: integers
+//! only, parsed into enums on the reading side. A number of an enum or flag, once given, keeps its
+//! meaning in all layouts: agents of different layouts carry such numbers over as they are.
 #![no_std]
 
 pub mod checked;
@@ -19,14 +20,15 @@ pub use checked::Checked;
 pub use counter::Counter;
 pub use offsets::Offsets;
 pub use policy::{
-    ActorMask, CarriedKey, CgroupKey, Config, ExecutableKey, FilesystemKey, KindEntry, LeaseEntry, LeaseKey,
-    Meta, Mode, PoolCounters, PoolEntry, PoolKey, RootEntry, RootKey,
+    ActorMask, CarriedKey, CgroupKey, Config, ExecutableKey, FilesystemKey, KindEntry, LeaseEntry,
+    LeaseKey, Meta, Mode, PoolCounters, PoolEntry, PoolKey, RootEntry, RootKey,
 };
 pub use record::{Hook, IncidentKey, IncidentValue, Operation, Reason, Record, Tier, Verdict};
 
-/// Version of what pinned maps mean. An agent that finds pins of another layout carries over what it can
-/// understand, and refuses the rest. A change of sizes or fields makes another layout by itself (see [`description`]);
-/// this number is for people, and for a change of meaning that leaves all of them alone.
+/// Version of what pinned maps mean. An agent that finds pins of another layout carries over what
+/// it can understand, and refuses the rest. A change of sizes or fields makes another layout by
+/// itself (see [`description`]); this number is for people, and for a change of meaning that leaves
+/// all of them alone.
 pub const LAYOUT_VERSION: u32 = if cfg!(feature = "other-layout") { 1004 } else { 4 };
 
 /// Declares an enum whose values cross the line as `u32`, with its name in map, log and JSON.
@@ -58,7 +60,8 @@ pub(crate) use wire_enum;
 /// Implements aya's `Pod` (plain old data) on the agent's side.
 macro_rules! pod {
     ($($name:ident),+ $(,)?) => { $(
-        // SAFETY: repr(C), integers only, no padding (asserted beside the type), valid for any bits.
+        // SAFETY: repr(C), integers only, no padding (asserted beside the type), valid for any
+        // bits.
         #[cfg(feature = "user")]
         unsafe impl aya::Pod for $name {}
     )+ };

@@ -7,7 +7,8 @@ pub struct ProgramName {
     pub program: &'static str,
     /// Name of the LSM hook, without `bpf_lsm_`.
     pub hook: &'static str,
-    /// Whether a kernel without this hook can be guarded all the same. `file_truncate` came with 6.2.
+    /// Whether a kernel without this hook can be guarded all the same. `file_truncate` came with
+    /// 6.2.
     pub optional: bool,
 }
 
@@ -51,7 +52,8 @@ pub mod map {
     pub const LEASES: &str = "LEASES";
     /// `HashMap` from a pool's generation to [`PoolCounters`](crate::PoolCounters).
     pub const POOL_COUNTERS: &str = "POOL_COUNTERS";
-    /// `HashMap` from [`IncidentKey`](crate::IncidentKey) to [`IncidentValue`](crate::IncidentValue).
+    /// `HashMap` from [`IncidentKey`](crate::IncidentKey) to
+    /// [`IncidentValue`](crate::IncidentValue).
     pub const INCIDENTS: &str = "INCIDENTS";
     /// `PerCpuArray` of `u64`, indexed by [`Counter`](crate::Counter).
     pub const COUNTERS: &str = "COUNTERS";
@@ -60,17 +62,20 @@ pub mod map {
     /// aya-log's own ring buffer: the kernel program's diagnostics.
     pub const AYA_LOGS: &str = "AYA_LOGS";
 
-    /// `Array[1]` of bytes: the layout's description as JSON, padded with NULs (see [`description`](crate::description)).
+    /// `Array[1]` of bytes: the layout's description as JSON, padded with NULs (see
+    /// [`description`](crate::description)).
     pub const DESCRIPTION: &str = "DESCRIPTION";
     /// `HashMap` from the token of maps that these have replaced to what each counter held there.
     pub const CARRIED: &str = "CARRIED";
     /// `HashMap` from [`CarriedKey`](crate::CarriedKey) to [`PoolCounters`](crate::PoolCounters).
     pub const CARRIED_POOLS: &str = "CARRIED_POOLS";
 
-    /// `HashMap` from the inode of a mount namespace to 1: storage daemons' namespaces, whose mounts are the host's view.
+    /// `HashMap` from the inode of a mount namespace to 1: storage daemons' namespaces, whose
+    /// mounts are the host's view.
     pub const NAMESPACES: &str = "NAMESPACES";
 
-    /// What the object calls a map. [`CONFIG`] and [`MAGICS`] are sections of it: programs read those without a lookup.
+    /// What the object calls a map. [`CONFIG`] and [`MAGICS`] are sections of it: programs read
+    /// those without a lookup.
     pub fn in_object(name: &str) -> &str {
         match name {
             CONFIG => CONFIG_SECTION,
@@ -115,7 +120,8 @@ pub mod capacity {
     pub const MAGICS: u32 = 64;
     /// Mount namespaces of storage daemons.
     pub const NAMESPACES: u32 = 64;
-    /// Answers that each processor keeps, of walks and of cgroups (maps of the programs alone, which are not pinned).
+    /// Answers that each processor keeps, of walks and of cgroups (maps of the programs alone,
+    /// which are not pinned).
     pub const CACHE: u32 = 256;
     /// Guarded roots.
     pub const ROOTS: u32 = 64;
@@ -141,7 +147,8 @@ pub mod global {
     pub const PROGRAM_TOKEN: &str = "PROGRAM_TOKEN";
     /// `u32`: the [`Tier`](crate::Tier) that the programs are loaded for.
     pub const TIER: &str = "TIER";
-    /// Two `u64`: addresses of the kernel's `mount_lock` and `rename_lock`; 0 where they are not told.
+    /// Two `u64`: addresses of the kernel's `mount_lock` and `rename_lock`; 0 where they are not
+    /// told.
     pub const TREE: &str = "TREE";
     /// `u32`: not 0 for the second of two loads of the tier `fmod-ret` (the agent's `bpf/pins.rs`).
     pub const STANDBY: &str = "STANDBY";

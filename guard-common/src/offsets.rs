@@ -2,8 +2,8 @@
 //!
 //! The agent resolves them from the running kernel's BTF and writes them into the program's
 //! instructions before it loads them: each instruction that needs one carries a placeholder, the
-//! member's number. So a member costs one load, as in a program that was compiled for this kernel. A
-//! member that is missing is an error there, never a guess.
+//! member's number. So a member costs one load, as in a program that was compiled for this kernel.
+//! A member that is missing is an error there, never a guess.
 
 /// Byte offsets, one a member. The field's name is `<struct>_<member>`.
 #[repr(C)]
@@ -59,11 +59,11 @@ pub struct Offsets {
     pub cred_uid: u32,
     pub cred_euid: u32,
     pub iattr_ia_valid: u32,
-    /// No member: which argument of `inode_setattr` is the dentry. Of the LSM hook 0, and since 6.9 1; of the
-    /// function `security_inode_setattr` 1.
+    /// No member: which argument of `inode_setattr` is the dentry. Of the LSM hook 0, and since 6.9
+    /// 1; of the function `security_inode_setattr` 1.
     pub inode_setattr_dentry: u32,
-    /// No member: how many arguments `inode_rename` has, and with it where the answer of an earlier program stands. The
-    /// LSM hook has 4, the function `security_inode_rename` 5.
+    /// No member: how many arguments `inode_rename` has, and with it where the answer of an earlier
+    /// program stands. The LSM hook has 4, the function `security_inode_rename` 5.
     pub inode_rename_arguments: u32,
 }
 
@@ -73,13 +73,18 @@ crate::layout!(Offsets: 196);
 impl Offsets {
     /// All of them, in the order of their numbers.
     pub const fn numbered(&self) -> &[u32] {
-        // SAFETY: it is made of numbers of this size alone (asserted above), and lives as long as it is borrowed.
-        unsafe { core::slice::from_raw_parts(core::ptr::from_ref(self).cast(), size_of::<Self>() / 4) }
+        // SAFETY: it is made of numbers of this size alone (asserted above), and lives as long as
+        // it is borrowed.
+        unsafe {
+            core::slice::from_raw_parts(core::ptr::from_ref(self).cast(), size_of::<Self>() / 4)
+        }
     }
 }
 
-/// In place of the number that an instruction adds to a register or sets one to: this, and the member's number.
+/// In place of the number that an instruction adds to a register or sets one to: this, and the
+/// member's number.
 pub const IMMEDIATE_PLACEHOLDER: i32 = 0x4F46_5300;
 
-/// In place of the offset of a load: this, and the member's number. No structure of the program's own is so big.
+/// In place of the offset of a load: this, and the member's number. No structure of the program's
+/// own is so big.
 pub const LOAD_PLACEHOLDER: i32 = 0x7E00;

@@ -13,7 +13,8 @@ crate::wire_enum! {
         Observed = 3 => "observed",
         /// Everything is allowed and recorded until the release ends; then as sealed.
         Released = 4 => "released",
-        /// Guest views go on as in a guarded pool; everyone else is denied, the storage daemon included.
+        /// Guest views go on as in a guarded pool; everyone else is denied, the storage daemon
+        /// included.
         Held = 5 => "held",
     }
 }
@@ -25,7 +26,8 @@ pub struct Meta {
     /// [`LAYOUT_VERSION`](crate::LAYOUT_VERSION) of the maps.
     pub layout_version: u32,
     pub reserved: u32,
-    /// The next generation to be given to a pool. Only ever grows, so that no two superblocks share one.
+    /// The next generation to be given to a pool. Only ever grows, so that no two superblocks share
+    /// one.
     pub next_generation: u64,
 }
 
@@ -39,24 +41,27 @@ pub struct Config {
     pub full_records: u32,
     /// `CONFIG_*` flags.
     pub flags: u32,
-    /// Bit `device_bit(d)` is set for the device of each guarded root. A clear bit proves that no root lies on a
-    /// superblock, so that a walk need not look at its names. 0: not known, every name is looked at.
+    /// Bit `device_bit(d)` is set for the device of each guarded root. A clear bit proves that no
+    /// root lies on a superblock, so that a walk need not look at its names. 0: not known, every
+    /// name is looked at.
     pub root_devices: u32,
-    /// Odd while the agent changes other maps, and another number after each change: what the kernel program keeps of
-    /// earlier answers holds for one even number.
+    /// Odd while the agent changes other maps, and another number after each change: what the
+    /// kernel program keeps of earlier answers holds for one even number.
     pub generation: u32,
     pub reserved: u32,
 }
 
-/// Some pool is sealed: the actors in the set [`ALIAS_ACTORS`] delete on no superblock of a guarded kind
-/// outside the roots either, unless its entry says [`POOL_NO_ALIAS`].
+/// Some pool is sealed: the actors in the set [`ALIAS_ACTORS`] delete on no superblock of a guarded
+/// kind outside the roots either, unless its entry says [`POOL_NO_ALIAS`].
 pub const CONFIG_ALIASES: u32 = 1 << 0;
 
-/// With [`CONFIG_ALIASES`]: every sealed pool is CephFS, and its root's inode is in `ROOTS` ([`RootKey::alias`]). Where a
-/// whole Ceph filesystem is mounted, names tell then whether something is a sealed pool's.
+/// With [`CONFIG_ALIASES`]: every sealed pool is CephFS, and its root's inode is in `ROOTS`
+/// ([`RootKey::alias`]). Where a whole Ceph filesystem is mounted, names tell then whether
+/// something is a sealed pool's.
 pub const CONFIG_ALIASES_BY_INODE: u32 = 1 << 1;
 
-/// Some pool is sealed or released. Without it, the `inode_*` hooks have nothing to say to a user's thread.
+/// Some pool is sealed or released. Without it, the `inode_*` hooks have nothing to say to a user's
+/// thread.
 pub const CONFIG_STRICT: u32 = 1 << 2;
 
 /// A command may have a lease. Without it, nobody has one.
@@ -68,8 +73,9 @@ pub const ALIAS_ACTORS: u32 = u32::MAX;
 /// The magics of guarded filesystems, each at its [`magic_slot`].
 pub type Magics = [u64; capacity::MAGICS as usize];
 
-/// The place in the map `MAGICS` that stands for a superblock's magic: the way out for all filesystems that cannot hold
-/// a pool. There stands the guarded magic of that place, 0 for none, or [`SEVERAL_MAGICS`].
+/// The place in the map `MAGICS` that stands for a superblock's magic: the way out for all
+/// filesystems that cannot hold a pool. There stands the guarded magic of that place, 0 for none,
+/// or [`SEVERAL_MAGICS`].
 #[inline(always)]
 pub const fn magic_slot(magic: u64) -> u32 {
     // Fibonacci hashing: the upper six bits of the product are well mixed.
@@ -103,8 +109,9 @@ pub const RAMFS_MAGIC: u64 = 0x8584_58f6;
 pub struct PoolKey {
     /// `s_dev` in the kernel's encoding (see [`kernel_dev`]).
     pub dev: u32,
-    /// 0 for the superblock; else a part of it, by the id of the mount that stands for it (`mnt_id`): what lies below that
-    /// mount's root. Parts are looked for only where the superblock's own entry says [`POOL_PARTS`].
+    /// 0 for the superblock; else a part of it, by the id of the mount that stands for it
+    /// (`mnt_id`): what lies below that mount's root. Parts are looked for only where the
+    /// superblock's own entry says [`POOL_PARTS`].
     pub head: u32,
 }
 
@@ -154,18 +161,19 @@ pub const POOL_EXPORTED: u32 = 1 << 0;
 pub const POOL_GUARD_TRUNCATE: u32 = 1 << 1;
 /// The agent's own private superblock, on which it proves that the hooks answer. Never recorded.
 pub const POOL_CANARY: u32 = 1 << 2;
-/// With [`POOL_CANARY`]: only the `inode_*` hooks answer; without this flag, only the `path_*` and `file_*` hooks.
+/// With [`POOL_CANARY`]: only the `inode_*` hooks answer; without this flag, only the `path_*` and
+/// `file_*` hooks.
 pub const POOL_CANARY_BACKSTOP: u32 = 1 << 3;
-/// Not a pool: a superblock outside all roots that certainly does not show the data of a sealed pool. It is
-/// decided about as if it had no entry, but for [`CONFIG_ALIASES`].
+/// Not a pool: a superblock outside all roots that certainly does not show the data of a sealed
+/// pool. It is decided about as if it had no entry, but for [`CONFIG_ALIASES`].
 pub const POOL_NO_ALIAS: u32 = 1 << 4;
 
-/// The superblock belongs to a place outside the roots: it is protected through the mounts that lie below a root, and
-/// free elsewhere.
+/// The superblock belongs to a place outside the roots: it is protected through the mounts that lie
+/// below a root, and free elsewhere.
 pub const POOL_VISITOR: u32 = 1 << 6;
 
-/// Not a pool, but a superblock of which each part has an entry of its own ([`PoolKey::head`]). NFS clients share one
-/// between all mounts of a server's filesystem: two pools, and a home directory.
+/// Not a pool, but a superblock of which each part has an entry of its own ([`PoolKey::head`]). NFS
+/// clients share one between all mounts of a server's filesystem: two pools, and a home directory.
 pub const POOL_PARTS: u32 = 1 << 7;
 
 /// Not a pool, but a part of a superblock that belongs to a place outside the roots: free there.
@@ -174,10 +182,12 @@ pub const POOL_OUTSIDE: u32 = 1 << 8;
 /// What entries say that are no pool's.
 pub const POOL_NONE: u32 = POOL_CANARY | POOL_NO_ALIAS | POOL_PARTS | POOL_OUTSIDE;
 
-/// An operator has sealed the pool. Nothing is decided by it: an agent that has lost its state file finds the seal here.
+/// An operator has sealed the pool. Nothing is decided by it: an agent that has lost its state file
+/// finds the seal here.
 pub const POOL_OPERATOR: u32 = 1 << 5;
 
-/// A guarded root's directory; or the root directory of a sealed pool, by whatever superblock it is seen.
+/// A guarded root's directory; or the root directory of a sealed pool, by whatever superblock it is
+/// seen.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RootKey {
@@ -217,7 +227,8 @@ pub struct RootEntry {
     pub check: u64,
 }
 
-/// The root's default mode is `observed`: what has no entry yet is allowed and recorded as would-deny.
+/// The root's default mode is `observed`: what has no entry yet is allowed and recorded as
+/// would-deny.
 pub const ROOT_OBSERVED: u32 = 1 << 0;
 
 /// A pool that comes is sealed: what has no entry yet is denied to guests too.
@@ -236,8 +247,8 @@ pub const SUBTYPE_BYTES: usize = SUBTYPE_WORDS * 8;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FilesystemKey {
     pub magic: u64,
-    /// What follows `fuse.` for FUSE, padded with NULs; all NUL for everything else. In words, which the
-    /// kernel program clears without a loop; see [`FilesystemKey::new`].
+    /// What follows `fuse.` for FUSE, padded with NULs; all NUL for everything else. In words,
+    /// which the kernel program clears without a loop; see [`FilesystemKey::new`].
     pub subtype: [u64; SUBTYPE_WORDS],
 }
 
@@ -307,15 +318,17 @@ pub struct ActorMask {
     pub check: u64,
 }
 
-/// The executable is known by its `i_generation` too: another file that has got its number is no actor.
+/// The executable is known by its `i_generation` too: another file that has got its number is no
+/// actor.
 pub const ACTOR_GENERATION: u32 = 1 << 0;
 
-/// Only for a cgroup: its processes are guests. They delete in their own views, also where such a view is the whole superblock,
-/// and nowhere else.
+/// Only for a cgroup: its processes are guests. They delete in their own views, also where such a
+/// view is the whole superblock, and nowhere else.
 pub const ACTOR_GUEST: u32 = 1 << 1;
 
-/// Actors of one set that need cgroup and executable together. Two less than a `u64` has bits: the kernel
-/// program says "an actor alone" by setting them all, and "a guest" by the one below the last.
+/// Actors of one set that need cgroup and executable together. Two less than a `u64` has bits: the
+/// kernel program says "an actor alone" by setting them all, and "a guest" by the one below the
+/// last.
 pub const COMBINED_ACTORS: u32 = u64::BITS - 2;
 
 /// A command tree with a lease on one pool.
@@ -344,7 +357,8 @@ pub struct LeaseEntry {
     pub check: u64,
 }
 
-/// Entry of `POOL_COUNTERS`, counted since the pool got its entry. Values of the key are generations.
+/// Entry of `POOL_COUNTERS`, counted since the pool got its entry. Values of the key are
+/// generations.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolCounters {
@@ -417,7 +431,8 @@ crate::layout!(PoolEntry: 64, LeaseEntry: 32, PoolCounters: 32);
 mod tests {
     use super::*;
 
-    /// ext4, XFS, Btrfs, tmpfs, overlayfs, F2FS, ZFS, proc, cgroup2: what a host deletes on all day.
+    /// ext4, XFS, Btrfs, tmpfs, overlayfs, F2FS, ZFS, proc, cgroup2: what a host deletes on all
+    /// day.
     const LOCAL: [u64; 9] = [
         0xEF53,
         0x5846_5342,
@@ -441,7 +456,12 @@ mod tests {
                 "{guarded:#x} shares its place"
             );
         }
-        assert_eq!(magic_slot(LOCAL[3]), magic_slot(FUSE_SUPER_MAGIC), "why places hold whole magics");
+        assert_eq!(
+            magic_slot(LOCAL[3]),
+            magic_slot(FUSE_SUPER_MAGIC),
+            "why places hold whole \
+             magics"
+        );
     }
 
     #[test]

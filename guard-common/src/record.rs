@@ -1,4 +1,5 @@
-//! The record of one decision, as it comes through the ring buffer, and the incident that counts them.
+//! The record of one decision, as it comes through the ring buffer, and the incident that counts
+//! them.
 
 crate::wire_enum! {
     /// The LSM hook that decided.
@@ -40,7 +41,8 @@ crate::wire_enum! {
     /// What the kernel program answered.
     Verdict {
         Denied = 1 => "denied",
-        /// Allowed, since the pool is only observed, or since it had happened before anybody was asked (`FanotifyDelete`).
+        /// Allowed, since the pool is only observed, or since it had happened before anybody was
+        /// asked (`FanotifyDelete`).
         WouldDeny = 2 => "would-deny",
         Allowed = 3 => "allowed",
     }
@@ -71,7 +73,8 @@ crate::wire_enum! {
         GuestView = 10 => "guest-view",
         /// A cgroup or executable that policy lets delete.
         Actor = 11 => "actor",
-        /// An actor of a sealed pool, on another superblock of a guarded kind that may show the same data.
+        /// An actor of a sealed pool, on another superblock of a guarded kind that may show the
+        /// same data.
         Alias = 12 => "alias",
         /// The pool is held, and this is no guest view.
         Held = 13 => "held",

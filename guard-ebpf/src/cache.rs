@@ -1,14 +1,16 @@
 //! Earlier answers, kept as long as they must be true.
 //!
-//! Two questions cost most of a decision: where a mount lies, and what a process's cgroups say. The answer to the first can
-//! only change when mounts or names change, or the agent's maps; to the second, when the maps do (a cgroup never gets other
-//! ancestors). The kernel counts changes of mounts in `mount_lock` and of names in `rename_lock` (odd while one is under
-//! way), the agent those of its maps in `Config::generation` (likewise). An answer is kept with these numbers if
-//! they were even and the same before and after it was found, and used while they are the same again.
+//! Two questions cost most of a decision: where a mount lies, and what a process's cgroups say. The
+//! answer to the first can only change when mounts or names change, or the agent's maps; to the
+//! second, when the maps do (a cgroup never gets other ancestors). The kernel counts changes of
+//! mounts in `mount_lock` and of names in `rename_lock` (odd while one is under way), the agent
+//! those of its maps in `Config::generation` (likewise). An answer is kept with these numbers if
+//! they were even and the same before and after it was found, and used while they are the same
+//! again.
 //!
-//! A slot is one processor's, but a program can be preempted there by another one, at any word. So a slot's last word is
-//! made of the others: half of one answer beside half of another is none. Where the kernel's numbers cannot be found the
-//! question is asked each time.
+//! A slot is one processor's, but a program can be preempted there by another one, at any word. So
+//! a slot's last word is made of the others: half of one answer beside half of another is none.
+//! Where the kernel's numbers cannot be found the question is asked each time.
 //!
 //! Here are the reads and writes; the rules that they follow are `guard_common::kept`.
 
@@ -45,7 +47,8 @@ pub fn find(cache: &PerCpuArray<Slot>, subject: Subject, moment: Moment) -> Opti
         return None;
     }
     let slot = cache.get_ptr(subject.slot())?.cast::<u64>();
-    // SAFETY: points into a map's value, which lives as long as the program runs, and holds four words.
+    // SAFETY: points into a map's value, which lives as long as the program runs, and holds four
+    // words.
     let words = unsafe {
         [
             ptr::read_volatile(slot),
@@ -57,10 +60,16 @@ pub fn find(cache: &PerCpuArray<Slot>, subject: Subject, moment: Moment) -> Opti
     subject.answer_in(words, moment)
 }
 
-/// Keeps an answer that was found since `before`, which must be the moment from before anything was looked at; `now` is
-/// asked for the moment after.
+/// Keeps an answer that was found since `before`, which must be the moment from before anything was
+/// looked at; `now` is asked for the moment after.
 #[inline(always)]
-pub fn keep(cache: &PerCpuArray<Slot>, subject: Subject, before: Moment, now: fn() -> Moment, answer: u64) {
+pub fn keep(
+    cache: &PerCpuArray<Slot>,
+    subject: Subject,
+    before: Moment,
+    now: fn() -> Moment,
+    answer: u64,
+) {
     // What was looked at was read before this, and after `before`: see `fence`.
     fence();
     if !before.lasts(now()) {

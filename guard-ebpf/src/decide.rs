@@ -5,9 +5,9 @@
 use core::mem::MaybeUninit;
 
 use guard_common::policy::{
-    CEPH_INO_ROOT, CEPH_SUPER_MAGIC, CONFIG_ALIASES, CONFIG_ALIASES_BY_INODE, CONFIG_STRICT, NFS_SUPER_MAGIC,
-    POOL_CANARY, POOL_CANARY_BACKSTOP, POOL_EXPORTED, POOL_GUARD_TRUNCATE, POOL_NO_ALIAS, POOL_NONE,
-    POOL_OUTSIDE, POOL_PARTS, POOL_VISITOR, RAMFS_MAGIC, SEVERAL_MAGICS,
+    CEPH_INO_ROOT, CEPH_SUPER_MAGIC, CONFIG_ALIASES, CONFIG_ALIASES_BY_INODE, CONFIG_STRICT,
+    NFS_SUPER_MAGIC, POOL_CANARY, POOL_CANARY_BACKSTOP, POOL_EXPORTED, POOL_GUARD_TRUNCATE,
+    POOL_NO_ALIAS, POOL_NONE, POOL_OUTSIDE, POOL_PARTS, POOL_VISITOR, RAMFS_MAGIC, SEVERAL_MAGICS,
 };
 use guard_common::{Counter, Hook, Mode, Operation, PoolEntry, PoolKey, Reason, Verdict};
 
@@ -79,8 +79,8 @@ pub fn may_hold_pool(superblock: Trusted) -> bool {
     guarded == magic || guarded == SEVERAL_MAGICS
 }
 
-/// Whether a hook that carries only the inode need not look any further: nothing is sealed or released, and this is no
-/// kernel thread. The canary's kind is always looked at.
+/// Whether a hook that carries only the inode need not look any further: nothing is sealed or
+/// released, and this is no kernel thread. The canary's kind is always looked at.
 #[inline(always)]
 pub fn is_idle(superblock: Trusted) -> bool {
     let strict = config!(flags) & CONFIG_STRICT != 0;
@@ -89,12 +89,17 @@ pub fn is_idle(superblock: Trusted) -> bool {
 
 /// What a rename does to its target; `None` if the target stays, or did not exist.
 ///
-/// Fail closed: a target whose inode cannot be read counts as one that exists. So does a name on NFS
-/// that was not looked up: the client does not ask the server about a rename's target
-/// (`LOOKUP_RENAME_TARGET`), and leaves the dentry without an inode and in no hash chain. A name that
-/// the server has said does not exist, as after `stat`, is in one.
+/// Fail closed: a target whose inode cannot be read counts as one that exists. So does a name on
+/// NFS that was not looked up: the client does not ask the server about a rename's target
+/// (`LOOKUP_RENAME_TARGET`), and leaves the dentry without an inode and in no hash chain. A name
+/// that the server has said does not exist, as after `stat`, is in one.
 #[inline(always)]
-pub fn rename(source: Trusted, target: Trusted, superblock: Trusted, flags: u32) -> Option<Operation> {
+pub fn rename(
+    source: Trusted,
+    target: Trusted,
+    superblock: Trusted,
+    flags: u32,
+) -> Option<Operation> {
     let inode = target.dentry_inode();
     let exists = !matches!(inode, Ok(0));
     // Two names of one file: the kernel leaves both as they are.
@@ -106,8 +111,11 @@ pub fn rename(source: Trusted, target: Trusted, superblock: Trusted, flags: u32)
     if flags & RENAME_EXCHANGE != 0 {
         return Some(Operation::RenameExchange);
     }
-    let not_looked_up =
-        || flags & RENAME_NOREPLACE == 0 && target.is_unhashed() && superblock.magic() == NFS_SUPER_MAGIC;
+    let not_looked_up = || {
+        flags & RENAME_NOREPLACE == 0
+            && target.is_unhashed()
+            && superblock.magic() == NFS_SUPER_MAGIC
+    };
     (exists || not_looked_up()).then_some(Operation::RenameReplace)
 }
 
@@ -165,13 +173,20 @@ enum Belongs {
     Visiting,
 }
 
-/// What a special entry says. Where each part of the superblock has its own, that of the mount's part takes its place.
+/// What a special entry says. Where each part of the superblock has its own, that of the mount's
+/// part takes its place.
 #[inline(always)]
-fn special(superblock: Trusted, mount: Trusted, magic: u64, entry: &mut PoolEntry) -> (Belongs, Found) {
+fn special(
+    superblock: Trusted,
+    mount: Trusted,
+    magic: u64,
+    entry: &mut PoolEntry,
+) -> (Belongs, Found) {
     if entry.flags & POOL_PARTS != 0 {
         let dev = superblock.device();
         let head = match part(superblock, mount) {
-            // A part that nobody has told of: what lies below a root is denied, as a pool that has just come is.
+            // A part that nobody has told of: what lies below a root is denied, as a pool that has
+            // just come is.
             NO_PART => return (Belongs::Elsewhere, Found::Nothing),
             // Some part is a known pool: fail closed.
             UNREADABLE_PART => return (Belongs::Elsewhere, Found::Torn),
@@ -193,8 +208,8 @@ fn special(superblock: Trusted, mount: Trusted, magic: u64, entry: &mut PoolEntr
     }
 }
 
-/// Whether a mount of a visitor lies below no root: there it is free. Where that cannot be told it is not: fail closed, as
-/// for every known pool.
+/// Whether a mount of a visitor lies below no root: there it is free. Where that cannot be told it
+/// is not: fail closed, as for every known pool.
 #[inline(always)]
 fn is_at_home(superblock: Trusted, mount: Trusted) -> bool {
     matches!(place(superblock, mount, true), Place::Free | Place::Outside)
@@ -209,9 +224,9 @@ fn shows_all(superblock: Trusted, mount: Trusted) -> bool {
 /// The decision of the hooks that carry only the inode: what never passes a `path_*` hook.
 ///
 /// It must not contradict a `path_*` hook that has just allowed the same deletion. So it allows
-/// whatever that hook could have allowed to a user's thread, and refuses what no one may do. Aliases of
-/// sealed pools, visitors and parts of superblocks are left to the `path_*` hooks: only the mount tells them from what
-/// lies below a root.
+/// whatever that hook could have allowed to a user's thread, and refuses what no one may do.
+/// Aliases of sealed pools, visitors and parts of superblocks are left to the `path_*` hooks: only
+/// the mount tells them from what lies below a root.
 #[inline(always)]
 pub fn backstop(deletion: Deletion) -> i32 {
     let superblock = deletion.superblock;
@@ -226,7 +241,8 @@ pub fn backstop(deletion: Deletion) -> i32 {
         return 0;
     }
     let outcome = match found {
-        // Without a mount there is no structure to tell a pool by: fail open, the `path_*` hook decided.
+        // Without a mount there is no structure to tell a pool by: fail open, the `path_*` hook
+        // decided.
         Found::Nothing => return 0,
         Found::Entry => behind(deletion, entry),
         // Whether it is sealed is not known: as if it were.
@@ -247,12 +263,18 @@ fn behind(deletion: Deletion, entry: &PoolEntry) -> Option<Outcome> {
         matches!(deletion.operation, Operation::Truncate) && entry.flags & POOL_GUARD_TRUNCATE == 0;
     match Mode::from_u32(entry.mode) {
         // An export's clients are guests to a held pool too: policy names them.
-        Some(Mode::Observed | Mode::Guarded | Mode::Held) if !kernel_thread || exported || is_no_deletion => {
+        Some(Mode::Observed | Mode::Guarded | Mode::Held)
+            if !kernel_thread || exported || is_no_deletion =>
+        {
             None
         }
-        Some(Mode::Observed) => Some(Outcome { verdict: Verdict::WouldDeny, reason: Reason::KernelThread }),
+        Some(Mode::Observed) => {
+            Some(Outcome { verdict: Verdict::WouldDeny, reason: Reason::KernelThread })
+        }
         Some(Mode::Guarded | Mode::Held) => Some(denied(Reason::KernelThread)),
-        Some(Mode::Released) if is_released(entry) => kernel_thread.then_some(allowed(Reason::Released)),
+        Some(Mode::Released) if is_released(entry) => {
+            kernel_thread.then_some(allowed(Reason::Released))
+        }
         mode => {
             if has_lease(deletion.superblock.device(), entry.generation) {
                 return None;
@@ -278,7 +300,8 @@ pub fn superblock_ends(superblock: Trusted) {
     let entry = pools::clear(&mut slot);
     let key = PoolKey::superblock(dev);
     let found = pools::entry_of(key, superblock.magic(), entry);
-    // One of another magic is there as well, and must go. Parts are looked for no more after this: the agent removes them.
+    // One of another magic is there as well, and must go. Parts are looked for no more after this:
+    // the agent removes them.
     let is_pool = found == Found::Torn || entry.flags & POOL_NONE == 0;
     if POOLS.get_ptr(key).is_none() {
         return;
@@ -312,8 +335,8 @@ fn constant<const VALUE: i32>() -> i32 {
     VALUE
 }
 
-/// The agent's own superblock: only the load that it names answers, and only the kind of hooks it means. Of
-/// the two hooks that see one deletion, neither may answer for the other.
+/// The agent's own superblock: only the load that it names answers, and only the kind of hooks it
+/// means. Of the two hooks that see one deletion, neither may answer for the other.
 #[inline(always)]
 fn canary(entry: &PoolEntry, is_meant: bool) -> i32 {
     if is_meant && entry.canary_token == kernel::program_token() { -EPERM } else { 0 }
@@ -351,7 +374,9 @@ fn by_mode(deletion: Deletion, mount: Trusted, entry: &PoolEntry) -> Option<Outc
             return Some(allowed(Reason::GuestView));
         }
         Ok(_) if held => Reason::Held,
-        Ok(_) if is_executable_actor(entry.actor_set, cgroups) => return Some(allowed(Reason::Actor)),
+        Ok(_) if is_executable_actor(entry.actor_set, cgroups) => {
+            return Some(allowed(Reason::Actor));
+        }
         Ok(_) => Reason::Guarded,
         Err(ReadError) => unreadable(deletion.superblock.device()).reason,
     };
@@ -367,17 +392,19 @@ fn unreadable(dev: u32) -> Outcome {
     denied(Reason::ReadError)
 }
 
-/// A known pool whose entry changes faster than it can be read: fail closed, as for the strongest that it may say.
+/// A known pool whose entry changes faster than it can be read: fail closed, as for the strongest
+/// that it may say.
 #[inline(always)]
 fn torn(dev: u32) -> Outcome {
     unreadable(dev)
 }
 
-/// A superblock that has no entry: denied if it is of a guarded kind and lies below a guarded root; or if its oldest mount
-/// does, since this is another mount of a pool then.
+/// A superblock that has no entry: denied if it is of a guarded kind and lies below a guarded root;
+/// or if its oldest mount does, since this is another mount of a pool then.
 ///
 /// Truncation is left alone: a pool's usual mode allows it, and its first moment must not differ.
-/// While a pool is sealed, a superblock outside all roots is denied to the actors of sealed pools, truncation too.
+/// While a pool is sealed, a superblock outside all roots is denied to the actors of sealed pools,
+/// truncation too.
 #[inline(always)]
 fn unclassified(deletion: Deletion, mount: Trusted, belongs: Belongs) -> Option<Outcome> {
     let superblock = deletion.superblock;
@@ -418,7 +445,8 @@ fn seals_aliases() -> bool {
     config!(flags) & CONFIG_ALIASES != 0
 }
 
-/// Outside all roots, while a pool is sealed: its data may be reached here, under another superblock.
+/// Outside all roots, while a pool is sealed: its data may be reached here, under another
+/// superblock.
 #[inline(always)]
 fn alias(deletion: Deletion) -> Option<Outcome> {
     if !is_alias_actor()
@@ -429,8 +457,8 @@ fn alias(deletion: Deletion) -> Option<Outcome> {
     Some(denied(Reason::Alias))
 }
 
-/// Whether this is the mount of a whole Ceph filesystem, and names tell what in it is a sealed pool's. Fail closed, to
-/// the actors of sealed pools: what cannot be read counts as a part.
+/// Whether this is the mount of a whole Ceph filesystem, and names tell what in it is a sealed
+/// pool's. Fail closed, to the actors of sealed pools: what cannot be read counts as a part.
 #[inline(always)]
 fn shows_the_whole(superblock: Trusted) -> bool {
     superblock.magic() == CEPH_SUPER_MAGIC

@@ -1,10 +1,13 @@
-//! The LSM hooks, as thin as they can be: take the arguments, pass on an earlier refusal, ask `decide`.
+//! The LSM hooks, as thin as they can be: take the arguments, pass on an earlier refusal, ask
+//! `decide`.
 //!
-//! What is done for every deletion on the host is in the hook itself, and all else in functions that it calls (`decided`):
-//! a program that keeps nothing over a call saves no registers, and has no stack.
+//! What is done for every deletion on the host is in the hook itself, and all else in functions
+//! that it calls (`decided`): a program that keeps nothing over a call saves no registers, and has
+//! no stack.
 //!
-//! The agent attaches the same programs in front of the kernel's `security_*` functions where the LSM hooks are not called
-//! (tier `fmod-ret`). Those take the same arguments, with the exceptions that `Offsets` names.
+//! The agent attaches the same programs in front of the kernel's `security_*` functions where the
+//! LSM hooks are not called (tier `fmod-ret`). Those take the same arguments, with the exceptions
+//! that `Offsets` names.
 
 use core::ffi::c_void;
 
@@ -41,8 +44,9 @@ fn pointer(context: &LsmContext, index: usize) -> Trusted {
     Trusted::new(context.arg::<*const c_void>(index))
 }
 
-/// Argument of a hook by its place, for one whose arguments stand elsewhere on another kernel. The verifier takes no
-/// computed place, and the compiler makes one of two loads in two branches; those written in assembler it leaves alone.
+/// Argument of a hook by its place, for one whose arguments stand elsewhere on another kernel. The
+/// verifier takes no computed place, and the compiler makes one of two loads in two branches; those
+/// written in assembler it leaves alone.
 macro_rules! argument {
     ($context:expr, $bytes:literal) => {{
         let value: u64;
@@ -75,7 +79,13 @@ fn on_mount(hook: Hook, operation: Operation, mount: Trusted, target: Trusted) -
 }
 
 #[inline(never)]
-fn decided(hook: Hook, operation: Operation, superblock: Trusted, mount: Trusted, target: Trusted) -> i32 {
+fn decided(
+    hook: Hook,
+    operation: Operation,
+    superblock: Trusted,
+    mount: Trusted,
+    target: Trusted,
+) -> i32 {
     decide::with_mount(Deletion { hook, operation, superblock, mount: Some(mount), target }, mount)
 }
 
@@ -108,13 +118,23 @@ fn decided_behind(hook: Hook, operation: Operation, superblock: Trusted, target:
 #[lsm(hook = "path_unlink")]
 pub fn guard_path_unlink(context: LsmContext) -> i32 {
     honour_previous!(context, 2);
-    on_mount(Hook::PathUnlink, Operation::Unlink, pointer(&context, 0).path_mount(), pointer(&context, 1))
+    on_mount(
+        Hook::PathUnlink,
+        Operation::Unlink,
+        pointer(&context, 0).path_mount(),
+        pointer(&context, 1),
+    )
 }
 
 #[lsm(hook = "path_rmdir")]
 pub fn guard_path_rmdir(context: LsmContext) -> i32 {
     honour_previous!(context, 2);
-    on_mount(Hook::PathRmdir, Operation::Rmdir, pointer(&context, 0).path_mount(), pointer(&context, 1))
+    on_mount(
+        Hook::PathRmdir,
+        Operation::Rmdir,
+        pointer(&context, 0).path_mount(),
+        pointer(&context, 1),
+    )
 }
 
 #[lsm(hook = "path_rename")]
@@ -131,11 +151,20 @@ pub fn guard_path_rename(context: LsmContext) -> i32 {
 
 /// As [`decided`], which it does not call: the two would have more stack than Linux 6.1 gives.
 #[inline(never)]
-fn renamed(source: Trusted, target: Trusted, superblock: Trusted, mount: Trusted, flags: u32) -> i32 {
+fn renamed(
+    source: Trusted,
+    target: Trusted,
+    superblock: Trusted,
+    mount: Trusted,
+    flags: u32,
+) -> i32 {
     match decide::rename(source, target, superblock, flags) {
         Some(operation) => {
             let hook = Hook::PathRename;
-            decide::with_mount(Deletion { hook, operation, superblock, mount: Some(mount), target }, mount)
+            decide::with_mount(
+                Deletion { hook, operation, superblock, mount: Some(mount), target },
+                mount,
+            )
         }
         None => 0,
     }
@@ -167,18 +196,19 @@ pub fn guard_inode_rmdir(context: LsmContext) -> i32 {
     on_inode(Hook::InodeRmdir, Operation::Rmdir, pointer(&context, 0), pointer(&context, 1))
 }
 
-/// For an exchange the kernel calls this hook once for each direction (and `security_inode_rename` once for both): both
-/// targets exist then.
+/// For an exchange the kernel calls this hook once for each direction (and `security_inode_rename`
+/// once for both): both targets exist then.
 #[lsm(hook = "inode_rename")]
 pub fn guard_inode_rename(context: LsmContext) -> i32 {
-    let previous = if kernel::rename_has_flags() { argument!(context, 40) } else { argument!(context, 32) };
+    let previous =
+        if kernel::rename_has_flags() { argument!(context, 40) } else { argument!(context, 32) };
     honour!(previous as i32);
     let (directory, target) = (pointer(&context, 2), pointer(&context, 3));
     on_inode(Hook::InodeRename, Operation::RenameReplace, directory, target)
 }
 
-/// Every truncation comes by here: those that no `path_*` hook sees are nfsd's, a filesystem's stacked on the pool,
-/// and a core dump's, of the file that it has just made.
+/// Every truncation comes by here: those that no `path_*` hook sees are nfsd's, a filesystem's
+/// stacked on the pool, and a core dump's, of the file that it has just made.
 #[lsm(hook = "inode_setattr")]
 pub fn guard_inode_setattr(context: LsmContext) -> i32 {
     let (dentry, attributes, previous) = if kernel::setattr_has_idmap() {

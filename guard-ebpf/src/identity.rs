@@ -3,7 +3,9 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::generated;
-use guard_common::policy::{ACTOR_GENERATION, ACTOR_GUEST, ALIAS_ACTORS, COMBINED_ACTORS, CONFIG_LEASES};
+use guard_common::policy::{
+    ACTOR_GENERATION, ACTOR_GUEST, ALIAS_ACTORS, COMBINED_ACTORS, CONFIG_LEASES,
+};
 use guard_common::{ActorMask, CgroupKey, ExecutableKey, LeaseEntry, LeaseKey};
 
 use crate::cache::{self, Question, Subject};
@@ -58,7 +60,9 @@ pub fn cgroups(actor_set: u32) -> Cgroups {
 /// Whether the running process's executable makes an actor of it, alone or with its cgroups.
 #[inline(always)]
 pub fn is_executable_actor(actor_set: u32, cgroups: Cgroups) -> bool {
-    let Some(Executable { ino, dev, generation }) = Task::current().executable() else { return false };
+    let Some(Executable { ino, dev, generation }) = Task::current().executable() else {
+        return false;
+    };
     executable_actor(ino, dev, generation, actor_set, cgroups.combined()) != 0
 }
 
@@ -98,8 +102,9 @@ pub extern "C" fn alias_actor(actor_set: u32) -> u32 {
     u32::from(cgroups.is_actor() || is_executable_actor(actor_set, cgroups))
 }
 
-/// What the process's cgroup and its ancestors say: `u64::MAX` if one of them alone makes an actor, else the `combined`
-/// bits of them all (which are fewer, see `COMBINED_ACTORS`), and the bit above those if one is a guest's.
+/// What the process's cgroup and its ancestors say: `u64::MAX` if one of them alone makes an actor,
+/// else the `combined` bits of them all (which are fewer, see `COMBINED_ACTORS`), and the bit above
+/// those if one is a guest's.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn actor_cgroup(actor_set: u32) -> u64 {
@@ -133,7 +138,8 @@ fn cgroup_masks(actor_set: u32) -> u64 {
     combined
 }
 
-/// What one cgroup says, in the same words. One that changes all the time says nothing: fail closed.
+/// What one cgroup says, in the same words. One that changes all the time says nothing: fail
+/// closed.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn cgroup_mask(cgroup_id: u64, actor_set: u32) -> u64 {
@@ -181,7 +187,9 @@ pub extern "C" fn has_lease_of(cgroup_id: u64, dev: u32, generation: u64) -> u32
     let key = LeaseKey { cgroup_id, dev, reserved: 0 };
     let mut slot = MaybeUninit::<LeaseEntry>::uninit();
     match whole(&key, &mut slot, || LEASES.get_ptr(key)) {
-        Known::Entry(lease) => u32::from(lease.generation == generation && boot_ns() < lease.expires_boot_ns),
+        Known::Entry(lease) => {
+            u32::from(lease.generation == generation && boot_ns() < lease.expires_boot_ns)
+        }
         Known::Nothing | Known::Torn => 0,
     }
 }

@@ -9,14 +9,14 @@ use guard_common::names::capacity;
 use guard_common::policy::{Magics, magic_slot};
 use guard_common::{
     ActorMask, CarriedKey, CgroupKey, Config, Counter, ExecutableKey, FilesystemKey, IncidentKey,
-    IncidentValue, KindEntry, LeaseEntry, LeaseKey, Meta, PoolCounters, PoolEntry, PoolKey, RootEntry,
-    RootKey,
+    IncidentValue, KindEntry, LeaseEntry, LeaseKey, Meta, PoolCounters, PoolEntry, PoolKey,
+    RootEntry, RootKey,
 };
 
 use crate::cache::Slot;
 
-/// A map of one value that is a section of the object: its address is in the program, and nothing is looked up. The agent
-/// writes it at any time.
+/// A map of one value that is a section of the object: its address is in the program, and nothing
+/// is looked up. The agent writes it at any time.
 #[repr(transparent)]
 struct Section<T>(UnsafeCell<T>);
 
@@ -68,15 +68,19 @@ pub static ROOTS: HashMap<RootKey, RootEntry> = HashMap::with_max_entries(capaci
 pub static FILESYSTEMS: HashMap<FilesystemKey, KindEntry> =
     HashMap::with_max_entries(capacity::FILESYSTEMS, 0);
 #[map]
-pub static ACTOR_CGROUPS: HashMap<CgroupKey, ActorMask> = HashMap::with_max_entries(capacity::ACTORS, 0);
+pub static ACTOR_CGROUPS: HashMap<CgroupKey, ActorMask> =
+    HashMap::with_max_entries(capacity::ACTORS, 0);
 #[map]
-pub static ACTOR_EXES: HashMap<ExecutableKey, ActorMask> = HashMap::with_max_entries(capacity::ACTORS, 0);
+pub static ACTOR_EXES: HashMap<ExecutableKey, ActorMask> =
+    HashMap::with_max_entries(capacity::ACTORS, 0);
 #[map]
 pub static LEASES: HashMap<LeaseKey, LeaseEntry> = HashMap::with_max_entries(capacity::LEASES, 0);
 #[map]
-pub static POOL_COUNTERS: HashMap<u64, PoolCounters> = HashMap::with_max_entries(capacity::POOLS, 0);
+pub static POOL_COUNTERS: HashMap<u64, PoolCounters> =
+    HashMap::with_max_entries(capacity::POOLS, 0);
 #[map]
-pub static INCIDENTS: HashMap<IncidentKey, IncidentValue> = HashMap::with_max_entries(capacity::INCIDENTS, 0);
+pub static INCIDENTS: HashMap<IncidentKey, IncidentValue> =
+    HashMap::with_max_entries(capacity::INCIDENTS, 0);
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);
 #[map]
@@ -96,7 +100,8 @@ pub static DESCRIPTION: Array<[u8; capacity::DESCRIPTION_BYTES]> = Array::with_m
 pub static CARRIED: HashMap<u64, [u64; Counter::COUNT as usize]> =
     HashMap::with_max_entries(capacity::CARRIED, 0);
 
-/// Its memory is taken as entries come: only an agent that has replaced another layout's maps writes some.
+/// Its memory is taken as entries come: only an agent that has replaced another layout's maps
+/// writes some.
 #[map]
 pub static CARRIED_POOLS: HashMap<CarriedKey, PoolCounters> =
     HashMap::with_max_entries(capacity::POOLS, BPF_F_NO_PREALLOC);

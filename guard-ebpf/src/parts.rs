@@ -12,8 +12,8 @@ use crate::maps::{POOLS, WALKS, config};
 use crate::pools::{Known, is_believed, whole};
 use crate::walk::{SIBLINGS, Search, WALK_STEPS, mount_subject};
 
-/// Which part of a superblock a mount shows, by its head, the id of the mount that stands for it: [`NO_PART`] if none does,
-/// [`UNREADABLE_PART`] if that cannot be told.
+/// Which part of a superblock a mount shows, by its head, the id of the mount that stands for it:
+/// [`NO_PART`] if none does, [`UNREADABLE_PART`] if that cannot be told.
 #[inline(always)]
 pub fn part(superblock: Trusted, mount: Trusted) -> u32 {
     let subject = mount_subject(superblock, mount, Question::Part);
@@ -21,7 +21,8 @@ pub fn part(superblock: Trusted, mount: Trusted) -> u32 {
     if let Some(answer) = cache::find(&WALKS, subject, before) {
         return answer as u32;
     }
-    let part = part_of(superblock.address(), kernel::mount_of(mount.address()), superblock.device());
+    let part =
+        part_of(superblock.address(), kernel::mount_of(mount.address()), superblock.device());
     if part != UNREADABLE_PART {
         cache::keep(&WALKS, subject, before, cache::tree, u64::from(part));
     }
@@ -32,8 +33,8 @@ pub fn part(superblock: Trusted, mount: Trusted) -> u32 {
 pub const NO_PART: u32 = 0;
 pub const UNREADABLE_PART: u32 = u32::MAX;
 
-/// The mount itself, if it stands for a part that is a pool; else, of those that stand for one, the mount whose root is the
-/// nearest at or above this one's. Of two with the same root, the older.
+/// The mount itself, if it stands for a part that is a pool; else, of those that stand for one, the
+/// mount whose root is the nearest at or above this one's. Of two with the same root, the older.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn part_of(superblock: u64, mount: u64, dev: u32) -> u32 {
@@ -103,7 +104,8 @@ pub extern "C" fn part_at(superblock: u64, root: u64, dev: u32) -> u32 {
     let mut reads = Lenient::new();
     let list = Siblings::of(superblock);
     let next = list.first(&mut reads);
-    let mut search = PartSearch { search: Search { reads, list, next, root, found: 0 }, dev, unused: 0 };
+    let mut search =
+        PartSearch { search: Search { reads, list, next, root, found: 0 }, dev, unused: 0 };
     repeat(SIBLINGS, &mut search, older_part);
     if search.search.reads.failed() { UNREADABLE_PART } else { search.search.found as u32 }
 }

@@ -32,7 +32,8 @@ pub extern "C" fn write_path(record: *mut Record, superblock: u64, target: u64) 
                 break;
             }
             let Ok(name) = kernel::dentry_name(dentry) else { break };
-            // SAFETY: a whole component fits behind every offset below PATH_BYTES (see PATH_STORAGE).
+            // SAFETY: a whole component fits behind every offset below PATH_BYTES (see
+            // PATH_STORAGE).
             let place = unsafe { (&raw mut (*record).path).cast::<u8>().add(used as usize) };
             let Ok(length) = kernel::read_text(place.cast(), NAME_BYTES, name) else { break };
             used += length & 0x1ff;

@@ -7,8 +7,8 @@ use guard_common::{Checked, PoolEntry, PoolKey};
 
 use crate::maps::{POOLS, config};
 
-/// How often a value is looked up that was changed while it was read. Each time that takes a change by the agent within a
-/// few instructions.
+/// How often a value is looked up that was changed while it was read. Each time that takes a change
+/// by the agent within a few instructions.
 const TRIES: u32 = 4;
 
 /// What a map holds of a key.
@@ -21,8 +21,9 @@ pub enum Known<'a, V> {
 
 /// Reads a value whole, by its key. `lookup` gives its address, and is asked again after a change.
 ///
-/// Nothing is only believed while the agent changes no maps: the kernel replaces an entry by putting the new one at the head of
-/// its chain and taking the old one out, and whoever is between the two on the chain finds neither.
+/// Nothing is only believed while the agent changes no maps: the kernel replaces an entry by
+/// putting the new one at the head of its chain and taking the old one out, and whoever is between
+/// the two on the chain finds neither.
 #[inline(always)]
 pub fn whole<'a, K, V: Checked<K>>(
     key: &K,
@@ -38,7 +39,8 @@ pub fn whole<'a, K, V: Checked<K>>(
             }
             continue;
         };
-        // SAFETY: points into a map's value, which lives as long as the program runs, whatever it holds by now.
+        // SAFETY: points into a map's value, which lives as long as the program runs, whatever it
+        // holds by now.
         let is_whole = slot.write(unsafe { ptr::read_volatile(entry) }).is_whole(key);
         if is_whole {
             // SAFETY: it has just been written.
@@ -55,8 +57,9 @@ fn is_quiet_since(before: u32) -> bool {
     before & 1 == 0 && config!(generation) == before
 }
 
-/// Whether an answer that rests on something that was not found is believed: in quiet, or the second time, since an entry that
-/// is being replaced may not be found (see [`whole`]). `before`: `Config::generation` from before it was looked for.
+/// Whether an answer that rests on something that was not found is believed: in quiet, or the
+/// second time, since an entry that is being replaced may not be found (see [`whole`]). `before`:
+/// `Config::generation` from before it was looked for.
 #[inline(always)]
 pub fn is_believed(before: &mut u32) -> bool {
     // Odd: no generation of maps that stand still.
@@ -93,7 +96,8 @@ impl Found {
     }
 }
 
-/// Fills a place with zeros, word by word: what the compiler clears at once it clears in a loop over bytes.
+/// Fills a place with zeros, word by word: what the compiler clears at once it clears in a loop
+/// over bytes.
 #[inline(always)]
 pub fn clear(entry: &mut MaybeUninit<PoolEntry>) -> &mut PoolEntry {
     const WORDS: usize = size_of::<PoolEntry>() / size_of::<u64>();
@@ -117,15 +121,16 @@ pub fn forget(entry: &mut PoolEntry) {
     }
 }
 
-/// Reads the entry of a superblock, or of a part of one. The magic is compared so that an entry never speaks for another
-/// kind of superblock.
+/// Reads the entry of a superblock, or of a part of one. The magic is compared so that an entry
+/// never speaks for another kind of superblock.
 #[inline(always)]
 pub fn entry_of(key: PoolKey, magic: u64, entry: &mut PoolEntry) -> Found {
     let found = Found::from_u32(pool_entry(key.dev, key.head, &raw mut *entry));
     if found == Found::Entry && entry.magic != magic { Found::Nothing } else { found }
 }
 
-/// A global function (see `identity`): what follows is checked once, however often the entry had to be read.
+/// A global function (see `identity`): what follows is checked once, however often the entry had to
+/// be read.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn pool_entry(dev: u32, head: u32, entry: *mut PoolEntry) -> u32 {

@@ -1,4 +1,5 @@
-//! Telemetry: counters, incidents, records. It never changes a verdict: what does not fit is counted.
+//! Telemetry: counters, incidents, records. It never changes a verdict: what does not fit is
+//! counted.
 
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
@@ -28,8 +29,8 @@ pub fn count(counter: Counter) {
     }
 }
 
-/// Adds one to a counter in a map's value. (Rust's atomics need compare-and-swap, which the BPF target
-/// does not declare.)
+/// Adds one to a counter in a map's value. (Rust's atomics need compare-and-swap, which the BPF
+/// target does not declare.)
 #[inline(always)]
 #[cfg(target_arch = "bpf")]
 fn add_one(value: *mut u64) {
@@ -46,7 +47,8 @@ fn next_number(value: *mut u64) -> u64 {
     let mut before = 1_u64;
     // SAFETY: as in `add_one`.
     unsafe {
-        core::arch::asm!("{1} = atomic_fetch_add((u64 *)({0} + 0), {1})", in(reg) value, inout(reg) before);
+        core::arch::asm!("{1} = atomic_fetch_add((u64 *)({0} + 0), \
+                          {1})", in(reg) value, inout(reg) before);
     }
     before + 1
 }
@@ -116,8 +118,9 @@ pub struct Decision {
     unused: u32,
 }
 
-/// Counts an outcome on a pool (zeros if it is none that has an entry), and records it if it is of the audited kind. What is denied is denied by the first load alone, and
-/// what is allowed is allowed by both: there the standby says nothing.
+/// Counts an outcome on a pool (zeros if it is none that has an entry), and records it if it is of
+/// the audited kind. What is denied is denied by the first load alone, and what is allowed is
+/// allowed by both: there the standby says nothing.
 #[inline(always)]
 pub fn outcome(deletion: &Deletion, pool: &PoolEntry, outcome: Outcome) {
     if !matches!(outcome.verdict, Verdict::Denied) && kernel::is_standby() {
@@ -159,7 +162,8 @@ pub fn outcome(deletion: &Deletion, pool: &PoolEntry, outcome: Outcome) {
     }
 }
 
-/// Adds a decision to its incident; returns the how many-th it is if it gets a record of its own, else 0.
+/// Adds a decision to its incident; returns the how many-th it is if it gets a record of its own,
+/// else 0.
 #[inline(always)]
 fn incident_number(pool: &PoolEntry, dev: u32, outcome: Outcome) -> u64 {
     let key = IncidentKey {
@@ -264,8 +268,8 @@ pub extern "C" fn open_incident(key: *const IncidentKey, pool_id: u64) -> u32 {
     let mut reads = Lenient::new();
     let mut slot = MaybeUninit::<IncidentValue>::uninit();
     let value = slot.as_mut_ptr();
-    // SAFETY: a place of our own stack, all of whose fields are written. One by one: what the compiler clears at once it
-    // clears by a call, which takes more stack than there is on 6.1.
+    // SAFETY: a place of our own stack, all of whose fields are written. One by one: what the
+    // compiler clears at once it clears by a call, which takes more stack than there is on 6.1.
     let value = unsafe {
         macro_rules! set {
             ($($field:ident = $set_to:expr;)+) => { $( ptr::write_volatile(&raw mut (*value).$field, $set_to); )+ };

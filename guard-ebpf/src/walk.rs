@@ -1,7 +1,7 @@
 //! Where a mount lies: walks up through names and mounts.
 //!
-//! What several ways lead to is a global function (`extern "C"`, numbers only): the verifier checks each of those once
-//! and by itself, instead of once for every way.
+//! What several ways lead to is a global function (`extern "C"`, numbers only): the verifier checks
+//! each of those once and by itself, instead of once for every way.
 
 use core::mem::MaybeUninit;
 
@@ -24,7 +24,8 @@ pub const SIBLINGS: u32 = 1024;
 /// In place of the host's root directory, for a walk that only looks for guarded roots.
 const NOWHERE: u64 = 0;
 
-/// Where a walk from a mount ended. Numbers up to [`WALK_HOST`] are answers; those above say why there is none.
+/// Where a walk from a mount ended. Numbers up to [`WALK_HOST`] are answers; those above say why
+/// there is none.
 pub const WALK_OUTSIDE: u32 = 0;
 pub const WALK_DENY: u32 = 1;
 /// A root below which a new pool is sealed.
@@ -76,12 +77,14 @@ impl Place {
 /// Whether a mount lies at or below a guarded root: walks from its root through names and mounts up
 /// to the top of its namespace. Any root that guards one of `filesystems` counts.
 ///
-/// A walk that comes through the directory `host_root`, other than from what is mounted right on it, ends there.
+/// A walk that comes through the directory `host_root`, other than from what is mounted right on
+/// it, ends there.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn guarded_root(mount: u64, filesystems: u64, host_root: u64) -> u32 {
     let reads = Lenient::new();
-    let mut walk = Walk { reads, mount, root: 0, dentry: 0, filesystems, host_root, dev: 0, end: WALK_BOUND };
+    let mut walk =
+        Walk { reads, mount, root: 0, dentry: 0, filesystems, host_root, dev: 0, end: WALK_BOUND };
     let mut before = config!(generation);
     loop {
         walk.root = walk.reads.mount_root(mount);
@@ -155,7 +158,8 @@ unsafe extern "C" fn up(_: u32, walk: *mut Walk) -> i64 {
     GO_ON
 }
 
-/// What the root at a directory says of these kinds; `WALK_OUTSIDE` if it is none, or guards none of them.
+/// What the root at a directory says of these kinds; `WALK_OUTSIDE` if it is none, or guards none
+/// of them.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn root_at(ino: u64, dev: u32, dentry: u64, filesystems: u64) -> u32 {
@@ -182,11 +186,13 @@ pub extern "C" fn root_at(ino: u64, dev: u32, dentry: u64, filesystems: u64) -> 
     }
 }
 
-/// The oldest mount of a superblock that is in some namespace, and shows something of what lies below `root` or above it:
-/// where that belongs. 0 if there is none, [`NO_MOUNT`] if that cannot be read.
+/// The oldest mount of a superblock that is in some namespace, and shows something of what lies
+/// below `root` or above it: where that belongs. 0 if there is none, [`NO_MOUNT`] if that cannot be
+/// read.
 ///
-/// Mounts of one NFS server share a superblock although they show trees that have nothing in common: neither tells where
-/// the other belongs. The kernel lists a superblock's mounts from the oldest on, and since 6.18 from the newest.
+/// Mounts of one NFS server share a superblock although they show trees that have nothing in
+/// common: neither tells where the other belongs. The kernel lists a superblock's mounts from the
+/// oldest on, and since 6.18 from the newest.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn oldest_mount(superblock: u64, root: u64) -> u64 {
@@ -221,7 +227,8 @@ unsafe extern "C" fn older(_: u32, search: *mut Search) -> i64 {
         return STOP;
     }
     let mount = search.list.mount(search.next);
-    if search.reads.is_attached(mount) && overlap(search.reads.mount_root(mount), search.root) != 0 {
+    if search.reads.is_attached(mount) && overlap(search.reads.mount_root(mount), search.root) != 0
+    {
         search.found = mount;
         if search.list.is_oldest_first() {
             return STOP;
@@ -268,24 +275,29 @@ unsafe extern "C" fn to_goal(_: u32, climb: *mut Meet) -> i64 {
     if parent == climb.goal { STOP } else { GO_ON }
 }
 
-/// What tells a mount from all others. The verifier makes a number of the distance between two addresses at no cost; the
-/// superblock's, which is in it, is told by the device.
+/// What tells a mount from all others. The verifier makes a number of the distance between two
+/// addresses at no cost; the superblock's, which is in it, is told by the device.
 #[inline(always)]
 pub fn mount_subject(superblock: Trusted, mount: Trusted, question: Question) -> Subject {
     Subject { first: mount.distance_from(superblock), second: superblock.device(), question }
 }
 
-/// Where a superblock is looked at through a mount. With `only_here`, its oldest mount is not looked for.
+/// Where a superblock is looked at through a mount. With `only_here`, its oldest mount is not
+/// looked for.
 #[inline(always)]
 pub fn place(superblock: Trusted, mount: Trusted, only_here: bool) -> Place {
-    let subject =
-        mount_subject(superblock, mount, if only_here { Question::PlaceOfMount } else { Question::Place });
+    let subject = mount_subject(
+        superblock,
+        mount,
+        if only_here { Question::PlaceOfMount } else { Question::Place },
+    );
     let before = cache::tree();
     if let Some(answer) = cache::find(&WALKS, subject, before) {
         return Place::from_u64(answer);
     }
     let alone = u32::from(only_here);
-    let place = look(superblock.address(), kernel::mount_of(mount.address()), superblock.magic(), alone);
+    let place =
+        look(superblock.address(), kernel::mount_of(mount.address()), superblock.magic(), alone);
     let place = Place::from_u64(u64::from(place));
     if !matches!(place, Place::Deep | Place::Unreadable) {
         cache::keep(&WALKS, subject, before, cache::tree, place as u64);
@@ -330,7 +342,8 @@ pub extern "C" fn look(superblock: u64, mount: u64, magic: u64, only_here: u32) 
     place as u32
 }
 
-/// The bit of a superblock's kind of filesystem; 0 if policy does not name that kind, [`KIND_UNREADABLE`].
+/// The bit of a superblock's kind of filesystem; 0 if policy does not name that kind,
+/// [`KIND_UNREADABLE`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn kind(superblock: u64, magic: u64) -> u64 {
@@ -338,7 +351,9 @@ pub extern "C" fn kind(superblock: u64, magic: u64) -> u64 {
     if magic == FUSE_SUPER_MAGIC {
         let Ok(subtype) = kernel::superblock_subtype(superblock) else { return KIND_UNREADABLE };
         let size = size_of_val(&key.subtype) as u32;
-        if subtype != 0 && kernel::read_text(key.subtype.as_mut_ptr().cast(), size, subtype).is_err() {
+        if subtype != 0
+            && kernel::read_text(key.subtype.as_mut_ptr().cast(), size, subtype).is_err()
+        {
             return KIND_UNREADABLE;
         }
     }
@@ -354,10 +369,12 @@ pub extern "C" fn kind(superblock: u64, magic: u64) -> u64 {
 /// No single kind's bit, and not all of them.
 const KIND_UNREADABLE: u64 = 3;
 
-/// Whether a mount is in a namespace that has a root directory of its own, and not at or below a guarded root there.
+/// Whether a mount is in a namespace that has a root directory of its own, and not at or below a
+/// guarded root there.
 ///
-/// A copy of the host's mounts (`unshare`, a unit's `PrivateTmp=` or `ProtectSystem=`) is the host's view: its mounts
-/// hang below the root directory that PID 1 has. So is whatever lies below a guarded root, and a storage daemon's namespace.
+/// A copy of the host's mounts (`unshare`, a unit's `PrivateTmp=` or `ProtectSystem=`) is the
+/// host's view: its mounts hang below the root directory that PID 1 has. So is whatever lies below
+/// a guarded root, and a storage daemon's namespace.
 #[inline(always)]
 pub fn is_elsewhere(superblock: Trusted, mount: Trusted) -> Result<bool, ReadError> {
     let subject = mount_subject(superblock, mount, Question::View);
@@ -391,7 +408,8 @@ pub extern "C" fn view(mount: u64) -> u32 {
 
 /// 1 if a name is a sealed pool's root or lies below one, or if that cannot be told.
 ///
-/// Only for a superblock that shows the whole filesystem: its names lead up to the filesystem's root, past every pool.
+/// Only for a superblock that shows the whole filesystem: its names lead up to the filesystem's
+/// root, past every pool.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn is_in_sealed_pool(dentry: u64) -> u32 {

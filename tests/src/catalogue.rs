@@ -1,5 +1,6 @@
-//! The bypass catalogue: every way that removes or destroys a name or its data on a pool, what becomes of it, why, and
-//! the tests that show it. `docs/BYPASSES.md` has the tables that `guard-tests bypasses` prints.
+//! The bypass catalogue: every way that removes or destroys a name or its data on a pool, what
+//! becomes of it, why, and the tests that show it. `docs/BYPASSES.md` has the tables that
+//! `guard-tests bypasses` prints.
 
 use std::fmt::Write as _;
 
@@ -127,11 +128,15 @@ pub const CATALOGUE: &[Group] = &[
                 By(&["bypass_rename_with_every_flag", "guarded_rename_exchange", "sealed_renames"]),
             ),
             row(
-                "`rename*` to a new name, also of a directory, or to another name of the same file; `RENAME_NOREPLACE`",
+                "`rename*` to a new name, also of a directory, or to another name of the same \
+                 file; `RENAME_NOREPLACE`",
                 "`do_renameat2` → `vfs_rename`",
                 ALLOWED,
                 "nothing is replaced; the data is there under its new name",
-                By(&["bypass_rename_with_every_flag", "modes_sealed_denies_everyone_and_truncation"]),
+                By(&[
+                    "bypass_rename_with_every_flag",
+                    "modes_sealed_denies_everyone_and_truncation",
+                ]),
             ),
             row(
                 "`link`, `symlink`, `mkdir`, `mknod`, `bind` of a socket, `O_TMPFILE`",
@@ -163,7 +168,8 @@ pub const CATALOGUE: &[Group] = &[
                 "`open(O_TRUNC)`, `creat`, a shell's `>`",
                 "`handle_truncate` → `do_truncate`",
                 MEANT_UNLESS_SEALED,
-                "no deletion, unless the root says `truncate = \"guard\"`; then blocked in guarded mode too",
+                "no deletion, unless the root says `truncate = \"guard\"`; then blocked in guarded \
+                 mode too",
                 By(&[
                     "modes_guarded_with_truncate_guard_denies_truncation",
                     "sealed_open_with_truncation",
@@ -192,8 +198,9 @@ pub const CATALOGUE: &[Group] = &[
                 "a core dump into a file that exists",
                 "`do_coredump` → `do_unlinkat`, then `filp_open(O_EXCL)`",
                 BLOCKED,
-                "it is unlinked first, which `path_unlink` denies, and then not opened. (A new core file is emptied past the \
-                 truncation hooks: `inode_setattr` denies that in a sealed pool, and it stays empty)",
+                "it is unlinked first, which `path_unlink` denies, and then not opened. (A new \
+                 core file is emptied past the truncation hooks: `inode_setattr` denies that in a \
+                 sealed pool, and it stays empty)",
                 By(&["bypass_core_dump_over_a_file"]),
             ),
             row(
@@ -260,7 +267,8 @@ pub const CATALOGUE: &[Group] = &[
                 "`setxattr`: quotas and layouts of CephFS",
                 "`vfs_setxattr` → `ceph_setxattr`",
                 LIMIT,
-                "a quota forbids new data and removes none; CephFS changes no layout of a file with content",
+                "a quota forbids new data and removes none; CephFS changes no layout of a file \
+                 with content",
                 By(&["bypass_writing_quotas_and_layouts_on_cephfs"]),
             ),
             row(
@@ -279,8 +287,8 @@ pub const CATALOGUE: &[Group] = &[
                 "an overlay with its upper layer on a pool: deletion and truncation",
                 "`ovl_do_unlink`, `ovl_do_rename`, … → `vfs_*`; `ovl_setattr` → `notify_change`",
                 UNLESS_SEALED,
-                "the `path_*` hooks see the overlay's mount; the `inode_*` hooks a user's process and no mount, and it \
-                 could be a guest or an actor",
+                "the `path_*` hooks see the overlay's mount; the `inode_*` hooks a user's process \
+                 and no mount, and it could be a guest or an actor",
                 By(&["bypass_overlay_with_its_upper_layer_on_a_pool"]),
             ),
             row(
@@ -294,8 +302,8 @@ pub const CATALOGUE: &[Group] = &[
                 "eCryptfs over a pool: truncation",
                 "`truncate_upper` → `ecryptfs_write`, then `notify_change`",
                 LIMIT,
-                "it writes zeros and the new size into the pool's file before it cuts it. Sealed mode denies the cut alone: the file \
-                 keeps its length, and not its content",
+                "it writes zeros and the new size into the pool's file before it cuts it. Sealed \
+                 mode denies the cut alone: the file keeps its length, and not its content",
                 By(&["bypass_ecryptfs_over_a_pool"]),
             ),
             row(
@@ -307,18 +315,20 @@ pub const CATALOGUE: &[Group] = &[
             ),
             row(
                 "a pool on NFS: `rename` over a name that the client has not looked up",
-                "`security_path_rename` with a target that has no inode: the client leaves the lookup \
-                 to the server",
+                "`security_path_rename` with a target that has no inode: the client leaves the \
+                 lookup to the server",
                 BLOCKED,
-                "a name in no hash chain counts as one that exists. So a rename straight to a new name is denied too, unless the \
-                 program has asked whether it exists, as `mv` does",
+                "a name in no hash chain counts as one that exists. So a rename straight to a new \
+                 name is denied too, unless the program has asked whether it exists, as `mv` does",
                 By(&["bypass_nfs_rename_over_a_name_that_was_not_looked_up"]),
             ),
             row(
-                "a pool on NFS: another mount, or a bind, of an export that shares its superblock with others",
+                "a pool on NFS: another mount, or a bind, of an export that shares its superblock \
+                 with others",
                 "`struct super_block` of the server's filesystem, `mnt_root` of the export",
                 BLOCKED,
-                "each export is a part of the superblock: a mount belongs to the one whose root is the nearest above its own",
+                "each export is a part of the superblock: a mount belongs to the one whose root is \
+                 the nearest above its own",
                 By(&[
                     "identity_each_export_of_a_server_is_its_own",
                     "identity_exports_that_came_without_an_agent",
@@ -328,18 +338,22 @@ pub const CATALOGUE: &[Group] = &[
                 "nfsd exports a pool: `SETATTR` of the size, `OPEN` with truncation",
                 "`nfsd_setattr` → `notify_change`, past the truncation hooks",
                 MEANT_UNLESS_SEALED,
-                "`inode_setattr`; in guarded mode no deletion, unless the root says `truncate = \"guard\"`",
+                "`inode_setattr`; in guarded mode no deletion, unless the root says `truncate = \
+                 \"guard\"`",
                 By(&["bypass_nfsd_exports_a_pool"]),
             ),
             row(
                 "ksmbd exports a pool",
-                "`ksmbd_vfs_remove_file`, `ksmbd_vfs_rename` → `vfs_*`; `ksmbd_vfs_truncate` → `vfs_truncate`",
+                "`ksmbd_vfs_remove_file`, `ksmbd_vfs_rename` → `vfs_*`; `ksmbd_vfs_truncate` → \
+                 `vfs_truncate`",
                 BLOCKED,
                 "as nfsd: a kernel thread; truncation passes the same hooks as a user's",
                 NotTested(
-                    "its server needs a daemon of its own (ksmbd-tools) and a client of SMB in the VM. Rests on `fs/smb/server` of 6.1 \
-                     and 6.12: every request is run by a kernel worker (`handle_ksmbd_work`) and calls those functions, which \
-                     ask the `inode_*` hooks that `bypass_nfsd_exports_a_pool` shows to deny a kernel thread",
+                    "its server needs a daemon of its own (ksmbd-tools) and a client of SMB in the \
+                     VM. Rests on `fs/smb/server` of 6.1 and 6.12: every request is run by a \
+                     kernel worker (`handle_ksmbd_work`) and calls those functions, which ask the \
+                     `inode_*` hooks that `bypass_nfsd_exports_a_pool` shows to deny a kernel \
+                     thread",
                 ),
             ),
             row(
@@ -369,21 +383,25 @@ pub const CATALOGUE: &[Group] = &[
                 By(&["identity_other_mounts_of_a_pool_that_came_without_an_agent"]),
             ),
             row(
-                "a filesystem of the host's own, of which a directory is bound below a root: its mounts elsewhere",
+                "a filesystem of the host's own, of which a directory is bound below a root: its \
+                 mounts elsewhere",
                 "the oldest mount is outside every root",
                 ALLOWED,
-                "a visitor is protected through its mounts below a root, and its host's own elsewhere",
+                "a visitor is protected through its mounts below a root, and its host's own \
+                 elsewhere",
                 By(&["identity_a_visitor_is_free_at_home"]),
             ),
             row(
-                "a pod's or container's cgroup that policy names (`guests`), on the host or below the root in its view",
+                "a pod's or container's cgroup that policy names (`guests`), on the host or below \
+                 the root in its view",
                 "the mount is the host's view",
                 BLOCKED,
                 "guests delete in their own view, and nowhere else",
                 By(&["identity_guests_have_whole_pools_in_their_own_views"]),
             ),
             row(
-                "a pool that a daemon mounts in a namespace of its own (policy: `namespaces`), by a stranger there",
+                "a pool that a daemon mounts in a namespace of its own (policy: `namespaces`), by \
+                 a stranger there",
                 "the walk meets the root's directory there too",
                 BLOCKED,
                 "that namespace is the host's view, and its mount table is read",
@@ -393,7 +411,8 @@ pub const CATALOGUE: &[Group] = &[
                 "a file that has got the inode number of an actor's executable",
                 "`mm->exe_file`",
                 BLOCKED,
-                "`i_generation` tells them apart, where the filesystem tells it (ext4, XFS, Btrfs, F2FS)",
+                "`i_generation` tells them apart, where the filesystem tells it (ext4, XFS, Btrfs, \
+                 F2FS)",
                 By(&["identity_an_executable_with_another_ones_inode_is_no_actor"]),
             ),
             row(
@@ -408,7 +427,8 @@ pub const CATALOGUE: &[Group] = &[
                 ]),
             ),
             row(
-                "a container made for it: `unshare --mount`, a bind mount of a part of the pool, `pivot_root` out of the host's root",
+                "a container made for it: `unshare --mount`, a bind mount of a part of the pool, \
+                 `pivot_root` out of the host's root",
                 "as a guest view",
                 UNLESS_SEALED,
                 "nothing tells it from a container's volume; root's, or a user's own files",
@@ -418,11 +438,14 @@ pub const CATALOGUE: &[Group] = &[
                 "a guest view used from outside: `nsenter`, `/proc/PID/root`, `/proc/PID/cwd`",
                 "a mount of the guest's namespace",
                 UNLESS_SEALED,
-                "the mount tells a guest view, not the process; it reaches only what the guest reaches",
+                "the mount tells a guest view, not the process; it reaches only what the guest \
+                 reaches",
                 By(&["bypass_setns_into_the_hosts_namespace"]),
             ),
             row(
-                "a private copy of the host's mounts (`unshare`, a unit's `PrivateTmp=` or `ProtectSystem=`), with a user namespace too; a part of the pool bound in it, or before",
+                "a private copy of the host's mounts (`unshare`, a unit's `PrivateTmp=` or \
+                 `ProtectSystem=`), with a user namespace too; a part of the pool bound in it, or \
+                 before",
                 "the mounts' copies",
                 BLOCKED,
                 "its mounts hang below the root directory that PID 1 has: the host's view",
@@ -433,7 +456,8 @@ pub const CATALOGUE: &[Group] = &[
                 ]),
             ),
             row(
-                "in such a copy: remount, `mount --move` out of the root, `pivot_root` into the pool",
+                "in such a copy: remount, `mount --move` out of the root, `pivot_root` into the \
+                 pool",
                 "`do_remount`, `do_move_mount`, `pivot_root`",
                 BLOCKED,
                 "a mount of the whole superblock is never a guest view",
@@ -464,7 +488,8 @@ pub const CATALOGUE: &[Group] = &[
                 "`open_by_handle_at` by a guest with CAP_DAC_READ_SEARCH, beside its own volume",
                 "`do_handle_open`",
                 UNLESS_SEALED,
-                "the mount of its view reaches all of the superblock by handle; a privileged container's root is root",
+                "the mount of its view reaches all of the superblock by handle; a privileged \
+                 container's root is root",
                 By(&["bypass_open_by_handle"]),
             ),
             row(
@@ -498,8 +523,8 @@ pub const CATALOGUE: &[Group] = &[
                 "the same before the agent has seen the pool",
                 "as above, without an entry",
                 LIMIT,
-                "without an entry the place decides, and it has none any more. The agent sees a mount within \
-                 milliseconds: this needs one that is stopped",
+                "without an entry the place decides, and it has none any more. The agent sees a \
+                 mount within milliseconds: this needs one that is stopped",
                 By(&["bypass_lazy_unmount_before_the_agent_has_seen_the_pool"]),
             ),
             row(
@@ -529,8 +554,8 @@ pub const CATALOGUE: &[Group] = &[
                 "one outside every guarded root, attached or not (`fsmount`)",
                 "another superblock",
                 LIMIT,
-                "nobody's, in guarded mode. While a pool is sealed its actors delete on none of them (`alias`); \
-                 everybody else does",
+                "nobody's, in guarded mode. While a pool is sealed its actors delete on none of \
+                 them (`alias`); everybody else does",
                 By(&[
                     "bypass_another_mount_of_the_same_cephfs",
                     "alias_of_a_sealed_pool_is_closed_to_its_actors_only",
@@ -541,7 +566,8 @@ pub const CATALOGUE: &[Group] = &[
                 "ceph-fuse beside the kernel client, below a guarded root",
                 "`fuse` with the subtype `ceph-fuse`",
                 LIMIT,
-                "the preset `incus` guards `ceph`; blocked once the root's `filesystems` name `fuse.ceph-fuse`",
+                "the preset `incus` guards `ceph`; blocked once the root's `filesystems` name \
+                 `fuse.ceph-fuse`",
                 By(&["bypass_ceph_fuse_beside_the_kernel_client"]),
             ),
             row(
@@ -552,7 +578,8 @@ pub const CATALOGUE: &[Group] = &[
                 Stated,
             ),
             row(
-                "a mount deeper than 256 steps below the root, without an entry; a root that did not exist yet",
+                "a mount deeper than 256 steps below the root, without an entry; a root that did \
+                 not exist yet",
                 "`guarded_root`",
                 LIMIT,
                 "see the README's limits; counted as `error_walk_bound`",
@@ -588,7 +615,8 @@ pub const CATALOGUE: &[Group] = &[
                 "an executable that is replaced after its process has started",
                 "`mm->exe_file`",
                 BLOCKED,
-                "the process has the old file, which is no actor's any more; what is started from the new one is an actor",
+                "the process has the old file, which is no actor's any more; what is started from \
+                 the new one is an actor",
                 By(&["bypass_executable_of_an_actor_replaced_or_copied"]),
             ),
             row(
@@ -602,31 +630,36 @@ pub const CATALOGUE: &[Group] = &[
                 "a process moved into an actor's cgroup, or started there (`CLONE_INTO_CGROUP`)",
                 "`cgroup_attach_task`",
                 UNLESS_SEALED,
-                "who may write `cgroup.procs` there is root, or the actor; out of it again it is nobody",
+                "who may write `cgroup.procs` there is root, or the actor; out of it again it is \
+                 nobody",
                 By(&["bypass_process_moved_into_an_actors_cgroup"]),
             ),
             row(
                 "an actor under `ptrace`, its memory written to, `LD_PRELOAD` into it",
                 "`ptrace_request`, `mem_write`",
                 UNLESS_SEALED,
-                "the actor does it; who may do that is the actor's user, or root, or, where the executable alone makes an actor, who \
-                 starts it himself",
+                "the actor does it; who may do that is the actor's user, or root, or, where the \
+                 executable alone makes an actor, who starts it himself",
                 By(&["bypass_actor_under_ptrace"]),
             ),
             row(
-                "another's executable taken for one's own: `prctl(PR_SET_MM_EXE_FILE)`, `PR_SET_MM_MAP`",
+                "another's executable taken for one's own: `prctl(PR_SET_MM_EXE_FILE)`, \
+                 `PR_SET_MM_MAP`",
                 "`replace_mm_exe_file`",
                 UNLESS_SEALED,
-                "a process is an actor by executable if it may execute the file, and is root or has a user namespace of its own. \
-                 What it may delete is still for the files' permissions to say. An actor that names a cgroup too is safe from it",
+                "a process is an actor by executable if it may execute the file, and is root or \
+                 has a user namespace of its own. What it may delete is still for the files' \
+                 permissions to say. An actor that names a cgroup too is safe from it",
                 By(&["bypass_executable_set_by_prctl"]),
             ),
             row(
-                "an actor's io_uring in other hands, with a thread that polls it (`IORING_SETUP_SQPOLL`)",
+                "an actor's io_uring in other hands, with a thread that polls it \
+                 (`IORING_SETUP_SQPOLL`)",
                 "`io_sq_thread` → `io_unlinkat`",
                 UNLESS_SEALED,
-                "the thread is the actor's. It takes ptrace's permission, or a child, to get at a ring: sockets pass none on; and \
-                 paths are read from the actor's memory. In a ring that is not polled, who submits acts, and is denied",
+                "the thread is the actor's. It takes ptrace's permission, or a child, to get at a \
+                 ring: sockets pass none on; and paths are read from the actor's memory. In a ring \
+                 that is not polled, who submits acts, and is denied",
                 By(&["bypass_polled_ring_of_an_actor"]),
             ),
             row(
@@ -652,19 +685,22 @@ pub const CATALOGUE: &[Group] = &[
         title: "Weaker tiers",
         rows: &[
             row(
-                "tier `fmod-ret`, kernel preemption: a deletion while two other tasks stand in the middle of the program, one in each load",
+                "tier `fmod-ret`, kernel preemption: a deletion while two other tasks stand in the \
+                 middle of the program, one in each load",
                 "`__bpf_prog_enter_recur`: the programs are skipped",
                 LIMIT,
-                "one task alone: the standby decides. Counted by the kernel (`recursion_misses`), told by the posture \
-                 (`decisions-skipped`); `bpf-lsm` is not skipped since Linux 6.2; before, the same is counted and told",
+                "one task alone: the standby decides. Counted by the kernel (`recursion_misses`), \
+                 told by the posture (`decisions-skipped`); `bpf-lsm` is not skipped since Linux \
+                 6.2; before, the same is counted and told",
                 By(&["tier_fmod_ret_standby_decides_where_the_first_is_left_out"]),
             ),
             row(
-                "tier `fanotify`: single files, mounts of other namespaces, a responder that has just ended …",
+                "tier `fanotify`: single files, mounts of other namespaces, a responder that has \
+                 just ended …",
                 "no hook: only opening and listing of directories is asked about",
                 LIMIT,
-                "`guardctl status` lists each gap. What the tests show stopped: recursive deletions, and in sealed mode every \
-                 change through the host's mounts",
+                "`guardctl status` lists each gap. What the tests show stopped: recursive \
+                 deletions, and in sealed mode every change through the host's mounts",
                 By(&[
                     "fanotify_guarded_stops_recursive_deletion_and_says_what_it_does_not",
                     "fanotify_sealed_outlives_the_agent_and_is_restored_exactly",
@@ -675,7 +711,8 @@ pub const CATALOGUE: &[Group] = &[
     Group {
         title: "Root against the barrier",
         rows: &[row(
-            "`guard-agent unload`, removing pins, another BPF program, a kernel module, kexec, raw memory",
+            "`guard-agent unload`, removing pins, another BPF program, a kernel module, kexec, raw \
+             memory",
             "none",
             LIMIT,
             "the barrier is against mistakes, not against root",
@@ -684,7 +721,8 @@ pub const CATALOGUE: &[Group] = &[
     },
 ];
 
-/// Callers of the kernel's deleting and truncating functions that nobody gets to on a pool, and why.
+/// Callers of the kernel's deleting and truncating functions that nobody gets to on a pool, and
+/// why.
 pub const NOT_REACHABLE: &[(&str, &str)] = &[
     ("`mq_unlink` (ipc/mqueue.c) → `vfs_unlink`", "only names of its own filesystem, mqueue"),
     (
@@ -701,30 +739,39 @@ pub const NOT_REACHABLE: &[(&str, &str)] = &[
     ),
     (
         "`nfsd4_clear_clid_dir`, `purge_old` (fs/nfsd/nfs4recover.c) → `vfs_rmdir`",
-        "only the server's directory of clients; were that on a pool, a kernel thread would ask, and is denied",
+        "only the server's directory of clients; were that on a pool, a kernel thread would ask, \
+         and is denied",
     ),
     (
-        "`cachefiles_bury_object`, `cachefiles_adjust_size` (fs/cachefiles) → `vfs_unlink`, `vfs_rename`, `notify_change`",
-        "only its cache, which must lie on a filesystem with O_TMPFILE: CephFS, NFS and CIFS have none",
+        "`cachefiles_bury_object`, `cachefiles_adjust_size` (fs/cachefiles) → `vfs_unlink`, \
+         `vfs_rename`, `notify_change`",
+        "only its cache, which must lie on a filesystem with O_TMPFILE: CephFS, NFS and CIFS have \
+         none",
     ),
     (
         "`ovl_cleanup`, `ovl_workdir_cleanup` (fs/overlayfs) → `vfs_unlink`, `vfs_rmdir`",
         "the overlay's own work directory: as the row on overlays",
     ),
     (
-        "`simple_unlink`, `simple_rmdir`, `kernfs_remove`: debugfs, tracefs, securityfs, configfs, bpffs, cgroup, sysfs, \
-         rpc_pipefs, binfmt_misc, efivarfs, autofs, devpts",
+        "`simple_unlink`, `simple_rmdir`, `kernfs_remove`: debugfs, tracefs, securityfs, configfs, \
+         bpffs, cgroup, sysfs, rpc_pipefs, binfmt_misc, efivarfs, autofs, devpts",
         "each only on itself, and policy cannot name any of them",
     ),
     (
-        "`BTRFS_IOC_SNAP_DESTROY`, bcachefs' and OCFS2's own ioctls, XFS' and ext4's exchange of extents",
-        "not on CephFS, NFS and CIFS. (OCFS2 and GFS2 can be named in a policy; their ioctls were not examined.)",
+        "`BTRFS_IOC_SNAP_DESTROY`, bcachefs' and OCFS2's own ioctls, XFS' and ext4's exchange of \
+         extents",
+        "not on CephFS, NFS and CIFS. (OCFS2 and GFS2 can be named in a policy; their ioctls were \
+         not examined.)",
     ),
     (
         "`nfs_sillyrename`, CephFS's asynchronous unlink, orphan lists",
         "what comes after `vfs_unlink`, for a name whose deletion was allowed",
     ),
-    ("revoked capabilities, evicted sessions (CephFS)", "what the server does: see the row on other hosts"),
+    (
+        "revoked capabilities, evicted sessions \
+         (CephFS)",
+        "what the server does: see the row on other hosts",
+    ),
     (
         "`do_open_execat`, `uselib`, `bprm`, `memfd_create`",
         "open files, and never truncate: O_TRUNC is no flag of theirs",
@@ -740,11 +787,14 @@ pub fn tables() -> String {
     for group in CATALOGUE {
         let _ = write!(text, "### {}\n\n", group.title);
         text.push_str(
-            "| Way | In the kernel | Guarded | Sealed | Why | Shown by |\n|---|---|---|---|---|---|\n",
+            "| Way | In the kernel | Guarded | Sealed | Why | Shown by \
+             |\n|---|---|---|---|---|---|\n",
         );
         for row in group.rows {
             let shown = match row.shown {
-                By(tests) => tests.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "),
+                By(tests) => {
+                    tests.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+                }
                 Stated => "stated".to_owned(),
                 NotTested(why) => format!("**not tested**: {why}"),
             };
@@ -797,11 +847,17 @@ mod tests {
     #[test]
     fn the_documentation_shows_the_catalogue_as_it_is() {
         let text = include_str!("../../docs/BYPASSES.md");
-        let (_, rest) = text.split_once("<!-- bypasses -->\n").expect("docs/BYPASSES.md has a place for it");
+        let (_, rest) = text
+            .split_once(
+                "<!-- bypasses \
+                 -->\n",
+            )
+            .expect("docs/BYPASSES.md has a place for it");
         let (shown, _) = rest.split_once("<!-- /bypasses -->").expect("the place ends");
         assert!(
             shown == tables(),
-            "docs/BYPASSES.md is stale: put there what `cargo run --package guard-tests -- bypasses` prints"
+            "docs/BYPASSES.md is stale: put there what `cargo run --package guard-tests -- \
+             bypasses` prints"
         );
     }
 

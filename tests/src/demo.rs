@@ -1,5 +1,5 @@
-//! The demonstration: the incident with a real Incus cluster, from a join that fails to the one that succeeds.
-//! Every command is shown, run, and held to what it should do.
+//! The demonstration: the incident with a real Incus cluster, from a join that fails to the one
+//! that succeeds. Every command is shown, run, and held to what it should do.
 
 use std::env;
 use std::fs::{self, File};
@@ -20,7 +20,8 @@ use crate::harness::{command, wait};
 const ROOT: &str = "/var/lib/incus";
 const POLICY: &str = "/etc/guard-agent/policy.toml";
 const PRESEED: &str = "/run/join.yaml";
-/// Set by `cargo xtask demo` on a terminal. The VM's console always is one, and says nothing of the reader's.
+/// Set by `cargo xtask demo` on a terminal. The VM's console always is one, and says nothing of the
+/// reader's.
 const COLOUR: &str = "GUARD_DEMO_COLOUR";
 /// From start to enforcing, on an emulated machine.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -31,11 +32,13 @@ const INCIDENT_LIMIT: Duration = Duration::from_secs(20);
 pub fn run() -> Result<()> {
     let stage = Stage::new();
     stage.say(
-        "node1, a cluster's only member, with a CephFS pool. It is made now, which takes a minute or two …",
+        "node1, a cluster's only member, with a CephFS pool. It is made now, which takes a minute \
+         or two …",
     );
     let (seed, _witness) = cluster::found()?;
     stage.say(
-        "It remembers a member whose machine was reinstalled. What the pool really has is counted through",
+        "It remembers a member whose machine was reinstalled. What the pool really has is counted \
+         through",
     );
     stage.say(&format!("{WITNESS}, a Ceph client of its own that nothing guards."));
     cluster::remember_old_member(&seed, "oldnode2", JOINER_ADDRESS)?;
@@ -53,7 +56,8 @@ pub fn run() -> Result<()> {
     stage.run("guardctl status", Expect::Failure, usize::MAX)?;
 
     stage.say(
-        "The operator cleans up, to try again. Each of these commands has cost a cluster all its files.",
+        "The operator cleans up, to try again. Each of these commands has cost a cluster all its \
+         files.",
     );
     let output = stage.run("incus storage delete shared", Expect::Failure, 4)?;
     ensure!(output.contains("not permitted"), "storage delete was not refused by the barrier");
@@ -66,7 +70,10 @@ pub fn run() -> Result<()> {
     stage.await_incident()?;
     stage.run("guardctl events -n 8", Expect::Success, usize::MAX)?;
 
-    stage.say("The way that works: unmount what the join left, prove that it is gone, empty the directory.");
+    stage.say(
+        "The way that works: unmount what the join left, prove that it is gone, empty the \
+         directory.",
+    );
     stage.run("guardctl rollback", Expect::Success, usize::MAX)?;
     stage.run("guardctl wipe --yes", Expect::Success, usize::MAX)?;
     stage.on_node1(&seed, &["cluster", "remove", "--force", "--yes", "oldnode2"])?;
@@ -89,8 +96,9 @@ pub fn run() -> Result<()> {
     stage.count(0)?;
     stage.run("guardctl events -n 2 --kind lease", Expect::Success, usize::MAX)?;
     stage.close(&format!(
-        "Shown: a join of a real Incus failed with its pool mounted; storage delete and rm -rf {ROOT} were refused and \
-         lost none of {FILES} files; after rollback and wipe the node joined; after a release the files could be deleted."
+        "Shown: a join of a real Incus failed with its pool mounted; storage delete and rm -rf \
+         {ROOT} were refused and lost none of {FILES} files; after rollback and wipe the node \
+         joined; after a release the files could be deleted."
     ));
     drop(joiner);
     drop(seed);
@@ -191,7 +199,12 @@ impl Stage {
     fn start_agent(&self) -> Result<Agent> {
         let parent = Path::new(POLICY).parent().context("the policy is in a directory")?;
         fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
-        fs::write(POLICY, "version = 1\n\n[[root]]\npreset = \"incus\"\n").context("write the policy")?;
+        fs::write(
+            POLICY,
+            "version = 1\n\n[[root]]\npreset = \
+             \"incus\"\n",
+        )
+        .context("write the policy")?;
         self.run(&format!("cat {POLICY}"), Expect::Success, usize::MAX)?;
         self.prompt("guard-agent run &");
         let log = File::create("/run/guard-agent.log").context("create the agent's log")?;
@@ -219,7 +232,12 @@ impl Stage {
     fn count(&self, expected: usize) -> Result<()> {
         let line = format!("find {WITNESS}/{ON_CEPH} -type f | wc -l");
         let output = self.run(&line, Expect::Success, usize::MAX)?;
-        ensure!(output.trim() == expected.to_string(), "counted {} files, not {expected}", output.trim());
+        ensure!(
+            output.trim() == expected.to_string(),
+            "counted {} files, not \
+             {expected}",
+            output.trim()
+        );
         Ok(())
     }
 

@@ -1,8 +1,10 @@
-//! The tests that need root, a kernel of their own and a mounted filesystem: `cargo xtask test` boots
-//! a VM and runs this in it. Never run it on a host that matters: it mounts, seals and deletes.
+//! The tests that need root, a kernel of their own and a mounted filesystem: `cargo xtask test`
+//! boots a VM and runs this in it. Never run it on a host that matters: it mounts, seals and
+//! deletes.
 //!
-//! `harness` holds what tests use, `peers` the programs that they set on the barrier, `suites` the tests,
-//! `catalogue` what they show of ways around, `demo` the demonstration, `native` the one without a VM, `bench` the benchmarks, `lab` the fault lab.
+//! `harness` holds what tests use, `peers` the programs that they set on the barrier, `suites` the
+//! tests, `catalogue` what they show of ways around, `demo` the demonstration, `native` the one
+//! without a VM, `bench` the benchmarks, `lab` the fault lab.
 
 pub mod bench;
 pub mod catalogue;

@@ -10,7 +10,11 @@ use guard_tests::peers::own::Peer;
 use guard_tests::{bench, catalogue, demo, harness, lab, native};
 
 #[derive(Parser)]
-#[command(name = "guard-tests", about = "Runs in the VM: use `cargo xtask test` and `cargo xtask demo`")]
+#[command(
+    name = "guard-tests",
+    about = "Runs in the VM: use `cargo xtask test` and `cargo xtask \
+             demo`"
+)]
 struct Arguments {
     #[command(subcommand)]
     action: Action,

@@ -1,8 +1,9 @@
-//! The demonstration on the machine at hand, without a VM: the barrier with the best tier that this kernel allows, on a
-//! tmpfs that stands in for a pool.
+//! The demonstration on the machine at hand, without a VM: the barrier with the best tier that this
+//! kernel allows, on a tmpfs that stands in for a pool.
 //!
-//! `cargo xtask demo --native` runs it as the first process of namespaces of its own. Everything is below one directory,
-//! on a tmpfs that is mounted there and nowhere else, and ends with the namespaces.
+//! `cargo xtask demo --native` runs it as the first process of namespaces of its own. Everything is
+//! below one directory, on a tmpfs that is mounted there and nowhere else, and ends with the
+//! namespaces.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -25,7 +26,8 @@ const FILES: usize = 200;
 pub fn run() -> Result<()> {
     ensure!(
         std::process::id() == 1,
-        "this makes mounts and must be the first process of its own namespaces: run `cargo xtask demo --native`"
+        "this makes mounts and must be the first process of its own namespaces: run `cargo xtask \
+         demo --native`"
     );
     let place = Place::new()?;
     let outcome = show(&place.0);
@@ -40,7 +42,11 @@ impl Place {
     fn new() -> Result<Self> {
         let path = PathBuf::from("/tmp/guard-demo");
         fs::create_dir(&path).with_context(|| {
-            format!("create {}: is another demonstration running? else remove it (rmdir)", path.display())
+            format!(
+                "create {}: is another demonstration running? else remove it \
+                 (rmdir)",
+                path.display()
+            )
         })?;
         Ok(Self(path))
     }
@@ -62,13 +68,15 @@ fn show(place: &Path) -> Result<()> {
     let pool = Mount::tmpfs(root.join("storage-pools/shared"))?;
     for number in 0..FILES {
         let directory = pool.path().join(format!("custom/volume{}", number % 10));
-        fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("create {}", directory.display()))?;
         let file = directory.join(format!("file{number}"));
         fs::write(&file, "data\n").with_context(|| format!("write {}", file.display()))?;
     }
     // Asked for by name: that lists no directory.
     let intact = || -> Result<()> {
-        let named = |number: &usize| pool.path().join(format!("custom/volume{}/file{number}", number % 10));
+        let named =
+            |number: &usize| pool.path().join(format!("custom/volume{}/file{number}", number % 10));
         let left = (0..FILES).filter(|number| named(number).exists()).count();
         println!("{left} of {FILES} files are there\n");
         ensure!(left == FILES, "{left} of {FILES} files are left");
@@ -93,8 +101,11 @@ fn show(place: &Path) -> Result<()> {
     intact()?;
     stage.run(&format!("rm -rf {}/storage-pools/*", root.display()), Expect::Failure, 3)?;
     stage.run(&format!("find {} -delete", root.display()), Expect::Failure, 3)?;
-    let python =
-        format!("python3 -c 'import shutil; shutil.rmtree(\"{}\")' 2>&1 | tail -n 1", root.display());
+    let python = format!(
+        "python3 -c 'import shutil; shutil.rmtree(\"{}\")' 2>&1 | tail -n \
+         1",
+        root.display()
+    );
     stage.run(&python, Expect::Success, 3)?;
     intact()?;
     await_denial(&run_dir)?;
@@ -112,7 +123,10 @@ fn show(place: &Path) -> Result<()> {
     intact()?;
 
     if tier == "fanotify" {
-        stage.say("What this tier does not stop, as the status says: a single file whose path is known.");
+        stage.say(
+            "What this tier does not stop, as the status says: a single file whose path is \
+             known.",
+        );
         let extra = pool.path().join("custom/volume0/extra");
         fs::write(&extra, "data\n").with_context(|| format!("write {}", extra.display()))?;
         stage.run(&format!("rm {}", extra.display()), Expect::Success, 2)?;
@@ -134,9 +148,9 @@ fn show(place: &Path) -> Result<()> {
     );
     stage.run(&unload, Expect::Success, 2)?;
     stage.close(&format!(
-        "Shown with tier {tier}: rm -rf, find -delete and shutil.rmtree of the guarded root were refused and lost none of \
-         {FILES} files, guarded and sealed, with and without an agent; after a release the files could be deleted. \
-         Nothing of it is left on this machine."
+        "Shown with tier {tier}: rm -rf, find -delete and shutil.rmtree of the guarded root were \
+         refused and lost none of {FILES} files, guarded and sealed, with and without an agent; \
+         after a release the files could be deleted. Nothing of it is left on this machine."
     ));
     Ok(())
 }
@@ -152,12 +166,18 @@ fn kernel() -> Result<String> {
 
 /// Starts the agent with the best tier that works.
 fn start(stage: &Stage, place: &Path, root: &Path) -> Result<(Agent, &'static str)> {
-    let policy =
-        format!("version = 1\n\n[[root]]\npath = \"{}\"\nfilesystems = [\"tmpfs\"]\n", root.display());
+    let policy = format!(
+        "version = 1\n\n[[root]]\npath = \"{}\"\nfilesystems = \
+         [\"tmpfs\"]\n",
+        root.display()
+    );
     let file = place.join("policy.toml");
     fs::write(&file, policy).with_context(|| format!("write {}", file.display()))?;
     stage.run(&format!("cat {}", file.display()), Expect::Success, usize::MAX)?;
-    let agent = start_again(stage, place).context("no tier works on this machine: run `guardctl doctor`")?;
+    let agent = start_again(stage, place).context(
+        "no tier works on this machine: run `guardctl \
+         doctor`",
+    )?;
     Ok((agent, in_force(place)?))
 }
 
@@ -210,7 +230,8 @@ fn start_again(stage: &Stage, place: &Path) -> Result<Agent> {
 fn await_denial(run_dir: &Path) -> Result<()> {
     let audit = run_dir.with_file_name("audit.jsonl");
     wait::until("the denials are in the audit log", SOON, || {
-        let text = fs::read_to_string(&audit).with_context(|| format!("read {}", audit.display()))?;
+        let text =
+            fs::read_to_string(&audit).with_context(|| format!("read {}", audit.display()))?;
         Ok(text.contains("\"comm\":\"python3\""))
     })
 }

@@ -54,7 +54,9 @@ impl Sources {
 
     /// Whether the machine has an entry of the security archive.
     pub fn have_security(&self) -> bool {
-        self.entries.iter().any(|entry| entry.suites().iter().any(|suite| suite.ends_with("-security")))
+        self.entries
+            .iter()
+            .any(|entry| entry.suites().iter().any(|suite| suite.ends_with("-security")))
     }
 
     /// Writes the sources for `suite` into `directory`. The security suites are in an archive of
@@ -64,11 +66,12 @@ impl Sources {
             true => name.ends_with("-security"),
             false => name == self.codename || name == "stable",
         };
-        let entry = self.entries.iter().find(|entry| entry.suites().iter().any(|name| wanted(name)));
+        let entry =
+            self.entries.iter().find(|entry| entry.suites().iter().any(|name| wanted(name)));
         let Some(entry) = entry else {
             bail!(
-                "no entry in /etc/apt/sources.list or /etc/apt/sources.list.d to derive {suite} from: add your \
-                 mirror's {} entry, then run this again",
+                "no entry in /etc/apt/sources.list or /etc/apt/sources.list.d to derive {suite} \
+                 from: add your mirror's {} entry, then run this again",
                 if suite.ends_with("-security") {
                     format!("{}-security", self.codename)
                 } else {
@@ -86,7 +89,13 @@ impl Sources {
         for (number, entry) in self.entries.iter().enumerate() {
             let (extension, text) = match entry {
                 Entry::Stanza { text, .. } => ("sources", text.clone()),
-                Entry::Line { before, suite, after } => ("list", format!("{before} {suite} {after}\n")),
+                Entry::Line { before, suite, after } => (
+                    "list",
+                    format!(
+                        "{before} {suite} \
+                         {after}\n"
+                    ),
+                ),
             };
             let path = directory.join(format!("machine-{number}.{extension}"));
             fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
@@ -110,7 +119,8 @@ impl Entry {
                 let mut out = String::new();
                 let mut in_suites = false;
                 for line in text.lines() {
-                    in_suites = is_field(line, "suites") || (in_suites && line.starts_with([' ', '\t']));
+                    in_suites =
+                        is_field(line, "suites") || (in_suites && line.starts_with([' ', '\t']));
                     if is_field(line, "suites") {
                         out.push_str(&format!("Suites: {suite}\n"));
                     } else if !in_suites {
@@ -150,7 +160,8 @@ fn stanza(text: &str) -> Option<Entry> {
     let enabled = value("enabled").is_none_or(|value| !value.trim().eq_ignore_ascii_case("no"));
     let binary = value("types")?.split_whitespace().any(|kind| kind == "deb");
     let suites = value("suites")?.split_whitespace().map(str::to_owned).collect();
-    (enabled && binary).then(|| Entry::Stanza { text: format!("{}\n", text.trim_matches('\n')), suites })
+    (enabled && binary)
+        .then(|| Entry::Stanza { text: format!("{}\n", text.trim_matches('\n')), suites })
 }
 
 /// The binary entries of a one-line-style file: `deb [option=value …] URI suite component…`.
@@ -162,7 +173,15 @@ fn line(text: &str) -> Option<Entry> {
     let rest = text.trim().strip_prefix("deb")?;
     let rest = rest.strip_prefix([' ', '\t'])?.trim_start();
     let (options, rest) = match rest.strip_prefix('[') {
-        Some(bracketed) => bracketed.split_once(']').map(|(inner, rest)| (format!("[{inner}] "), rest))?,
+        Some(bracketed) => bracketed.split_once(']').map(|(inner, rest)| {
+            (
+                format!(
+                    "[{inner}] \
+                     "
+                ),
+                rest,
+            )
+        })?,
         None => (String::new(), rest),
     };
     let mut words = rest.split('#').next()?.split_whitespace();
@@ -193,7 +212,12 @@ impl PrivateApt {
         Self::make(directory, sources, suites, true)
     }
 
-    fn make(directory: &Path, sources: &Sources, suites: &[String], installs: bool) -> Result<Self> {
+    fn make(
+        directory: &Path,
+        sources: &Sources,
+        suites: &[String],
+        installs: bool,
+    ) -> Result<Self> {
         let parts = directory.join("parts");
         if parts.exists() {
             fs::remove_dir_all(&parts).with_context(|| format!("remove {}", parts.display()))?;
@@ -238,25 +262,35 @@ mod tests {
 
     #[test]
     fn a_stanza_gets_another_suite_and_keeps_the_rest() {
-        let text = "Types: deb\n# comment\nURIs: mirror:/d\nSuites: bookworm\n bookworm-updates\nComponents: main\n\n\
-                    Types: deb-src\nURIs: mirror:/d\nSuites: bookworm\nComponents: main\n\n\
-                    Types: deb\nEnabled: no\nURIs: mirror:/e\nSuites: x\nComponents: main\n";
+        let text = "Types: deb\n# comment\nURIs: mirror:/d\nSuites: bookworm\n \
+                    bookworm-updates\nComponents: main\n\nTypes: deb-src\nURIs: mirror:/d\nSuites: \
+                    bookworm\nComponents: main\n\nTypes: deb\nEnabled: no\nURIs: \
+                    mirror:/e\nSuites: x\nComponents: main\n";
         let found = stanzas(text);
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].suites(), ["bookworm", "bookworm-updates"]);
         let (extension, derived) = found[0].with_suite("bookworm-backports");
         assert_eq!(extension, "sources");
-        assert_eq!(derived, "Types: deb\nURIs: mirror:/d\nSuites: bookworm-backports\nComponents: main\n");
+        assert_eq!(
+            derived,
+            "Types: deb\nURIs: mirror:/d\nSuites: bookworm-backports\nComponents: \
+             main\n"
+        );
     }
 
     #[test]
     fn a_line_gets_another_suite_and_keeps_its_options() {
         let found = lines(
-            "# x\ndeb [arch=amd64 signed-by=/k] mirror:/d bookworm main contrib # c\ndeb-src mirror:/d x y\n",
+            "# x\ndeb [arch=amd64 signed-by=/k] mirror:/d bookworm main contrib # c\ndeb-src \
+             mirror:/d x y\n",
         );
         assert_eq!(found.len(), 1);
         let (extension, derived) = found[0].with_suite("trixie-backports");
         assert_eq!(extension, "list");
-        assert_eq!(derived, "deb [arch=amd64 signed-by=/k] mirror:/d trixie-backports main contrib\n");
+        assert_eq!(
+            derived,
+            "deb [arch=amd64 signed-by=/k] mirror:/d trixie-backports main \
+             contrib\n"
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! Builds the kernel program, then the binaries that embed it; for the tests also a second agent with
-//! another build label, the "upgrade", and a third one with another layout of the maps.
+//! Builds the kernel program, then the binaries that embed it; for the tests also a second agent
+//! with another build label, the "upgrade", and a third one with another layout of the maps.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -32,7 +32,12 @@ struct Variant {
     what: &'static str,
 }
 
-const UPGRADE: Variant = Variant { label: "upgrade", feature: None, what: "build the upgraded agent" };
+const UPGRADE: Variant = Variant {
+    label: "upgrade",
+    feature: None,
+    what: "build the upgraded \
+           agent",
+};
 const OTHER_LAYOUT: Variant = Variant {
     label: "layout",
     feature: Some("other-layout"),
@@ -110,8 +115,8 @@ pub fn for_benchmarks() -> Result<TestBinaries> {
     })
 }
 
-/// Builds what the packages hold into `target`: no path of this machine is in it, so that two builds in
-/// two folders are the same. Returns the directory of the binaries.
+/// Builds what the packages hold into `target`: no path of this machine is in it, so that two
+/// builds in two folders are the same. Returns the directory of the binaries.
 pub fn for_packages(target: &Path) -> Result<PathBuf> {
     setup::ensure(&[Use::Bpf], &[])?;
     let flags = without_paths(target)?;
@@ -125,7 +130,8 @@ pub fn for_packages(target: &Path) -> Result<PathBuf> {
     Ok(target.join(Profile::Release.directory()))
 }
 
-/// Builds what makes the .rpm, as `cargo test` does: optimising it takes minutes, and it runs for seconds.
+/// Builds what makes the .rpm, as `cargo test` does: optimising it takes minutes, and it runs for
+/// seconds.
 pub fn rpm_maker() -> Result<PathBuf> {
     let mut cargo = workspace::cargo();
     cargo.args(["build", "--locked", "--package", "guard-rpm"]);
@@ -141,7 +147,8 @@ fn without_paths(target: &Path) -> Result<Vec<String>> {
         .collect())
 }
 
-/// Where sources and their output are, and what stands for it. Of two that match the later one counts.
+/// Where sources and their output are, and what stands for it. Of two that match the later one
+/// counts.
 fn neutral_paths(target: &Path) -> Result<Vec<(PathBuf, &'static str)>> {
     let cargo_home = std::env::var_os("CARGO_HOME")
         .map(PathBuf::from)
@@ -221,7 +228,8 @@ fn build_with(
     if !flags.is_empty() {
         cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
         let maps = neutral_paths(target)?;
-        let maps = maps.iter().map(|(from, to)| format!("-ffile-prefix-map={}={to}", from.display()));
+        let maps =
+            maps.iter().map(|(from, to)| format!("-ffile-prefix-map={}={to}", from.display()));
         cargo.env("CFLAGS", maps.collect::<Vec<_>>().join(" "));
     }
     for package in packages {
@@ -239,7 +247,8 @@ fn kernel_program(
     report: Report,
     flags: &[String],
 ) -> Result<PathBuf> {
-    // BTF is made from debug information; v3 has the 32-bit jumps that every supported kernel knows.
+    // BTF is made from debug information; v3 has the 32-bit jumps that every supported kernel
+    // knows.
     const FLAGS: [&str; 6] = ["-C", "link-arg=--btf", "-C", "debuginfo=2", "-C", "target-cpu=v3"];
     let toolchain = toolchain::detect()?;
     let target = target.join(KERNEL_PROGRAM);
@@ -251,7 +260,12 @@ fn kernel_program(
         .arg(&target)
         .env(
             "CARGO_ENCODED_RUSTFLAGS",
-            FLAGS.iter().copied().chain(flags.iter().map(String::as_str)).collect::<Vec<_>>().join("\x1f"),
+            FLAGS
+                .iter()
+                .copied()
+                .chain(flags.iter().map(String::as_str))
+                .collect::<Vec<_>>()
+                .join("\x1f"),
         )
         // The workspace's release profile is for host binaries: small and stripped. bpf-linker does
         // its own link-time optimisation, and stripping would take the BTF away.

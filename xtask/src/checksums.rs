@@ -8,15 +8,27 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{progress, workspace};
 
-/// Where the sums of a directory are. It is written last, so it also says that the directory is whole.
+/// Where the sums of a directory are. It is written last, so it also says that the directory is
+/// whole.
 pub const FILE: &str = "SHA256SUMS";
 
 /// Records the sums of all files in `directory`.
 pub fn record(directory: &Path) -> Result<()> {
-    let sums = format!("find . -type f ! -name '{FILE}*' -print0 | sort -z | xargs -0 sha256sum > {FILE}");
+    let sums = format!(
+        "find . -type f ! -name '{FILE}*' -print0 | sort -z | xargs -0 sha256sum > \
+         {FILE}"
+    );
     progress::run(
         &format!("record the checksums of {}", directory.display()),
-        Command::new("bash").args(["-ec", &format!("set -o pipefail; {sums}")]).current_dir(directory),
+        Command::new("bash")
+            .args([
+                "-ec",
+                &format!(
+                    "set -o pipefail; \
+                     {sums}"
+                ),
+            ])
+            .current_dir(directory),
     )
 }
 
@@ -24,8 +36,15 @@ pub fn record(directory: &Path) -> Result<()> {
 pub fn verify(directory: &Path, names: &[&str]) -> Result<()> {
     let path = directory.join(FILE);
     let sums = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-    let wanted =
-        |line: &&str| names.is_empty() || names.iter().any(|name| line.ends_with(&format!("  ./{name}")));
+    let wanted = |line: &&str| {
+        names.is_empty()
+            || names.iter().any(|name| {
+                line.ends_with(&format!(
+                    "  \
+                     ./{name}"
+                ))
+            })
+    };
     let selected: Vec<&str> = sums.lines().filter(wanted).collect();
     if selected.len() < names.len() {
         bail!(
@@ -36,9 +55,18 @@ pub fn verify(directory: &Path, names: &[&str]) -> Result<()> {
     }
     let scratch = workspace::process_directory(&std::env::temp_dir(), "guard-sums-")?;
     let list = scratch.join(FILE);
-    fs::write(&list, selected.join("\n") + "\n").with_context(|| format!("write {}", list.display()))?;
+    fs::write(&list, selected.join("\n") + "\n").with_context(|| {
+        format!(
+            "write \
+             {}",
+            list.display()
+        )
+    })?;
     let outcome = progress::capture(
-        Command::new("sha256sum").args(["--check", "--quiet", "--strict"]).arg(&list).current_dir(directory),
+        Command::new("sha256sum")
+            .args(["--check", "--quiet", "--strict"])
+            .arg(&list)
+            .current_dir(directory),
     );
     let removed = fs::remove_dir_all(&scratch);
     outcome.with_context(|| {

@@ -1,6 +1,7 @@
-//! Runs the demonstration in the VM with a real Ceph cluster beside it and Incus in it; or, `--native`, the small one on
-//! this very machine. What is shown is package `guard-tests`' business (`guard-tests demo`, `guard-tests native`); this
-//! boots or makes namespaces, streams, and passes the status on.
+//! Runs the demonstration in the VM with a real Ceph cluster beside it and Incus in it; or,
+//! `--native`, the small one on this very machine. What is shown is package `guard-tests`' business
+//! (`guard-tests demo`, `guard-tests native`); this boots or makes namespaces, streams, and passes
+//! the status on.
 
 use std::io::{self, IsTerminal as _};
 use std::process::{Command, ExitCode};
@@ -15,7 +16,8 @@ use crate::{build, setup};
 
 #[derive(Args)]
 pub struct Arguments {
-    /// On this machine, without a VM: as root, in mount and process namespaces that end with it, on a tmpfs
+    /// On this machine, without a VM: as root, in mount and process namespaces that end with it, on
+    /// a tmpfs
     #[arg(long)]
     native: bool,
     #[arg(long, value_enum, default_value = "6.12")]
@@ -39,19 +41,32 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     vm::show(&boot)
 }
 
-/// A mount namespace, so that nothing is mounted on the host; a process namespace, so that every process ends with it
-/// and the agent takes this namespace for the host's.
-const NAMESPACES: &[&str] =
-    &["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc", "--"];
+/// A mount namespace, so that nothing is mounted on the host; a process namespace, so that every
+/// process ends with it and the agent takes this namespace for the host's.
+const NAMESPACES: &[&str] = &[
+    "--mount",
+    "--propagation",
+    "private",
+    "--pid",
+    "--fork",
+    "--kill-child",
+    "--mount-proc",
+    "--",
+];
 
 fn native() -> Result<ExitCode> {
     if !setup::is_root()? {
-        bail!("the native demonstration makes mounts and asks the kernel to refuse things: run it as root");
+        bail!(
+            "the native demonstration makes mounts and asks the kernel to refuse things: run it \
+             as root"
+        );
     }
     let binaries = build::for_this_machine()?;
     let mut command = Command::new("unshare");
     command.args(NAMESPACES).arg(binaries.join("guard-tests")).arg("native");
-    command.env("GUARD_AGENT", binaries.join("guard-agent")).env("GUARDCTL", binaries.join("guardctl"));
+    command
+        .env("GUARD_AGENT", binaries.join("guard-agent"))
+        .env("GUARDCTL", binaries.join("guardctl"));
     if io::stdout().is_terminal() {
         command.env("GUARD_DEMO_COLOUR", "1");
     }

@@ -1,8 +1,10 @@
-//! Fuzzes what reads bytes from outside (package `guard-fuzz`): builds it with coverage counters and libFuzzer, and runs
-//! each target for a set time. What reaches more goes to the cache, from where the next run starts.
+//! Fuzzes what reads bytes from outside (package `guard-fuzz`): builds it with coverage counters
+//! and libFuzzer, and runs each target for a set time. What reaches more goes to the cache, from
+//! where the next run starts.
 //!
-//! These are the flags of `cargo fuzz` without a sanitizer, so that the stable toolchain will do: the decoders are safe
-//! Rust, and a panic is what there is to find. With a nightly one, `cargo fuzz run TARGET` adds the address sanitizer.
+//! These are the flags of `cargo fuzz` without a sanitizer, so that the stable toolchain will do:
+//! the decoders are safe Rust, and a panic is what there is to find. With a nightly one, `cargo
+//! fuzz run TARGET` adds the address sanitizer.
 
 use std::env::consts::ARCH;
 use std::fs;
@@ -34,7 +36,8 @@ pub struct Arguments {
     /// How long to run each target
     #[arg(long, default_value_t = 60)]
     seconds: u32,
-    /// Add to the committed corpora the inputs of at most so many bytes that reach more than they do
+    /// Add to the committed corpora the inputs of at most so many bytes that reach more than they
+    /// do
     #[arg(long, value_name = "BYTES")]
     keep: Option<u64>,
     /// The targets to run; without any: all of them
@@ -45,7 +48,12 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let known = targets()?;
     for name in &arguments.targets {
-        ensure!(known.contains(name), "there is no target `{name}`; there are {}", known.join(", "));
+        ensure!(
+            known.contains(name),
+            "there is no target `{name}`; there are \
+             {}",
+            known.join(", ")
+        );
     }
     let wanted = if arguments.targets.is_empty() { &known } else { &arguments.targets };
     setup::ensure(&[Use::Fuzz], &[])?;
@@ -77,7 +85,13 @@ fn home() -> PathBuf {
 
 fn targets() -> Result<Vec<String>> {
     let directory = home().join("fuzz_targets");
-    let entries = fs::read_dir(&directory).with_context(|| format!("list {}", directory.display()))?;
+    let entries = fs::read_dir(&directory).with_context(|| {
+        format!(
+            "list \
+             {}",
+            directory.display()
+        )
+    })?;
     let mut names = Vec::new();
     for entry in entries {
         let path = entry?.path();
@@ -94,7 +108,16 @@ fn build() -> Result<PathBuf> {
     let directory = workspace::target().join("fuzz");
     let mut cargo = workspace::cargo();
     cargo
-        .args(["build", "--package", PACKAGE, "--bins", "--release", "--target", &triple, "--target-dir"])
+        .args([
+            "build",
+            "--package",
+            PACKAGE,
+            "--bins",
+            "--release",
+            "--target",
+            &triple,
+            "--target-dir",
+        ])
         .arg(&directory)
         .env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f"))
         .env("CARGO_PROFILE_RELEASE_STRIP", "none")
@@ -127,7 +150,13 @@ impl Target {
             log: workspace::target().join("fuzz").join(format!("{name}.log")),
         };
         for directory in [&target.found, &target.artifacts] {
-            fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
+            fs::create_dir_all(directory).with_context(|| {
+                format!(
+                    "create \
+                     {}",
+                    directory.display()
+                )
+            })?;
         }
         Ok(target)
     }
@@ -145,8 +174,16 @@ impl Target {
         let mut command = self.command();
         command.arg(format!("-max_total_time={seconds}")).arg("-print_final_stats=1");
         command.arg(&self.found).arg(&self.corpus);
-        progress::run_logged(&format!("fuzz {} for {seconds} s", self.name), &mut command, &self.log)
-            .with_context(|| self.advice())?;
+        progress::run_logged(
+            &format!(
+                "fuzz {} for {seconds} \
+                 s",
+                self.name
+            ),
+            &mut command,
+            &self.log,
+        )
+        .with_context(|| self.advice())?;
         let log = fs::read(&self.log).with_context(|| format!("read {}", self.log.display()))?;
         summary(&String::from_utf8_lossy(&log))
             .with_context(|| format!("{} does not end as libFuzzer's does", self.log.display()))
@@ -154,8 +191,8 @@ impl Target {
 
     fn advice(&self) -> String {
         format!(
-            "{0}: a fault. The input is in {1}: see it with `cargo run -p {PACKAGE} --bin {0} -- FILE`, mend it, and \
-             put the file into {2} under a name that says what it is",
+            "{0}: a fault. The input is in {1}: see it with `cargo run -p {PACKAGE} --bin {0} -- \
+             FILE`, mend it, and put the file into {2} under a name that says what it is",
             self.name,
             self.artifacts.display(),
             self.corpus.display()
@@ -182,7 +219,8 @@ impl Target {
 fn summary(log: &str) -> Option<String> {
     let done = log.lines().rfind(|line| line.contains("DONE"))?;
     let reached = done.split_once("DONE")?.1.split(" lim:").next()?.trim();
-    let stat = |name: &str| log.lines().rev().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let stat =
+        |name: &str| log.lines().rev().find_map(|line| line.strip_prefix(name)).map(str::trim);
     let inputs = stat("stat::number_of_executed_units:")?;
     let speed = stat("stat::average_exec_per_sec:")?;
     let slowest = stat("stat::slowest_unit_time_sec:")?;
@@ -196,9 +234,10 @@ mod tests {
     #[test]
     fn the_end_of_a_run_is_summed_up() {
         let log = "#64\tpulse  cov: 3 ft: 4 corp: 1/5b lim: 4 exec/s: 32 rss: 30Mb\n\
-                   #128\tDONE   cov: 10 ft: 20 corp: 3/40b lim: 4096 exec/s: 64 rss: 31Mb\nDone 128 runs in 2 second(s)\n\
-                   stat::number_of_executed_units: 128\nstat::average_exec_per_sec:     64\n\
-                   stat::new_units_added:          2\nstat::slowest_unit_time_sec:    0\n";
+                   #128\tDONE   cov: 10 ft: 20 corp: 3/40b lim: 4096 exec/s: 64 rss: 31Mb\nDone \
+                   128 runs in 2 second(s)\nstat::number_of_executed_units: \
+                   128\nstat::average_exec_per_sec:     64\nstat::new_units_added:          \
+                   2\nstat::slowest_unit_time_sec:    0\n";
         let expected = "128 inputs (64 a second, the slowest 0 s), cov: 10 ft: 20 corp: 3/40b";
         assert_eq!(summary(log).as_deref(), Some(expected));
         assert_eq!(summary("#64 pulse"), None);

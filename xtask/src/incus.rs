@@ -1,6 +1,6 @@
-//! Incus for the end-to-end suite: Debian's own packages, downloaded and unpacked in the cache, never
-//! installed. What Incus needs and this machine has not is unpacked beside it: the guest's root is this
-//! machine's, and the two together are one system.
+//! Incus for the end-to-end suite: Debian's own packages, downloaded and unpacked in the cache,
+//! never installed. What Incus needs and this machine has not is unpacked beside it: the guest's
+//! root is this machine's, and the two together are one system.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,8 @@ use crate::apt::{PrivateApt, Sources};
 use crate::workspace::{self, fresh_directory};
 use crate::{checksums, progress};
 
-/// The daemon and its client, with what containers need (liblxc, uidmap), without what only virtual machines need.
+/// The daemon and its client, with what containers need (liblxc, uidmap), without what only virtual
+/// machines need.
 const PACKAGES: [&str; 2] = ["incus-base", "incus-client"];
 const DAEMON: &str = "usr/libexec/incus/incusd";
 const CLIENT: &str = "usr/bin/incus";
@@ -63,9 +64,16 @@ pub fn fetch() -> Result<()> {
     let version = check(&partial)?;
     checksums::record(&partial)?;
     if directory.exists() {
-        fs::remove_dir_all(&directory).with_context(|| format!("remove {}", directory.display()))?;
+        fs::remove_dir_all(&directory)
+            .with_context(|| format!("remove {}", directory.display()))?;
     }
-    fs::rename(&partial, &directory).with_context(|| format!("rename {} into place", partial.display()))?;
+    fs::rename(&partial, &directory).with_context(|| {
+        format!(
+            "rename {} into \
+             place",
+            partial.display()
+        )
+    })?;
     fs::remove_dir_all(&downloads).with_context(|| format!("remove {}", downloads.display()))?;
     eprintln!("xtask: Incus {version} is in {}", directory.display());
     Ok(())
@@ -77,17 +85,19 @@ fn resolve(apt: &PrivateApt) -> Result<Vec<String>> {
     let text = progress::capture(apt.command("apt-get").args(arguments).args(PACKAGES))?;
     let packages: Vec<String> = text.lines().filter_map(to_install).collect();
     // On a machine that has Incus itself, these are still wanted.
-    let missing =
-        PACKAGES.iter().filter(|name| !packages.iter().any(|found| found.starts_with(&format!("{name}="))));
-    let all: Vec<String> = missing.map(|name| (*name).to_owned()).chain(packages.iter().cloned()).collect();
+    let missing = PACKAGES
+        .iter()
+        .filter(|name| !packages.iter().any(|found| found.starts_with(&format!("{name}="))));
+    let all: Vec<String> =
+        missing.map(|name| (*name).to_owned()).chain(packages.iter().cloned()).collect();
     if all.is_empty() {
         bail!("apt names no package to install for {PACKAGES:?}; it printed:\n{text}");
     }
     Ok(all)
 }
 
-/// Reads `Inst name [installed] (version suite [architecture])`. An upgrade of what the machine has is left
-/// out: the machine's own serves.
+/// Reads `Inst name [installed] (version suite [architecture])`. An upgrade of what the machine has
+/// is left out: the machine's own serves.
 fn to_install(line: &str) -> Option<String> {
     let rest = line.strip_prefix("Inst ")?;
     let (name, rest) = rest.split_once(' ')?;
@@ -100,7 +110,8 @@ fn check(root: &Path) -> Result<String> {
     let libraries = root.join("usr/lib/x86_64-linux-gnu");
     for program in [DAEMON, CLIENT] {
         let path = root.join(program);
-        let said = progress::capture(Command::new("ldd").arg(&path).env("LD_LIBRARY_PATH", &libraries));
+        let said =
+            progress::capture(Command::new("ldd").arg(&path).env("LD_LIBRARY_PATH", &libraries));
         // The client is statically linked, which `ldd` reports as a failure.
         if let Ok(said) = said {
             ensure!(!said.contains("not found"), "{} lacks libraries:\n{said}", path.display());
@@ -123,7 +134,13 @@ mod tests {
     fn apts_simulation_names_what_is_missing_and_no_upgrades() {
         let new = "Inst incus-base (6.0.4-2~bpo12+1 Debian Backports:stable-backports [amd64])";
         assert_eq!(to_install(new).as_deref(), Some("incus-base=6.0.4-2~bpo12+1"));
-        assert_eq!(to_install("Inst passwd [1:4.13-1] (1:4.13-2 Debian-Security:12 [amd64])"), None);
+        assert_eq!(
+            to_install(
+                "Inst passwd [1:4.13-1] (1:4.13-2 Debian-Security:12 \
+                 [amd64])"
+            ),
+            None
+        );
         assert_eq!(to_install("Conf incus-base (6.0.4-2~bpo12+1 Debian [amd64])"), None);
     }
 }

@@ -19,7 +19,8 @@ const SHOWN_ON_FAILURE: usize = 40;
 pub fn run(what: &str, command: &mut Command) -> Result<()> {
     let logs = workspace::cache()?.join("logs");
     fs::create_dir_all(&logs).with_context(|| format!("create {}", logs.display()))?;
-    let name: String = what.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    let name: String =
+        what.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
     let path = logs.join(format!("{name}-{}.log", std::process::id()));
     run_logged(what, command, &path)?;
     // Best effort: a log that stays is only litter.
@@ -67,7 +68,12 @@ pub fn capture(command: &mut Command) -> Result<String> {
         .output()
         .with_context(|| format!("start {}", command.get_program().display()))?;
     if !output.status.success() {
-        bail!("{command:?} failed ({}): {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "{command:?} failed ({}): \
+             {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     String::from_utf8(output.stdout)
         .with_context(|| format!("{command:?} printed something that is not UTF-8"))

@@ -1,4 +1,5 @@
-//! Where things are: the workspace, its target directory, and the cache that survives `cargo clean`.
+//! Where things are: the workspace, its target directory, and the cache that survives `cargo
+//! clean`.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -24,7 +25,13 @@ pub fn cache() -> Result<PathBuf> {
         .or_else(|| env::var_os("XDG_CACHE_HOME").map(|dir| Path::new(&dir).join("guard-agent")))
         .or_else(|| env::home_dir().map(|home| home.join(".cache/guard-agent")))
         .context("no place for the cache: set GUARD_CACHE, XDG_CACHE_HOME or HOME")?;
-    fs::create_dir_all(&directory).with_context(|| format!("create the cache {}", directory.display()))?;
+    fs::create_dir_all(&directory).with_context(|| {
+        format!(
+            "create the cache \
+             {}",
+            directory.display()
+        )
+    })?;
     Ok(directory)
 }
 
@@ -48,12 +55,16 @@ pub fn fresh_directory(path: PathBuf) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// A new directory below `parent` for a step of this process. Those whose process is gone are removed first.
+/// A new directory below `parent` for a step of this process. Those whose process is gone are
+/// removed first.
 pub fn process_directory(parent: &Path, prefix: &str) -> Result<PathBuf> {
     let own = std::process::id();
     fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
     for path in fs::read_dir(parent).into_iter().flatten().flatten().map(|entry| entry.path()) {
-        let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix(prefix));
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .and_then(|name| name.strip_prefix(prefix));
         let owner = name.and_then(|name| name.split('-').next());
         if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
             // Best effort: what stays is only litter.
@@ -73,7 +84,9 @@ pub fn process_directory(parent: &Path, prefix: &str) -> Result<PathBuf> {
 
 /// The cargo that runs this, without what it told us about this very package.
 pub fn cargo() -> Command {
-    without_package_variables(Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"))))
+    without_package_variables(Command::new(
+        env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")),
+    ))
 }
 
 /// Removes the variables that `cargo run` sets for xtask: seen by a nested cargo, they would make

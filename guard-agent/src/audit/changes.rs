@@ -1,5 +1,5 @@
-//! What changed on the agent's side, as the audit log tells it: pools, modes, leases, policy, posture, and
-//! the agent itself. Pure.
+//! What changed on the agent's side, as the audit log tells it: pools, modes, leases, policy,
+//! posture, and the agent itself. Pure.
 
 use guard_common::Mode;
 use serde::{Deserialize, Serialize};

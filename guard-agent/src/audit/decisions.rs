@@ -56,7 +56,8 @@ fn tier_before_tiers() -> Name<Tier> {
 }
 
 impl DecisionBody {
-    /// A decision at a place. What the kernel knew of the place (id, generation) stands over `place`.
+    /// A decision at a place. What the kernel knew of the place (id, generation) stands over
+    /// `place`.
     pub fn new(decision: &Decision, offset: BootOffset, place: Place) -> Self {
         let pool_id = decision.pool_id.map(pool_id_text).or(place.pool_id);
         let generation = decision.generation.or(place.generation);

@@ -1,4 +1,5 @@
-//! The audit log as a file: appends whole lines, resumes its sequence, survives rotation and full disks.
+//! The audit log as a file: appends whole lines, resumes its sequence, survives rotation and full
+//! disks.
 //!
 //! No line is ever changed. It blocks: a daemon calls it from where blocking is all right.
 
@@ -91,13 +92,15 @@ struct Opened {
 }
 
 impl AuditFile {
-    /// Opens or creates the log (mode 0640, its directories 0750, of the readers' group) and resumes after its last record.
+    /// Opens or creates the log (mode 0640, its directories 0750, of the readers' group) and
+    /// resumes after its last record.
     pub fn open(path: &Path, origin: Origin, options: AuditOptions) -> Result<Self, AuditError> {
         let opened = Opened::open(path, options.readers)?;
         let end = End::read(&opened.file).map_err(|source| resume_error(path, source))?;
         let mut last_sequence = end.last_sequence;
         if end.is_empty {
-            last_sequence = last_rotated_sequence(path).map_err(|source| resume_error(path, source))?;
+            last_sequence =
+                last_rotated_sequence(path).map_err(|source| resume_error(path, source))?;
         }
         Ok(Self {
             path: path.to_owned(),
@@ -119,11 +122,13 @@ impl AuditFile {
         appended
     }
 
-    /// Writes what waits. If the file was moved or deleted, goes on in a new one. Call it regularly.
+    /// Writes what waits. If the file was moved or deleted, goes on in a new one. Call it
+    /// regularly.
     pub fn flush(&mut self) -> Result<(), AuditError> {
         if !self.opened.is_at(&self.path) {
             self.opened = Opened::open(&self.path, self.readers)?;
-            let end = End::read(&self.opened.file).map_err(|source| resume_error(&self.path, source))?;
+            let end =
+                End::read(&self.opened.file).map_err(|source| resume_error(&self.path, source))?;
             self.queue.reset_torn(end.torn);
         }
         self.drain();
@@ -145,7 +150,8 @@ impl AuditFile {
         if let Err(error) = self.queue.drain(&mut self.opened.file) {
             let failures = self.queue.write_failures();
             if failures.is_power_of_two() {
-                tracing::warn!(path = %self.path.display(), %error, failures, "audit log: write failed");
+                tracing::warn!(path = %self.path.display(), %error, failures, "audit log: write \
+                                                                               failed");
             }
         }
     }
@@ -154,18 +160,23 @@ impl AuditFile {
 impl Opened {
     fn open(path: &Path, readers: Option<Gid>) -> Result<Self, AuditError> {
         let open_error = |source| AuditError::Open { path: path.to_owned(), source };
-        if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o750)
-                .create(directory)
-                .map_err(|source| AuditError::CreateDirectory { path: directory.to_owned(), source })?;
+        if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty())
+        {
+            DirBuilder::new().recursive(true).mode(0o750).create(directory).map_err(|source| {
+                AuditError::CreateDirectory { path: directory.to_owned(), source }
+            })?;
             let found = fs::metadata(directory);
             give_to(readers, directory, 0o750, found, |group| chown(directory, None, Some(group)));
         }
         // Reading as well: the end is looked at, and opening a FIFO does not block.
         let mut options = OpenOptions::new();
-        let file = options.read(true).append(true).create(true).mode(0o640).open(path).map_err(open_error)?;
+        let file = options
+            .read(true)
+            .append(true)
+            .create(true)
+            .mode(0o640)
+            .open(path)
+            .map_err(open_error)?;
         let metadata = file.metadata().map_err(open_error)?;
         if !metadata.is_file() {
             return Err(AuditError::NotRegular { path: path.to_owned() });
@@ -176,13 +187,14 @@ impl Opened {
     }
 
     fn is_at(&self, path: &Path) -> bool {
-        fs::metadata(path).is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == (self.device, self.inode))
+        fs::metadata(path)
+            .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == (self.device, self.inode))
     }
 }
 
-/// Gives what is ours alone to the group of readers: what is root's, in root's group, with just this mode. A place that
-/// somebody has set up otherwise is theirs. A log that the group cannot read is better than none, so a failure is told
-/// and no more.
+/// Gives what is ours alone to the group of readers: what is root's, in root's group, with just
+/// this mode. A place that somebody has set up otherwise is theirs. A log that the group cannot
+/// read is better than none, so a failure is told and no more.
 fn give_to(
     readers: Option<Gid>,
     path: &Path,
@@ -196,7 +208,9 @@ fn give_to(
         if is_ours { change(group.as_raw()) } else { Ok(()) }
     });
     if let Err(error) = changed {
-        tracing::warn!(path = %path.display(), group = group.as_raw(), %error, "audit log: not given to its readers");
+        tracing::warn!(path = %path.display(), group = group.as_raw(), %error, "audit log: not \
+                                                                                given to its \
+                                                                                readers");
     }
 }
 
@@ -236,8 +250,8 @@ impl End {
     }
 }
 
-/// The last sequence of the newest rotated files, for a start right after a rotation. What is compressed has no lines
-/// to read here.
+/// The last sequence of the newest rotated files, for a start right after a rotation. What is
+/// compressed has no lines to read here.
 fn last_rotated_sequence(path: &Path) -> io::Result<u64> {
     let mut last = 0;
     for rotated in rotated::list(path)?.iter().take(ROTATED_FILES) {

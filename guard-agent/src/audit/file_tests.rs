@@ -15,12 +15,19 @@ fn origin() -> Origin {
 }
 
 fn stamp(second: u64) -> Stamp {
-    BootOffset::between(Duration::from_secs(1_790_000_000), Duration::ZERO).stamp(second * 1_000_000_000)
+    BootOffset::between(Duration::from_secs(1_790_000_000), Duration::ZERO)
+        .stamp(second * 1_000_000_000)
 }
 
 fn agent() -> Body {
     let (version, build) = ("0.1.0".to_owned(), "abc".to_owned());
-    Body::Agent(AgentBody { change: AgentChange::Started, version, build, pid: 1, previous_build: None })
+    Body::Agent(AgentBody {
+        change: AgentChange::Started,
+        version,
+        build,
+        pid: 1,
+        previous_build: None,
+    })
 }
 
 fn pool(name: &str) -> Body {
@@ -116,7 +123,8 @@ fn a_start_right_after_a_rotation_goes_on_from_the_rotated_file() {
 
 #[test]
 fn what_is_no_regular_file_is_refused() {
-    let error = AuditFile::open(Path::new("/dev/null"), origin(), AuditOptions::default()).unwrap_err();
+    let error =
+        AuditFile::open(Path::new("/dev/null"), origin(), AuditOptions::default()).unwrap_err();
     assert_eq!(error.to_string(), "the audit log /dev/null is not a regular file");
 }
 
@@ -142,5 +150,8 @@ fn history_gives_the_last_lines_that_match_oldest_first() {
     assert_eq!(found(9, Filter { kind: Some(Kind::Agent), ..Filter::default() }), [11]);
     assert_eq!(found(9, Filter { since: Some(stamp(5).time), ..two }), [10]);
     assert_eq!(found(0, Filter::default()), [0; 0]);
-    assert_eq!(read_tail(&root.path().join("none"), 1, &Filter::default(), SEARCH_BOUND).unwrap(), []);
+    assert_eq!(
+        read_tail(&root.path().join("none"), 1, &Filter::default(), SEARCH_BOUND).unwrap(),
+        []
+    );
 }

@@ -36,6 +36,9 @@ impl Filter {
 
 fn is_about(record: &Record, pool: &str) -> bool {
     record.body.place().is_some_and(|place| {
-        [&place.pool, &place.pool_id, &place.mountpoint].into_iter().flatten().any(|name| name == pool)
+        [&place.pool, &place.pool_id, &place.mountpoint]
+            .into_iter()
+            .flatten()
+            .any(|name| name == pool)
     })
 }

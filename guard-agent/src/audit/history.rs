@@ -1,5 +1,5 @@
-//! Reads the audit log back: the last lines that someone asked for, from the file that is written and on into rotated
-//! ones, compressed or not.
+//! Reads the audit log back: the last lines that someone asked for, from the file that is written
+//! and on into rotated ones, compressed or not.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -14,7 +14,8 @@ use super::record::Record;
 use super::rotated;
 use super::tail::LinesFromEnd;
 
-/// How far back a search goes at most, in bytes of the log (of a compressed file: of what is in it).
+/// How far back a search goes at most, in bytes of the log (of a compressed file: of what is in
+/// it).
 pub const SEARCH_BOUND: u64 = 256 * 1024 * 1024;
 /// A line of a compressed file that is longer is no record.
 const LINE_BOUND: u64 = 1024 * 1024;
@@ -27,9 +28,15 @@ pub struct HistoryLine {
     pub record: Record,
 }
 
-/// The last `count` lines that pass the filter, oldest first, if they are within the last `bound` bytes. Lines that are
-/// no record (torn by a crash) are left out. A log that does not exist yet has no lines.
-pub fn read_tail(path: &Path, count: usize, filter: &Filter, bound: u64) -> io::Result<Vec<HistoryLine>> {
+/// The last `count` lines that pass the filter, oldest first, if they are within the last `bound`
+/// bytes. Lines that are no record (torn by a crash) are left out. A log that does not exist yet
+/// has no lines.
+pub fn read_tail(
+    path: &Path,
+    count: usize,
+    filter: &Filter,
+    bound: u64,
+) -> io::Result<Vec<HistoryLine>> {
     let mut search = Search { filter, count, left: bound, newest_first: Vec::new() };
     for log in rotated::open_all(path)? {
         if search.is_over() || !may_have(filter, log.modified) {
@@ -41,7 +48,8 @@ pub fn read_tail(path: &Path, count: usize, filter: &Filter, bound: u64) -> io::
     Ok(search.newest_first)
 }
 
-/// Whether a file that was last written then can have a line from after `since`. So can none that is older.
+/// Whether a file that was last written then can have a line from after `since`. So can none that
+/// is older.
 fn may_have(filter: &Filter, modified: SystemTime) -> bool {
     filter.since.is_none_or(|since| modified >= SystemTime::from(since.0))
 }
@@ -77,8 +85,9 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// Only readable from its beginning: its last lines are kept, as many as are wanted. One that holds more than may
-    /// still be read ends the search: what comes behind that is newer than what was seen.
+    /// Only readable from its beginning: its last lines are kept, as many as are wanted. One that
+    /// holds more than may still be read ends the search: what comes behind that is newer than what
+    /// was seen.
     fn read_compressed(&mut self, file: File) -> io::Result<()> {
         let wanted = self.count - self.newest_first.len();
         let mut kept: VecDeque<HistoryLine> = VecDeque::new();

@@ -16,9 +16,11 @@ use crate::events::BootOffset;
 fn line(sequence: u64) -> String {
     let origin = Origin { host: "h".to_owned(), boot_id: "b".to_owned() };
     let (version, build) = ("0".to_owned(), "b".to_owned());
-    let body = AgentBody { change: AgentChange::Started, version, build, pid: 1, previous_build: None };
+    let body =
+        AgentBody { change: AgentChange::Started, version, build, pid: 1, previous_build: None };
     let offset = BootOffset::between(Duration::from_secs(1_790_000_000), Duration::ZERO);
-    Record::new(&origin, sequence, offset.stamp(sequence * 1_000_000_000), Body::Agent(body)).to_line()
+    Record::new(&origin, sequence, offset.stamp(sequence * 1_000_000_000), Body::Agent(body))
+        .to_line()
 }
 
 fn lines(sequences: std::ops::Range<u64>) -> String {
@@ -98,7 +100,8 @@ fn a_search_has_a_bound_and_no_hole() {
     let (_directory, path) = log();
     let all = Filter::default();
     let length = lines(30..40).len() as u64;
-    // Half of the second file; half of the third, compressed one, whose end could only be had with the rest.
+    // Half of the second file; half of the third, compressed one, whose end could only be had with
+    // the rest.
     assert_eq!(sequences(&path, 100, &all, length * 3 / 2), (26..40).collect::<Vec<u64>>());
     assert_eq!(sequences(&path, 100, &all, length * 5 / 2), (20..40).collect::<Vec<u64>>());
 }

@@ -1,7 +1,7 @@
 //! The lines that wait to be written: each goes out whole, in order, by one `write`.
 //!
-//! What cannot be written now (disk full, I/O error) waits and is tried again; what no longer fits is
-//! dropped and counted. The writer is an argument: no file is known here.
+//! What cannot be written now (disk full, I/O error) waits and is tried again; what no longer fits
+//! is dropped and counted. The writer is an argument: no file is known here.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write};
@@ -23,8 +23,8 @@ impl LineQueue {
         Self { waiting: VecDeque::new(), capacity, torn, write_failures: 0, dropped: 0 }
     }
 
-    /// Takes a line (with its line feed). A full queue drops it: the first records of a trouble say more
-    /// than the last ones.
+    /// Takes a line (with its line feed). A full queue drops it: the first records of a trouble say
+    /// more than the last ones.
     pub fn push(&mut self, line: String) {
         if self.waiting.len() >= self.capacity {
             self.dropped += 1;

@@ -1,7 +1,8 @@
 //! The audit log's schema: one JSON object a line. Pure.
 //!
-//! A line is an envelope (schema, sequence, time, host) and one object that is named like its `kind`.
-//! Fields are only ever added within a schema version. Field names are those of `guard_common`.
+//! A line is an envelope (schema, sequence, time, host) and one object that is named like its
+//! `kind`. Fields are only ever added within a schema version. Field names are those of
+//! `guard_common`.
 
 use serde::{Deserialize, Serialize};
 
@@ -51,7 +52,10 @@ impl Record {
 
     /// The line, with its line feed.
     pub fn to_line(&self) -> String {
-        let mut line = serde_json::to_string(self).expect("a record has string keys and finite numbers");
+        let mut line = serde_json::to_string(self).expect(
+            "a record has string keys and finite \
+             numbers",
+        );
         line.push('\n');
         line
     }

@@ -147,8 +147,10 @@ fn one_a_kind() -> Vec<Body> {
             from: "joining".to_owned(),
             to: "join-failed".to_owned(),
             mode: Name(Mode::Sealed),
-            because: "cluster.https_address is 10.0.0.2:8443, and there are no raft nodes; no join runs"
-                .to_owned(),
+            because:
+                "cluster.https_address is 10.0.0.2:8443, and there are no raft nodes; no join \
+                 runs"
+                    .to_owned(),
         }),
     ]
 }

@@ -1,5 +1,5 @@
-//! The log's files: the one that is written, and those that logrotate has made of it. Lists and opens them; what is in
-//! them is `history`'s.
+//! The log's files: the one that is written, and those that logrotate has made of it. Lists and
+//! opens them; what is in them is `history`'s.
 //!
 //! Known names: `audit.jsonl.1`, `audit.jsonl-20260921` (`dateext`), each also with `.gz`.
 
@@ -21,8 +21,8 @@ pub struct LogFile {
     pub modified: SystemTime,
 }
 
-/// The log and its rotated files, the newest first. All are open before the first is read, so that a rotation meanwhile
-/// changes nothing. A log that does not exist yet has no file of its own.
+/// The log and its rotated files, the newest first. All are open before the first is read, so that
+/// a rotation meanwhile changes nothing. A log that does not exist yet has no file of its own.
 pub fn open_all(path: &Path) -> io::Result<Vec<LogFile>> {
     let mut files = Vec::new();
     let current = match File::open(path) {
@@ -52,7 +52,8 @@ pub fn open_all(path: &Path) -> io::Result<Vec<LogFile>> {
 
 /// Rotated files of a log, the newest first.
 pub fn list(path: &Path) -> io::Result<Vec<PathBuf>> {
-    let (Some(directory), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str()))
+    let (Some(directory), Some(name)) =
+        (path.parent(), path.file_name().and_then(|name| name.to_str()))
     else {
         return Ok(Vec::new());
     };
@@ -100,7 +101,9 @@ fn sorted(mut found: Vec<(Place, SystemTime, PathBuf)>) -> Vec<PathBuf> {
     if found.iter().all(|(place, ..)| index(*place).is_some()) {
         found.sort_by_key(|(place, ..)| index(*place));
     } else {
-        found.sort_by(|(_, one, path), (_, other, other_path)| (other, other_path).cmp(&(one, path)));
+        found.sort_by(|(_, one, path), (_, other, other_path)| {
+            (other, other_path).cmp(&(one, path))
+        });
     }
     found.into_iter().take(ROTATED_FILES).map(|(_, _, path)| path).collect()
 }
@@ -140,7 +143,8 @@ mod tests {
         let numbered = [(10, 9), (2, 9), (1, 9)]
             .map(|(index, time)| (Place::Index(index), at(time), index.to_string().into()));
         assert_eq!(names(numbered.to_vec()), ["1", "2", "10"].map(PathBuf::from));
-        let dated = [("b", 3), ("a", 5), ("c", 3)].map(|(name, time)| (Place::Date, at(time), name.into()));
+        let dated =
+            [("b", 3), ("a", 5), ("c", 3)].map(|(name, time)| (Place::Date, at(time), name.into()));
         assert_eq!(names(dated.to_vec()), ["a", "c", "b"].map(PathBuf::from));
     }
 }

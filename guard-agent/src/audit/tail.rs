@@ -1,11 +1,12 @@
-//! Reads a file of lines from its end, in blocks, so that a large log costs only what is asked of it.
+//! Reads a file of lines from its end, in blocks, so that a large log costs only what is asked of
+//! it.
 
 use std::io::{self, Read, Seek, SeekFrom};
 
 const BLOCK: u64 = 64 * 1024;
 
-/// Lines of a file, last first. The first item is what follows the last line feed (empty if the file
-/// ends as it should).
+/// Lines of a file, last first. The first item is what follows the last line feed (empty if the
+/// file ends as it should).
 #[derive(Debug)]
 pub struct LinesFromEnd<F> {
     file: F,
@@ -22,7 +23,13 @@ impl<F: Read + Seek> LinesFromEnd<F> {
     /// Reads back at most `bound` bytes; a line that is cut by the bound is not given out.
     pub fn new(mut file: F, bound: u64) -> io::Result<Self> {
         let end = file.seek(SeekFrom::End(0))?;
-        Ok(Self { file, start: end, held: Vec::new(), floor: end.saturating_sub(bound), done: false })
+        Ok(Self {
+            file,
+            start: end,
+            held: Vec::new(),
+            floor: end.saturating_sub(bound),
+            done: false,
+        })
     }
 
     /// The line before the one given out last; `None` at the beginning of the file or at the bound.

@@ -12,25 +12,36 @@ impl Maps {
             config: self.config.read()?,
             magics: self.magics()?,
             pools: self.pools.sorted()?,
-            namespaces: self.namespaces.entries()?.into_iter().map(|(namespace, _)| namespace).collect(),
+            namespaces: self
+                .namespaces
+                .entries()?
+                .into_iter()
+                .map(|(namespace, _)| namespace)
+                .collect(),
             roots: self.roots.sorted()?,
-            filesystems: self.filesystems.entries()?.into_iter().map(|(key, kind)| (key, kind.bit)).collect(),
+            filesystems: self
+                .filesystems
+                .entries()?
+                .into_iter()
+                .map(|(key, kind)| (key, kind.bit))
+                .collect(),
             actor_cgroups: self.actor_cgroups.sorted()?,
             actor_executables: self.actor_executables.sorted()?,
             leases: self.leases.any()?,
         })
     }
 
-    /// Carries out a plan up to the first operation that fails: no prefix of a plan is weaker than what
-    /// was there before, so stopping is safe and going on is not.
+    /// Carries out a plan up to the first operation that fails: no prefix of a plan is weaker than
+    /// what was there before, so stopping is safe and going on is not.
     ///
-    /// While it goes on `Config::generation` is odd, and afterwards another even number than before: so the kernel program
-    /// uses no answer that it has kept from before. An agent that dies in between leaves it odd, and the next plan, of
-    /// however few operations, ends that.
+    /// While it goes on `Config::generation` is odd, and afterwards another even number than
+    /// before: so the kernel program uses no answer that it has kept from before. An agent that
+    /// dies in between leaves it odd, and the next plan, of however few operations, ends that.
     pub fn apply(&mut self, plan: &Plan) -> Result<(), MapAccessError> {
         let meta = self.meta.read()?;
         if meta.next_generation != plan.next_generation {
-            // First: a generation must never be given out twice, not even by an agent that dies here.
+            // First: a generation must never be given out twice, not even by an agent that dies
+            // here.
             self.meta.write(Meta { next_generation: plan.next_generation, ..meta })?;
         }
         let before = self.config.read()?;
@@ -40,7 +51,9 @@ impl Maps {
         let changing = before.generation | 1;
         self.config.write(Config { generation: changing, ..before })?;
         let done = plan.operations.iter().try_for_each(|operation| match *operation {
-            MapOperation::PutConfig(config) => self.config.write(Config { generation: changing, ..config }),
+            MapOperation::PutConfig(config) => {
+                self.config.write(Config { generation: changing, ..config })
+            }
             _ => self.carry_out(operation),
         });
         let after = self.config.read()?;
@@ -63,7 +76,9 @@ impl Maps {
             Op::RemoveRoot(key) => self.roots.remove(&key),
             Op::PutActorCgroup(key, mask) => self.actor_cgroups.write(key, mask, Write::Put),
             Op::RemoveActorCgroup(key) => self.actor_cgroups.remove(&key),
-            Op::PutActorExecutable(key, mask) => self.actor_executables.write(key, mask, Write::Put),
+            Op::PutActorExecutable(key, mask) => {
+                self.actor_executables.write(key, mask, Write::Put)
+            }
             Op::RemoveActorExecutable(key) => self.actor_executables.remove(&key),
             Op::CreatePool { key, entry } => {
                 self.provide_counters(entry);
@@ -87,7 +102,8 @@ impl Maps {
         let generation = entry.generation;
         if plan::is_pool(&entry)
             && let Ok(None) = self.pool_counters.get(&generation)
-            && let Err(error) = self.pool_counters.write(generation, PoolCounters::default(), Write::Put)
+            && let Err(error) =
+                self.pool_counters.write(generation, PoolCounters::default(), Write::Put)
         {
             tracing::warn!(%error, generation, "a pool has no counters");
         }

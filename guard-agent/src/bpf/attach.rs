@@ -11,8 +11,8 @@ use super::offsets;
 use super::pins::{Generation, Standby};
 use super::program::{self, Loader, Place, ProgramError, Target};
 
-/// The programs whose functions this kernel has, and where they belong. A function that is missing is an error unless the
-/// program is optional.
+/// The programs whose functions this kernel has, and where they belong. A function that is missing
+/// is an error unless the program is optional.
 pub fn targets(btf: &Btf<'_>, tier: Tier) -> Result<Vec<Target>, LoadError> {
     let mut targets = Vec::new();
     for name in PROGRAMS {
@@ -25,7 +25,13 @@ pub fn targets(btf: &Btf<'_>, tier: Tier) -> Result<Vec<Target>, LoadError> {
         };
         match btf.function_id(&function) {
             Some(function_id) => {
-                targets.push(Target { program: name.program, hook: name.hook, place, function, function_id });
+                targets.push(Target {
+                    program: name.program,
+                    hook: name.hook,
+                    place,
+                    function,
+                    function_id,
+                });
             }
             None if name.optional => {}
             None => {

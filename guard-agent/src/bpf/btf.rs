@@ -1,7 +1,7 @@
 //! A reader of BTF, as much of it as it takes to find a structure's member or a function.
 //!
-//! The format is in the kernel's `Documentation/bpf/btf.rst`. aya reads BTF too but keeps members to
-//! itself; the one other crate for it does not know the kinds of today's kernels.
+//! The format is in the kernel's `Documentation/bpf/btf.rst`. aya reads BTF too but keeps members
+//! to itself; the one other crate for it does not know the kinds of today's kernels.
 
 use std::collections::HashMap;
 
@@ -38,8 +38,8 @@ const STRUCT: u32 = 4;
 const UNION: u32 = 5;
 const FUNC: u32 = 12;
 const FUNC_PROTO: u32 = 13;
-/// How the names of functions begin that a program can stand before or in place of. Only those are looked up: the
-/// kernel has a hundred times as many others.
+/// How the names of functions begin that a program can stand before or in place of. Only those are
+/// looked up: the kernel has a hundred times as many others.
 const FUNCTIONS: [&[u8]; 2] = [b"bpf_lsm_", b"security_"];
 /// PTR ends a walk; these are looked through: TYPEDEF, VOLATILE, CONST, RESTRICT, TYPE_TAG.
 const MODIFIERS: [u32; 5] = [8, 9, 10, 11, 18];
@@ -82,7 +82,11 @@ impl<'a> Btf<'a> {
         let part = |field: usize| -> Result<&'a [u8], BtfError> {
             let start = header + u32_at(bytes, field)? as usize;
             let length = u32_at(bytes, field + 4)? as usize;
-            bytes.get(start..start.saturating_add(length)).ok_or(malformed(field, "section beyond the end"))
+            bytes.get(start..start.saturating_add(length)).ok_or(malformed(
+                field,
+                "section beyond \
+                 the end",
+            ))
         };
         let mut btf = Self {
             types: part(8)?,
@@ -101,7 +105,8 @@ impl<'a> Btf<'a> {
             let id = self.starts.len() as u32;
             self.starts.push(start as u32);
             let found = self.type_at(start)?;
-            // A name is read to its end only where it is kept: this is the longest loop of the agent's start.
+            // A name is read to its end only where it is kept: this is the longest loop of the
+            // agent's start.
             if matches!(found.kind, STRUCT | FUNC) {
                 let at = u32_at(self.types, start)?;
                 let name = self.strings.get(at as usize..).unwrap_or_default();
@@ -111,7 +116,8 @@ impl<'a> Btf<'a> {
                     self.structs.entry(self.string(at)?).or_insert(id);
                 }
             }
-            start += 12 + trailing_bytes(&found).ok_or(BtfError::UnknownKind { id, kind: found.kind })?;
+            start += 12
+                + trailing_bytes(&found).ok_or(BtfError::UnknownKind { id, kind: found.kind })?;
         }
         Ok(())
     }
@@ -134,8 +140,10 @@ impl<'a> Btf<'a> {
 
     /// Which parameter of a function has this name, from 0.
     pub fn parameter_index(&self, function: &str, parameter: &str) -> Result<u32, BtfError> {
-        let missing =
-            || BtfError::NoParameter { function: function.to_owned(), parameter: parameter.to_owned() };
+        let missing = || BtfError::NoParameter {
+            function: function.to_owned(),
+            parameter: parameter.to_owned(),
+        };
         let id = self.function_id(function).ok_or_else(missing)?;
         let prototype = self.type_of(self.type_of(id)?.refers)?;
         for index in 0..prototype.count {
@@ -147,19 +155,23 @@ impl<'a> Btf<'a> {
         Err(missing())
     }
 
-    /// Byte offset of a member, named by a path such as `d_name.name`. Members of unnamed structures
-    /// and unions within are found like the compiler finds them.
+    /// Byte offset of a member, named by a path such as `d_name.name`. Members of unnamed
+    /// structures and unions within are found like the compiler finds them.
     pub fn member_offset(&self, structure: &str, path: &str) -> Result<u32, BtfError> {
         let mut id = *self
             .structs
             .get(structure.as_bytes())
             .ok_or_else(|| BtfError::NoStruct { name: structure.to_owned() })?;
-        let error_member = || BtfError::NoMember { name: structure.to_owned(), member: path.to_owned() };
+        let error_member =
+            || BtfError::NoMember { name: structure.to_owned(), member: path.to_owned() };
         let mut bits = 0;
         for name in path.split('.') {
             let member = self.find(id, name.as_bytes(), 0)?.ok_or_else(error_member)?;
             if member.bit_field || member.bits % 8 != 0 {
-                return Err(BtfError::BitField { name: structure.to_owned(), member: path.to_owned() });
+                return Err(BtfError::BitField {
+                    name: structure.to_owned(),
+                    member: path.to_owned(),
+                });
             }
             bits += member.bits;
             id = self.resolve(member.type_id)?;
@@ -190,7 +202,8 @@ impl<'a> Btf<'a> {
     fn member(&self, of: &Type, index: usize) -> Result<Member<'a>, BtfError> {
         let at = of.start + 12 + index * 12;
         let raw = u32_at(self.types, at + 8)?;
-        let (bits, bit_field) = if of.kind_flag { (raw & 0xff_ffff, raw >> 24 != 0) } else { (raw, false) };
+        let (bits, bit_field) =
+            if of.kind_flag { (raw & 0xff_ffff, raw >> 24 != 0) } else { (raw, false) };
         Ok(Member {
             name: self.string(u32_at(self.types, at)?)?,
             type_id: u32_at(self.types, at + 4)?,
@@ -312,7 +325,13 @@ pub(super) mod tests {
             ("qstr", STRUCT, false, 16, vec![("hash", 0, 0), ("name", 0, 64)]),
             ("", UNION, false, 16, vec![("d_name", 3, 0)]),
             ("", 10, false, 1, vec![]), // const qstr
-            ("dentry", STRUCT, true, 64, vec![("d_flags", 0, 0), ("", 2, 256), ("bits", 0, 1 << 24 | 512)]),
+            (
+                "dentry",
+                STRUCT,
+                true,
+                64,
+                vec![("d_flags", 0, 0), ("", 2, 256), ("bits", 0, 1 << 24 | 512)],
+            ),
             ("security_path_unlink", FUNC, false, 0, vec![]),
             ("", FUNC_PROTO, false, 0, vec![("idmap", 0, 0), ("dentry", 0, 0)]),
             ("bpf_lsm_inode_setattr", FUNC, false, 6, vec![]),

@@ -1,8 +1,8 @@
 //! The canary: attached is not enforcing, so every hook has to deny something for real.
 //!
-//! On a private superblock of the agent's own (a detached ramfs, in no mount table), each operation is
-//! tried where it must work and then where it must be denied. The entry of that superblock names the
-//! load of the programs that has to answer, so that a new load cannot hide behind an old one.
+//! On a private superblock of the agent's own (a detached ramfs, in no mount table), each operation
+//! is tried where it must work and then where it must be denied. The entry of that superblock names
+//! the load of the programs that has to answer, so that a new load cannot hide behind an old one.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -43,8 +43,8 @@ fn setup(operation: &'static str) -> impl Fn(Errno) -> CanaryError {
     move |errno| CanaryError::Setup { operation, source: errno.into() }
 }
 
-/// Proves that each of the loads with these tokens answers on every hook, and that the superblock's end clears its
-/// entry.
+/// Proves that each of the loads with these tokens answers on every hook, and that the superblock's
+/// end clears its entry.
 pub fn prove(maps: &mut Maps, mut tokens: impl Iterator<Item = u32>) -> Result<(), CanaryError> {
     tokens.try_for_each(|token| prove_load(maps, token))
 }
@@ -64,7 +64,8 @@ fn prove_load(maps: &mut Maps, token: u32) -> Result<(), CanaryError> {
     if stayed { Err(CanaryError::EntryStayed) } else { Ok(()) }
 }
 
-/// No superblock's device. An entry under this number keeps a place for the canary's, however many pools there are.
+/// No superblock's device. An entry under this number keeps a place for the canary's, however many
+/// pools there are.
 const PLACE: PoolKey = PoolKey::superblock(u32::MAX);
 
 fn keep_place(maps: &mut Maps) -> Result<(), MapAccessError> {
@@ -84,8 +85,11 @@ const DIRECTORY: &CStr = c"directory";
 
 impl Ground {
     fn new() -> Result<Self, CanaryError> {
-        let mount =
-            detached_ramfs().map_err(|source| CanaryError::Setup { operation: "mount a ramfs", source })?;
+        let mount = detached_ramfs().map_err(|source| CanaryError::Setup {
+            operation: "mount a \
+                        ramfs",
+            source,
+        })?;
         let status = fstat(&mount).map_err(setup("stat the ramfs"))?;
         let dev = guard_common::policy::kernel_dev(
             nix::sys::stat::major(status.st_dev) as u32,
@@ -95,7 +99,8 @@ impl Ground {
     }
 
     fn try_all(&self, maps: &mut Maps, token: u32) -> Result<(), CanaryError> {
-        // Where it must work: what is denied later is denied by the programs, not by the filesystem.
+        // Where it must work: what is denied later is denied by the programs, not by the
+        // filesystem.
         self.populate()?;
         self.unlink(VICTIM).map_err(setup("unlink without an entry"))?;
         self.rmdir().map_err(setup("rmdir without an entry"))?;
@@ -154,7 +159,8 @@ impl Ground {
 
     /// By descriptor: `file_truncate` since 6.2, `path_truncate` before.
     fn truncate_file(&self) -> nix::Result<()> {
-        let file = openat(&self.mount, OTHER, OFlag::O_WRONLY | OFlag::O_CLOEXEC, FileMode::empty())?;
+        let file =
+            openat(&self.mount, OTHER, OFlag::O_WRONLY | OFlag::O_CLOEXEC, FileMode::empty())?;
         ftruncate(file, 0)
     }
 }
@@ -167,12 +173,14 @@ fn must_deny(hook: Hook, result: nix::Result<()>) -> Result<(), CanaryError> {
     }
 }
 
-/// fsopen(2), fsconfig(2), fsmount(2): a mount that is in no namespace and ends with its descriptor.
+/// fsopen(2), fsconfig(2), fsmount(2): a mount that is in no namespace and ends with its
+/// descriptor.
 pub(crate) fn detached_ramfs() -> io::Result<OwnedFd> {
     const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
     const CLOEXEC: libc::c_uint = 1;
     // SAFETY: a system call with a NUL-closed name; the result is checked.
-    let context = descriptor(unsafe { libc::syscall(libc::SYS_fsopen, c"ramfs".as_ptr(), CLOEXEC) })?;
+    let context =
+        descriptor(unsafe { libc::syscall(libc::SYS_fsopen, c"ramfs".as_ptr(), CLOEXEC) })?;
     // SAFETY: a system call on an open descriptor that takes no further arguments.
     let created = unsafe {
         libc::syscall(

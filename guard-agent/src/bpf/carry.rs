@@ -1,4 +1,5 @@
-//! Carries into this agent's maps what must hold as it did in another layout's, and what was counted there.
+//! Carries into this agent's maps what must hold as it did in another layout's, and what was
+//! counted there.
 
 use std::collections::BTreeMap;
 
@@ -42,16 +43,17 @@ impl Maps {
         estate.leases.iter().try_for_each(|(key, lease)| self.grant(*key, *lease))
     }
 
-    /// Removes what was carried of superblocks that have ended since: `left` are the pools that the old maps, whose
-    /// programs saw the end, still hold. The new programs must be attached by now.
+    /// Removes what was carried of superblocks that have ended since: `left` are the pools that the
+    /// old maps, whose programs saw the end, still hold. The new programs must be attached by now.
     pub fn remove_ended(
         &mut self,
         estate: &Estate,
         left: &BTreeMap<PoolKey, PoolEntry>,
     ) -> Result<(), MapAccessError> {
         for (key, entry) in &estate.pools {
-            let is_it =
-                |found: Option<&PoolEntry>| found.is_some_and(|found| found.generation == entry.generation);
+            let is_it = |found: Option<&PoolEntry>| {
+                found.is_some_and(|found| found.generation == entry.generation)
+            };
             if !is_it(left.get(key)) && is_it(self.pools.get(key)?.as_ref()) {
                 self.pools.remove(key)?;
             }
@@ -101,8 +103,8 @@ impl Maps {
     }
 }
 
-/// By our counters' numbers. What an unknown counter of the other layout held is kept apart if decisions are in it: else
-/// decisions and records would no longer reconcile.
+/// By our counters' numbers. What an unknown counter of the other layout held is kept apart if
+/// decisions are in it: else decisions and records would no longer reconcile.
 fn counts(totals: &Totals, audited: &[String]) -> [u64; Counter::COUNT as usize] {
     let mut counts = [0; Counter::COUNT as usize];
     for (name, count) in &totals.counters {

@@ -1,4 +1,5 @@
-//! A layout's description (`guard_common::description`) as JSON, and what an entry of another layout is in ours. Pure.
+//! A layout's description (`guard_common::description`) as JSON, and what an entry of another
+//! layout is in ours. Pure.
 //!
 //! A field that cannot be understood is an error: nothing is guessed.
 
@@ -28,7 +29,10 @@ pub enum DescriptionError {
     NoMap { map: &'static str },
     #[error("their map {map} has no field `{field}`")]
     NoField { map: &'static str, field: &'static str },
-    #[error("their map {map} has a field `{field}` that enforcement depends on and this agent does not know")]
+    #[error(
+        "their map {map} has a field `{field}` that enforcement depends on and this agent does \
+         not know"
+    )]
     UnknownField { map: &'static str, field: String },
     #[error("their map {map} is one that enforcement depends on and this agent does not know")]
     UnknownMap { map: String },
@@ -113,7 +117,8 @@ impl Description {
         serde_json::to_string(self).expect("a description has string keys and whole numbers")
     }
 
-    /// Tells this layout from every other: any change of a map, a field, a size or a counter gives another one.
+    /// Tells this layout from every other: any change of a map, a field, a size or a counter gives
+    /// another one.
     pub fn fingerprint(&self) -> String {
         Sha256::digest(self.to_json()).iter().take(4).map(|byte| format!("{byte:02x}")).collect()
     }
@@ -154,7 +159,9 @@ fn check(map: &DescribedMap) -> Result<(), DescriptionError> {
     let is_inside = |field: &DescribedField| field.size <= LARGEST && field.offset <= LARGEST;
     match map.key.iter().chain(&map.value).find(|field| !is_inside(field)) {
         None => Ok(()),
-        Some(field) => Err(DescriptionError::Outside { map: map.name.clone(), field: field.name.clone() }),
+        Some(field) => {
+            Err(DescriptionError::Outside { map: map.name.clone(), field: field.name.clone() })
+        }
     }
 }
 
@@ -240,26 +247,37 @@ impl Translation {
     pub fn apply(&self, bytes: &[u8]) -> Result<Vec<u8>, DescriptionError> {
         let (expected, own) = self.sizes;
         if bytes.len() < expected {
-            return Err(DescriptionError::Size { map: self.map.to_owned(), expected, found: bytes.len() });
+            return Err(DescriptionError::Size {
+                map: self.map.to_owned(),
+                expected,
+                found: bytes.len(),
+            });
         }
         let set = |field: &&DescribedField| {
             bytes[field.offset..field.offset + field.size].iter().any(|byte| *byte != 0)
         };
         if let Some(field) = self.must_be_zero.iter().find(set) {
-            return Err(DescriptionError::UnknownField { map: self.map, field: field.name.clone() });
+            return Err(DescriptionError::UnknownField {
+                map: self.map,
+                field: field.name.clone(),
+            });
         }
         let mut entry = vec![0; own];
         for Move { name, from: (from, theirs), to: (to, ours) } in &self.moves {
             let (source, target) = (&bytes[*from..from + theirs], &mut entry[*to..to + ours]);
             if !copy(source, target) {
-                return Err(DescriptionError::TooLarge { map: self.map, field: (*name).to_owned() });
+                return Err(DescriptionError::TooLarge {
+                    map: self.map,
+                    field: (*name).to_owned(),
+                });
             }
         }
         Ok(entry)
     }
 }
 
-/// Copies a number of any width, or text and lists from their beginning. False: what does not fit is not 0.
+/// Copies a number of any width, or text and lists from their beginning. False: what does not fit
+/// is not 0.
 fn copy(source: &[u8], target: &mut [u8]) -> bool {
     const { assert!(cfg!(target_endian = "little"), "a number's first bytes are its lowest") };
     let length = source.len().min(target.len());
@@ -328,7 +346,12 @@ mod tests {
             field.offset = offset;
             offset += field.size;
         }
-        let own = DescribedField { name: "own".into(), offset: 0, size: 8, carry: DescribedCarry::Optional };
+        let own = DescribedField {
+            name: "own".into(),
+            offset: 0,
+            size: 8,
+            carry: DescribedCarry::Optional,
+        };
         theirs.push(own);
         let mut bytes = vec![0xff; 8];
         bytes.resize(offset, 0);
@@ -343,15 +366,22 @@ mod tests {
             number[..field.size].copy_from_slice(&entry[field.offset..field.offset + field.size]);
             u64::from_ne_bytes(number)
         };
-        assert_eq!((number("generation"), number("mode"), number("magic")), (0x0102_0304_0506_0708, 2, 0));
+        assert_eq!(
+            (number("generation"), number("mode"), number("magic")),
+            (0x0102_0304_0506_0708, 2, 0)
+        );
         bytes[place("mode") + 7] = 1;
         let refused = translation(&theirs).unwrap().apply(&bytes);
-        assert_eq!(refused, Err(DescriptionError::TooLarge { map: map::POOLS, field: "mode".into() }));
+        assert_eq!(
+            refused,
+            Err(DescriptionError::TooLarge { map: map::POOLS, field: "mode".into() })
+        );
     }
 
     #[test]
     fn what_enforcement_depends_on_must_be_known_to_both() {
-        let without: Vec<_> = pool_fields().into_iter().filter(|field| field.name != "mode").collect();
+        let without: Vec<_> =
+            pool_fields().into_iter().filter(|field| field.name != "mode").collect();
         let missing = translation(&without).unwrap_err();
         assert_eq!(missing, DescriptionError::NoField { map: map::POOLS, field: "mode" });
         let with = |carry| {
@@ -377,7 +407,10 @@ mod tests {
         let mut map = theirs.map(map::LEASES).unwrap().clone();
         map.name = "SUBTREES".into();
         theirs.maps.push(map);
-        assert_eq!(theirs.unknown_maps().map(|map| map.name.as_str()).collect::<Vec<_>>(), ["SUBTREES"]);
+        assert_eq!(
+            theirs.unknown_maps().map(|map| map.name.as_str()).collect::<Vec<_>>(),
+            ["SUBTREES"]
+        );
     }
 
     proptest! {
@@ -386,7 +419,8 @@ mod tests {
             let _ = Description::parse(&bytes);
         }
 
-        /// A description with damage in it is refused, or gives entries of our size or errors: never a panic.
+        /// A description with damage in it is refused, or gives entries of our size or errors:
+        /// never a panic.
         #[test]
         fn a_damaged_description_never_panics(
             damage in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),

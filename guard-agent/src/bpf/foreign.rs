@@ -1,4 +1,5 @@
-//! Reads the maps of another layout by the description that is pinned beside them. It writes nothing there.
+//! Reads the maps of another layout by the description that is pinned beside them. It writes
+//! nothing there.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,7 +16,9 @@ use guard_common::{
 };
 use thiserror::Error;
 
-use super::description::{DescribedMap, Description, DescriptionError, Translation, own_map, size_of_fields};
+use super::description::{
+    DescribedMap, Description, DescriptionError, Translation, own_map, size_of_fields,
+};
 use super::sys;
 
 /// Another layout's maps could not be read.
@@ -128,7 +131,8 @@ impl ForeignMaps {
         self.record.apply(bytes)
     }
 
-    /// Counts made here, and counts carried here from maps other than those with the tokens in `elsewhere`.
+    /// Counts made here, and counts carried here from maps other than those with the tokens in
+    /// `elsewhere`.
     pub fn totals(&self, elsewhere: &[u64]) -> Result<Totals, ForeignError> {
         let mut totals = Totals::default();
         let names = &self.description.counters;
@@ -153,7 +157,10 @@ impl ForeignMaps {
         Ok(totals)
     }
 
-    fn table<K: Pod + Ord, V: Pod>(&self, name: &'static str) -> Result<BTreeMap<K, V>, ForeignError> {
+    fn table<K: Pod + Ord, V: Pod>(
+        &self,
+        name: &'static str,
+    ) -> Result<BTreeMap<K, V>, ForeignError> {
         let (theirs, ours) = (self.description.map(name)?, own_map(name));
         let key = Translation::new(name, &theirs.key, ours.key)?;
         let value = Translation::new(name, &theirs.value, ours.value)?;
@@ -163,7 +170,8 @@ impl ForeignMaps {
         self.raw(theirs)?.into_iter().map(translate).collect()
     }
 
-    /// All entries as they lie there, each once. Of a map for each processor, the values one after the other.
+    /// All entries as they lie there, each once. Of a map for each processor, the values one after
+    /// the other.
     fn raw(&self, map: &DescribedMap) -> Result<Entries, ForeignError> {
         let name = &map.name;
         let data = open(&self.directory, name)?;
@@ -178,7 +186,8 @@ impl ForeignMaps {
         let read = |source| ForeignError::Read { map: name.clone(), source };
         let mut entries = BTreeMap::new();
         let (fd, mut key) = (data.fd().as_fd(), None);
-        // A key that is removed meanwhile makes the kernel begin again: more rounds than entries, and not without end.
+        // A key that is removed meanwhile makes the kernel begin again: more rounds than entries,
+        // and not without end.
         for _ in 0..=u64::from(map.capacity).saturating_mul(4) {
             let Some(next) = next(fd, key.as_deref(), key_size).map_err(read)? else {
                 return Ok(entries.into_iter().collect());
@@ -216,8 +225,8 @@ fn value_bytes(name: &str, data: &MapData, value_size: usize) -> Result<usize, F
     if kind != aya::maps::MapType::PerCpuArray {
         return Ok(value_size);
     }
-    let cpus =
-        aya::util::nr_cpus().map_err(|(_, source)| ForeignError::Read { map: name.to_owned(), source })?;
+    let cpus = aya::util::nr_cpus()
+        .map_err(|(_, source)| ForeignError::Read { map: name.to_owned(), source })?;
     Ok(value_size.next_multiple_of(8) * cpus)
 }
 

@@ -6,8 +6,9 @@
 //!     settled-<boot clock>/                       empty: an agent has proven this layout in force
 //! ```
 //!
-//! Usually there is one. While an agent of another layout takes over there are two; the one that was settled last speaks
-//! for pools, seals, releases and leases. All others are left over from what died, and only counted in.
+//! Usually there is one. While an agent of another layout takes over there are two; the one that
+//! was settled last speaks for pools, seals, releases and leases. All others are left over from
+//! what died, and only counted in.
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
@@ -89,7 +90,8 @@ impl Layouts {
     /// Opens the directory, making it if it is missing. It has to be on a bpffs.
     pub fn open(directory: &Path) -> Result<Self, PinError> {
         let existing = directory.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-        let filesystem = statfs(existing).map_err(|error| io_error("stat", existing)(error.into()))?;
+        let filesystem =
+            statfs(existing).map_err(|error| io_error("stat", existing)(error.into()))?;
         if filesystem.filesystem_type() != BPF_FS_MAGIC {
             return Err(PinError::NotBpffs { path: directory.to_owned() });
         }
@@ -111,7 +113,9 @@ impl Layouts {
     pub fn found(&self) -> Result<Vec<Layout>, PinError> {
         belongs_to_us(&self.directory)?;
         let mut found = Vec::new();
-        for entry in std::fs::read_dir(&self.directory).map_err(io_error("list", &self.directory))? {
+        for entry in
+            std::fs::read_dir(&self.directory).map_err(io_error("list", &self.directory))?
+        {
             let entry = entry.map_err(io_error("list", &self.directory))?;
             let name = entry.file_name();
             if let Some(name) = name.to_str().and_then(LayoutName::parse) {
@@ -156,7 +160,8 @@ impl Layouts {
         Layout { name, pins, settled: None, attached: false }
     }
 
-    /// Removes everything, and returns when the kernel has ended the programs: nothing is enforced afterwards.
+    /// Removes everything, and returns when the kernel has ended the programs: nothing is enforced
+    /// afterwards.
     pub fn unload(&self) -> Result<(), PinError> {
         let mut ids = Vec::new();
         for layout in self.found()? {
@@ -185,8 +190,8 @@ impl Layout {
 }
 
 /// Fails if another user may write into the directory. A bpffs is often open to all users (mode
-/// 1777), and the first of them to come can make any directory there. Fail closed: the pins of such a
-/// directory prove nothing.
+/// 1777), and the first of them to come can make any directory there. Fail closed: the pins of such
+/// a directory prove nothing.
 fn belongs_to_us(directory: &Path) -> Result<(), PinError> {
     let about = directory.symlink_metadata().map_err(io_error("look at", directory))?;
     let (owner, mode) = (about.uid(), about.mode() & 0o7777);
@@ -198,12 +203,13 @@ fn belongs_to_us(directory: &Path) -> Result<(), PinError> {
 
 /// Now, on the boot clock in nanoseconds.
 pub fn boot_ns() -> u64 {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map(std::time::Duration::from);
+    let now =
+        nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map(std::time::Duration::from);
     now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
 }
 
-/// The layout whose pools, seals and leases hold: the one that was settled last. Where none was, the first of those that
-/// enforce: its agent died before it had proven it. Pure.
+/// The layout whose pools, seals and leases hold: the one that was settled last. Where none was,
+/// the first of those that enforce: its agent died before it had proven it. Pure.
 fn speaking(found: &[Layout]) -> Option<usize> {
     let settled = (0..found.len()).filter(|index| found[*index].settled.is_some());
     let attached = (0..found.len()).filter(|index| found[*index].attached);

@@ -1,8 +1,9 @@
-//! Loads, pins and attaches the programs, or adopts the pins of an earlier agent; on the LSM hooks or, in the tier
-//! `fmod-ret`, in front of the functions that call them.
+//! Loads, pins and attaches the programs, or adopts the pins of an earlier agent; on the LSM hooks
+//! or, in the tier `fmod-ret`, in front of the functions that call them.
 //!
-//! The order is: [`prepare`] (maps exist, programs are loaded but not attached) → the caller writes the
-//! policy → [`Prepared::attach`] → the caller proves it by canary → [`Programs::retire_others`].
+//! The order is: [`prepare`] (maps exist, programs are loaded but not attached) → the caller writes
+//! the policy → [`Prepared::attach`] → the caller proves it by canary →
+//! [`Programs::retire_others`].
 
 use std::fs;
 
@@ -28,22 +29,32 @@ const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
 pub enum LoadError {
     #[error("this binary was built without the kernel program: build it with `cargo xtask build`")]
     NoObject,
-    #[error("read {VMLINUX_BTF}: the kernel was built without CONFIG_DEBUG_INFO_BTF, or /sys is not mounted")]
+    #[error(
+        "read {VMLINUX_BTF}: the kernel was built without CONFIG_DEBUG_INFO_BTF, or /sys is \
+         not mounted"
+    )]
     NoBtf(#[source] std::io::Error),
     #[error(transparent)]
     Btf(#[from] BtfError),
     #[error("this binary's kernel program cannot be fitted to this kernel")]
     Unfit(#[from] ObjectError),
-    #[error("the kernel has no LSM hook `{hook}` for BPF: it needs CONFIG_BPF_LSM and CONFIG_SECURITY_PATH")]
+    #[error(
+        "the kernel has no LSM hook `{hook}` for BPF: it needs CONFIG_BPF_LSM and \
+         CONFIG_SECURITY_PATH"
+    )]
     NoHook { hook: &'static str },
-    #[error("the kernel has no function `{function}` for the tier fmod-ret: it needs CONFIG_SECURITY_PATH")]
+    #[error(
+        "the kernel has no function `{function}` for the tier fmod-ret: it needs \
+         CONFIG_SECURITY_PATH"
+    )]
     NoFunction { function: String },
     #[error(transparent)]
     Program(#[from] ProgramError),
     #[error(
-        "the pinned maps in {directory} have layout {version}, and this agent (layout {LAYOUT_VERSION}) cannot carry \
-         over what they hold; nothing was changed, and their programs go on enforcing: start the version of \
-         guard-agent that made them, or a newer one than this"
+        "the pinned maps in {directory} have layout {version}, and this agent (layout \
+         {LAYOUT_VERSION}) cannot carry over what they hold; nothing was changed, and their \
+         programs go on enforcing: start the version of guard-agent that made them, or a newer one \
+         than this"
     )]
     Incompatible {
         directory: String,
@@ -52,8 +63,8 @@ pub enum LoadError {
         source: Box<ForeignError>,
     },
     #[error(
-        "the pinned maps in {directory}, of another layout, cannot be read; nothing was changed, and their programs go on \
-         enforcing"
+        "the pinned maps in {directory}, of another layout, cannot be read; nothing was changed, \
+         and their programs go on enforcing"
     )]
     Foreign {
         directory: String,
@@ -61,12 +72,16 @@ pub enum LoadError {
         source: Box<ForeignError>,
     },
     #[error(
-        "the pins in {directory} are of a build that did not describe its map layout, which this agent cannot carry \
-         over; nothing was changed, and their programs go on enforcing: `guard-agent unload` ends them, and nothing is \
-         protected until this agent is started after it"
+        "the pins in {directory} are of a build that did not describe its map layout, which this \
+         agent cannot carry over; nothing was changed, and their programs go on enforcing: \
+         `guard-agent unload` ends them, and nothing is protected until this agent is started \
+         after it"
     )]
     OlderPins { directory: String },
-    #[error("the pinned maps in {directory} say layout {found}, and their directory says {LAYOUT_VERSION}")]
+    #[error(
+        "the pinned maps in {directory} say layout {found}, and their directory says \
+         {LAYOUT_VERSION}"
+    )]
     Damaged { directory: String, found: u32 },
     #[error(transparent)]
     Pins(#[from] PinError),
@@ -75,7 +90,8 @@ pub enum LoadError {
 }
 
 impl LoadError {
-    /// The error in a line, without the verifier's words, which are for the log and for who asks for them.
+    /// The error in a line, without the verifier's words, which are for the log and for who asks
+    /// for them.
     pub fn in_brief(&self) -> String {
         match self {
             Self::Program(ProgramError::Load { program, function, source, .. }) => {
@@ -91,9 +107,9 @@ impl LoadError {
     /// The verifier's own words, if it has said any.
     pub fn verifier(&self) -> Option<String> {
         match self {
-            Self::Program(ProgramError::Load { verifier, .. } | ProgramError::Types { verifier, .. }) => {
-                Some(verifier.clone())
-            }
+            Self::Program(
+                ProgramError::Load { verifier, .. } | ProgramError::Types { verifier, .. },
+            ) => Some(verifier.clone()),
             _ => None,
         }
     }
@@ -144,10 +160,14 @@ pub fn prepare(pins: &Pins, tier: Tier) -> Result<Prepared, LoadError> {
     let names = || targets.iter().map(|target| target.program);
     let identity = object::identity();
 
-    let complete: Vec<Generation> =
-        pins.generations()?.into_iter().filter(|generation| generation.is_complete(names())).collect();
+    let complete: Vec<Generation> = pins
+        .generations()?
+        .into_iter()
+        .filter(|generation| generation.is_complete(names()))
+        .collect();
     check_layout(&pins, !complete.is_empty())?;
-    let is_ours = |generation: &Generation| generation.identity == identity && generation.tier == tier;
+    let is_ours =
+        |generation: &Generation| generation.identity == identity && generation.tier == tier;
     if let Some(generation) = complete.into_iter().find(is_ours) {
         return Ok(Prepared { pins, generation, targets, loaders: Vec::new() });
     }
@@ -157,7 +177,8 @@ pub fn prepare(pins: &Pins, tier: Tier) -> Result<Prepared, LoadError> {
     let tree = tree::addresses().map(u64::to_ne_bytes);
     let generation = pins.generation(tier, &identity, token);
     let load = |standby: Standby| {
-        let (token, is_standby) = (standby.token(token).to_ne_bytes(), (standby as u32).to_ne_bytes());
+        let (token, is_standby) =
+            (standby.token(token).to_ne_bytes(), (standby as u32).to_ne_bytes());
         let tier = (tier as u32).to_ne_bytes();
         let constants: Constants<'_> = [
             (global::PROGRAM_TOKEN, token.as_slice()),
@@ -168,14 +189,15 @@ pub fn prepare(pins: &Pins, tier: Tier) -> Result<Prepared, LoadError> {
         .into();
         Ok((standby, Loader::new(&object, constants, Some(&pins.maps()))?))
     };
-    let loaders: Result<Vec<_>, ProgramError> = generation.loads().iter().copied().map(load).collect();
+    let loaders: Result<Vec<_>, ProgramError> =
+        generation.loads().iter().copied().map(load).collect();
     let loaders = loaders?;
     write_layout(&pins)?;
     Ok(Prepared { pins, generation, targets, loaders })
 }
 
-/// Has the kernel judge the programs of a tier, and lets go of them: nothing is pinned, attached or changed. What has
-/// passed here, [`prepare`] and [`Prepared::attach`] can load.
+/// Has the kernel judge the programs of a tier, and lets go of them: nothing is pinned, attached or
+/// changed. What has passed here, [`prepare`] and [`Prepared::attach`] can load.
 pub fn try_tier(tier: Tier) -> Result<(), LoadError> {
     let object = object::bytes().ok_or(LoadError::NoObject)?;
     if tier == Tier::Fanotify {
@@ -188,13 +210,14 @@ pub fn try_tier(tier: Tier) -> Result<(), LoadError> {
     let tier = (tier as u32).to_ne_bytes();
     // Or the kernel would not look at what is only done with them.
     let tree = tree::addresses().map(u64::to_ne_bytes);
-    let constants: Constants<'_> = [(global::TREE, tree.as_flattened()), (global::TIER, &tier)].into();
+    let constants: Constants<'_> =
+        [(global::TREE, tree.as_flattened()), (global::TIER, &tier)].into();
     Loader::new(&object, constants, None)?.load_all(&targets)?;
     Ok(())
 }
 
-/// Brings the maps into being without any program, for the tier that answers from user space. It needs nothing of
-/// the kernel but maps: no BTF, no hooks.
+/// Brings the maps into being without any program, for the tier that answers from user space. It
+/// needs nothing of the kernel but maps: no BTF, no hooks.
 pub fn prepare_maps(pins: &Pins) -> Result<BareMaps, LoadError> {
     let object = object::bytes().ok_or(LoadError::NoObject)?;
     let pins = pins.clone();
@@ -224,7 +247,8 @@ impl BareMaps {
         self.pins.maps()
     }
 
-    /// Detaches all programs of another tier. Only after this one is proven. Returns how many loads there were.
+    /// Detaches all programs of another tier. Only after this one is proven. Returns how many loads
+    /// there were.
     pub fn retire_programs(&self) -> Result<usize, LoadError> {
         let generations = self.pins.generations()?;
         generations.iter().try_for_each(|generation| self.pins.retire(generation))?;
@@ -237,7 +261,11 @@ fn write_layout(pins: &Pins) -> Result<(), MapAccessError> {
     let mut maps = Maps::open(&pins.maps())?;
     if maps.meta.read()?.layout_version == 0 {
         maps::describe(&pins.maps(), &Description::own().to_json())?;
-        maps.meta.write(Meta { layout_version: LAYOUT_VERSION, reserved: 0, next_generation: 1 })?;
+        maps.meta.write(Meta {
+            layout_version: LAYOUT_VERSION,
+            reserved: 0,
+            next_generation: 1,
+        })?;
     }
     Ok(())
 }
@@ -326,8 +354,8 @@ impl Programs {
         self.generation.tier
     }
 
-    /// The most decisions that the kernel can have skipped: for each program the smallest count among
-    /// its loads. Linux 6.2 and later skip no program on the LSM hooks.
+    /// The most decisions that the kernel can have skipped: for each program the smallest count
+    /// among its loads. Linux 6.2 and later skip no program on the LSM hooks.
     pub fn skipped(&self) -> u64 {
         let deciders = PROGRAMS.iter().filter(|name| self.hooks.contains(&name.hook));
         let of = |name: &ProgramName, standby: &Standby| {

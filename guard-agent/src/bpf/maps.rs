@@ -1,4 +1,5 @@
-//! Typed handles to the pinned maps. Everything the agent knows about their content goes through here.
+//! Typed handles to the pinned maps. Everything the agent knows about their content goes through
+//! here.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,9 +10,9 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValue
 use guard_common::names::{capacity, map};
 use guard_common::policy::{CONFIG_LEASES, Magics};
 use guard_common::{
-    ActorMask, CarriedKey, CgroupKey, Checked, Config, Counter, ExecutableKey, FilesystemKey, IncidentKey,
-    IncidentValue, KindEntry, LeaseEntry, LeaseKey, Meta, PoolCounters, PoolEntry, PoolKey, RootEntry,
-    RootKey,
+    ActorMask, CarriedKey, CgroupKey, Checked, Config, Counter, ExecutableKey, FilesystemKey,
+    IncidentKey, IncidentValue, KindEntry, LeaseEntry, LeaseKey, Meta, PoolCounters, PoolEntry,
+    PoolKey, RootEntry, RootKey,
 };
 use thiserror::Error;
 
@@ -38,12 +39,20 @@ pub struct Single<V: Pod>(Array<MapData, V>, &'static str);
 impl<V: Pod> Single<V> {
     /// Reads it.
     pub fn read(&self) -> Result<V, MapAccessError> {
-        self.0.get(&0, 0).map_err(|source| MapAccessError { operation: "read", map: self.1, source })
+        self.0.get(&0, 0).map_err(|source| MapAccessError {
+            operation: "read",
+            map: self.1,
+            source,
+        })
     }
 
     /// Replaces it.
     pub fn write(&mut self, value: V) -> Result<(), MapAccessError> {
-        self.0.set(0, value, 0).map_err(|source| MapAccessError { operation: "write", map: self.1, source })
+        self.0.set(0, value, 0).map_err(|source| MapAccessError {
+            operation: "write",
+            map: self.1,
+            source,
+        })
     }
 }
 
@@ -59,8 +68,8 @@ pub enum Write {
     Update = 2,
 }
 
-/// A value with two forms: the one that lies in the map, and the one that the agent works with. They differ by the check
-/// word, which only the map's form has.
+/// A value with two forms: the one that lies in the map, and the one that the agent works with.
+/// They differ by the check word, which only the map's form has.
 pub trait Stored<K>: Pod {
     /// The map's form.
     fn stored(self, _key: &K) -> Self {
@@ -115,8 +124,10 @@ impl<K: Pod, V: Stored<K>> Table<K, V> {
                 Err(source) => return Err(self.error("read", source)),
             }
         }
-        let what =
-            io::Error::other(format!("an entry was not whole {TRIES} times: something else writes it"));
+        let what = io::Error::other(format!(
+            "an entry was not whole {TRIES} times: something else writes \
+             it"
+        ));
         Err(self.error("read", MapError::IoError(what)))
     }
 
@@ -142,18 +153,27 @@ impl<K: Pod, V: Stored<K>> Table<K, V> {
 
     /// Whether there is any entry.
     pub fn any(&self) -> Result<bool, MapAccessError> {
-        self.0.keys().next().transpose().map(|key| key.is_some()).map_err(|source| self.error("list", source))
+        self.0
+            .keys()
+            .next()
+            .transpose()
+            .map(|key| key.is_some())
+            .map_err(|source| self.error("list", source))
     }
 
     /// Writes an entry.
     pub fn write(&mut self, key: K, value: V, write: Write) -> Result<(), MapAccessError> {
-        self.0.insert(key, value.stored(&key), write as u64).map_err(|source| self.error("write", source))
+        self.0
+            .insert(key, value.stored(&key), write as u64)
+            .map_err(|source| self.error("write", source))
     }
 
     /// Removes all entries.
     pub fn clear(&mut self) -> Result<(), MapAccessError> {
         let keys: Result<Vec<K>, MapError> = self.0.keys().collect();
-        keys.map_err(|source| self.error("list", source))?.iter().try_for_each(|key| self.remove(key))
+        keys.map_err(|source| self.error("list", source))?
+            .iter()
+            .try_for_each(|key| self.remove(key))
     }
 
     /// Removes an entry; it is no error if it is gone already.
@@ -222,7 +242,8 @@ impl Maps {
         Ok(self.magics.read()?.to_vec())
     }
 
-    /// Puts a guarded magic in its place. All others are written over with what they are, which no reader notices.
+    /// Puts a guarded magic in its place. All others are written over with what they are, which no
+    /// reader notices.
     pub(super) fn put_magic(&mut self, slot: u32, magic: u64) -> Result<(), MapAccessError> {
         let mut magics = self.magics.read()?;
         magics[slot as usize] = magic;
@@ -234,7 +255,8 @@ impl Maps {
         self.magics.write([0; capacity::MAGICS as usize])
     }
 
-    /// Gives a lease. The kernel program looks for leases only while [`CONFIG_LEASES`] is set: that comes first.
+    /// Gives a lease. The kernel program looks for leases only while [`CONFIG_LEASES`] is set: that
+    /// comes first.
     pub fn grant(&mut self, key: LeaseKey, entry: LeaseEntry) -> Result<(), MapAccessError> {
         let config = self.config.read()?;
         if config.flags & CONFIG_LEASES == 0 {
@@ -243,23 +265,25 @@ impl Maps {
         self.leases.write(key, entry, Write::Put)
     }
 
-    /// Adds to a counter from outside the kernel. Only where no program counts in the same map: the tier whose
-    /// answers come from user space.
+    /// Adds to a counter from outside the kernel. Only where no program counts in the same map: the
+    /// tier whose answers come from user space.
     pub fn count(&mut self, counter: Counter, number: u64) -> Result<(), MapAccessError> {
         let error = |source| MapAccessError { operation: "write", map: map::COUNTERS, source };
         let mut values = self.counters.get(&(counter as u32), 0).map_err(error)?.to_vec();
         if let Some(first) = values.first_mut() {
             *first += number;
         }
-        let values = PerCpuValues::try_from(values).map_err(|source| error(MapError::IoError(source)))?;
+        let values =
+            PerCpuValues::try_from(values).map_err(|source| error(MapError::IoError(source)))?;
         self.counters.set(counter as u32, values, 0).map_err(error)
     }
 
     /// The counters, summed up over all CPUs, with those of maps that these have replaced.
     pub fn counters(&self) -> Result<BTreeMap<Counter, u64>, MapAccessError> {
         let carried = self.carried.entries()?;
-        let before =
-            |counter: Counter| carried.iter().map(|(_, counts)| counts[counter as usize]).sum::<u64>();
+        let before = |counter: Counter| {
+            carried.iter().map(|(_, counts)| counts[counter as usize]).sum::<u64>()
+        };
         let error = |source| MapAccessError { operation: "read", map: map::COUNTERS, source };
         Counter::ALL
             .iter()
@@ -291,7 +315,11 @@ fn opened<T: TryFrom<Map, Error = MapError>>(
     name: &'static str,
     map: Result<Map, MapError>,
 ) -> Result<T, MapAccessError> {
-    map.and_then(T::try_from).map_err(|source| MapAccessError { operation: "open", map: name, source })
+    map.and_then(T::try_from).map_err(|source| MapAccessError {
+        operation: "open",
+        map: name,
+        source,
+    })
 }
 
 fn single<V: Pod>(directory: &Path, name: &'static str) -> Result<Single<V>, MapAccessError> {
@@ -299,6 +327,9 @@ fn single<V: Pod>(directory: &Path, name: &'static str) -> Result<Single<V>, Map
 }
 
 /// Opens one hash map.
-pub fn table<K: Pod, V: Pod>(directory: &Path, name: &'static str) -> Result<Table<K, V>, MapAccessError> {
+pub fn table<K: Pod, V: Pod>(
+    directory: &Path,
+    name: &'static str,
+) -> Result<Table<K, V>, MapAccessError> {
     Ok(Table(opened(name, data(directory, name).map(Map::HashMap))?, name))
 }

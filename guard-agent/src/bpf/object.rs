@@ -31,15 +31,20 @@ pub enum ObjectError {
     #[error("the object is no ELF file of instructions")]
     Object(#[source] object::Error),
     #[error(
-        "its instruction at byte {at} wants member {number} of a structure, which this agent does not know"
+        "its instruction at byte {at} wants member {number} of a structure, which this agent does \
+         not know"
     )]
     Unknown { at: usize, number: usize },
     #[error(
-        "member {number} of a structure lies {offset} bytes in, and an instruction reaches {} bytes",
+        "member {number} of a structure lies {offset} bytes in, and an instruction reaches {} \
+         bytes",
         i16::MAX
     )]
     TooFar { number: usize, offset: u32 },
-    #[error("it wants no member of any structure: it was not built by this version's `cargo xtask build`")]
+    #[error(
+        "it wants no member of any structure: it was not built by this version's `cargo xtask \
+         build`"
+    )]
     None,
 }
 
@@ -53,7 +58,8 @@ const CLASS_LOAD: u8 = 0x01;
 const ADD_NUMBER: u8 = 0x07;
 const SET_NUMBER: u8 = 0xb7;
 
-/// Writes the offsets of the kernel's members in place of their placeholders, in a copy of an object.
+/// Writes the offsets of the kernel's members in place of their placeholders, in a copy of an
+/// object.
 pub fn with_offsets(bytes: &[u8], offsets: &Offsets) -> Result<Vec<u8>, ObjectError> {
     let file = object::File::parse(bytes).map_err(ObjectError::Object)?;
     let mut fitted = bytes.to_vec();
@@ -61,7 +67,8 @@ pub fn with_offsets(bytes: &[u8], offsets: &Offsets) -> Result<Vec<u8>, ObjectEr
     for section in file.sections().filter(|section| section.kind() == SectionKind::Text) {
         let Some((start, size)) = section.file_range() else { continue };
         let (mut at, end) = (start as usize, (start + size) as usize);
-        while let Some(instruction) = fitted.get_mut(at..end).and_then(<[u8]>::first_chunk_mut::<INSTRUCTION>)
+        while let Some(instruction) =
+            fitted.get_mut(at..end).and_then(<[u8]>::first_chunk_mut::<INSTRUCTION>)
         {
             count += usize::from(fit(instruction, at, offsets.numbered())?);
             at += if instruction[0] == LOAD_WIDE { 2 * INSTRUCTION } else { INSTRUCTION };
@@ -70,7 +77,8 @@ pub fn with_offsets(bytes: &[u8], offsets: &Offsets) -> Result<Vec<u8>, ObjectEr
     if count == 0 { Err(ObjectError::None) } else { Ok(fitted) }
 }
 
-/// Writes an offset into one instruction, if it wants one: code, registers, two bytes of offset, four of number.
+/// Writes an offset into one instruction, if it wants one: code, registers, two bytes of offset,
+/// four of number.
 fn fit(
     [code, _, low, high, number @ ..]: &mut [u8; INSTRUCTION],
     at: usize,
@@ -78,7 +86,11 @@ fn fit(
 ) -> Result<bool, ObjectError> {
     let of = |number: i32| {
         let number = number as usize;
-        offsets.get(number).copied().map(|offset| (number, offset)).ok_or(ObjectError::Unknown { at, number })
+        offsets
+            .get(number)
+            .copied()
+            .map(|offset| (number, offset))
+            .ok_or(ObjectError::Unknown { at, number })
     };
     if *code & CLASS == CLASS_LOAD {
         let wanted = i32::from(i16::from_le_bytes([*low, *high])) - LOAD_PLACEHOLDER;
@@ -112,12 +124,26 @@ mod tests {
     #[test]
     fn an_instruction_that_wants_an_offset_gets_it_and_all_others_stay() {
         // r1 = *(u64 *)(r2 + member 0), and the same with a plain offset.
-        assert_eq!(fitted([0x79, 0x21, 0x00, 0x7e, 0, 0, 0, 0]), Ok([0x79, 0x21, 16, 0, 0, 0, 0, 0]));
-        assert_eq!(fitted([0x79, 0x21, 0x08, 0x00, 0, 0, 0, 0]), Ok([0x79, 0x21, 8, 0, 0, 0, 0, 0]));
+        assert_eq!(
+            fitted([0x79, 0x21, 0x00, 0x7e, 0, 0, 0, 0]),
+            Ok([0x79, 0x21, 16, 0, 0, 0, 0, 0])
+        );
+        assert_eq!(
+            fitted([0x79, 0x21, 0x08, 0x00, 0, 0, 0, 0]),
+            Ok([0x79, 0x21, 8, 0, 0, 0, 0, 0])
+        );
         // r3 = member 2; r3 += member 1; r3 |= the same number, and r3 = another one.
-        assert_eq!(fitted([0xb7, 3, 0, 0, 0x02, 0x53, 0x46, 0x4f]), Ok([0xb7, 3, 0, 0, 0x40, 0x9c, 0, 0]));
-        assert_eq!(fitted([0x07, 3, 0, 0, 0x01, 0x53, 0x46, 0x4f]), Ok([0x07, 3, 0, 0, 0, 0, 0, 0]));
-        for other in [[0x47, 3, 0, 0, 0x01, 0x53, 0x46, 0x4f], [0xb7, 3, 0, 0, 0x01, 0x54, 0x46, 0x4f]] {
+        assert_eq!(
+            fitted([0xb7, 3, 0, 0, 0x02, 0x53, 0x46, 0x4f]),
+            Ok([0xb7, 3, 0, 0, 0x40, 0x9c, 0, 0])
+        );
+        assert_eq!(
+            fitted([0x07, 3, 0, 0, 0x01, 0x53, 0x46, 0x4f]),
+            Ok([0x07, 3, 0, 0, 0, 0, 0, 0])
+        );
+        for other in
+            [[0x47, 3, 0, 0, 0x01, 0x53, 0x46, 0x4f], [0xb7, 3, 0, 0, 0x01, 0x54, 0x46, 0x4f]]
+        {
             assert_eq!(fitted(other), Ok(other));
         }
     }

@@ -54,14 +54,15 @@ const MEMBERS: &[(&str, &str, Field)] = &[
     ("iattr", "ia_valid", |o| &mut o.iattr_ia_valid),
 ];
 
-/// Members that only records want. Not every kernel has them, and none decides what a kernel can do: 0 where one is
-/// missing, and the record says that it is not known.
+/// Members that only records want. Not every kernel has them, and none decides what a kernel can
+/// do: 0 where one is missing, and the record says that it is not known.
 const FOR_RECORDS: &[(&str, &str, Field)] = &[
     // Of kernels with CONFIG_AUDIT.
     ("task_struct", "loginuid", |o| &mut o.task_loginuid),
 ];
 
-/// How the mounts of a superblock hang together: a kernel has one of these, and 0 stands for the other.
+/// How the mounts of a superblock hang together: a kernel has one of these, and 0 stands for the
+/// other.
 const SIBLINGS: &[(&str, &str, Field)] = &[
     ("mount", "mnt_instance", |o| &mut o.mount_mnt_instance),
     // Since 6.18.
@@ -76,7 +77,8 @@ pub fn function(tier: Tier, hook: &str) -> String {
     }
 }
 
-/// How many arguments the kernel program takes for granted: the answer of an earlier program stands behind them.
+/// How many arguments the kernel program takes for granted: the answer of an earlier program stands
+/// behind them.
 const ARGUMENTS: &[(&str, u32)] = &[
     ("path_unlink", 2),
     ("path_rmdir", 2),
@@ -88,8 +90,8 @@ const ARGUMENTS: &[(&str, u32)] = &[
     ("sb_delete", 1),
 ];
 
-/// Resolves them all, for the functions of a tier; the first one that is missing, and that a decision needs, is the
-/// error.
+/// Resolves them all, for the functions of a tier; the first one that is missing, and that a
+/// decision needs, is the error.
 pub fn resolve(btf: &Btf<'_>, tier: Tier) -> Result<Offsets, BtfError> {
     let mut offsets = Offsets::default();
     for (structure, member, field) in MEMBERS {
@@ -114,9 +116,13 @@ pub fn resolve(btf: &Btf<'_>, tier: Tier) -> Result<Offsets, BtfError> {
     }
     let setattr = function(tier, "inode_setattr");
     offsets.inode_setattr_dentry = btf.parameter_index(&setattr, "dentry")?;
-    let behind = btf.parameters(&setattr)?.unwrap_or(0).saturating_sub(offsets.inode_setattr_dentry);
+    let behind =
+        btf.parameters(&setattr)?.unwrap_or(0).saturating_sub(offsets.inode_setattr_dentry);
     if offsets.inode_setattr_dentry > 1 || behind != 2 {
-        return unexpected(setattr, "the dentry is not the last but one of two or three".to_owned());
+        return unexpected(
+            setattr,
+            "the dentry is not the last but one of two or three".to_owned(),
+        );
     }
     let rename = function(tier, "inode_rename");
     offsets.inode_rename_arguments = btf.parameters(&rename)?.unwrap_or(0);
@@ -167,7 +173,10 @@ mod tests {
             where_present(FOR_RECORDS, &Btf::parse(bytes).unwrap(), &mut offsets)
                 .map(|()| offsets.task_loginuid)
         };
-        assert_eq!(resolved(&with_structure("task_struct", &[("flags", 0), ("loginuid", 128)])), Ok(16));
+        assert_eq!(
+            resolved(&with_structure("task_struct", &[("flags", 0), ("loginuid", 128)])),
+            Ok(16)
+        );
         assert_eq!(resolved(&with_structure("task_struct", &[("flags", 0)])), Ok(0));
         assert!(resolved(&with_structure("dentry", &[("d_flags", 0)])).is_err());
     }

@@ -7,8 +7,8 @@
 //!                                  <program>_standby and <program>_standby_link
 //! ```
 //!
-//! A load counts as complete when all its links are pinned. Several may be in force at once while one
-//! replaces another: a deletion passes only if all of them allow it, so there is no gap.
+//! A load counts as complete when all its links are pinned. Several may be in force at once while
+//! one replaces another: a deletion passes only if all of them allow it, so there is no gap.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -23,11 +23,15 @@ use thiserror::Error;
 /// The pin directory could not be used.
 #[derive(Debug, Error)]
 pub enum PinError {
-    #[error("{path} is not on a bpffs: run `mount -t bpf bpf /sys/fs/bpf`, or name a bpffs with --pin-dir")]
+    #[error(
+        "{path} is not on a bpffs: run `mount -t bpf bpf /sys/fs/bpf`, or name a bpffs with \
+         --pin-dir"
+    )]
     NotBpffs { path: PathBuf },
     #[error(
-        "{path} belongs to user {owner} (mode {mode:o}): whoever can write there can put other programs and maps in our \
-         place. Nothing was changed: find out who has made it, remove it, or name another directory with --pin-dir"
+        "{path} belongs to user {owner} (mode {mode:o}): whoever can write there can put other \
+         programs and maps in our place. Nothing was changed: find out who has made it, remove it, \
+         or name another directory with --pin-dir"
     )]
     Foreign { path: PathBuf, owner: u32, mode: u32 },
     #[error("{operation} {path}")]
@@ -38,14 +42,15 @@ pub enum PinError {
         source: io::Error,
     },
     #[error(
-        "the pins are removed, but after {} s the kernel still holds the programs {ids:?}: another process has them \
-         open; see who with `bpftool prog show`, end it, and their hooks are free",
+        "the pins are removed, but after {} s the kernel still holds the programs {ids:?}: another \
+         process has them open; see who with `bpftool prog show`, end it, and their hooks are free",
         LETS_GO_WITHIN.as_secs()
     )]
     Held { ids: Vec<u32> },
 }
 
-/// Longest time that the kernel may take to end programs without pins: a moment, or many on a busy host.
+/// Longest time that the kernel may take to end programs without pins: a moment, or many on a busy
+/// host.
 const LETS_GO_WITHIN: Duration = Duration::from_secs(30);
 /// Between two looks whether it has.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
@@ -73,8 +78,8 @@ pub struct Generation {
 
 /// Which of a tier's loads: `fmod-ret` has two.
 ///
-/// The kernel leaves a program of that kind out while another task that it has preempted on the same processor is in the
-/// middle of it. Then the standby decides, which is another program.
+/// The kernel leaves a program of that kind out while another task that it has preempted on the
+/// same processor is in the middle of it. Then the standby decides, which is another program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Standby {
@@ -96,7 +101,14 @@ impl Standby {
 const PREFIXES: [(Tier, &str); 2] = [(Tier::BpfLsm, "programs-"), (Tier::FmodRet, "fmod-ret-")];
 
 fn prefix(tier: Tier) -> &'static str {
-    PREFIXES.iter().find(|(known, _)| *known == tier).expect("only tiers of BPF programs have pins").1
+    PREFIXES
+        .iter()
+        .find(|(known, _)| *known == tier)
+        .expect(
+            "only tiers of BPF programs have \
+             pins",
+        )
+        .1
 }
 
 /// Tier, identity and token of a directory's name.
@@ -207,8 +219,8 @@ impl Pins {
 /// How the name of the mark begins.
 const SETTLED: &str = "settled-";
 
-/// Waits until the kernel has ended programs without pins. It ends one only when the last one that runs it is through,
-/// and tells nobody.
+/// Waits until the kernel has ended programs without pins. It ends one only when the last one that
+/// runs it is through, and tells nobody.
 pub fn wait_for_the_end(mut ids: Vec<u32>) -> Result<(), PinError> {
     let began = Instant::now();
     loop {
@@ -261,7 +273,8 @@ impl Generation {
         Ok(ids)
     }
 
-    /// Whether a program's links are all pinned: then it is attached. `None` if the program itself is not there.
+    /// Whether a program's links are all pinned: then it is attached. `None` if the program itself
+    /// is not there.
     pub fn is_linked(&self, name: &str) -> Result<Option<bool>, PinError> {
         let program = self.program(name, Standby::No);
         if !program.try_exists().map_err(io_error("look at", &program))? {
@@ -271,11 +284,15 @@ impl Generation {
             let link = self.link(name, *standby);
             match PinnedLink::from_pin(&link) {
                 Ok(_) => {}
-                Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
+                Err(LinkError::SyscallError(error))
+                    if error.io_error.kind() == io::ErrorKind::NotFound =>
+                {
                     return Ok(Some(false));
                 }
                 // It may be attached, and who asks may not know.
-                Err(LinkError::SyscallError(error)) => return Err(io_error("open", &link)(error.io_error)),
+                Err(LinkError::SyscallError(error)) => {
+                    return Err(io_error("open", &link)(error.io_error));
+                }
                 Err(error) => return Err(io_error("open", &link)(io::Error::other(error))),
             }
         }
@@ -299,7 +316,9 @@ fn list(directory: &Path) -> Result<Vec<PathBuf>, PinError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(io_error("list", directory)(error)),
     };
-    entries.map(|entry| entry.map(|entry| entry.path()).map_err(io_error("list", directory))).collect()
+    entries
+        .map(|entry| entry.map(|entry| entry.path()).map_err(io_error("list", directory)))
+        .collect()
 }
 
 /// Removes a directory of pins. Links go first, so that a crash leaves an incomplete load behind.
@@ -314,7 +333,9 @@ pub(super) fn remove_tree(directory: &Path) -> Result<(), PinError> {
         }
     }
     match std::fs::remove_dir(directory) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", directory)(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(io_error("remove", directory)(error))
+        }
         _ => Ok(()),
     }
 }

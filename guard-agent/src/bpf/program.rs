@@ -1,10 +1,11 @@
-//! Loads the kernel program: makes its maps or opens those that are pinned, hands its programs to the kernel, and
-//! attaches them to the LSM hooks or in front of the functions that call those.
+//! Loads the kernel program: makes its maps or opens those that are pinned, hands its programs to
+//! the kernel, and attaches them to the LSM hooks or in front of the functions that call those.
 //!
-//! aya 0.14's loader does not do for this: it has no programs of the kind that the tier `fmod-ret` needs, reads all of the
-//! kernel's types for each load though nothing here is relocated against them, has programs verified one after the other, and
-//! writes an object's data sections also into maps that it finds pinned, under the eyes of the programs in force. This module takes
-//! the object through aya's object layer and makes the maps by aya; the system calls for programs are its own.
+//! aya 0.14's loader does not do for this: it has no programs of the kind that the tier `fmod-ret`
+//! needs, reads all of the kernel's types for each load though nothing here is relocated against
+//! them, has programs verified one after the other, and writes an object's data sections also into
+//! maps that it finds pinned, under the eyes of the programs in force. This module takes the object
+//! through aya's object layer and makes the maps by aya; the system calls for programs are its own.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
@@ -33,8 +34,8 @@ pub enum ProgramError {
     #[error("the object's {what} is missing: this build is broken")]
     Missing { what: &'static str },
     #[error(
-        "make or open BPF map {name}: this needs CAP_BPF and CAP_PERFMON (or root), and a kernel that is not locked down; \
-         `guardctl doctor` tells which"
+        "make or open BPF map {name}: this needs CAP_BPF and CAP_PERFMON (or root), and a kernel \
+         that is not locked down; `guardctl doctor` tells which"
     )]
     Map {
         name: String,
@@ -49,8 +50,9 @@ pub enum ProgramError {
         source: PinError,
     },
     #[error(
-        "the kernel refused the object's types: this needs CAP_BPF and CAP_PERFMON (or root), and a kernel that is not \
-         locked down; `guardctl doctor` tells which; the verifier's last lines:\n{verifier}"
+        "the kernel refused the object's types: this needs CAP_BPF and CAP_PERFMON (or root), and \
+         a kernel that is not locked down; `guardctl doctor` tells which; the verifier's last \
+         lines:\n{verifier}"
     )]
     Types {
         verifier: String,
@@ -58,7 +60,8 @@ pub enum ProgramError {
         source: io::Error,
     },
     #[error(
-        "the kernel refused to load program {program} for `{function}`; the verifier's last lines:\n{verifier}"
+        "the kernel refused to load program {program} for `{function}`; the verifier's last \
+         lines:\n{verifier}"
     )]
     Load {
         program: &'static str,
@@ -86,7 +89,8 @@ pub struct Target {
     /// The hook whose decisions it makes, by its name in the kernel's list of LSM hooks.
     pub hook: &'static str,
     pub place: Place,
-    /// The kernel's function that the program is loaded for, and the number of its type in the kernel's BTF.
+    /// The kernel's function that the program is loaded for, and the number of its type in the
+    /// kernel's BTF.
     pub function: String,
     pub function_id: u32,
 }
@@ -105,8 +109,9 @@ pub enum Place {
 /// What an object's programs read as constants, by the names of its symbols.
 pub type Constants<'a> = HashMap<&'a str, &'a [u8]>;
 
-/// Makes the maps of an object, or opens those that are pinned in `directory`, and pins there what it has made. A map without a
-/// standing place (the object's constants) is made each time. What a pinned map holds is left alone: programs in force read it.
+/// Makes the maps of an object, or opens those that are pinned in `directory`, and pins there what
+/// it has made. A map without a standing place (the object's constants) is made each time. What a
+/// pinned map holds is left alone: programs in force read it.
 pub fn make_maps(bytes: &[u8], directory: Option<&Path>) -> Result<(), ProgramError> {
     maps_of(&mut parse(bytes, Constants::new())?, directory).map(drop)
 }
@@ -131,7 +136,11 @@ fn maps_of(object: &mut Object, directory: Option<&Path>) -> Result<Vec<ObjectMa
     opened.collect()
 }
 
-fn open_or_make(name: &str, definition: &aya_obj::Map, pin: Option<&Path>) -> Result<MapData, ProgramError> {
+fn open_or_make(
+    name: &str,
+    definition: &aya_obj::Map,
+    pin: Option<&Path>,
+) -> Result<MapData, ProgramError> {
     let failed = |source| ProgramError::Map { name: name.to_owned(), source };
     if let Some(pin) = pin
         && pin.try_exists().map_err(|error| failed(MapError::IoError(error)))?
@@ -179,7 +188,10 @@ impl Loader {
         let failed = |error: EbpfError| ProgramError::Object(error);
         let mut object = parse(bytes, constants)?;
         let features = aya::features();
-        let types = features.btf().ok_or(ProgramError::Missing { what: "kernel's support of BTF" })?;
+        let types = features.btf().ok_or(ProgramError::Missing {
+            what: "kernel's support of \
+                   BTF",
+        })?;
         let types = object
             .fixup_and_sanitize_btf(types)
             .map_err(|error| failed(error.into()))?
@@ -187,16 +199,20 @@ impl Loader {
             .to_bytes();
         let types = load_types(&types)?;
         let maps = maps_of(&mut object, directory)?;
-        let joined = maps.iter().map(|(name, map, data)| (name.as_str(), data.fd().as_fd().as_raw_fd(), map));
-        let sections: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
+        let joined = maps
+            .iter()
+            .map(|(name, map, data)| (name.as_str(), data.fd().as_fd().as_raw_fd(), map));
+        let sections: HashSet<usize> =
+            object.functions.keys().map(|(section, _)| *section).collect();
         object.relocate_maps(joined, &sections).map_err(|error| failed(error.into()))?;
         object.relocate_calls(&sections).map_err(|error| failed(error.into()))?;
         object.sanitize_functions(features);
         Ok(Self { object, types, _maps: maps })
     }
 
-    /// Has the kernel verify the programs and loads them, as many at a time as there are processors: verifying takes most
-    /// of an agent's start, and the kernel does not do it one by one. The answers are in the order of the targets.
+    /// Has the kernel verify the programs and loads them, as many at a time as there are
+    /// processors: verifying takes most of an agent's start, and the kernel does not do it one by
+    /// one. The answers are in the order of the targets.
     pub fn load_all(&self, targets: &[Target]) -> Result<Vec<OwnedFd>, ProgramError> {
         let next = AtomicUsize::new(0);
         let work = || {
@@ -209,11 +225,17 @@ impl Loader {
             }
             loaded
         };
-        let workers = thread::available_parallelism().map_or(1, |count| count.get().min(targets.len()));
+        let workers =
+            thread::available_parallelism().map_or(1, |count| count.get().min(targets.len()));
         let mut loaded = thread::scope(|scope| {
             let others: Vec<_> = (1..workers).map(|_| scope.spawn(work)).collect();
             let mut loaded = work();
-            loaded.extend(others.into_iter().flat_map(|other| other.join().expect("loading does not panic")));
+            loaded.extend(others.into_iter().flat_map(|other| {
+                other.join().expect(
+                    "loading does \
+                     not panic",
+                )
+            }));
             loaded
         });
         loaded.sort_by_key(|(index, _)| *index);
@@ -228,11 +250,16 @@ impl Loader {
             .and_then(|found| Some((found, self.object.functions.get(&found.function_key())?)))
             .ok_or(ProgramError::Missing { what: "program" })?;
         let (head, code) = found;
-        let (functions, lines) = (code.func_info.func_info_bytes(), code.line_info.line_info_bytes());
+        let (functions, lines) =
+            (code.func_info.func_info_bytes(), code.line_info.line_info_bytes());
         let (kind, attach) = match target.place {
             Place::Hook => (bpf_prog_type::BPF_PROG_TYPE_LSM, bpf_attach_type::BPF_LSM_MAC),
-            Place::ModifyReturn => (bpf_prog_type::BPF_PROG_TYPE_TRACING, bpf_attach_type::BPF_MODIFY_RETURN),
-            Place::Entry => (bpf_prog_type::BPF_PROG_TYPE_TRACING, bpf_attach_type::BPF_TRACE_FENTRY),
+            Place::ModifyReturn => {
+                (bpf_prog_type::BPF_PROG_TYPE_TRACING, bpf_attach_type::BPF_MODIFY_RETURN)
+            }
+            Place::Entry => {
+                (bpf_prog_type::BPF_PROG_TYPE_TRACING, bpf_attach_type::BPF_TRACE_FENTRY)
+            }
         };
         let mut attributes = ProgramLoad {
             prog_type: kind as u32,
@@ -258,36 +285,47 @@ impl Loader {
         let mut log = vec![0_u8; LOG_BYTES];
         (attributes.log_level, attributes.log_size) = (1, log.len() as u32);
         attributes.log_buf = log.as_mut_ptr() as u64;
-        bpf(bpf_cmd::BPF_PROG_LOAD, &mut attributes).map(owned).map_err(|source| ProgramError::Load {
-            program: target.program,
-            function: target.function.clone(),
-            verifier: last_lines(&log),
-            source,
+        bpf(bpf_cmd::BPF_PROG_LOAD, &mut attributes).map(owned).map_err(|source| {
+            ProgramError::Load {
+                program: target.program,
+                function: target.function.clone(),
+                verifier: last_lines(&log),
+                source,
+            }
         })
     }
 }
 
 /// Attaches a loaded program to its function. It stays attached as long as the link lives.
 pub fn attach(program: BorrowedFd<'_>) -> Result<OwnedFd, ProgramError> {
-    let mut attributes = TracepointOpen { name: 0, prog_fd: program.as_raw_fd() as u32, reserved: 0 };
+    let mut attributes =
+        TracepointOpen { name: 0, prog_fd: program.as_raw_fd() as u32, reserved: 0 };
     let number = bpf(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attributes);
-    number
-        .map(owned)
-        .map_err(|source| ProgramError::System { operation: "attach a program to its function", source })
+    number.map(owned).map_err(|source| ProgramError::System {
+        operation: "attach a program to its \
+                    function",
+        source,
+    })
 }
 
 /// Pins a program or a link.
 pub fn pin(object: BorrowedFd<'_>, path: &Path) -> Result<(), ProgramError> {
     let failed = |source| ProgramError::System { operation: "pin a program or its link", source };
     let path = CString::new(path.as_os_str().as_bytes()).map_err(|error| failed(error.into()))?;
-    let mut attributes =
-        ObjectPin { pathname: path.as_ptr() as u64, bpf_fd: object.as_raw_fd() as u32, file_flags: 0 };
+    let mut attributes = ObjectPin {
+        pathname: path.as_ptr() as u64,
+        bpf_fd: object.as_raw_fd() as u32,
+        file_flags: 0,
+    };
     bpf(bpf_cmd::BPF_OBJ_PIN, &mut attributes).map(drop).map_err(failed)
 }
 
 fn load_types(types: &[u8]) -> Result<OwnedFd, ProgramError> {
-    let mut attributes =
-        TypesLoad { btf: types.as_ptr() as u64, btf_size: types.len() as u32, ..TypesLoad::default() };
+    let mut attributes = TypesLoad {
+        btf: types.as_ptr() as u64,
+        btf_size: types.len() as u32,
+        ..TypesLoad::default()
+    };
     if let Ok(number) = bpf(bpf_cmd::BPF_BTF_LOAD, &mut attributes) {
         return Ok(owned(number));
     }

@@ -1,12 +1,12 @@
-//! bpf(2), for what aya does not offer: program types that it lacks, maps whose types only a description tells, and how
-//! often a program was left out.
+//! bpf(2), for what aya does not offer: program types that it lacks, maps whose types only a
+//! description tells, and how often a program was left out.
 //!
 //! # Safety
 //!
-//! All that is unsafe is one function, [`bpf`], and what it is given: the attributes are plain integers in
-//! the kernel's layout (asserted beside each type), and every address among them is that of a buffer that its caller
-//! holds until the call returns. The kernel checks the rest: it reads the program's instructions and
-//! refuses what it cannot verify.
+//! All that is unsafe is one function, [`bpf`], and what it is given: the attributes are plain
+//! integers in the kernel's layout (asserted beside each type), and every address among them is
+//! that of a buffer that its caller holds until the call returns. The kernel checks the rest: it
+//! reads the program's instructions and refuses what it cannot verify.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -28,10 +28,15 @@ pub(super) use attributes;
 
 /// bpf(2).
 pub fn bpf<T: Attributes>(command: bpf_cmd, attributes: &mut T) -> io::Result<i32> {
-    // SAFETY: the kernel reads (and for a log or an answer writes) no more than the attributes and the
-    // buffers that they name; see the module's notes.
+    // SAFETY: the kernel reads (and for a log or an answer writes) no more than the attributes and
+    // the buffers that they name; see the module's notes.
     let result = unsafe {
-        libc::syscall(libc::SYS_bpf, command as libc::c_int, std::ptr::from_mut(attributes), size_of::<T>())
+        libc::syscall(
+            libc::SYS_bpf,
+            command as libc::c_int,
+            std::ptr::from_mut(attributes),
+            size_of::<T>(),
+        )
     };
     i32::try_from(result).ok().filter(|number| *number >= 0).ok_or_else(io::Error::last_os_error)
 }
@@ -57,7 +62,8 @@ struct MapFreeze {
 }
 attributes!(MapFreeze: 4);
 
-/// Reads an entry. `value` must have as many bytes as the kernel writes for this map; false: there is no such entry.
+/// Reads an entry. `value` must have as many bytes as the kernel writes for this map; false: there
+/// is no such entry.
 pub fn lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
     element(bpf_cmd::BPF_MAP_LOOKUP_ELEM, map, Some(key), value.as_mut_ptr() as u64)
 }
@@ -78,7 +84,12 @@ pub fn freeze(map: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 /// `value`: the address of a buffer.
-fn element(command: bpf_cmd, map: BorrowedFd<'_>, key: Option<&[u8]>, value: u64) -> io::Result<bool> {
+fn element(
+    command: bpf_cmd,
+    map: BorrowedFd<'_>,
+    key: Option<&[u8]>,
+    value: u64,
+) -> io::Result<bool> {
     let mut attributes = MapElement {
         map_fd: map.as_raw_fd() as u32,
         reserved: 0,
@@ -103,8 +114,8 @@ struct ObjectInfo {
 }
 attributes!(ObjectInfo: 16);
 
-/// How often the kernel has left a pinned program out: it does not run one that another task on the same
-/// processor is in the middle of.
+/// How often the kernel has left a pinned program out: it does not run one that another task on the
+/// same processor is in the middle of.
 pub fn recursion_misses(program: &Path) -> Result<u64, ProgramError> {
     let program = ProgramInfo::from_pin(program)?.fd()?;
     let mut info = [0_u64; size_of::<bpf_prog_info>().div_ceil(8)];

@@ -12,7 +12,8 @@ use crate::mounts::MountEntry;
 /// What a CephFS mount shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// The cluster's id, if source or options tell it. Zeros are no id: they mean that it was not known.
+    /// The cluster's id, if source or options tell it. Zeros are no id: they mean that it was not
+    /// known.
     pub fsid: Option<String>,
     /// Name of the filesystem in the cluster; `None` is the cluster's default one.
     pub filesystem: Option<String>,
@@ -23,30 +24,33 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// The same for every mount of the same path, whatever monitors it names. Where nothing on the host knows
-    /// the cluster, it is left out: then two clusters' pools of one name and path share an id, and a seal
-    /// holds for both.
+    /// The same for every mount of the same path, whatever monitors it names. Where nothing on the
+    /// host knows the cluster, it is left out: then two clusters' pools of one name and path share
+    /// an id, and a seal holds for both.
     pub fn canonical(&self, clusters: &Clusters) -> String {
-        let cluster = self.fsid.as_deref().or_else(|| clusters.fsid(&self.monitors)).unwrap_or_default();
+        let cluster =
+            self.fsid.as_deref().or_else(|| clusters.fsid(&self.monitors)).unwrap_or_default();
         format!("{cluster}\0{}\0{}", self.filesystem.as_deref().unwrap_or_default(), self.path)
     }
 
-    /// Whether both are certainly of one Ceph filesystem: equal ids, or a monitor in common where one
-    /// of them does not tell its id.
+    /// Whether both are certainly of one Ceph filesystem: equal ids, or a monitor in common where
+    /// one of them does not tell its id.
     pub fn same_filesystem(&self, other: &Self) -> bool {
         let cluster = match (&self.fsid, &other.fsid) {
             (Some(left), Some(right)) => left == right,
             // The ports differ between versions of the protocol.
             _ => {
-                let of_other = |host: &String| other.monitors.iter().any(|monitor| monitor.host == *host);
+                let of_other =
+                    |host: &String| other.monitors.iter().any(|monitor| monitor.host == *host);
                 self.monitors.iter().any(|monitor| of_other(&monitor.host))
             }
         };
         cluster && self.filesystem == other.filesystem
     }
 
-    /// Whether neither shows anything of the other: certainly two filesystems, or paths beside each other.
-    /// What a mount does not tell (an id, the name of the default filesystem) proves nothing.
+    /// Whether neither shows anything of the other: certainly two filesystems, or paths beside each
+    /// other. What a mount does not tell (an id, the name of the default filesystem) proves
+    /// nothing.
     pub fn certainly_apart(&self, other: &Self) -> bool {
         let differ = |left: &Option<String>, right: &Option<String>| {
             left.as_ref().zip(right.as_ref()).is_some_and(|(left, right)| left != right)
@@ -69,7 +73,9 @@ fn read(source: &OsStr, super_options: &str) -> Option<Identity> {
     let given = |name: &str| option(super_options, name).map(str::to_owned);
     let (named, fsid) = (given("fs").or_else(|| given("mds_namespace")), given("fsid"));
     // Only the new spelling has `=/`; a path may hold it too, so the part before it decides.
-    let new = source.split_once("=/").filter(|(before, _)| before.contains('@') && !before.contains(":/"));
+    let new = source
+        .split_once("=/")
+        .filter(|(before, _)| before.contains('@') && !before.contains(":/"));
     if let Some((device, path)) = new {
         let (_user, cluster) = device.split_once('@')?;
         let (shown, filesystem) = cluster.split_once('.')?;
@@ -85,7 +91,12 @@ fn read(source: &OsStr, super_options: &str) -> Option<Identity> {
         return None;
     }
     let fsid = fsid.and_then(|fsid| known_fsid(&fsid));
-    Some(Identity { fsid, filesystem: named, path: normal_path(path), monitors: monitors(listed, ',') })
+    Some(Identity {
+        fsid,
+        filesystem: named,
+        path: normal_path(path),
+        monitors: monitors(listed, ','),
+    })
 }
 
 /// A cluster's id in lower case, unless it is empty or all zeros.
@@ -112,8 +123,10 @@ mod tests {
 
     #[test]
     fn both_spellings() {
-        let new =
-            read("admin@f0e1-2.testfs=/pool-a/", "rw,name=admin,mon_addr=10.99.0.1:3300/10.99.0.2:3300");
+        let new = read(
+            "admin@f0e1-2.testfs=/pool-a/",
+            "rw,name=admin,mon_addr=10.99.0.1:3300/10.99.0.2:3300",
+        );
         assert_eq!(new.fsid.as_deref(), Some("f0e1-2"));
         assert_eq!(new.filesystem.as_deref(), Some("testfs"));
         assert_eq!((new.path.as_str(), new.monitors.len()), ("/pool-a", 2));
@@ -176,7 +189,8 @@ mod tests {
         assert_eq!((one.fsid.as_ref(), other.fsid.as_ref()), (None, None));
         assert!(!one.same_filesystem(&other) && !one.certainly_apart(&other));
         assert!(one.same_filesystem(&read("10.0.0.1:/b", ZEROS)), "a monitor in common");
-        let new = read("admin@00000000-0000-0000-0000-000000000000.fs=/", "fsid=F0,mon_addr=10.0.0.1");
+        let new =
+            read("admin@00000000-0000-0000-0000-000000000000.fs=/", "fsid=F0,mon_addr=10.0.0.1");
         assert_eq!(new.fsid.as_deref(), Some("f0"));
     }
 
@@ -184,7 +198,8 @@ mod tests {
     fn one_id_whatever_monitors_a_mount_names() {
         const FS: &str = "mds_namespace=fs";
         let first = read("10.0.0.1:6789,10.0.0.2:6789:/pool", FS);
-        let (reordered, subset) = (read("10.0.0.2,10.0.0.1:/pool", FS), read("10.0.0.3:6789:/pool/", FS));
+        let (reordered, subset) =
+            (read("10.0.0.2,10.0.0.1:/pool", FS), read("10.0.0.3:6789:/pool/", FS));
         let new = read("admin@f0.fs=/pool", "mon_addr=10.0.0.1:3300");
         let unknown = Clusters::default();
         assert_eq!(first.canonical(&unknown), reordered.canonical(&unknown));
@@ -196,7 +211,8 @@ mod tests {
             assert_eq!(old.canonical(&known), new.canonical(&unknown));
         }
         assert_ne!(first.canonical(&known), read("10.7.0.1:/pool", FS).canonical(&known));
-        // A configuration file may be out of date. So a cluster's id from there names a pool, but sets no two apart.
+        // A configuration file may be out of date. So a cluster's id from there names a pool, but
+        // sets no two apart.
         assert!(!first.certainly_apart(&read("admin@f1.fs=/pool", "")));
     }
 

@@ -1,8 +1,8 @@
 //! Which Ceph cluster a monitor belongs to. Pure: what was read is given to it.
 //!
-//! The old spelling of a CephFS source names some monitors and no cluster. Which ones, and in what order, may
-//! differ with each mount, so they cannot be the identity; the cluster's id is, where anything on the host
-//! tells it.
+//! The old spelling of a CephFS source names some monitors and no cluster. Which ones, and in what
+//! order, may differ with each mount, so they cannot be the identity; the cluster's id is, where
+//! anything on the host tells it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -31,13 +31,15 @@ impl Clusters {
         }
     }
 
-    /// Takes what debugfs says of a client of the kernel: its directory's name, `<fsid>.client<number>`, and
-    /// its file `monmap`.
+    /// Takes what debugfs says of a client of the kernel: its directory's name,
+    /// `<fsid>.client<number>`, and its file `monmap`.
     pub fn learn_client(&mut self, directory: &str, monmap: &str) {
         let Some((fsid, _client)) = directory.split_once(".client") else { return };
         // `<tab>mon0<tab>(1)10.0.0.1:6789`, behind a line with the epoch.
-        let addresses = monmap.lines().filter_map(|line| line.rsplit_once('\t')).map(|(_, address)| address);
-        let bare = addresses.map(|address| address.split_once(')').map_or(address, |(_, bare)| bare));
+        let addresses =
+            monmap.lines().filter_map(|line| line.rsplit_once('\t')).map(|(_, address)| address);
+        let bare =
+            addresses.map(|address| address.split_once(')').map_or(address, |(_, bare)| bare));
         if let Some(fsid) = ceph::known_fsid(fsid) {
             learn(&mut self.seen, &fsid, bare.filter_map(Server::parse));
         }
@@ -47,9 +49,14 @@ impl Clusters {
     pub fn learn_configuration(&mut self, text: &str) {
         let settings = settings(text);
         let values = |wanted: &'static [&'static str]| {
-            settings.iter().filter(|(key, _)| wanted.contains(&key.as_str())).map(|(_, value)| value)
+            settings
+                .iter()
+                .filter(|(key, _)| wanted.contains(&key.as_str()))
+                .map(|(_, value)| value)
         };
-        let Some(fsid) = values(&["fsid"]).next().and_then(|fsid| ceph::known_fsid(fsid)) else { return };
+        let Some(fsid) = values(&["fsid"]).next().and_then(|fsid| ceph::known_fsid(fsid)) else {
+            return;
+        };
         let monitors: Vec<Server> =
             values(&["mon_host", "mon_addr"]).flat_map(|value| monitors(value)).collect();
         learn(&mut self.configured, &fsid, monitors);
@@ -75,15 +82,19 @@ fn learn(known: &mut Monitors, fsid: &str, monitors: impl IntoIterator<Item = Se
     }
 }
 
-/// Host and port say more than the host alone, on which monitors of two clusters may run; but a monitor has a
-/// port for each version of the protocol.
+/// Host and port say more than the host alone, on which monitors of two clusters may run; but a
+/// monitor has a port for each version of the protocol.
 fn cluster<'k>(known: &'k Monitors, monitors: &[Server]) -> Option<&'k str> {
     let exact: BTreeSet<&String> =
         monitors.iter().filter_map(|monitor| known.get(monitor)).flatten().collect();
     let on_host = |server: &&Server| monitors.iter().any(|monitor| monitor.host == server.host);
     let found = match exact.is_empty() {
         false => exact,
-        true => known.iter().filter(|(server, _)| on_host(server)).flat_map(|(_, fsids)| fsids).collect(),
+        true => known
+            .iter()
+            .filter(|(server, _)| on_host(server))
+            .flat_map(|(_, fsids)| fsids)
+            .collect(),
     };
     let mut found = found.into_iter();
     found.next().filter(|_| found.next().is_none()).map(String::as_str)
@@ -94,8 +105,10 @@ fn monitors(value: &str) -> Vec<Server> {
     let tokens = value.split([',', ' ', '\t']).filter(|token| !token.is_empty());
     let address = |token: &str| {
         let inner = token.strip_prefix('[').filter(|rest| rest.starts_with('v')).unwrap_or(token);
-        let bare =
-            ["v1:", "v2:", "any:"].iter().find_map(|version| inner.strip_prefix(version)).unwrap_or(inner);
+        let bare = ["v1:", "v2:", "any:"]
+            .iter()
+            .find_map(|version| inner.strip_prefix(version))
+            .unwrap_or(inner);
         let bare = bare.split_once('/').map_or(bare, |(address, _nonce)| address);
         let closed = bare.matches(']').count() > bare.matches('[').count();
         Server::parse(if closed { bare.strip_suffix(']').unwrap_or(bare) } else { bare })
@@ -103,7 +116,8 @@ fn monitors(value: &str) -> Vec<Server> {
     tokens.filter_map(address).collect()
 }
 
-/// Keys and values of a `ceph.conf`, of all sections. Blanks, hyphens and underscores are the same in a key.
+/// Keys and values of a `ceph.conf`, of all sections. Blanks, hyphens and underscores are the same
+/// in a key.
 pub fn settings(text: &str) -> Vec<(String, String)> {
     let lines = text.lines().map(|line| line.split(['#', ';']).next().unwrap_or_default());
     let normal = |key: &str| key.trim().replace([' ', '-'], "_").to_lowercase();
@@ -138,7 +152,8 @@ mod tests {
             }
             assert_eq!(clusters.fsid(&servers(&["10.0.0.3:6789"])), None, "{mon_host}");
         }
-        let six = "fsid = F0\nmon_host = [v2:[FD00:0::1]:3300/0,v1:[fd00::1]:6789/0],[fd00::2]:6789,fd00::3";
+        let six = "fsid = F0\nmon_host = \
+                   [v2:[FD00:0::1]:3300/0,v1:[fd00::1]:6789/0],[fd00::2]:6789,fd00::3";
         assert_eq!(
             monitors(settings(six)[1].1.as_str()),
             servers(&["[fd00::1]:3300", "[fd00::1]:6789", "[fd00::2]:6789", "[fd00::3]"])
@@ -150,7 +165,10 @@ mod tests {
         let mut clusters = Clusters::default();
         clusters.learn_configuration("mon_host = 10.0.0.1");
         clusters.learn_configuration("# fsid = f0\nmon_host = 10.0.0.1");
-        clusters.learn_configuration("fsid = 00000000-0000-0000-0000-000000000000\nmon_host = 10.0.0.1");
+        clusters.learn_configuration(
+            "fsid = 00000000-0000-0000-0000-000000000000\nmon_host = \
+             10.0.0.1",
+        );
         clusters.learn_client("meta", "epoch 1\n\tmon0\t(1)10.0.0.1:6789\n");
         assert_eq!(clusters, Clusters::default());
     }
@@ -186,7 +204,11 @@ mod tests {
         assert!(clusters.lacks(&Snapshot::parse(old.as_bytes())));
         assert!(!clusters.lacks(&Snapshot::parse(new.as_bytes())));
         clusters.learn_mounts(&Snapshot::parse(format!("{new}{old}").as_bytes()));
-        assert!(!clusters.lacks(&Snapshot::parse(old.as_bytes())), "also after the other mount is gone");
+        assert!(
+            !clusters.lacks(&Snapshot::parse(old.as_bytes())),
+            "also after the other mount is \
+             gone"
+        );
         assert_eq!(clusters.fsid(&servers(&["10.0.0.1:6789"])), Some(F0));
     }
 

@@ -1,8 +1,8 @@
 //! Which export of which server is behind an NFS or CIFS mount.
 //!
-//! The kernel prints (fs/nfs/super.c, fs/nfs/namespace.c, fs/smb/client/cifsfs.c) the source as it was
-//! given, `port=` for NFS 4 if it is not 2049 and for NFS 3 if one was given, `addr=` the address in use.
-//! A name goes before that address, which may be another one after the next lookup.
+//! The kernel prints (fs/nfs/super.c, fs/nfs/namespace.c, fs/smb/client/cifsfs.c) the source as it
+//! was given, `port=` for NFS 4 if it is not 2049 and for NFS 3 if one was given, `addr=` the
+//! address in use. A name goes before that address, which may be another one after the next lookup.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -35,7 +35,8 @@ impl Export {
             None => source.split_once(":/")?,
         };
         let host = if named.is_empty() { option(super_options, "addr")? } else { named };
-        let usual = if option(super_options, "proto").is_some_and(|proto| proto.starts_with("rdma")) {
+        let usual = if option(super_options, "proto").is_some_and(|proto| proto.starts_with("rdma"))
+        {
             NFS_RDMA_PORT
         } else {
             NFS_PORT
@@ -46,7 +47,8 @@ impl Export {
         Some(Self { server, path, source })
     }
 
-    /// Of a CIFS mount: `//server/share/prefix`. Servers take no account of case in names of shares.
+    /// Of a CIFS mount: `//server/share/prefix`. Servers take no account of case in names of
+    /// shares.
     pub fn cifs(source: &OsStr, super_options: &str) -> Option<Self> {
         let source = String::from_utf8_lossy(source.as_bytes()).replace('\\', "/");
         let (host, rest) = source.strip_prefix("//")?.split_once('/')?;
@@ -61,8 +63,9 @@ impl Export {
         Some(Self { server, path, source })
     }
 
-    /// The same for every mount of the same export. `place` is what the mount is for, if that is known: the
-    /// end of a tunnel is told by it, since whoever makes the tunnel takes any port that is free.
+    /// The same for every mount of the same export. `place` is what the mount is for, if that is
+    /// known: the end of a tunnel is told by it, since whoever makes the tunnel takes any port that
+    /// is free.
     pub fn canonical(&self, place: Option<&str>) -> String {
         match (place.filter(|_| self.server.is_loopback()), self.server.port) {
             (Some(place), Some(_)) => format!("{}\0volume={place}", self.source),
@@ -136,7 +139,11 @@ mod tests {
         let first = canonical("127.0.0.1:/", "port=20315", Some("pvc-a"));
         assert_eq!(first, canonical("127.0.0.1:/", "port=20900", Some("pvc-a")), "mounted again");
         assert_ne!(first, canonical("127.0.0.1:/", "port=20315", Some("pvc-b")));
-        assert_eq!(canonical("nas:/", "port=20315", Some("pvc-a")), nfs("nas:/", "port=20315"), "no tunnel");
+        assert_eq!(
+            canonical("nas:/", "port=20315", Some("pvc-a")),
+            nfs("nas:/", "port=20315"),
+            "no tunnel"
+        );
     }
 
     #[test]

@@ -53,7 +53,9 @@ impl<'m> Identity<'m> {
         hash.update([0]);
         match &self.shown {
             Shown::Ceph(identity) => hash.update(identity.canonical(clusters)),
-            Shown::Export(export) => hash.update(export.canonical(self.persistent_volume.as_deref())),
+            Shown::Export(export) => {
+                hash.update(export.canonical(self.persistent_volume.as_deref()))
+            }
             Shown::Source => self.hash_source(&mut hash),
         }
         let digest = hash.finalize();
@@ -73,11 +75,14 @@ impl<'m> Identity<'m> {
 
     pub(super) fn name(&self) -> String {
         let exported = match &self.shown {
-            Shown::Ceph(identity) => Some(Path::new(&identity.path).join(relative(&self.mount.root))),
+            Shown::Ceph(identity) => {
+                Some(Path::new(&identity.path).join(relative(&self.mount.root)))
+            }
             Shown::Export(export) => Some(Path::new(&export.path).join(relative(&self.mount.root))),
             Shown::Source => None,
         };
-        let exported = exported.and_then(|path| names::exported(&path.to_string_lossy()).map(str::to_owned));
+        let exported =
+            exported.and_then(|path| names::exported(&path.to_string_lossy()).map(str::to_owned));
         let server = || match &self.shown {
             Shown::Export(export) => Some(export.server.to_string()),
             Shown::Ceph(identity) => identity.filesystem.clone(),

@@ -1,5 +1,5 @@
-//! The names that people know pools by: of the volume or the storage pool, by the path of a mount; else of
-//! the exported directory.
+//! The names that people know pools by: of the volume or the storage pool, by the path of a mount;
+//! else of the exported directory.
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
@@ -29,7 +29,8 @@ pub(super) fn volume(mountpoint: &Path) -> Option<String> {
     name.map(str::to_owned).or_else(|| persistent_volume(mountpoint))
 }
 
-/// Kubernetes: the kubelet's directories of a pod's volumes, and older ones' of a CSI volume for all pods.
+/// Kubernetes: the kubelet's directories of a pod's volumes, and older ones' of a CSI volume for
+/// all pods.
 pub(super) fn persistent_volume(mountpoint: &Path) -> Option<String> {
     let parts: Vec<Cow<'_, str>> = mountpoint.iter().map(OsStr::to_string_lossy).collect();
     let parts: Vec<&str> = parts.iter().map(AsRef::as_ref).collect();
@@ -45,8 +46,8 @@ pub(super) fn persistent_volume(mountpoint: &Path) -> Option<String> {
     name.map(str::to_owned)
 }
 
-/// The last part of what is exported that says something. CephFS subvolumes are directories with a random
-/// name in one that is called as the subvolume.
+/// The last part of what is exported that says something. CephFS subvolumes are directories with a
+/// random name in one that is called as the subvolume.
 pub(super) fn exported(path: &str) -> Option<&str> {
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
     match parts[..] {
@@ -62,7 +63,8 @@ pub(super) fn place(mountpoint: &Path) -> Option<String> {
     (!GENERIC.contains(&last.as_ref())).then(|| last.into_owned())
 }
 
-/// Tells a pool from another of the same name by the beginning of its id; by its device if they share the id.
+/// Tells a pool from another of the same name by the beginning of its id; by its device if they
+/// share the id.
 pub(super) fn marked(name: &str, pool_id: u64, dev: u32, is_only_one_with_id: bool) -> String {
     match is_only_one_with_id {
         true => format!("{name}{MARK}{}", &pool_id_text(pool_id)[..MARK_DIGITS]),
@@ -89,7 +91,10 @@ mod tests {
             ("/var/snap/lxd/common/lxd/storage-pools/remote", "remote"),
             ("/var/lib/kubelet/pods/u1/volumes/kubernetes.io~csi/pvc-1/mount", "pvc-1"),
             ("/var/lib/kubelet/pods/u1/volumes/kubernetes.io~nfs/pv-nfs", "pv-nfs"),
-            ("/var/snap/microk8s/common/var/lib/kubelet/pods/u/volumes/kubernetes.io~cephfs/a", "a"),
+            (
+                "/var/snap/microk8s/common/var/lib/kubelet/pods/u/volumes/kubernetes.io~cephfs/a",
+                "a",
+            ),
             ("/var/lib/kubelet/pods/u1/volume-subpaths/pvc-1/web/0", "pvc-1"),
             ("/var/lib/kubelet/plugins/kubernetes.io/csi/pv/pvc-1/globalmount", "pvc-1"),
             ("/var/lib/docker/volumes/web_media/_data", "web_media"),
@@ -130,9 +135,12 @@ mod tests {
         ] {
             assert_eq!(exported(path), name, "{path}");
         }
-        for (mountpoint, name) in
-            [("/srv/pool", Some("pool")), ("/x/globalmount", None), ("/x/mount", None), ("/x/_data", None)]
-        {
+        for (mountpoint, name) in [
+            ("/srv/pool", Some("pool")),
+            ("/x/globalmount", None),
+            ("/x/mount", None),
+            ("/x/_data", None),
+        ] {
             assert_eq!(place(Path::new(mountpoint)).as_deref(), name, "{mountpoint}");
         }
     }

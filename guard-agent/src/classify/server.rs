@@ -1,4 +1,5 @@
-//! Names and addresses of file servers, compared by meaning and not by spelling. No name is looked up.
+//! Names and addresses of file servers, compared by meaning and not by spelling. No name is looked
+//! up.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -12,7 +13,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Reads `host`, `host:port`, `[v6]`, `[v6]:port` or a bare IPv6 address. `None` if there is no host.
+    /// Reads `host`, `host:port`, `[v6]`, `[v6]:port` or a bare IPv6 address. `None` if there is no
+    /// host.
     pub fn parse(text: &str) -> Option<Self> {
         let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
             Some((host, rest)) => (host, rest.strip_prefix(':')),

@@ -26,7 +26,8 @@ fn table(lines: &[&str]) -> Classification {
     classify(&Snapshot::parse(lines.join("\n").as_bytes()), &policy(), &Clusters::default())
 }
 
-const POOL: &str = "78 31 0:43 / /var/lib/incus/storage-pools/shared rw shared:20 - ceph admin@f0.fs=/pool-a rw,mon_addr=10.0.0.1:3300";
+const POOL: &str = "78 31 0:43 / /var/lib/incus/storage-pools/shared rw shared:20 - ceph \
+                    admin@f0.fs=/pool-a rw,mon_addr=10.0.0.1:3300";
 
 #[test]
 fn a_pool_and_its_aliases() {
@@ -42,7 +43,8 @@ fn a_pool_and_its_aliases() {
     assert_eq!((pool.dev, pool.name.as_str(), pool.magic), (43, "shared", 0x00c3_6400));
     assert_eq!(pool.mountpoint, Path::new("/var/lib/incus/storage-pools/shared"));
     assert_eq!(pool.mountpoints.len(), 3);
-    let reasons: Vec<_> = found.ignored.iter().map(|ignored| (ignored.dev & 0xff, ignored.reason)).collect();
+    let reasons: Vec<_> =
+        found.ignored.iter().map(|ignored| (ignored.dev & 0xff, ignored.reason)).collect();
     assert_eq!(
         reasons,
         [
@@ -76,7 +78,8 @@ fn roots_are_compared_by_component_and_the_innermost_wins() {
     ]);
     let pools: Vec<_> = found.pools.iter().map(|pool| (pool.dev, pool.root)).collect();
     assert_eq!(pools, [(1, 0), (3, 1), (4, 0), (5, 0), (6, 2)]);
-    let reasons: Vec<_> = found.ignored.iter().map(|ignored| (ignored.dev, ignored.reason)).collect();
+    let reasons: Vec<_> =
+        found.ignored.iter().map(|ignored| (ignored.dev, ignored.reason)).collect();
     assert_eq!(reasons, [(2, IgnoredReason::OutsideRoots), (7, IgnoredReason::NotGuardedHere)]);
 }
 
@@ -107,7 +110,8 @@ fn exports_that_share_a_superblock_are_told_apart_and_their_directories_are_not(
         nfs(70, "/home", "nas:/export/home"),
         nfs(71, "/var/lib/incus/one", "nas:/export/one/"),
         nfs(72, "/var/lib/incus/two", "nas:/export/two"),
-        // Binds of directories: of a pool, of the home directory, and of a name that only begins alike.
+        // Binds of directories: of a pool, of the home directory, and of a name that only begins
+        // alike.
         nfs(73, "/srv/volume", "nas:/export/one/volume"),
         nfs(74, "/srv/me", "nas:/export/home/me"),
         nfs(75, "/srv/other", "nas:/export/twofold"),
@@ -130,15 +134,18 @@ fn exports_that_share_a_superblock_are_told_apart_and_their_directories_are_not(
     assert!(found.pool(PoolKey::superblock(50)).is_some());
 
     // A directory of what was mounted elsewhere before.
-    let found =
-        table(&[&nfs(70, "/mnt", "nas:/export"), &nfs(71, "/var/lib/incus/disk", "nas:/export/disk")]);
+    let found = table(&[
+        &nfs(70, "/mnt", "nas:/export"),
+        &nfs(71, "/var/lib/incus/disk", "nas:/export/disk"),
+    ]);
     assert_eq!((found.pools.len(), found.outsiders.len()), (1, 1));
 }
 
 #[test]
 fn a_cephfs_superblock_is_one_pool_whatever_monitors_its_mounts_name() {
     let found = table(&[
-        "78 31 0:43 / /var/lib/incus/storage-pools/shared rw - ceph 10.0.0.1,10.0.0.2:/pool rw,mds_namespace=fs",
+        "78 31 0:43 / /var/lib/incus/storage-pools/shared rw - ceph 10.0.0.1,10.0.0.2:/pool \
+         rw,mds_namespace=fs",
         "79 31 0:43 / /mnt rw - ceph 10.0.0.2,10.0.0.1:/pool rw,mds_namespace=fs",
     ]);
     let [pool] = &found.pools[..] else { panic!("one pool: {found:?}") };

@@ -1,4 +1,5 @@
-//! `guardctl doctor`: every precondition, its state, and the fix of what fails; and what the policy file leaves out.
+//! `guardctl doctor`: every precondition, its state, and the fix of what fails; and what the policy
+//! file leaves out.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -31,7 +32,11 @@ pub fn run(global: &Global, args: &DoctorArgs, out: &mut impl Write) -> Result<E
     } else {
         writeln!(out, "{}\n{}", Report(&checks), summary(&checks))?;
     }
-    Ok(if checks.iter().any(|check| check.state == CheckState::Fail) { Exit::Degraded } else { Exit::Ok })
+    Ok(if checks.iter().any(|check| check.state == CheckState::Fail) {
+        Exit::Degraded
+    } else {
+        Exit::Ok
+    })
 }
 
 fn of_policy(file: &Path) -> Vec<Check> {
@@ -47,7 +52,10 @@ fn of_policy(file: &Path) -> Vec<Check> {
     if let Ok(snapshot) = mount_table() {
         let resolution = roots::resolve(&policy, &snapshot);
         found.extend(hints::unresolved(&policy, &resolution.resolved));
-        found.extend(hints::unnamed_shares(&policy.with_root_paths(&resolution.root_paths), &snapshot));
+        found.extend(hints::unnamed_shares(
+            &policy.with_root_paths(&resolution.root_paths),
+            &snapshot,
+        ));
     }
     policy_checks(&Ok(found))
 }

@@ -73,8 +73,12 @@ fn parse_since(text: &str) -> Result<Time, String> {
     if let Ok(at) = text.parse::<Timestamp>() {
         return Ok(Time(at));
     }
-    let back = parse_duration(text)
-        .map_err(|_| format!("`{text}` is neither a time (2026-09-21T14:00:00Z) nor a duration (10m)"))?;
+    let back = parse_duration(text).map_err(|_| {
+        format!(
+            "`{text}` is neither a time (2026-09-21T14:00:00Z) nor a duration \
+             (10m)"
+        )
+    })?;
     let back = SignedDuration::try_from(back).map_err(|error| error.to_string())?;
     Timestamp::now().checked_sub(back).map(Time).map_err(|error| error.to_string())
 }
@@ -85,7 +89,10 @@ pub fn render_line(line: &str) -> String {
         return render(&record);
     }
     match serde_json::from_str::<Lagged>(line) {
-        Ok(Lagged { lagged }) => format!("({lagged} events were missed; they are in the audit log)"),
+        Ok(Lagged { lagged }) => format!(
+            "({lagged} events were missed; they are in the audit \
+             log)"
+        ),
         Err(_) => safe(line),
     }
 }
@@ -100,9 +107,14 @@ fn describe(body: &Body) -> String {
         Body::Decision(body) => decision(body),
         Body::Incident(body) => incident(body),
         Body::Pool(body) => {
-            let (change, mode) = (word(&body.change), body.mode.map_or("-".to_owned(), |m| m.to_string()));
+            let (change, mode) =
+                (word(&body.change), body.mode.map_or("-".to_owned(), |m| m.to_string()));
             let (place, filesystem) = (place(&body.place), &body.filesystem);
-            format!("pool {change}  {place}  {filesystem} {} on {}  mode {mode}", body.source, body.device)
+            format!(
+                "pool {change}  {place}  {filesystem} {} on {}  mode \
+                 {mode}",
+                body.source, body.device
+            )
         }
         Body::Mode(body) => {
             let from = body.from.map_or("-".to_owned(), |mode| mode.to_string());
@@ -120,17 +132,35 @@ fn describe(body: &Body) -> String {
         ),
         Body::Policy(body) => {
             let errors: String = body.errors.iter().map(|error| format!("; {error}")).collect();
-            format!("policy {}  {}  generation {}{errors}", word(&body.change), body.path, body.generation)
+            format!(
+                "policy {}  {}  generation \
+                 {}{errors}",
+                word(&body.change),
+                body.path,
+                body.generation
+            )
         }
         Body::Posture(body) => {
-            let codes: Vec<&str> = body.posture.reasons.iter().map(|reason| reason.code.as_str()).collect();
+            let codes: Vec<&str> =
+                body.posture.reasons.iter().map(|reason| reason.code.as_str()).collect();
             format!("posture {}  {}", word(&body.posture.state), codes.join(", "))
         }
         Body::Agent(body) => {
-            format!("agent {}  {} ({}), pid {}", word(&body.change), body.version, body.build, body.pid)
+            format!(
+                "agent {}  {} ({}), pid \
+                 {}",
+                word(&body.change),
+                body.version,
+                body.build,
+                body.pid
+            )
         }
         Body::Node(body) => {
-            format!("node {}  {} -> {}  {}  {}", body.root, body.from, body.to, body.mode, body.because)
+            format!(
+                "node {}  {} -> {}  {}  \
+                 {}",
+                body.root, body.from, body.to, body.mode, body.because
+            )
         }
     }
 }

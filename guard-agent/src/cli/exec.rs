@@ -27,7 +27,8 @@ pub struct ExecArgs {
     /// Name, mountpoint, id or device of the pool.
     #[arg(long)]
     pub pool: String,
-    /// How long at most, e.g. 10m; the policy's default if it is left out. The kernel ends it on time.
+    /// How long at most, e.g. 10m; the policy's default if it is left out. The kernel ends it on
+    /// time.
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub ttl: Option<Duration>,
     /// Why; it is written to the audit log.

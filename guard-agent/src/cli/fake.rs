@@ -144,8 +144,11 @@ pub(super) fn process_with_file(node: &Node, pid: u32, comm: &str, file: &Path) 
 }
 
 fn node_at(root: &Path) -> Node {
-    let text =
-        format!("version = 1\n[[root]]\npreset = \"incus\"\npath = {:?}\n", root.display().to_string());
+    let text = format!(
+        "version = 1\n[[root]]\npreset = \"incus\"\npath = \
+         {:?}\n",
+        root.display().to_string()
+    );
     let policy = crate::policy::parse(&text, Path::new("test")).unwrap();
     Node::of(policy, None, &crate::mounts::Snapshot::parse(b"")).unwrap()
 }

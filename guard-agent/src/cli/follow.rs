@@ -1,5 +1,5 @@
-//! A rollback that the agent carries out, followed: its steps, a sign of life now and then, a limit, and an end by
-//! Ctrl-C that leaves it to the agent.
+//! A rollback that the agent carries out, followed: its steps, a sign of life now and then, a
+//! limit, and an end by Ctrl-C that leaves it to the agent.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -49,7 +49,14 @@ impl Follow<'_> {
             shown = shown.min(report.steps.len());
             for step in &report.steps[shown..] {
                 let pool = step.pool.as_deref();
-                let pool = pool.map_or_else(|| "Incus's own".to_owned(), |pool| format!("pool {pool}"));
+                let pool = pool.map_or_else(
+                    || {
+                        "Incus's \
+                         own"
+                        .to_owned()
+                    },
+                    |pool| format!("pool {pool}"),
+                );
                 say(&format!("{}: {}", safe(&pool), safe(&step.to_string())))?;
                 told = Instant::now();
             }
@@ -57,19 +64,31 @@ impl Follow<'_> {
             if report.waiting_for > 0 && !waited {
                 waited = true;
                 let count = report.waiting_for;
-                say(&format!("{count} superblocks are unmounted everywhere; waiting for their end"))?;
+                say(&format!(
+                    "{count} superblocks are unmounted everywhere; waiting for their \
+                     end"
+                ))?;
             }
             if !report.running {
                 return Ok(report);
             }
             let (passed, limit) = (start.elapsed(), self.limit);
             if passed >= limit {
-                return Err(NodeError::Overdue { what: "the rollback", limit, next: next(&root) }.into());
+                return Err(NodeError::Overdue {
+                    what: "the \
+                           rollback",
+                    limit,
+                    next: next(&root),
+                }
+                .into());
             }
             if told.elapsed() >= self.every {
                 told = Instant::now();
                 let (passed, limit) = (passed.as_secs(), limit.as_secs());
-                say(&format!("rolling back: {passed} s of at most {limit} s (Ctrl-C: the agent goes on)"))?;
+                say(&format!(
+                    "rolling back: {passed} s of at most {limit} s (Ctrl-C: the agent \
+                     goes on)"
+                ))?;
             }
             if self.interrupt.sleep(BEAT) {
                 let doing = "following the rollback";
@@ -94,7 +113,11 @@ impl Follow<'_> {
                     if self.stopped && still_runs(&refusal) && Instant::now() < end =>
                 {
                     if self.interrupt.sleep(BEAT) {
-                        let (doing, next) = ("asking for the rollback", "run the same command again");
+                        let (doing, next) = (
+                            "asking for the \
+                             rollback",
+                            "run the same command again",
+                        );
                         return Err(NodeError::Interrupted { doing, next: next.to_owned() }.into());
                     }
                 }
@@ -113,7 +136,9 @@ impl Follow<'_> {
             match self.global.ask(&request) {
                 Ok(Reply::Rollback(report)) => return Ok(*report),
                 Ok(_) => return Err(ClientError::OtherAnswer { request: name }.into()),
-                Err(CliError::Client(error)) if error.exit() == Exit::Unreachable && Instant::now() < end => {
+                Err(CliError::Client(error))
+                    if error.exit() == Exit::Unreachable && Instant::now() < end =>
+                {
                     if self.interrupt.sleep(BEAT) {
                         let doing = "waiting for the agent";
                         return Err(NodeError::Interrupted { doing, next: next(root) }.into());
@@ -127,7 +152,7 @@ impl Follow<'_> {
 
 fn next(root: &str) -> String {
     format!(
-        "the agent goes on with it, and Incus is kept from starting where that was said above: guardctl rollback \
-         --root {root} follows it"
+        "the agent goes on with it, and Incus is kept from starting where that was said above: \
+         guardctl rollback --root {root} follows it"
     )
 }

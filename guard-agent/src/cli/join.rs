@@ -151,7 +151,8 @@ impl Join<'_> {
         let request = Request::JoinPrepare { root: self.root() };
         let root = expect_reply!(self.global, request, Reply::NodeState { root, .. } => root);
         say(&format!(
-            "{}: prepared: whatever is mounted below it from now on is sealed until the node has joined",
+            "{}: prepared: whatever is mounted below it from now on is sealed until the node has \
+             joined",
             safe(&root)
         ))
     }
@@ -209,20 +210,26 @@ impl Join<'_> {
         loop {
             let state = match self.node_state() {
                 // The agent may be restarted meanwhile; it goes on where it was.
-                Err(error) if error.exit() == Exit::Unreachable && Instant::now() < end => last.clone(),
+                Err(error) if error.exit() == Exit::Unreachable && Instant::now() < end => {
+                    last.clone()
+                }
                 state => state?,
             };
             if state != last {
                 (last, since) = (state, Instant::now());
             }
             let is_failure = matches!(last.as_str(), "join-failed" | "join-partial" | "standalone");
-            if last == JOINED || (is_failure && since.elapsed() >= SETTLED) || Instant::now() >= end {
+            if last == JOINED || (is_failure && since.elapsed() >= SETTLED) || Instant::now() >= end
+            {
                 return Ok(last);
             }
             if told.elapsed() >= EVERY {
                 told = Instant::now();
                 let (passed, limit) = (start.elapsed().as_secs(), self.args.wait.as_secs());
-                say(&format!("the node is {last}: {passed} s of at most {limit} s (Ctrl-C ends the wait)"))?;
+                say(&format!(
+                    "the node is {last}: {passed} s of at most {limit} s (Ctrl-C ends the \
+                     wait)"
+                ))?;
             }
             if self.interrupt.sleep(BEAT) {
                 return Ok(last);
@@ -241,18 +248,24 @@ impl Join<'_> {
         if report.joined {
             if !well {
                 report.warning = Some(
-                    "the command failed although this node is a member: a late step of the join did not come out \
-                     well; see the Incus log"
+                    "the command failed although this node is a member: a late step of the join \
+                     did not come out well; see the Incus log"
                         .to_owned(),
                 );
             }
             say(&format!("{root}: joined: its pools are guarded"))?;
-            return report.warning.iter().try_for_each(|warning| say(&format!("warning: {warning}")));
+            return report.warning.iter().try_for_each(|warning| {
+                say(&format!(
+                    "warning: \
+                     {warning}"
+                ))
+            });
         }
         let pools = rollback::pools(self.global, self.node)?;
         if self.interrupt.came() {
             return say(&format!(
-                "{root}: interrupted: the node is {}; {}. What Incus has begun goes on: guardctl status",
+                "{root}: interrupted: the node is {}; {}. What Incus has begun goes on: guardctl \
+                 status",
                 report.state,
                 modes(&pools)
             ));
@@ -270,8 +283,8 @@ impl Join<'_> {
         }
         match self.args.on_failure {
             OnFailure::Hold => say(&format!(
-                "next: guardctl rollback --stop-incus --root {root}, then guardctl preflight, and join again \
-                 (with another address: first step 3 of docs/RUNBOOK.md)"
+                "next: guardctl rollback --stop-incus --root {root}, then guardctl preflight, and \
+                 join again (with another address: first step 3 of docs/RUNBOOK.md)"
             )),
             OnFailure::Rollback => self.roll_back(report, say),
         }
@@ -284,7 +297,8 @@ impl Join<'_> {
         }
         let stopped = stop.stop(say)?;
         let (global, interrupt) = (self.global, self.interrupt);
-        let follow = Follow { global, interrupt, limit: rollback::WAIT, every: EVERY, stopped: true };
+        let follow =
+            Follow { global, interrupt, limit: rollback::WAIT, every: EVERY, stopped: true };
         let done = follow.carry_out(&self.node.root, Allowed::default(), say)?;
         say(rollback::verdict(&done).trim_end())?;
         rollback::after(&stop, stopped.hold.as_ref(), true, rollback::is_released(&done), say)?;

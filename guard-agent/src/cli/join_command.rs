@@ -59,7 +59,11 @@ fn input(text: &str) -> io::Result<File> {
 }
 
 /// Runs a command that is ended when it takes too long. How it ended.
-pub fn run(command: &mut Command, patience: &Patience<'_>, say: &mut Say<'_>) -> Result<String, CliError> {
+pub fn run(
+    command: &mut Command,
+    patience: &Patience<'_>,
+    say: &mut Say<'_>,
+) -> Result<String, CliError> {
     let io = |operation| move |source| CliError::from(NodeError::Io { operation, source });
     let limit = patience.limit.as_secs();
     // One that cannot be started has changed nothing; the preparation ends by itself.
@@ -68,7 +72,10 @@ pub fn run(command: &mut Command, patience: &Patience<'_>, say: &mut Say<'_>) ->
         let passed = passed.as_secs();
         drop(say(&format!("the command runs: {passed} s of at most {limit} s (Ctrl-C ends it)")));
     };
-    let early = match wait::for_child(&mut child, patience, &mut alive).map_err(io("wait for the command"))? {
+    let early = match wait::for_child(&mut child, patience, &mut alive)
+        .map_err(io("wait for the \
+                     command"))?
+    {
         Ok(status) => return Ok(status.to_string()),
         Err(early) => early,
     };

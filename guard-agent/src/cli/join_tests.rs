@@ -93,7 +93,8 @@ fn every_command_talks_to_the_nodes_own_daemon() {
         let variables: Vec<_> = command.get_envs().collect();
         let root = host.path().join("incus");
         let expected = [("INCUS_DIR", root.clone()), ("INCUS_SOCKET", root.join("unix.socket"))];
-        let expected = expected.each_ref().map(|(name, value)| (name.as_ref(), Some(value.as_os_str())));
+        let expected =
+            expected.each_ref().map(|(name, value)| (name.as_ref(), Some(value.as_os_str())));
         assert_eq!(variables, expected, "{command:?}");
     }
 }

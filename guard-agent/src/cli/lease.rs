@@ -21,7 +21,11 @@ pub enum LeaseCommand {
 }
 
 /// Lists or revokes.
-pub fn run(global: &Global, command: &LeaseCommand, out: &mut impl Write) -> Result<Exit, CliError> {
+pub fn run(
+    global: &Global,
+    command: &LeaseCommand,
+    out: &mut impl Write,
+) -> Result<Exit, CliError> {
     match command {
         LeaseCommand::List => list(global, out),
         LeaseCommand::Revoke { id } => revoke(global, id, out),

@@ -1,7 +1,7 @@
 //! `guardctl`: asks the agent and shows what it says. One file a subcommand.
 //!
-//! Output goes to a writer and is text for people, or one JSON document with `--json` (`events`: one a
-//! line). A reader that has seen enough (`| head`) ends it quietly.
+//! Output goes to a writer and is text for people, or one JSON document with `--json` (`events`:
+//! one a line). A reader that has seen enough (`| head`) ends it quietly.
 
 pub mod doctor;
 pub mod events;
@@ -57,8 +57,9 @@ pub struct Cli {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done (status: enforcing), 1 failure, 2 wrong command line, \
-    3 policy file missing or wrong, 4 inactive, 5 agent unreachable (status, pools and events have answered \
-    from pins and files), 6 refused, 7 degraded, audit-only, or a failed check";
+                          3 policy file missing or wrong, 4 inactive, 5 agent unreachable (status, \
+                          pools and events have answered from pins and files), 6 refused, 7 \
+                          degraded, audit-only, or a failed check";
 
 /// Options of every subcommand.
 #[derive(Debug, Args)]
@@ -69,8 +70,8 @@ pub struct Global {
     /// JSON instead of text.
     #[arg(long, global = true)]
     pub json: bool,
-    /// How long to wait for the agent, such as 10s. Without it 35s; `status`, `pools` and `events`, which can answer
-    /// without the agent, 1s.
+    /// How long to wait for the agent, such as 10s. Without it 35s; `status`, `pools` and `events`,
+    /// which can answer without the agent, 1s.
     #[arg(long, global = true, value_name = "DURATION", value_parser = parse_duration, env = "GUARDCTL_TIMEOUT")]
     pub timeout: Option<Duration>,
 }
@@ -79,7 +80,8 @@ pub struct Global {
 pub enum Command {
     /// Posture, policy, pools, leases and counters.
     ///
-    /// Without an agent that answers: what pins and files say, which proves nothing (exit 5; 4 if nothing is in force).
+    /// Without an agent that answers: what pins and files say, which proves nothing (exit 5; 4 if
+    /// nothing is in force).
     Status(Places),
     /// The pools and their modes.
     ///
@@ -188,7 +190,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         }
     };
     let mut out = io::stdout().lock();
-    let result = run(&cli, &mut out).and_then(|exit| out.flush().map(|()| exit).map_err(CliError::from));
+    let result =
+        run(&cli, &mut out).and_then(|exit| out.flush().map(|()| exit).map_err(CliError::from));
     match result {
         Ok(exit) => exit,
         Err(error) => {
@@ -261,7 +264,9 @@ macro_rules! expect_reply {
         match $global.ask(&request)? {
             $pattern => $value,
             _ => {
-                return Err($crate::control::ClientError::OtherAnswer { request: request.name() }.into());
+                return Err(
+                    $crate::control::ClientError::OtherAnswer { request: request.name() }.into()
+                );
             }
         }
     }};
@@ -282,5 +287,10 @@ mod tests;
 
 /// A duration on the command line, such as `10m`.
 fn parse_duration(text: &str) -> Result<Duration, String> {
-    duration::parse(text).ok_or_else(|| format!("`{text}` is no duration: write it like 90s, 10m or 1h30m"))
+    duration::parse(text).ok_or_else(|| {
+        format!(
+            "`{text}` is no duration: write it like 90s, 10m \
+             or 1h30m"
+        )
+    })
 }

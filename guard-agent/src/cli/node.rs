@@ -22,7 +22,8 @@ use crate::wipe::instances::Instance;
 pub struct Node {
     /// As policy spells it: the agent's name for the node.
     pub root: PathBuf,
-    /// The same with links followed, as mount tables show it: to be compared with mounts, opened and walked.
+    /// The same with links followed, as mount tables show it: to be compared with mounts, opened
+    /// and walked.
     pub place: PathBuf,
     /// The daemon's systemd unit.
     pub unit: String,
@@ -82,7 +83,9 @@ impl NodeError {
     /// What the process ends with.
     pub fn exit(&self) -> Exit {
         match self {
-            Self::NoNode | Self::Unknown { .. } | Self::Ambiguous { .. } | Self::NotRoot => Exit::Usage,
+            Self::NoNode | Self::Unknown { .. } | Self::Ambiguous { .. } | Self::NotRoot => {
+                Exit::Usage
+            }
             Self::OtherNamespace
             | Self::OnNetwork { .. }
             | Self::Instances { .. }
@@ -113,31 +116,37 @@ impl NodeError {
             Self::Masked { units } => return format!("systemctl unmask {units}, then try again"),
             Self::Interrupted { next, .. } | Self::Overdue { next, .. } => return next.clone(),
             Self::NoNode => {
-                "add [[root]] preset = \"incus\" (or join = \"incus\") to the policy; guardctl policy check"
+                "add [[root]] preset = \"incus\" (or join = \"incus\") to the policy; guardctl \
+                 policy check"
             }
             Self::Ambiguous { .. } | Self::Unknown { .. } => "name one: --root DIR",
             Self::NotRoot => "run it as root (sudo guardctl …)",
             Self::OtherNamespace => "run it on the host: nsenter --mount --target 1 guardctl …",
-            Self::OnNetwork { .. } => "what is below it belongs to others: this is nothing for guardctl",
+            Self::OnNetwork { .. } => {
+                "what is below it belongs to others: this is nothing for \
+                 guardctl"
+            }
             Self::Instances { .. } => {
-                "stop them (incus stop --all --all-projects, or end the processes), then try again; or let this \
-                 command stop them: --stop-instances"
+                "stop them (incus stop --all --all-projects, or end the processes), then try \
+                 again; or let this command stop them: --stop-instances"
             }
             Self::Guests { .. } => {
-                "stop them (incus stop NAME, or end the processes), then try again; or let this command stop the \
-                 instances: --stop-instances. guardctl rollback --force unmounts from under them: what they write \
-                 there goes to their own disk then"
+                "stop them (incus stop NAME, or end the processes), then try again; or let this \
+                 command stop the instances: --stop-instances. guardctl rollback --force unmounts \
+                 from under them: what they write there goes to their own disk then"
             }
             Self::Held { .. } => {
-                "guardctl rollback (or guardctl wipe) goes on where that ended; to have Incus back without: guardctl \
-                 rollback --release-hold"
+                "guardctl rollback (or guardctl wipe) goes on where that ended; to have Incus back \
+                 without: guardctl rollback --release-hold"
             }
             Self::LocalPools { .. } => "guardctl wipe, without --yes, lists them",
             Self::CannotStopInstances => {
-                "start Incus and stop them (incus stop --all --all-projects), or end their processes; then try again"
+                "start Incus and stop them (incus stop --all --all-projects), or end their \
+                 processes; then try again"
             }
             Self::StillRuns { .. } => {
-                "stop what starts it (systemctl status PID names its unit), then run the same command again"
+                "stop what starts it (systemctl status PID names its unit), then run the same \
+                 command again"
             }
             Self::DaemonUnknown => "run it as root, and on the host",
             Self::Io { .. } => "correct that, then try again",
@@ -157,16 +166,19 @@ impl Node {
     /// The node at a root, or the only one, in the policy that the agent has in force.
     pub fn find(global: &Global, root: Option<&Path>) -> Result<Self, CliError> {
         let text = expect_reply!(global, Request::PolicyShow, Reply::PolicyText(policy) => policy);
-        let policy = policy::parse(&text.text, Path::new(&text.path)).map_err(CliError::ForeignPolicy)?;
+        let policy =
+            policy::parse(&text.text, Path::new(&text.path)).map_err(CliError::ForeignPolicy)?;
         Ok(Self::of(policy, root, &mount_table()?)?)
     }
 
-    /// Has a command of the incus client talk to this node's daemon, whatever the operator's own environment says.
+    /// Has a command of the incus client talk to this node's daemon, whatever the operator's own
+    /// environment says.
     pub fn address(&self, command: &mut Command) {
         let directory = &self.incus.directory;
         let socket = self.incus.socket.clone().unwrap_or_else(|| directory.join("unix.socket"));
         // Fedora's daemon listens in /run/incus, where a client without these two looks first.
-        let elsewhere = directory == Path::new(DEFAULT_DIRECTORY) && socket.symlink_metadata().is_err();
+        let elsewhere =
+            directory == Path::new(DEFAULT_DIRECTORY) && socket.symlink_metadata().is_err();
         if elsewhere {
             command.env_remove("INCUS_DIR").env_remove("INCUS_SOCKET");
         } else {
@@ -177,7 +189,8 @@ impl Node {
     /// The same in a given policy. `root` may be spelt in another way than in the policy.
     pub fn of(policy: Policy, root: Option<&Path>, snapshot: &Snapshot) -> Result<Self, NodeError> {
         let place = |path: &Path| roots::resolve_root(path, snapshot).0;
-        let is_meant = |known: &Path| root.is_none_or(|root| root == known || place(root) == place(known));
+        let is_meant =
+            |known: &Path| root.is_none_or(|root| root == known || place(root) == place(known));
         let nodes = || policy.roots().iter().filter_map(|root| Some((root, root.incus()?)));
         let paths = || nodes().map(|(node, _)| node.path().to_owned()).collect::<Vec<_>>();
         let mut meant = nodes().filter(|(node, _)| is_meant(node.path()));
@@ -189,7 +202,8 @@ impl Node {
             }
             (None, _, _) => return Err(NodeError::NoNode),
         };
-        let executables = found.actors().iter().filter_map(|actor| actor.executable().map(Path::to_owned));
+        let executables =
+            found.actors().iter().filter_map(|actor| actor.executable().map(Path::to_owned));
         let incus = incus::Options {
             directory: found.path().to_owned(),
             socket: daemon.socket().map(Path::to_owned),
@@ -217,7 +231,11 @@ pub fn require_host() -> Result<(), NodeError> {
     }
     // A container's PID 1 is in the container's mount namespace too.
     let foreign = host_view::foreign_pid_namespace();
-    match foreign.map_err(|source| NodeError::Io { operation: "look at this PID namespace", source })? {
+    match foreign.map_err(|source| NodeError::Io {
+        operation: "look at this PID \
+                    namespace",
+        source,
+    })? {
         Some(_) => Err(NodeError::OtherNamespace),
         None => Ok(()),
     }
@@ -239,7 +257,13 @@ mod tests {
     use super::*;
 
     fn environment(root: &Path, socket: Option<&Path>) -> Vec<(String, Option<String>)> {
-        let socket = socket.map(|socket| format!("incus_socket = {:?}\n", socket.display().to_string()));
+        let socket = socket.map(|socket| {
+            format!(
+                "incus_socket = \
+                 {:?}\n",
+                socket.display().to_string()
+            )
+        });
         let text = format!(
             "version = 1\n[[root]]\npreset = \"incus\"\npath = {:?}\n{}",
             root.display().to_string(),
@@ -265,7 +289,8 @@ mod tests {
 
     #[test]
     fn a_default_daemon_whose_socket_is_elsewhere_is_found_by_the_client_itself() {
-        let found = environment(Path::new("/var/lib/incus"), Some(Path::new("/nonexistent/unix.socket")));
+        let found =
+            environment(Path::new("/var/lib/incus"), Some(Path::new("/nonexistent/unix.socket")));
         assert_eq!(found, ["INCUS_DIR", "INCUS_SOCKET"].map(|name| (name.to_owned(), None)));
     }
 
@@ -276,17 +301,29 @@ mod tests {
         let (disk, link) = (base.join("disk/incus"), base.join("incus"));
         fs::create_dir_all(&disk).unwrap();
         symlink("disk/incus", &link).unwrap();
-        let text =
-            format!("version = 1\n[[root]]\npreset = \"incus\"\npath = {:?}\n", link.display().to_string());
+        let text = format!(
+            "version = 1\n[[root]]\npreset = \"incus\"\npath = \
+             {:?}\n",
+            link.display().to_string()
+        );
         let policy = || policy::parse(&text, Path::new("policy.toml")).unwrap();
         let snapshot = Snapshot::parse(b"1 0 8:1 / / rw - ext4 /dev/vda rw\n");
-        for meant in
-            [None, Some(link.as_path()), Some(disk.as_path()), Some(base.join("disk/../incus").as_path())]
-        {
+        for meant in [
+            None,
+            Some(link.as_path()),
+            Some(disk.as_path()),
+            Some(base.join("disk/../incus").as_path()),
+        ] {
             let node = Node::of(policy(), meant, &snapshot).unwrap();
-            assert_eq!((node.root.as_path(), node.place.as_path()), (link.as_path(), disk.as_path()));
+            assert_eq!(
+                (node.root.as_path(), node.place.as_path()),
+                (link.as_path(), disk.as_path())
+            );
         }
         let other = base.join("other");
-        assert!(matches!(Node::of(policy(), Some(&other), &snapshot), Err(NodeError::Unknown { .. })));
+        assert!(matches!(
+            Node::of(policy(), Some(&other), &snapshot),
+            Err(NodeError::Unknown { .. })
+        ));
     }
 }

@@ -1,9 +1,10 @@
-//! `status`, `pools` and `events` without an agent that answers: who is asked, for how long, and how what pins and files
-//! say is shown.
+//! `status`, `pools` and `events` without an agent that answers: who is asked, for how long, and
+//! how what pins and files say is shown.
 //!
-//! Standard output has the answer, standard error says who has given it. The exit code stays that of an agent that
-//! cannot be reached: whoever watches a host must not take what is on file for a proof. Only where nothing at all is in
-//! force, for certain, `status` ends as it does for an agent that says so.
+//! Standard output has the answer, standard error says who has given it. The exit code stays that
+//! of an agent that cannot be reached: whoever watches a host must not take what is on file for a
+//! proof. Only where nothing at all is in force, for certain, `status` ends as it does for an agent
+//! that says so.
 
 use std::io::Write;
 use std::time::Duration;
@@ -18,7 +19,9 @@ use crate::audit::record::{AgentBody, AgentChange, PolicyBody, PolicyChange};
 use crate::control::protocol::HISTORY_LIMIT;
 use crate::control::{Client, ClientError, Reply, Request};
 use crate::exit::Exit;
-use crate::offline::{self, InForce, Known, Load, NodeOnFile, OfflineReport, Places, Silence, Unknown};
+use crate::offline::{
+    self, InForce, Known, Load, NodeOnFile, OfflineReport, Places, Silence, Unknown,
+};
 
 /// How long an agent may take to answer what can be told without it.
 const SOON: Duration = Duration::from_secs(1);
@@ -173,7 +176,17 @@ pub fn render(report: &OfflineReport) -> String {
         let content = format!("{}{codes}{tier}, since {}", state_name(last.state), time(*at));
         text += &text::wrap("  last recorded: ", 4, &content);
     }
-    line(&mut text, "in force", report.in_force.as_ref().map_or("not known (below)".to_owned(), in_force));
+    line(
+        &mut text,
+        "in \
+         force",
+        report.in_force.as_ref().map_or(
+            "not known \
+             (below)"
+                .to_owned(),
+            in_force,
+        ),
+    );
     if let Some(policy) = &report.policy {
         line(&mut text, "policy", last_policy(policy));
     }
@@ -183,7 +196,15 @@ pub fn render(report: &OfflineReport) -> String {
     if let Some(counters) = &report.counters {
         line(&mut text, "decisions", decisions(&counters.reconciled));
     }
-    line(&mut text, "answered", format!("by pins and files, {}, not by an agent", time(report.time)));
+    line(
+        &mut text,
+        "answered",
+        format!(
+            "by pins and files, {}, not by an \
+             agent",
+            time(report.time)
+        ),
+    );
     if let Some(pools) = &report.pools {
         section(&mut text, "pools", pool_table::render(pools));
     }
@@ -231,7 +252,8 @@ fn load(load: &Load) -> String {
     let (tier, linked) = (load.tier, load.linked.len());
     if load.unlinked.is_empty() {
         return format!(
-            "programs of tier {tier} are pinned and attached to {linked} hooks: they decide without the agent"
+            "programs of tier {tier} are pinned and attached to {linked} hooks: they decide \
+             without the agent"
         );
     }
     let missing = load.unlinked.join(", ");
@@ -258,7 +280,14 @@ fn last_agent(Known { time: at, what }: &Known<AgentBody>) -> String {
         AgentChange::Adopted => "started (adopted)",
         AgentChange::Upgraded => "started (upgraded)",
     };
-    format!("{} ({}), pid {}, {did} {}", safe(&what.version), safe(&what.build), what.pid, time(*at))
+    format!(
+        "{} ({}), pid {}, {did} \
+         {}",
+        safe(&what.version),
+        safe(&what.build),
+        what.pid,
+        time(*at)
+    )
 }
 
 fn nodes_on_file(nodes: &[NodeOnFile]) -> String {
@@ -279,8 +308,8 @@ fn not_known(report: &OfflineReport) -> String {
     }
     for always in [
         "whether the programs still answer: the canary is the agent's",
-        "whether edits of the policy, new mounts and joins since then are in the maps; a mount that is not is denied \
-         to everyone below a guarded root (tiers bpf-lsm and fmod-ret)",
+        "whether edits of the policy, new mounts and joins since then are in the maps; a mount \
+         that is not is denied to everyone below a guarded root (tiers bpf-lsm and fmod-ret)",
     ] {
         shown += &text::wrap("  ", 4, always);
     }

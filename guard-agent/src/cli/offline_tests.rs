@@ -1,4 +1,5 @@
-//! The text of a fixed answer without an agent (golden), exit codes, and the command line as a whole.
+//! The text of a fixed answer without an agent (golden), exit codes, and the command line as a
+//! whole.
 
 use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
@@ -19,7 +20,9 @@ use crate::offline::{Cause, Counters, LastPosture, Posture, Responder};
 use crate::posture::State;
 
 fn at(second: u64) -> Time {
-    BootOffset::between(Duration::from_secs(1_790_000_000), Duration::ZERO).stamp(second * 1_000_000_000).time
+    BootOffset::between(Duration::from_secs(1_790_000_000), Duration::ZERO)
+        .stamp(second * 1_000_000_000)
+        .time
 }
 
 fn pool() -> PoolReport {
@@ -50,7 +53,8 @@ fn report() -> OfflineReport {
     let silence = Silence {
         cause: Cause::NotRunning,
         detail:
-            "the agent cannot be reached on /run/guard-agent/control.sock: Connection refused (os error 111)"
+            "the agent cannot be reached on /run/guard-agent/control.sock: Connection refused (os \
+             error 111)"
                 .to_owned(),
         pid: None,
     };
@@ -60,11 +64,23 @@ fn report() -> OfflineReport {
         reasons: vec!["node-failed".to_owned(), "policy-rejected".to_owned()],
     };
     let log = include_str!("../audit/golden.jsonl");
-    let records: Vec<Record> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let find =
-        |kind: &str| records.iter().find(|record| format!("{:?}", record.kind) == kind).unwrap().clone();
-    let crate::audit::Body::Agent(agent) = find("Agent").body else { panic!("no record of the agent") };
-    let crate::audit::Body::Policy(policy) = find("Policy").body else { panic!("no record of a policy") };
+    let records: Vec<Record> =
+        log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let find = |kind: &str| {
+        records.iter().find(|record| format!("{:?}", record.kind) == kind).unwrap().clone()
+    };
+    let crate::audit::Body::Agent(agent) = find("Agent").body else {
+        panic!(
+            "no record of the \
+             agent"
+        )
+    };
+    let crate::audit::Body::Policy(policy) = find("Policy").body else {
+        panic!(
+            "no record of a \
+             policy"
+        )
+    };
     OfflineReport {
         posture: Posture {
             state: "unproven",
@@ -80,11 +96,18 @@ fn report() -> OfflineReport {
             root: "/var/lib/incus".to_owned(),
             state: "join-failed".to_owned(),
             since: at(40),
-            because: Some("cluster.https_address is 10.0.0.2:8443, and there are no raft nodes".to_owned()),
+            because: Some(
+                "cluster.https_address is 10.0.0.2:8443, and there are no raft \
+                 nodes"
+                    .to_owned(),
+            ),
         }]),
         counters: Some(Counters {
             reconciled: Reconciled { decisions: 7, emitted: 7, aggregated: 0, lost: 0 },
-            by_name: BTreeMap::from([("denied_guarded".to_owned(), 7), ("denied_sealed".to_owned(), 0)]),
+            by_name: BTreeMap::from([
+                ("denied_guarded".to_owned(), 7),
+                ("denied_sealed".to_owned(), 0),
+            ]),
         }),
         events: vec![find("Posture"), find("Agent")],
         unknown: Vec::new(),

@@ -1,5 +1,5 @@
-//! `guardctl node`: an operator's word about a node, for what evidence cannot tell. A look judges it
-//! at once.
+//! `guardctl node`: an operator's word about a node, for what evidence cannot tell. A look judges
+//! it at once.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -13,13 +13,15 @@ use crate::exit::Exit;
 pub enum NodeCommand {
     /// The pools that are mounted now are this server's own, whatever a join has left beside them.
     ///
-    /// For a standalone server whose own pools were sealed after a mistaken join. It is believed: of a pool that a join
-    /// has brought, Incus may delete the cluster's data from then on. Refused while a join runs, and on a member of a
-    /// cluster.
+    /// For a standalone server whose own pools were sealed after a mistaken join. It is believed:
+    /// of a pool that a join has brought, Incus may delete the cluster's data from then on. Refused
+    /// while a join runs, and on a member of a cluster.
     Adopt(WordArgs),
-    /// The node's state, and the list of pools that were taken for its own, are void: a look decides anew.
+    /// The node's state, and the list of pools that were taken for its own, are void: a look
+    /// decides anew.
     ///
-    /// Pools that joins and clusters have left stay known. Refused while a join or a rollback runs, and while pools are mounted that came with a cluster.
+    /// Pools that joins and clusters have left stay known. Refused while a join or a rollback runs,
+    /// and while pools are mounted that came with a cluster.
     Forget(WordArgs),
 }
 

@@ -36,7 +36,11 @@ pub enum PolicyCommand {
 }
 
 /// Checks, shows or compares.
-pub fn run(global: &Global, command: &PolicyCommand, out: &mut impl Write) -> Result<Exit, CliError> {
+pub fn run(
+    global: &Global,
+    command: &PolicyCommand,
+    out: &mut impl Write,
+) -> Result<Exit, CliError> {
     match command {
         PolicyCommand::Check { file } => match policy::load(file) {
             Ok(policy) => good(global, file, &policy, out),
@@ -57,7 +61,12 @@ struct CheckReport<'a> {
     hints: &'a [Hint],
 }
 
-fn good(global: &Global, file: &Path, policy: &Policy, out: &mut impl Write) -> Result<Exit, CliError> {
+fn good(
+    global: &Global,
+    file: &Path,
+    policy: &Policy,
+    out: &mut impl Write,
+) -> Result<Exit, CliError> {
     let mut hints = hints::lint(policy);
     if let Ok(snapshot) = mount_table() {
         hints.extend(hints::unresolved(policy, &roots::resolve(policy, &snapshot).resolved));

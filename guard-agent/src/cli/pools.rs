@@ -24,7 +24,11 @@ pub fn run(global: &Global, places: &Places, out: &mut impl Write) -> Result<Exi
 }
 
 /// The pools, whoever has told of them.
-pub(super) fn show(global: &Global, pools: &[PoolReport], out: &mut impl Write) -> Result<(), CliError> {
+pub(super) fn show(
+    global: &Global,
+    pools: &[PoolReport],
+    out: &mut impl Write,
+) -> Result<(), CliError> {
     if global.json {
         write_json(out, &pools)?;
     } else if pools.is_empty() {
@@ -76,7 +80,13 @@ fn place(pool: &PoolReport) -> String {
             format!("at {}", mountpoints.join(" "))
         }
     };
-    format!("{} {}, id {}, {mounted}", safe(&pool.filesystem), safe(&pool.device), safe(&pool.pool_id))
+    format!(
+        "{} {}, id {}, \
+         {mounted}",
+        safe(&pool.filesystem),
+        safe(&pool.device),
+        safe(&pool.pool_id)
+    )
 }
 
 /// Who or what set a mode, in a word.

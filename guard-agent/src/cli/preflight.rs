@@ -1,5 +1,5 @@
-//! `guardctl preflight`: is this node fit to join a cluster? Every finding with what to do. Needs no agent, and says
-//! so as a finding when there is none.
+//! `guardctl preflight`: is this node fit to join a cluster? Every finding with what to do. Needs
+//! no agent, and says so as a finding when there is none.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -30,8 +30,8 @@ pub struct PreflightArgs {
     /// Ask a member that the incus client on this host knows by this name.
     #[arg(long, value_name = "NAME", value_parser = Remote::named)]
     pub remote: Option<Remote>,
-    /// Have the cluster remove an entry of this node's name or address, if it lists that as offline, and nothing of an
-    /// earlier join is left here.
+    /// Have the cluster remove an entry of this node's name or address, if it lists that as
+    /// offline, and nothing of an earlier join is left here.
     #[arg(long, requires = "remote")]
     pub remove_stale_member: bool,
     /// The preseed for `incus admin init --preseed`, or a cloud-init document that holds one.
@@ -83,7 +83,8 @@ pub struct Checked {
 pub fn check(global: &Global, args: &PreflightArgs) -> Result<Checked, CliError> {
     let text = args.preseed.as_deref().map(|path| read(path, "read the preseed")).transpose()?;
     let preseed = text.as_deref().map(preseed::parse);
-    let known = preseed.as_ref().and_then(|preseed| preseed.as_ref().ok()).cloned().unwrap_or_default();
+    let known =
+        preseed.as_ref().and_then(|preseed| preseed.as_ref().ok()).cloned().unwrap_or_default();
     let (node, agent) = node_and_agent(global, args.root.as_deref())?;
     let token = match &args.token {
         Some(path) => Some(TokenText::Printed(read(path, "read the token")?)),
@@ -94,8 +95,11 @@ pub fn check(global: &Global, args: &PreflightArgs) -> Result<Checked, CliError>
         (None, Some(remote)) => Source::Remote(remote.clone()),
         (None, None) => Source::Nowhere,
     };
-    let host_name =
-        || nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let host_name = || {
+        nix::unistd::gethostname()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default()
+    };
     let (root, service) = (node.root.clone(), service(&node)?);
     let mut facts = preflight::gather(Question {
         root: node.root,
@@ -110,10 +114,11 @@ pub fn check(global: &Global, args: &PreflightArgs) -> Result<Checked, CliError>
         preseed: preseed.map(|preseed| preseed.map_err(|error| daemon::chain(&error))),
     });
     if let (true, Source::Remote(mut remote)) = (args.remove_stale_member, members) {
-        facts.stale = Some(preflight::stale::remove(&facts, &mut remote).map(|(removed, members)| {
-            facts.members = Some(Ok(members));
-            removed
-        }));
+        facts.stale =
+            Some(preflight::stale::remove(&facts, &mut remote).map(|(removed, members)| {
+                facts.members = Some(Ok(members));
+                removed
+            }));
     }
     let preseed = match &facts.preseed {
         Some(Ok(preseed)) => Some(preseed.text.clone()),
@@ -132,7 +137,9 @@ fn service(node: &Node) -> Result<Option<Check>, CliError> {
     let reach = stop.reach(&mut |_| Ok(()))?;
     Ok(match (reach, stop::daemon(node)?) {
         (Some(reach), _) => Some(preflight::service::check(&reach)),
-        (None, Daemon::Stopped) => Some(preflight::service::not_started(&host.manager.start_command(&[]))),
+        (None, Daemon::Stopped) => {
+            Some(preflight::service::not_started(&host.manager.start_command(&[])))
+        }
         (None, _) => None,
     })
 }
@@ -149,23 +156,35 @@ fn node_and_agent(global: &Global, root: Option<&Path>) -> Result<(Node, Agent),
     };
     let posture = status.posture.posture;
     let text = expect_reply!(global, Request::PolicyShow, Reply::PolicyText(policy) => policy);
-    let policy = policy::parse(&text.text, Path::new(&text.path)).map_err(CliError::ForeignPolicy)?;
+    let policy =
+        policy::parse(&text.text, Path::new(&text.path)).map_err(CliError::ForeignPolicy)?;
     match Node::of(policy, root, &node::mount_table()?) {
         Ok(node) => {
             let report = status.roots.iter().find(|report| Path::new(&report.path) == node.root);
             let in_force = report.is_some_and(|report| report.in_force);
             Ok((node, Agent::Guards { posture, in_force }))
         }
-        Err(NodeError::NoNode | NodeError::Unknown { .. }) => Ok((preset(root)?, Agent::Unguarded(posture))),
+        Err(NodeError::NoNode | NodeError::Unknown { .. }) => {
+            Ok((preset(root)?, Agent::Unguarded(posture)))
+        }
         Err(error) => Err(error.into()),
     }
 }
 
 /// What the preset `incus` says, at another path if one is given.
 fn preset(root: Option<&Path>) -> Result<Node, CliError> {
-    let path = root.map(|root| format!("path = {:?}\n", root.display().to_string())).unwrap_or_default();
+    let path = root
+        .map(|root| {
+            format!(
+                "path = \
+                 {:?}\n",
+                root.display().to_string()
+            )
+        })
+        .unwrap_or_default();
     let text = format!("version = 1\n[[root]]\npreset = \"incus\"\n{path}");
-    let policy = policy::parse(&text, Path::new("(the preset)")).map_err(CliError::ForeignPolicy)?;
+    let policy =
+        policy::parse(&text, Path::new("(the preset)")).map_err(CliError::ForeignPolicy)?;
     Ok(Node::of(policy, root, &node::mount_table()?)?)
 }
 

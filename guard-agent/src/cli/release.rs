@@ -13,7 +13,8 @@ use crate::exit::Exit;
 pub struct ReleaseArgs {
     /// Name, mountpoint, id or device of the pool.
     pub pool: String,
-    /// How long, e.g. 10m or 1h30m; the policy's default if it is left out. The kernel ends it on time.
+    /// How long, e.g. 10m or 1h30m; the policy's default if it is left out. The kernel ends it on
+    /// time.
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub ttl: Option<Duration>,
     /// Why; it is written to the audit log.

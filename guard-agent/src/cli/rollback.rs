@@ -56,8 +56,13 @@ pub fn run(global: &Global, args: &RollbackArgs, out: &mut impl Write) -> Result
     let mut say = |line: &str| if global.json { Ok(()) } else { Ok(writeln!(out, "{line}")?) };
     if args.release_hold {
         let node = Node::find(global, args.root.as_deref())?;
-        let stop =
-            Stop { node: &node, host: &host, args: &args.stop, interrupt: &interrupt, scope: Scope::Daemon };
+        let stop = Stop {
+            node: &node,
+            host: &host,
+            args: &args.stop,
+            interrupt: &interrupt,
+            scope: Scope::Daemon,
+        };
         return release_hold(&stop, &mut say);
     }
     // Asked before anything is stopped.
@@ -72,15 +77,21 @@ pub fn run(global: &Global, args: &RollbackArgs, out: &mut impl Write) -> Result
         asked => asked?,
     };
     let node = Node::find(global, Some(Path::new(&asked.root)))?;
-    let stop =
-        Stop { node: &node, host: &host, args: &args.stop, interrupt: &interrupt, scope: Scope::Daemon };
+    let stop = Stop {
+        node: &node,
+        host: &host,
+        args: &args.stop,
+        interrupt: &interrupt,
+        scope: Scope::Daemon,
+    };
     if !args.force && !args.stop.stop_instances {
         // Asked before Incus is stopped, which has to stop its containers.
         no_guests(&node, &pools(global, &node)?)?;
     }
     let stops = args.stop_incus || args.stop.stop_instances;
     let hold = if stops { stop.stop(&mut say)?.hold } else { stop.hold(&mut say)? };
-    let follow = Follow { global, interrupt: &interrupt, limit: args.wait, every: EVERY, stopped: stops };
+    let follow =
+        Follow { global, interrupt: &interrupt, limit: args.wait, every: EVERY, stopped: stops };
     let allowed = Allowed { lazy: args.lazy, force: args.force };
     let report = match follow.carry_out(&node.root, allowed, &mut say) {
         Err(refusal) if refusal.exit() == Exit::Refused => {
@@ -111,7 +122,8 @@ pub fn pools(global: &Global, node: &Node) -> Result<Vec<PoolReport>, CliError> 
     Ok(pools.into_iter().filter(is_its).collect())
 }
 
-/// Fails if a guest has one of the pools mounted. Where that cannot be seen from here, the agent looks.
+/// Fails if a guest has one of the pools mounted. Where that cannot be seen from here, the agent
+/// looks.
 pub fn no_guests(node: &Node, pools: &[PoolReport]) -> Result<(), CliError> {
     let target = |pool: &PoolReport| {
         let (major, minor) = pool.device.split_once(':')?;
@@ -150,7 +162,8 @@ fn release_hold(stop: &Stop<'_>, say: &mut Say<'_>) -> Result<Exit, CliError> {
 /// Fails if the node's state would refuse a rollback.
 pub fn ask(global: &Global, root: Option<&Path>) -> Result<RollbackReport, CliError> {
     let root = root.map(|root| root.to_string_lossy().into_owned());
-    let report = expect_reply!(global, Request::RollbackStatus { root }, Reply::Rollback(report) => *report);
+    let report =
+        expect_reply!(global, Request::RollbackStatus { root }, Reply::Rollback(report) => *report);
     match report.refusal {
         // One that runs is followed.
         Some(refusal) if !report.running => Err(ClientError::Refused(refusal).into()),
@@ -174,13 +187,14 @@ pub fn after(
             if !stopped && !hold.ran.is_empty() {
                 stop.start(&hold.ran, say)?;
                 return say(
-                    "Incus does not run; its next client starts it, and it mounts again what its database names",
+                    "Incus does not run; its next client starts it, and it mounts again what its \
+                     database names",
                 );
             }
             let command = stop.start_command(say)?;
             say(&format!(
-                "Incus stays stopped: started now, it mounts again what its database names. guardctl join starts it; \
-                 by hand: {command}"
+                "Incus stays stopped: started now, it mounts again what its database names. \
+                 guardctl join starts it; by hand: {command}"
             ))
         }
         Some(hold) => say(&held(hold)),
@@ -213,7 +227,11 @@ pub fn verdict(report: &RollbackReport) -> String {
         text.push_str(&format!("{root}: every superblock is gone; the node is {}\n", report.state));
     } else {
         let count = outcome.remaining.len();
-        text.push_str(&format!("{root}: {count} superblocks remain, sealed; the node is {}\n", report.state));
+        text.push_str(&format!(
+            "{root}: {count} superblocks remain, sealed; the node is \
+             {}\n",
+            report.state
+        ));
     }
     for problem in &outcome.problems {
         text.push_str(&format!("  problem: {}\n", safe(problem)));

@@ -5,8 +5,18 @@ use super::*;
 use crate::rollback::{Guest, Holder, MountPlace, StepReport, UnmountOutcome, Via};
 
 fn report(outcome: Option<RollbackOutcome>) -> RollbackReport {
-    let place = MountPlace { namespace: 1, in_host: true, pid: 1, mountpoint: "/var/lib/incus/p".to_owned() };
-    let step = StepReport { place, pool: Some("p".to_owned()), lazy: false, outcome: UnmountOutcome::Busy };
+    let place = MountPlace {
+        namespace: 1,
+        in_host: true,
+        pid: 1,
+        mountpoint: "/var/lib/incus/p".to_owned(),
+    };
+    let step = StepReport {
+        place,
+        pool: Some("p".to_owned()),
+        lazy: false,
+        outcome: UnmountOutcome::Busy,
+    };
     RollbackReport {
         root: "/var/lib/incus".to_owned(),
         state: "join-failed".to_owned(),
@@ -31,7 +41,12 @@ fn what_remains_is_told_with_who_holds_it_and_what_to_do() {
         pool: "p".to_owned(),
         generation: 7,
         device: "0:43".to_owned(),
-        mounts: vec![MountPlace { namespace: 9, in_host: false, pid: 77, mountpoint: "/data".to_owned() }],
+        mounts: vec![MountPlace {
+            namespace: 9,
+            in_host: false,
+            pid: 77,
+            mountpoint: "/data".to_owned(),
+        }],
         obstacles: Vec::new(),
         holders: vec![holder],
         fix: "end process 42".to_owned(),
@@ -39,9 +54,13 @@ fn what_remains_is_told_with_who_holds_it_and_what_to_do() {
     let outcome = RollbackOutcome { remaining: vec![remaining], ..RollbackOutcome::default() };
     let report = report(Some(outcome));
     let text = verdict(&report);
-    for part in
-        ["1 superblocks remain", "/data in mount namespace 9 (of process 77)", "process 42", "fix: end"]
-    {
+    for part in [
+        "1 superblocks \
+         remain",
+        "/data in mount namespace 9 (of process 77)",
+        "process 42",
+        "fix: end",
+    ] {
         assert!(text.contains(part), "{part}: {text}");
     }
     assert!(!text.contains('\u{1b}'));
@@ -81,7 +100,13 @@ fn an_interrupt_ends_following_and_not_the_rollback() {
     let global = agent.global();
     let (interrupt, writer) = fake::uninterrupted();
     drop(writer);
-    let follow = Follow { global: &global, interrupt: &interrupt, limit: WAIT, every: EVERY, stopped: false };
+    let follow = Follow {
+        global: &global,
+        interrupt: &interrupt,
+        limit: WAIT,
+        every: EVERY,
+        stopped: false,
+    };
     let root = Path::new(fake::ROOT);
     let error = follow.carry_out(root, Allowed::default(), &mut |_| Ok(())).unwrap_err();
     assert!(error.fix().unwrap().contains("the agent goes on with it"), "{error}");
@@ -109,7 +134,10 @@ fn guests_in_the_way_are_named() {
         name: "c1".to_owned(),
         mountpoint: "/data".to_owned(),
     };
-    let text = verdict(&report(Some(RollbackOutcome { guests: vec![guest], ..RollbackOutcome::default() })));
+    let text = verdict(&report(Some(RollbackOutcome {
+        guests: vec![guest],
+        ..RollbackOutcome::default()
+    })));
     assert!(text.contains("in use: c1 (process 77) has pool shared mounted at /data"), "{text}");
 }
 
@@ -133,7 +161,13 @@ fn a_container_in_the_way_is_told_while_incus_can_still_stop_it() {
     let table = "50 0 7:1 / / rw - ext4 a rw\n51 50 0:44 /custom/v /data rw - ceph s rw\n";
     std::fs::write(container.join("mountinfo"), table).unwrap();
     let error = no_guests(&node, &[pool]).unwrap_err();
-    assert!(error.to_string().contains("c1 (process 70) has pool shared mounted at /data"), "{error}");
+    assert!(
+        error.to_string().contains(
+            "c1 (process 70) has pool shared mounted at \
+             /data"
+        ),
+        "{error}"
+    );
     assert_eq!(error.exit(), Exit::Refused);
     assert!(error.fix().unwrap().contains("incus stop NAME"));
 }

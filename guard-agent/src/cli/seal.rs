@@ -50,12 +50,16 @@ fn still_sealed(pool: &PoolReport) -> Option<String> {
     match pool.mode_cause? {
         _ if pool.mode.0 != Mode::Sealed => None,
         ModeCause::Join => Some(format!(
-            "the operator's seal is gone; the state of the node {root} keeps it sealed until evidence or a rollback \
-             changes that\n  why: guardctl history --root {root}\n  after a failed join: guardctl rollback --root \
-             {root}\n  for a while all the same: guardctl release {} --reason TEXT",
+            "the operator's seal is gone; the state of the node {root} keeps it sealed until \
+             evidence or a rollback changes that\n  why: guardctl history --root {root}\n  after a \
+             failed join: guardctl rollback --root {root}\n  for a while all the same: guardctl \
+             release {} --reason TEXT",
             safe(&pool.name)
         )),
-        ModeCause::Policy => Some(format!("the policy of the root {root} seals it: mode = \"sealed\"")),
+        ModeCause::Policy => Some(format!(
+            "the policy of the root {root} seals it: mode = \
+             \"sealed\""
+        )),
         ModeCause::Operator | ModeCause::Expiry => None,
     }
 }

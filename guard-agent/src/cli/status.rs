@@ -20,7 +20,9 @@ use crate::posture::State;
 pub fn run(global: &Global, places: &Places, out: &mut impl Write) -> Result<Exit, CliError> {
     let status = match offline::ask(global, places, &Request::Status)? {
         Answer::Agent(Reply::Status(status)) => status,
-        Answer::Agent(_) => return Err(ClientError::OtherAnswer { request: Request::Status.name() }.into()),
+        Answer::Agent(_) => {
+            return Err(ClientError::OtherAnswer { request: Request::Status.name() }.into());
+        }
         Answer::Silence(silence) => return offline::status(global, places, silence, out),
     };
     if global.json {
@@ -93,7 +95,15 @@ fn posture(report: &PostureReport) -> String {
         line(&mut text, "tier", tier.to_string());
     }
     for gap in &report.posture.gaps {
-        text += &text::wrap(&format!("  not covered ({}): ", safe(&gap.code)), 4, &safe(&gap.detail));
+        text += &text::wrap(
+            &format!(
+                "  not covered ({}): \
+                 ",
+                safe(&gap.code)
+            ),
+            4,
+            &safe(&gap.detail),
+        );
     }
     text
 }
@@ -106,7 +116,12 @@ fn policy(report: &PolicyReport) -> String {
     line(
         &mut text,
         "policy",
-        format!("{path}, generation {}, sha256 {}, loaded {loaded}", report.generation, safe(&hash)),
+        format!(
+            "{path}, generation {}, sha256 {}, loaded \
+             {loaded}",
+            report.generation,
+            safe(&hash)
+        ),
     );
     if let Some(rejected) = &report.rejected {
         let _ = writeln!(
@@ -156,7 +171,8 @@ fn roots(roots: &[RootReport]) -> String {
 /// The counters that have counted, as a table.
 pub(super) fn counters(counters: &BTreeMap<String, u64>) -> String {
     let counted = counters.iter().filter(|(_, count)| **count > 0);
-    let rows: Vec<Vec<String>> = counted.map(|(name, count)| vec![safe(name), count.to_string()]).collect();
+    let rows: Vec<Vec<String>> =
+        counted.map(|(name, count)| vec![safe(name), count.to_string()]).collect();
     text::table("  ", &rows)
 }
 

@@ -10,7 +10,9 @@ use super::{CliError, parse_duration};
 use crate::events::process::ticks_per_second;
 use crate::incus;
 use crate::join::Daemon;
-use crate::service::{self, Consent, Hold, Host, LiveSystemctl, Manager, Reach, Scope, ServiceError, Unit};
+use crate::service::{
+    self, Consent, Hold, Host, LiveSystemctl, Manager, Reach, Scope, ServiceError, Unit,
+};
 use crate::wait::{self, Interrupt, Patience};
 use crate::wipe::instances::{self, Instance, Question};
 
@@ -69,7 +71,8 @@ impl Stop<'_> {
         let unit = self.unit(say)?;
         let mut stopped = Stopped::default();
         if let Some(unit) = &unit {
-            let consent = Consent { instances: running.len(), may_stop_them: self.args.stop_instances };
+            let consent =
+                Consent { instances: running.len(), may_stop_them: self.args.stop_instances };
             service::may_stop(unit, consent)?;
             stopped.hold = self.hold_unit(unit, say)?;
         }
@@ -88,7 +91,8 @@ impl Stop<'_> {
         self.end_process(say)?;
         if unit.is_none() {
             say(&format!(
-                "nothing keeps Incus from starting on this host: leave it stopped until this is over. Then: {}",
+                "nothing keeps Incus from starting on this host: leave it stopped until this is \
+                 over. Then: {}",
                 self.host.manager.start_command(&[])
             ))?;
         }
@@ -141,11 +145,15 @@ impl Stop<'_> {
         if self.unit(say)?.is_none() {
             return match daemon_pid(self.node)? {
                 Some(_) => Ok(Vec::new()),
-                None => Err(NodeError::NotStarted { command: self.host.manager.start_command(&[]) }.into()),
+                None => {
+                    Err(NodeError::NotStarted { command: self.host.manager.start_command(&[]) }
+                        .into())
+                }
             };
         }
         let unit = &self.node.unit;
-        let started = self.systemctl(ANSWER, say, |systemctl| service::start(systemctl, unit, ran))?;
+        let started =
+            self.systemctl(ANSWER, say, |systemctl| service::start(systemctl, unit, ran))?;
         if !started.is_empty() {
             say(&format!("started: {}", started.join(", ")))?;
         }
@@ -156,7 +164,9 @@ impl Stop<'_> {
     pub fn start_command(&self, say: &mut Say<'_>) -> Result<String, CliError> {
         let unit = &self.node.unit;
         let units = match self.unit(say)? {
-            Some(_) => self.systemctl(ANSWER, say, |systemctl| service::by_hand(systemctl, unit))?,
+            Some(_) => {
+                self.systemctl(ANSWER, say, |systemctl| service::by_hand(systemctl, unit))?
+            }
             None => Vec::new(),
         };
         Ok(self.host.manager.start_command(&units))
@@ -168,8 +178,9 @@ impl Stop<'_> {
             return Ok(None);
         }
         let unit = &self.node.unit;
-        let reach =
-            self.systemctl(ANSWER, say, |systemctl| service::reach(systemctl, &self.host.places, unit))?;
+        let reach = self.systemctl(ANSWER, say, |systemctl| {
+            service::reach(systemctl, &self.host.places, unit)
+        })?;
         Ok(Some(reach))
     }
 
@@ -234,7 +245,12 @@ impl Stop<'_> {
                     say(&format!("SIGTERM to incusd (process {})", incarnation.pid))?;
                     let patience = Patience::new(self.args.stop_timeout, self.interrupt);
                     let mut alive = |line: &str| drop(say(line));
-                    service::terminate(incarnation.pid, incarnation.start_ticks, &patience, &mut alive)?;
+                    service::terminate(
+                        incarnation.pid,
+                        incarnation.start_ticks,
+                        &patience,
+                        &mut alive,
+                    )?;
                 }
             }
         }
@@ -264,8 +280,8 @@ pub fn instances(node: &Node, daemon: Option<u32>) -> Result<Vec<Instance>, Node
 /// Text for the operator: a hold stays, and how to end it.
 pub fn held(hold: &Hold) -> String {
     format!(
-        "Incus is kept from starting, since it would mount the pools again. To have it back all the same: \
-         guardctl rollback --release-hold (by hand: {})",
+        "Incus is kept from starting, since it would mount the pools again. To have it back all \
+         the same: guardctl rollback --release-hold (by hand: {})",
         safe(&hold.end_by_hand())
     )
 }

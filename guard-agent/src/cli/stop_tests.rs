@@ -30,8 +30,8 @@ impl Machine {
              esac\n\
              case \"$1\" in\n\
              show) echo LoadState=loaded; echo KillMode=process; echo TriggeredBy=incus.socket\n\
-             if test -e {stopped}; then echo ActiveState=inactive; else echo ActiveState=active; fi\n\
-             echo DropInPaths={drop_in};;\n\
+             if test -e {stopped}; then echo ActiveState=inactive; else echo ActiveState=active; \
+             fi\necho DropInPaths={drop_in};;\n\
              stop) {stop};;\n\
              start) rm {stopped};;\n\
              esac\n",
@@ -50,7 +50,11 @@ impl Machine {
         self.with(limit, |stop, say| stop.stop_here(say))
     }
 
-    fn with<T>(&self, limit: Duration, work: impl FnOnce(&Stop<'_>, &mut Say<'_>) -> T) -> (T, String) {
+    fn with<T>(
+        &self,
+        limit: Duration,
+        work: impl FnOnce(&Stop<'_>, &mut Say<'_>) -> T,
+    ) -> (T, String) {
         let interrupt = fake::uninterrupted();
         let args = StopArgs { stop_instances: false, stop_timeout: limit };
         let (node, host, scope) = (&self.node, &self.host, Scope::Daemon);
@@ -83,7 +87,12 @@ fn incus_is_held_before_it_is_stopped() {
     assert_eq!(result.unwrap().hold, machine.hold());
     assert_eq!(machine.hold().unwrap().ran, ["incus.socket", "incus.service"]);
     assert_eq!(machine.changes(), ["daemon-reload", STOP]);
-    for part in ["kept from starting: ", "instances run on", "stopped: incus.socket, incus.service"] {
+    for part in [
+        "kept from starting: \
+         ",
+        "instances run on",
+        "stopped: incus.socket, incus.service",
+    ] {
         assert!(text.contains(part), "{part}: {text}");
     }
 }
@@ -101,7 +110,16 @@ fn a_join_starts_what_was_stopped() {
     assert_eq!(started.unwrap(), ["incus.socket"]);
     assert!(text.contains("started: incus.socket"), "{text}");
     assert_eq!(reach(&machine), Some(Reach::Up));
-    assert_eq!(machine.changes(), ["daemon-reload", STOP, "daemon-reload", "start -- incus.socket"]);
+    assert_eq!(
+        machine.changes(),
+        [
+            "daemon-reload",
+            STOP,
+            "daemon-reload",
+            "start -- \
+             incus.socket"
+        ]
+    );
 }
 
 #[test]
@@ -110,10 +128,18 @@ fn after_a_rollback_incus_may_start_again_and_the_operator_knows_how() {
     let limit = Duration::from_secs(100);
     let hold = machine.stop(limit).0.unwrap().hold;
     // Something remains: a boot must not mount more.
-    let (ended, text) = machine.with(limit, |stop, say| after(stop, hold.as_ref(), true, false, say));
+    let (ended, text) =
+        machine.with(limit, |stop, say| after(stop, hold.as_ref(), true, false, say));
     ended.unwrap();
-    assert!(text.contains("guardctl rollback --release-hold") && machine.hold().is_some(), "{text}");
-    let (ended, text) = machine.with(limit, |stop, say| after(stop, hold.as_ref(), true, true, say));
+    assert!(
+        text.contains(
+            "guardctl rollback \
+             --release-hold"
+        ) && machine.hold().is_some(),
+        "{text}"
+    );
+    let (ended, text) =
+        machine.with(limit, |stop, say| after(stop, hold.as_ref(), true, true, say));
     ended.unwrap();
     assert_eq!(machine.hold(), None);
     assert!(text.contains("by hand: systemctl start incus.socket"), "{text}");

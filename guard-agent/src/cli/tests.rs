@@ -15,7 +15,9 @@ use crate::join::{Config, Daemon, Evidence};
 use crate::posture::{Gap, Posture, Reason, State};
 
 fn at(second: u64) -> Time {
-    BootOffset::between(Duration::from_secs(1_790_000_000), Duration::ZERO).stamp(second * 1_000_000_000).time
+    BootOffset::between(Duration::from_secs(1_790_000_000), Duration::ZERO)
+        .stamp(second * 1_000_000_000)
+        .time
 }
 
 fn pool(name: &str, mode: Mode) -> PoolReport {
@@ -44,9 +46,9 @@ fn status() -> StatusReport {
     let failed = Reason {
         code: "node-failed".to_owned(),
         detail: "/var/lib/incus is join-failed, /srv/another-incus is join-partial".to_owned(),
-        fix: "run `guardctl rollback` and then join again: docs/RUNBOOK.md; `guardctl history` tells how it came \
-              here"
-        .to_owned(),
+        fix: "run `guardctl rollback` and then join again: docs/RUNBOOK.md; `guardctl history` \
+              tells how it came here"
+            .to_owned(),
     };
     let counters = [("denied_sealed", 0), ("denied_guarded", 1_000_000), ("allowed_released", 5)];
     StatusReport {
@@ -73,9 +75,11 @@ fn status() -> StatusReport {
         },
         hints: vec![Hint {
             code: "unnamed-share".to_owned(),
-            what: "root /var/lib/incus: fuse.juicefs at /var/lib/incus/devices/c1/data is not protected"
+            what: "root /var/lib/incus: fuse.juicefs at /var/lib/incus/devices/c1/data is not \
+                   protected"
                 .to_owned(),
-            fix: "policy does not name that kind there: add \"fuse.juicefs\" to the root's filesystems"
+            fix: "policy does not name that kind there: add \"fuse.juicefs\" to the root's \
+                  filesystems"
                 .to_owned(),
         }],
         pools: vec![pool("default", Mode::Guarded), released],
@@ -166,8 +170,10 @@ fn the_exit_code_is_the_postures() {
 
 #[test]
 fn every_event_reads_as_the_golden_file_says() {
-    let mut text: String =
-        include_str!("../audit/golden.jsonl").lines().map(|line| events::render_line(line) + "\n").collect();
+    let mut text: String = include_str!("../audit/golden.jsonl")
+        .lines()
+        .map(|line| events::render_line(line) + "\n")
+        .collect();
     text += &(events::render_line("{\"lagged\":7}") + "\n");
     assert_eq!(text, include_str!("events.golden"), "the text changed:\n{text}");
 }
@@ -177,14 +183,24 @@ fn the_command_line_is_understood() {
     use clap::CommandFactory;
     Cli::command().debug_assert();
     let parse = |line: &str| Cli::try_parse_from(line.split(' '));
-    let cli = parse("guardctl release default --ttl 1h30m --reason why --json --run-dir /r").unwrap();
+    let cli = parse(
+        "guardctl release default --ttl 1h30m --reason why --json --run-dir \
+         /r",
+    )
+    .unwrap();
     assert!(cli.global.json && cli.global.run_dir == Path::new("/r"));
     let Command::Release(args) = cli.command else { panic!("another command") };
     assert_eq!((args.ttl, args.reason.as_str()), (Some(Duration::from_secs(5_400)), "why"));
     let cli = parse("guardctl events -f -n 5 --kind lease --since 2026-09-21T14:13:20Z").unwrap();
     let Command::Events(args) = cli.command else { panic!("another command") };
     assert_eq!((args.follow, args.lines, args.since), (true, 5, Some(at(0))));
-    for wrong in ["release default --ttl 10 --reason r", "release default", "events --since soon", "frob"] {
+    for wrong in [
+        "release default --ttl 10 --reason \
+         r",
+        "release default",
+        "events --since soon",
+        "frob",
+    ] {
         assert!(parse(&format!("guardctl {wrong}")).is_err(), "{wrong}");
     }
 }
@@ -199,7 +215,16 @@ fn no_agent_is_exit_code_five_with_advice() {
     let mut text = Vec::new();
     explain(&error, &mut text);
     let text = String::from_utf8(text).unwrap();
-    assert!(text.contains("No such file") && text.contains("fix: is it running? systemctl status"), "{text}");
+    assert!(
+        text.contains(
+            "No such \
+             file"
+        ) && text.contains(
+            "fix: is it running? systemctl \
+             status"
+        ),
+        "{text}"
+    );
 }
 
 #[test]

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use crate::events::Time;
 
-/// A name that someone else chose (a path, a process), made harmless: control characters, and those that
-/// reorder text, are shown as escapes.
+/// A name that someone else chose (a path, a process), made harmless: control characters, and those
+/// that reorder text, are shown as escapes.
 pub fn safe(name: &str) -> String {
     let mut text = String::with_capacity(name.len());
     for character in name.chars() {
@@ -40,10 +40,12 @@ pub fn duration(seconds: u64) -> String {
     if text.is_empty() { "0s".to_owned() } else { text }
 }
 
-/// Columns that text for people has. Only a word (a path, say) that is longer than a line goes beyond.
+/// Columns that text for people has. Only a word (a path, say) that is longer than a line goes
+/// beyond.
 pub const COLUMNS: usize = 80;
 
-/// Words in lines of [`COLUMNS`]: the first one behind `first`, the others behind as many blanks as `indent` says.
+/// Words in lines of [`COLUMNS`]: the first one behind `first`, the others behind as many blanks as
+/// `indent` says.
 pub fn wrap(first: &str, indent: usize, content: &str) -> String {
     let mut text = String::new();
     let mut line = first.to_owned();
@@ -67,8 +69,9 @@ pub fn wrap(first: &str, indent: usize, content: &str) -> String {
 /// Rows with aligned columns, each line behind `indent`. The first row is the heading.
 pub fn table(indent: &str, rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width =
-        |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max();
+    let width = |column: usize| {
+        rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max()
+    };
     let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
     let mut text = String::new();
     for row in rows {
@@ -91,9 +94,14 @@ mod tests {
 
     #[test]
     fn durations_have_two_units() {
-        for (seconds, text) in
-            [(0, "0s"), (45, "45s"), (600, "10m"), (5_400, "1h30m"), (90_061, "1d1h"), (3_601, "1h1s")]
-        {
+        for (seconds, text) in [
+            (0, "0s"),
+            (45, "45s"),
+            (600, "10m"),
+            (5_400, "1h30m"),
+            (90_061, "1d1h"),
+            (3_601, "1h1s"),
+        ] {
             assert_eq!(duration(seconds), text);
         }
     }

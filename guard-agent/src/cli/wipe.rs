@@ -83,15 +83,27 @@ fn dry_run(global: &Global, node: &Node, out: &mut impl Write) -> Result<Exit, C
     Ok(if plan.obstacles.is_empty() { Exit::Ok } else { Exit::Degraded })
 }
 
-fn wipe(global: &Global, args: &WipeArgs, node: &Node, out: &mut impl Write) -> Result<Exit, CliError> {
+fn wipe(
+    global: &Global,
+    args: &WipeArgs,
+    node: &Node,
+    out: &mut impl Write,
+) -> Result<Exit, CliError> {
     let (interrupt, host) = (Interrupt::catch()?, Host::this());
     let mut say = |line: &str| if global.json { Ok(()) } else { Ok(writeln!(out, "{line}")?) };
-    let stop = Stop { node, host: &host, args: &args.stop, interrupt: &interrupt, scope: Scope::Directory };
+    let stop = Stop {
+        node,
+        host: &host,
+        args: &args.stop,
+        interrupt: &interrupt,
+        scope: Scope::Directory,
+    };
     may_wipe(global, args, node)?;
     let hold = stop.stop(&mut say)?.hold;
     let mut done = Done { root: node.root.clone(), ..Done::default() };
     if !pools(global, node)?.is_empty() {
-        let follow = Follow { global, interrupt: &interrupt, limit: args.wait, every: EVERY, stopped: true };
+        let follow =
+            Follow { global, interrupt: &interrupt, limit: args.wait, every: EVERY, stopped: true };
         let allowed = Allowed { lazy: args.lazy, force: false };
         let report = follow.carry_out(&node.root, allowed, &mut say)?;
         let released = rollback::is_released(&report);
@@ -134,7 +146,17 @@ fn may_wipe(global: &Global, args: &WipeArgs, node: &Node) -> Result<(), CliErro
     }
     let local = local_pools(node)?;
     if !local.is_empty() && !args.despite_local_pools {
-        let pools = local.iter().map(|pool| format!("{} (fix: {})", pool.describe(), pool.fix())).collect();
+        let pools = local
+            .iter()
+            .map(|pool| {
+                format!(
+                    "{} (fix: \
+                     {})",
+                    pool.describe(),
+                    pool.fix()
+                )
+            })
+            .collect();
         return Err(NodeError::LocalPools { root: node.root.clone(), pools }.into());
     }
     let pools = pools(global, node)?;
@@ -147,7 +169,12 @@ fn may_wipe(global: &Global, args: &WipeArgs, node: &Node) -> Result<(), CliErro
     Ok(())
 }
 
-fn empty(node: &Node, interrupt: &Interrupt, done: &mut Done, say: &mut Say<'_>) -> Result<(), CliError> {
+fn empty(
+    node: &Node,
+    interrupt: &Interrupt,
+    done: &mut Done,
+    say: &mut Say<'_>,
+) -> Result<(), CliError> {
     let place = &node.place;
     done.unmounted = unmount_own(place, say)?;
     let snapshot = node::mount_table()?;

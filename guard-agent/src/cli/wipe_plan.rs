@@ -57,12 +57,27 @@ pub fn plan(global: &Global, node: &Node) -> Result<Plan, CliError> {
     let is_pool = |mount: &InTheWay| pools.iter().any(|pool| pool.device == mount.device);
     let mut obstacles: Vec<Obstacle> =
         in_the_way.into_iter().filter(|mount| !is_pool(mount)).map(Obstacle::Mount).collect();
-    obstacles.extend(stop::instances(node, stop::daemon_pid(node)?)?.into_iter().map(Obstacle::Instance));
+    obstacles.extend(
+        stop::instances(node, stop::daemon_pid(node)?)?.into_iter().map(Obstacle::Instance),
+    );
     obstacles.extend(local_pools(node)?.into_iter().map(Obstacle::LocalPool));
     Ok(Plan {
         unit: (Manager::of_host() == Manager::Systemd).then(|| node.unit.clone()),
         daemon: stop::daemon(node)?,
-        pools: pools.iter().map(|pool| format!("{} at {}", pool.name, pool.mountpoints.join(", "))).collect(),
+        pools: pools
+            .iter()
+            .map(|pool| {
+                format!(
+                    "{} at \
+                     {}",
+                    pool.name,
+                    pool.mountpoints.join(
+                        ", \
+                         "
+                    )
+                )
+            })
+            .collect(),
         unmounts: own,
         obstacles,
         census: wipe::census(&Root::open(place)?, place)?,
@@ -74,19 +89,39 @@ pub fn plan(global: &Global, node: &Node) -> Result<Plan, CliError> {
 pub fn render(plan: &Plan) -> String {
     let root = safe(&plan.root.display().to_string());
     let mut text = format!("guardctl wipe --yes would empty {root}:\n");
-    let running = if matches!(plan.daemon, Daemon::Stopped) { "Incus does not run" } else { "Incus runs" };
+    let running = if matches!(plan.daemon, Daemon::Stopped) {
+        "Incus does not \
+         run"
+    } else {
+        "Incus runs"
+    };
     let stop = match &plan.unit {
         Some(unit) => format!("keep {unit} from starting, stop it and its sockets"),
         None => "SIGTERM to incusd".to_owned(),
     };
     text.push_str(&format!("  1. {stop} ({running})\n"));
-    let or_none = |list: Vec<String>| if list.is_empty() { "none".to_owned() } else { list.join("; ") };
+    let or_none = |list: Vec<String>| {
+        if list.is_empty() {
+            "none".to_owned()
+        } else {
+            list.join(
+                "; \
+                 ",
+            )
+        }
+    };
     text.push_str(&format!(
         "  2. roll back pools: {}\n",
         or_none(plan.pools.iter().map(|pool| safe(pool)).collect())
     ));
-    let own =
-        |mount: &OwnMount| format!("{} ({})", safe(&mount.mountpoint.display().to_string()), mount.fs_type);
+    let own = |mount: &OwnMount| {
+        format!(
+            "{} \
+             ({})",
+            safe(&mount.mountpoint.display().to_string()),
+            mount.fs_type
+        )
+    };
     text.push_str(&format!(
         "  3. unmount Incus's own: {}\n",
         or_none(plan.unmounts.iter().map(own).collect())
@@ -106,7 +141,11 @@ pub fn render(plan: &Plan) -> String {
         text.push_str(&text::table("     ", &rows));
     }
     if let Some(path) = &plan.census.stopped_at {
-        text.push_str(&format!("     counted up to the mountpoint {}\n", safe(&path.display().to_string())));
+        text.push_str(&format!(
+            "     counted up to the mountpoint \
+             {}\n",
+            safe(&path.display().to_string())
+        ));
     }
     for failure in &plan.census.failures {
         text.push_str(&format!("     not counted: {}\n", safe(failure)));
@@ -114,13 +153,15 @@ pub fn render(plan: &Plan) -> String {
     for obstacle in &plan.obstacles {
         text.push_str(&match obstacle {
             Obstacle::Mount(mount) => format!(
-                "IN THE WAY: {} ({} {}) is neither a pool nor Incus's own: unmount it if it may go\n",
+                "IN THE WAY: {} ({} {}) is neither a pool nor Incus's own: unmount it if it may \
+                 go\n",
                 safe(&mount.mountpoint.display().to_string()),
                 safe(&mount.fs_type),
                 safe(&mount.source)
             ),
             Obstacle::Instance(instance) => format!(
-                "IN THE WAY: {}: stop it (incus stop NAME), or let this command stop all: --stop-instances\n",
+                "IN THE WAY: {}: stop it (incus stop NAME), or let this command stop all: \
+                 --stop-instances\n",
                 safe(&instance.to_string())
             ),
             Obstacle::LocalPool(pool) => {

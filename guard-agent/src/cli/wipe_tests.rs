@@ -9,7 +9,11 @@ use crate::wipe::instances::{Instance, InstanceKind};
 use crate::wipe::local_pools::LocalPool;
 use crate::wipe::{Census, InTheWay, Part};
 
-fn asked(state: &'static str, host: &Path, arguments: &[&str]) -> (Result<(), CliError>, Vec<&'static str>) {
+fn asked(
+    state: &'static str,
+    host: &Path,
+    arguments: &[&str],
+) -> (Result<(), CliError>, Vec<&'static str>) {
     let node = fake::node_in(host);
     let mut pool = fake::pool("shared", guard_common::Mode::Sealed);
     pool.root = Some(node.root.display().to_string());

@@ -100,7 +100,10 @@ mod tests {
         let seal = Request::Seal { pool: "a".to_owned() };
         assert_eq!(Access::Read.permits(&Request::Status, &peer), Ok(()));
         assert_eq!(Access::Read.permits(&seal, &peer), Err(Refusal::NotRoot { uid: 1_000 }));
-        assert_eq!(Access::Nothing.permits(&Request::Status, &peer).unwrap_err().code(), "not-reader");
+        assert_eq!(
+            Access::Nothing.permits(&Request::Status, &peer).unwrap_err().code(),
+            "not-reader"
+        );
         assert_eq!(Access::Change.permits(&seal, &peer), Ok(()));
     }
 }

@@ -45,9 +45,10 @@ impl ClientError {
     /// What the process ends with.
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Unreachable { .. } | Self::Permission { .. } | Self::Broken { .. } | Self::Closed => {
-                Exit::Unreachable
-            }
+            Self::Unreachable { .. }
+            | Self::Permission { .. }
+            | Self::Broken { .. }
+            | Self::Closed => Exit::Unreachable,
             Self::Answer { .. } | Self::OtherAnswer { .. } => Exit::Failure,
             Self::Refused(_) => Exit::Refused,
         }
@@ -59,7 +60,9 @@ impl ClientError {
             Self::Unreachable { .. } => {
                 "is it running? systemctl status guard-agent (another --run-dir?)".to_owned()
             }
-            Self::Permission { .. } => "run it as root, or as a member of the group `guard`".to_owned(),
+            Self::Permission { .. } => "run it as root, or as a member of the group \
+                                        `guard`"
+                .to_owned(),
             Self::Broken { .. } | Self::Closed => {
                 "systemctl status guard-agent; journalctl -u guard-agent".to_owned()
             }
@@ -78,7 +81,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to the agent that has its socket in `run_dir`. Connecting, and each wait after it, has the limit.
+    /// Connects to the agent that has its socket in `run_dir`. Connecting, and each wait after it,
+    /// has the limit.
     pub fn connect(run_dir: &Path, limit: Duration) -> Result<Self, ClientError> {
         let path = run_dir.join(SOCKET_NAME);
         let stream = dial(&path, limit).map_err(|source| match source.kind() {
@@ -106,7 +110,8 @@ impl Client {
 
     /// Asks, and waits for the answer.
     pub fn request(&mut self, request: &Request) -> Result<Reply, ClientError> {
-        // An agent that turns a connection away answers first and closes: that answer is read below.
+        // An agent that turns a connection away answers first and closes: that answer is read
+        // below.
         let sent = self.stream.get_mut().write_all(request.to_line().as_bytes());
         let line = match (self.line(), sent) {
             (Ok(Some(line)), _) => line,
@@ -133,7 +138,8 @@ impl Client {
     }
 }
 
-/// As [`UnixStream::connect`], which has no limit: it waits as long as the queue of a stopped agent is full.
+/// As [`UnixStream::connect`], which has no limit: it waits as long as the queue of a stopped agent
+/// is full.
 fn dial(path: &Path, limit: Duration) -> io::Result<UnixStream> {
     let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     let (seconds, microseconds) = (limit.as_secs(), limit.subsec_micros());

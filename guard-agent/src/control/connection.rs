@@ -63,9 +63,10 @@ impl Connection {
             };
             let goes_on = match line {
                 Ok(Ok(Line::Whole(line))) => self.answer(&line).await,
-                Ok(Ok(Line::TooLong)) => {
-                    self.respond(Err(Refusal::LineTooLong { limit: LINE_LIMIT })).await.map(|_| false)
-                }
+                Ok(Ok(Line::TooLong)) => self
+                    .respond(Err(Refusal::LineTooLong { limit: LINE_LIMIT }))
+                    .await
+                    .map(|_| false),
                 Ok(Ok(Line::End) | Err(_)) | Err(_) => return,
             };
             if !matches!(goes_on, Ok(true)) {
@@ -133,16 +134,23 @@ impl Connection {
         if count == 0 {
             return Ok(Vec::new());
         }
-        let _turn = self.shared.searches.acquire().await.map_err(|error| unreadable(error.to_string()))?;
+        let _turn =
+            self.shared.searches.acquire().await.map_err(|error| unreadable(error.to_string()))?;
         let audit = self.shared.options.audit.clone();
         let count = count.min(HISTORY_LIMIT);
-        let search = tokio::task::spawn_blocking(move || read_tail(&audit, count, &filter, SEARCH_BOUND));
+        let search =
+            tokio::task::spawn_blocking(move || read_tail(&audit, count, &filter, SEARCH_BOUND));
         let found = search.await.map_err(|error| unreadable(error.to_string()))?;
         found.map_err(|error| unreadable(error.to_string()))
     }
 
     /// Until the client closes or the agent stops.
-    async fn follow(&mut self, mut live: Receiver<Arc<str>>, filter: &Filter, shown: u64) -> io::Result<()> {
+    async fn follow(
+        &mut self,
+        mut live: Receiver<Arc<str>>,
+        filter: &Filter,
+        shown: u64,
+    ) -> io::Result<()> {
         let mut closing = self.shared.closing.clone();
         loop {
             let received = tokio::select! {

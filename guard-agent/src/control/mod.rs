@@ -1,7 +1,7 @@
 //! The control socket: JSON lines between `guardctl` and the agent.
 //!
-//! `protocol`, `refusal`, `report` and `pool_name` are pure. `server` (with `connection`, `access` and
-//! `socket`) is the agent's side, `client` is `guardctl`'s.
+//! `protocol`, `refusal`, `report` and `pool_name` are pure. `server` (with `connection`, `access`
+//! and `socket`) is the agent's side, `client` is `guardctl`'s.
 
 pub mod access;
 pub mod client;

@@ -21,7 +21,10 @@ impl PoolAddress<'_> {
             || unmarked(self.name, self.pool_id, self.device) == wanted
             || self.pool_id == wanted
             || self.device == wanted
-            || self.mountpoints.iter().any(|mountpoint| mountpoint == wanted || mountpoint == trimmed)
+            || self
+                .mountpoints
+                .iter()
+                .any(|mountpoint| mountpoint == wanted || mountpoint == trimmed)
     }
 
     fn full_name(&self) -> String {
@@ -55,8 +58,10 @@ mod tests {
     fn a_pool_is_found_by_everything_it_is_called() {
         let one = ["/srv/one".to_owned(), "/mnt/alias".to_owned()];
         let two = ["/srv/two".to_owned()];
-        let pool = |name, pool_id, device, mountpoints| PoolAddress { name, pool_id, device, mountpoints };
-        let pools = [pool("default", "00aa", "0:44", &one[..]), pool("default", "00bb", "0:45", &two[..])];
+        let pool =
+            |name, pool_id, device, mountpoints| PoolAddress { name, pool_id, device, mountpoints };
+        let pools =
+            [pool("default", "00aa", "0:44", &one[..]), pool("default", "00bb", "0:45", &two[..])];
         for (wanted, index) in [("/srv/one", 0), ("/mnt/alias/", 0), ("00bb", 1), ("0:45", 1)] {
             assert_eq!(find_pool(wanted, &pools), Ok(index), "{wanted}");
         }
@@ -70,7 +75,8 @@ mod tests {
     #[test]
     fn a_name_that_several_pools_have_is_refused_with_what_to_use() {
         let (one, two) = (["/srv/one".to_owned()], ["/srv/two".to_owned()]);
-        let pool = |name, pool_id, device, mountpoints| PoolAddress { name, pool_id, device, mountpoints };
+        let pool =
+            |name, pool_id, device, mountpoints| PoolAddress { name, pool_id, device, mountpoints };
         let pools = [
             pool("data~1a2b3c4d", "1a2b3c4d00000001", "0:44", &one[..]),
             pool("data~5e6f7a8b", "5e6f7a8b00000001", "0:45", &two[..]),

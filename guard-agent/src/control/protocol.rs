@@ -5,14 +5,17 @@
 //! ← {"ok":{"released":{…}}}        or  {"refused":{"code":"not-root","message":"…","fix":"…"}}
 //! ```
 //!
-//! `events` is answered by `{"ok":{"events":{"lines":N,"follow":F}}}`, then N lines of the audit log; if
-//! followed, then further lines as they are written, and `{"lagged":n}` where n lines were missed.
+//! `events` is answered by `{"ok":{"events":{"lines":N,"follow":F}}}`, then N lines of the audit
+//! log; if followed, then further lines as they are written, and `{"lagged":n}` where n lines were
+//! missed.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::refusal::{Refusal, RefusalReport};
-use super::report::{LeaseReport, NodeHistory, PolicyText, PoolReport, RollbackReport, StatusReport};
+use super::report::{
+    LeaseReport, NodeHistory, PolicyText, PoolReport, RollbackReport, StatusReport,
+};
 use crate::audit::Filter;
 
 /// Version of the protocol; every request carries it.
@@ -66,7 +69,8 @@ pub enum Request {
         id: String,
     },
     PolicyReload,
-    /// Unmounts what a failed join has left of a node. Nodes are named by their root; without one it is the only one.
+    /// Unmounts what a failed join has left of a node. Nodes are named by their root; without one
+    /// it is the only one.
     Rollback {
         #[serde(default)]
         root: Option<String>,
@@ -82,7 +86,8 @@ pub enum Request {
         #[serde(default)]
         root: Option<String>,
     },
-    /// A join is about to be started: the node's pools are sealed from now on, until it is known how it ended.
+    /// A join is about to be started: the node's pools are sealed from now on, until it is known
+    /// how it ended.
     JoinPrepare {
         #[serde(default)]
         root: Option<String>,
@@ -164,12 +169,14 @@ impl Request {
     pub fn parse(line: &[u8]) -> Result<Self, Refusal> {
         let malformed = |error: serde_json::Error| Refusal::Malformed { detail: error.to_string() };
         let mut value: Value = serde_json::from_slice(line).map_err(malformed)?;
-        let object = value
-            .as_object_mut()
-            .ok_or_else(|| Refusal::Malformed { detail: "a request is a JSON object".to_owned() })?;
+        let object = value.as_object_mut().ok_or_else(|| Refusal::Malformed {
+            detail: "a request is a JSON object".to_owned(),
+        })?;
         let version = object.remove("protocol");
         if version.as_ref().and_then(Value::as_u64) != Some(u64::from(PROTOCOL)) {
-            return Err(Refusal::Protocol { found: version.map_or("none".to_owned(), |v| v.to_string()) });
+            return Err(Refusal::Protocol {
+                found: version.map_or("none".to_owned(), |v| v.to_string()),
+            });
         }
         let keys: Vec<String> = object.keys().cloned().collect();
         let request: Self = serde_json::from_value(value).map_err(malformed)?;
@@ -268,7 +275,10 @@ impl Lagged {
 }
 
 fn to_line(value: &impl Serialize) -> String {
-    let mut line = serde_json::to_string(value).expect("the protocol has string keys and finite numbers");
+    let mut line = serde_json::to_string(value).expect(
+        "the protocol has string keys and finite \
+         numbers",
+    );
     line.push('\n');
     line
 }
@@ -290,7 +300,11 @@ mod tests {
             Request::Events { follow: true, history: 10, filter },
             Request::Seal { pool: "a".to_owned() },
             Request::Unseal { pool: "a".to_owned() },
-            Request::Release { pool: "a".to_owned(), ttl_seconds: Some(600), reason: "r".to_owned() },
+            Request::Release {
+                pool: "a".to_owned(),
+                ttl_seconds: Some(600),
+                reason: "r".to_owned(),
+            },
             Request::ExecLease { pool: "a".to_owned(), ttl_seconds: None, reason: "r".to_owned() },
             Request::LeaseRevoke { id: "r-1".to_owned() },
             Request::PolicyReload,
@@ -322,7 +336,11 @@ mod tests {
             (r#"{"protocol":1,"request":"open"}"#, "unknown variant `open`"),
             (r#"{"protocol":1,"request":"seal"}"#, "missing field `pool`"),
             (r#"{"protocol":1,"request":"seal","pool":"a","force":true}"#, "unknown field `force`"),
-            (r#"{"protocol":1,"request":"policy-reload","dry_run":true}"#, "unknown field `dry_run`"),
+            (
+                r#"{"protocol":1,"request":"policy-reload","dry_run":true}"#,
+                "unknown field \
+                 `dry_run`",
+            ),
             ("[1]", "JSON object"),
             ("", "EOF"),
             ("\u{1}", "expected value"),

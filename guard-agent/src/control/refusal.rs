@@ -23,7 +23,8 @@ pub enum Refusal {
     #[error("{limit} commands have a lease, which is as many as there may be")]
     TooManyLeases { limit: u32 },
     #[error(
-        "the cgroup {cgroup} is not the requester's alone ({others} other processes): the lease would be theirs too"
+        "the cgroup {cgroup} is not the requester's alone ({others} other processes): the lease \
+         would be theirs too"
     )]
     SharedCgroup { cgroup: String, others: usize },
     #[error("there is no lease `{id}`; {}", listed("leases", leases))]
@@ -39,7 +40,8 @@ pub enum Refusal {
     #[error("which node? {}", listed("nodes", nodes))]
     AmbiguousNode { nodes: Vec<String> },
     #[error(
-        "Incus runs (process {pid}): it would mount its pools again, or go on to work on what is not mounted"
+        "Incus runs (process {pid}): it would mount its pools again, or go on to work on what is \
+         not mounted"
     )]
     DaemonRuns { root: String, pid: u32 },
     #[error("{operation} failed: {detail}")]
@@ -92,16 +94,25 @@ impl Refusal {
     pub fn fix(&self) -> String {
         match self {
             Self::NotRoot { .. } => "run it as root (sudo guardctl …)".to_owned(),
-            Self::NotReader { group, .. } => format!("run it as root, or: usermod -aG {group} <user>"),
-            Self::UnknownPool { .. } => "name the pool by name, mountpoint or id: guardctl pools".to_owned(),
-            Self::AmbiguousPool { .. } => "name it by id, mountpoint or device: guardctl pools".to_owned(),
+            Self::NotReader { group, .. } => format!(
+                "run it as root, or: usermod -aG {group} \
+                 <user>"
+            ),
+            Self::UnknownPool { .. } => "name the pool by name, mountpoint or id: guardctl \
+                                         pools"
+                .to_owned(),
+            Self::AmbiguousPool { .. } => "name it by id, mountpoint or device: guardctl \
+                                           pools"
+                .to_owned(),
             Self::TtlTooLong { max_seconds, .. } => {
                 format!("ask for --ttl {max_seconds}s at most, or raise the limit in the policy")
             }
             Self::TtlZero => "give --ttl, e.g. --ttl 10m".to_owned(),
             Self::ReasonMissing => "give --reason: it is written to the audit log".to_owned(),
             Self::TooManyLeases { .. } => {
-                "wait until one has ended, or end one: guardctl lease list, guardctl lease revoke".to_owned()
+                "wait until one has ended, or end one: guardctl lease list, guardctl lease \
+                 revoke"
+                    .to_owned()
             }
             Self::SharedCgroup { .. } => {
                 "run the command with `guardctl exec`, which makes a cgroup for it".to_owned()
@@ -109,7 +120,8 @@ impl Refusal {
             Self::NoSuchLease { .. } => "see guardctl lease list".to_owned(),
             Self::PolicyRejected { .. } => "correct the file: guardctl policy check".to_owned(),
             Self::NoSuchNode { .. } => {
-                "name it by its guarded root: --root DIR; the policy makes a root a node: join = \"incus\""
+                "name it by its guarded root: --root DIR; the policy makes a root a node: join = \
+                 \"incus\""
                     .to_owned()
             }
             Self::NotEnforcing { .. } => "see guardctl doctor".to_owned(),
@@ -141,12 +153,18 @@ impl Refusal {
 fn node_fix(root: &str, refusal: &crate::join::Refusal) -> String {
     use crate::join::Refusal as Node;
     match refusal {
-        Node::NotFailed { state: "joining" } => "wait until the join has ended: guardctl status".to_owned(),
+        Node::NotFailed { state: "joining" } => "wait until the join has ended: guardctl \
+                                                 status"
+            .to_owned(),
         Node::NotFailed { state: "joined" } => {
-            "a member leaves by `incus cluster remove`, on another member; its pools go with that".to_owned()
+            "a member leaves by `incus cluster remove`, on another member; its pools go with \
+             that"
+                .to_owned()
         }
         Node::NotFailed { .. } => {
-            "no join has failed here: its pools are its own (incus admin shutdown unmounts them)".to_owned()
+            "no join has failed here: its pools are its own (incus admin shutdown unmounts \
+             them)"
+                .to_owned()
         }
         Node::NotFitToJoin { state: "rolling-back" } | Node::RollingBack => {
             format!("wait for its end: guardctl status; guardctl rollback --root {root} follows it")
@@ -154,11 +172,13 @@ fn node_fix(root: &str, refusal: &crate::join::Refusal) -> String {
         Node::NotFitToJoin { .. } => "it is a member already: incus cluster list".to_owned(),
         Node::HasRemains { .. } => {
             format!(
-                "unmount them: guardctl rollback --root {root}; or say that they are its own: guardctl node adopt"
+                "unmount them: guardctl rollback --root {root}; or say that they are its own: \
+                 guardctl node adopt"
             )
         }
         Node::NotItsOwn { .. } => {
-            "an operator's word is for a node that is in no cluster, once no join or rollback runs: guardctl status"
+            "an operator's word is for a node that is in no cluster, once no join or rollback \
+             runs: guardctl status"
                 .to_owned()
         }
     }

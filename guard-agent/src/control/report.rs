@@ -238,7 +238,11 @@ impl Reconciled {
     pub fn of(counters: &BTreeMap<Counter, u64>) -> Self {
         let count = |counter: Counter| counters.get(&counter).copied().unwrap_or(0);
         Self {
-            decisions: counters.iter().filter(|(counter, _)| counter.is_audited()).map(|(_, n)| n).sum(),
+            decisions: counters
+                .iter()
+                .filter(|(counter, _)| counter.is_audited())
+                .map(|(_, n)| n)
+                .sum(),
             emitted: count(Counter::RecordsEmitted),
             aggregated: count(Counter::RecordsAggregated),
             lost: count(Counter::RecordsLost),

@@ -1,7 +1,7 @@
 //! The agent's side of the control socket: accepts connections and passes requests to the daemon.
 //!
-//! It holds no state of the barrier. Whatever a client does costs at most one bounded connection: lines,
-//! connections, waiting and searches are limited, and root has connections of its own.
+//! It holds no state of the barrier. Whatever a client does costs at most one bounded connection:
+//! lines, connections, waiting and searches are limited, and root has connections of its own.
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -98,8 +98,9 @@ impl Server {
         Ok(Self { bound: socket::bind(&options.run_dir, options.group)?, options })
     }
 
-    /// Serves until `shutdown`. Requests go to `commands`; each line sent to `events` (a record of the
-    /// audit log without its line feed) goes to those who follow. The socket is removed at the end.
+    /// Serves until `shutdown`. Requests go to `commands`; each line sent to `events` (a record of
+    /// the audit log without its line feed) goes to those who follow. The socket is removed at the
+    /// end.
     pub async fn run(
         self,
         commands: mpsc::Sender<Command>,

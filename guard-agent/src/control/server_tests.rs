@@ -59,13 +59,15 @@ impl Fixture {
 
     fn audit(&self) -> AuditFile {
         let origin = Origin { host: "h".to_owned(), boot_id: "b".to_owned() };
-        AuditFile::open(&self.directory.path().join("audit.jsonl"), origin, AuditOptions::default()).unwrap()
+        AuditFile::open(&self.directory.path().join("audit.jsonl"), origin, AuditOptions::default())
+            .unwrap()
     }
 }
 
 fn append(audit: &mut AuditFile) -> Arc<str> {
     let (version, build) = (String::new(), String::new());
-    let body = AgentBody { change: AgentChange::Started, version, build, pid: 1, previous_build: None };
+    let body =
+        AgentBody { change: AgentChange::Started, version, build, pid: 1, previous_build: None };
     let stamp = BootOffset::between(Duration::from_secs(1), Duration::ZERO).stamp(1);
     audit.append(stamp, Body::Agent(body)).line
 }
@@ -153,7 +155,10 @@ async fn a_reader_may_read_and_not_change_and_others_may_nothing() {
     let fixture = Fixture::start(|options| options.access = |_| Access::Nothing);
     let mut wire = fixture.connect().await;
     assert_eq!(wire.refusal(LEASES).await, "not-reader");
-    assert_eq!(wire.refusal(r#"{"protocol":1,"request":"events","history":5}"#).await, "not-reader");
+    assert_eq!(
+        wire.refusal(r#"{"protocol":1,"request":"events","history":5}"#).await,
+        "not-reader"
+    );
 }
 
 #[tokio::test]

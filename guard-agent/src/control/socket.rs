@@ -1,4 +1,5 @@
-//! Puts the control socket in its place: never visible with a wrong mode, never over a living agent.
+//! Puts the control socket in its place: never visible with a wrong mode, never over a living
+//! agent.
 //!
 //! It is bound in a private directory, gets mode and group there, and is renamed to its name. That
 //! replaces a dead agent's socket in one step and does not touch the process's umask.
@@ -41,21 +42,24 @@ impl Bound {
 
 impl Drop for Bound {
     fn drop(&mut self) {
-        let is_own = fs::symlink_metadata(&self.path).is_ok_and(|found| identity(&found) == self.identity);
+        let is_own =
+            fs::symlink_metadata(&self.path).is_ok_and(|found| identity(&found) == self.identity);
         if is_own && let Err(error) = fs::remove_file(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "control socket: not removed");
         }
     }
 }
 
-/// Binds the control socket in `run_dir` (mode 0660, group `group`), which is created if need be (0750).
+/// Binds the control socket in `run_dir` (mode 0660, group `group`), which is created if need be
+/// (0750).
 pub fn bind(run_dir: &Path, group: Option<Gid>) -> Result<Bound, SocketError> {
     prepare_directory(run_dir, group)?;
     let path = run_dir.join(SOCKET_NAME);
     refuse_if_taken(&path)?;
     let private = run_dir.join(format!(".{SOCKET_NAME}.{}", std::process::id()));
     let bound = bind_privately(&private, &path, group);
-    // Empty after the rename. Left behind after a failure, it is reused by nobody and reachable by nobody.
+    // Empty after the rename. Left behind after a failure, it is reused by nobody and reachable by
+    // nobody.
     let _ = fs::remove_dir_all(&private);
     bound
 }
@@ -73,7 +77,11 @@ fn bind_privately(private: &Path, path: &Path, group: Option<Gid>) -> Result<Bou
     if let Some(group) = group.filter(|_| geteuid().is_root()) {
         chown(&name, None, Some(group.as_raw())).map_err(failed("change the group of", &name))?;
     }
-    fs::set_permissions(&name, Permissions::from_mode(0o660)).map_err(failed("change the mode of", &name))?;
+    fs::set_permissions(&name, Permissions::from_mode(0o660)).map_err(failed(
+        "change the mode \
+         of",
+        &name,
+    ))?;
     listener.set_nonblocking(true).map_err(failed("make non-blocking", &name))?;
     let identity = identity(&fs::symlink_metadata(&name).map_err(failed("look at", &name))?);
     fs::rename(&name, path).map_err(failed("rename the new socket to", path))?;
@@ -88,7 +96,8 @@ fn prepare_directory(run_dir: &Path, group: Option<Gid>) -> Result<(), SocketErr
     let Some(group) = group.filter(|_| geteuid().is_root()) else { return Ok(()) };
     let found = fs::metadata(run_dir).map_err(failed("look at", run_dir))?;
     if found.uid() == 0 && found.gid() == 0 && found.mode() & 0o7777 == 0o750 {
-        chown(run_dir, None, Some(group.as_raw())).map_err(failed("change the group of", run_dir))?;
+        chown(run_dir, None, Some(group.as_raw()))
+            .map_err(failed("change the group of", run_dir))?;
     }
     Ok(())
 }
@@ -104,7 +113,12 @@ fn refuse_if_taken(path: &Path) -> Result<(), SocketError> {
         Ok(_) => {}
     }
     match UnixStream::connect(path) {
-        Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => {
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
+            ) =>
+        {
             Ok(())
         }
         // A full backlog (EAGAIN) is an agent too.

@@ -1,5 +1,5 @@
-//! Reads what the host knows of Ceph's clusters: configurations, and the kernel client's monitor maps in
-//! debugfs. Local files only; no server is asked, and nothing is mounted.
+//! Reads what the host knows of Ceph's clusters: configurations, and the kernel client's monitor
+//! maps in debugfs. Local files only; no server is asked, and nothing is mounted.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -11,9 +11,9 @@ use crate::mounts::Snapshot;
 /// Longest beginning of a file that is read.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// Adds what the mount table tells; and, if that leaves a mount's cluster open, what files below `root` do.
-/// Nothing that was learnt is forgotten: a pool's id must not change because the mount that told its cluster
-/// is gone.
+/// Adds what the mount table tells; and, if that leaves a mount's cluster open, what files below
+/// `root` do. Nothing that was learnt is forgotten: a pool's id must not change because the mount
+/// that told its cluster is gone.
 pub(super) fn learn(clusters: &mut Clusters, snapshot: &Snapshot, root: &Path) {
     clusters.learn_mounts(snapshot);
     if !clusters.lacks(snapshot) {
@@ -59,7 +59,12 @@ mod tests {
     const FSID: &str = "f0f0f0f0-0000-4000-8000-000000000001";
 
     fn id(line: &str, clusters: &Clusters) -> u64 {
-        let policy = parse("version = 1\n[[root]]\npath = \"/p\"\n", Path::new("policy.toml")).unwrap();
+        let policy = parse(
+            "version = 1\n[[root]]\npath = \
+             \"/p\"\n",
+            Path::new("policy.toml"),
+        )
+        .unwrap();
         classify(&Snapshot::parse(line.as_bytes()), &policy, clusters).pools[0].pool_id
     }
 

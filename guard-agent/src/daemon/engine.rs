@@ -25,18 +25,24 @@ fn boot_id() -> Result<String, DaemonError> {
 }
 
 impl Owner {
-    /// Starts the engine, brings marks and seals to what the maps say, and proves it before whatever was in force goes:
-    /// an older agent's responder, or programs.
+    /// Starts the engine, brings marks and seals to what the maps say, and proves it before
+    /// whatever was in force goes: an older agent's responder, or programs.
     pub(super) fn put_engine_in_force(
         &mut self,
         bare: &BareMaps,
         mounts: &MountWatch,
     ) -> Result<(), DaemonError> {
         let boot_id = boot_id()?;
-        let (engine, pipe) =
-            Engine::start(&bare.map_directory(), &self.options.pin_dir, &self.options.state_dir, &boot_id)?;
-        self.answers =
-            Some(reactor::watch(pipe, Interest::READABLE).map_err(failed("watch the responder's records"))?);
+        let (engine, pipe) = Engine::start(
+            &bare.map_directory(),
+            &self.options.pin_dir,
+            &self.options.state_dir,
+            &boot_id,
+        )?;
+        self.answers = Some(reactor::watch(pipe, Interest::READABLE).map_err(failed(
+            "watch the responder's \
+             records",
+        ))?);
         self.engine = Some(engine);
         self.tier = Some(Tier::Fanotify);
         let why = match self.passed_over.is_empty() {
@@ -119,15 +125,16 @@ impl Owner {
         Ok(())
     }
 
-    /// No hook tells of a superblock's end here: an entry without a mount is taken for ended, so that a device
-    /// number that is used again inherits nothing.
+    /// No hook tells of a superblock's end here: an entry without a mount is taken for ended, so
+    /// that a device number that is used again inherits nothing.
     pub(super) fn remove_unmounted(&mut self) -> Result<(), String> {
         if self.engine.is_none() {
             return Ok(());
         }
         let text = |error: crate::bpf::MapAccessError| chain(&error);
         let tables = std::iter::once(&self.snapshot).chain(self.foreign.values());
-        let mounted: BTreeSet<u32> = tables.flat_map(Snapshot::entries).map(MountEntry::dev).collect();
+        let mounted: BTreeSet<u32> =
+            tables.flat_map(Snapshot::entries).map(MountEntry::dev).collect();
         let is_gone = |(key, entry): &(PoolKey, PoolEntry)| {
             entry.flags & (POOL_CANARY | POOL_NO_ALIAS) == 0 && !mounted.contains(&key.dev)
         };

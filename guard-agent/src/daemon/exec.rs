@@ -1,4 +1,5 @@
-//! Leases for one command tree (`guardctl exec`): a cgroup of its own, which the kernel lets through.
+//! Leases for one command tree (`guardctl exec`): a cgroup of its own, which the kernel lets
+//! through.
 //!
 //! The agent makes no cgroup: guardctl puts itself into one and asks for it (`cli/own_cgroup.rs`),
 //! then becomes the command. So the lease ends with that process, whatever else still runs in the
@@ -44,7 +45,8 @@ impl Owner {
             start_ticks: requester.start_ticks,
         };
         // One lease for a cgroup and pool: a second one would end with the first.
-        let command = |lease: &Lease| lease.command.as_ref().is_some_and(|other| key(other) == key(&tree));
+        let command =
+            |lease: &Lease| lease.command.as_ref().is_some_and(|other| key(other) == key(&tree));
         self.close_leases(LeaseChange::Revoked, command);
         let mut lease = self.new_lease(LeaseKind::Command, &known, ttl, reason, peer);
         let key = key(&tree);
@@ -73,7 +75,9 @@ impl Owner {
     fn await_end(&self, tree: &CommandTree) {
         let ended = Arc::clone(&self.command_ended);
         let opened = process::pidfd_open(tree.pid);
-        match opened.and_then(|open| open.map(|fd| reactor::watch(fd, Interest::READABLE)).transpose()) {
+        match opened
+            .and_then(|open| open.map(|fd| reactor::watch(fd, Interest::READABLE)).transpose())
+        {
             Ok(Some(process)) => {
                 tokio::spawn(async move {
                     let _ = process.readable().await;
@@ -121,18 +125,27 @@ impl Owner {
             self.troubles.set(posture::RECONCILE, chain(&error));
         }
         if let Err(error) = self.order_marks() {
-            tracing::error!(lease = lease.id, error, "the pool's mounts are sealed again with the next look");
+            tracing::error!(
+                lease = lease.id,
+                error,
+                "the pool's mounts are sealed again with the \
+                 next look"
+            );
         }
     }
 
-    /// Takes up the leases that the last agent has left, and ends those in the kernel that nobody knows.
+    /// Takes up the leases that the last agent has left, and ends those in the kernel that nobody
+    /// knows.
     pub fn adopt_commands(&mut self) -> Result<(), DaemonError> {
         let entries = self.maps.leases.sorted()?;
         let leases = &self.state.state.leases;
         let known = |wanted: &LeaseKey| {
-            leases.iter().any(|lease| lease.command.as_ref().is_some_and(|tree| key(tree) == *wanted))
+            leases
+                .iter()
+                .any(|lease| lease.command.as_ref().is_some_and(|tree| key(tree) == *wanted))
         };
-        let unknown: Vec<LeaseKey> = entries.keys().filter(|entry| !known(entry)).copied().collect();
+        let unknown: Vec<LeaseKey> =
+            entries.keys().filter(|entry| !known(entry)).copied().collect();
         for entry in unknown {
             tracing::warn!(cgroup = entry.cgroup_id, "a lease that nobody knows is ended");
             self.maps.leases.remove(&entry)?;
@@ -140,7 +153,8 @@ impl Owner {
         // The maps are others than they were, and generations began anew.
         self.close_leases(LeaseChange::Ended, |lease| {
             let entry = lease.command.as_ref().map(|tree| entries.get(&key(tree)));
-            entry.is_some_and(|entry| entry.is_none_or(|entry| entry.generation != lease.generation))
+            entry
+                .is_some_and(|entry| entry.is_none_or(|entry| entry.generation != lease.generation))
         });
         let running = self.state.state.leases.iter();
         running.filter_map(|lease| lease.command.as_ref()).for_each(|tree| self.await_end(tree));

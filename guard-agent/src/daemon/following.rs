@@ -20,7 +20,8 @@ impl Following {
     pub fn begin(paths: Vec<PathBuf>, canary_every: Duration) -> Self {
         let watcher = PathWatcher::new(paths)
             .inspect_err(|error| {
-                tracing::warn!(%error, "files are not watched: their changes are found by the tick");
+                tracing::warn!(%error, "files are not watched: their changes are found by the \
+                                        tick");
             })
             .ok();
         Self { watcher, canary: beat(canary_every) }
@@ -68,7 +69,9 @@ mod tests {
     #[tokio::test]
     async fn an_unchanged_interval_does_not_put_the_canary_off() {
         let mut following = Following::begin(Vec::new(), HOUR);
-        let due = following.canary.poll_tick(&mut std::task::Context::from_waker(std::task::Waker::noop()));
+        let due = following
+            .canary
+            .poll_tick(&mut std::task::Context::from_waker(std::task::Waker::noop()));
         assert!(due.is_pending());
         let deadline = format!("{:?}", following.canary);
         following.follow(Vec::new(), HOUR);

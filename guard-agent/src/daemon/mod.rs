@@ -1,8 +1,8 @@
 //! The agent's process: wiring only.
 //!
-//! One task owns all state ([`owner::Owner`]); everything else sends it events: the mount table, the
-//! watched paths, the kernel's records, requests from the control socket, and time. Nothing here decides
-//! what to protect.
+//! One task owns all state ([`owner::Owner`]); everything else sends it events: the mount table,
+//! the watched paths, the kernel's records, requests from the control socket, and time. Nothing
+//! here decides what to protect.
 
 mod clusters;
 mod engine;
@@ -77,8 +77,8 @@ pub struct Options {
     /// Pins of programs, maps and links; on a bpffs.
     #[arg(long, value_name = "DIR", default_value = paths::PIN_DIR)]
     pub pin_dir: PathBuf,
-    /// Take the container that this runs in for the host, as a demonstration in namespaces of its own
-    /// wants it.
+    /// Take the container that this runs in for the host, as a demonstration in namespaces of its
+    /// own wants it.
     #[arg(long, hide = true)]
     pub container_as_host: bool,
 }
@@ -89,13 +89,15 @@ pub enum DaemonError {
     #[error("the policy is not usable:\n{0}")]
     Policy(PolicyErrors),
     #[error(
-        "the state directory {directory} lies below the guarded root {root}: choose another with --state-dir"
+        "the state directory {directory} lies below the guarded root {root}: choose another with \
+         --state-dir"
     )]
     StateBelowRoot { directory: PathBuf, root: PathBuf },
     #[error(
-        "this process runs in the PID namespace {found}, which is a container's: it would take the host for a guest, and \
-         allow what it is to deny. Nothing was changed: run it on the host, or give its container the host's PID \
-         namespace (docker run --pid=host, Kubernetes: hostPID: true) and mounts"
+        "this process runs in the PID namespace {found}, which is a container's: it would take the \
+         host for a guest, and allow what it is to deny. Nothing was changed: run it on the host, \
+         or give its container the host's PID namespace (docker run --pid=host, Kubernetes: \
+         hostPID: true) and mounts"
     )]
     InContainer { found: String },
     #[error("another agent holds {lock}: stop it first (systemctl stop guard-agent)")]
@@ -107,8 +109,8 @@ pub enum DaemonError {
         source: io::Error,
     },
     #[error(
-        "nothing is enforced ({reasons}); run `guardctl doctor` for the fix (policy `[agent] on_inactive = \"run\"` \
-         keeps the agent running all the same)"
+        "nothing is enforced ({reasons}); run `guardctl doctor` for the fix (policy `[agent] \
+         on_inactive = \"run\"` keeps the agent running all the same)"
     )]
     Inactive {
         reasons: String,
@@ -168,7 +170,8 @@ fn failed(operation: &'static str) -> impl FnOnce(io::Error) -> DaemonError {
 
 /// The host's mount table: that of PID 1, whatever namespace the agent runs in.
 const MOUNT_TABLE: &str = "/proc/1/mountinfo";
-/// Beat of everything that is not driven by an event: leases, incidents, the audit log, the watchdog.
+/// Beat of everything that is not driven by an event: leases, incidents, the audit log, the
+/// watchdog.
 const TICK: Duration = Duration::from_secs(1);
 /// An editor's several events become one.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -184,7 +187,9 @@ pub async fn run(
 ) -> Result<(), DaemonError> {
     let foreign = host_view::foreign_pid_namespace();
     match foreign.map_err(failed("look at this process's PID namespace"))? {
-        Some(found) if !options.container_as_host => return Err(DaemonError::InContainer { found }),
+        Some(found) if !options.container_as_host => {
+            return Err(DaemonError::InContainer { found });
+        }
         _ => {}
     }
     let policy = policy::LoadedPolicy::load_or_last_good(&options.policy, &options.state_dir)
@@ -204,13 +209,18 @@ pub async fn run(
             "there is no such group: only root reads the audit log and asks the agent"
         );
     }
-    let audit = AuditFile::open(&options.audit, origin, AuditOptions { readers, ..AuditOptions::default() })?;
+    let audit = AuditFile::open(
+        &options.audit,
+        origin,
+        AuditOptions { readers, ..AuditOptions::default() },
+    )?;
     let server = Server::bind(ServerOptions::new(options.run_dir.clone(), options.audit.clone()))?;
     let (events, _) = broadcast::channel(FOLLOWERS_LAG);
 
     let succession = succession::Succession::begin(&options.pin_dir)?;
     let has_programs = succession.has_programs();
-    let mut ladder = tiers::Ladder::of_this_host(succession.pins(), has_programs, policy.policy.tier());
+    let mut ladder =
+        tiers::Ladder::of_this_host(succession.pins(), has_programs, policy.policy.tier());
     let foundation = ladder.next()?;
     let maps_directory = foundation.map_directory();
     let mut maps = foundation.maps()?;
@@ -219,8 +229,15 @@ pub async fn run(
         .map_err(failed("watch the records"))?;
     let (rollbacks, mut rolling) = rollback::Rollbacks::new(maps_directory);
     let (nodes, mut observations) = nodes::Nodes::new(&options.state_dir, rollbacks);
-    let mut owner =
-        owner::Owner::new(&options, policy, (maps, succession), state, audit, events.clone(), nodes)?;
+    let mut owner = owner::Owner::new(
+        &options,
+        policy,
+        (maps, succession),
+        state,
+        audit,
+        events.clone(),
+        nodes,
+    )?;
     owner.note_state_problem(state_problem);
     owner.keep_policy();
     owner.adopt_commands()?;
@@ -236,7 +253,8 @@ pub async fn run(
     let open = |program: PathBuf| {
         KernelLog::open(&program)
             .inspect_err(|error| {
-                tracing::warn!(error = %chain(error), "the kernel program's own log cannot be read");
+                tracing::warn!(error = %chain(error), "the kernel program's own log cannot be \
+                                                       read");
             })
             .ok()
     };
@@ -337,7 +355,8 @@ pub fn tell_failure(exit: Exit, message: &str) {
     notify::Notify::from_environment().status(&text);
 }
 
-/// Removes all pins, ends responders, and makes sealed mounts writable: nothing is enforced afterwards.
+/// Removes all pins, ends responders, and makes sealed mounts writable: nothing is enforced
+/// afterwards.
 pub fn unload(pin_dir: &Path, state_dir: &Path) -> Result<(), DaemonError> {
     let _lock = lock(state_dir)?;
     let layouts = crate::bpf::layouts::Layouts::open(pin_dir).map_err(LoadError::Pins)?;
@@ -356,7 +375,8 @@ fn lock(state_dir: &Path) -> Result<Flock<std::fs::File>, DaemonError> {
         .write(true)
         .open(&path)
         .map_err(failed("open the lock in the state directory"))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| DaemonError::Locked { lock: path })
+    Flock::lock(file, FlockArg::LockExclusiveNonblock)
+        .map_err(|_| DaemonError::Locked { lock: path })
 }
 
 async fn settled(settle: Option<&(Instant, Vec<PathBuf>)>) {

@@ -11,7 +11,9 @@ use crate::durable;
 use crate::events::Time;
 use crate::incus::{self, Observer};
 use crate::join::journal::file_name;
-use crate::join::{Effect, Event, Evidence, Journal, Machine, NodeMode, Refusal, State, Transition};
+use crate::join::{
+    Effect, Event, Evidence, Journal, Machine, NodeMode, Refusal, State, Transition,
+};
 use crate::policy::Root;
 
 /// How often to look at a node without any reason: while its state may change soon, and else.
@@ -36,8 +38,8 @@ pub struct Node {
 }
 
 impl Node {
-    /// Reads the journal of a root, whose pools were found with these modes in the kernel. The second value says what
-    /// was wrong with the journal.
+    /// Reads the journal of a root, whose pools were found with these modes in the kernel. The
+    /// second value says what was wrong with the journal.
     pub fn open(
         directory: &Path,
         root: &Root,
@@ -54,7 +56,8 @@ impl Node {
         let (journal, problem) = match read {
             Ok(journal) => (journal, None),
             Err(why) => {
-                // What cannot be understood speaks for nothing: sealed until evidence says otherwise.
+                // What cannot be understood speaks for nothing: sealed until evidence says
+                // otherwise.
                 let aside = match durable::set_aside(&file) {
                     Ok(aside) => format!("kept as {}", aside.display()),
                     Err(error) => format!("it could not be put aside: {error}"),
@@ -145,7 +148,12 @@ mod tests {
         let text = "version = 1\n[[root]]\npreset = \"incus\"\n";
         let policy = crate::policy::parse(text, Path::new("policy.toml")).unwrap();
         let root = &policy.roots()[0];
-        Node::open(directory, root, incus::Options::new(root.path(), "incus.service"), &BTreeMap::new())
+        Node::open(
+            directory,
+            root,
+            incus::Options::new(root.path(), "incus.service"),
+            &BTreeMap::new(),
+        )
     }
 
     /// Carries the effects out as far as the journal goes.
@@ -182,7 +190,8 @@ mod tests {
         looked(&mut first, Some("10.0.0.1:8443"));
         let (second, _) = node(directory.path());
         assert_eq!(second.state(), &State::JoinFailed);
-        let states: Vec<&str> = second.journal.history.iter().map(|change| change.to.name()).collect();
+        let states: Vec<&str> =
+            second.journal.history.iter().map(|change| change.to.name()).collect();
         assert_eq!(states, ["standalone", "joining", "join-failed"]);
     }
 

@@ -1,5 +1,5 @@
-//! The nodes whose way into a cluster is followed: one state machine, journal and observer for each root that
-//! policy says so of. Decisions are `join`'s; here its effects are carried out.
+//! The nodes whose way into a cluster is followed: one state machine, journal and observer for each
+//! root that policy says so of. Decisions are `join`'s; here its effects are carried out.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,8 @@ use crate::paths;
 use crate::plan::{self, Overrides};
 use crate::policy::{DefaultMode, Policy, Root};
 
-/// How long a start waits for a first look at its nodes, so that a healthy one is guarded from the first moment.
+/// How long a start waits for a first look at its nodes, so that a healthy one is guarded from the
+/// first moment.
 const FIRST_LOOK: Duration = Duration::from_secs(3);
 /// Observations that wait for the owner.
 const WAITING: usize = 256;
@@ -41,7 +42,10 @@ pub struct Nodes {
 
 impl Nodes {
     /// The other end is for the owner's loop.
-    pub fn new(state_dir: &Path, rollbacks: Rollbacks) -> (Self, mpsc::Receiver<(Arc<Path>, Observation)>) {
+    pub fn new(
+        state_dir: &Path,
+        rollbacks: Rollbacks,
+    ) -> (Self, mpsc::Receiver<(Arc<Path>, Observation)>) {
         let (sender, observations) = mpsc::channel(WAITING);
         let (directory, nodes, prepared) =
             (state_dir.join(paths::NODES_NAME), BTreeMap::new(), BTreeMap::new());
@@ -60,8 +64,8 @@ impl Nodes {
 }
 
 impl Owner {
-    /// Takes up the nodes of the policy, looks at each before anything is decided about its pools, and brings policy and
-    /// nodes into the maps.
+    /// Takes up the nodes of the policy, looks at each before anything is decided about its pools,
+    /// and brings policy and nodes into the maps.
     pub async fn open_nodes(&mut self, mounts: &MountWatch) {
         self.take_up_nodes();
         self.look_at_nodes(|_| true).await;
@@ -73,12 +77,16 @@ impl Owner {
         self.start_observers();
     }
 
-    /// Looks at some of the nodes, before they have observers. Returns whether the maps have to follow.
+    /// Looks at some of the nodes, before they have observers. Returns whether the maps have to
+    /// follow.
     async fn look_at_nodes(&mut self, which: impl Fn(&Node) -> bool) -> bool {
         let (mut looks, mut changed) = (JoinSet::new(), false);
         for (root, node) in self.nodes.nodes.iter().filter(|(_, node)| which(node)) {
-            let (root, asked, options) = (root.clone(), node.machine().epoch(), node.options.clone());
-            looks.spawn(async move { (root, asked, incus::observe_once(options, FIRST_LOOK).await) });
+            let (root, asked, options) =
+                (root.clone(), node.machine().epoch(), node.options.clone());
+            looks.spawn(
+                async move { (root, asked, incus::observe_once(options, FIRST_LOOK).await) },
+            );
         }
         while let Some(look) = looks.join_next().await {
             // A look that has panicked has seen nothing.
@@ -89,7 +97,8 @@ impl Owner {
         changed
     }
 
-    /// Makes the nodes those of the policy. A root that is followed no longer falls back to the policy's mode.
+    /// Makes the nodes those of the policy. A root that is followed no longer falls back to the
+    /// policy's mode.
     pub(super) fn follow_policy(&mut self) {
         self.take_up_nodes();
         self.start_observers();
@@ -118,7 +127,8 @@ impl Owner {
                     node.write();
                 }
                 self.overrides.nodes.remove(&node.actor_set);
-                tracing::info!(root = %root.display(), "the node is followed no longer, or otherwise");
+                tracing::info!(root = %root.display(), "the node is followed no longer, or \
+                                                        otherwise");
             }
         }
         for (path, options) in wanted {
@@ -130,7 +140,11 @@ impl Owner {
             let (node, problem) = Node::open(&self.nodes.directory, root, options, &found);
             tracing::info!(root = %path.display(), state = node.state().name(), "node");
             if let Some(problem) = problem {
-                tracing::error!(problem, "a node's journal could not be understood: its pools are sealed");
+                tracing::error!(
+                    problem,
+                    "a node's journal could not be understood: its pools are \
+                     sealed"
+                );
                 self.troubles.set(posture::STATE_LOST, problem);
             }
             self.overrides.nodes.insert(node.actor_set, node.machine().modes());
@@ -138,21 +152,21 @@ impl Owner {
         }
     }
 
-    /// The modes that the kernel's maps give the root's pools, by generation. What policy or an operator has sealed
-    /// says nothing of the node, and a release neither.
+    /// The modes that the kernel's maps give the root's pools, by generation. What policy or an
+    /// operator has sealed says nothing of the node, and a release neither.
     fn found_modes(&self, root: &Root) -> BTreeMap<u64, NodeMode> {
         // Maps that cannot be read are told of by the reconciliation that follows.
         let pools = self.maps.observed().map(|observed| observed.pools).unwrap_or_default();
-        let own = pools
-            .iter()
-            .filter(|(key, entry)| entry.actor_set == root.actor_set() && plan::is_own(**key, entry));
+        let own = pools.iter().filter(|(key, entry)| {
+            entry.actor_set == root.actor_set() && plan::is_own(**key, entry)
+        });
         let own = own.map(|(_, entry)| entry);
         let found = |entry: &PoolEntry| match Mode::from_u32(entry.mode)? {
             Mode::Guarded | Mode::Observed => Some((entry.generation, NodeMode::Policy)),
             Mode::Held => Some((entry.generation, NodeMode::Held)),
             Mode::Sealed => {
-                let otherwise =
-                    root.default_mode() == DefaultMode::Sealed || self.overrides.is_sealed(entry.pool_id);
+                let otherwise = root.default_mode() == DefaultMode::Sealed
+                    || self.overrides.is_sealed(entry.pool_id);
                 (!otherwise).then_some((entry.generation, NodeMode::Sealed))
             }
             Mode::Released => None,
@@ -164,18 +178,21 @@ impl Owner {
         let sender = self.nodes.sender.clone();
         for node in self.nodes.nodes.values_mut().filter(|node| node.observer.is_none()) {
             let (asked, every) = (node.machine().epoch(), node.every());
-            node.observer = Some(Observer::spawn(node.options.clone(), asked, every, sender.clone()));
+            node.observer =
+                Some(Observer::spawn(node.options.clone(), asked, every, sender.clone()));
         }
     }
 
     /// Takes what an observer has seen.
     pub fn observed(&mut self, root: &Path, observation: Observation, mounts: &MountWatch) {
-        let sealed = self.nodes.of(root).is_some_and(|node| node.machine().mode() > NodeMode::Policy);
+        let sealed =
+            self.nodes.of(root).is_some_and(|node| node.machine().mode() > NodeMode::Policy);
         if let Observation::Looked { evidence, .. } = &observation
             && (sealed || evidence.stream.is_some())
         {
-            // A look can only speak for pools that the node has been told of, and a pool that was there before the event
-            // stream is not taken for one that came after: the node is told of them before the look.
+            // A look can only speak for pools that the node has been told of, and a pool that was
+            // there before the event stream is not taken for one that came after: the node is told
+            // of them before the look.
             self.reconcile(mounts);
         }
         if self.observe(root, observation) {
@@ -196,23 +213,27 @@ impl Owner {
         self.inform_node(root, event)
     }
 
-    /// Tells a node what has happened, which it cannot refuse. Returns whether the maps have to follow.
+    /// Tells a node what has happened, which it cannot refuse. Returns whether the maps have to
+    /// follow.
     fn inform_node(&mut self, root: &Path, event: Event) -> bool {
         let (changed, result) = self.tell_node(root, event);
         if let Err(refusal) = result {
-            tracing::warn!(root = %root.display(), %refusal, "the node has refused to be told what happened");
+            tracing::warn!(root = %root.display(), %refusal, "the node has refused to be told what \
+                                                              happened");
         }
         changed
     }
 
-    /// Sends an event to a node and carries out what comes of it. Returns whether the maps have to follow.
+    /// Sends an event to a node and carries out what comes of it. Returns whether the maps have to
+    /// follow.
     pub(super) fn tell_node(&mut self, root: &Path, event: Event) -> (bool, Result<(), Refusal>) {
         let Some(node) = self.nodes.nodes.get_mut(root) else { return (false, Ok(())) };
         let every = node.every();
         let (effects, result) = node.step(event);
         let mut changed = false;
         for effect in effects {
-            // What strengthens is in the kernel before the disk is waited for: see `write_later_journals`.
+            // What strengthens is in the kernel before the disk is waited for: see
+            // `write_later_journals`.
             if effect == Effect::Persist
                 && changed
                 && let Some(node) = self.nodes.nodes.get_mut(root)
@@ -244,9 +265,11 @@ impl Owner {
                 // A mode that was withheld before is withheld no longer.
                 node.unwritten.is_none() && set_modes(&mut self.overrides, node)
             }
-            // Withheld until the journal is written: an agent that starts again must not find an older, stronger
-            // state contradicted by what the kernel already allows.
-            Effect::SetMode(mode) if node.unwritten.is_some() && weakens(&self.overrides, node, mode) => {
+            // Withheld until the journal is written: an agent that starts again must not find an
+            // older, stronger state contradicted by what the kernel already allows.
+            Effect::SetMode(mode)
+                if node.unwritten.is_some() && weakens(&self.overrides, node, mode) =>
+            {
                 false
             }
             Effect::SetMode(_) => set_modes(&mut self.overrides, node),
@@ -300,13 +323,14 @@ impl Owner {
     /// The live pools of a set.
     pub(super) fn alive(&self, actor_set: u32) -> join::Pools {
         let pools = self.pools.values().filter(|known| known.entry.actor_set == actor_set);
-        // A visitor is the host's own filesystem, of which a container has a directory: no join has brought it.
+        // A visitor is the host's own filesystem, of which a container has a directory: no join has
+        // brought it.
         let pools = pools.filter(|known| plan::is_own(known.key, &known.entry));
         pools.map(|known| (known.entry.generation, known.entry.pool_id)).collect()
     }
 
-    /// Writes the journals of nodes whose stronger mode has been brought into the maps. An agent that dies before that is
-    /// followed by one that finds the pools sealed, and believes them.
+    /// Writes the journals of nodes whose stronger mode has been brought into the maps. An agent
+    /// that dies before that is followed by one that finds the pools sealed, and believes them.
     pub(super) fn write_later_journals(&mut self) {
         for node in self.nodes.nodes.values_mut().filter(|node| node.writes_later) {
             node.write();
@@ -331,12 +355,14 @@ impl Owner {
         let nodes = &self.nodes;
         let unwritten: Vec<&str> =
             nodes.nodes.values().filter_map(|node| node.unwritten.as_deref()).collect();
-        self.troubles.set_if(posture::JOURNAL, || (!unwritten.is_empty()).then(|| unwritten.join("; ")));
+        self.troubles
+            .set_if(posture::JOURNAL, || (!unwritten.is_empty()).then(|| unwritten.join("; ")));
     }
 }
 
 fn weakens(overrides: &Overrides, node: &Node, mode: NodeMode) -> bool {
-    overrides.nodes.get(&node.actor_set).is_some_and(|modes| mode < modes.mode) || mode == NodeMode::Policy
+    overrides.nodes.get(&node.actor_set).is_some_and(|modes| mode < modes.mode)
+        || mode == NodeMode::Policy
 }
 
 /// Gives a node's pools the modes of its state. Returns whether those are others.

@@ -1,5 +1,6 @@
-//! Tells systemd how the agent is. Never waits for it: the socket's queue is shared by all services of the
-//! host, and a manager that reads none of it must not keep the owner of the state from its work.
+//! Tells systemd how the agent is. Never waits for it: the socket's queue is shared by all services
+//! of the host, and a manager that reads none of it must not keep the owner of the state from its
+//! work.
 
 use std::ffi::OsString;
 use std::os::linux::net::SocketAddrExt;
@@ -58,7 +59,8 @@ impl Notify {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 tracing::warn!(message = message.trim(), "systemd does not read its notifications");
             }
-            Err(error) => tracing::warn!(message = message.trim(), %error, "systemd was not notified"),
+            Err(error) => tracing::warn!(message = message.trim(), %error, "systemd was not \
+                                                                            notified"),
             Ok(()) => {}
         }
     }
@@ -99,7 +101,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("notify");
         let manager = UnixDatagram::bind(&path).unwrap();
-        let notify = Notify { manager: Some(SocketAddr::from_pathname(&path).unwrap()), watchdog: true };
+        let notify =
+            Notify { manager: Some(SocketAddr::from_pathname(&path).unwrap()), watchdog: true };
         let queue_is_full = |_: &u32| {
             let sent = send(notify.manager.as_ref().unwrap(), "WATCHDOG=1\n", None);
             sent.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)

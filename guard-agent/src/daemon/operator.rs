@@ -1,5 +1,5 @@
-//! What operators ask of a node, and what the policy asks in their place: rollbacks, and joins that are prepared.
-//! Whether it is granted is the state machine's to say.
+//! What operators ask of a node, and what the policy asks in their place: rollbacks, and joins that
+//! are prepared. Whether it is granted is the state machine's to say.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -37,7 +37,17 @@ impl Owner {
         }
         may_begin(&root, self.daemon_of(&root))?;
         self.nodes.rollbacks.allow(&root, allowed);
-        let asked = self.ask_node(&root, Event::RollbackAsked { by: format!("uid {}", peer.uid) }, mounts);
+        let asked = self.ask_node(
+            &root,
+            Event::RollbackAsked {
+                by: format!(
+                    "uid \
+                     {}",
+                    peer.uid
+                ),
+            },
+            mounts,
+        );
         if asked.is_err() {
             self.nodes.rollbacks.allow_nothing(&root);
         }
@@ -54,8 +64,9 @@ impl Owner {
         let state = self.nodes.of(root).map_or(&State::Released, Node::state);
         let last = self.nodes.rollbacks.of(root).cloned().unwrap_or_default();
         let refusal = self.nodes.of(root).and_then(|node| node.may_roll_back().err());
-        let refusal =
-            refusal.map(|refusal| Refusal::NodeState { root: root.display().to_string(), refusal }.report());
+        let refusal = refusal.map(|refusal| {
+            Refusal::NodeState { root: root.display().to_string(), refusal }.report()
+        });
         Ok(Reply::Rollback(Box::new(RollbackReport {
             root: root.display().to_string(),
             state: state.name().to_owned(),
@@ -69,7 +80,11 @@ impl Owner {
     }
 
     /// Seals a node's pools for a join that is about to be started.
-    pub(super) fn prepare_join(&mut self, root: Option<&str>, mounts: &MountWatch) -> Result<Reply, Refusal> {
+    pub(super) fn prepare_join(
+        &mut self,
+        root: Option<&str>,
+        mounts: &MountWatch,
+    ) -> Result<Reply, Refusal> {
         let root = self.meant(root)?;
         self.ask_node(&root, Event::JoinPrepared, mounts)?;
         self.nodes.prepared.insert(root.clone(), Instant::now() + PREPARATION);
@@ -113,7 +128,8 @@ impl Owner {
 
     /// The node that is meant: by its root, or the only one.
     fn meant(&self, root: Option<&str>) -> Result<PathBuf, Refusal> {
-        let all = || self.nodes.iter().map(|(root, _)| root.display().to_string()).collect::<Vec<_>>();
+        let all =
+            || self.nodes.iter().map(|(root, _)| root.display().to_string()).collect::<Vec<_>>();
         let mut wanted = self
             .nodes
             .iter()
@@ -131,7 +147,8 @@ impl Owner {
         seen.map_or(&Daemon::Unknown, |(_, evidence)| &evidence.daemon)
     }
 
-    /// Sends a request to a node's machine, and brings what comes of it into the kernel before it is answered.
+    /// Sends a request to a node's machine, and brings what comes of it into the kernel before it
+    /// is answered.
     fn ask_node(&mut self, root: &Path, event: Event, mounts: &MountWatch) -> Result<(), Refusal> {
         let (changed, result) = self.tell_node(root, event);
         if changed {
@@ -163,8 +180,10 @@ impl Owner {
     /// A root with links followed.
     fn followed(&self, root: &Path) -> PathBuf {
         let roots = self.policy.policy.roots().iter().zip(&self.resolution.root_paths);
-        let found =
-            roots.filter(|(policy, _)| policy.path() == root).map(|(_, followed)| followed.clone()).next();
+        let found = roots
+            .filter(|(policy, _)| policy.path() == root)
+            .map(|(_, followed)| followed.clone())
+            .next();
         found.unwrap_or_else(|| root.to_owned())
     }
 
@@ -183,8 +202,8 @@ impl Owner {
         }
     }
 
-    /// What is due without anybody asking: rollbacks that an agent before this one has begun, those that policy wants,
-    /// and preparations that nothing has followed.
+    /// What is due without anybody asking: rollbacks that an agent before this one has begun, those
+    /// that policy wants, and preparations that nothing has followed.
     pub fn drive_nodes(&mut self, mounts: &MountWatch) {
         let now = Instant::now();
         let roots: Vec<PathBuf> = self.nodes.iter().map(|(root, _)| root.to_owned()).collect();
@@ -241,6 +260,7 @@ fn log_outcome(root: &Path, outcome: &RollbackOutcome) {
     for remaining in &outcome.remaining {
         let (pool, fix) = (&remaining.pool, &remaining.fix);
         let (mounts, holders) = (remaining.mounts.len(), remaining.holders.len());
-        tracing::warn!(%root, pool, mounts, holders, fix, "rollback has ended: a superblock remains");
+        tracing::warn!(%root, pool, mounts, holders, fix, "rollback has ended: a superblock \
+                                                           remains");
     }
 }

@@ -1,7 +1,7 @@
 //! The one owner of the agent's state: policy, pools, leases, posture.
 //!
-//! [`Owner::reconcile`] is the heart: read the mount table and the maps, plan, apply, and write down what
-//! became different. It may be called at any time and as often as one likes.
+//! [`Owner::reconcile`] is the heart: read the mount table and the maps, plan, apply, and write
+//! down what became different. It may be called at any time and as often as one likes.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -77,7 +77,8 @@ pub struct Owner {
     /// Counter `error_incidents_full` at the last look.
     pub(super) unrecorded_seen: u64,
     pub(super) ticks: u64,
-    /// How often it has reconciled. Watched paths and the canary's interval may have changed with each.
+    /// How often it has reconciled. Watched paths and the canary's interval may have changed with
+    /// each.
     reconciliations: u64,
     /// Who asked for what is being carried out, and for which pool (its generation).
     pub(super) asked_by: Option<(u64, Peer)>,
@@ -109,7 +110,8 @@ impl Owner {
         state.adopt_seals(&overrides.sealed);
         overrides.sealed.extend(&state.state.sealed);
         let interval = interval_ns(&policy.policy);
-        let unrecorded_seen = maps.counters()?.get(&Counter::ErrorIncidentsFull).copied().unwrap_or(0);
+        let unrecorded_seen =
+            maps.counters()?.get(&Counter::ErrorIncidentsFull).copied().unwrap_or(0);
         Ok(Self {
             options: options.clone(),
             policy,
@@ -147,7 +149,8 @@ impl Owner {
         })
     }
 
-    /// Attaches what was prepared (or another tier of the ladder), and proves it before any older programs go.
+    /// Attaches what was prepared (or another tier of the ladder), and proves it before any older
+    /// programs go.
     pub fn put_in_force(
         &mut self,
         foundation: Foundation,
@@ -196,8 +199,8 @@ impl Owner {
         Ok(())
     }
 
-    /// Whether policy lets the agent run although nothing has answered the canary. Not while programs of another layout
-    /// enforce: this agent could tell them nothing.
+    /// Whether policy lets the agent run although nothing has answered the canary. Not while
+    /// programs of another layout enforce: this agent could tell them nothing.
     pub(super) fn may_run_inactive(&self) -> bool {
         self.policy.policy.allow_inactive() && !self.succession.is_pending()
     }
@@ -232,8 +235,13 @@ impl Owner {
         }
         let Some(programs) = &self.programs else { return };
         let pinned = programs.is_pinned();
-        self.troubles
-            .set_if(posture::UNPINNED, || (!pinned).then(|| "a link is no longer pinned".to_owned()));
+        self.troubles.set_if(posture::UNPINNED, || {
+            (!pinned).then(|| {
+                "a link is no longer \
+                 pinned"
+                    .to_owned()
+            })
+        });
         match canary::prove(&mut self.maps, programs.tokens()) {
             Ok(()) => {
                 self.note_skipped();
@@ -288,7 +296,11 @@ impl Owner {
         self.snapshot = mounts.read().map_err(|error| format!("read the mount table: {error}"))?;
         self.troubles.set_if(posture::MOUNT_TABLE, || {
             let problem = self.snapshot.problems().first()?;
-            Some(format!("{} lines could not be read; the first: {problem}", self.snapshot.problems().len()))
+            Some(format!(
+                "{} lines could not be read; the first: \
+                 {problem}",
+                self.snapshot.problems().len()
+            ))
         });
         self.resolution = roots::resolve(&self.policy.policy, &self.snapshot);
         self.troubles.set_if(posture::UNRESOLVED, || {
@@ -307,7 +319,8 @@ impl Owner {
         });
 
         if self.overrides.may_seal(&effective) {
-            self.resolution.resolved.pool_roots = roots::pool_roots(&self.classification, &self.snapshot);
+            self.resolution.resolved.pool_roots =
+                roots::pool_roots(&self.classification, &self.snapshot);
         }
 
         self.remove_unmounted()?;
@@ -339,26 +352,32 @@ impl Owner {
         self.order_marks()
     }
 
-    /// A pool's id may change while it is mounted: more is known of its cluster, or a newer agent tells pools apart better.
-    /// An operator's seal goes along.
+    /// A pool's id may change while it is mounted: more is known of its cluster, or a newer agent
+    /// tells pools apart better. An operator's seal goes along.
     fn keep_seals(&mut self, observed: &plan::Observed) {
         for pool in plan::seals_to_keep(&self.classification, observed) {
             if self.overrides.sealed.insert(pool.pool_id) {
-                tracing::info!(pool = pool.name, "the id of a sealed pool has changed: it stays sealed");
+                tracing::info!(
+                    pool = pool.name,
+                    "the id of a sealed pool has changed: it stays \
+                     sealed"
+                );
                 self.state.adopt_seals(&self.overrides.sealed);
             }
         }
     }
 
-    /// A device number may have changed hands between reading the mount table and writing an entry: then
-    /// the entry must go, since it would speak for a stranger.
+    /// A device number may have changed hands between reading the mount table and writing an entry:
+    /// then the entry must go, since it would speak for a stranger.
     fn recheck(
         &mut self,
         created: Vec<(PoolKey, u64)>,
         ended: u64,
         mounts: &MountWatch,
     ) -> Result<(), String> {
-        if created.is_empty() || self.maps.superblocks_ended().map_err(|error| chain(&error))? == ended {
+        if created.is_empty()
+            || self.maps.superblocks_ended().map_err(|error| chain(&error))? == ended
+        {
             return Ok(());
         }
         let snapshot = mounts.read().map_err(|error| format!("read the mount table: {error}"))?;
@@ -395,7 +414,12 @@ impl Owner {
         // Nothing tells of a change in another namespace.
         let namespaces = &self.resolution.resolved.namespaces;
         let elsewhere = foreign::tables(namespaces, Path::new("/proc")) != self.foreign;
-        if expired || written || elsewhere || ended != self.ended_seen || self.ticks.is_multiple_of(ROUND) {
+        if expired
+            || written
+            || elsewhere
+            || ended != self.ended_seen
+            || self.ticks.is_multiple_of(ROUND)
+        {
             self.ended_seen = ended;
             if self.policy.has_changed(&self.options.policy) {
                 self.reload_policy();
@@ -428,7 +452,9 @@ impl Owner {
         for root in policy.roots() {
             paths.push(root.path().to_owned());
             for actor in root.actors() {
-                paths.extend(actor.cgroup().and_then(|path| roots::cgroup_directory(path, &self.snapshot)));
+                paths.extend(
+                    actor.cgroup().and_then(|path| roots::cgroup_directory(path, &self.snapshot)),
+                );
                 paths.extend(actor.executable().map(Path::to_owned));
             }
         }

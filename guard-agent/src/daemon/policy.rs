@@ -36,19 +36,21 @@ pub enum Look {
 }
 
 impl LoadedPolicy {
-    /// Reads and validates a policy file. A file that is wrong comes with its text, as far as it could be read.
+    /// Reads and validates a policy file. A file that is wrong comes with its text, as far as it
+    /// could be read.
     fn load(path: &Path) -> Result<Self, (PolicyErrors, Result<String, String>)> {
         let text = file::read(path).map_err(|errors| {
             let why = errors.to_string();
             (errors, Err(why))
         })?;
-        let policy = crate::policy::parse(&text, path).map_err(|errors| (errors, Ok(text.clone())))?;
+        let policy =
+            crate::policy::parse(&text, path).map_err(|errors| (errors, Ok(text.clone())))?;
         let (loaded, seen) = (now().time, Ok(text.clone()));
         Ok(Self { policy, text, generation: 1, loaded, rejected: None, seen })
     }
 
-    /// Reads and validates a policy file; if it is wrong, the last policy that was in force, with the
-    /// problems noted: a host must not boot unprotected because of a misspelt key.
+    /// Reads and validates a policy file; if it is wrong, the last policy that was in force, with
+    /// the problems noted: a host must not boot unprotected because of a misspelt key.
     pub fn load_or_last_good(path: &Path, state_dir: &Path) -> Result<Self, PolicyErrors> {
         let (errors, seen) = match Self::load(path) {
             Ok(loaded) => return Ok(loaded),
@@ -57,7 +59,8 @@ impl LoadedPolicy {
         let Ok(mut last) = Self::load(&last_good::path(state_dir)) else { return Err(errors) };
         last.seen = seen;
         let lines = lines(&errors);
-        tracing::error!(file = %path.display(), errors = ?lines, "policy rejected, the last good one is in force");
+        tracing::error!(file = %path.display(), errors = ?lines, "policy rejected, the last good \
+                                                                  one is in force");
         last.rejected = Some(RejectedPolicy { at: now().time, errors: lines });
         Ok(last)
     }
@@ -69,14 +72,15 @@ impl LoadedPolicy {
 
     /// Reads the file again. A bad one changes nothing but the report.
     pub fn look_again(&mut self, path: &Path, state_dir: &Path) -> Look {
-        let loaded = Self::load(path).and_then(|loaded| match root_above(&loaded.policy, state_dir) {
-            None => Ok(loaded),
-            Some(root) => {
-                let what = format!("the root {} holds the state directory", root.display());
-                let hint = "keep the agent's own files outside of all roots".to_owned();
-                Err((PolicyErrors::whole_file(path.to_owned(), what, Some(hint)), loaded.seen))
-            }
-        });
+        let loaded =
+            Self::load(path).and_then(|loaded| match root_above(&loaded.policy, state_dir) {
+                None => Ok(loaded),
+                Some(root) => {
+                    let what = format!("the root {} holds the state directory", root.display());
+                    let hint = "keep the agent's own files outside of all roots".to_owned();
+                    Err((PolicyErrors::whole_file(path.to_owned(), what, Some(hint)), loaded.seen))
+                }
+            });
         match loaded {
             Ok(loaded) if loaded.text == self.text => {
                 self.rejected = None;
@@ -99,7 +103,8 @@ impl LoadedPolicy {
 }
 
 impl Owner {
-    /// Reads the policy file again: the one way for the watch, the tick, requests and signals. Who calls it reconciles.
+    /// Reads the policy file again: the one way for the watch, the tick, requests and signals. Who
+    /// calls it reconciles.
     pub fn reload_policy(&mut self) {
         match self.policy.look_again(&self.options.policy, &self.options.state_dir) {
             Look::InForce => {}
@@ -117,8 +122,11 @@ impl Owner {
             }
             Look::Rejected { is_new } => {
                 let rejected = self.policy.rejected.iter();
-                let errors: Vec<String> = rejected.flat_map(|rejected| rejected.errors.clone()).collect();
-                tracing::error!(file = %self.options.policy.display(), ?errors, "policy rejected, the old one stays");
+                let errors: Vec<String> =
+                    rejected.flat_map(|rejected| rejected.errors.clone()).collect();
+                tracing::error!(file = %self.options.policy.display(), ?errors, "policy rejected, \
+                                                                                 the old one \
+                                                                                 stays");
                 if is_new {
                     self.write_policy(PolicyChange::Rejected, errors);
                 }
@@ -127,13 +135,15 @@ impl Owner {
         self.judge_posture();
     }
 
-    /// Keeps the policy in force, for a start that finds a wrong file. Tried again with each tick if it fails.
+    /// Keeps the policy in force, for a start that finds a wrong file. Tried again with each tick
+    /// if it fails.
     pub fn keep_policy(&mut self) {
         match last_good::save(&self.options.state_dir, &self.policy.text) {
             Ok(()) => self.troubles.clear(posture::LAST_GOOD),
             Err(error) => {
                 if self.troubles.detail(posture::LAST_GOOD).is_none() {
-                    tracing::error!(%error, "the policy in force could not be kept for the next start");
+                    tracing::error!(%error, "the policy in force could not be kept for the next \
+                                             start");
                 }
                 self.troubles.set(posture::LAST_GOOD, error.to_string());
             }
@@ -159,14 +169,16 @@ pub(super) fn interval_ns(policy: &Policy) -> u64 {
 
 /// The root that a directory lies in, if it lies in one, by whatever links.
 pub(super) fn root_above(policy: &Policy, directory: &Path) -> Option<PathBuf> {
-    // Without a mount table nothing is known to be safe to look at: paths are compared as they are written.
+    // Without a mount table nothing is known to be safe to look at: paths are compared as they are
+    // written.
     let table = File::open("/proc/self/mountinfo").and_then(|table| mounts::read(&table)).ok();
     let place = |path: &Path| match &table {
         Some(snapshot) => roots::resolve_root(path, snapshot).0,
         None => path.to_owned(),
     };
     let of_directory = place(directory);
-    let is_above = |root: &Path| directory.starts_with(root) || of_directory.starts_with(place(root));
+    let is_above =
+        |root: &Path| directory.starts_with(root) || of_directory.starts_with(place(root));
     policy.roots().iter().map(|root| root.path()).find(|root| is_above(root)).map(Path::to_owned)
 }
 
@@ -247,7 +259,8 @@ mod tests {
         let place = Place::new();
         last_good::save(place.directory.path(), GOOD).unwrap();
         fs::write(place.file(), WRONG).unwrap();
-        let policy = LoadedPolicy::load_or_last_good(&place.file(), place.directory.path()).unwrap();
+        let policy =
+            LoadedPolicy::load_or_last_good(&place.file(), place.directory.path()).unwrap();
         let mut place = Place { policy, ..place };
         assert!(place.policy.rejected.is_some());
         assert_eq!(place.tick(), None);
@@ -260,14 +273,26 @@ mod tests {
     fn a_root_around_the_state_directory_is_refused_while_running_too() {
         let mut place = Place::new();
         let root = place.directory.path().display().to_string();
-        fs::write(place.file(), format!("version = 1\n[[root]]\npreset = \"incus\"\npath = {root:?}\n"))
-            .unwrap();
+        fs::write(
+            place.file(),
+            format!(
+                "version = 1\n[[root]]\npreset = \"incus\"\npath = \
+                 {root:?}\n"
+            ),
+        )
+        .unwrap();
         assert_eq!(place.tick(), Some(Look::Rejected { is_new: true }));
         let link = place.directory.path().join("link");
         std::os::unix::fs::symlink(".", &link).unwrap();
         let root = link.display().to_string();
-        fs::write(place.file(), format!("version = 1\n[[root]]\npreset = \"incus\"\npath = {root:?}\n"))
-            .unwrap();
+        fs::write(
+            place.file(),
+            format!(
+                "version = 1\n[[root]]\npreset = \"incus\"\npath = \
+                 {root:?}\n"
+            ),
+        )
+        .unwrap();
         assert_eq!(place.tick(), Some(Look::Rejected { is_new: true }), "by a link");
         assert_eq!(place.policy.generation, 1);
     }

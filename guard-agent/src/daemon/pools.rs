@@ -22,7 +22,8 @@ const PAST: usize = 1024;
 /// A pool that has an entry in the kernel.
 #[derive(Clone, Debug)]
 pub struct KnownPool {
-    /// What the mount table says; as it was last seen, if the mount is gone and the superblock lives.
+    /// What the mount table says; as it was last seen, if the mount is gone and the superblock
+    /// lives.
     pub pool: Pool,
     /// Of its entry.
     pub key: PoolKey,
@@ -72,7 +73,8 @@ impl Owner {
             (_, Some(known)) => known.pool.clone(),
             (_, None) => detached(key, &entry),
         };
-        // As policy spells it, which is its name everywhere: the mount table's spelling is for comparing with mounts.
+        // As policy spells it, which is its name everywhere: the mount table's spelling is for
+        // comparing with mounts.
         let policy = &self.policy.policy;
         let root = policy
             .root_of_actor_set(entry.actor_set)
@@ -125,7 +127,9 @@ impl Owner {
 
     /// Who asked for the change of this pool, if someone did.
     fn asker(&self, entry: &PoolEntry) -> Option<Peer> {
-        self.asked_by.filter(|(generation, _)| *generation == entry.generation).map(|(_, peer)| peer)
+        self.asked_by
+            .filter(|(generation, _)| *generation == entry.generation)
+            .map(|(_, peer)| peer)
     }
 
     fn note_end(&mut self, known: &KnownPool) {

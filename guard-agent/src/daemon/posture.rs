@@ -33,7 +33,8 @@ enum Leaves {
 
 pub const CANARY: Trouble = Trouble {
     code: "canary-failed",
-    fix: "run `guardctl doctor`: most often `bpf` is missing in the kernel's list of active LSMs (parameter lsm=)",
+    fix: "run `guardctl doctor`: most often `bpf` is missing in the kernel's list of active LSMs \
+          (parameter lsm=)",
     leaves: Leaves::Nothing,
 };
 pub const UNPINNED: Trouble = Trouble {
@@ -49,7 +50,8 @@ pub const RECONCILE: Trouble = Trouble {
 pub const UNRESOLVED: Trouble = Trouble {
     leaves: Leaves::Part,
     code: "path-unresolved",
-    fix: "make the path readable for the agent, or correct the policy: what it names is not in force",
+    fix: "make the path readable for the agent, or correct the policy: what it names is not in \
+          force",
 };
 pub const MOUNT_TABLE: Trouble = Trouble {
     code: "mount-table-unclear",
@@ -63,19 +65,21 @@ pub const STATE: Trouble = Trouble {
 };
 pub const STATE_LOST: Trouble = Trouble {
     code: "state-lost",
-    fix: "look at `guardctl pools` and seal what has to be sealed: seals that were in force are still; any `guardctl seal` \
-          or `unseal`, or a restart, ends this reason",
+    fix: "look at `guardctl pools` and seal what has to be sealed: seals that were in force are \
+          still; any `guardctl seal` or `unseal`, or a restart, ends this reason",
     leaves: Leaves::Part,
 };
 pub const JOURNAL: Trouble = Trouble {
     code: "journal-not-written",
-    fix: "check the space and permissions of the state directory: until then no node's pools are weakened",
+    fix: "check the space and permissions of the state directory: until then no node's pools are \
+          weakened",
     leaves: Leaves::Part,
 };
 pub const LAST_GOOD: Trouble = Trouble {
     leaves: Leaves::Part,
     code: "policy-not-kept",
-    fix: "check the space and permissions of the state directory: a start with a wrong policy file would find none",
+    fix: "check the space and permissions of the state directory: a start with a wrong policy file \
+          would find none",
 };
 pub const AUDIT: Trouble = Trouble {
     code: "audit-not-written",
@@ -89,26 +93,29 @@ pub const WEAK_TIER: Trouble = Trouble {
 };
 pub const UNMARKED: Trouble = Trouble {
     code: "mounts-unmarked",
-    fix: "see the detail: directories of these mounts can be listed, and so deleted, by everybody; it is tried again. Too \
-          many open files: raise the sysctl fs.fanotify.max_user_groups",
+    fix: "see the detail: directories of these mounts can be listed, and so deleted, by everybody; \
+          it is tried again. Too many open files: raise the sysctl fs.fanotify.max_user_groups",
     leaves: Leaves::Part,
 };
 pub const UNSEALED: Trouble = Trouble {
     code: "mounts-not-sealed",
-    fix: "see the detail: `busy` means that a file is open for writing through the mount (`fuser -vm MOUNTPOINT`); until \
-          then listing its directories is refused to everybody, and it is tried again",
+    fix: "see the detail: `busy` means that a file is open for writing through the mount (`fuser \
+          -vm MOUNTPOINT`); until then listing its directories is refused to everybody, and it is \
+          tried again",
     leaves: Leaves::Part,
 };
 pub const UNSEEN: Trouble = Trouble {
     code: "deletions-unseen",
-    fix: "see the detail: what this tier does not stop is not in the audit log either; for want of room the host deletes \
-          faster than can be read (sysctl fs.fanotify.max_queued_events), and the next proof forgets it. Too many open \
-          files: raise the sysctl fs.fanotify.max_user_groups",
+    fix: "see the detail: what this tier does not stop is not in the audit log either; for want of \
+          room the host deletes faster than can be read (sysctl fs.fanotify.max_queued_events), \
+          and the next proof forgets it. Too many open files: raise the sysctl \
+          fs.fanotify.max_user_groups",
     leaves: Leaves::Part,
 };
 pub const RESPONDER: Trouble = Trouble {
     code: "responder-replaced",
-    fix: "see the agent's log: for a moment the kernel allowed everything in guarded pools; this ends with the next proof",
+    fix: "see the agent's log: for a moment the kernel allowed everything in guarded pools; this \
+          ends with the next proof",
     leaves: Leaves::Part,
 };
 pub const RECORDS: Trouble = Trouble {
@@ -119,13 +126,14 @@ pub const RECORDS: Trouble = Trouble {
 pub const INCIDENTS: Trouble = Trouble {
     leaves: Leaves::Part,
     code: "incidents-full",
-    fix: "end what deletes in so many processes: their deletions are denied and counted, and the audit log has no line of them",
+    fix: "end what deletes in so many processes: their deletions are denied and counted, and the \
+          audit log has no line of them",
 };
 
 pub const TIER_LOST: Trouble = Trouble {
     code: "tier-lost",
-    fix: "run `guardctl doctor`: it names the change that brings the stronger tier back; or take this one by name in \
-          the policy: [enforcement] tier",
+    fix: "run `guardctl doctor`: it names the change that brings the stronger tier back; or take \
+          this one by name in the policy: [enforcement] tier",
     leaves: Leaves::Part,
 };
 pub const OTHER_TIER: Trouble = Trouble {
@@ -136,26 +144,31 @@ pub const OTHER_TIER: Trouble = Trouble {
 /// A live pool in which nobody may delete that policy lets.
 pub const NO_ACTOR: Trouble = Trouble {
     code: "no-actor",
-    fix: "name the storage daemon of this host in the policy: actors = [{ executable = \"/usr/sbin/incusd\" }], say \
-          (`ls -l /proc/$(pidof incusd)/exe` tells which); it is denied deletion until then",
+    fix: "name the storage daemon of this host in the policy: actors = [{ executable = \
+          \"/usr/sbin/incusd\" }], say (`ls -l /proc/$(pidof incusd)/exe` tells which); it is \
+          denied deletion until then",
     leaves: Leaves::Part,
 };
 /// The policy file on disk is not the one in force.
 const POLICY_REJECTED: Trouble = Trouble {
     code: "policy-rejected",
-    fix: "correct the file (`guardctl policy check` names every problem): it is read again within seconds",
+    fix: "correct the file (`guardctl policy check` names every problem): it is read again within \
+          seconds",
     leaves: Leaves::Part,
 };
-/// A followed node's join has failed. Its pools are sealed, which is right and not what anybody wants to keep.
+/// A followed node's join has failed. Its pools are sealed, which is right and not what anybody
+/// wants to keep.
 const NODE_FAILED: Trouble = Trouble {
     code: "node-failed",
-    fix: "run `guardctl rollback` and then join again: docs/RUNBOOK.md; `guardctl history` tells how it came here",
+    fix: "run `guardctl rollback` and then join again: docs/RUNBOOK.md; `guardctl history` tells \
+          how it came here",
     leaves: Leaves::Part,
 };
 pub const SKIPPED: Trouble = Trouble {
     code: "decisions-skipped",
-    fix: "boot with lsm=…,bpf (see `guardctl doctor`) and a kernel from 6.2 on, which never skips those programs, or \
-          with preempt=voluntary where the kernel takes that; the count begins anew with the next load of the programs",
+    fix: "boot with lsm=…,bpf (see `guardctl doctor`) and a kernel from 6.2 on, which never skips \
+          those programs, or with preempt=voluntary where the kernel takes that; the count begins \
+          anew with the next load of the programs",
     leaves: Leaves::Part,
 };
 
@@ -192,7 +205,10 @@ impl Owner {
     /// Works the posture out, and writes it down if it is another one.
     pub(super) fn judge_posture(&mut self) {
         // Before the first canary nothing is known, and nothing is said.
-        if self.posture.is_none() && self.proven_at.is_none() && !self.troubles.0.contains_key(&CANARY) {
+        if self.posture.is_none()
+            && self.proven_at.is_none()
+            && !self.troubles.0.contains_key(&CANARY)
+        {
             return;
         }
         // Both end by themselves with what they tell of, wherever that ended.
@@ -200,18 +216,23 @@ impl Owner {
         let states = self.nodes.iter().map(|(root, node)| (root, node.state()));
         let failed = failed_nodes(states);
         self.troubles.set_if(NODE_FAILED, || failed);
-        let mut posture = judge(&self.troubles, self.proven_at.and(self.tier), self.policy_only_observes());
+        let mut posture =
+            judge(&self.troubles, self.proven_at.and(self.tier), self.policy_only_observes());
         if posture.state == State::Inactive {
-            // The canary only knows that nothing answered; the host's preconditions tell why. They are
-            // looked at once: that takes seconds on a slow host (all of the kernel's BTF), and they
-            // change with a boot.
+            // The canary only knows that nothing answered; the host's preconditions tell why. They
+            // are looked at once: that takes seconds on a slow host (all of the kernel's BTF), and
+            // they change with a boot.
             let choice = self.policy.policy.tier();
-            posture
-                .reasons
-                .extend(self.preconditions.get_or_insert_with(|| failed_preconditions(choice)).clone());
+            posture.reasons.extend(
+                self.preconditions.get_or_insert_with(|| failed_preconditions(choice)).clone(),
+            );
         }
         let essence = |posture: &Posture| {
-            (posture.state, posture.tier, codes(posture).into_iter().map(str::to_owned).collect::<Vec<_>>())
+            (
+                posture.state,
+                posture.tier,
+                codes(posture).into_iter().map(str::to_owned).collect::<Vec<_>>(),
+            )
         };
         if self.posture.as_ref().map(essence) == Some(essence(&posture)) {
             self.posture = Some(posture);
@@ -229,8 +250,8 @@ impl Owner {
     }
 }
 
-/// What is wrong with a rejected policy file, in a line. All of it is in the policy's own part of the status.
-/// Roots with a live pool none of whose actors is there.
+/// What is wrong with a rejected policy file, in a line. All of it is in the policy's own part of
+/// the status. Roots with a live pool none of whose actors is there.
 pub(super) fn without_actor(
     policy: &Policy,
     classification: &Classification,
@@ -238,14 +259,19 @@ pub(super) fn without_actor(
 ) -> Option<String> {
     let describe = |index: usize, root: &Root| {
         let pool = classification.pools.iter().find(|pool| pool.root == index)?;
-        let absent =
-            absent_actors(root, resolved).filter(|_| root.default_mode() != DefaultMode::Observed)?;
+        let absent = absent_actors(root, resolved)
+            .filter(|_| root.default_mode() != DefaultMode::Observed)?;
         let path = |actor: &Actor| match (actor.cgroup(), actor.executable()) {
             (_, Some(executable)) => executable.display().to_string(),
             (cgroup, None) => format!("cgroup {}", cgroup.unwrap_or_default()),
         };
         let absent: Vec<String> = absent.into_iter().map(path).collect();
-        Some(format!("pool {}: none of its actors is on this host ({})", pool.name, absent.join(", ")))
+        Some(format!(
+            "pool {}: none of its actors is on this host \
+             ({})",
+            pool.name,
+            absent.join(", ")
+        ))
     };
     let roots = policy.roots().iter().enumerate();
     let found: Vec<String> = roots.filter_map(|(index, root)| describe(index, root)).collect();
@@ -256,7 +282,10 @@ fn rejection(rejected: &RejectedPolicy) -> String {
     let first = rejected.errors.first().map_or("no reason was given", String::as_str);
     match rejected.errors.len() {
         0 | 1 => format!("the policy file on disk is not in force: {first}"),
-        lines => format!("the policy file on disk is not in force; the first of {lines} lines: {first}"),
+        lines => format!(
+            "the policy file on disk is not in force; the first of {lines} lines: \
+             {first}"
+        ),
     }
 }
 
@@ -284,11 +313,16 @@ fn failed_preconditions(choice: TierChoice) -> Vec<Reason> {
             || (check.state == doctor::CheckState::Warn && wanted.as_ref() == Some(&check.code))
     });
     failed
-        .map(|check| Reason { code: check.code, detail: check.found, fix: check.fix.unwrap_or_default() })
+        .map(|check| Reason {
+            code: check.code,
+            detail: check.found,
+            fix: check.fix.unwrap_or_default(),
+        })
         .collect()
 }
 
-/// The posture that follows from what is known. `proven`: the tier that the canary has proven. Pure.
+/// The posture that follows from what is known. `proven`: the tier that the canary has proven.
+/// Pure.
 pub fn judge(troubles: &Troubles, proven: Option<Tier>, only_observes: bool) -> Posture {
     let mut reasons: Vec<Reason> = troubles
         .0
@@ -299,20 +333,21 @@ pub fn judge(troubles: &Troubles, proven: Option<Tier>, only_observes: bool) -> 
             fix: trouble.fix.to_owned(),
         })
         .collect();
-    let state = if proven.is_none() || troubles.0.keys().any(|trouble| trouble.leaves == Leaves::Nothing) {
-        State::Inactive
-    } else if !troubles.0.is_empty() {
-        State::Degraded
-    } else if only_observes {
-        reasons.push(Reason {
-            code: "policy-observes".to_owned(),
-            detail: "every guarded root has mode \"observed\"".to_owned(),
-            fix: "set mode = \"guarded\" in the policy to deny deletions".to_owned(),
-        });
-        State::AuditOnly
-    } else {
-        State::Enforcing
-    };
+    let state =
+        if proven.is_none() || troubles.0.keys().any(|trouble| trouble.leaves == Leaves::Nothing) {
+            State::Inactive
+        } else if !troubles.0.is_empty() {
+            State::Degraded
+        } else if only_observes {
+            reasons.push(Reason {
+                code: "policy-observes".to_owned(),
+                detail: "every guarded root has mode \"observed\"".to_owned(),
+                fix: "set mode = \"guarded\" in the policy to deny deletions".to_owned(),
+            });
+            State::AuditOnly
+        } else {
+            State::Enforcing
+        };
     let tier = proven.filter(|_| state != State::Inactive);
     Posture { state, reasons, tier: tier.map(Name), gaps: tier.map(gaps).unwrap_or_default() }
 }
@@ -327,7 +362,10 @@ mod tests {
         assert_eq!(judge(&troubles, None, false).state, State::Inactive);
         assert_eq!(judge(&troubles, Some(Tier::BpfLsm), false).state, State::Enforcing);
         let observing = judge(&troubles, Some(Tier::BpfLsm), true);
-        assert_eq!((observing.state, codes(&observing)), (State::AuditOnly, vec!["policy-observes"]));
+        assert_eq!(
+            (observing.state, codes(&observing)),
+            (State::AuditOnly, vec!["policy-observes"])
+        );
         troubles.set(AUDIT, "disk full".to_owned());
         assert_eq!(judge(&troubles, Some(Tier::BpfLsm), false).state, State::Degraded);
         troubles.set(CANARY, "silent".to_owned());
@@ -357,8 +395,12 @@ mod tests {
         let (one, two) = (Path::new("/one"), Path::new("/two"));
         let unknown = State::Unknown { kept: Kept::Nothing };
         assert_eq!(failed_nodes([(one, &State::Standalone), (two, &unknown)].into_iter()), None);
-        assert_eq!(failed_nodes([(one, &State::RollingBack), (two, &State::Released)].into_iter()), None);
-        let told = failed_nodes([(one, &State::JoinFailed), (two, &State::JoinPartial)].into_iter());
+        assert_eq!(
+            failed_nodes([(one, &State::RollingBack), (two, &State::Released)].into_iter()),
+            None
+        );
+        let told =
+            failed_nodes([(one, &State::JoinFailed), (two, &State::JoinPartial)].into_iter());
         assert_eq!(told.as_deref(), Some("/one is join-failed, /two is join-partial"));
     }
 }

@@ -14,7 +14,8 @@ use crate::bpf::object;
 use crate::control::Refusal;
 use crate::control::report::{
     AgentReport, AnsweredBy, LeaseReport, NodeHistory, NodeReport, PolicyReport, PolicyText,
-    PoolCountersReport, PoolReport, PostureReport, Reconciled, RootReport, StatusReport, TransitionReport,
+    PoolCountersReport, PoolReport, PostureReport, Reconciled, RootReport, StatusReport,
+    TransitionReport,
 };
 use crate::events::{Name, Time, clock};
 use crate::hints::{self, Hint};
@@ -27,8 +28,12 @@ impl Owner {
     /// Everything that `guardctl status` shows.
     pub(super) fn status(&self) -> StatusReport {
         let counters = self.maps.counters().unwrap_or_default();
-        let unknown =
-            Posture { state: posture::State::Inactive, reasons: Vec::new(), tier: None, gaps: Vec::new() };
+        let unknown = Posture {
+            state: posture::State::Inactive,
+            reasons: Vec::new(),
+            tier: None,
+            gaps: Vec::new(),
+        };
         StatusReport {
             posture: PostureReport {
                 posture: self.posture.clone().unwrap_or(unknown),
@@ -54,7 +59,10 @@ impl Owner {
             nodes: self.node_reports(),
             leases: self.lease_reports(),
             reconciled: Reconciled::of(&counters),
-            counters: counters.iter().map(|(counter, value)| (counter.name().to_owned(), *value)).collect(),
+            counters: counters
+                .iter()
+                .map(|(counter, value)| (counter.name().to_owned(), *value))
+                .collect(),
             audit: self.audit.status().into(),
             answered_by: AnsweredBy::Agent,
         }
@@ -70,7 +78,8 @@ impl Owner {
 
     /// All pools, in the order of their names.
     pub(super) fn pool_reports(&self) -> Vec<PoolReport> {
-        let mut pools: Vec<PoolReport> = self.pools.values().map(|known| self.pool_report(known)).collect();
+        let mut pools: Vec<PoolReport> =
+            self.pools.values().map(|known| self.pool_report(known)).collect();
         pools.sort_by(|a, b| (&a.name, a.generation).cmp(&(&b.name, b.generation)));
         pools
     }
@@ -87,7 +96,12 @@ impl Owner {
             device: device_text(known.pool.dev),
             filesystem: known.pool.fs_type.clone(),
             source: known.pool.source.clone(),
-            mountpoints: known.pool.mountpoints.iter().map(|path| path.display().to_string()).collect(),
+            mountpoints: known
+                .pool
+                .mountpoints
+                .iter()
+                .map(|path| path.display().to_string())
+                .collect(),
             root: Some(known.root.display().to_string()),
             mode: Name(if expired { Mode::Sealed } else { known.mode }),
             mode_cause: Some(known.cause),
@@ -109,10 +123,18 @@ impl Owner {
                     in_force: found.is_some(),
                     detail: found.is_none().then(|| {
                         let path = root.path().display().to_string();
-                        let problem =
-                            self.resolution.problems.iter().map(|p| chain(p)).find(|p| p.contains(&path));
-                        problem
-                            .unwrap_or_else(|| format!("{path} is not there: it is guarded when it appears"))
+                        let problem = self
+                            .resolution
+                            .problems
+                            .iter()
+                            .map(|p| chain(p))
+                            .find(|p| p.contains(&path));
+                        problem.unwrap_or_else(|| {
+                            format!(
+                                "{path} is not there: it is guarded when it \
+                                 appears"
+                            )
+                        })
                     }),
                     filesystems: root.filesystems().to_vec(),
                     mode: Name(root.default_mode().mode()),

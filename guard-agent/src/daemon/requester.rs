@@ -29,13 +29,22 @@ pub(super) struct Requester {
 }
 
 /// Looks the requester up below `proc_root` (`/proc`).
-pub(super) fn requester(proc_root: &Path, peer: &Peer, snapshot: &Snapshot) -> Result<Requester, Refusal> {
+pub(super) fn requester(
+    proc_root: &Path,
+    peer: &Peer,
+    snapshot: &Snapshot,
+) -> Result<Requester, Refusal> {
     let (Some(pid), Some(start_ticks)) = (peer.pid, peer.start_ticks) else {
         return Err(failed("the requester's process is not known".to_owned()));
     };
     let path = proc_root.join(pid.to_string()).join("cgroup");
-    let text =
-        fs::read_to_string(&path).map_err(|error| failed(format!("read {}: {error}", path.display())))?;
+    let text = fs::read_to_string(&path).map_err(|error| {
+        failed(format!(
+            "read {}: \
+             {error}",
+            path.display()
+        ))
+    })?;
     let cgroup = text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/").to_owned();
     let directory = roots::cgroup_directory(&cgroup, snapshot)
         .ok_or_else(|| failed("no cgroup v2 hierarchy is mounted".to_owned()))?;
@@ -96,8 +105,13 @@ mod tests {
         }
 
         fn ask(&self, start_ticks: u64) -> Result<Requester, Refusal> {
-            let peer =
-                Peer { pid: Some(42), uid: 0, gid: 0, login_uid: None, start_ticks: Some(start_ticks) };
+            let peer = Peer {
+                pid: Some(42),
+                uid: 0,
+                gid: 0,
+                login_uid: None,
+                start_ticks: Some(start_ticks),
+            };
             let mount = self.0.path().join("cgroup");
             let table = format!("30 1 0:26 / {} rw - cgroup2 cgroup2 rw\n", mount.display());
             requester(&self.0.path().join("proc"), &peer, &Snapshot::parse(table.as_bytes()))

@@ -1,4 +1,5 @@
-//! Requests from the control socket. Who may ask was checked by `control`; what is granted is decided here.
+//! Requests from the control socket. Who may ask was checked by `control`; what is granted is
+//! decided here.
 
 use std::time::Duration;
 
@@ -27,7 +28,12 @@ impl Owner {
         let _ = reply.send(answer);
     }
 
-    fn answer(&mut self, request: Request, peer: &Peer, mounts: &MountWatch) -> Result<Reply, Refusal> {
+    fn answer(
+        &mut self,
+        request: Request,
+        peer: &Peer,
+        mounts: &MountWatch,
+    ) -> Result<Reply, Refusal> {
         match request {
             Request::Status => Ok(Reply::Status(Box::new(self.status()))),
             Request::Pools => Ok(Reply::Pools(self.pool_reports())),
@@ -43,14 +49,21 @@ impl Owner {
             }
             Request::ExecLease { pool, ttl_seconds, reason } => {
                 let default = self.policy.policy.lease().default_ttl();
-                self.exec_lease(&pool, ttl_seconds.map_or(default, Duration::from_secs), &reason, peer)
+                self.exec_lease(
+                    &pool,
+                    ttl_seconds.map_or(default, Duration::from_secs),
+                    &reason,
+                    peer,
+                )
             }
             Request::LeaseRevoke { id } => self.revoke(&id, peer, mounts),
             Request::PolicyReload => {
                 self.reload_policy();
                 self.reconcile(mounts);
                 match &self.policy.rejected {
-                    Some(rejected) => Err(Refusal::PolicyRejected { errors: rejected.errors.clone() }),
+                    Some(rejected) => {
+                        Err(Refusal::PolicyRejected { errors: rejected.errors.clone() })
+                    }
                     None => Ok(Reply::PolicyReloaded {
                         generation: self.policy.generation,
                         hash: self.policy.policy.hash().to_owned(),
@@ -138,11 +151,18 @@ impl Owner {
             return Err(Refusal::TtlZero);
         }
         if ttl > limit {
-            return Err(Refusal::TtlTooLong { asked_seconds: ttl.as_secs(), max_seconds: limit.as_secs() });
+            return Err(Refusal::TtlTooLong {
+                asked_seconds: ttl.as_secs(),
+                max_seconds: limit.as_secs(),
+            });
         }
         if let Some(posture) = self.posture.as_ref().filter(|posture| !is_active(posture.state)) {
-            let detail =
-                posture.reasons.iter().map(|reason| reason.detail.as_str()).collect::<Vec<_>>().join("; ");
+            let detail = posture
+                .reasons
+                .iter()
+                .map(|reason| reason.detail.as_str())
+                .collect::<Vec<_>>()
+                .join("; ");
             return Err(Refusal::NotEnforcing { detail });
         }
         Ok(())
@@ -158,7 +178,8 @@ impl Owner {
         peer: &Peer,
     ) -> Lease {
         let moment = now();
-        let ends_boot_ns = moment.boot_ns.saturating_add(u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX));
+        let ends_boot_ns =
+            moment.boot_ns.saturating_add(u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX));
         let number = self.state.state.next_lease;
         self.state.state.next_lease += 1;
         Lease {
@@ -238,10 +259,13 @@ impl Owner {
         self.pools.get(&known.entry.generation).cloned().ok_or_else(ended)
     }
 
-    /// Takes leases off the list and writes down why. The kernel's side of a release is the caller's.
+    /// Takes leases off the list and writes down why. The kernel's side of a release is the
+    /// caller's.
     pub(super) fn close_leases(&mut self, change: LeaseChange, which: impl Fn(&Lease) -> bool) {
         let (over, running): (Vec<Lease>, Vec<Lease>) =
-            std::mem::take(&mut self.state.state.leases).into_iter().partition(|lease| which(lease));
+            std::mem::take(&mut self.state.state.leases)
+                .into_iter()
+                .partition(|lease| which(lease));
         self.state.state.leases = running;
         for lease in &over {
             self.end_command(lease);

@@ -1,7 +1,8 @@
-//! Rollbacks beside the owner: the engine blocks, so each has a thread of its own, and tells the owner what happens.
+//! Rollbacks beside the owner: the engine blocks, so each has a thread of its own, and tells the
+//! owner what happens.
 //!
-//! The state machine knows that a rollback runs, and its journal says so; a thread that dies with its agent is begun
-//! anew by the next one. Unmounting twice does no harm.
+//! The state machine knows that a rollback runs, and its journal says so; a thread that dies with
+//! its agent is begun anew by the next one. Unmounting twice does no harm.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,7 +15,9 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use crate::control::Refusal;
 use crate::join::{Daemon, State};
 use crate::rollback::helper::Helper;
-use crate::rollback::{Allowed, Limits, LiveHost, Progress, RollbackOutcome, StepReport, Target, run};
+use crate::rollback::{
+    Allowed, Limits, LiveHost, Progress, RollbackOutcome, StepReport, Target, run,
+};
 
 /// All rollbacks that this agent has begun, by the node's root.
 #[derive(Debug)]
@@ -22,7 +25,8 @@ pub struct Rollbacks {
     sender: UnboundedSender<Happening>,
     map_directory: PathBuf,
     by_root: BTreeMap<PathBuf, Rollback>,
-    /// What is allowed to the next rollback of a root. Nothing to one that begins by itself, or goes on after a restart.
+    /// What is allowed to the next rollback of a root. Nothing to one that begins by itself, or
+    /// goes on after a restart.
     allowed: BTreeMap<PathBuf, Allowed>,
 }
 
@@ -56,7 +60,10 @@ impl Rollbacks {
     /// With the directory of the pinned maps. The other end is for the owner's loop.
     pub fn new(map_directory: PathBuf) -> (Self, UnboundedReceiver<Happening>) {
         let (sender, happenings) = unbounded_channel();
-        (Self { sender, map_directory, by_root: BTreeMap::new(), allowed: BTreeMap::new() }, happenings)
+        (
+            Self { sender, map_directory, by_root: BTreeMap::new(), allowed: BTreeMap::new() },
+            happenings,
+        )
     }
 
     /// What is allowed to the next one of a node.
@@ -74,8 +81,8 @@ impl Rollbacks {
         self.by_root.get(root)
     }
 
-    /// Begins one of a node. `path` is its root with links followed, as the mount table has it. It ends with
-    /// [`What::Ended`], whatever happens to its thread.
+    /// Begins one of a node. `path` is its root with links followed, as the mount table has it. It
+    /// ends with [`What::Ended`], whatever happens to its thread.
     pub fn start(&mut self, root: &Path, path: PathBuf, targets: Vec<Target>) -> io::Result<()> {
         let allowed = self.allowed.remove(root).unwrap_or_default();
         let (sender, map_directory, name) =
@@ -84,14 +91,19 @@ impl Rollbacks {
             // The owner may have gone; then nobody has to be told.
             let tell = |what| drop(sender.send(Happening { root: name.clone(), what }));
             let work = || {
-                let mut host = LiveHost::new(map_directory, Helper::this_program(), Limits::default());
-                run(&mut host, &targets, &path, allowed, &mut |progress| tell(What::Progress(progress)))
+                let mut host =
+                    LiveHost::new(map_directory, Helper::this_program(), Limits::default());
+                run(&mut host, &targets, &path, allowed, &mut |progress| {
+                    tell(What::Progress(progress))
+                })
             };
             let died = |_| RollbackOutcome::unknown(&targets, "the rollback's thread has panicked");
             tell(What::Ended(catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(died)));
         })?;
-        self.by_root
-            .insert(root.to_owned(), Rollback { running: true, lazy: allowed.lazy, ..Rollback::default() });
+        self.by_root.insert(
+            root.to_owned(),
+            Rollback { running: true, lazy: allowed.lazy, ..Rollback::default() },
+        );
         Ok(())
     }
 
@@ -100,7 +112,9 @@ impl Rollbacks {
         let rollback = self.by_root.entry(happening.root.clone()).or_default();
         match &happening.what {
             What::Progress(Progress::Step(step)) => rollback.steps.push(step.clone()),
-            What::Progress(Progress::Waiting { superblocks }) => rollback.waiting_for = *superblocks,
+            What::Progress(Progress::Waiting { superblocks }) => {
+                rollback.waiting_for = *superblocks
+            }
             What::Ended(outcome) => {
                 (rollback.running, rollback.waiting_for) = (false, 0);
                 rollback.outcome = Some(outcome.clone());
@@ -112,12 +126,14 @@ impl Rollbacks {
 
 /// How long after a rollback that left something the next one begins by itself.
 pub const AGAIN: Duration = Duration::from_secs(60);
-/// The same where guests were in the way: those end by an operator's hand. Each attempt is written to the node's history.
+/// The same where guests were in the way: those end by an operator's hand. Each attempt is written
+/// to the node's history.
 pub const AGAIN_WITH_GUESTS: Duration = Duration::from_secs(900);
 
-/// Whether the policy `on_join_failure = "rollback"` begins one now. Only for a join that has failed for certain: a
-/// member whose cluster is out of reach looks like a join that broke off late (`join-partial`). And only while the
-/// daemon is certainly stopped: a running one takes its pools for mounted. It never takes a pool from under a guest.
+/// Whether the policy `on_join_failure = "rollback"` begins one now. Only for a join that has
+/// failed for certain: a member whose cluster is out of reach looks like a join that broke off late
+/// (`join-partial`). And only while the daemon is certainly stopped: a running one takes its pools
+/// for mounted. It never takes a pool from under a guest.
 pub fn begins_by_itself(
     state: &State,
     daemon: &Daemon,
@@ -128,17 +144,19 @@ pub fn begins_by_itself(
     let has_guests =
         |last: &Rollback| last.outcome.as_ref().is_some_and(|outcome| !outcome.guests.is_empty());
     let pause = if last.is_some_and(has_guests) { AGAIN_WITH_GUESTS } else { AGAIN };
-    let waits = last.is_some_and(|last| last.running || last.ended.is_some_and(|ended| now < ended + pause));
+    let waits = last
+        .is_some_and(|last| last.running || last.ended.is_some_and(|ended| now < ended + pause));
     *state == State::JoinFailed && *daemon == Daemon::Stopped && has_pools && !waits
 }
 
-/// An operator's rollback is not begun while the daemon runs. What cannot be told does not keep it: the operator may
-/// know, and what is mounted again is sealed.
+/// An operator's rollback is not begun while the daemon runs. What cannot be told does not keep it:
+/// the operator may know, and what is mounted again is sealed.
 pub fn may_begin(root: &Path, daemon: &Daemon) -> Result<(), Refusal> {
     match daemon {
-        Daemon::Running { incarnation, .. } => {
-            Err(Refusal::DaemonRuns { root: root.to_string_lossy().into_owned(), pid: incarnation.pid })
-        }
+        Daemon::Running { incarnation, .. } => Err(Refusal::DaemonRuns {
+            root: root.to_string_lossy().into_owned(),
+            pid: incarnation.pid,
+        }),
         Daemon::Stopped | Daemon::Unknown => Ok(()),
     }
 }
@@ -156,8 +174,9 @@ mod tests {
             age_seconds: 1,
         };
         let now = Instant::now();
-        let begins =
-            |state: State, daemon: &Daemon, pools| begins_by_itself(&state, daemon, pools, None, now);
+        let begins = |state: State, daemon: &Daemon, pools| {
+            begins_by_itself(&state, daemon, pools, None, now)
+        };
         assert!(begins(State::JoinFailed, &Daemon::Stopped, true));
         assert!(!begins(State::JoinFailed, &Daemon::Stopped, false));
         assert!(!begins(State::JoinFailed, &Daemon::Unknown, true));
@@ -172,8 +191,9 @@ mod tests {
             assert!(!begins(state, &Daemon::Stopped, true));
         }
         let left = |ended| Rollback { ended: Some(ended), ..Rollback::default() };
-        let again =
-            |last: &Rollback| begins_by_itself(&State::JoinFailed, &Daemon::Stopped, true, Some(last), now);
+        let again = |last: &Rollback| {
+            begins_by_itself(&State::JoinFailed, &Daemon::Stopped, true, Some(last), now)
+        };
         assert!(!again(&left(now)));
         assert!(now.checked_sub(AGAIN).is_none_or(|long_ago| again(&left(long_ago))));
         let guest = Guest {

@@ -125,7 +125,10 @@ impl StateFile {
             state.foreign.forget_leases();
             boot_id.clone_into(&mut state.boot_id);
         }
-        lost = [lost, text::unknown_seals(&state)].into_iter().flatten().reduce(|all, one| all + "; " + &one);
+        lost = [lost, text::unknown_seals(&state)]
+            .into_iter()
+            .flatten()
+            .reduce(|all, one| all + "; " + &one);
         Ok((Self { directory: directory.to_owned(), state, unsaved: !damaged.is_empty() }, lost))
     }
 
@@ -174,7 +177,8 @@ impl State {
     }
 }
 
-/// Reads both files, and changes neither. One that cannot be read is an error only if the other one does not do.
+/// Reads both files, and changes neither. One that cannot be read is an error only if the other one
+/// does not do.
 fn find(directory: &Path, boot_id: &str) -> Result<Found, StateError> {
     let (mut texts, mut unreadable) = (Vec::new(), None);
     for name in [NAME, COPY] {
@@ -207,7 +211,16 @@ fn understand(texts: Vec<(PathBuf, Vec<u8>)>, boot_id: &str) -> Found {
     if state.is_some() || damaged.is_empty() {
         return Found { state, damaged, lost: None };
     }
-    let list: Vec<String> = damaged.iter().map(|(path, why)| format!("{}: {why}", path.display())).collect();
+    let list: Vec<String> = damaged
+        .iter()
+        .map(|(path, why)| {
+            format!(
+                "{}: \
+                 {why}",
+                path.display()
+            )
+        })
+        .collect();
     let lost = format!("{} ({} seals found in what is left)", list.join("; "), salvaged.len());
     let state = State { sealed: salvaged, ..State::empty(boot_id) };
     Found { state: Some(state), damaged, lost: Some(lost) }
@@ -215,7 +228,11 @@ fn understand(texts: Vec<(PathBuf, Vec<u8>)>, boot_id: &str) -> Found {
 
 /// The leases of this boot that run at a moment of the boot clock, as the file says; the files are
 /// left as they are. None without a file.
-pub fn read_leases(directory: &Path, boot_id: &str, now_boot_ns: u64) -> Result<Vec<Lease>, StateError> {
+pub fn read_leases(
+    directory: &Path,
+    boot_id: &str,
+    now_boot_ns: u64,
+) -> Result<Vec<Lease>, StateError> {
     let Found { state, lost, .. } = find(directory, boot_id)?;
     if let Some(lost) = lost {
         let (operation, path) = ("understand", directory.join(NAME));

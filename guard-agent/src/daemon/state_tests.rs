@@ -102,7 +102,10 @@ fn of_a_later_version() -> serde_json::Value {
     value["holds"] = serde_json::json!({"9": "because"});
     value["sealed"].as_array_mut().unwrap().push(serde_json::json!({"pool_id": 11, "reason": "x"}));
     value["leases"][0]["ticket"] = "T-1".into();
-    value["leases"].as_array_mut().unwrap().push(serde_json::json!({"id": "lease-9", "kind": "other"}));
+    value["leases"]
+        .as_array_mut()
+        .unwrap()
+        .push(serde_json::json!({"id": "lease-9", "kind": "other"}));
     value["tier"] = "a-better-one".into();
     value
 }
@@ -135,7 +138,8 @@ fn a_downgrade_keeps_seals_and_whatever_it_does_not_know() {
 
 #[test]
 fn an_upgrade_reads_the_first_form_of_the_file() {
-    let first = br#"{"version": 1, "boot_id": "boot-1", "sealed": [9], "leases": [], "next_lease": 4}"#;
+    let first =
+        br#"{"version": 1, "boot_id": "boot-1", "sealed": [9], "leases": [], "next_lease": 4}"#;
     let state = text::read(first).unwrap();
     assert_eq!((state.sealed.len(), state.next_lease, state.saved), (1, 4, 0));
 }
@@ -150,7 +154,9 @@ fn no_damage_of_one_file_costs_a_seal() {
             bytes[at] ^= bits;
             bytes
         };
-        for damaged in [good[..at].to_vec(), good[at..].to_vec(), flipped(1), flipped(0x80), flipped(0x10)] {
+        for damaged in
+            [good[..at].to_vec(), good[at..].to_vec(), flipped(1), flipped(0x80), flipped(0x10)]
+        {
             for state in [found(&damaged, &good), found(&good, &damaged)] {
                 let shown = String::from_utf8_lossy(&damaged);
                 assert!(state.sealed.is_superset(&seals), "byte {at}: {:?}: {shown}", state.sealed);
@@ -214,7 +220,12 @@ fn of_two_good_files_the_newer_one_holds() {
     state.sealed.remove(&9);
     state.saved += 1;
     let newer = text::write(&state);
-    assert_eq!(found(&newer, &older).sealed.len(), 1, "an unseal, and a copy that was not written any more");
+    assert_eq!(
+        found(&newer, &older).sealed.len(),
+        1,
+        "an unseal, and a copy that was not written \
+         any more"
+    );
     assert_eq!(found(&older, &newer).sealed.len(), 1);
 }
 

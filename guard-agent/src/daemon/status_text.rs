@@ -17,16 +17,36 @@ pub(super) struct Facts<'a> {
 
 impl Facts<'_> {
     pub fn running(&self) -> String {
-        let sealed = if self.sealed > 0 { format!(" ({} sealed)", self.sealed) } else { String::new() };
-        let leases =
-            if self.leases > 0 { format!(", {}", counted(self.leases, "lease")) } else { String::new() };
+        let sealed = if self.sealed > 0 {
+            format!(
+                " ({} \
+                 sealed)",
+                self.sealed
+            )
+        } else {
+            String::new()
+        };
+        let leases = if self.leases > 0 {
+            format!(
+                ", \
+                 {}",
+                counted(self.leases, "lease")
+            )
+        } else {
+            String::new()
+        };
         let policy = match self.rejected {
             Some(problem) => {
                 format!("policy rejected, generation {} stays: {problem}", self.policy)
             }
             None => format!("policy generation {}", self.policy),
         };
-        format!("{}; {}{sealed}{leases}; {policy}", self.posture_text(), counted(self.pools, "pool"))
+        format!(
+            "{}; {}{sealed}{leases}; \
+             {policy}",
+            self.posture_text(),
+            counted(self.pools, "pool")
+        )
     }
 
     /// After the agent's end.
@@ -34,10 +54,13 @@ impl Facts<'_> {
         let tier = self.posture.and_then(|posture| posture.tier).map(|tier| tier.0.name());
         match (self.posture.map(|posture| posture.state), tier) {
             (Some(State::Enforcing | State::Degraded), Some(tier)) => format!(
-                "stopped; enforcement goes on in tier {tier} for {} (to end it: guard-agent unload)",
+                "stopped; enforcement goes on in tier {tier} for {} (to end it: guard-agent \
+                 unload)",
                 counted(self.pools, "pool")
             ),
-            (Some(State::AuditOnly), _) => "stopped; policy only observes: nothing is denied".to_owned(),
+            (Some(State::AuditOnly), _) => "stopped; policy only observes: nothing is \
+                                            denied"
+                .to_owned(),
             _ => "stopped; nothing is enforced".to_owned(),
         }
     }
@@ -50,9 +73,28 @@ impl Facts<'_> {
             State::AuditOnly => "audit-only",
             State::Inactive => "inactive",
         };
-        let tier = posture.tier.map(|tier| format!(" in tier {}", tier.0.name())).unwrap_or_default();
+        let tier = posture
+            .tier
+            .map(|tier| {
+                format!(
+                    " in tier \
+                     {}",
+                    tier.0.name()
+                )
+            })
+            .unwrap_or_default();
         let codes: Vec<&str> = posture.reasons.iter().map(|reason| reason.code.as_str()).collect();
-        let codes = if codes.is_empty() { String::new() } else { format!(" ({})", codes.join(", ")) };
+        let codes = if codes.is_empty() {
+            String::new()
+        } else {
+            format!(
+                " ({})",
+                codes.join(
+                    ", \
+                     "
+                )
+            )
+        };
         format!("{state}{tier}{codes}")
     }
 }
@@ -78,8 +120,14 @@ mod tests {
     #[test]
     fn it_names_posture_tier_pools_and_policy() {
         let enforcing = posture(State::Enforcing, Some(Tier::BpfLsm), "");
-        let mut facts =
-            Facts { posture: Some(&enforcing), pools: 2, sealed: 0, leases: 0, policy: 1, rejected: None };
+        let mut facts = Facts {
+            posture: Some(&enforcing),
+            pools: 2,
+            sealed: 0,
+            leases: 0,
+            policy: 1,
+            rejected: None,
+        };
         assert_eq!(facts.running(), "enforcing in tier bpf-lsm; 2 pools; policy generation 1");
         (facts.sealed, facts.leases, facts.rejected) = (1, 3, Some("/etc/p.toml:3:1: unknown key"));
         assert_eq!(
@@ -100,7 +148,10 @@ mod tests {
             Facts { posture, pools: 2, sealed: 0, leases: 0, policy: 1, rejected: None }.stopped()
         };
         let enforcing = posture(State::Enforcing, Some(Tier::BpfLsm), "");
-        assert!(stopped(Some(&enforcing)).contains("enforcement goes on in tier bpf-lsm for 2 pools"));
+        assert!(stopped(Some(&enforcing)).contains(
+            "enforcement goes on in tier bpf-lsm for 2 \
+             pools"
+        ));
         for nothing in [None, Some(&posture(State::Inactive, None, ""))] {
             assert_eq!(stopped(nothing), "stopped; nothing is enforced");
         }

@@ -1,8 +1,9 @@
 //! Takes the place of an agent with another layout of the maps, or of attempts to that died.
 //!
-//! The order is: [`Succession::begin`] reads all that must be carried, and refuses what it does not understand before
-//! anything is changed → [`Succession::carry_into`] → the caller writes the policy, attaches and proves → `Owner::settle`
-//! (from then on this layout speaks, whoever dies) → `Owner::take_over`, when everything else has been retired.
+//! The order is: [`Succession::begin`] reads all that must be carried, and refuses what it does not
+//! understand before anything is changed → [`Succession::carry_into`] → the caller writes the
+//! policy, attaches and proves → `Owner::settle` (from then on this layout speaks, whoever dies) →
+//! `Owner::take_over`, when everything else has been retired.
 
 use std::path::Path;
 
@@ -88,7 +89,8 @@ impl Succession {
     pub fn has_programs(&self) -> bool {
         let all = self.old().map(|old| &old.layout).chain([&self.own]);
         // What cannot be looked at fails in `load::prepare`, with its reason.
-        all.map(|layout| layout.pins.generations()).any(|found| found.is_ok_and(|found| !found.is_empty()))
+        all.map(|layout| layout.pins.generations())
+            .any(|found| found.is_ok_and(|found| !found.is_empty()))
     }
 
     /// Whether another layout speaks until this one is settled.
@@ -146,7 +148,8 @@ impl Succession {
         records
     }
 
-    /// Unpins all loads of the others and waits until the kernel has ended them. Returns how many layouts had some.
+    /// Unpins all loads of the others and waits until the kernel has ended them. Returns how many
+    /// layouts had some.
     fn retire(&self) -> Result<usize, PinError> {
         let mut ids = Vec::new();
         let mut retired = 0;
@@ -157,7 +160,11 @@ impl Succession {
         }
         if let Err(error) = wait_for_the_end(ids) {
             // They are detached all the same.
-            tracing::warn!(error = chain(&error), "programs that have been replaced are still held");
+            tracing::warn!(
+                error = chain(&error),
+                "programs that have been replaced are still \
+                 held"
+            );
         }
         Ok(retired)
     }
@@ -176,8 +183,8 @@ impl Owner {
         }
     }
 
-    /// From now on this agent's layout speaks. Only when it is proven, and before anything else is retired: whoever
-    /// starts next takes over from the layout that was settled last.
+    /// From now on this agent's layout speaks. Only when it is proven, and before anything else is
+    /// retired: whoever starts next takes over from the layout that was settled last.
     pub(super) fn settle(&mut self) -> Result<(), DaemonError> {
         let succession = &mut self.succession;
         if let Some(Old { layout, maps: Ok(maps) }) = &succession.source {
@@ -194,8 +201,8 @@ impl Owner {
         Ok(())
     }
 
-    /// Ends all other layouts: their programs, then their maps, whose records and totals are taken over. Returns how
-    /// many of them had programs.
+    /// Ends all other layouts: their programs, then their maps, whose records and totals are taken
+    /// over. Returns how many of them had programs.
     pub(super) fn take_over(&mut self) -> Result<usize, DaemonError> {
         if self.succession.old().next().is_none() {
             return Ok(0);
@@ -239,13 +246,15 @@ impl Owner {
 
     fn carry_totals(&mut self) {
         let own = self.succession.own.name.token;
-        let tokens: Vec<u64> = self.succession.old().map(|old| old.layout.name.token).chain([own]).collect();
+        let tokens: Vec<u64> =
+            self.succession.old().map(|old| old.layout.name.token).chain([own]).collect();
         for (layout, foreign) in self.succession.readable() {
-            let carried = foreign.totals(&tokens).map_err(|error| chain(&error)).and_then(|totals| {
-                let audited = &foreign.description.audited;
-                let carried = self.maps.carry_totals(layout.name.token, &totals, audited);
-                carried.map_err(|error| chain(&error))
-            });
+            let carried =
+                foreign.totals(&tokens).map_err(|error| chain(&error)).and_then(|totals| {
+                    let audited = &foreign.description.audited;
+                    let carried = self.maps.carry_totals(layout.name.token, &totals, audited);
+                    carried.map_err(|error| chain(&error))
+                });
             if let Err(error) = carried {
                 tracing::warn!(
                     layout = layout.name.version,

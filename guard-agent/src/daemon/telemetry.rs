@@ -66,10 +66,13 @@ impl Owner {
             Err(error) => return tracing::error!(error = chain(&error), "incidents"),
         };
         let unrecorded = self.counter(Counter::ErrorIncidentsFull);
-        let more = unrecorded.saturating_sub(std::mem::replace(&mut self.unrecorded_seen, unrecorded));
+        let more =
+            unrecorded.saturating_sub(std::mem::replace(&mut self.unrecorded_seen, unrecorded));
         self.troubles.set_if(posture::INCIDENTS, || {
-            let detail =
-                format!("{more} more decisions belong to incidents that found no place: {unrecorded} by now");
+            let detail = format!(
+                "{more} more decisions belong to incidents that found no place: \
+                 {unrecorded} by now"
+            );
             (more > 0).then_some(detail)
         });
         let ticks = ticks_per_second();
@@ -79,15 +82,18 @@ impl Owner {
             .entries()
             .map(|entries| entries.into_iter().map(|(_, entry)| entry.generation).collect())
             .ok();
-        // In a pool that has ended nothing more is counted, however long the process lives: else a daemon's incidents
-        // would fill the map, remount after remount. (What has no generation belongs to no pool.)
+        // In a pool that has ended nothing more is counted, however long the process lives: else a
+        // daemon's incidents would fill the map, remount after remount. (What has no generation
+        // belongs to no pool.)
         let has_ended = |key: &IncidentKey| {
-            key.generation != 0 && living.as_ref().is_some_and(|living| !living.contains(&key.generation))
+            key.generation != 0
+                && living.as_ref().is_some_and(|living| !living.contains(&key.generation))
         };
         let goes_on = |key: &IncidentKey| {
             // Of process 0 are all whose process had ended before it could be looked at.
             !has_ended(key)
-                && (key.tgid == 0 || is_alive(Path::new("/proc"), key.tgid, key.start_boot_ns, ticks))
+                && (key.tgid == 0
+                    || is_alive(Path::new("/proc"), key.tgid, key.start_boot_ns, ticks))
         };
         let scan = self.incidents.scan(now().boot_ns, &entries, goes_on);
         let Ok((offset, _)) = clock::now() else { return };

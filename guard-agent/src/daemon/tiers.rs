@@ -1,7 +1,7 @@
 //! Which tier is put in force, and whether it is a weaker one than this host has had.
 //!
-//! The strongest one that answers the canary. All share the maps, and a deletion passes only if all that
-//! are attached allow it: while one tier takes another's place there is no gap.
+//! The strongest one that answers the canary. All share the maps, and a deletion passes only if all
+//! that are attached allow it: while one tier takes another's place there is no gap.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -62,13 +62,14 @@ pub struct Ladder {
 }
 
 impl Ladder {
-    /// What policy lets be tried on this host. `has_programs`: some are pinned, which are of this boot.
+    /// What policy lets be tried on this host. `has_programs`: some are pinned, which are of this
+    /// boot.
     pub fn of_this_host(pins: &Pins, has_programs: bool, choice: TierChoice) -> Self {
         let active = std::fs::read_to_string(ACTIVE_LSMS).ok();
         let (mut untried, passed_over) = candidates(choice, active.as_deref());
         if choice == TierChoice::Auto && has_programs {
-            // An older agent's programs are stronger than what would take their place: rather they go on, and this
-            // agent ends with the reason.
+            // An older agent's programs are stronger than what would take their place: rather they
+            // go on, and this agent ends with the reason.
             untried.retain(|tier| *tier != Tier::Fanotify);
         }
         Self { pins: pins.clone(), untried, passed_over }
@@ -81,7 +82,9 @@ impl Ladder {
             let tier = self.untried.pop_front().unwrap_or(Tier::BpfLsm);
             let prepared = match tier {
                 Tier::Fanotify => load::prepare_maps(&self.pins).map(Foundation::Maps),
-                Tier::BpfLsm | Tier::FmodRet => load::prepare(&self.pins, tier).map(Foundation::Programs),
+                Tier::BpfLsm | Tier::FmodRet => {
+                    load::prepare(&self.pins, tier).map(Foundation::Programs)
+                }
             };
             match prepared {
                 Err(error) if self.goes_on_after(&error) => {
@@ -105,16 +108,20 @@ impl Ladder {
     }
 }
 
-/// The tiers to try, strongest first, and why which are not. Where `bpf` is not among the active LSMs its hooks are
-/// never called: a load would be wasted. Pure.
+/// The tiers to try, strongest first, and why which are not. Where `bpf` is not among the active
+/// LSMs its hooks are never called: a load would be wasted. Pure.
 fn candidates(choice: TierChoice, active_lsms: Option<&str>) -> (VecDeque<Tier>, Vec<String>) {
     match (choice, active_lsms.map(str::trim)) {
         (TierChoice::Only(tier), _) => (VecDeque::from([tier]), Vec::new()),
-        (TierChoice::Auto, Some(list)) if !list.is_empty() && list.split(',').all(|lsm| lsm != "bpf") => {
+        (TierChoice::Auto, Some(list))
+            if !list.is_empty() && list.split(',').all(|lsm| lsm != "bpf") =>
+        {
             let why = format!("bpf-lsm: bpf is not among the kernel's active LSMs ({list})");
             (VecDeque::from([Tier::FmodRet, Tier::Fanotify]), vec![why])
         }
-        (TierChoice::Auto, _) => (VecDeque::from([Tier::BpfLsm, Tier::FmodRet, Tier::Fanotify]), Vec::new()),
+        (TierChoice::Auto, _) => {
+            (VecDeque::from([Tier::BpfLsm, Tier::FmodRet, Tier::Fanotify]), Vec::new())
+        }
     }
 }
 
@@ -152,13 +159,22 @@ impl Owner {
         }
     }
 
-    /// Compares the tier that has proven itself with what policy wants and what the host had, and keeps the best
-    /// one in mind.
+    /// Compares the tier that has proven itself with what policy wants and what the host had, and
+    /// keeps the best one in mind.
     pub(super) fn judge_tier(&mut self) {
-        let (Some(tier), choice) = (self.proven_at.and(self.tier), self.policy.policy.tier()) else { return };
+        let (Some(tier), choice) = (self.proven_at.and(self.tier), self.policy.policy.tier())
+        else {
+            return;
+        };
         self.troubles.set_if(posture::OTHER_TIER, || {
-            (!choice.accepts(tier))
-                .then(|| format!("policy asks for {}, and {} is in force", choice.name(), tier.name()))
+            (!choice.accepts(tier)).then(|| {
+                format!(
+                    "policy asks for {}, and {} is in \
+                     force",
+                    choice.name(),
+                    tier.name()
+                )
+            })
         });
         let best = self.state.state.tier.map(|name| name.0);
         // Who asks for this one by name has taken note of it.
@@ -178,7 +194,8 @@ impl Owner {
     pub(super) fn note_skipped(&mut self) {
         let skipped = self.programs.as_ref().map_or(0, Programs::skipped);
         self.troubles.set_if(posture::SKIPPED, || {
-            let what = "decisions were skipped, each a deletion (on any filesystem) that was allowed and not recorded";
+            let what = "decisions were skipped, each a deletion (on any filesystem) that was \
+                        allowed and not recorded";
             (skipped > 0).then(|| format!("{skipped} {what}"))
         });
     }
@@ -195,7 +212,10 @@ mod tests {
         assert_eq!(tried(TierChoice::Auto, Some("capability,yama,bpf\n")), all);
         assert_eq!(tried(TierChoice::Auto, None), all);
         assert_eq!(tried(TierChoice::Auto, Some("")), all);
-        assert_eq!(tried(TierChoice::Auto, Some("capability,bpfx")), [Tier::FmodRet, Tier::Fanotify]);
+        assert_eq!(
+            tried(TierChoice::Auto, Some("capability,bpfx")),
+            [Tier::FmodRet, Tier::Fanotify]
+        );
         assert_eq!(tried(TierChoice::Only(Tier::BpfLsm), Some("yama")), [Tier::BpfLsm]);
         let (_, why) = candidates(TierChoice::Auto, Some("yama\n"));
         assert_eq!(why, ["bpf-lsm: bpf is not among the kernel's active LSMs (yama)"]);

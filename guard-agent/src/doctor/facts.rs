@@ -1,4 +1,5 @@
-//! What the checks need to know of the host, read below a root directory (`/`, or a tree in a test).
+//! What the checks need to know of the host, read below a root directory (`/`, or a tree in a
+//! test).
 //!
 //! Whatever cannot be read is unknown, never assumed.
 
@@ -83,8 +84,10 @@ impl HostFacts {
         let trimmed = |path: &str| read(path).map(|text| text.trim().to_owned());
         let kernel_release = trimmed("proc/sys/kernel/osrelease").unwrap_or_default();
         let config = configuration(root, &kernel_release);
-        let option = |name| config.as_deref().map_or(KernelOption::Unknown, |text| option(text, name));
-        let link = |path: &str| Some(fs::read_link(root.join(path)).ok()?.to_string_lossy().into_owned());
+        let option =
+            |name| config.as_deref().map_or(KernelOption::Unknown, |text| option(text, name));
+        let link =
+            |path: &str| Some(fs::read_link(root.join(path)).ok()?.to_string_lossy().into_owned());
         Self {
             has_btf: root.join("sys/kernel/btf/vmlinux").exists(),
             btf_hooks: btf_hooks(&root.join("sys/kernel/btf/vmlinux")),

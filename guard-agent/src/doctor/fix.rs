@@ -14,23 +14,34 @@ pub(super) fn boot_parameter(facts: &HostFacts, list: &[String]) -> String {
     };
     let steps = match facts.bootloader {
         Bootloader::ProxmoxBootTool => {
-            format!("{replace} in the line of /etc/kernel/cmdline, then: proxmox-boot-tool refresh && reboot")
+            format!(
+                "{replace} in the line of /etc/kernel/cmdline, then: proxmox-boot-tool refresh \
+                 && reboot"
+            )
         }
         Bootloader::GrubDebian => {
-            format!("{replace} in GRUB_CMDLINE_LINUX in /etc/default/grub, then: update-grub && reboot")
+            format!(
+                "{replace} in GRUB_CMDLINE_LINUX in /etc/default/grub, then: update-grub && \
+                 reboot"
+            )
         }
         Bootloader::Grubby => match facts.lsm_parameter() {
             Some(old) => format!(
-                "grubby --update-kernel=ALL --remove-args=\"lsm={}\" --args=\"{parameter}\" && reboot",
+                "grubby --update-kernel=ALL --remove-args=\"lsm={}\" --args=\"{parameter}\" && \
+                 reboot",
                 old.join(",")
             ),
             None => format!("grubby --update-kernel=ALL --args=\"{parameter}\" && reboot"),
         },
         Bootloader::Grub => format!(
-            "{replace} in GRUB_CMDLINE_LINUX in /etc/default/grub, then: grub-mkconfig -o /boot/grub/grub.cfg && reboot"
+            "{replace} in GRUB_CMDLINE_LINUX in /etc/default/grub, then: grub-mkconfig -o \
+             /boot/grub/grub.cfg && reboot"
         ),
         Bootloader::SystemdBoot => {
-            format!("{replace} in the line of /etc/kernel/cmdline, then: kernel-install add-all && reboot")
+            format!(
+                "{replace} in the line of /etc/kernel/cmdline, then: kernel-install add-all && \
+                 reboot"
+            )
         }
         Bootloader::Unknown => {
             format!("{replace} on the kernel's command line in the boot loader, then reboot")

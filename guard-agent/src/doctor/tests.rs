@@ -9,10 +9,12 @@ use crate::policy::parse;
 
 fn host(files: &[(&str, &str)]) -> HostFacts {
     let directory = tempfile::tempdir().unwrap();
-    let btf =
-        format!("{}\0bpf_lsm_inode_unlink\0bpf_lsm_path_unlink\0security_path_unlink\0", "x".repeat(30));
-    let mounts =
-        "31 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n32 23 0:29 / /sys/fs/bpf rw - bpf bpf rw\n";
+    let btf = format!(
+        "{}\0bpf_lsm_inode_unlink\0bpf_lsm_path_unlink\0security_path_unlink\0",
+        "x".repeat(30)
+    );
+    let mounts = "31 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n32 23 0:29 / /sys/fs/bpf rw \
+                  - bpf bpf rw\n";
     let usual = [
         ("proc/sys/kernel/osrelease", "6.12.43+deb13-amd64\n"),
         ("proc/cmdline", "root=/dev/vda quiet\n"),
@@ -48,7 +50,7 @@ fn check(facts: &HostFacts, code: &str) -> Check {
 #[test]
 fn a_fit_host_as_the_operator_sees_it() {
     let expected = "\
-ok    kernel version        6.12.43+deb13-amd64
+                    ok    kernel version        6.12.43+deb13-amd64
 ok    kernel BTF            /sys/kernel/btf/vmlinux
 ok    CONFIG_BPF_LSM        built in (bpf_lsm hooks are in the BTF)
 ok    active LSM list       lockdown,capability,landlock,yama,apparmor,tomoyo,bpf
@@ -75,7 +77,8 @@ fn a_container_is_told_from_the_host_by_its_pid_namespace() {
     let found = check(&facts, "pid-namespace");
     assert_eq!(found.state, CheckState::Fail);
     assert!(
-        found.found.contains("pid:[4026532701]") && found.fix.is_some_and(|fix| fix.contains("--pid=host"))
+        found.found.contains("pid:[4026532701]")
+            && found.fix.is_some_and(|fix| fix.contains("--pid=host"))
     );
     let facts = HostFacts { pid_namespace: None, ..host(&[]) };
     assert_eq!(check(&facts, "pid-namespace").state, CheckState::Warn);
@@ -83,7 +86,8 @@ fn a_container_is_told_from_the_host_by_its_pid_namespace() {
 
 fn tried(facts: HostFacts, refused: &[(Tier, &str)]) -> HostFacts {
     let trial = |tier: Tier| {
-        let refusal = refused.iter().find(|(other, _)| *other == tier).map(|(_, why)| (*why).to_owned());
+        let refusal =
+            refused.iter().find(|(other, _)| *other == tier).map(|(_, why)| (*why).to_owned());
         let log = refusal.as_ref().map(|_| "R1 type=scalar\nprocessed 7 insns".to_owned());
         Trial { tier: tier.name(), refusal, log }
     };
@@ -96,14 +100,29 @@ fn tried(facts: HostFacts, refused: &[(Tier, &str)]) -> HostFacts {
 #[test]
 fn what_the_kernel_says_goes_before_what_the_host_looks_like() {
     // It looks fit, and the verifier refuses.
-    let facts =
-        tried(host(&[]), &[(Tier::BpfLsm, "the kernel refused to load program guard_path_unlink: EACCES")]);
+    let facts = tried(
+        host(&[]),
+        &[(
+            Tier::BpfLsm,
+            "the kernel refused to load program guard_path_unlink: \
+             EACCES",
+        )],
+    );
     let tier = check(&facts, "tier-bpf-lsm");
     assert_eq!(tier.state, CheckState::Warn);
     assert!(tier.found.starts_with("not available: tried: the kernel refused"), "{}", tier.found);
-    assert!(!tier.found.contains("R1") && tier.fix.as_ref().is_some_and(|fix| fix.contains("--verbose")));
+    assert!(
+        !tier.found.contains("R1")
+            && tier.fix.as_ref().is_some_and(|fix| fix.contains("--verbose"))
+    );
     let shown = Report(&[tier]).to_string();
-    assert!(shown.contains("| R1 type=scalar\n") && shown.contains("| processed 7 insns\n"), "{shown}");
+    assert!(
+        shown.contains(
+            "| R1 \
+             type=scalar\n"
+        ) && shown.contains("| processed 7 insns\n"),
+        "{shown}"
+    );
     assert_eq!(check(&facts, "tier-fmod-ret").found, "available: taken where bpf-lsm is not");
     assert_eq!(summary(&checks(&facts)), "14 checks, 0 failed, 1 warning");
     // It looks unfit, and the kernel takes it.
@@ -125,8 +144,9 @@ fn what_the_kernel_says_goes_before_what_the_host_looks_like() {
 
 #[test]
 fn root_is_not_told_to_be_root() {
-    let status =
-        |uid: u32| format!("Name:\tx\nUid:\t{uid}\t{uid}\t{uid}\t{uid}\nCapEff:\t0000000000000000\n");
+    let status = |uid: u32| {
+        format!("Name:\tx\nUid:\t{uid}\t{uid}\t{uid}\t{uid}\nCapEff:\t0000000000000000\n")
+    };
     for (uid, is_told) in [(0, false), (1000, true)] {
         let mut facts = host(&[("proc/self/status", &status(uid))]);
         facts.mount_namespaces = None;
@@ -158,14 +178,18 @@ fn an_ubuntu_without_bpf_in_the_list() {
     ]);
     let lsm = check(&facts, "bpf-not-in-lsm-list");
     let expected = "\
-WARN  active LSM list  lockdown,capability,landlock,yama,apparmor (without bpf: the kernel attaches programs and never calls them)
+                    WARN  active LSM list  lockdown,capability,landlock,yama,apparmor (without \
+                    bpf: the kernel attaches programs and never calls them)
                        > boot with lsm=lockdown,capability,landlock,yama,apparmor,bpf
                        > add lsm=lockdown,capability,landlock,yama,apparmor,bpf in GRUB_CMDLINE_LINUX in /etc/default/grub, then: update-grub && reboot
 ";
     assert_eq!(Report(&[lsm]).to_string(), expected);
     // The next tier does; what stands against this one is told with the one change.
     let tier = check(&facts, "tier-bpf-lsm");
-    assert_eq!((tier.state, check(&facts, "tier-fmod-ret").state), (CheckState::Warn, CheckState::Ok));
+    assert_eq!(
+        (tier.state, check(&facts, "tier-fmod-ret").state),
+        (CheckState::Warn, CheckState::Ok)
+    );
     assert!(tier.found.starts_with("not available: active LSM list: lockdown"), "{}", tier.found);
     assert!(tier.fix.is_some_and(|fix| fix.contains("update-grub")));
     assert_eq!(worst(&checks(&facts)), CheckState::Warn);
@@ -183,7 +207,11 @@ fn the_fix_names_the_hosts_boot_loader() {
             ][..],
             "proxmox-boot-tool refresh",
         ),
-        (&[("usr/sbin/proxmox-boot-tool", ""), ("usr/sbin/update-grub", "")], "update-grub && reboot"),
+        (
+            &[("usr/sbin/proxmox-boot-tool", ""), ("usr/sbin/update-grub", "")],
+            "update-grub && \
+             reboot",
+        ),
         (
             &[("usr/sbin/grubby", "")],
             "grubby --update-kernel=ALL --remove-args=\"lsm=a\" --args=\"lsm=yama,bpf\"",
@@ -221,12 +249,28 @@ fn every_check_can_fail_or_warn() {
         ("tier-bpf-lsm", Fail, &[no_btf]),
         ("tier-fmod-ret", Fail, &[no_btf]),
         ("tier-fmod-ret", Ok, &[("sys/kernel/btf/vmlinux", &later_btf)]),
-        ("tier-fmod-ret", Warn, &[("boot/config-6.12.43+deb13-amd64", "# CONFIG_BPF_EVENTS is not set\n")]),
+        (
+            "tier-fmod-ret",
+            Warn,
+            &[(
+                "boot/config-6.12.43+deb13-amd64",
+                "# CONFIG_BPF_EVENTS is not \
+                 set\n",
+            )],
+        ),
         ("tier-bpf-lsm", Warn, &[("sys/kernel/security/lsm", "absent")]),
         ("tier-fanotify", Ok, &[no_btf]),
-        ("tier-fanotify", Warn, &[("proc/sys/fs/fanotify/max_queued_events", "absent"), FANOTIFY_UNSET]),
+        (
+            "tier-fanotify",
+            Warn,
+            &[("proc/sys/fs/fanotify/max_queued_events", "absent"), FANOTIFY_UNSET],
+        ),
         ("tier-fanotify", Fail, &[no_btf, FANOTIFY_UNSET]),
-        ("bpf-lsm-not-built", Ok, &[no_btf, ("boot/config-6.12.43+deb13-amd64", "CONFIG_BPF_LSM=y\n")]),
+        (
+            "bpf-lsm-not-built",
+            Ok,
+            &[no_btf, ("boot/config-6.12.43+deb13-amd64", "CONFIG_BPF_LSM=y\n")],
+        ),
         (
             "security-path-not-built",
             Fail,
@@ -238,7 +282,11 @@ fn every_check_can_fail_or_warn() {
             Warn,
             &[("sys/kernel/security/lsm", "absent"), ("proc/cmdline", "lsm=yama,bpf")],
         ),
-        ("bpf-not-in-lsm-list", Warn, &[("sys/kernel/security/lsm", "absent"), ("proc/cmdline", "lsm=yama")]),
+        (
+            "bpf-not-in-lsm-list",
+            Warn,
+            &[("sys/kernel/security/lsm", "absent"), ("proc/cmdline", "lsm=yama")],
+        ),
         ("bpf-not-in-lsm-list", Fail, &[("sys/kernel/security/lsm", "yama"), no_btf]),
         ("lockdown", Fail, &[("sys/kernel/security/lockdown", "none integrity [confidentiality]")]),
         ("lockdown", Ok, &[("sys/kernel/security/lockdown", "none [integrity] confidentiality")]),
@@ -249,7 +297,11 @@ fn every_check_can_fail_or_warn() {
         (
             "cgroup2-missing",
             Warn,
-            &[("proc/self/mountinfo", "38 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 none rw\n")],
+            &[(
+                "proc/self/mountinfo",
+                "38 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 none \
+                 rw\n",
+            )],
         ),
     ];
     for (code, state, files) in cases {
@@ -271,8 +323,10 @@ fn an_empty_host_is_unknown_and_never_fit() {
 #[test]
 fn the_agents_directories_lie_outside_the_roots() {
     let policy = parse("version = 1\n[[root]]\npath = \"/var/lib/incus\"", Path::new("p")).unwrap();
-    let found =
-        directory_checks(&policy, &[Path::new("/var/lib/incus/guard"), Path::new("/run/guard-agent")]);
+    let found = directory_checks(
+        &policy,
+        &[Path::new("/var/lib/incus/guard"), Path::new("/run/guard-agent")],
+    );
     assert_eq!(found.len(), 1);
     assert_eq!(found[0].state, CheckState::Fail);
     let found = directory_checks(&policy, &[Path::new("/var/lib/incus-guard")]);

@@ -32,7 +32,12 @@ pub(super) fn tiers(facts: &HostFacts) -> [Check; 3] {
 
 fn available(facts: &HostFacts, tier: Tier) -> String {
     // Only a trial knows what the kernel says.
-    let word = if facts.trials.of(tier).is_some() { "available" } else { "looks available (not tried)" };
+    let word = if facts.trials.of(tier).is_some() {
+        "available"
+    } else {
+        "looks available (not \
+         tried)"
+    };
     let rest = match tier {
         Tier::FmodRet => ": taken where bpf-lsm is not",
         Tier::Fanotify => ": taken where neither is, and leaves much open (README)",
@@ -52,13 +57,15 @@ pub(super) fn is_available(facts: &HostFacts, tier: Tier) -> bool {
     known_obstacle(facts, tier).is_none()
 }
 
-/// The first thing that stands against a tier, or may. What the kernel has said in a trial goes before what the host
-/// looks like, but for what says more than the kernel did.
+/// The first thing that stands against a tier, or may. What the kernel has said in a trial goes
+/// before what the host looks like, but for what says more than the kernel did.
 fn obstacle(facts: &HostFacts, tier: Tier) -> Option<Check> {
     let trial = facts.trials.of(tier);
     let mut checks = match tier {
         _ if trial.is_some_and(|trial| trial.refusal.is_none()) => Vec::new(),
-        Tier::BpfLsm => vec![btf(facts), config_bpf_lsm(facts), security_path(facts), lockdown(facts)],
+        Tier::BpfLsm => {
+            vec![btf(facts), config_bpf_lsm(facts), security_path(facts), lockdown(facts)]
+        }
         Tier::FmodRet => vec![btf(facts), bpf_events(facts), security_path(facts), lockdown(facts)],
         Tier::Fanotify => vec![fanotify(facts), kernel_version(facts)],
     };
@@ -101,7 +108,8 @@ fn fanotify(facts: &HostFacts) -> Check {
             Check::ok(code, name, "built in (/proc/sys/fs/fanotify)")
         }
         KernelOption::Unset | KernelOption::Unknown => {
-            let fix = "boot a kernel built with CONFIG_FANOTIFY=y and CONFIG_FANOTIFY_ACCESS_PERMISSIONS=y";
+            let fix = "boot a kernel built with CONFIG_FANOTIFY=y and \
+                       CONFIG_FANOTIFY_ACCESS_PERMISSIONS=y";
             Check::fail(code, name, "not built in", fix)
         }
     }

@@ -1,7 +1,9 @@
-//! Has the kernel judge what each tier needs, and lets go of it at once: nothing is pinned, attached or marked for anybody.
+//! Has the kernel judge what each tier needs, and lets go of it at once: nothing is pinned,
+//! attached or marked for anybody.
 //!
-//! What a host looks like and what its kernel takes are two things (a verifier that has become stricter, a hook that is
-//! gone): this is the same load that the agent makes. It needs the agent's capabilities.
+//! What a host looks like and what its kernel takes are two things (a verifier that has become
+//! stricter, a hook that is gone): this is the same load that the agent makes. It needs the agent's
+//! capabilities.
 
 use guard_common::Tier;
 use serde::Serialize;

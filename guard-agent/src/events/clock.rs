@@ -51,8 +51,8 @@ impl BootOffset {
         Self(nanoseconds(wall) - nanoseconds(boot))
     }
 
-    /// The moment `boot_ns` on both clocks. A number that no calendar has (a corrupt record) becomes
-    /// the nearest time that one has.
+    /// The moment `boot_ns` on both clocks. A number that no calendar has (a corrupt record)
+    /// becomes the nearest time that one has.
     pub fn stamp(self, boot_ns: u64) -> Stamp {
         let wall = self.0 + i128::from(boot_ns);
         let bound = if wall < 0 { Timestamp::MIN } else { Timestamp::MAX };

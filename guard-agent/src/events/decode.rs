@@ -1,4 +1,5 @@
-//! Ring-buffer bytes → a typed [`Decision`]. Pure, and total: any bytes give a decision or an error.
+//! Ring-buffer bytes → a typed [`Decision`]. Pure, and total: any bytes give a decision or an
+//! error.
 //!
 //! Fields are read one by one at their offsets; nothing is transmuted. The place's names (pool,
 //! mountpoint) and the wall clock are added later, by the audit record.
@@ -71,7 +72,8 @@ pub struct DecisionPath {
 }
 
 impl DecisionPath {
-    /// For people: `/a/b/c`, or `…/b/c` if the beginning is missing. Bytes that are not UTF-8 are replaced.
+    /// For people: `/a/b/c`, or `…/b/c` if the beginning is missing. Bytes that are not UTF-8 are
+    /// replaced.
     pub fn text(&self) -> String {
         match (self.truncated, self.bytes.is_empty()) {
             (true, true) => "…/".to_owned(),
@@ -95,12 +97,14 @@ impl DecisionPath {
         String::from_utf8_lossy(name)
     }
 
-    /// From names that come leaf first, each closed by a NUL. A name that is empty or not closed cannot
-    /// be part of a whole path: what is known is kept, and the path counts as truncated.
+    /// From names that come leaf first, each closed by a NUL. A name that is empty or not closed
+    /// cannot be part of a whole path: what is known is kept, and the path counts as truncated.
     pub(crate) fn from_leaf_first(raw: &[u8], truncated: bool) -> Self {
         let closed = raw.is_empty() || raw.ends_with(&[0]);
-        let names: Vec<&[u8]> = raw.strip_suffix(&[0]).unwrap_or(raw).split(|byte| *byte == 0).collect();
-        let mut path = Self { bytes: Vec::with_capacity(raw.len() + 1), truncated: truncated || !closed };
+        let names: Vec<&[u8]> =
+            raw.strip_suffix(&[0]).unwrap_or(raw).split(|byte| *byte == 0).collect();
+        let mut path =
+            Self { bytes: Vec::with_capacity(raw.len() + 1), truncated: truncated || !closed };
         for name in names.iter().rev() {
             if name.is_empty() {
                 path.truncated |= !raw.is_empty();
@@ -128,7 +132,11 @@ pub fn decode(bytes: &[u8]) -> Result<Decision, DecodeError> {
         target_ino: fields.u64(offset_of!(Record, target_ino)),
         incident_count: fields.u64(offset_of!(Record, incident_count)),
         hook: known("hook", fields.u32(offset_of!(Record, hook)), Hook::from_u32)?,
-        operation: known("operation", fields.u32(offset_of!(Record, operation)), Operation::from_u32)?,
+        operation: known(
+            "operation",
+            fields.u32(offset_of!(Record, operation)),
+            Operation::from_u32,
+        )?,
         verdict: known("verdict", fields.u32(offset_of!(Record, verdict)), Verdict::from_u32)?,
         reason: known("reason", fields.u32(offset_of!(Record, reason)), Reason::from_u32)?,
         mode: match fields.u32(offset_of!(Record, mode)) {
@@ -171,7 +179,11 @@ fn not_zero(value: u64) -> Option<u64> {
     (value != 0).then_some(value)
 }
 
-fn known<T>(field: &'static str, value: u32, parse: fn(u32) -> Option<T>) -> Result<T, DecodeError> {
+fn known<T>(
+    field: &'static str,
+    value: u32,
+    parse: fn(u32) -> Option<T>,
+) -> Result<T, DecodeError> {
     parse(value).ok_or(DecodeError::Unknown { field, value })
 }
 
@@ -199,7 +211,8 @@ impl<'a> Fields<'a> {
     fn path(&self, truncated: bool) -> Result<DecisionPath, DecodeError> {
         let found = self.u32(offset_of!(Record, path_len));
         let too_long = DecodeError::PathLength { found, limit: PATH_STORAGE };
-        let length = usize::try_from(found).ok().filter(|length| *length <= PATH_STORAGE).ok_or(too_long)?;
+        let length =
+            usize::try_from(found).ok().filter(|length| *length <= PATH_STORAGE).ok_or(too_long)?;
         Ok(DecisionPath::from_leaf_first(self.slice(offset_of!(Record, path), length), truncated))
     }
 }
@@ -216,9 +229,11 @@ mod tests {
     impl Bytes {
         fn valid() -> Self {
             let mut bytes = Self(vec![0; size_of::<Record>()]);
-            for offset in
-                [offset_of!(Record, hook), offset_of!(Record, operation), offset_of!(Record, verdict)]
-            {
+            for offset in [
+                offset_of!(Record, hook),
+                offset_of!(Record, operation),
+                offset_of!(Record, verdict),
+            ] {
                 bytes.u32(offset, 1);
             }
             bytes.u32(offset_of!(Record, reason), Reason::Guarded as u32);

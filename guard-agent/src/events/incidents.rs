@@ -89,8 +89,9 @@ impl IncidentTracker {
 
     /// Looks at all entries of the map, read before this call.
     ///
-    /// An entry goes only when it was found over by the *previous* scan: the values at hand may have been read before
-    /// the last decisions of a process that died just now. `goes_on` says whether more can be counted there.
+    /// An entry goes only when it was found over by the *previous* scan: the values at hand may
+    /// have been read before the last decisions of a process that died just now. `goes_on` says
+    /// whether more can be counted there.
     pub fn scan(
         &mut self,
         now_boot_ns: u64,
@@ -162,7 +163,10 @@ mod tests {
     fn an_ended_incident_is_told_with_values_read_after_its_end() {
         let mut tracker = IncidentTracker::new(u64::MAX);
         // Three more decisions happen between the reading of the map and the death of the process.
-        assert_eq!(tracker.scan(200, &[(key(1), value(5, 3, 0))], |_| false), IncidentScan::default());
+        assert_eq!(
+            tracker.scan(200, &[(key(1), value(5, 3, 0))], |_| false),
+            IncidentScan::default()
+        );
         let scan = tracker.scan(300, &[(key(1), value(8, 3, 1))], |_| false);
         assert_eq!(scan.remove, [key(1)]);
         assert_eq!(scan.summaries.len(), 1);
@@ -219,7 +223,9 @@ mod tests {
             value.count += 1;
             match (value.count <= 3, ring_full) {
                 (true, true) => value.lost += 1,
-                (true, false) => (value.emitted, self.records) = (value.emitted + 1, self.records + 1),
+                (true, false) => {
+                    (value.emitted, self.records) = (value.emitted + 1, self.records + 1)
+                }
                 (false, _) => {}
             }
         }

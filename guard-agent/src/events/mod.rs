@@ -1,7 +1,8 @@
-//! What the kernel program reports: ring-buffer bytes become typed decisions, counts become incidents.
+//! What the kernel program reports: ring-buffer bytes become typed decisions, counts become
+//! incidents.
 //!
-//! `decode`, `incidents` and `name` are pure. `clock` and `process` each have one function that asks
-//! the running system.
+//! `decode`, `incidents` and `name` are pure. `clock` and `process` each have one function that
+//! asks the running system.
 
 pub mod clock;
 pub mod decode;

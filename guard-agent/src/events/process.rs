@@ -69,11 +69,14 @@ fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::ESRCH)
 }
 
-/// A field by its number in proc(5), from 3 on. The command name (field 2) is in parentheses and may itself hold
-/// blanks and parentheses: fields are counted from the last closing one.
+/// A field by its number in proc(5), from 3 on. The command name (field 2) is in parentheses and
+/// may itself hold blanks and parentheses: fields are counted from the last closing one.
 pub(crate) fn stat_field(stat: &[u8], number: usize) -> Option<&str> {
     let close = stat.iter().rposition(|byte| *byte == b')')?;
-    std::str::from_utf8(&stat[close + 1..]).ok()?.split_ascii_whitespace().nth(number.checked_sub(3)?)
+    std::str::from_utf8(&stat[close + 1..])
+        .ok()?
+        .split_ascii_whitespace()
+        .nth(number.checked_sub(3)?)
 }
 
 /// Field 22: the start on the boot clock in ticks.
@@ -130,6 +133,11 @@ mod tests {
         let own = start_ticks(&fs::read("/proc/self/stat").unwrap()).unwrap();
         let start_ns = own * (1_000_000_000 / ticks);
         assert!(is_alive(Path::new("/proc"), std::process::id(), start_ns, ticks));
-        assert!(!is_alive(Path::new("/proc"), std::process::id(), start_ns + 3_600_000_000_000, ticks));
+        assert!(!is_alive(
+            Path::new("/proc"),
+            std::process::id(),
+            start_ns + 3_600_000_000_000,
+            ticks
+        ));
     }
 }

@@ -1,7 +1,9 @@
-//! Further mounts of known pools: a thread of the responder that marks them, also while no agent runs.
+//! Further mounts of known pools: a thread of the responder that marks them, also while no agent
+//! runs.
 //!
-//! Since Linux 6.15 fanotify tells which mount was attached, and statmount(2) what it is. Elsewhere the whole mount
-//! table is read after each change. The agent's next order says the same, and what else is to be done with them.
+//! Since Linux 6.15 fanotify tells which mount was attached, and statmount(2) what it is. Elsewhere
+//! the whole mount table is read after each change. The agent's next order says the same, and what
+//! else is to be done with them.
 
 use std::convert::Infallible;
 use std::fs::{self, File};
@@ -43,8 +45,8 @@ struct Found {
     is_read_only: bool,
 }
 
-/// The thread: marks what is attached, for ever. While the mount table cannot be watched, the agent is told why; its
-/// orders go on.
+/// The thread: marks what is attached, for ever. While the mount table cannot be watched, the agent
+/// is told why; its orders go on.
 pub fn mark_all(shared: &Shared, maps: &Maps) {
     loop {
         let Err(error) = watch(shared, maps);
@@ -55,13 +57,17 @@ pub fn mark_all(shared: &Shared, maps: &Maps) {
 
 fn watch(shared: &Shared, maps: &Maps) -> io::Result<Infallible> {
     let source = Source::open()?;
-    // What was attached while nobody watched. At the start that is the first order's, which also knows what is sealed.
-    let mut found =
-        if shared.set_unwatched(None) { every(&Snapshot::parse(&fs::read(TABLE)?)) } else { Vec::new() };
+    // What was attached while nobody watched. At the start that is the first order's, which also
+    // knows what is sealed.
+    let mut found = if shared.set_unwatched(None) {
+        every(&Snapshot::parse(&fs::read(TABLE)?))
+    } else {
+        Vec::new()
+    };
     loop {
         for found in found {
-            // No entry: no pool of ours, or one that only the agent can tell. Of a visitor's mounts it alone can tell
-            // which lie below a root.
+            // No entry: no pool of ours, or one that only the agent can tell. Of a visitor's mounts
+            // it alone can tell which lie below a root.
             if let Ok(Some(entry)) = maps.pools.get(&found.wanted.key())
                 && plan::is_pool(&entry)
                 && !plan::is_visitor(&entry)
@@ -73,7 +79,8 @@ fn watch(shared: &Shared, maps: &Maps) -> io::Result<Infallible> {
     }
 }
 
-/// As an order does it, but for sealing, which only the agent may do: it writes down before what the mount was.
+/// As an order does it, but for sealing, which only the agent may do: it writes down before what
+/// the mount was.
 fn mark(shared: &Shared, found: Found) {
     let Found { wanted, is_read_only } = found;
     let Ok(Some(mount)) = marks::open_mount(&wanted.path.0, wanted.mount_id) else { return };
@@ -108,9 +115,10 @@ impl Source {
                 let mut buffer = [0; 4096];
                 let length = nix::unistd::read(group, &mut buffer)?;
                 match statmount::parse(&buffer[..length]) {
-                    Some(ids) => {
-                        Ok(ids.into_iter().filter_map(|id| found(&statmount::of(id).ok()?)).collect())
-                    }
+                    Some(ids) => Ok(ids
+                        .into_iter()
+                        .filter_map(|id| found(&statmount::of(id).ok()?))
+                        .collect()),
                     // There was no room for all of them.
                     None => Ok(every(&Snapshot::parse(&fs::read(TABLE)?))),
                 }
@@ -134,7 +142,8 @@ fn wanted(mount_id: u32, dev: u32, path: PathBuf, root: PathBuf) -> Wanted {
     Wanted {
         mount_id,
         dev,
-        // A superblock with parts has no pool's entry of its own: its mounts are the agent's to tell apart.
+        // A superblock with parts has no pool's entry of its own: its mounts are the agent's to
+        // tell apart.
         head: 0,
         path: PathText(path),
         root: PathText(root),

@@ -1,7 +1,9 @@
-//! The canary of this tier: opening a directory must be refused, and a sealed mount must refuse changes, for real.
+//! The canary of this tier: opening a directory must be refused, and a sealed mount must refuse
+//! changes, for real.
 //!
-//! On a private superblock of the agent's own (a detached ramfs, in no mount table) that bears the same mark as the
-//! pools' mounts, so that the question goes the whole way through the kernel and the responder.
+//! On a private superblock of the agent's own (a detached ramfs, in no mount table) that bears the
+//! same mark as the pools' mounts, so that the question goes the whole way through the kernel and
+//! the responder.
 
 use std::fs::File;
 use std::io;
@@ -54,7 +56,9 @@ impl Ground {
             mount_id: self.mount_id,
             dev: self.dev,
             head: 0,
-            path: PathText(format!("/proc/{}/fd/{}", std::process::id(), self.mount.as_raw_fd()).into()),
+            path: PathText(
+                format!("/proc/{}/fd/{}", std::process::id(), self.mount.as_raw_fd()).into(),
+            ),
             root: PathText("/".into()),
             marked: true,
             is_pool: false,
@@ -62,9 +66,14 @@ impl Ground {
         }
     }
 
-    /// Proves that questions are answered, both ways, and that sealing works. An answer that takes longer than `bound`
-    /// is none: then `give_up` must end whoever should have answered.
-    pub fn prove(&self, maps: &mut Maps, bound: Duration, give_up: impl FnOnce()) -> Result<(), CanaryError> {
+    /// Proves that questions are answered, both ways, and that sealing works. An answer that takes
+    /// longer than `bound` is none: then `give_up` must end whoever should have answered.
+    pub fn prove(
+        &self,
+        maps: &mut Maps,
+        bound: Duration,
+        give_up: impl FnOnce(),
+    ) -> Result<(), CanaryError> {
         let entry = PoolEntry {
             magic: RAMFS_MAGIC,
             mode: Mode::Sealed as u32,
@@ -80,7 +89,13 @@ impl Ground {
             Some(Err(errno)) => return Err(setup("open a directory that must be refused")(errno)),
             None => {
                 give_up();
-                let late = io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {bound:?}"));
+                let late = io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!(
+                        "no answer within \
+                         {bound:?}"
+                    ),
+                );
                 return Err(setup("open a directory that must be refused")(late));
             }
         }
@@ -88,14 +103,21 @@ impl Ground {
             Some(opened) => opened.map_err(setup("open a directory without an entry"))?,
             None => {
                 give_up();
-                let late = io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {bound:?}"));
+                let late = io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!(
+                        "no answer within \
+                         {bound:?}"
+                    ),
+                );
                 return Err(setup("open a directory without an entry")(late));
             }
         }
         self.prove_seal()
     }
 
-    /// Opens the directory in a thread of its own: this one must not wait for an answer that may not come.
+    /// Opens the directory in a thread of its own: this one must not wait for an answer that may
+    /// not come.
     fn open(&self, bound: Duration) -> Option<nix::Result<()>> {
         let mount = self.mount.try_clone().ok()?;
         let (tell, told) = mpsc::channel();
@@ -109,8 +131,10 @@ impl Ground {
     }
 
     fn prove_seal(&self) -> Result<(), CanaryError> {
-        let mount =
-            File::from(self.mount.as_fd().try_clone_to_owned().map_err(setup("copy the descriptor"))?);
+        let mount = File::from(self.mount.as_fd().try_clone_to_owned().map_err(setup(
+            "copy the \
+             descriptor",
+        ))?);
         marks::set_read_only(&mount, true).map_err(setup("make a mount read-only"))?;
         let created = self.create();
         marks::set_read_only(&mount, false).map_err(setup("make a mount writable"))?;
@@ -132,12 +156,15 @@ impl Ground {
     }
 }
 
-/// Makes the marks and the read-only mount that this tier needs, on a filesystem of its own that nobody else can reach,
-/// and lets go of all of it. Nobody is asked anything.
+/// Makes the marks and the read-only mount that this tier needs, on a filesystem of its own that
+/// nobody else can reach, and lets go of all of it. Nobody is asked anything.
 pub fn try_marks() -> Result<(), CanaryError> {
     let ground = Ground::new()?;
     ground.prove_seal()?;
-    let mount = File::from(ground.mount.as_fd().try_clone_to_owned().map_err(setup("copy the descriptor"))?);
+    let mount = File::from(ground.mount.as_fd().try_clone_to_owned().map_err(setup(
+        "copy the \
+         descriptor",
+    ))?);
     let group = marks::group().map_err(setup("make a fanotify group for permission events"))?;
     marks::mark(&group, &mount).map_err(setup("mark a mount for permission events"))
 }

@@ -28,7 +28,8 @@ pub fn carry_out_all(shared: &Shared, orders: &Receiver<Order>, replies: &Mutex<
 fn carry_out(shared: &Shared, order: Order) -> Vec<Outcome> {
     let unwanted: Vec<Marked> = {
         let mounts = shared.mounts();
-        let wanted = |id: &u32| order.mounts.iter().any(|mount| mount.mount_id == *id && mount.marked);
+        let wanted =
+            |id: &u32| order.mounts.iter().any(|mount| mount.mount_id == *id && mount.marked);
         mounts.iter().filter(|(id, _)| !wanted(id)).map(|(_, marked)| marked.clone()).collect()
     };
     for marked in unwanted {
@@ -42,7 +43,8 @@ fn carry_out(shared: &Shared, order: Order) -> Vec<Outcome> {
     shared.witness.want(order.mounts.iter().filter(|mount| mount.is_pool).cloned().collect());
     // One that cannot be read says nothing: then everything is set.
     let table = Snapshot::parse(&fs::read(attached::TABLE).unwrap_or_default());
-    let outcomes = order.mounts.into_iter().map(|wanted| one_mount(shared, wanted, &table)).collect();
+    let outcomes =
+        order.mounts.into_iter().map(|wanted| one_mount(shared, wanted, &table)).collect();
     shared.orders.fetch_add(1, Ordering::SeqCst);
     outcomes
 }
@@ -60,7 +62,8 @@ fn one_mount(shared: &Shared, wanted: Wanted, table: &Snapshot) -> Outcome {
         let known = shared.mounts().get(&id).is_some_and(|marked| marked.wanted.dev == wanted.dev);
         let read_only = known && shared.mounts().get(&id).is_some_and(|marked| marked.read_only);
         shared.mounts().insert(id, Marked { wanted: Arc::new(wanted.clone()), read_only });
-        // Also one that is marked already: it may be another mount at the same place, with the same ids, by now.
+        // Also one that is marked already: it may be another mount at the same place, with the same
+        // ids, by now.
         if let Err(error) = marks::mark(&shared.group, &mount) {
             shared.mounts().remove(&id);
             outcome.unmarked = Some(error.to_string());
@@ -71,7 +74,8 @@ fn one_mount(shared: &Shared, wanted: Wanted, table: &Snapshot) -> Outcome {
             marked.read_only = read_only;
         }
     };
-    // What is so already is left alone: to set it changes the mount table, which makes the agent give the next order.
+    // What is so already is left alone: to set it changes the mount table, which makes the agent
+    // give the next order.
     let set_read_only = |read_only| match table.mount(id) {
         Some(entry) if entry.is_read_only() == read_only => Ok(()),
         _ => marks::set_read_only(&mount, read_only),

@@ -1,12 +1,15 @@
-//! Cgroups of version 2 that processes have asked from: those above them, and what policy says of them.
+//! Cgroups of version 2 that processes have asked from: those above them, and what policy says of
+//! them.
 //!
 //! Kept are two facts, with what each rests on:
 //!
-//! - Which cgroup a path names, and which are above it. No cgroup is renamed, none goes before those below it, and
-//!   none has the id of an earlier one. So all of it holds until the cgroup goes, and whether it has gone tells a file
-//!   of its own that stays open (procfs and cgroupfs tie an open file to the thing, not to the name).
-//! - Which actors policy names among them. That holds while `Config::generation` is the same even number, as for the
-//!   kernel program: the agent makes it odd before it changes a map, and another even number afterwards.
+//! - Which cgroup a path names, and which are above it. No cgroup is renamed, none goes before
+//!   those below it, and none has the id of an earlier one. So all of it holds until the cgroup
+//!   goes, and whether it has gone tells a file of its own that stays open (procfs and cgroupfs tie
+//!   an open file to the thing, not to the name).
+//! - Which actors policy names among them. That holds while `Config::generation` is the same even
+//!   number, as for the kernel program: the agent makes it odd before it changes a map, and another
+//!   even number afterwards.
 //!
 //! Leases come and go by themselves, and are looked up each time that there may be any.
 
@@ -76,12 +79,14 @@ impl Cgroups {
         self.top.is_some()
     }
 
-    /// Whether it is known which cgroup a path names, and still so: then it was so ever since it was learnt. Returns
-    /// where it is to be had.
+    /// Whether it is known which cgroup a path names, and still so: then it was so ever since it
+    /// was learnt. Returns where it is to be had.
     pub fn find(&self, path: &Path) -> Option<usize> {
-        // As bytes: the kernel writes a path in one way only, and comparing parts would take longer.
+        // As bytes: the kernel writes a path in one way only, and comparing parts would take
+        // longer.
         let bytes = path.as_os_str().as_bytes();
-        let index = self.known.iter().position(|(known, _)| known.as_os_str().as_bytes() == bytes)?;
+        let index =
+            self.known.iter().position(|(known, _)| known.as_os_str().as_bytes() == bytes)?;
         self.known[index].1.is_there().then_some(index)
     }
 
@@ -102,7 +107,9 @@ impl Cgroups {
         let cgroup = Cgroup { ids, file, answers: Answers::default() };
         // If it is there now it was there all the while, and with it those above it.
         if !cgroup.is_there() {
-            return Err(io::Error::other("the process's cgroup was removed while it was looked at"));
+            return Err(io::Error::other(
+                "the process's cgroup was removed while it was looked at",
+            ));
         }
         self.known.retain(|(known, _)| known != path);
         if self.known.len() >= CGROUPS {
@@ -126,7 +133,12 @@ impl Cgroup {
     }
 
     /// The rights of the cgroup. `config` must have been read after the question came.
-    pub fn said(&mut self, maps: &Maps, config: &Config, actor_set: u32) -> Result<Said, MapAccessError> {
+    pub fn said(
+        &mut self,
+        maps: &Maps,
+        config: &Config,
+        actor_set: u32,
+    ) -> Result<Said, MapAccessError> {
         if let Some(said) = self.answers.kept(config.generation, actor_set) {
             return Ok(said);
         }
@@ -257,7 +269,12 @@ mod tests {
         assert_eq!(answers.kept(6, 1), None);
         answers.keep(6, 6, 1, actor);
         assert_eq!(answers.kept(6, 1), Some(actor));
-        assert_eq!(answers.kept(4, 1), None, "nor does an earlier number bring back what was kept for it");
+        assert_eq!(
+            answers.kept(4, 1),
+            None,
+            "nor does an earlier number bring back what was kept \
+             for it"
+        );
     }
 
     #[test]
@@ -270,6 +287,11 @@ mod tests {
         assert!(!cgroup.is_there());
         let mut cgroups = Cgroups::default();
         cgroups.known.push(("/gone".into(), cgroup));
-        assert_eq!(cgroups.find(Path::new("/gone")), None, "its id speaks for no other of the name");
+        assert_eq!(
+            cgroups.find(Path::new("/gone")),
+            None,
+            "its id speaks for no other of the \
+             name"
+        );
     }
 }

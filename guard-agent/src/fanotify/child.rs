@@ -1,4 +1,5 @@
-//! The responder as the agent sees it: a child process, its socket, and those that earlier agents have left.
+//! The responder as the agent sees it: a child process, its socket, and those that earlier agents
+//! have left.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -18,7 +19,8 @@ use super::order::{Line, Reply};
 use super::responder::{BOUND, COMM};
 use crate::systemd;
 
-/// How long the agent waits for an order to be carried out. A mark that takes longer is made all the same.
+/// How long the agent waits for an order to be carried out. A mark that takes longer is made all
+/// the same.
 pub const PATIENCE: Duration = Duration::from_secs(1);
 /// The responder's name on the command line: `guard-agent helper answer --maps DIR`.
 const ARGUMENTS: [&str; 3] = [crate::rollback::helper::NAME, "answer", "--maps"];
@@ -53,7 +55,10 @@ impl Responder {
             if responder.comes_alive() {
                 return Ok(responder);
             }
-            tracing::warn!("the responder gets no scope of its own: it stays in the agent's cgroup");
+            tracing::warn!(
+                "the responder gets no scope of its own: it stays in the agent's \
+                 cgroup"
+            );
             responder.kill();
             responder.reap();
         }
@@ -62,7 +67,10 @@ impl Responder {
 
     /// Begins to start one in a scope of its own, and asks it for a sign of life. `None`: this host
     /// has no scopes.
-    pub fn begin_apart(maps_directory: &Path, records: &OwnedFd) -> Result<Option<Self>, EngineError> {
+    pub fn begin_apart(
+        maps_directory: &Path,
+        records: &OwnedFd,
+    ) -> Result<Option<Self>, EngineError> {
         if !systemd::manages_host() {
             return Ok(None);
         }
@@ -77,8 +85,13 @@ impl Responder {
         Ok(Some(responder))
     }
 
-    fn start_by(mut command: Command, maps_directory: &Path, records: &OwnedFd) -> Result<Self, EngineError> {
-        let (socket, its) = UnixStream::pair().map_err(failed("make a socket for the responder"))?;
+    fn start_by(
+        mut command: Command,
+        maps_directory: &Path,
+        records: &OwnedFd,
+    ) -> Result<Self, EngineError> {
+        let (socket, its) =
+            UnixStream::pair().map_err(failed("make a socket for the responder"))?;
         socket.set_nonblocking(true).map_err(failed("prepare the responder's socket"))?;
         let records = records.try_clone().map_err(failed("copy the pipe for records"))?;
         let child = command
@@ -90,7 +103,14 @@ impl Responder {
             .process_group(0)
             .spawn()
             .map_err(failed("start the responder"))?;
-        Ok(Self { child, socket, received: Vec::new(), pings: 0, waiting_since: None, is_apart: false })
+        Ok(Self {
+            child,
+            socket,
+            received: Vec::new(),
+            pings: 0,
+            waiting_since: None,
+            is_apart: false,
+        })
     }
 
     /// Waits for its first answer.
@@ -151,7 +171,9 @@ impl Responder {
         while let Ok(count @ 1..) = self.socket.read(&mut buffer) {
             self.received.extend_from_slice(&buffer[..count]);
         }
-        let Some(end) = self.received.iter().rposition(|byte| *byte == b'\n') else { return Vec::new() };
+        let Some(end) = self.received.iter().rposition(|byte| *byte == b'\n') else {
+            return Vec::new();
+        };
         let lines: Vec<u8> = self.received.drain(..=end).collect();
         let lines = lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
         lines.filter_map(|line| serde_json::from_slice(line).ok()).collect()
@@ -205,18 +227,24 @@ fn ready(socket: &UnixStream, what: PollFlags, limit: Duration) -> bool {
     poll(&mut [PollFd::new(socket.as_fd(), what)], timeout).is_ok_and(|ready| ready > 0)
 }
 
-/// The responders that use maps below a pin directory. By name first: the command line of a stranger is not read, since that may block.
+/// The responders that use maps below a pin directory. By name first: the command line of a
+/// stranger is not read, since that may block.
 pub fn responders(pin_directory: &Path) -> Vec<u32> {
     let is_one = |directory: &Path| {
         let comm = fs::read_to_string(directory.join("comm")).unwrap_or_default();
-        let Ok(line) =
-            (if comm.trim_end() == COMM { fs::read(directory.join("cmdline")) } else { Ok(Vec::new()) })
-        else {
+        let Ok(line) = (if comm.trim_end() == COMM {
+            fs::read(directory.join("cmdline"))
+        } else {
+            Ok(Vec::new())
+        }) else {
             return false;
         };
         let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
-        let is_responder =
-            words.iter().skip(1).zip(ARGUMENTS).all(|(word, expected)| *word == expected.as_bytes());
+        let is_responder = words
+            .iter()
+            .skip(1)
+            .zip(ARGUMENTS)
+            .all(|(word, expected)| *word == expected.as_bytes());
         let maps = words.get(1 + ARGUMENTS.len()).map(|word| Path::new(OsStr::from_bytes(word)));
         is_responder && maps.is_some_and(|maps| maps.starts_with(pin_directory))
     };

@@ -1,7 +1,7 @@
 //! What is answered to whoever opens or lists a directory of a pool. Pure.
 //!
-//! The same rules as in the kernel program (`decide.rs` there), asked of the one step that every recursive
-//! deletion begins with. Guest views do not come here: their mounts bear no mark.
+//! The same rules as in the kernel program (`decide.rs` there), asked of the one step that every
+//! recursive deletion begins with. Guest views do not come here: their mounts bear no mark.
 
 use guard_common::policy::POOL_EXPORTED;
 use guard_common::{Counter, Mode, PoolEntry, Reason, Verdict};
@@ -58,9 +58,15 @@ pub fn depends_on_asker(entry: &PoolEntry, read_only: bool, now_boot_ns: u64) ->
     }
 }
 
-/// The answer. `read_only`: the mount that is used has been sealed, so that nothing can be deleted through it.
-/// `asker`: nothing if it could not be told who asks, which fails closed. `None`: allowed, and nobody needs to know.
-pub fn decide(entry: &PoolEntry, read_only: bool, now_boot_ns: u64, asker: Option<Asker>) -> Option<Outcome> {
+/// The answer. `read_only`: the mount that is used has been sealed, so that nothing can be deleted
+/// through it. `asker`: nothing if it could not be told who asks, which fails closed. `None`:
+/// allowed, and nobody needs to know.
+pub fn decide(
+    entry: &PoolEntry,
+    read_only: bool,
+    now_boot_ns: u64,
+    asker: Option<Asker>,
+) -> Option<Outcome> {
     // A number that is no mode is treated as sealed: fail closed for known pools.
     let mode = Mode::from_u32(entry.mode).unwrap_or(Mode::Sealed);
     if mode == Mode::Released && is_released(entry, now_boot_ns) {
@@ -95,7 +101,8 @@ mod tests {
     use super::*;
 
     const NOW: u64 = 1_000;
-    const STRANGER: Option<Asker> = Some(Asker { kernel_thread: false, actor: false, lease: false });
+    const STRANGER: Option<Asker> =
+        Some(Asker { kernel_thread: false, actor: false, lease: false });
     const ACTOR: Option<Asker> = Some(Asker { kernel_thread: false, actor: true, lease: false });
     const LEASE: Option<Asker> = Some(Asker { kernel_thread: false, actor: false, lease: true });
     const KTHREAD: Option<Asker> = Some(Asker { kernel_thread: true, actor: false, lease: false });
@@ -104,7 +111,11 @@ mod tests {
         PoolEntry { mode, expires_boot_ns: NOW + 1, ..PoolEntry::default() }
     }
 
-    fn answer(entry: &PoolEntry, read_only: bool, asker: Option<Asker>) -> Option<(Verdict, Reason)> {
+    fn answer(
+        entry: &PoolEntry,
+        read_only: bool,
+        asker: Option<Asker>,
+    ) -> Option<(Verdict, Reason)> {
         decide(entry, read_only, NOW, asker).map(|outcome| (outcome.verdict, outcome.reason))
     }
 
@@ -144,20 +155,27 @@ mod tests {
             (&expired, true, STRANGER, None),
             (&entry(99), false, ACTOR, Some((Denied, R::Sealed))),
         ] {
-            assert_eq!(answer(entry, read_only, asker), expected, "{entry:?} {read_only} {asker:?}");
+            assert_eq!(
+                answer(entry, read_only, asker),
+                expected,
+                "{entry:?} {read_only} \
+                 {asker:?}"
+            );
         }
     }
 
     #[test]
     fn whoever_is_not_looked_at_would_change_nothing() {
         for mode in 0..7 {
-            for (read_only, expires_boot_ns) in [(false, NOW), (true, NOW), (false, NOW + 1), (true, NOW + 1)]
+            for (read_only, expires_boot_ns) in
+                [(false, NOW), (true, NOW), (false, NOW + 1), (true, NOW + 1)]
             {
                 let entry = PoolEntry { expires_boot_ns, ..entry(mode) };
                 if depends_on_asker(&entry, read_only, NOW) {
                     continue;
                 }
-                let answers = [None, STRANGER, ACTOR, KTHREAD].map(|asker| answer(&entry, read_only, asker));
+                let answers =
+                    [None, STRANGER, ACTOR, KTHREAD].map(|asker| answer(&entry, read_only, asker));
                 assert!(answers.iter().all(|other| *other == answers[0]), "{entry:?}");
             }
         }

@@ -1,4 +1,5 @@
-//! Events of deletions, as fanotify(7) gives them to a group that reports directories and names: parsed. Pure.
+//! Events of deletions, as fanotify(7) gives them to a group that reports directories and names:
+//! parsed. Pure.
 //!
 //! The kernel tells them after the fact and never waits for anybody.
 
@@ -140,7 +141,10 @@ mod tests {
             event(libc::FAN_DELETE | libc::FAN_ONDIR, 42, &both),
             event(libc::FAN_Q_OVERFLOW, 0, &[]),
         ];
-        assert_eq!(parse(&bytes.concat()), [deletion(b"a", false), deletion(b"b\xff", true), Event::Missed]);
+        assert_eq!(
+            parse(&bytes.concat()),
+            [deletion(b"a", false), deletion(b"b\xff", true), Event::Missed]
+        );
         let Event::Deleted(first) = &parse(&bytes[0])[0] else { panic!("no deletion") };
         assert_eq!(first.path(Some(Path::new("/v"))), Path::new("/v/a"));
         assert_eq!(first.path(None), Path::new("a"));

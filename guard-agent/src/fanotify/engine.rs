@@ -1,7 +1,8 @@
-//! The agent's side of this tier: starts the responder, tells it what is wanted, and replaces one that fails.
+//! The agent's side of this tier: starts the responder, tells it what is wanted, and replaces one
+//! that fails.
 //!
-//! The agent itself never waits for an answer without a limit, and holds no descriptor of the fanotify group: when the
-//! responder ends, the kernel lets everyone go on.
+//! The agent itself never waits for an answer without a limit, and holds no descriptor of the
+//! fanotify group: when the responder ends, the kernel lets everyone go on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -84,7 +85,8 @@ pub struct Engine {
     unseen: Option<String>,
     /// Why this responder marks further mounts only when it is ordered to.
     unwatched: Option<String>,
-    /// The mount table has changed since the last order: even one that looks the same may have other mounts.
+    /// The mount table has changed since the last order: even one that looks the same may have
+    /// other mounts.
     stale: bool,
 }
 
@@ -98,8 +100,8 @@ impl Engine {
     ) -> Result<(Self, File), EngineError> {
         let ground = Ground::new()?;
         let seals = Seals::open(state_directory, boot_id)?;
-        let (read, records) =
-            pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(failed("make a pipe for records"))?;
+        let (read, records) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
+            .map_err(failed("make a pipe for records"))?;
         let responder = Responder::start_apart(maps_directory, &records)?;
         let engine = Self {
             maps_directory: maps_directory.to_owned(),
@@ -123,8 +125,8 @@ impl Engine {
         Ok((engine, read.into()))
     }
 
-    /// Brings all mounts into the state that the pools' entries ask for. `leased`: generations of pools on which a
-    /// command has a lease.
+    /// Brings all mounts into the state that the pools' entries ask for. `leased`: generations of
+    /// pools on which a command has a lease.
     pub fn apply(
         &mut self,
         pools: &BTreeMap<PoolKey, PoolEntry>,
@@ -150,7 +152,8 @@ impl Engine {
         };
         let mut wanted = steps.mounts;
         wanted.push(self.ground.wanted());
-        if wanted != self.wanted || self.stale || self.has_failed_mounts() || self.unseen.is_some() {
+        if wanted != self.wanted || self.stale || self.has_failed_mounts() || self.unseen.is_some()
+        {
             self.wanted = wanted;
             self.stale = false;
             self.order();
@@ -163,7 +166,10 @@ impl Engine {
     }
 
     fn has_failed_mounts(&self) -> bool {
-        self.outcomes.iter().flatten().any(|outcome| outcome.unmarked.is_some() || outcome.unsealed.is_some())
+        self.outcomes
+            .iter()
+            .flatten()
+            .any(|outcome| outcome.unmarked.is_some() || outcome.unsealed.is_some())
     }
 
     /// Sends the order, and waits a moment for what becomes of it.
@@ -176,7 +182,9 @@ impl Engine {
             return;
         }
         let end = Instant::now() + PATIENCE;
-        while self.outcomes.is_none() && self.responder.wait(end.saturating_duration_since(Instant::now())) {
+        while self.outcomes.is_none()
+            && self.responder.wait(end.saturating_duration_since(Instant::now()))
+        {
             self.take_replies();
         }
     }
@@ -206,7 +214,8 @@ impl Engine {
             wanted.is_some_and(|mount| mount.read_only == Some(false))
                 && outcome.is_some_and(|outcome| !outcome.gone && outcome.unsealed.is_none())
         };
-        let left = self.seals.mounts().iter().filter(|record| !is_restored(record)).cloned().collect();
+        let left =
+            self.seals.mounts().iter().filter(|record| !is_restored(record)).cloned().collect();
         if let Err(error) = self.seals.record(left) {
             self.seals_problem = Some(crate::daemon::chain(&error));
         }
@@ -224,37 +233,54 @@ impl Engine {
                 .iter()
                 .flatten()
                 .filter_map(|outcome| Some((outcome.mount_id, which(outcome).as_ref()?)));
-            let texts: Vec<String> = found.map(|(id, why)| format!("{}: {why}", path(id))).collect();
+            let texts: Vec<String> = found
+                .map(|(id, why)| {
+                    format!(
+                        "{}: \
+                         {why}",
+                        path(id)
+                    )
+                })
+                .collect();
             (!texts.is_empty()).then(|| texts.join("; "))
         };
         let waiting = self
             .outcomes
             .is_none()
             .then(|| "the responder has not carried out the last order yet".to_owned());
-        let later = self
-            .unwatched
-            .as_ref()
-            .map(|why| format!("further mounts are marked by the agent alone, a little later: {why}"));
+        let later = self.unwatched.as_ref().map(|why| {
+            format!(
+                "further mounts are marked by the agent alone, a little later: \
+                 {why}"
+            )
+        });
         Problems {
             unmarked: list(|outcome| &outcome.unmarked).or(waiting).or(later),
             unsealed: self.seals_problem.clone().or_else(|| list(|outcome| &outcome.unsealed)),
             unseen: self.unseen.clone().or_else(|| {
                 (self.missed > self.missed_before).then(|| {
-                    "there were more at once than could be read: the audit log lacks some".to_owned()
+                    "there were more at once than could be read: the audit log lacks \
+                     some"
+                        .to_owned()
                 })
             }),
             replaced: self.replaced.clone(),
         }
     }
 
-    /// Looks after the responder: replaces one that has ended, or does not answer for as long as the bound.
+    /// Looks after the responder: replaces one that has ended, or does not answer for as long as
+    /// the bound.
     pub fn tick(&mut self) {
         self.take_replies();
         let why = match self.responder.ended() {
             Some(why) => Some(why),
-            None => {
-                self.responder.is_overdue().then(|| format!("it did not answer for {} s", BOUND.as_secs()))
-            }
+            None => self.responder.is_overdue().then(|| {
+                format!(
+                    "it did not answer for {} \
+                     s",
+                    BOUND.as_secs()
+                )
+            }),
         };
         match why {
             Some(why) => self.replace(&why),
@@ -295,8 +321,8 @@ impl Engine {
         }
     }
 
-    /// Proves that this responder answers and that sealing works. A passed proof forgets that one was replaced, and that
-    /// deletions were missed.
+    /// Proves that this responder answers and that sealing works. A passed proof forgets that one
+    /// was replaced, and that deletions were missed.
     pub fn prove(&mut self, maps: &mut Maps) -> Result<(), CanaryError> {
         let pid = self.responder.pid();
         self.ground.prove(maps, BOUND, || end(pid, Signal::SIGKILL))?;
@@ -305,8 +331,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Ends the responders of earlier agents, on maps of any layout, and waits for it: nothing is counted there any more.
-    /// Only after this one is proven. Returns how many there were.
+    /// Ends the responders of earlier agents, on maps of any layout, and waits for it: nothing is
+    /// counted there any more. Only after this one is proven. Returns how many there were.
     pub fn retire_others(&self) -> usize {
         let mine = self.responder.pid();
         let others = || {
@@ -315,7 +341,8 @@ impl Engine {
         };
         let found = others();
         found.iter().for_each(|pid| end(*pid, Signal::SIGTERM));
-        // One that waits for a dead server ends later; it is no child of ours that could be waited for.
+        // One that waits for a dead server ends later; it is no child of ours that could be waited
+        // for.
         let limit = Instant::now() + PATIENCE;
         while Instant::now() < limit && !others().is_empty() {
             std::thread::sleep(LOOK_EVERY);
@@ -330,8 +357,13 @@ impl Engine {
     }
 }
 
-/// Ends all responders on maps below a pin directory and makes every sealed mount writable again: nothing is enforced afterwards.
-pub fn unload(pin_directory: &Path, state_directory: &Path, boot_id: &str) -> Result<(), EngineError> {
+/// Ends all responders on maps below a pin directory and makes every sealed mount writable again:
+/// nothing is enforced afterwards.
+pub fn unload(
+    pin_directory: &Path,
+    state_directory: &Path,
+    boot_id: &str,
+) -> Result<(), EngineError> {
     responders(pin_directory).into_iter().for_each(|pid| end(pid, Signal::SIGTERM));
     match Seals::open(state_directory, boot_id)?.restore_all().into_iter().next() {
         None => Ok(()),

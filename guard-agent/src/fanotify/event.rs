@@ -25,7 +25,8 @@ pub fn first(bytes: &[u8]) -> Option<(Head<'_>, &[u8])> {
     }
     let (event, rest) = bytes.split_at_checked(length)?;
     let records = event.get(usize::from(u16_at(event, 6)?)..)?;
-    let head = Head { mask: u64_at(event, 8)?, fd: i32_at(event, 16)?, pid: i32_at(event, 20)?, records };
+    let head =
+        Head { mask: u64_at(event, 8)?, fd: i32_at(event, 16)?, pid: i32_at(event, 20)?, records };
     Some((head, rest))
 }
 
@@ -65,7 +66,8 @@ pub(super) mod tests {
 
     #[test]
     fn events_are_taken_one_by_one() {
-        let both = [event(libc::FAN_DELETE, 42, &[1, 2, 3]), event(libc::FAN_Q_OVERFLOW, -1, &[])].concat();
+        let both = [event(libc::FAN_DELETE, 42, &[1, 2, 3]), event(libc::FAN_Q_OVERFLOW, -1, &[])]
+            .concat();
         let (head, rest) = first(&both).unwrap();
         assert_eq!(head, Head { mask: libc::FAN_DELETE, fd: -1, pid: 42, records: &[1, 2, 3] });
         let (head, rest) = first(rest).unwrap();

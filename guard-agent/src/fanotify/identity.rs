@@ -1,12 +1,13 @@
 //! Who opens a directory: what `/proc` says of a process that waits for the answer.
 //!
-//! While it waits it cannot end, so its number is its own. (One that is killed meanwhile may leave its number to
-//! another; the answer then reaches nobody.) Nothing here reads the process's memory or a path of a pool, which
-//! could block.
+//! While it waits it cannot end, so its number is its own. (One that is killed meanwhile may leave
+//! its number to another; the answer then reaches nobody.) Nothing here reads the process's memory
+//! or a path of a pool, which could block.
 //!
-//! Where it is and what it runs is read anew for each answer: a process may move to another cgroup, execute another
-//! program, and policy may change at any time. Kept is when a process began ([`Life`]), which cannot change, and what is
-//! proven unchanged each time that it is used ([`Cgroups`]).
+//! Where it is and what it runs is read anew for each answer: a process may move to another cgroup,
+//! execute another program, and policy may change at any time. Kept is when a process began
+//! ([`Life`]), which cannot change, and what is proven unchanged each time that it is used
+//! ([`Cgroups`]).
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -60,13 +61,16 @@ impl Process {
     }
 
     fn parse(tgid: u32, stat: &[u8], status: &str, login_uid: &str) -> Option<Self> {
-        let (open, close) =
-            (stat.iter().position(|byte| *byte == b'(')?, stat.iter().rposition(|byte| *byte == b')')?);
+        let (open, close) = (
+            stat.iter().position(|byte| *byte == b'(')?,
+            stat.iter().rposition(|byte| *byte == b')')?,
+        );
         let mut comm = [0; 16];
         let name = stat.get(open + 1..close)?;
         let kept = name.len().min(comm.len() - 1);
         comm[..kept].copy_from_slice(&name[..kept]);
-        let mut uids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_ascii_whitespace();
+        let mut uids =
+            status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_ascii_whitespace();
         let life = Life::parse(stat)?;
         Some(Self {
             tgid,
@@ -170,11 +174,13 @@ impl Identities {
         }
         let named = maps.actor_executables.entries()?;
         let named = named.iter().filter(|(key, _)| key.actor_set == actor_set && key.ino == ino);
-        let mut named = named.filter(|(_, mask)| mask.alone != 0 || mask.combined & combined != 0).peekable();
+        let mut named =
+            named.filter(|(_, mask)| mask.alone != 0 || mask.combined & combined != 0).peekable();
         if named.peek().is_none() {
             return Ok(false);
         }
-        // Only for those that are actors in all likelihood: another namespace's table is read each time.
+        // Only for those that are actors in all likelihood: another namespace's table is read each
+        // time.
         let table = Snapshot::parse(&fs::read(format!("/proc/{tgid}/mountinfo"))?);
         Ok(table.mount(mount_id).is_some_and(|mount| named.any(|(key, _)| key.dev == mount.dev())))
     }
@@ -182,7 +188,8 @@ impl Identities {
 
 /// The cgroup of version 2 that a process is in; `None` if it is in none.
 ///
-/// It says where it is after its cgroup was learnt and before that is found to be there still: so it was there.
+/// It says where it is after its cgroup was learnt and before that is found to be there still: so
+/// it was there.
 fn cgroup<'c>(
     processes: &mut Processes,
     cgroups: &'c mut Cgroups,
@@ -195,7 +202,12 @@ fn cgroup<'c>(
         if let Some(index) = cgroups.find(path) {
             return Ok(Some(cgroups.found(index)));
         }
-        tries.next().ok_or_else(|| io::Error::other("the process changes its cgroup all the time"))?;
+        tries.next().ok_or_else(|| {
+            io::Error::other(
+                "the process changes its cgroup all the \
+                 time",
+            )
+        })?;
         cgroups.learn(path)?;
     }
 }
@@ -217,8 +229,9 @@ pub fn described(file: &impl AsRawFd) -> io::Result<(u32, u64)> {
 
 /// Inode of a process's mount namespace; 0 if it cannot be told.
 pub fn mount_namespace(tgid: u32) -> u32 {
-    let inode =
-        File::open(format!("/proc/{tgid}/ns/mnt")).and_then(|file| file.metadata()).map(|data| data.ino());
+    let inode = File::open(format!("/proc/{tgid}/ns/mnt"))
+        .and_then(|file| file.metadata())
+        .map(|data| data.ino());
     inode.ok().and_then(|inode| u32::try_from(inode).ok()).unwrap_or(0)
 }
 
@@ -236,7 +249,10 @@ mod tests {
     #[test]
     fn a_process_is_read_field_by_field() {
         let process = Process::parse(42, &stat("a) R 1 (b", 0), STATUS, "1000").unwrap();
-        assert_eq!((process.ppid, process.uid, process.euid, process.login_uid), (7, 1000, 0, 1000));
+        assert_eq!(
+            (process.ppid, process.uid, process.euid, process.login_uid),
+            (7, 1000, 0, 1000)
+        );
         assert_eq!(&process.comm[..10], b"a) R 1 (b\0");
         assert_eq!(
             process.start_boot_ns,

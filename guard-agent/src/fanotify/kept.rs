@@ -1,6 +1,8 @@
-//! Files of `/proc` that stay open from one question to the next: opening one costs more than reading it.
+//! Files of `/proc` that stay open from one question to the next: opening one costs more than
+//! reading it.
 //!
-//! They are read anew for each answer. Nothing that they say is remembered, but for what never changes ([`Life`]).
+//! They are read anew for each answer. Nothing that they say is remembered, but for what never
+//! changes ([`Life`]).
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -15,7 +17,8 @@ use nix::sys::stat::Mode;
 use super::identity::cgroup_of;
 use crate::events::process::{start_boot_ns, stat_field};
 
-/// So many processes' files stay open; with one more all are closed, and opened as they are asked for.
+/// So many processes' files stay open; with one more all are closed, and opened as they are asked
+/// for.
 const PROCESSES: usize = 64;
 /// Descriptors from this number on are described by a file of the moment.
 const DESCRIPTORS: usize = 128;
@@ -24,8 +27,8 @@ const BUFFER: usize = 1024;
 /// `PF_KTHREAD` in `/proc/PID/stat`.
 const KERNEL_THREAD: u64 = 0x0020_0000;
 
-/// What never changes in a process's life. (A kernel thread may become a process by `execve`, never the other way
-/// round: what is read of one is not kept.)
+/// What never changes in a process's life. (A kernel thread may become a process by `execve`, never
+/// the other way round: what is read of one is not kept.)
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Life {
     pub start_boot_ns: u64,
@@ -35,12 +38,16 @@ pub struct Life {
 impl Life {
     pub fn parse(stat: &[u8]) -> Option<Self> {
         let flags: u64 = stat_field(stat, 9)?.parse().ok()?;
-        Some(Self { start_boot_ns: start_boot_ns(stat)?, kernel_thread: flags & KERNEL_THREAD != 0 })
+        Some(Self {
+            start_boot_ns: start_boot_ns(stat)?,
+            kernel_thread: flags & KERNEL_THREAD != 0,
+        })
     }
 }
 
-/// A process's files. procfs ties an open file to the process and not to its number: once the process is gone, reading
-/// it, or looking up a name in its directory, fails, also when another process has the number by then.
+/// A process's files. procfs ties an open file to the process and not to its number: once the
+/// process is gone, reading it, or looking up a name in its directory, fails, also when another
+/// process has the number by then.
 #[derive(Debug)]
 struct Files {
     directory: OwnedFd,
@@ -82,8 +89,9 @@ impl Processes {
         Self { proc_root: proc_root.to_owned(), files: HashMap::new(), buffer: vec![0; BUFFER] }
     }
 
-    /// The cgroup of version 2 that a process is in, as `/proc/PID/cgroup` names it; `None` if it is in none. First of
-    /// all questions about a process: from here on its number stands for this very process.
+    /// The cgroup of version 2 that a process is in, as `/proc/PID/cgroup` names it; `None` if it
+    /// is in none. First of all questions about a process: from here on its number stands for this
+    /// very process.
     pub fn cgroup(&mut self, tgid: u32) -> io::Result<Option<&Path>> {
         let kept = self.files.get(&tgid).and_then(|files| files.cgroup.as_ref());
         let length = match kept.map(|file| read(file, &mut self.buffer)) {
@@ -115,16 +123,16 @@ impl Processes {
         Ok(life)
     }
 
-    /// Its executable, by `O_PATH`, which asks no server and makes no event. `None`: it has none (any more). One that is
-    /// gone is an error.
+    /// Its executable, by `O_PATH`, which asks no server and makes no event. `None`: it has none
+    /// (any more). One that is gone is an error.
     pub fn executable(&self, tgid: u32) -> io::Result<Option<OwnedFd>> {
         let files = self.files.get(&tgid).ok_or(io::ErrorKind::NotFound)?;
         files.file("exe", OFlag::O_PATH)
     }
 }
 
-/// Tells mount and inode of this thread's descriptors. The file that describes a number tells of whatever descriptor has
-/// the number when it is read.
+/// Tells mount and inode of this thread's descriptors. The file that describes a number tells of
+/// whatever descriptor has the number when it is read.
 #[derive(Debug)]
 pub struct Descriptions {
     files: Vec<Option<File>>,
@@ -155,7 +163,12 @@ impl Descriptions {
         } else {
             read(&open()?, &mut self.buffer)?
         };
-        described(&self.buffer[..length]).ok_or_else(|| io::Error::other("fdinfo has no mnt_id and ino"))
+        described(&self.buffer[..length]).ok_or_else(|| {
+            io::Error::other(
+                "fdinfo has no mnt_id and \
+                 ino",
+            )
+        })
     }
 }
 
@@ -180,7 +193,8 @@ fn decimal(text: &[u8]) -> Option<u64> {
     if text.is_empty() { None } else { text.iter().try_fold(0, add) }
 }
 
-/// Reads all of a file that procfs makes up anew when it is read from its start; returns its length.
+/// Reads all of a file that procfs makes up anew when it is read from its start; returns its
+/// length.
 fn read(file: &File, buffer: &mut Vec<u8>) -> io::Result<usize> {
     loop {
         let count = file.read_at(buffer, 0)?;
@@ -236,7 +250,10 @@ mod tests {
         processes.cgroup(own).unwrap();
         assert_ne!(processes.life(own).unwrap(), Life::default());
         let executable = File::from(processes.executable(own).unwrap().unwrap());
-        assert_eq!(executable.metadata().unwrap().ino(), fs::metadata("/proc/self/exe").unwrap().ino());
+        assert_eq!(
+            executable.metadata().unwrap().ino(),
+            fs::metadata("/proc/self/exe").unwrap().ino()
+        );
     }
 
     #[test]
@@ -297,7 +314,10 @@ mod tests {
     fn the_text_of_a_descriptor_is_understood_or_refused() {
         let max = u64::MAX;
         for (text, expected) in [
-            ("pos:\t0\nflags:\t012300000\nmnt_id:\t29\nino:\t1234567890123\n", Some((29, 1_234_567_890_123))),
+            (
+                "pos:\t0\nflags:\t012300000\nmnt_id:\t29\nino:\t1234567890123\n",
+                Some((29, 1_234_567_890_123)),
+            ),
             (&format!("ino:\t{max}\nmnt_id:\t{}\n", u32::MAX), Some((u32::MAX, max))),
             (&format!("ino:\t{max}0\nmnt_id:\t1\n"), None),
             ("mnt_id:\t4294967296\nino:\t1\n", None),

@@ -1,4 +1,5 @@
-//! Counts and records answers, as the kernel program does in the same maps: counters, incidents, records.
+//! Counts and records answers, as the kernel program does in the same maps: counters, incidents,
+//! records.
 //!
 //! Telemetry never changes an answer and never waits: what does not fit is counted.
 
@@ -56,7 +57,8 @@ pub struct Ledger {
     /// A pipe that does not block; each record goes in whole or not at all.
     records: OwnedFd,
     host_mnt_ns: u32,
-    /// Held while one answer is entered: what is counted is read and written. Nothing in it can block.
+    /// Held while one answer is entered: what is counted is read and written. Nothing in it can
+    /// block.
     turn: Mutex<()>,
 }
 
@@ -70,8 +72,8 @@ impl Ledger {
         mnt_ns != self.host_mnt_ns
     }
 
-    /// Whether an audited answer is written down with all that can be known of it, rather than counted alone. If
-    /// that cannot be told, it is.
+    /// Whether an audited answer is written down with all that can be known of it, rather than
+    /// counted alone. If that cannot be told, it is.
     pub fn is_recorded(&self, maps: &Maps, key: &IncidentKey) -> bool {
         let counted = maps.incidents.get(key).ok().flatten().map(|incident| incident.count);
         let full_records = maps.config.read().map(|config| u64::from(config.full_records));
@@ -168,14 +170,21 @@ impl Ledger {
 
     /// Whether there was room for it.
     fn send(&self, record: &Record) -> bool {
-        // SAFETY: a record is plain integers without padding (asserted beside the type), so all its bytes are set.
-        let bytes =
-            unsafe { std::slice::from_raw_parts((&raw const *record).cast::<u8>(), size_of::<Record>()) };
+        // SAFETY: a record is plain integers without padding (asserted beside the type), so all its
+        // bytes are set.
+        let bytes = unsafe {
+            std::slice::from_raw_parts((&raw const *record).cast::<u8>(), size_of::<Record>())
+        };
         nix::unistd::write(&self.records, bytes).is_ok()
     }
 }
 
-fn count(maps: &mut Maps, outcome: Outcome, generation: u64, number: u64) -> Result<(), MapAccessError> {
+fn count(
+    maps: &mut Maps,
+    outcome: Outcome,
+    generation: u64,
+    number: u64,
+) -> Result<(), MapAccessError> {
     maps.count(outcome.counter(), number)?;
     let Some(mut counters) = maps.pool_counters.get(&generation)? else { return Ok(()) };
     match outcome.verdict {

@@ -1,8 +1,9 @@
-//! The system calls: permission marks on mounts, marks for deletions on superblocks, and the read-only attribute of mounts.
+//! The system calls: permission marks on mounts, marks for deletions on superblocks, and the
+//! read-only attribute of mounts.
 //!
-//! Each is made on a mount that was opened (by `O_PATH`, which asks no server) and found to be the one that is meant.
-//! Marking may ask the pool's servers all the same, since the kernel checks that the directory may be read: it is
-//! done where nothing else waits for it.
+//! Each is made on a mount that was opened (by `O_PATH`, which asks no server) and found to be the
+//! one that is meant. Marking may ask the pool's servers all the same, since the kernel checks that
+//! the directory may be read: it is done where nothing else waits for it.
 
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
@@ -19,7 +20,8 @@ use super::deletion::Handle;
 use super::identity::described;
 use super::statmount;
 
-/// A group for permission events. Its queue has no limit: no question is lost, and none is answered by the kernel.
+/// A group for permission events. Its queue has no limit: no question is lost, and none is answered
+/// by the kernel.
 pub fn group() -> nix::Result<Fanotify> {
     let flags = InitFlags::FAN_CLASS_CONTENT
         | InitFlags::FAN_CLOEXEC
@@ -34,7 +36,9 @@ pub fn open_mount(path: &Path, mount_id: u32) -> io::Result<Option<File>> {
     options.read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC | libc::O_DIRECTORY);
     let file = match options.open(path) {
         Ok(file) => file,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+        {
             return Ok(None);
         }
         Err(error) => return Err(error),
@@ -51,7 +55,12 @@ pub fn mark(group: &Fanotify, mount: &File) -> nix::Result<()> {
         | MarkFlags::FAN_MARK_IGNORE
         | MarkFlags::FAN_MARK_IGNORED_SURV_MODIFY;
     change(group, mount, ignore, asked)?;
-    change(group, mount, MarkFlags::FAN_MARK_ADD | MarkFlags::FAN_MARK_MOUNT, asked | MaskFlags::FAN_ONDIR)
+    change(
+        group,
+        mount,
+        MarkFlags::FAN_MARK_ADD | MarkFlags::FAN_MARK_MOUNT,
+        asked | MaskFlags::FAN_ONDIR,
+    )
 }
 
 /// Takes the mark back.
@@ -68,16 +77,17 @@ fn change(group: &Fanotify, mount: &File, flags: MarkFlags, mask: MaskFlags) -> 
     group.mark(flags, mask, nix::fcntl::AT_FDCWD, Some(path.as_str()))
 }
 
-/// A group for deletions: told after the fact, by directory and name. Its queue is limited, since nobody waits for whoever
-/// reads it; what finds no room is told as such.
+/// A group for deletions: told after the fact, by directory and name. Its queue is limited, since
+/// nobody waits for whoever reads it; what finds no room is told as such.
 pub fn deletions_group() -> nix::Result<Fanotify> {
     let named = InitFlags::from_bits_retain(libc::FAN_REPORT_DFID_NAME);
-    let flags = InitFlags::FAN_CLASS_NOTIF | InitFlags::FAN_CLOEXEC | InitFlags::FAN_NONBLOCK | named;
+    let flags =
+        InitFlags::FAN_CLASS_NOTIF | InitFlags::FAN_CLOEXEC | InitFlags::FAN_NONBLOCK | named;
     Fanotify::init(flags, EventFFlags::O_RDONLY | EventFFlags::O_CLOEXEC)
 }
 
-/// From now on deletions in this mount's superblock are told, through whatever mount they come. The superblock may end
-/// all the same: the mark holds nothing.
+/// From now on deletions in this mount's superblock are told, through whatever mount they come. The
+/// superblock may end all the same: the mark holds nothing.
 pub fn mark_deletions(group: &Fanotify, mount: &File) -> nix::Result<()> {
     let how = MarkFlags::FAN_MARK_ADD | MarkFlags::FAN_MARK_FILESYSTEM;
     change(group, mount, how, MaskFlags::FAN_DELETE | MaskFlags::FAN_ONDIR)
@@ -93,24 +103,27 @@ pub fn mount_events(namespace: &File) -> nix::Result<Fanotify> {
     Ok(group)
 }
 
-/// Opens (by `O_PATH`) a directory of the superblock that is mounted at a place. Asks its servers if need be, and keeps
-/// the mount busy for that moment.
+/// Opens (by `O_PATH`) a directory of the superblock that is mounted at a place. Asks its servers
+/// if need be, and keeps the mount busy for that moment.
 pub fn open_by_handle(path: &Path, mount_id: u32, handle: &Handle) -> io::Result<OwnedFd> {
-    // The call takes no O_PATH descriptor. Opening one asks this process's own group, which allows it.
+    // The call takes no O_PATH descriptor. Opening one asks this process's own group, which allows
+    // it.
     let mount = File::open(path)?;
     if described(&mount)?.0 != mount_id {
         return Err(Errno::ESTALE.into());
     }
     let mut raw = handle.to_raw();
     let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
-    // SAFETY: an open descriptor, and a `struct file_handle` whose first field tells how long it is.
-    let opened = unsafe { libc::open_by_handle_at(mount.as_raw_fd(), raw.as_mut_ptr().cast(), flags) };
+    // SAFETY: an open descriptor, and a `struct file_handle` whose first field tells how long it
+    // is.
+    let opened =
+        unsafe { libc::open_by_handle_at(mount.as_raw_fd(), raw.as_mut_ptr().cast(), flags) };
     // SAFETY: a new descriptor that nobody else owns.
     Errno::result(opened).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).map_err(io::Error::from)
 }
 
-/// Sets or clears the read-only attribute of this one mount; the superblock and its other mounts stay as they are.
-/// Setting it fails with `EBUSY` while a file is open for writing through it.
+/// Sets or clears the read-only attribute of this one mount; the superblock and its other mounts
+/// stay as they are. Setting it fails with `EBUSY` while a file is open for writing through it.
 pub fn set_read_only(mount: &File, read_only: bool) -> io::Result<()> {
     let attributes = libc::mount_attr {
         attr_set: if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 },
@@ -119,7 +132,8 @@ pub fn set_read_only(mount: &File, read_only: bool) -> io::Result<()> {
         userns_fd: 0,
     };
     let empty = CString::default();
-    // SAFETY: an open descriptor, a NUL-closed empty path, and a structure of the size that is told.
+    // SAFETY: an open descriptor, a NUL-closed empty path, and a structure of the size that is
+    // told.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,

@@ -1,4 +1,5 @@
-//! The tier for kernels that refuse our programs: permission events of fanotify, and mounts that are made read-only.
+//! The tier for kernels that refuse our programs: permission events of fanotify, and mounts that
+//! are made read-only.
 //!
 //! ```text
 //!  pools' entries (maps), mount table ─► engine ── orders ──► responder (a process that outlives the agent)
@@ -8,14 +9,16 @@
 //!                                               counters, incidents, records (the same as the kernel program's)
 //! ```
 //!
-//! The maps are those of the other tiers: what reads them is the responder instead of the kernel program, so that modes,
-//! releases, leases, counters and incidents mean the same. A recursive deletion must list directories, and is refused
-//! there; a sealed pool's mounts in the host's namespace refuse every change. What that leaves open: `posture::gaps`.
+//! The maps are those of the other tiers: what reads them is the responder instead of the kernel
+//! program, so that modes, releases, leases, counters and incidents mean the same. A recursive
+//! deletion must list directories, and is refused there; a sealed pool's mounts in the host's
+//! namespace refuse every change. What that leaves open: `posture::gaps`.
 //!
-//! `decide`, `order`, `event`, `deletion` and `tally` are pure; `identity` reads `/proc` (by `kept` files) and `cgroups`;
-//! `marks` has the system calls; `responder` is the process, `carry_out` its hands, `witness` its eyes for what it could
-//! not stop, `attached` (by `statmount`) those for new mounts, `ledger` what it writes down, at once or from a `tally`;
-//! `engine` is the agent's side, with `child` (the process as it sees it), `seals` and `canary`.
+//! `decide`, `order`, `event`, `deletion` and `tally` are pure; `identity` reads `/proc` (by `kept`
+//! files) and `cgroups`; `marks` has the system calls; `responder` is the process, `carry_out` its
+//! hands, `witness` its eyes for what it could not stop, `attached` (by `statmount`) those for new
+//! mounts, `ledger` what it writes down, at once or from a `tally`; `engine` is the agent's side,
+//! with `child` (the process as it sees it), `seals` and `canary`.
 
 mod attached;
 mod canary;

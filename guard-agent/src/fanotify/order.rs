@@ -1,5 +1,5 @@
-//! What the agent wants of each mount, and what became of it: one JSON value a line between the agent and its
-//! responder. Pure.
+//! What the agent wants of each mount, and what became of it: one JSON value a line between the
+//! agent and its responder. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -106,8 +106,8 @@ pub struct Outcome {
     pub unsealed: Option<String>,
 }
 
-/// A mount that was writable before it was sealed. One that was read-only already has no such record: it is left as
-/// it is, also when its pool is no longer sealed.
+/// A mount that was writable before it was sealed. One that was read-only already has no such
+/// record: it is left as it is, also when its pool is no longer sealed.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct SealedMount {
     pub mount_id: u32,
@@ -117,12 +117,18 @@ pub struct SealedMount {
 
 impl SealedMount {
     fn of(entry: &MountEntry) -> Self {
-        Self { mount_id: entry.mount_id, dev: entry.dev(), mountpoint: PathText(entry.mountpoint.clone()) }
+        Self {
+            mount_id: entry.mount_id,
+            dev: entry.dev(),
+            mountpoint: PathText(entry.mountpoint.clone()),
+        }
     }
 
     /// Whether the mount table has this very mount.
     fn is(&self, entry: &MountEntry) -> bool {
-        self.mount_id == entry.mount_id && self.dev == entry.dev() && self.mountpoint.0 == entry.mountpoint
+        self.mount_id == entry.mount_id
+            && self.dev == entry.dev()
+            && self.mountpoint.0 == entry.mountpoint
     }
 }
 
@@ -145,8 +151,9 @@ pub struct Special {
 
 /// The state that the host's mounts shall be in.
 ///
-/// Sealed pools are read-only, but while a command has a lease on one: `leased` holds their generations. What was
-/// sealed and is no more becomes writable again; what was read-only before it was sealed is not touched.
+/// Sealed pools are read-only, but while a command has a lease on one: `leased` holds their
+/// generations. What was sealed and is no more becomes writable again; what was read-only before it
+/// was sealed is not touched.
 pub fn steps(
     pools: &BTreeMap<PoolKey, PoolEntry>,
     leased: &BTreeSet<u64>,
@@ -159,7 +166,8 @@ pub fn steps(
         let head = special.heads.get(&mount.mount_id).copied().unwrap_or(0);
         let pool = pools.get(&PoolKey { dev: mount.dev(), head });
         let pool = pool.filter(|_| !special.free.contains(&mount.mount_id));
-        let seal = pool.is_some_and(|entry| is_sealed(entry) && !leased.contains(&entry.generation));
+        let seal =
+            pool.is_some_and(|entry| is_sealed(entry) && !leased.contains(&entry.generation));
         let record = recorded.iter().find(|record| record.is(mount));
         if pool.is_none() && record.is_none() {
             continue;
@@ -182,8 +190,8 @@ pub fn steps(
             path: PathText(mount.mountpoint.clone()),
             root: PathText(mount.root.clone()),
             marked: pool.is_some(),
-            // A deletion on a visitor's superblock may be one at home, and one on a superblock with parts may be another's:
-            // it is not told by what mount.
+            // A deletion on a visitor's superblock may be one at home, and one on a superblock with
+            // parts may be another's: it is not told by what mount.
             is_pool: head == 0 && pool.is_some_and(|entry| !crate::plan::is_visitor(entry)),
             read_only,
         });
@@ -223,9 +231,9 @@ mod tests {
     const POOL: PoolKey = PoolKey::superblock(43);
 
     const TABLE: &str = "27 1 254:0 / / rw - ext4 /dev/vda rw\n\
-        41 27 0:43 / /r/pool rw,relatime - ceph a rw\n\
-        42 27 0:43 /v /elsewhere ro,relatime - ceph a rw\n\
-        43 27 0:44 / /other rw - tmpfs none rw\n";
+                         41 27 0:43 / /r/pool rw,relatime - ceph a rw\n\
+                         42 27 0:43 /v /elsewhere ro,relatime - ceph a rw\n\
+                         43 27 0:44 / /other rw - tmpfs none rw\n";
 
     fn pools(mode: Mode) -> BTreeMap<PoolKey, PoolEntry> {
         [(POOL, PoolEntry { mode: mode as u32, generation: 7, ..PoolEntry::default() })].into()
@@ -239,9 +247,11 @@ mod tests {
     fn sealing_and_leaving_restores_exactly() {
         let before = Snapshot::parse(TABLE.as_bytes());
         let none = BTreeSet::new();
-        let guarded = steps(&pools(Mode::Guarded), &none, &Special::default(), &before, &BTreeSet::new());
+        let guarded =
+            steps(&pools(Mode::Guarded), &none, &Special::default(), &before, &BTreeSet::new());
         assert_eq!(wanted(&guarded), [(41, true, None), (42, true, None)]);
-        let sealed = steps(&pools(Mode::Sealed), &none, &Special::default(), &before, &BTreeSet::new());
+        let sealed =
+            steps(&pools(Mode::Sealed), &none, &Special::default(), &before, &BTreeSet::new());
         assert_eq!(wanted(&sealed), [(41, true, Some(true)), (42, true, Some(true))]);
         let ids: Vec<u32> = sealed.sealed.iter().map(|record| record.mount_id).collect();
         assert_eq!(ids, [41], "what was read-only already is nobody's to make writable");
@@ -265,7 +275,12 @@ mod tests {
             &Snapshot::parse(TABLE.as_bytes()),
             &BTreeSet::new(),
         );
-        for other in ["41 27 0:99 / /r/pool ro - ceph a rw\n", "41 27 0:43 / /r/other ro - ceph a rw\n", ""] {
+        for other in [
+            "41 27 0:99 / /r/pool ro - ceph a \
+             rw\n",
+            "41 27 0:43 / /r/other ro - ceph a rw\n",
+            "",
+        ] {
             let steps = steps(
                 &BTreeMap::new(),
                 &BTreeSet::new(),
@@ -280,19 +295,32 @@ mod tests {
     #[test]
     fn a_lease_opens_the_mount_and_its_end_seals_it() {
         let snapshot = Snapshot::parse(TABLE.as_bytes());
-        let sealed =
-            steps(&pools(Mode::Sealed), &BTreeSet::new(), &Special::default(), &snapshot, &BTreeSet::new());
-        let leased = steps(&pools(Mode::Sealed), &[7].into(), &Special::default(), &snapshot, &sealed.sealed);
+        let sealed = steps(
+            &pools(Mode::Sealed),
+            &BTreeSet::new(),
+            &Special::default(),
+            &snapshot,
+            &BTreeSet::new(),
+        );
+        let leased = steps(
+            &pools(Mode::Sealed),
+            &[7].into(),
+            &Special::default(),
+            &snapshot,
+            &sealed.sealed,
+        );
         assert_eq!(wanted(&leased), [(41, true, Some(false)), (42, true, None)]);
         // An unknown mode is sealed.
         let unknown = [(POOL, PoolEntry { mode: 99, ..PoolEntry::default() })].into();
-        let steps = steps(&unknown, &BTreeSet::new(), &Special::default(), &snapshot, &BTreeSet::new());
+        let steps =
+            steps(&unknown, &BTreeSet::new(), &Special::default(), &snapshot, &BTreeSet::new());
         assert_eq!(steps, sealed);
     }
 
     #[test]
     fn a_visitors_mount_at_home_is_left_alone() {
-        let visitor = PoolEntry { mode: Mode::Sealed as u32, flags: POOL_VISITOR, ..PoolEntry::default() };
+        let visitor =
+            PoolEntry { mode: Mode::Sealed as u32, flags: POOL_VISITOR, ..PoolEntry::default() };
         let (pools, none) = ([(POOL, visitor)].into(), BTreeSet::new());
         let snapshot = Snapshot::parse(TABLE.as_bytes());
         let steps = steps(
@@ -324,10 +352,19 @@ mod tests {
     fn lines_survive_any_path() {
         let path = PathText(OsString::from_vec(b"/a\n\xff".to_vec()).into());
         let root = PathText("/ü".into());
-        let wanted =
-            Wanted { mount_id: 1, dev: 2, head: 3, path, root, marked: true, is_pool: true, read_only: None };
+        let wanted = Wanted {
+            mount_id: 1,
+            dev: 2,
+            head: 3,
+            path,
+            root,
+            marked: true,
+            is_pool: true,
+            read_only: None,
+        };
         let line =
-            serde_json::to_string(&Line::Order(Order { serial: 1, mounts: vec![wanted.clone()] })).unwrap();
+            serde_json::to_string(&Line::Order(Order { serial: 1, mounts: vec![wanted.clone()] }))
+                .unwrap();
         assert!(!line.contains('\n') && line.contains("\"/ü\""), "{line}");
         let Line::Order(order) = serde_json::from_str(&line).unwrap() else { panic!("no order") };
         assert_eq!(order.mounts, [wanted]);

@@ -1,12 +1,14 @@
 //! The process that answers: a child of the agent that outlives it.
 //!
-//! Whoever opens a directory of a pool waits in the kernel for the answer, so nothing that can block may come before
-//! it: the answering thread reads maps and `/proc`, never a path of a pool, and does nothing else. Marks, which may ask
-//! a pool's servers, are made by a second thread; a third one talks with the agent, and ends the process when an answer
-//! is overdue; a fourth one sees what was deleted, and a fifth one what is mounted. When the process ends, by whatever
+//! Whoever opens a directory of a pool waits in the kernel for the answer, so nothing that can
+//! block may come before it: the answering thread reads maps and `/proc`, never a path of a pool,
+//! and does nothing else. Marks, which may ask a pool's servers, are made by a second thread; a
+//! third one talks with the agent, and ends the process when an answer is overdue; a fourth one
+//! sees what was deleted, and a fifth one what is mounted. When the process ends, by whatever
 //! means, the kernel allows what waits and the marks are gone.
 //!
-//! Without an agent it goes on: modes, releases and leases are in the maps, and end by the boot clock.
+//! Without an agent it goes on: modes, releases and leases are in the maps, and end by the boot
+//! clock.
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Write};
@@ -83,7 +85,8 @@ pub(super) struct Shared {
     pub witness: Witness,
     /// Why the mount table cannot be watched.
     unwatched: Mutex<Option<String>>,
-    /// When the answering thread began what it is at, in milliseconds of `start`; 0: it waits for a question.
+    /// When the answering thread began what it is at, in milliseconds of `start`; 0: it waits for a
+    /// question.
     busy_since: AtomicU64,
     /// Grows with each order: the mount table may be another one.
     pub orders: AtomicU64,
@@ -135,14 +138,23 @@ pub fn run(args: &AnswerArgs) -> Result<(), ResponderError> {
         start: Instant::now(),
         own: std::process::id(),
     });
-    let records = io::stdout().as_fd().try_clone_to_owned().map_err(failed("take the pipe for records"))?;
-    let agent = io::stdin().as_fd().try_clone_to_owned().map_err(failed("take the agent's socket"))?;
+    let records = io::stdout().as_fd().try_clone_to_owned().map_err(failed(
+        "take the pipe for \
+         records",
+    ))?;
+    let agent = io::stdin().as_fd().try_clone_to_owned().map_err(failed(
+        "take the agent's \
+         socket",
+    ))?;
     let agent = UnixStream::from(agent);
     let (orders, wanted) = mpsc::channel();
     let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
         thread::Builder::new().name(name.to_owned()).spawn(body).map_err(failed("start a thread"))
     };
-    let replies = Arc::new(Mutex::new(agent.try_clone().map_err(failed("copy the agent's socket"))?));
+    let replies = Arc::new(Mutex::new(agent.try_clone().map_err(failed(
+        "copy the agent's \
+         socket",
+    ))?));
     let (one, other) = (Arc::clone(&shared), Arc::clone(&replies));
     spawn("guard-orders", Box::new(move || carry_out_all(&one, &wanted, &other)))?;
     let other = Arc::clone(&shared);
@@ -180,9 +192,10 @@ fn answer_all(shared: &Shared, maps: &mut Maps, ledger: &Ledger) -> Result<(), R
         if orders != seen && identities.refresh().is_ok() {
             seen = orders;
         }
-        // Reading opens each directory that is asked about: here a pool whose servers are gone may block. One that
-        // cannot be opened is denied by the kernel, and told as an error here.
-        let length = if is_asked { nix::unistd::read(&shared.group, &mut buffer).unwrap_or(0) } else { 0 };
+        // Reading opens each directory that is asked about: here a pool whose servers are gone may
+        // block. One that cannot be opened is denied by the kernel, and told as an error here.
+        let length =
+            if is_asked { nix::unistd::read(&shared.group, &mut buffer).unwrap_or(0) } else { 0 };
         let mut events = &buffer[..length];
         while !events.is_empty() {
             let understood = event::first(events).ok_or(Errno::EPROTO);
@@ -213,7 +226,8 @@ fn answer(
     // SAFETY: the kernel has opened it for this event, and nobody else owns it.
     let directory = unsafe { OwnedFd::from_raw_fd(head.fd) };
     let fd = directory.as_fd();
-    let respond = |response| match shared.group.write_response(FanotifyResponse::new(fd, response)) {
+    let respond = |response| match shared.group.write_response(FanotifyResponse::new(fd, response))
+    {
         // Who asked was killed meanwhile.
         Ok(()) | Err(Errno::ENOENT) => Ok(()),
         Err(errno) => Err(failed("answer")(errno)),
@@ -287,7 +301,11 @@ impl Question {
         Some(Self {
             mark,
             entry,
-            hook: if head.mask & libc::FAN_OPEN_PERM != 0 { Hook::FanotifyOpen } else { Hook::FanotifyList },
+            hook: if head.mask & libc::FAN_OPEN_PERM != 0 {
+                Hook::FanotifyOpen
+            } else {
+                Hook::FanotifyList
+            },
             tgid: u32::try_from(head.pid).unwrap_or(0),
             ino,
             // Without a clock every release is over.
@@ -305,7 +323,8 @@ impl Question {
             return None;
         }
         let asked = identities.ask(maps, self.mark.wanted.dev, &self.entry, now, self.tgid).ok();
-        let (asker, cgroup_id) = asked.map_or((None, 0), |(asker, cgroup_id)| (Some(asker), cgroup_id));
+        let (asker, cgroup_id) =
+            asked.map_or((None, 0), |(asker, cgroup_id)| (Some(asker), cgroup_id));
         decide::decide(&self.entry, read_only, now, asker).map(|outcome| (outcome, cgroup_id))
     }
 
@@ -324,32 +343,44 @@ impl Question {
         }
         let start_boot_ns = identities.life(self.tgid).unwrap_or_default().start_boot_ns;
         let named = Process { start_boot_ns, ..unknown.clone() };
-        if !ledger.is_recorded(maps, &incident(outcome, &self.entry, self.mark.wanted.dev, &named)) {
+        if !ledger.is_recorded(maps, &incident(outcome, &self.entry, self.mark.wanted.dev, &named))
+        {
             return (named, PathBuf::new());
         }
         // The kernel's own name of an open file: no lookup, no server.
-        let path = fs::read_link(format!("/proc/thread-self/fd/{}", fd.as_raw_fd())).unwrap_or_default();
+        let path =
+            fs::read_link(format!("/proc/thread-self/fd/{}", fd.as_raw_fd())).unwrap_or_default();
         let process = Process::read(Path::new("/proc"), self.tgid).unwrap_or(unknown);
         (process, self.mark.wanted.inside(&path))
     }
 }
 
 /// The thread that talks with the agent, and watches the answering thread.
-fn converse(shared: &Shared, agent: UnixStream, orders: &Sender<Order>, replies: &Mutex<UnixStream>) {
+fn converse(
+    shared: &Shared,
+    agent: UnixStream,
+    orders: &Sender<Order>,
+    replies: &Mutex<UnixStream>,
+) {
     let mut lines = BufReader::new(agent);
     let mut connected = true;
     loop {
         let busy_since = shared.busy_since.load(Ordering::SeqCst);
         let bound = u64::try_from(BOUND.as_millis()).unwrap_or(u64::MAX);
         if busy_since != 0 && shared.milliseconds().saturating_sub(busy_since) > bound {
-            tracing::error!("an answer is overdue: this process ends, and the kernel allows what waits");
+            tracing::error!(
+                "an answer is overdue: this process ends, and the kernel allows what \
+                 waits"
+            );
             std::process::abort();
         }
         if !connected {
             thread::park_timeout(BEAT);
             continue;
         }
-        if lines.buffer().is_empty() && !matches!(wait(lines.get_ref().as_fd(), Some(BEAT)), Ok(true)) {
+        if lines.buffer().is_empty()
+            && !matches!(wait(lines.get_ref().as_fd(), Some(BEAT)), Ok(true))
+        {
             continue;
         }
         let mut line = String::new();
@@ -382,8 +413,9 @@ pub(super) fn send(replies: &Mutex<UnixStream>, reply: &Reply) {
 
 /// Whether something can be read; waits for it, or for so long.
 fn wait(fd: BorrowedFd<'_>, limit: Option<Duration>) -> io::Result<bool> {
-    let timeout =
-        limit.map_or(PollTimeout::NONE, |limit| PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX));
+    let timeout = limit.map_or(PollTimeout::NONE, |limit| {
+        PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX)
+    });
     let mut polled = [PollFd::new(fd, PollFlags::POLLIN)];
     match poll(&mut polled, timeout) {
         Ok(ready) => Ok(ready > 0),

@@ -1,7 +1,8 @@
 //! Which mounts were made read-only, on disk before they are: `seals.json` in the state directory.
 //!
-//! One JSON file, replaced whole like the state file. An agent that dies in between finds the mount's former state
-//! here, whether or not it has been changed yet. Mounts do not outlive a boot, so the file of another boot is empty.
+//! One JSON file, replaced whole like the state file. An agent that dies in between finds the
+//! mount's former state here, whether or not it has been changed yet. Mounts do not outlive a boot,
+//! so the file of another boot is empty.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -26,7 +27,8 @@ pub struct SealsError {
     source: io::Error,
 }
 
-/// A later version's further fields are passed over: mounts that were sealed by it are restored all the same.
+/// A later version's further fields are passed over: mounts that were sealed by it are restored all
+/// the same.
 #[derive(Debug, Serialize, Deserialize)]
 struct Content {
     version: u32,
@@ -43,8 +45,8 @@ pub struct Seals {
 }
 
 impl Seals {
-    /// Reads the file of this boot. One that cannot be understood is an error: it may name mounts that would stay
-    /// read-only for ever.
+    /// Reads the file of this boot. One that cannot be understood is an error: it may name mounts
+    /// that would stay read-only for ever.
     pub fn open(directory: &Path, boot_id: &str) -> Result<Self, SealsError> {
         let path = directory.join(NAME);
         let failed = |operation, source| SealsError { operation, path: path.clone(), source };
@@ -52,8 +54,8 @@ impl Seals {
             Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeSet::new(),
             Err(source) => return Err(failed("read", source)),
             Ok(bytes) => {
-                let content: Content =
-                    serde_json::from_slice(&bytes).map_err(|error| failed("understand", error.into()))?;
+                let content: Content = serde_json::from_slice(&bytes)
+                    .map_err(|error| failed("understand", error.into()))?;
                 if content.version != VERSION {
                     return Err(failed(
                         "understand",
@@ -77,8 +79,10 @@ impl Seals {
             return Ok(());
         }
         let content = Content { version: VERSION, boot_id: self.boot_id.clone(), mounts };
-        let bytes =
-            serde_json::to_vec_pretty(&content).expect("the content has string keys and finite numbers");
+        let bytes = serde_json::to_vec_pretty(&content).expect(
+            "the content has string keys and finite \
+             numbers",
+        );
         durable::replace(&self.path, &bytes).map_err(|(operation, source)| SealsError {
             operation,
             path: self.path.clone(),
@@ -88,7 +92,8 @@ impl Seals {
         Ok(())
     }
 
-    /// Makes every recorded mount writable again, for the end of all enforcement. Returns what failed.
+    /// Makes every recorded mount writable again, for the end of all enforcement. Returns what
+    /// failed.
     pub fn restore_all(&mut self) -> Vec<(PathBuf, io::Error)> {
         let mut problems = Vec::new();
         let mut left = BTreeSet::new();

@@ -1,6 +1,7 @@
 //! Mount events of fanotify(7) (Linux 6.15), and statmount(2) (6.8), which says what was attached.
 //!
-//! The crates at hand know neither. Layouts and numbers are those of `include/uapi/linux/fanotify.h` and `mount.h`.
+//! The crates at hand know neither. Layouts and numbers are those of
+//! `include/uapi/linux/fanotify.h` and `mount.h`.
 
 use std::ffi::OsString;
 use std::io;
@@ -11,14 +12,16 @@ use nix::libc;
 
 use super::event::{self, u32_at, u64_at};
 
-/// `FAN_MNT_ATTACH`: a mount was attached. (`FAN_MNT_DETACH` needs nothing: a mark goes with its mount.)
+/// `FAN_MNT_ATTACH`: a mount was attached. (`FAN_MNT_DETACH` needs nothing: a mark goes with its
+/// mount.)
 pub const ATTACHED: u64 = 0x0100_0000;
 /// `FAN_REPORT_MNT`: the group tells of mounts.
 pub const REPORT_MOUNTS: u32 = 0x4000;
 /// `FAN_MARK_MNTNS`: the mark is of a mount namespace.
 pub const MARK_NAMESPACE: u32 = 0x110;
 
-/// `FAN_EVENT_INFO_TYPE_MNT`: behind the header of four bytes and four of padding, the mount's unique id.
+/// `FAN_EVENT_INFO_TYPE_MNT`: behind the header of four bytes and four of padding, the mount's
+/// unique id.
 const INFO_MOUNT: u8 = 7;
 const INFO_LENGTH: usize = 16;
 
@@ -44,7 +47,8 @@ pub struct Attached {
     pub path: Option<PathBuf>,
 }
 
-/// The unique ids that events name; `None` where some are missing: for want of room, or not understood.
+/// The unique ids that events name; `None` where some are missing: for want of room, or not
+/// understood.
 pub fn parse(mut bytes: &[u8]) -> Option<Vec<u64>> {
     let mut ids = Vec::new();
     while !bytes.is_empty() {
@@ -73,12 +77,19 @@ pub fn of(unique_id: u64) -> io::Result<Attached> {
     let size = u32::try_from(size_of::<Request>()).expect("a small structure");
     let request = Request { size, spare: 0, mount_id: unique_id, mask: ASKED };
     let mut room = vec![0_u8; ROOM];
-    // SAFETY: the request has the size that it tells, and the kernel writes no more than the length that is given.
-    let result = unsafe { libc::syscall(STATMOUNT, &raw const request, room.as_mut_ptr(), room.len(), 0) };
+    // SAFETY: the request has the size that it tells, and the kernel writes no more than the length
+    // that is given.
+    let result =
+        unsafe { libc::syscall(STATMOUNT, &raw const request, room.as_mut_ptr(), room.len(), 0) };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
-    understand(&room).ok_or_else(|| io::Error::other("what statmount(2) gave could not be understood"))
+    understand(&room).ok_or_else(|| {
+        io::Error::other(
+            "what statmount(2) gave could not be \
+             understood",
+        )
+    })
 }
 
 fn understand(bytes: &[u8]) -> Option<Attached> {
@@ -118,7 +129,8 @@ mod tests {
 
     #[test]
     fn mounts_are_named_and_what_is_missing_is_told() {
-        let both = [attached(ATTACHED, INFO_MOUNT, 7), attached(ATTACHED, INFO_MOUNT, 1 << 40)].concat();
+        let both =
+            [attached(ATTACHED, INFO_MOUNT, 7), attached(ATTACHED, INFO_MOUNT, 1 << 40)].concat();
         assert_eq!(parse(&both), Some(vec![7, 1 << 40]));
         assert_eq!(parse(&[]), Some(vec![]));
         assert_eq!(parse(&both[..both.len() - 1]), None);
@@ -129,7 +141,8 @@ mod tests {
     #[test]
     fn a_mount_is_understood() {
         let mut bytes = vec![0; FIXED];
-        for (at, value) in [(8, 0x1b_u32), (16, 0), (20, 43), (56, 41), (64, 1), (104, 1), (108, 4)] {
+        for (at, value) in [(8, 0x1b_u32), (16, 0), (20, 43), (56, 41), (64, 1), (104, 1), (108, 4)]
+        {
             bytes[at..at + 4].copy_from_slice(&value.to_ne_bytes());
         }
         bytes.extend(b"\0/v\0/r/pool\0");

@@ -38,7 +38,13 @@ impl Succession {
         if coming.has_answered() {
             return Some(coming);
         }
-        let why = coming.ended().or_else(|| coming.is_overdue().then(|| "it does not answer".to_owned()));
+        let why = coming.ended().or_else(|| {
+            coming.is_overdue().then(|| {
+                "it does not \
+                 answer"
+                    .to_owned()
+            })
+        });
         match why {
             Some(why) => {
                 coming.kill();
@@ -64,6 +70,10 @@ impl Succession {
 
     fn give_up(&mut self, why: &str) {
         self.refused = true;
-        tracing::warn!(why, "the responder gets no scope of its own: it stays in the agent's cgroup");
+        tracing::warn!(
+            why,
+            "the responder gets no scope of its own: it stays in the agent's \
+             cgroup"
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! Answers that are only counted, until they are written down together: a write for each costs whoever waits as much as
-//! the look at it. Pure.
+//! Answers that are only counted, until they are written down together: a write for each costs
+//! whoever waits as much as the look at it. Pure.
 
 use super::decide::Outcome;
 
@@ -15,7 +15,8 @@ pub struct Counted {
     pub number: u64,
 }
 
-/// What is to be written down. It goes with the process: a pause of the questions, or enough of them, settles it.
+/// What is to be written down. It goes with the process: a pause of the questions, or enough of
+/// them, settles it.
 #[derive(Debug, Default)]
 pub struct Tally {
     counted: Vec<Counted>,
@@ -25,7 +26,8 @@ pub struct Tally {
 impl Tally {
     pub fn add(&mut self, outcome: Outcome, generation: u64) {
         self.number += 1;
-        let same = |counted: &&mut Counted| (counted.outcome, counted.generation) == (outcome, generation);
+        let same =
+            |counted: &&mut Counted| (counted.outcome, counted.generation) == (outcome, generation);
         match self.counted.iter_mut().find(same) {
             Some(counted) => counted.number += 1,
             None => self.counted.push(Counted { outcome, generation, number: 1 }),
@@ -65,7 +67,10 @@ mod tests {
         }
         assert!(!tally.is_empty());
         let counted = |outcome, generation, number| Counted { outcome, generation, number };
-        assert_eq!(tally.take(), [counted(actor, 1, 2), counted(actor, 2, 1), counted(other, 1, 1)]);
+        assert_eq!(
+            tally.take(),
+            [counted(actor, 1, 2), counted(actor, 2, 1), counted(other, 1, 1)]
+        );
         assert!(tally.is_empty() && tally.take().is_empty());
     }
 

@@ -1,9 +1,11 @@
-//! Deletions that this tier cannot stop are at least seen: a thread of the responder that reads what was removed.
+//! Deletions that this tier cannot stop are at least seen: a thread of the responder that reads
+//! what was removed.
 //!
-//! One fanotify group for each superblock with a pool: an event names no superblock, and CephFS gives all that show the
-//! same data the same id. Whoever deletes never waits for this thread, which may wait for a pool's servers, but for
-//! the path of a directory in a record. What was allowed on purpose is counted and recorded as in the other tiers; what
-//! the mode denies is `would-deny`. A guest's deletion in its volume is none of ours.
+//! One fanotify group for each superblock with a pool: an event names no superblock, and CephFS
+//! gives all that show the same data the same id. Whoever deletes never waits for this thread,
+//! which may wait for a pool's servers, but for the path of a directory in a record. What was
+//! allowed on purpose is counted and recorded as in the other tiers; what the mode denies is
+//! `would-deny`. A guest's deletion in its volume is none of ours.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
@@ -76,8 +78,8 @@ impl Witness {
         })
     }
 
-    /// From now on deletions in the superblocks of these mounts are seen, and no others. Waits a moment for it: a thread
-    /// that waits for a pool's servers comes to it later.
+    /// From now on deletions in the superblocks of these mounts are seen, and no others. Waits a
+    /// moment for it: a thread that waits for a pool's servers comes to it later.
     pub fn want(&self, mounts: Vec<Wanted>) {
         *locked(&self.wanted) = mounts;
         let told = locked(&self.told);
@@ -93,16 +95,20 @@ impl Witness {
 
     /// The thread: reads and writes down what is deleted, for ever.
     ///
-    /// It has descriptors of its own (so `/proc/thread-self`, not `/proc/self`), without `questions`, the group of those
-    /// who wait for an answer. Whoever waits there also holds this thread's groups, if one has a mark on the same
-    /// superblock: a process that is killed with both in one table may wait for ever to close the one, before it closes
-    /// the other that would let the waiting go on.
+    /// It has descriptors of its own (so `/proc/thread-self`, not `/proc/self`), without
+    /// `questions`, the group of those who wait for an answer. Whoever waits there also holds this
+    /// thread's groups, if one has a mark on the same superblock: a process that is killed with
+    /// both in one table may wait for ever to close the one, before it closes the other that would
+    /// let the waiting go on.
     pub fn see_all(&self, maps: &mut Maps, ledger: &Ledger, questions: RawFd) {
         let ended = unshare(CloneFlags::CLONE_FILES)
             .and_then(|()| nix::unistd::close(questions))
             .and_then(|()| self.watch(maps, ledger));
         if let Err(errno) = ended {
-            locked(&self.told).unseen = Some(format!("the thread that sees deletions has ended: {errno}"));
+            locked(&self.told).unseen = Some(format!(
+                "the thread that sees deletions has ended: \
+                 {errno}"
+            ));
         }
     }
 
@@ -160,8 +166,8 @@ fn set(ready: &Epoll, watches: &mut HashMap<u32, Watch>, wanted: Vec<Wanted>) ->
     }
 }
 
-/// Marks the mount's superblock. Again if that was done before: its device number may be another superblock's by now,
-/// which has no mark.
+/// Marks the mount's superblock. Again if that was done before: its device number may be another
+/// superblock's by now, which has no mark.
 fn add(ready: &Epoll, watches: &mut HashMap<u32, Watch>, mount: Wanted) -> io::Result<()> {
     // One that is gone is another order's.
     let Some(place) = marks::open_mount(&mount.path.0, mount.mount_id)? else { return Ok(()) };
@@ -206,9 +212,17 @@ struct Sight<'a> {
 impl<'a> Sight<'a> {
     fn new(maps: &'a mut Maps, ledger: &'a Ledger, mount: &'a Wanted) -> Self {
         let mut identities = Identities::default();
-        // Without the table no executable and no cgroup is known: then whoever deletes cannot be told.
+        // Without the table no executable and no cgroup is known: then whoever deletes cannot be
+        // told.
         let _ = identities.refresh();
-        Self { maps, ledger, mount, identities, deleters: HashMap::new(), directories: HashMap::new() }
+        Self {
+            maps,
+            ledger,
+            mount,
+            identities,
+            deleters: HashMap::new(),
+            directories: HashMap::new(),
+        }
     }
 
     fn take(mut self, events: Vec<Event>) {
@@ -231,12 +245,16 @@ impl<'a> Sight<'a> {
             let deleter = self.deleter(entry, now_boot_ns, tgid);
             self.deleters.insert(tgid, deleter);
         }
-        let Some(Deleter { outcome: Some(outcome), process, cgroup_id }) = self.deleters.get(&tgid).cloned()
+        let Some(Deleter { outcome: Some(outcome), process, cgroup_id }) =
+            self.deleters.get(&tgid).cloned()
         else {
             return;
         };
-        let directory =
-            if outcome.counter().is_audited() { self.directory(&deletion.parent).cloned() } else { None };
+        let directory = if outcome.counter().is_audited() {
+            self.directory(&deletion.parent).cloned()
+        } else {
+            None
+        };
         let path = deletion.path(directory.as_ref().map(|(path, _)| path.as_path()));
         let answered = Answered {
             outcome,
@@ -256,23 +274,27 @@ impl<'a> Sight<'a> {
         let _ = self.ledger.enter(self.maps, &answered);
     }
 
-    /// Looks at whoever has deleted something. It may have ended since: then nobody can tell who it was, and all such
-    /// deletions in a pool are one incident, of process 0.
+    /// Looks at whoever has deleted something. It may have ended since: then nobody can tell who it
+    /// was, and all such deletions in a pool are one incident, of process 0.
     fn deleter(&mut self, entry: &PoolEntry, now_boot_ns: u64, tgid: u32) -> Deleter {
         let process = Process::read(Path::new("/proc"), tgid).ok();
         let asked = process.and_then(|process| {
-            let asked = self.identities.ask(self.maps, self.mount.dev, entry, now_boot_ns, tgid).ok();
+            let asked =
+                self.identities.ask(self.maps, self.mount.dev, entry, now_boot_ns, tgid).ok();
             asked.map(|(asker, cgroup_id)| (process, asker, cgroup_id))
         });
         let namespace = mount_namespace(tgid);
-        // What a process that is ending still says of itself lacks its executable: that it is no actor proves nothing.
+        // What a process that is ending still says of itself lacks its executable: that it is no
+        // actor proves nothing.
         let asked = asked.filter(|(_, asker, _)| asker.actor || asker.lease || namespace != 0);
         let asker = asked.as_ref().map(|(_, asker, _)| *asker);
         let mode = Mode::from_u32(entry.mode);
         let is_guest = || self.ledger.is_elsewhere(namespace) && self.sees_only_parts(tgid);
         let outcome = match decide::decide(entry, false, now_boot_ns, asker) {
             Some(Outcome { verdict: Verdict::Denied | Verdict::WouldDeny, .. })
-                if matches!(mode, Some(Mode::Guarded | Mode::Observed)) && asker.is_some() && is_guest() =>
+                if matches!(mode, Some(Mode::Guarded | Mode::Observed))
+                    && asker.is_some()
+                    && is_guest() =>
             {
                 None
             }
@@ -292,7 +314,8 @@ impl<'a> Sight<'a> {
     fn sees_only_parts(&self, tgid: u32) -> bool {
         let Ok(table) = fs::read(format!("/proc/{tgid}/mountinfo")) else { return false };
         let table = Snapshot::parse(&table);
-        let mut mounts = table.entries().iter().filter(|mount| mount.dev() == self.mount.dev).peekable();
+        let mut mounts =
+            table.entries().iter().filter(|mount| mount.dev() == self.mount.dev).peekable();
         mounts.peek().is_some() && mounts.all(|mount| mount.root != Path::new("/"))
     }
 

@@ -26,7 +26,12 @@ fn what_is_hardly_meant() {
         ("actors = [{ cgroup = \"/system.slice\" }]", "wide-actor", "`/system.slice`"),
         ("actors = [{ cgroup = \"/user.slice\" }]", "wide-actor", "`/user.slice`"),
         ("actors = [{ cgroup = \"/kubepods\" }]", "wide-actor", "`/kubepods`"),
-        ("actors = [{ cgroup = \"/kubepods.slice/kubepods-burstable.slice\" }]", "wide-actor", "kubepods-b"),
+        (
+            "actors = [{ cgroup = \"/kubepods.slice/kubepods-burstable.slice\" \
+             }]",
+            "wide-actor",
+            "kubepods-b",
+        ),
         ("actors = [{ executable = \"/bin/bash\" }]", "wide-actor", "`bash`"),
         ("actors = [{ executable = \"/usr/bin/python3.11\" }]", "wide-actor", "`python3.11`"),
         (
@@ -37,7 +42,15 @@ fn what_is_hardly_meant() {
     ] {
         let hints = lint(&policy(&format!("path = \"/a\"\n{root}")));
         assert_eq!(codes(&hints), [code], "{root}");
-        assert!(hints[0].what.contains(told) && hints[0].what.starts_with("root /a: "), "{:?}", hints[0]);
+        assert!(
+            hints[0].what.contains(told)
+                && hints[0].what.starts_with(
+                    "root /a: \
+                     "
+                ),
+            "{:?}",
+            hints[0]
+        );
     }
 }
 
@@ -45,7 +58,8 @@ fn what_is_hardly_meant() {
 fn what_may_be_meant_so() {
     for root in [
         "filesystems = [\"ceph\", \"fuse.juicefs\"]",
-        "actors = [{ cgroup = \"/system.slice/a.service\" }, { cgroup = \"/system.slice/b@1.service\" }]",
+        "actors = [{ cgroup = \"/system.slice/a.service\" }, { cgroup = \
+         \"/system.slice/b@1.service\" }]",
         "actors = [{ cgroup = \"/system.slice/a.service\", executable = \"/bin/sh\" }]",
         "actors = [{ cgroup = \"/user.slice\", executable = \"/opt/backup/prune\" }]",
         "actors = [{ executable = \"/usr/libexec/incus/incusd\" }]",
@@ -86,16 +100,16 @@ fn actors_that_are_not_here() {
 #[test]
 fn shares_that_policy_does_not_name() {
     let table = "1 0 8:1 / / rw - ext4 /dev/sda rw\n\
-        2 1 0:40 / /var/lib/kubelet/pods/a/volumes/kubernetes.io~csi/j/mount rw - fuse.juicefs JuiceFS:j rw\n\
-        3 1 0:41 / /var/lib/kubelet/pods/b/volumes/kubernetes.io~csi/k/mount rw - fuse.juicefs JuiceFS:k rw\n\
-        4 1 0:42 / /var/lib/kubelet/l rw - lustre 10.0.0.1@tcp:/l rw\n\
-        5 1 0:43 / /var/lib/kubelet/s3 rw - fuse.s3fs s3fs rw\n\
-        6 1 0:44 / /var/lib/kubelet/t rw - tmpfs tmpfs rw\n\
-        7 1 0:45 / /var/lib/kubelet/n rw - nfs4 nas:/n rw\n\
-        8 1 0:46 / /var/lib/kubelet/o rw - fuse.fuse-overlayfs fuse-overlayfs rw\n\
-        9 1 0:47 / /mnt/gcs rw - fuse.gcsfuse bucket rw\n\
-        10 1 8:2 / /var/lib/kubelet/d rw - ext4 /dev/sdb rw\n\
-        11 1 0:48 / /var/lib/kubelet-backup rw - fuse.gcsfuse bucket rw\n";
+                 2 1 0:40 / /var/lib/kubelet/pods/a/volumes/kubernetes.io~csi/j/mount rw - \
+                 fuse.juicefs JuiceFS:j rw\n3 1 0:41 / \
+                 /var/lib/kubelet/pods/b/volumes/kubernetes.io~csi/k/mount rw - fuse.juicefs \
+                 JuiceFS:k rw\n4 1 0:42 / /var/lib/kubelet/l rw - lustre 10.0.0.1@tcp:/l rw\n5 1 \
+                 0:43 / /var/lib/kubelet/s3 rw - fuse.s3fs s3fs rw\n6 1 0:44 / /var/lib/kubelet/t \
+                 rw - tmpfs tmpfs rw\n7 1 0:45 / /var/lib/kubelet/n rw - nfs4 nas:/n rw\n\
+                 8 1 0:46 / /var/lib/kubelet/o rw - fuse.fuse-overlayfs fuse-overlayfs rw\n\
+                 9 1 0:47 / /mnt/gcs rw - fuse.gcsfuse bucket rw\n\
+                 10 1 8:2 / /var/lib/kubelet/d rw - ext4 /dev/sdb rw\n\
+                 11 1 0:48 / /var/lib/kubelet-backup rw - fuse.gcsfuse bucket rw\n";
     let snapshot = Snapshot::parse(table.as_bytes());
     let told = |policy: &Policy| -> Vec<String> {
         unnamed_shares(policy, &snapshot).into_iter().map(|hint| hint.what).collect()
@@ -113,7 +127,11 @@ fn shares_that_policy_does_not_name() {
             format!("{place}fuse.s3fs at /var/lib/kubelet/s3 is not protected"),
         ]
     );
-    let nested = format!("path = \"/var/lib/kubelet\"\n{}", "[[root]]\npath = \"/var/lib/kubelet/pods\"");
+    let nested = format!(
+        "path = \
+         \"/var/lib/kubelet\"\n{}",
+        "[[root]]\npath = \"/var/lib/kubelet/pods\""
+    );
     let nested = told(&policy(&nested)).concat();
     assert_eq!(nested.matches("fuse.juicefs").count(), 1, "the innermost root tells: {nested}");
     let named = "filesystems = [\"nfs\", \"fuse.juicefs\", \"lustre\", \"fuse.s3fs\"]";

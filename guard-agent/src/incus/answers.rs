@@ -20,7 +20,8 @@ pub struct Answer {
     pub body: Vec<u8>,
 }
 
-/// What every body is wrapped in. Errors have `error` and `error_code`, others `status_code` and `metadata`.
+/// What every body is wrapped in. Errors have `error` and `error_code`, others `status_code` and
+/// `metadata`.
 #[derive(Debug, Deserialize)]
 struct Envelope {
     #[serde(rename = "type")]
@@ -53,7 +54,10 @@ impl Answer {
             };
         };
         let failed = envelope.kind.as_deref() == Some("error") || self.status >= 400;
-        let code = [envelope.error_code, envelope.status_code].into_iter().flatten().find(|code| *code != 0);
+        let code = [envelope.error_code, envelope.status_code]
+            .into_iter()
+            .flatten()
+            .find(|code| *code != 0);
         match envelope.metadata {
             _ if failed => Content::Error {
                 code: code.unwrap_or(i64::from(self.status)),
@@ -84,7 +88,8 @@ pub(super) fn shortened(mut text: String) -> String {
     text
 }
 
-/// Whether an operation "Joining cluster" is among this server's own, which is what the daemon was asked for.
+/// Whether an operation "Joining cluster" is among this server's own, which is what the daemon was
+/// asked for.
 pub fn joins(answer: &Answer) -> Result<JoinOperation, String> {
     match answer.content() {
         Content::Metadata(Value::Object(by_status)) => {
@@ -114,7 +119,8 @@ pub fn location(value: &Value) -> &str {
     value["location"].as_str().filter(|location| *location != "none").unwrap_or_default()
 }
 
-/// Looks for this server, by its cluster address, in the list of members; with its name, if it is there.
+/// Looks for this server, by its cluster address, in the list of members; with its name, if it is
+/// there.
 pub fn members(answer: &Answer, config: &Config) -> (Membership, Option<String>) {
     let membership = match answer.content() {
         Content::Metadata(Value::Array(list)) => return find(&list, config),
@@ -144,7 +150,9 @@ fn find(list: &[Value], config: &Config) -> (Membership, Option<String>) {
         return (Membership::NoAnswer { why }, None);
     };
     match urls.iter().find(|(_, url)| *url == own) {
-        Some((member, _)) => (Membership::Member, member["server_name"].as_str().map(str::to_owned)),
+        Some((member, _)) => {
+            (Membership::Member, member["server_name"].as_str().map(str::to_owned))
+        }
         None => (Membership::NotListed, None),
     }
 }

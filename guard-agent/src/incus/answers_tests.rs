@@ -9,8 +9,7 @@ fn answer(status: u16, body: &str) -> Answer {
 }
 
 fn success(metadata: &str) -> Answer {
-    let head =
-        r#""type":"sync","status":"Success","status_code":200,"operation":"","error_code":0,"error":"""#;
+    let head = r#""type":"sync","status":"Success","status_code":200,"operation":"","error_code":0,"error":"""#;
     answer(200, &format!(r#"{{{head},"metadata":{metadata}}}"#))
 }
 
@@ -44,7 +43,12 @@ fn membership(answer: &Answer, config: &Config) -> Membership {
 fn this_server_is_found_by_its_address() {
     let found = members(&two_members(), &config("10.0.2.15:8443"));
     assert_eq!(found, (Membership::Member, Some("node2".to_owned())));
-    assert_eq!(membership(&two_members(), &config("10.0.2.15")), Membership::Member, "the usual port");
+    assert_eq!(
+        membership(&two_members(), &config("10.0.2.15")),
+        Membership::Member,
+        "the usual \
+         port"
+    );
     assert_eq!(membership(&two_members(), &config("10.0.2.1:8443")), Membership::NotListed);
     assert_eq!(membership(&two_members(), &config("10.0.2.15:8444")), Membership::NotListed);
     assert_eq!(membership(&success("[]"), &config("10.0.2.15:8443")), Membership::NotListed);
@@ -70,7 +74,17 @@ fn addresses_are_compared_as_they_are_meant() {
 fn what_is_no_list_says_what_it_says() {
     let own = config("10.0.2.15:8443");
     for code in [400, 500] {
-        assert_eq!(membership(&failure(code, "Server is not clustered"), &own), Membership::NotClustered);
+        assert_eq!(
+            membership(
+                &failure(
+                    code,
+                    "Server is not \
+                     clustered"
+                ),
+                &own
+            ),
+            Membership::NotClustered
+        );
     }
     assert_eq!(membership(&failure(503, "Daemon is starting up"), &own), Membership::Starting);
     assert_eq!(membership(&answer(503, "busy"), &own), Membership::Starting);
@@ -79,12 +93,26 @@ fn what_is_no_list_says_what_it_says() {
         other => panic!("{other:?}"),
     };
     assert!(
-        no_answer(&failure(500, "Failed to begin transaction"), &own).contains("Failed to begin transaction")
+        no_answer(
+            &failure(
+                500,
+                "Failed to begin \
+                 transaction"
+            ),
+            &own
+        )
+        .contains("Failed to begin transaction")
     );
     assert!(no_answer(&answer(200, "<html>Server is not clustered"), &own).contains("<html>"));
     assert!(no_answer(&success("null"), &own).contains("unexpected"));
-    assert!(no_answer(&success(r#"[{"server_name":"node2"}]"#), &own).contains("without addresses"));
-    assert!(no_answer(&success(r#"["/1.0/cluster/members/node2"]"#), &own).contains("without addresses"));
+    assert!(no_answer(&success(r#"[{"server_name":"node2"}]"#), &own).contains(
+        "without \
+         addresses"
+    ));
+    assert!(no_answer(&success(r#"["/1.0/cluster/members/node2"]"#), &own).contains(
+        "without \
+         addresses"
+    ));
     let unreadable = Config::Unreadable { why: "locked".to_owned() };
     let none = Config::cluster(None, 0);
     for config in [unreadable, none, Config::Absent] {
@@ -95,10 +123,20 @@ fn what_is_no_list_says_what_it_says() {
 #[test]
 fn an_error_that_is_a_book_is_cut() {
     let book = "ä".repeat(4_000_000);
-    let Membership::NoAnswer { why } = membership(&failure(500, &book), &config("10.0.2.15:8443")) else {
+    let Membership::NoAnswer { why } = membership(&failure(500, &book), &config("10.0.2.15:8443"))
+    else {
         panic!("an error is no answer")
     };
-    assert!(why.starts_with("500: ää") && why.ends_with("ä…") && why.len() < 1100, "{} bytes", why.len());
+    assert!(
+        why.starts_with(
+            "500: \
+             ää"
+        ) && why.ends_with("ä…")
+            && why.len() < 1100,
+        "{} \
+         bytes",
+        why.len()
+    );
     let operations = joins(&failure(500, &book)).unwrap_err();
     assert!(operations.len() < 1100, "{} bytes", operations.len());
 }
@@ -112,9 +150,12 @@ fn operation(description: &str, code: u16, location: &str) -> String {
 #[test]
 fn a_join_is_seen_among_operations() {
     let other = operation("Creating instance", 103, "none");
-    let running = success(&format!(r#"{{"running":[{other},{}]}}"#, operation(JOINING, 103, "none")));
-    let failed =
-        success(&format!(r#"{{"failure":[{}],"running":[{other}]}}"#, operation(JOINING, 400, "none")));
+    let running =
+        success(&format!(r#"{{"running":[{other},{}]}}"#, operation(JOINING, 103, "none")));
+    let failed = success(&format!(
+        r#"{{"failure":[{}],"running":[{other}]}}"#,
+        operation(JOINING, 400, "none")
+    ));
     let ended = success(&format!(r#"{{"success":[{}]}}"#, operation(JOINING, 200, "none")));
     let again = success(&format!(
         r#"{{"failure":[{}],"running":[{}]}}"#,

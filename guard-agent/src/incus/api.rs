@@ -1,8 +1,9 @@
-//! Asks the daemon over its Unix socket: HTTP/1, a connection for each question, every question under one time-out, the
-//! answer bounded.
+//! Asks the daemon over its Unix socket: HTTP/1, a connection for each question, every question
+//! under one time-out, the answer bounded.
 //!
-//! Whoever calls has made sure that the daemon runs (see the module's head). A second check stands behind that: the
-//! process at the other end must be one of the daemon's, or PID 1, which opens the socket where it is activated.
+//! Whoever calls has made sure that the daemon runs (see the module's head). A second check stands
+//! behind that: the process at the other end must be one of the daemon's, or PID 1, which opens the
+//! socket where it is activated.
 
 use std::io;
 use std::path::PathBuf;
@@ -20,9 +21,10 @@ use tokio::time::timeout;
 
 use super::answers::Answer;
 
-/// What Incus's members call themselves when they ask each other. Whoever says so is answered for this server alone;
-/// else the daemon asks every other member of the cluster, and writes a line into its log for each that is offline.
-/// (Read in 6.0.4 and 7.3. The event stream takes it for a member's, and looks for that one's certificate.)
+/// What Incus's members call themselves when they ask each other. Whoever says so is answered for
+/// this server alone; else the daemon asks every other member of the cluster, and writes a line
+/// into its log for each that is offline. (Read in 6.0.4 and 7.3. The event stream takes it for a
+/// member's, and looks for that one's certificate.)
 const USER_AGENT: &str = "incus-cluster-notifier";
 /// Of one answer.
 const BODY_LIMIT: usize = 8 * 1024 * 1024;
@@ -86,7 +88,8 @@ impl Socket {
     async fn ask_unbounded(&self, path: &'static str) -> Result<Answer, AskError> {
         let failed = |source| AskError::Http { path, source };
         let stream = self.connect().await?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
         // Ends with this function.
         let mut driver = JoinSet::new();
         driver.spawn(connection);

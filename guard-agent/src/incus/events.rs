@@ -59,9 +59,11 @@ async fn connect(socket: &Socket) -> Result<WebSocketStream<UnixStream>, StreamE
 
 async fn connect_unbounded(socket: &Socket) -> Result<WebSocketStream<UnixStream>, StreamError> {
     let stream = socket.connect().await?;
-    let limits =
-        WebSocketConfig::default().max_message_size(Some(MESSAGE_LIMIT)).max_frame_size(Some(MESSAGE_LIMIT));
-    let connected = tokio_tungstenite::client_async_with_config(REQUEST, stream, Some(limits)).await;
+    let limits = WebSocketConfig::default()
+        .max_message_size(Some(MESSAGE_LIMIT))
+        .max_frame_size(Some(MESSAGE_LIMIT));
+    let connected =
+        tokio_tungstenite::client_async_with_config(REQUEST, stream, Some(limits)).await;
     connected.map(|(stream, _)| stream).map_err(StreamError::Broken)
 }
 

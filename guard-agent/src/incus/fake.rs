@@ -1,5 +1,6 @@
-//! A fake Incus for tests: a Unix socket in a temporary directory that speaks canned HTTP and WebSocket, and the `/proc`
-//! and cgroup of its daemon. This process plays the daemon, so that the socket is its own.
+//! A fake Incus for tests: a Unix socket in a temporary directory that speaks canned HTTP and
+//! WebSocket, and the `/proc` and cgroup of its daemon. This process plays the daemon, so that the
+//! socket is its own.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -47,14 +48,16 @@ pub(super) struct Fake {
 }
 
 pub(super) fn success(metadata: &str) -> Behaviour {
-    let head =
-        r#""type":"sync","status":"Success","status_code":200,"operation":"","error_code":0,"error":"""#;
+    let head = r#""type":"sync","status":"Success","status_code":200,"operation":"","error_code":0,"error":"""#;
     Behaviour::Says(200, format!(r#"{{{head},"metadata":{metadata}}}"#))
 }
 
 pub(super) fn failure(code: u16, text: &str) -> Behaviour {
     let head = r#""type":"error","status":"","status_code":0,"operation":"""#;
-    Behaviour::Says(code, format!(r#"{{{head},"error_code":{code},"error":"{text}","metadata":null}}"#))
+    Behaviour::Says(
+        code,
+        format!(r#"{{{head},"error_code":{code},"error":"{text}","metadata":null}}"#),
+    )
 }
 
 pub(super) const OPERATIONS: &str = "/1.0/operations";
@@ -86,7 +89,9 @@ impl Fake {
             (OPERATIONS, success("{}")),
             (
                 MEMBERS,
-                success(r#"[{"server_name":"node2","url":"https://10.0.2.15:8443","status":"Online"}]"#),
+                success(
+                    r#"[{"server_name":"node2","url":"https://10.0.2.15:8443","status":"Online"}]"#,
+                ),
             ),
         ]);
         Self {
@@ -114,10 +119,15 @@ impl Fake {
         fs::create_dir_all(path.join("ns")).unwrap();
         fs::create_dir_all(path.join("fd")).unwrap();
         fs::create_dir_all(path.join("net")).unwrap();
-        fs::write(path.join("stat"), stat(pid, "incusd", parent, 5_000 + u64::from(pid % 100))).unwrap();
+        fs::write(path.join("stat"), stat(pid, "incusd", parent, 5_000 + u64::from(pid % 100)))
+            .unwrap();
         let cmdline: String = arguments.iter().map(|word| format!("{word}\0")).collect();
         fs::write(path.join("cmdline"), cmdline).unwrap();
-        fs::write(path.join("environ"), format!("INCUS_DIR={}\0", self.options.directory.display())).unwrap();
+        fs::write(
+            path.join("environ"),
+            format!("INCUS_DIR={}\0", self.options.directory.display()),
+        )
+        .unwrap();
         fs::write(path.join("net/unix"), "").unwrap();
         symlink("mnt:[1]", path.join("ns/mnt")).unwrap();
     }
@@ -213,14 +223,27 @@ async fn serve(
     let length = stream.read(&mut request).await.unwrap_or_default();
     let is_member = String::from_utf8_lossy(&request[..length]).contains("incus-cluster-notifier");
     let behaviour = if path == OPERATIONS && !is_member {
-        // Whoever does not speak as a member is told of the whole cluster: here, of a join on another one.
-        success(r#"{"running":[{"description":"Joining cluster","status_code":103,"location":"none"}]}"#)
+        // Whoever does not speak as a member is told of the whole cluster: here, of a join on
+        // another one.
+        success(
+            r#"{"running":[{"description":"Joining cluster","status_code":103,"location":"none"}]}"#,
+        )
     } else {
-        answers.lock().unwrap().get(path.as_str()).cloned().unwrap_or_else(|| failure(404, "not found"))
+        answers.lock().unwrap().get(path.as_str()).cloned().unwrap_or_else(|| {
+            failure(
+                404,
+                "not \
+                 found",
+            )
+        })
     };
     let _ = match behaviour {
         Behaviour::Says(status, body) => {
-            let text = format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+            let text = format!(
+                "HTTP/1.1 {status} X\r\nContent-Length: \
+                 {}\r\n\r\n{body}",
+                body.len()
+            );
             stream.write_all(text.as_bytes()).await
         }
         Behaviour::Hangs => return std::future::pending().await,

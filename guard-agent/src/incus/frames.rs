@@ -1,4 +1,5 @@
-//! A frame of the event stream → what it means for the node. Pure; any bytes give a value or nothing.
+//! A frame of the event stream → what it means for the node. Pure; any bytes give a value or
+//! nothing.
 
 use serde_json::Value;
 
@@ -9,8 +10,9 @@ use crate::join::Event;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     pub news: News,
-    /// The server that has sent it; empty if it has no name of its own, as none has outside a cluster. (An operation
-    /// has a location too, which is the name that its server had when it began: "none" for a join.)
+    /// The server that has sent it; empty if it has no name of its own, as none has outside a
+    /// cluster. (An operation has a location too, which is the name that its server had when it
+    /// began: "none" for a join.)
     pub sender: String,
 }
 
@@ -50,8 +52,8 @@ pub enum Meaning {
 }
 
 impl Report {
-    /// What it means for this server: members hear of each other, and what happens on another one is nothing to this
-    /// one, unless it is about this one.
+    /// What it means for this server: members hear of each other, and what happens on another one
+    /// is nothing to this one, unless it is about this one.
     pub fn meaning(&self, own: Own<'_>) -> Meaning {
         match (&self.news, own) {
             (News::Removed { member }, Own::Named(own)) if own == member => {
@@ -94,17 +96,23 @@ fn operation(operation: &Value) -> Option<News> {
 fn lifecycle(event: &Value) -> Option<News> {
     match event["action"].as_str()? {
         "cluster-member-added" => Some(News::Event(Event::MemberAdded)),
-        "cluster-member-removed" => Some(News::Removed { member: member(event["source"].as_str()?)? }),
+        "cluster-member-removed" => {
+            Some(News::Removed { member: member(event["source"].as_str()?)? })
+        }
         "cluster-disabled" => Some(News::Event(Event::ClusterDisabled)),
-        "cluster-enabled" | "cluster-member-renamed" | "cluster-member-updated" | "config-updated" => {
+        "cluster-enabled"
+        | "cluster-member-renamed"
+        | "cluster-member-updated"
+        | "config-updated" => Some(News::LookAgain),
+        "storage-pool-created" | "storage-pool-updated" | "storage-pool-deleted" => {
             Some(News::LookAgain)
         }
-        "storage-pool-created" | "storage-pool-updated" | "storage-pool-deleted" => Some(News::LookAgain),
         _ => None,
     }
 }
 
-/// The member that an entity's address names. (Incus lets names be host names: nothing in them is escaped.)
+/// The member that an entity's address names. (Incus lets names be host names: nothing in them is
+/// escaped.)
 fn member(source: &str) -> Option<String> {
     let path = source.split('?').next()?;
     path.strip_prefix("/1.0/cluster/members/").filter(|name| !name.is_empty()).map(str::to_owned)
@@ -146,10 +154,21 @@ mod tests {
         }
         assert_eq!(event(&operation(200, "", "node2")), Some(Event::JoinEnded { succeeded: true }));
         for code in [400, 401] {
-            assert_eq!(event(&operation(code, "", "none")), Some(Event::JoinEnded { succeeded: false }));
+            assert_eq!(
+                event(&operation(code, "", "none")),
+                Some(Event::JoinEnded { succeeded: false })
+            );
         }
-        let failed =
-            decode(operation(400, "Failed to request to join the cluster", "none").as_bytes()).unwrap();
+        let failed = decode(
+            operation(
+                400,
+                "Failed to request to join the \
+                 cluster",
+                "none",
+            )
+            .as_bytes(),
+        )
+        .unwrap();
         assert_eq!(
             failed.news,
             News::JoinFailed { error: "Failed to request to join the cluster".to_owned() }
@@ -163,7 +182,10 @@ mod tests {
         assert_eq!(event(&lifecycle("cluster-member-added", "node2")), Some(Event::MemberAdded));
         assert_eq!(event(&lifecycle("cluster-disabled", "")), Some(Event::ClusterDisabled));
         for action in ["storage-pool-created", "storage-pool-updated", "storage-pool-deleted"] {
-            assert_eq!(decode(lifecycle(action, "node2").as_bytes()).unwrap().news, News::LookAgain);
+            assert_eq!(
+                decode(lifecycle(action, "node2").as_bytes()).unwrap().news,
+                News::LookAgain
+            );
         }
         assert_eq!(decode(lifecycle("instance-created", "node2").as_bytes()), None);
     }
@@ -171,7 +193,8 @@ mod tests {
     #[test]
     fn news_of_another_member_is_none() {
         let node2 = Own::Named("node2");
-        // A join's operation keeps the location that its server had before; what counts is who has sent it.
+        // A join's operation keeps the location that its server had before; what counts is who has
+        // sent it.
         let forwarded = operation(103, "", "none")
             .replace(r#""location":"none","project""#, r#""location":"node3","project""#);
         for frame in [
@@ -183,7 +206,12 @@ mod tests {
             &lifecycle("storage-pool-created", "node3"),
         ] {
             assert_eq!(meaning(frame, node2), Meaning::Nothing, "{frame}");
-            assert_eq!(meaning(frame, Own::Unnamed), Meaning::LookAgain, "whose it is is not known: {frame}");
+            assert_eq!(
+                meaning(frame, Own::Unnamed),
+                Meaning::LookAgain,
+                "whose it is is not \
+                 known: {frame}"
+            );
         }
         assert_eq!(meaning(&forwarded, Own::Named("node3")), Meaning::Event(Event::JoinBegan));
         assert_eq!(meaning(&forwarded, Own::Alone), Meaning::Event(Event::JoinBegan));

@@ -1,7 +1,9 @@
-//! Reads `database/local.db`, the node's own database: its cluster address, and the raft nodes it knows.
+//! Reads `database/local.db`, the node's own database: its cluster address, and the raft nodes it
+//! knows.
 //!
-//! It writes nothing and creates no file beside the database, whatever state that is in. It blocks for a moment when
-//! Incus writes: call it where that is all right. Incus waits for five seconds for a reader, who needs milliseconds.
+//! It writes nothing and creates no file beside the database, whatever state that is in. It blocks
+//! for a moment when Incus writes: call it where that is all right. Incus waits for five seconds
+//! for a reader, who needs milliseconds.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
@@ -78,7 +80,8 @@ pub enum LocalDbError {
     Locked { path: PathBuf },
     /// A journal or write-ahead log that only a writer may play back.
     #[error(
-        "{path} was left in the middle of a transaction: it can be read once Incus has started and repaired it"
+        "{path} was left in the middle of a transaction: it can be read once Incus has started and \
+         repaired it"
     )]
     Unfinished { path: PathBuf },
     #[error("{path} is damaged")]
@@ -126,8 +129,8 @@ pub fn read(path: &Path, snapshot: &Snapshot) -> Result<LocalDb, LocalDbError> {
     }
     let before = check_header(&real)?;
     let log = beside(&real, "-wal");
-    // Without a log there is nothing to share with a writer, and SQLite would create one to share. Then the
-    // file is read as it is, and again later if it has changed meanwhile.
+    // Without a log there is nothing to share with a writer, and SQLite would create one to share.
+    // Then the file is read as it is, and again later if it has changed meanwhile.
     let alone = before.write_ahead && !exists(&log)?;
     let database = read_tables(&real, alone)?;
     if alone && (check_header(&real)? != before || exists(&log)?) {
@@ -145,7 +148,8 @@ struct Version {
     modified: (i64, i64),
 }
 
-/// SQLite takes an empty file for an empty database, and follows a header wherever it leads: look first.
+/// SQLite takes an empty file for an empty database, and follows a header wherever it leads: look
+/// first.
 fn check_header(path: &Path) -> Result<Version, LocalDbError> {
     let about = fs::symlink_metadata(path).map_err(|error| failed("look at", path, error))?;
     if !about.is_file() {
@@ -233,7 +237,8 @@ fn uri(path: &Path, alone: bool) -> String {
     uri
 }
 
-/// The whole table, not one key of it: a look-up would go through an index, and a damaged index has no rows.
+/// The whole table, not one key of it: a look-up would go through an index, and a damaged index has
+/// no rows.
 fn read_settings(connection: &Connection) -> rusqlite::Result<Vec<(String, Option<String>)>> {
     let mut statement = connection.prepare("SELECT key, value FROM config NOT INDEXED")?;
     let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
@@ -241,9 +246,11 @@ fn read_settings(connection: &Connection) -> rusqlite::Result<Vec<(String, Optio
 }
 
 fn read_raft_nodes(connection: &Connection) -> rusqlite::Result<Vec<RaftNode>> {
-    let mut statement = connection.prepare("SELECT id, address, name FROM raft_nodes NOT INDEXED")?;
-    let rows = statement
-        .query_map([], |row| Ok(RaftNode { id: row.get(0)?, address: row.get(1)?, name: row.get(2)? }))?;
+    let mut statement =
+        connection.prepare("SELECT id, address, name FROM raft_nodes NOT INDEXED")?;
+    let rows = statement.query_map([], |row| {
+        Ok(RaftNode { id: row.get(0)?, address: row.get(1)?, name: row.get(2)? })
+    })?;
     rows.take(ROWS + 1).collect()
 }
 

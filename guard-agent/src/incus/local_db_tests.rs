@@ -46,11 +46,13 @@ impl Place {
 
     /// Reads; nothing is made, removed or written by that.
     fn read(&self) -> Result<LocalDb, LocalDbError> {
-        // Readers' marks are in the shared memory, which the writer of the same process has opened for both.
+        // Readers' marks are in the shared memory, which the writer of the same process has opened
+        // for both.
         let bytes = |path: &PathBuf| {
             if path.to_string_lossy().ends_with("-shm") { None } else { fs::read(path).ok() }
         };
-        let content = || self.files().into_iter().map(|path| (bytes(&path), path)).collect::<Vec<_>>();
+        let content =
+            || self.files().into_iter().map(|path| (bytes(&path), path)).collect::<Vec<_>>();
         let before = content();
         let result = read(&self.path, &Snapshot::default());
         assert!(content() == before, "the files stay as they were");
@@ -69,9 +71,15 @@ fn a_member_and_a_standalone_server() {
     let database = Place::joined().read().unwrap();
     assert_eq!(database.cluster_address.as_deref(), Some("10.0.2.15:8443"));
     assert_eq!(database.core_address.as_deref(), Some("10.0.2.15:8443"));
-    let node =
-        |id, address: &str, name: &str| RaftNode { id, address: address.to_owned(), name: name.to_owned() };
-    assert_eq!(database.raft_nodes, [node(1, "10.0.2.11:8443", "node1"), node(2, "10.0.2.15:8443", "node2")]);
+    let node = |id, address: &str, name: &str| RaftNode {
+        id,
+        address: address.to_owned(),
+        name: name.to_owned(),
+    };
+    assert_eq!(
+        database.raft_nodes,
+        [node(1, "10.0.2.11:8443", "node1"), node(2, "10.0.2.15:8443", "node2")]
+    );
     let config = Config::from(&Ok(database));
     let expected = Config::Read {
         cluster_address: Some("10.0.2.15:8443".to_owned()),
@@ -107,7 +115,8 @@ fn more_columns_and_tables_are_no_obstacle_and_missing_ones_are() {
 
 #[test]
 fn tables_that_never_end_are_given_up() {
-    let numbers = "WITH RECURSIVE n(key, value) AS (SELECT 1, 1 UNION ALL SELECT key + 1, 1 FROM n)";
+    let numbers = "WITH RECURSIVE n(key, value) AS (SELECT 1, 1 UNION ALL SELECT key + 1, 1 FROM \
+                   n)";
     let silent = format!("CREATE VIEW config AS {numbers} SELECT key, value FROM n WHERE key < 0;");
     let slow = Place::with(&silent).read();
     assert!(matches!(slow, Err(LocalDbError::TooSlow { .. })), "{slow:?}");
@@ -131,14 +140,22 @@ fn absence_is_told_from_everything_else() {
     fs::remove_dir(&place.path).unwrap();
     nix::unistd::mkfifo(&place.path, nix::sys::stat::Mode::S_IRWXU).unwrap();
     let nobody_writes = read(&place.path, &Snapshot::default());
-    assert!(matches!(nobody_writes, Err(LocalDbError::NotFile { .. })), "and it does not wait for a writer");
+    assert!(
+        matches!(nobody_writes, Err(LocalDbError::NotFile { .. })),
+        "and it does not wait for \
+         a writer"
+    );
 }
 
 #[test]
 fn damage_is_never_an_empty_table() {
     let truncated = Place::joined();
     truncated.damage(|bytes| bytes.truncate(bytes.len() - 4096));
-    assert!(matches!(truncated.read(), Err(LocalDbError::Damaged { .. })), "{:?}", truncated.read());
+    assert!(
+        matches!(truncated.read(), Err(LocalDbError::Damaged { .. })),
+        "{:?}",
+        truncated.read()
+    );
     let length = fs::metadata(&Place::joined().path).unwrap().len();
     for page in 0..usize::try_from(length / 4096).unwrap() {
         let place = Place::joined();
@@ -146,7 +163,10 @@ fn damage_is_never_an_empty_table() {
         match place.read() {
             // A page that is not looked at: an index, another table.
             Ok(database) => {
-                assert_eq!((database.raft_nodes.len(), database.cluster_address.is_some()), (2, true))
+                assert_eq!(
+                    (database.raft_nodes.len(), database.cluster_address.is_some()),
+                    (2, true)
+                )
             }
             Err(LocalDbError::Damaged { .. } | LocalDbError::NotDatabase { .. }) => {}
             Err(error) => panic!("page {page}: {error:?}"),
@@ -171,8 +191,14 @@ fn a_transaction_that_a_crash_has_cut_off() {
     let place = Place::joined();
     let writer = place.writer();
     // Small enough a cache that pages reach the file before the commit.
-    writer.execute_batch("PRAGMA cache_size = 1; BEGIN IMMEDIATE; DELETE FROM raft_nodes;").unwrap();
-    let filler = "INSERT INTO config (key, value) VALUES (hex(randomblob(100)), hex(randomblob(3000)))";
+    writer
+        .execute_batch(
+            "PRAGMA cache_size = 1; BEGIN IMMEDIATE; DELETE FROM \
+             raft_nodes;",
+        )
+        .unwrap();
+    let filler = "INSERT INTO config (key, value) VALUES (hex(randomblob(100)), \
+                  hex(randomblob(3000)))";
     for _ in 0..50 {
         writer.execute_batch(filler).unwrap();
     }
@@ -181,9 +207,21 @@ fn a_transaction_that_a_crash_has_cut_off() {
     fs::copy(&place.path, &crashed.path).unwrap();
     fs::copy(&journal, beside(&crashed.path, "-journal")).unwrap();
     assert!(matches!(crashed.read(), Err(LocalDbError::Unfinished { .. })), "{:?}", crashed.read());
-    let repaired: u32 =
-        crashed.writer().query_row("SELECT count(*) FROM raft_nodes", [], |row| row.get(0)).unwrap();
-    assert_eq!((repaired, crashed.read().unwrap().raft_nodes.len()), (2, 2), "once a writer has opened it");
+    let repaired: u32 = crashed
+        .writer()
+        .query_row(
+            "SELECT count(*) FROM \
+             raft_nodes",
+            [],
+            |row| row.get(0),
+        )
+        .unwrap();
+    assert_eq!(
+        (repaired, crashed.read().unwrap().raft_nodes.len()),
+        (2, 2),
+        "once a writer has \
+         opened it"
+    );
 }
 
 #[test]
@@ -208,11 +246,17 @@ fn links_are_followed_and_network_filesystems_are_not_touched() {
     symlink(&place.path, &link).unwrap();
     assert_eq!(read(&link, &Snapshot::default()).unwrap().raft_nodes.len(), 2);
     let real = place.directory.path().canonicalize().unwrap();
-    let table =
-        format!("27 1 254:0 / / rw - ext4 /dev/vda rw\n78 27 0:43 / {} rw - ceph m:/ rw\n", real.display());
+    let table = format!(
+        "27 1 254:0 / / rw - ext4 /dev/vda rw\n78 27 0:43 / {} rw - ceph m:/ \
+         rw\n",
+        real.display()
+    );
     let snapshot = Snapshot::parse(table.as_bytes());
     assert!(matches!(read(&real.join("local.db"), &snapshot), Err(LocalDbError::OnNetwork { .. })));
     let elsewhere = tempfile::tempdir().unwrap();
     symlink(&place.path, elsewhere.path().join("link")).unwrap();
-    assert!(matches!(read(&elsewhere.path().join("link"), &snapshot), Err(LocalDbError::OnNetwork { .. })));
+    assert!(matches!(
+        read(&elsewhere.path().join("link"), &snapshot),
+        Err(LocalDbError::OnNetwork { .. })
+    ));
 }

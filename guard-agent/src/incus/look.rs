@@ -1,5 +1,5 @@
-//! One look at a node: process and `local.db`, then, only if the daemon runs and listens, its answers. Every part has
-//! its own time-out and says by itself what it could not see.
+//! One look at a node: process and `local.db`, then, only if the daemon runs and listens, its
+//! answers. Every part has its own time-out and says by itself what it could not see.
 
 use std::error::Error;
 use std::fs::File;
@@ -83,7 +83,8 @@ impl Looker {
         Socket { path: served.socket, processes: served.processes, timeout: self.limits.answers }
     }
 
-    /// Looks at everything. Where `local.db` cannot be read now, this server's address is the one that was `known`.
+    /// Looks at everything. Where `local.db` cannot be read now, this server's address is the one
+    /// that was `known`.
     pub async fn look(&self, known: Option<&Config>) -> Seen {
         let (sighting, config) = tokio::join!(self.sighting(), self.config());
         let unasked = |why: Option<String>, sighting: Sighting| Seen {
@@ -103,15 +104,20 @@ impl Looker {
                 let pid = incarnation.pid;
                 let why = match &self.options.socket {
                     Some(socket) => format!(
-                        "process {pid} does not listen on {}: it is starting or ending, or incus_socket is another",
+                        "process {pid} does not listen on {}: it is starting or ending, or \
+                         incus_socket is another",
                         socket.display()
                     ),
-                    None => format!("process {pid} listens on no unix.socket: it is starting or ending"),
+                    None => format!(
+                        "process {pid} listens on no unix.socket: it is starting or \
+                         ending"
+                    ),
                 };
                 unasked(Some(why), sighting)
             }
             (Daemon::Running { .. }, Listener::Daemon(socket)) => {
-                let served = Served { socket: socket.clone(), processes: sighting.processes.clone() };
+                let served =
+                    Served { socket: socket.clone(), processes: sighting.processes.clone() };
                 self.ask(served, sighting, config, known).await
             }
             (Daemon::Running { .. }, Listener::Unknown) => {
@@ -121,7 +127,13 @@ impl Looker {
         }
     }
 
-    async fn ask(&self, served: Served, sighting: Sighting, config: Config, known: Option<&Config>) -> Seen {
+    async fn ask(
+        &self,
+        served: Served,
+        sighting: Sighting,
+        config: Config,
+        known: Option<&Config>,
+    ) -> Seen {
         let socket = self.socket(served.clone());
         // One after the other: a join that ended before the first answer shows in the second.
         let joins = socket.ask(OPERATIONS).await;
@@ -161,7 +173,9 @@ impl Looker {
             Ok(process::sight(&options, &snapshot, ticks_per_second()))
         };
         self.read(&self.reading_processes, read).await.unwrap_or_else(|why| {
-            tracing::debug!(directory = %self.options.directory.display(), why, "the daemon's process could not be looked for");
+            tracing::debug!(directory = %self.options.directory.display(), why, "the daemon's \
+                                                                                 process could not \
+                                                                                 be looked for");
             Sighting::unknown()
         })
     }
@@ -190,15 +204,17 @@ impl Looker {
         self.read(&self.reading_database, read).await.unwrap_or(true)
     }
 
-    /// Reads where that may block, but waits for it no longer than it may take; and not at all while an earlier
-    /// reading still hangs.
+    /// Reads where that may block, but waits for it no longer than it may take; and not at all
+    /// while an earlier reading still hangs.
     async fn read<T: Send + 'static>(
         &self,
         one: &Arc<Semaphore>,
         read: impl FnOnce() -> std::io::Result<T> + Send + 'static,
     ) -> Result<T, String> {
         let limited = async {
-            let Ok(permit) = Arc::clone(one).acquire_owned().await else { return Err("closed".to_owned()) };
+            let Ok(permit) = Arc::clone(one).acquire_owned().await else {
+                return Err("closed".to_owned());
+            };
             let read = tokio::task::spawn_blocking(move || {
                 let result = read();
                 drop(permit);
@@ -206,7 +222,13 @@ impl Looker {
             });
             read.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
         };
-        let hangs = |_| Err(format!("reading takes longer than {} s", self.limits.files.as_secs_f32()));
+        let hangs = |_| {
+            Err(format!(
+                "reading takes longer than {} \
+                 s",
+                self.limits.files.as_secs_f32()
+            ))
+        };
         timeout(self.limits.files, limited).await.unwrap_or_else(hangs)
     }
 }

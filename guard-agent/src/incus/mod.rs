@@ -1,8 +1,9 @@
-//! What can be seen of an Incus node from outside: the adapters that gather [`Evidence`](crate::join::Evidence).
+//! What can be seen of an Incus node from outside: the adapters that gather
+//! [`Evidence`](crate::join::Evidence).
 //!
-//! None of them touches a pool's filesystem, each has a time-out, and what cannot be had is said, never guessed.
-//! The daemon's socket is dialled only while the daemon runs and listens: connecting to an idle one would start
-//! Incus through socket activation, which mounts pools.
+//! None of them touches a pool's filesystem, each has a time-out, and what cannot be had is said,
+//! never guessed. The daemon's socket is dialled only while the daemon runs and listens: connecting
+//! to an idle one would start Incus through socket activation, which mounts pools.
 //!
 //! ```text
 //! /proc, cgroup ─► process ─┐
@@ -37,8 +38,9 @@ pub use process::{Listener, Sighting, sight};
 pub struct Options {
     /// `INCUS_DIR`: the guarded root.
     pub directory: PathBuf,
-    /// The daemon's socket, if policy names one. Packages differ: it lies in the daemon's directory, or in `/run/incus`
-    /// (Fedora, EPEL). Without a name it is the one that the daemon itself listens on.
+    /// The daemon's socket, if policy names one. Packages differ: it lies in the daemon's
+    /// directory, or in `/run/incus` (Fedora, EPEL). Without a name it is the one that the daemon
+    /// itself listens on.
     pub socket: Option<PathBuf>,
     /// The cgroup of the daemon's unit, as in `/proc/PID/cgroup`.
     pub cgroup: String,

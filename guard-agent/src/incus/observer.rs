@@ -1,8 +1,8 @@
-//! Watches one node, and tells its owner what it sees. Holds no decision: it looks when it is asked to, when something
-//! has happened, and from time to time.
+//! Watches one node, and tells its owner what it sees. Holds no decision: it looks when it is asked
+//! to, when something has happened, and from time to time.
 //!
-//! A task of its own. Nothing that hangs in Incus or its files costs more than that task's waiting; dropping the
-//! [`Observer`] ends it.
+//! A task of its own. Nothing that hangs in Incus or its files costs more than that task's waiting;
+//! dropping the [`Observer`] ends it.
 
 use std::future::pending;
 use std::path::{Path, PathBuf};
@@ -57,8 +57,8 @@ pub struct Observer {
 }
 
 impl Observer {
-    /// Starts watching; looks at once, for `asked`. Observations come with the node's directory. Must be called
-    /// within a tokio runtime.
+    /// Starts watching; looks at once, for `asked`. Observations come with the node's directory.
+    /// Must be called within a tokio runtime.
     pub fn spawn(
         options: Options,
         asked: Epoch,
@@ -71,7 +71,8 @@ impl Observer {
         Self { requests, _task: task }
     }
 
-    /// Asks for a look, and for one every so often from now on. Several requests before the next look are one.
+    /// Asks for a look, and for one every so often from now on. Several requests before the next
+    /// look are one.
     pub fn look(&self, asked: Epoch, every: Duration) {
         self.requests.send_replace(Request { asked, every });
     }
@@ -177,7 +178,8 @@ impl Watching {
         }
         let watcher = PathWatcher::new([self.database.clone()]);
         let watcher = watcher.inspect_err(|error| {
-            tracing::warn!(path = %self.database.display(), %error, "changes of Incus's database cannot be watched");
+            tracing::warn!(path = %self.database.display(), %error, "changes of Incus's database \
+                                                                     cannot be watched");
         });
         watcher.ok()
     }
@@ -206,7 +208,8 @@ impl Watching {
         let (asked, stream, mut seen) = match seen {
             Ok(seen) => seen,
             Err(error) => {
-                tracing::error!(directory = %self.directory.display(), %error, "a look at the node ended abnormally");
+                tracing::error!(directory = %self.directory.display(), %error, "a look at the node \
+                                                                                ended abnormally");
                 return Ok(());
             }
         };
@@ -223,7 +226,8 @@ impl Watching {
             self.answered = Instant::now();
         }
         seen.evidence.unanswered_seconds = self.answered.elapsed().as_secs();
-        let is_its_own = self.stream.as_ref().is_some_and(|stream| Some(&stream.of) == self.daemon.as_ref());
+        let is_its_own =
+            self.stream.as_ref().is_some_and(|stream| Some(&stream.of) == self.daemon.as_ref());
         seen.evidence.stream = stream.filter(|_| is_its_own && stream == self.connected());
         self.tell(Observation::Looked { asked, evidence: seen.evidence }).await?;
         self.follow_events(seen.served_by).await
@@ -250,14 +254,17 @@ impl Watching {
         let mut task = JoinSet::new();
         task.spawn(follow(self.looker.socket(served), sender));
         self.streams += 1;
-        self.stream = Some(Stream { number: self.streams, of, streamed, connected: false, _task: task });
+        self.stream =
+            Some(Stream { number: self.streams, of, streamed, connected: false, _task: task });
         Ok(())
     }
 
     /// What the stream has not told is lost, if it ever began.
     async fn end_stream(&mut self) -> Result<(), Gone> {
         match self.stream.take() {
-            Some(stream) if stream.connected => self.tell(Observation::Event(Event::EventsLost)).await,
+            Some(stream) if stream.connected => {
+                self.tell(Observation::Event(Event::EventsLost)).await
+            }
             _ => Ok(()),
         }
     }
@@ -312,7 +319,8 @@ impl Watching {
 
     fn begin_pulse(&mut self) {
         if self.pulses.is_empty() && self.looks.is_empty() {
-            let (looker, known) = (self.looker.clone(), self.daemon.as_ref().map(|daemon| daemon.pid));
+            let (looker, known) =
+                (self.looker.clone(), self.daemon.as_ref().map(|daemon| daemon.pid));
             self.pulses.spawn(async move { looker.pulse(known).await });
         }
     }

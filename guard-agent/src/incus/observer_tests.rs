@@ -88,7 +88,10 @@ async fn every_way_not_to_answer() {
         fake.answer(path, failure(503, "Daemon is starting up"));
     }
     let starting = look(&fake).await.evidence;
-    assert_eq!((starting.membership, starting.operation), (Membership::Starting, JoinOperation::Unknown));
+    assert_eq!(
+        (starting.membership, starting.operation),
+        (Membership::Starting, JoinOperation::Unknown)
+    );
 }
 
 struct Observed {
@@ -171,7 +174,8 @@ async fn a_change_of_the_database_is_noticed() {
     observed.until(|_, _| true).await;
     // The watch was there before the first look.
     observed.fake.leave_cluster();
-    let empty = |_, evidence: &Evidence| matches!(evidence.config, Config::Read { raft_nodes: 0, .. });
+    let empty =
+        |_, evidence: &Evidence| matches!(evidence.config, Config::Read { raft_nodes: 0, .. });
     observed.until(empty).await;
 }
 
@@ -218,7 +222,9 @@ async fn a_stream_is_followed_once_the_daemon_answers() {
     fake.start();
     let mut observed = Observed::new(fake);
     observed
-        .until(|_, evidence| evidence.membership == Membership::Starting && evidence.stream.is_none())
+        .until(|_, evidence| {
+            evidence.membership == Membership::Starting && evidence.stream.is_none()
+        })
         .await;
     observed.fake.answer(OPERATIONS, success("{}"));
     observed.observer.look(Epoch(2), NEVER);
@@ -245,7 +251,8 @@ async fn a_hung_daemon_holds_up_nothing_else_and_dropping_ends_it() {
 #[tokio::test]
 async fn operations_are_told() {
     let mut fake = Fake::member();
-    let joining = r#"{"running":[{"description":"Joining cluster","status_code":103,"location":"none"}]}"#;
+    let joining =
+        r#"{"running":[{"description":"Joining cluster","status_code":103,"location":"none"}]}"#;
     fake.answer(OPERATIONS, success(joining));
     fake.answer(MEMBERS, failure(500, "Server is not clustered"));
     fake.start();

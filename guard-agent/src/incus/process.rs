@@ -1,6 +1,7 @@
-//! Whether the daemon runs, and whether it serves its socket: from its unit's cgroup, or, where that has none,
-//! from all processes of the host. Reads `/proc` only, and blocks no longer than that does: a process in
-//! uninterruptible sleep can hold up the reading of its arguments, so call it where that is all right.
+//! Whether the daemon runs, and whether it serves its socket: from its unit's cgroup, or, where
+//! that has none, from all processes of the host. Reads `/proc` only, and blocks no longer than
+//! that does: a process in uninterruptible sleep can hold up the reading of its arguments, so call
+//! it where that is all right.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -29,7 +30,8 @@ pub struct Sighting {
     pub processes: Vec<u32>,
 }
 
-/// Whether the daemon itself holds a socket that listens for its clients. While it does, connecting starts nothing.
+/// Whether the daemon itself holds a socket that listens for its clients. While it does, connecting
+/// starts nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Listener {
     /// The daemon does not run, or could not be looked into.
@@ -50,13 +52,15 @@ impl Sighting {
 pub fn sight(options: &Options, snapshot: &Snapshot, ticks_per_second: u64) -> Sighting {
     let host = Host { options, snapshot };
     host.sight(ticks_per_second).unwrap_or_else(|error| {
-        tracing::debug!(directory = %options.directory.display(), %error, "the daemon's process could not be looked for");
+        tracing::debug!(directory = %options.directory.display(), %error, "the daemon's process \
+                                                                           could not be looked \
+                                                                           for");
         Sighting::unknown()
     })
 }
 
-/// The processes of the unit's cgroup that run the daemon's executable: pid and start. Cheap; whenever it changes it
-/// is worth a [`sight`].
+/// The processes of the unit's cgroup that run the daemon's executable: pid and start. Cheap;
+/// whenever it changes it is worth a [`sight`].
 pub(super) fn pulse(options: &Options, snapshot: &Snapshot, known: Option<u32>) -> Vec<(u32, u64)> {
     let host = Host { options, snapshot };
     let mut processes = host.cgroup_processes().unwrap_or_default();
@@ -85,7 +89,8 @@ impl Host<'_> {
         let mut processes = self.cgroup_processes()?;
         let mut found = self.candidates(&processes, |_| Ok(true))?;
         if !found.iter().any(|candidate| candidate.role == Role::Daemon) {
-            // Without systemd, or started by hand. Helpers that are left in the cgroup do not count.
+            // Without systemd, or started by hand. Helpers that are left in the cgroup do not
+            // count.
             found.extend(self.candidates(&self.all_processes()?, |pid| self.is_of_node(pid))?);
         }
         let Some(daemon) = choose(&found) else {
@@ -101,7 +106,9 @@ impl Host<'_> {
                     pid: daemon.pid,
                     start_ticks: daemon.start_ticks,
                 },
-                age_seconds: self.uptime()?.saturating_sub(daemon.start_ticks / ticks_per_second.max(1)),
+                age_seconds: self
+                    .uptime()?
+                    .saturating_sub(daemon.start_ticks / ticks_per_second.max(1)),
             },
             listener: self.listener(daemon.pid),
             processes,
@@ -129,7 +136,9 @@ impl Host<'_> {
         if !self.is_called_so(&stat.comm) && !self.runs_executable(pid) {
             return Ok(None);
         }
-        let Some(cmdline) = unless_gone(fs::read(self.path(pid, "cmdline")))? else { return Ok(None) };
+        let Some(cmdline) = unless_gone(fs::read(self.path(pid, "cmdline")))? else {
+            return Ok(None);
+        };
         let role = role(&cmdline, &self.names());
         Ok(Some(Candidate { pid, parent: stat.parent, start_ticks: stat.start_ticks, role }))
     }
@@ -137,13 +146,18 @@ impl Host<'_> {
     /// `None` if there is no such process, or no more.
     fn stat(&self, pid: u32) -> io::Result<Option<Stat>> {
         let Some(text) = unless_gone(fs::read(self.path(pid, "stat")))? else { return Ok(None) };
-        let stat =
-            Stat::parse(&text).ok_or_else(|| io::Error::other(format!("stat of {pid} is no such text")))?;
+        let stat = Stat::parse(&text).ok_or_else(|| {
+            io::Error::other(format!(
+                "stat of {pid} is no such \
+                 text"
+            ))
+        })?;
         Ok(Some(stat).filter(|stat| !stat.has_ended()))
     }
 
     fn names(&self) -> Vec<&OsStr> {
-        let configured = self.options.executables.iter().filter_map(|executable| executable.file_name());
+        let configured =
+            self.options.executables.iter().filter_map(|executable| executable.file_name());
         configured.chain(DAEMONS.map(OsStr::new)).collect()
     }
 
@@ -159,8 +173,8 @@ impl Host<'_> {
         self.options.executables.iter().any(|executable| executable == link)
     }
 
-    /// Whether a daemon found anywhere on the host is this node's: not another directory's, and not that of an Incus
-    /// in a container.
+    /// Whether a daemon found anywhere on the host is this node's: not another directory's, and not
+    /// that of an Incus in a container.
     fn is_of_node(&self, pid: u32) -> io::Result<bool> {
         let namespace = unless_gone(fs::read_link(self.path(pid, "ns/mnt")))?;
         if namespace != Some(fs::read_link(self.path(1, "ns/mnt"))?) {
@@ -176,8 +190,11 @@ impl Host<'_> {
         let links: Vec<PathBuf> =
             descriptors.flatten().filter_map(|entry| fs::read_link(entry.path()).ok()).collect();
         let is_own = |inode: &u64| links.contains(&PathBuf::from(format!("socket:[{inode}]")));
-        let own: Vec<PathBuf> =
-            listeners(&table).into_iter().filter(|(inode, _)| is_own(inode)).map(|(_, path)| path).collect();
+        let own: Vec<PathBuf> = listeners(&table)
+            .into_iter()
+            .filter(|(inode, _)| is_own(inode))
+            .map(|(_, path)| path)
+            .collect();
         let named = match &self.options.socket {
             Some(socket) => vec![socket.clone()],
             None => self.usual_sockets(pid),
@@ -186,8 +203,10 @@ impl Host<'_> {
             let real = self.real(&socket);
             own.iter().find(|path| **path == socket || Some(*path) == real.as_ref()).cloned()
         });
-        // Wherever a package has put it, it keeps its name: the daemon's other sockets are called otherwise.
-        let called_so = || own.iter().find(|path| path.file_name() == Some(OsStr::new(SOCKET))).cloned();
+        // Wherever a package has put it, it keeps its name: the daemon's other sockets are called
+        // otherwise.
+        let called_so =
+            || own.iter().find(|path| path.file_name() == Some(OsStr::new(SOCKET))).cloned();
         let found = found.or_else(|| called_so().filter(|_| self.options.socket.is_none()));
         found.map_or(Listener::NotDaemon, Listener::Daemon)
     }
@@ -201,7 +220,11 @@ impl Host<'_> {
 
     /// `None` if it is not there, or where looking may block.
     fn real(&self, socket: &Path) -> Option<PathBuf> {
-        if roots::is_on_network(socket, self.snapshot) { None } else { fs::canonicalize(socket).ok() }
+        if roots::is_on_network(socket, self.snapshot) {
+            None
+        } else {
+            fs::canonicalize(socket).ok()
+        }
     }
 
     /// None if there is no such cgroup: a unit has none while nothing of it runs.
@@ -214,7 +237,8 @@ impl Host<'_> {
     }
 
     fn all_processes(&self) -> io::Result<Vec<u32>> {
-        let names = fs::read_dir(&self.options.proc_root)?.map(|entry| entry.map(|entry| entry.file_name()));
+        let names = fs::read_dir(&self.options.proc_root)?
+            .map(|entry| entry.map(|entry| entry.file_name()));
         let names = names.collect::<io::Result<Vec<_>>>()?;
         Ok(names.iter().filter_map(|name| name.to_str()?.parse().ok()).collect())
     }
@@ -236,8 +260,8 @@ impl Host<'_> {
     }
 }
 
-/// The daemon among the processes that look like it: not a child that it has forked and that has not executed its own
-/// program yet; and if an old one has not ended yet, the new one.
+/// The daemon among the processes that look like it: not a child that it has forked and that has
+/// not executed its own program yet; and if an old one has not ended yet, the new one.
 fn choose(found: &[Candidate]) -> Option<&Candidate> {
     let daemons = || found.iter().filter(|candidate| candidate.role == Role::Daemon);
     let forked = |candidate: &&Candidate| daemons().any(|other| other.pid == candidate.parent);
@@ -247,7 +271,9 @@ fn choose(found: &[Candidate]) -> Option<&Candidate> {
 fn unless_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(ESRCH) => {
+        Err(error)
+            if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(ESRCH) =>
+        {
             Ok(None)
         }
         // A cgroup that was removed after it was opened.

@@ -86,7 +86,13 @@ fn a_renamed_executable_that_was_upgraded_under_it() {
 
 /// A socket that process 410 listens on.
 fn listens_on(fake: &Fake, paths: &[&str]) {
-    let line = |(inode, path): (usize, &&str)| format!("0: 2 0 00010000 0001 01 {} {path}\n", 700 + inode);
+    let line = |(inode, path): (usize, &&str)| {
+        format!(
+            "0: 2 0 00010000 0001 01 {} \
+             {path}\n",
+            700 + inode
+        )
+    };
     let table: String = paths.iter().enumerate().map(line).collect();
     fs::write(fake.path(410).join("net/unix"), table).unwrap();
     for inode in 0..paths.len() {
@@ -108,7 +114,8 @@ fn the_socket_is_the_one_that_the_daemon_listens_on() {
     fake.options.socket = None;
     fs::remove_dir_all(fake.path(410)).unwrap();
     fake.process(410, 1, DAEMON);
-    let environ = format!("INCUS_DIR={}\0INCUS_SOCKET=/srv/incus.sock\0", fake.options.directory.display());
+    let environ =
+        format!("INCUS_DIR={}\0INCUS_SOCKET=/srv/incus.sock\0", fake.options.directory.display());
     fs::write(fake.path(410).join("environ"), environ).unwrap();
     listens_on(&fake, &["/run/other/unix.socket", "/srv/incus.sock"]);
     assert_eq!(see(&fake).listener, Listener::Daemon(PathBuf::from("/srv/incus.sock")));
@@ -144,12 +151,16 @@ fn the_pulse_changes_with_the_daemon() {
 #[test]
 fn the_real_proc_reads_as_the_fake_one_does() {
     let directory = tempfile::tempdir().unwrap();
-    let mut options = Options::new(&directory.path().canonicalize().unwrap(), "no-such-unit.service");
+    let mut options =
+        Options::new(&directory.path().canonicalize().unwrap(), "no-such-unit.service");
     // Named: other tests of this process listen on sockets that are called so.
     options.socket = Some(options.directory.join(SOCKET));
     let table = fs::read("/proc/self/mountinfo").unwrap();
     let snapshot = Snapshot::parse(&table);
-    assert_eq!(sight(&options, &snapshot, 100), Sighting { daemon: Daemon::Stopped, ..Sighting::unknown() });
+    assert_eq!(
+        sight(&options, &snapshot, 100),
+        Sighting { daemon: Daemon::Stopped, ..Sighting::unknown() }
+    );
     let host = Host { options: &options, snapshot: &snapshot };
     let own = std::process::id();
     assert_eq!(host.listener(own), Listener::NotDaemon);

@@ -1,7 +1,8 @@
-//! What the texts below `/proc/<pid>` say about a process: whether it is the daemon, a helper of it, or neither.
+//! What the texts below `/proc/<pid>` say about a process: whether it is the daemon, a helper of
+//! it, or neither.
 //!
-//! Pure. Helpers run the same executable in the same cgroup and outlive the daemon (`KillMode=process`); what they are
-//! shows in their arguments.
+//! Pure. Helpers run the same executable in the same cgroup and outlive the daemon
+//! (`KillMode=process`); what they are shows in their arguments.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -18,8 +19,8 @@ pub(super) struct Stat {
 }
 
 impl Stat {
-    /// The name is in parentheses and may itself hold blanks and parentheses: fields are counted from the last
-    /// closing one.
+    /// The name is in parentheses and may itself hold blanks and parentheses: fields are counted
+    /// from the last closing one.
     pub fn parse(text: &[u8]) -> Option<Self> {
         let open = text.iter().position(|byte| *byte == b'(')?;
         let close = text.iter().rposition(|byte| *byte == b')')?;
@@ -54,8 +55,14 @@ pub(super) enum Role {
 }
 
 /// Options of the daemon that take a value.
-const WITH_VALUE: &[&[u8]] =
-    &[b"--group", b"--logfile", b"--trace", b"--cpuprofile", b"--memprofile", b"--print-goroutines"];
+const WITH_VALUE: &[&[u8]] = &[
+    b"--group",
+    b"--logfile",
+    b"--trace",
+    b"--cpuprofile",
+    b"--memprofile",
+    b"--print-goroutines",
+];
 
 /// Subcommands that do not run the daemon, beside all that begin with `fork`.
 const SUBCOMMANDS: &[&[u8]] = &[
@@ -189,13 +196,22 @@ mod tests {
     #[test]
     fn only_listening_sockets_with_a_path() {
         let table = b"Num       RefCount Protocol Flags    Type St Inode Path\n\
-            0000000000000000: 00000002 00000000 00010000 0001 01 20001 /var/lib/incus/unix.socket\n\
-            0000000000000000: 00000003 00000000 00000000 0001 03 20002 /var/lib/incus/unix.socket\n\
-            0000000000000000: 00000002 00000000 00010000 0001 01 20003 /var/lib/incus/unix socket\n\
-            0000000000000000: 00000003 00000000 00000000 0001 03 20004\n";
+                     0000000000000000: 00000002 00000000 00010000 0001 01 20001 \
+                     /var/lib/incus/unix.socket\n0000000000000000: 00000003 00000000 00000000 0001 \
+                     03 20002 /var/lib/incus/unix.socket\n0000000000000000: 00000002 00000000 \
+                     00010000 0001 01 20003 /var/lib/incus/unix socket\n0000000000000000: 00000003 \
+                     00000000 00000000 0001 03 20004\n";
         let path = |path: &str| PathBuf::from(path);
-        let expected =
-            [(20001, path("/var/lib/incus/unix.socket")), (20003, path("/var/lib/incus/unix socket"))];
+        let expected = [
+            (20001, path("/var/lib/incus/unix.socket")),
+            (
+                20003,
+                path(
+                    "/var/lib/incus/unix \
+                     socket",
+                ),
+            ),
+        ];
         assert_eq!(listeners(table), expected);
     }
 

@@ -1,10 +1,12 @@
 //! What a look at a node means, given where it stood. Pure, and without memory of its own.
 
 use super::machine::Machine;
-use super::{Config, Daemon, Evidence, Incarnation, JoinOperation, JoinSeen, Kept, Membership, State};
+use super::{
+    Config, Daemon, Evidence, Incarnation, JoinOperation, JoinSeen, Kept, Membership, State,
+};
 
-/// How long a member may fail to answer before its daemon may delete no more. An election, a lock and a slow answer
-/// take less; a member that was removed while nobody listened answers never.
+/// How long a member may fail to answer before its daemon may delete no more. An election, a lock
+/// and a slow answer take less; a member that was removed while nobody listened answers never.
 pub const HOLD_SECONDS: u64 = 60;
 
 /// What a look means.
@@ -42,16 +44,19 @@ pub(super) fn conclude(machine: &Machine, evidence: &Evidence) -> Conclusion {
         (_, Config::Read { raft_nodes: 0, cluster_address: Some(address), .. }) => {
             begun(machine, address, evidence)
         }
-        (_, Config::Read { raft_nodes: 0, cluster_address: None, .. }) => unclustered(machine, evidence),
+        (_, Config::Read { raft_nodes: 0, cluster_address: None, .. }) => {
+            unclustered(machine, evidence)
+        }
         (_, Config::Read { raft_nodes, .. }) => clustered(machine, *raft_nodes, evidence),
     }
 }
 
 /// Whether a join of this server runs.
 ///
-/// Incus lists a server among the members from the end of the transaction on that brings all it has into the
-/// cluster's database; what its operation does after that cannot undo the membership. And a member cannot join: the
-/// API refuses it, so an operation on a server that this life of the daemon has proven a member is not its own.
+/// Incus lists a server among the members from the end of the transaction on that brings all it has
+/// into the cluster's database; what its operation does after that cannot undo the membership. And
+/// a member cannot join: the API refuses it, so an operation on a server that this life of the
+/// daemon has proven a member is not its own.
 fn runs_here(now: &State, evidence: &Evidence) -> bool {
     let in_cluster = match evidence.config {
         Config::Read { raft_nodes, .. } => raft_nodes > 0,
@@ -59,19 +64,23 @@ fn runs_here(now: &State, evidence: &Evidence) -> bool {
         Config::Absent => false,
     };
     let proven = match (now, &evidence.daemon) {
-        (State::Joined { confirmed_by }, Daemon::Running { incarnation, .. }) => confirmed_by == incarnation,
+        (State::Joined { confirmed_by }, Daemon::Running { incarnation, .. }) => {
+            confirmed_by == incarnation
+        }
         _ => false,
     };
     let is_member = evidence.membership == Membership::Member || proven;
     evidence.operation == JoinOperation::Running && !(in_cluster && is_member)
 }
 
-/// The state of a member that nobody speaks for. Without news for long, its daemon deletes nothing any more.
+/// The state of a member that nobody speaks for. Without news for long, its daemon deletes nothing
+/// any more.
 fn unconfirmed(confirmed_by: Option<Incarnation>, held: bool, evidence: &Evidence) -> State {
     State::Unconfirmed { confirmed_by, held: held || evidence.unanswered_seconds >= HOLD_SECONDS }
 }
 
-/// `local.db` cannot be read now: what was proven is kept, as what it is. It is locked for moments whenever Incus writes.
+/// `local.db` cannot be read now: what was proven is kept, as what it is. It is locked for moments
+/// whenever Incus writes.
 fn unreadable(now: &State, why: &str, evidence: &Evidence) -> Conclusion {
     let patient = evidence.unanswered_seconds < HOLD_SECONDS;
     let state = match now {
@@ -79,7 +88,9 @@ fn unreadable(now: &State, why: &str, evidence: &Evidence) -> Conclusion {
         State::Joined { confirmed_by } if !patient && !is_confirmed(confirmed_by, evidence) => {
             unconfirmed(Some(confirmed_by.clone()), false, evidence)
         }
-        State::Unconfirmed { confirmed_by, held } => unconfirmed(confirmed_by.clone(), *held, evidence),
+        State::Unconfirmed { confirmed_by, held } => {
+            unconfirmed(confirmed_by.clone(), *held, evidence)
+        }
         other => other.clone(),
     };
     Conclusion::new(state, format!("local.db cannot be read: {why}"))
@@ -98,14 +109,20 @@ fn absent(machine: &Machine) -> Conclusion {
     let (state, because) = match (machine.alive(), now) {
         // Not told yet of the pools.
         (None, _) => (now.clone(), NONE.to_owned()),
-        (Some(alive), State::Released) if alive.is_empty() => (now.clone(), format!("{NONE}, and no pool")),
+        (Some(alive), State::Released) if alive.is_empty() => (
+            now.clone(),
+            format!(
+                "{NONE}, and \
+                 no pool"
+            ),
+        ),
         (Some(alive), _) if alive.is_empty() => {
             (State::Unknown { kept: Kept::Nothing }, format!("{NONE}, and no pool"))
         }
         (Some(_), State::Unknown { kept: Kept::Nothing }) => (now.clone(), NONE.to_owned()),
         (Some(_), state) if state.is_between() => (now.clone(), NONE.to_owned()),
-        // Files that vanish while a pool is mounted are the sign of a deletion that is already running. Whatever the
-        // node was, its pools are its remains.
+        // Files that vanish while a pool is mounted are the sign of a deletion that is already
+        // running. Whatever the node was, its pools are its remains.
         (Some(_), _) => (
             State::JoinPartial,
             format!("{NONE} any more while a pool is mounted: a deletion may be running"),
@@ -114,12 +131,14 @@ fn absent(machine: &Machine) -> Conclusion {
     Conclusion::new(state, because)
 }
 
-/// A cluster address, and no raft nodes: a join was begun and does not run, a cluster is about to be made, or the node
-/// has left one. The address alone is no sign of a failure: what a join has left is.
+/// A cluster address, and no raft nodes: a join was begun and does not run, a cluster is about to
+/// be made, or the node has left one. The address alone is no sign of a failure: what a join has
+/// left is.
 fn begun(machine: &Machine, address: &str, evidence: &Evidence) -> Conclusion {
     let now = machine.state();
     let set = format!("cluster.https_address is {address}, and there are no raft nodes");
-    let may_run = evidence.operation == JoinOperation::Unknown && evidence.daemon != Daemon::Stopped;
+    let may_run =
+        evidence.operation == JoinOperation::Unknown && evidence.daemon != Daemon::Stopped;
     let failed = || Conclusion::new(State::JoinFailed, format!("{set}; no join runs"));
     match now {
         State::Joining { .. } if may_run => {
@@ -135,9 +154,12 @@ fn begun(machine: &Machine, address: &str, evidence: &Evidence) -> Conclusion {
         State::Released if !machine.has_pools() => {
             Conclusion::new(State::Released, format!("{set}, and no pool"))
         }
-        // One question without an answer is no evidence: the pool alone stays sealed until the next look.
+        // One question without an answer is no evidence: the pool alone stays sealed until the next
+        // look.
         State::Standalone | State::Left
-            if may_run && machine.has_strangers(None) && !machine.has_strangers(evidence.stream) =>
+            if may_run
+                && machine.has_strangers(None)
+                && !machine.has_strangers(evidence.stream) =>
         {
             Conclusion::new(now.clone(), format!("{set}; whether a join runs is not known"))
         }
@@ -163,10 +185,13 @@ fn unclustered(machine: &Machine, evidence: &Evidence) -> Conclusion {
         return Conclusion::new(State::JoinFailed, format!("{CLEAN}; a join has just failed"));
     }
     if !machine.has_remains() {
-        let doubtful = machine.memory().join_failed && machine.has_strangers(quiet_stream(evidence));
+        let doubtful =
+            machine.memory().join_failed && machine.has_strangers(quiet_stream(evidence));
         return if doubtful {
-            let because =
-                format!("{CLEAN}, but a join has failed here, and nobody has seen whose pool is mounted");
+            let because = format!(
+                "{CLEAN}, but a join has failed here, and nobody has seen whose pool is \
+                 mounted"
+            );
             Conclusion::new(State::JoinFailed, because)
         } else {
             Conclusion::speaking(State::Standalone, CLEAN)
@@ -230,16 +255,23 @@ fn unanswered(machine: &Machine, rows: &str, evidence: &Evidence) -> Conclusion 
                 unconfirmed(Some(confirmed_by.clone()), false, evidence)
             }
         }
-        State::Unconfirmed { confirmed_by, held } => unconfirmed(confirmed_by.clone(), *held, evidence),
+        State::Unconfirmed { confirmed_by, held } => {
+            unconfirmed(confirmed_by.clone(), *held, evidence)
+        }
         // A cluster that is being made: the rows come before the first answer.
-        State::Standalone | State::Unknown { kept: Kept::Standalone } => unconfirmed(None, false, evidence),
+        State::Standalone | State::Unknown { kept: Kept::Standalone } => {
+            unconfirmed(None, false, evidence)
+        }
         // Nobody has ever seen it a member, and nothing speaks against it: its guests go on.
         State::Unknown { kept: Kept::Nothing } => unconfirmed(None, true, evidence),
         // It is on its way out: its database has not been emptied yet.
         State::Left if patient => State::Left,
         State::Left => unconfirmed(None, true, evidence),
-        State::Joining { .. } if *daemon != Daemon::Stopped && (may_run(evidence) || patient) => now.clone(),
-        // A rollback leaves the database as it was: as long as no daemon goes by it, nothing has changed.
+        State::Joining { .. } if *daemon != Daemon::Stopped && (may_run(evidence) || patient) => {
+            now.clone()
+        }
+        // A rollback leaves the database as it was: as long as no daemon goes by it, nothing has
+        // changed.
         State::Released if !machine.has_pools() && !matches!(daemon, Daemon::Running { .. }) => {
             State::Released
         }

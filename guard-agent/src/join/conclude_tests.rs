@@ -29,7 +29,11 @@ fn member(pid: u32) -> Evidence {
 }
 
 fn starting(pid: u32, unanswered_seconds: u64) -> Evidence {
-    Evidence { membership: Membership::Starting, unanswered_seconds, ..evidence(ADDRESS, 2, runs(pid)) }
+    Evidence {
+        membership: Membership::Starting,
+        unanswered_seconds,
+        ..evidence(ADDRESS, 2, runs(pid))
+    }
 }
 
 fn joined() -> State {
@@ -60,7 +64,8 @@ fn mode(machine: &Machine) -> NodeMode {
 fn a_member_is_sealed_by_no_join_of_another() {
     let machine = looked(at(joined()), member(7));
     // The operation of a daemon that tells of those of others, or that names no server.
-    for membership in [Membership::Member, Membership::NoAnswer { why: String::new() }, Membership::Starting]
+    for membership in
+        [Membership::Member, Membership::NoAnswer { why: String::new() }, Membership::Starting]
     {
         let evidence = Evidence { operation: JoinOperation::Running, membership, ..member(7) };
         let machine = looked(machine.clone(), evidence);
@@ -127,7 +132,8 @@ fn a_member_that_nobody_has_confirmed_is_held_and_never_sealed() {
 fn positive_evidence_seals_a_member() {
     for membership in [Membership::NotListed, Membership::NotClustered] {
         for before in [joined(), State::Unconfirmed { confirmed_by: None, held: true }] {
-            let machine = looked(at(before), Evidence { membership: membership.clone(), ..member(7) });
+            let machine =
+                looked(at(before), Evidence { membership: membership.clone(), ..member(7) });
             assert_eq!((machine.state(), mode(&machine)), (&State::JoinPartial, NodeMode::Sealed));
         }
     }
@@ -171,7 +177,8 @@ fn a_node_that_leaves_in_order_keeps_no_pool_and_may_make_its_own() {
 #[test]
 fn a_node_that_leaves_is_not_condemned_for_a_database_that_is_not_empty_yet() {
     let says = |state| {
-        let evidence = Evidence { membership: Membership::NotClustered, ..evidence(ADDRESS, 2, runs(7)) };
+        let evidence =
+            Evidence { membership: Membership::NotClustered, ..evidence(ADDRESS, 2, runs(7)) };
         looked(at(state), evidence).state().clone()
     };
     assert_eq!(says(State::Left), State::Left);
@@ -197,8 +204,10 @@ fn a_pool_that_came_unseen_with_an_address_set_is_sealed_until_an_operator_says_
 
 #[test]
 fn a_question_without_an_answer_condemns_no_pool() {
-    let standing = |operation| Evidence { operation, stream: Some(1), ..evidence(ADDRESS, 0, runs(7)) };
-    let machine = looked(Machine::at(State::Standalone, Pools::new()), standing(JoinOperation::None));
+    let standing =
+        |operation| Evidence { operation, stream: Some(1), ..evidence(ADDRESS, 0, runs(7)) };
+    let machine =
+        looked(Machine::at(State::Standalone, Pools::new()), standing(JoinOperation::None));
     let machine = step(machine, Event::Pools { alive: [POOL].into() });
     let machine = looked(machine, standing(JoinOperation::Unknown));
     assert_eq!((machine.state(), mode(&machine)), (&State::Standalone, NodeMode::Sealed));
@@ -213,7 +222,8 @@ fn making_a_cluster_is_no_join() {
     let machine = looked(machine, evidence(ADDRESS, 0, runs(7)));
     assert_eq!((machine.state(), mode(&machine)), (&State::Standalone, NodeMode::Policy));
     let unanswered = Membership::NoAnswer { why: "no leader".to_owned() };
-    let machine = looked(machine, Evidence { membership: unanswered, ..evidence(ADDRESS, 1, runs(7)) });
+    let machine =
+        looked(machine, Evidence { membership: unanswered, ..evidence(ADDRESS, 1, runs(7)) });
     assert_eq!((machine.state().name(), mode(&machine)), ("unconfirmed", NodeMode::Policy));
     let machine = looked(machine, member(7));
     assert_eq!((machine.state().name(), mode(&machine)), ("joined", NodeMode::Policy));
@@ -247,11 +257,13 @@ fn a_standalone_server_gets_its_own_pool_back_after_a_mistaken_join() {
 
 #[test]
 fn a_host_without_incus_is_no_news() {
-    let nothing = || Evidence { config: Config::Absent, daemon: Daemon::Stopped, ..Evidence::none() };
+    let nothing =
+        || Evidence { config: Config::Absent, daemon: Daemon::Stopped, ..Evidence::none() };
     let Conclusion { state, because, .. } = conclude(&Machine::unknown(), &nothing());
     assert_eq!(state, State::Unknown { kept: Kept::Nothing });
     assert!(!because.contains("deletion"), "{because}");
-    let machine = looked(Machine::at(State::Unknown { kept: Kept::Nothing }, Pools::new()), nothing());
+    let machine =
+        looked(Machine::at(State::Unknown { kept: Kept::Nothing }, Pools::new()), nothing());
     assert_eq!(machine.state(), &State::Unknown { kept: Kept::Nothing });
 }
 

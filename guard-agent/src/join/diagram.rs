@@ -1,11 +1,12 @@
-//! Drawings of the state machine, made by letting it take every step: what is drawn is what the code does.
+//! Drawings of the state machine, made by letting it take every step: what is drawn is what the
+//! code does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use super::{
-    Config, Daemon, Event, Evidence, HOLD_SECONDS, Incarnation, JoinOperation, JoinSeen, Kept, Machine,
-    Membership, NodeMode, Pools, State,
+    Config, Daemon, Event, Evidence, HOLD_SECONDS, Incarnation, JoinOperation, JoinSeen, Kept,
+    Machine, Membership, NodeMode, Pools, State,
 };
 
 /// A language that drawings are written in.
@@ -34,8 +35,12 @@ fn mermaid(edges: &Edges) -> String {
         let _ = writeln!(text, "    {} --> {}: {}", node(from), node(to), join(causes));
     }
     let sealed: Vec<String> = sealed().map(node).collect();
-    let _ =
-        writeln!(text, "    classDef sealed fill:#f6d5d5,stroke:#a33\n    class {} sealed", sealed.join(","));
+    let _ = writeln!(
+        text,
+        "    classDef sealed fill:#f6d5d5,stroke:#a33\n    class {} \
+         sealed",
+        sealed.join(",")
+    );
     text
 }
 
@@ -136,7 +141,8 @@ fn looks() -> Vec<(Cause, Evidence)> {
         name: None,
     };
     let runs = |age_seconds| Daemon::Running { incarnation: life(), age_seconds };
-    let other = Daemon::Running { incarnation: Incarnation { pid: 2, ..life() }, age_seconds: 1000 };
+    let other =
+        Daemon::Running { incarnation: Incarnation { pid: 2, ..life() }, age_seconds: 1000 };
     let none = JoinOperation::None;
     let unanswered = || Membership::NoAnswer { why: String::new() };
     let look = |config, daemon, operation, membership| Evidence {
@@ -149,7 +155,11 @@ fn looks() -> Vec<(Cause, Evidence)> {
     let silent = |evidence| Evidence { unanswered_seconds: HOLD_SECONDS, ..evidence };
     vec![
         ("no cluster", look(config(false, 0), runs(9), none, Membership::NotClustered)),
-        ("join runs", look(config(true, 0), runs(9), JoinOperation::Running, Membership::NotClustered)),
+        (
+            "join \
+             runs",
+            look(config(true, 0), runs(9), JoinOperation::Running, Membership::NotClustered),
+        ),
         ("no join runs", look(config(true, 0), runs(9), none, Membership::NotClustered)),
         ("member", look(config(true, 2), runs(9), none, Membership::Member)),
         ("no member", look(config(true, 2), runs(9), none, Membership::NotListed)),
@@ -183,16 +193,28 @@ mod tests {
     #[test]
     fn the_documentation_shows_the_machine_as_it_is() {
         let text = include_str!("../../../docs/JOIN.md");
-        let (_, rest) = text.split_once("<!-- state-machine -->\n").expect("docs/JOIN.md has a place for it");
+        let (_, rest) = text
+            .split_once(
+                "<!-- state-machine \
+                 -->\n",
+            )
+            .expect("docs/JOIN.md has a place for it");
         let (shown, _) = rest.split_once("<!-- /state-machine -->").expect("the place ends");
         let drawn = format!("```mermaid\n{}```\n", draw(Format::Mermaid));
-        assert_eq!(shown, drawn, "docs/JOIN.md is stale: put there what `guardctl state-machine` prints");
+        assert_eq!(
+            shown, drawn,
+            "docs/JOIN.md is stale: put there what `guardctl state-machine` \
+             prints"
+        );
     }
 
     #[test]
     fn nothing_leads_from_a_failed_join_to_policys_mode_but_proof() {
         for ((from, to), causes) in edges() {
-            if sealed().any(|name| name == from) && !sealed().any(|name| name == to) && to != "unknown" {
+            if sealed().any(|name| name == from)
+                && !sealed().any(|name| name == to)
+                && to != "unknown"
+            {
                 // (What a node that leaves in order still has mounted stays sealed.)
                 let proofs = BTreeSet::from(["member", "no cluster", "left the cluster"]);
                 assert!(causes.is_subset(&proofs), "{from} -> {to}: {causes:?}");

@@ -7,9 +7,11 @@ use thiserror::Error;
 
 use super::{Evidence, NodeMode, State};
 
-/// Orders questions and answers: an answer counts for weakening only if its question was asked after the last
-/// event that spoke for something stronger.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+/// Orders questions and answers: an answer counts for weakening only if its question was asked
+/// after the last event that spoke for something stronger.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub struct Epoch(pub u64);
 
 /// Live pools: the generation of each superblock, and the lasting id of its pool.
@@ -20,12 +22,13 @@ pub type Pools = BTreeMap<u64, u64>;
 pub enum Event {
     /// A look that was asked for in an epoch has an answer.
     Looked { asked: Epoch, evidence: Evidence },
-    /// The pools of this node that are alive (mounted, or still held after a lazy unmount). One that is new stays
-    /// sealed until a look has spoken for it.
+    /// The pools of this node that are alive (mounted, or still held after a lazy unmount). One
+    /// that is new stays sealed until a look has spoken for it.
     Pools { alive: Pools },
     /// Incus's event stream: the operation "Joining cluster" began.
     JoinBegan,
-    /// Incus's event stream: it ended. A failure is ambiguous: a late step can fail after the node has joined.
+    /// Incus's event stream: it ended. A failure is ambiguous: a late step can fail after the node
+    /// has joined.
     JoinEnded { succeeded: bool },
     /// Lifecycle event `cluster-member-added` on this server.
     MemberAdded,
@@ -37,7 +40,8 @@ pub enum Event {
     EventsLost,
     /// `guardctl join` is about to start a join.
     JoinPrepared,
-    /// What `guardctl join` started is over, or it did not come in time: evidence alone decides from here on.
+    /// What `guardctl join` started is over, or it did not come in time: evidence alone decides
+    /// from here on.
     PreparationEnded,
     /// An operator or the policy asked for a rollback.
     RollbackAsked { by: String },
@@ -52,7 +56,8 @@ pub enum Event {
 /// What the state machine wants done, in the order in which it says so.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// A transition, and what drove it: for the journal and for people. Comes before the rest that it causes.
+    /// A transition, and what drove it: for the journal and for people. Comes before the rest that
+    /// it causes.
     Transition { from: State, to: State, because: String },
     /// Write the state down. What follows waits until that is done.
     Persist,

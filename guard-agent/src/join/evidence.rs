@@ -1,5 +1,6 @@
-//! What can be known of a node from outside, part by part. Each part says by itself whether it could be had:
-//! absence of evidence is a value of its own and never mistaken for evidence of absence.
+//! What can be known of a node from outside, part by part. Each part says by itself whether it
+//! could be had: absence of evidence is a value of its own and never mistaken for evidence of
+//! absence.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,8 +15,8 @@ pub struct Evidence {
     /// For how long nobody could say whether this server is a member; 0 if this look can.
     #[serde(default)]
     pub unanswered_seconds: u64,
-    /// The number of the event stream of this life of the daemon, while it is connected: no join can have begun unheard
-    /// since an earlier look at the same one.
+    /// The number of the event stream of this life of the daemon, while it is connected: no join
+    /// can have begun unheard since an earlier look at the same one.
     #[serde(default)]
     pub stream: Option<u64>,
 }
@@ -79,7 +80,8 @@ pub struct Incarnation {
     pub start_ticks: u64,
 }
 
-/// Whether an operation "Joining cluster" runs on this server (`GET /1.0/operations`, asked for its own only).
+/// Whether an operation "Joining cluster" runs on this server (`GET /1.0/operations`, asked for its
+/// own only).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum JoinOperation {
@@ -91,8 +93,8 @@ pub enum JoinOperation {
     Failed,
 }
 
-/// What `GET /1.0/cluster/members` says of this server. `/1.0` and `/1.0/cluster` are not asked: they lie
-/// from the second step of a join on.
+/// What `GET /1.0/cluster/members` says of this server. `/1.0` and `/1.0/cluster` are not asked:
+/// they lie from the second step of a join on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "is")]
 pub enum Membership {

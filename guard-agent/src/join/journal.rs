@@ -1,5 +1,5 @@
-//! What of a node survives its agent: the state, and how it came to be. Text ↔ value only; the file is the
-//! daemon's.
+//! What of a node survives its agent: the state, and how it came to be. Text ↔ value only; the file
+//! is the daemon's.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -64,7 +64,10 @@ impl Journal {
 
     /// The file's text.
     pub fn to_text(&self) -> String {
-        let mut text = serde_json::to_string_pretty(self).expect("a journal has string keys and no floats");
+        let mut text = serde_json::to_string_pretty(self).expect(
+            "a journal has string keys and no \
+             floats",
+        );
         text.push('\n');
         text
     }

@@ -1,15 +1,17 @@
 //! One node's state machine: a state, and what it has to remember to judge evidence.
 //!
-//! Loss of evidence never weakens. Weakening needs a look that was asked for in the present epoch, and every sign
-//! of something stronger begins a new one: so an answer that was delayed, repeated or overtaken can seal, never
-//! unseal. What strengthens is applied before it is written down, what weakens after: an agent may die anywhere.
+//! Loss of evidence never weakens. Weakening needs a look that was asked for in the present epoch,
+//! and every sign of something stronger begins a new one: so an answer that was delayed, repeated
+//! or overtaken can seal, never unseal. What strengthens is applied before it is written down, what
+//! weakens after: an agent may die anywhere.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::conclude::{Conclusion, conclude};
 use super::{
-    Config, Effect, Epoch, Event, JoinSeen, Kept, Memory, NodeMode, PoolModes, Pools, Refusal, State,
+    Config, Effect, Epoch, Event, JoinSeen, Kept, Memory, NodeMode, PoolModes, Pools, Refusal,
+    State,
 };
 
 /// The machine. One owner holds it; everybody else sends events.
@@ -34,9 +36,9 @@ impl Machine {
         Self::restored(State::Unknown { kept: Kept::Nothing }, Memory::default(), &BTreeMap::new())
     }
 
-    /// What an agent that starts makes of what was written down, and of the modes that the node's pools have in the
-    /// kernel's maps, by generation: the agent before it may have died between strengthening them and writing down
-    /// why. It has to be followed by a look.
+    /// What an agent that starts makes of what was written down, and of the modes that the node's
+    /// pools have in the kernel's maps, by generation: the agent before it may have died between
+    /// strengthening them and writing down why. It has to be followed by a look.
     pub fn restored(state: State, memory: Memory, found: &BTreeMap<u64, NodeMode>) -> Self {
         let believed = state.after_restart();
         let strongest = found.values().max().copied().unwrap_or(NodeMode::Policy);
@@ -44,7 +46,9 @@ impl Machine {
             (State::Unconfirmed { confirmed_by, held: false }, NodeMode::Held) => {
                 State::Unconfirmed { confirmed_by, held: true }
             }
-            (believed, strongest) if believed.mode() < strongest && believed.mode_of_others() < strongest => {
+            (believed, strongest)
+                if believed.mode() < strongest && believed.mode_of_others() < strongest =>
+            {
                 State::Unknown { kept: Kept::Nothing }
             }
             (believed, _) => believed,
@@ -53,7 +57,9 @@ impl Machine {
         let confirmed = match state.mode() {
             NodeMode::Sealed => BTreeSet::new(),
             NodeMode::Held => found.keys().copied().collect(),
-            NodeMode::Policy => found.iter().filter(policy).map(|(generation, _)| *generation).collect(),
+            NodeMode::Policy => {
+                found.iter().filter(policy).map(|(generation, _)| *generation).collect()
+            }
         };
         Self { confirmed, memory, ..Self::in_state(state, None) }
     }
@@ -110,17 +116,21 @@ impl Machine {
         }
     }
 
-    /// Generations that wait for a look that speaks for them, in a state that would give them policy's mode.
+    /// Generations that wait for a look that speaks for them, in a state that would give them
+    /// policy's mode.
     pub fn unconfirmed(&self) -> BTreeSet<u64> {
         match (self.mode(), &self.alive) {
-            (NodeMode::Policy, Some(alive)) => {
-                alive.keys().filter(|generation| !self.confirmed.contains(generation)).copied().collect()
-            }
+            (NodeMode::Policy, Some(alive)) => alive
+                .keys()
+                .filter(|generation| !self.confirmed.contains(generation))
+                .copied()
+                .collect(),
             _ => BTreeSet::new(),
         }
     }
 
-    /// Whether pools of the node live. Not known yet: they may, but for what was written down as released.
+    /// Whether pools of the node live. Not known yet: they may, but for what was written down as
+    /// released.
     pub(super) fn has_pools(&self) -> bool {
         self.alive.as_ref().map_or(self.state != State::Released, |alive| !alive.is_empty())
     }
@@ -137,9 +147,9 @@ impl Machine {
         }
     }
 
-    /// Whether a pool lives of which nobody knows whose it is. Not known yet which live: each will be asked about when
-    /// it is. `stream`: the one that the daemon is followed by, if no join has begun. What a node that has left its
-    /// cluster still has mounted from there is known.
+    /// Whether a pool lives of which nobody knows whose it is. Not known yet which live: each will
+    /// be asked about when it is. `stream`: the one that the daemon is followed by, if no join has
+    /// begun. What a node that has left its cluster still has mounted from there is known.
     pub(super) fn has_strangers(&self, stream: Option<u64>) -> bool {
         let is_followed = stream.is_some() && stream == self.followed;
         let is_known = |(generation, id): (&u64, &u64)| {
@@ -218,7 +228,12 @@ impl Machine {
             Event::PreparationEnded => {
                 if self.state == (State::Joining { seen: JoinSeen::Prepared }) {
                     let state = State::Joining { seen: JoinSeen::Running };
-                    self.change(state, "the prepared join has ended, or did not come in time", effects);
+                    self.change(
+                        state,
+                        "the prepared join has ended, or did not come in \
+                         time",
+                        effects,
+                    );
                 }
                 self.look_anew(effects);
             }
@@ -266,7 +281,8 @@ impl Machine {
             Some(known) => known.contains_key(generation),
             None => self.confirmed.contains(generation),
         };
-        let new: BTreeSet<u64> = alive.keys().filter(|generation| !is_known(generation)).copied().collect();
+        let new: BTreeSet<u64> =
+            alive.keys().filter(|generation| !is_known(generation)).copied().collect();
         for remembered in [&mut self.confirmed, &mut self.witnessed] {
             remembered.retain(|generation| alive.contains_key(generation));
         }
@@ -280,7 +296,8 @@ impl Machine {
             effects.push(Effect::Persist);
         }
         if !new.is_empty() {
-            // It may come from a join whose beginning nobody has heard of: what was asked before cannot speak for it.
+            // It may come from a join whose beginning nobody has heard of: what was asked before
+            // cannot speak for it.
             self.look_anew(effects);
         }
     }
@@ -309,7 +326,8 @@ impl Machine {
         }
     }
 
-    /// The node leaves its cluster in order. What it still has mounted is the cluster's, and stays sealed.
+    /// The node leaves its cluster in order. What it still has mounted is the cluster's, and stays
+    /// sealed.
     fn leave(&mut self, effects: &mut Vec<Effect>) {
         if self.state.is_member() || self.state == State::JoinPartial {
             self.suspect_pools();
@@ -357,10 +375,12 @@ impl Machine {
         self.look_anew(effects);
     }
 
-    /// An operator's word that the live pools are this server's own. Evidence decides about everything else: a node
-    /// that a cluster knows, or whose join runs, has none.
+    /// An operator's word that the live pools are this server's own. Evidence decides about
+    /// everything else: a node that a cluster knows, or whose join runs, has none.
     fn adopt(&mut self, by: &str, effects: &mut Vec<Effect>) -> Result<(), Refusal> {
-        if self.state.is_member() || matches!(self.state, State::Joining { .. } | State::RollingBack) {
+        if self.state.is_member()
+            || matches!(self.state, State::Joining { .. } | State::RollingBack)
+        {
             return Err(Refusal::NotItsOwn { state: self.state.name() });
         }
         self.memory.adopt(self.alive.as_ref());
@@ -368,8 +388,8 @@ impl Machine {
         Ok(())
     }
 
-    /// An operator's word that the state and what was taken for the node's own are void. What joins and clusters have
-    /// left stays known: it is all that tells their pools from the node's own.
+    /// An operator's word that the state and what was taken for the node's own are void. What joins
+    /// and clusters have left stays known: it is all that tells their pools from the node's own.
     fn forget(&mut self, by: &str, effects: &mut Vec<Effect>) -> Result<(), Refusal> {
         if matches!(self.state, State::Joining { .. } | State::RollingBack) {
             return Err(Refusal::NotItsOwn { state: self.state.name() });
@@ -409,8 +429,9 @@ impl Machine {
         let set = Effect::SetMode(to.mode());
         let order = (from.mode(), from.mode_of_others()).cmp(&(to.mode(), to.mode_of_others()));
         effects.push(Effect::Transition { from, to, because: because.to_owned() });
-        // Strengthening must not wait for the disk, weakening has to be written down before. (The daemon brings a mode
-        // into the kernel's maps after all effects of an event: an agent that starts again goes by what was written.)
+        // Strengthening must not wait for the disk, weakening has to be written down before. (The
+        // daemon brings a mode into the kernel's maps after all effects of an event: an agent that
+        // starts again goes by what was written.)
         match order {
             Ordering::Less => effects.extend([set, Effect::Persist]),
             Ordering::Equal => effects.push(Effect::Persist),

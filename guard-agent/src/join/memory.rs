@@ -10,20 +10,22 @@ use super::{Pools, State};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Memory {
-    /// Pools that are this server's own: it had them as a standalone server, or an operator said so.
+    /// Pools that are this server's own: it had them as a standalone server, or an operator said
+    /// so.
     pub own: BTreeSet<u64>,
-    /// Pools that lived while a join ran or had failed, or while the node was a member. A configuration that says
-    /// "standalone" is not believed of them: Incus mounts what its database has at every start, and would delete the
-    /// cluster's data as its own.
+    /// Pools that lived while a join ran or had failed, or while the node was a member. A
+    /// configuration that says "standalone" is not believed of them: Incus mounts what its database
+    /// has at every start, and would delete the cluster's data as its own.
     pub foreign: BTreeSet<u64>,
-    /// A join has begun here and ended without a membership. The daemon's database may have pools of it that nobody has
-    /// seen mounted yet.
+    /// A join has begun here and ended without a membership. The daemon's database may have pools
+    /// of it that nobody has seen mounted yet.
     pub join_failed: bool,
 }
 
 impl Memory {
-    /// What lives while the node is between the worlds, or rolled back, is not the node's own unless it was before. What
-    /// lives while it is a member is the cluster's, whatever it was before.
+    /// What lives while the node is between the worlds, or rolled back, is not the node's own
+    /// unless it was before. What lives while it is a member is the cluster's, whatever it was
+    /// before.
     pub(super) fn note(&mut self, state: &State, alive: Option<&Pools>) {
         let ids: Vec<u64> = alive.into_iter().flat_map(|alive| alive.values().copied()).collect();
         if state.is_member() {

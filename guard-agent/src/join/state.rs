@@ -11,7 +11,8 @@ use super::Incarnation;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "name")]
 pub enum State {
-    /// Evidence is missing or contradictory. What was proven before, and nothing has spoken against, is kept.
+    /// Evidence is missing or contradictory. What was proven before, and nothing has spoken
+    /// against, is kept.
     Unknown { kept: Kept },
     /// No cluster is configured.
     Standalone,
@@ -19,20 +20,22 @@ pub enum State {
     Joining { seen: JoinSeen },
     /// A member of its cluster, as this life of the daemon has confirmed.
     Joined { confirmed_by: Incarnation },
-    /// A member, as far as is known, that cannot be asked: its daemon does not run, has started anew, or does not
-    /// answer (it waits for the other members' upgrade, say). No news is no bad news, for however long.
+    /// A member, as far as is known, that cannot be asked: its daemon does not run, has started
+    /// anew, or does not answer (it waits for the other members' upgrade, say). No news is no bad
+    /// news, for however long.
     Unconfirmed {
         /// The life of the daemon that confirmed it; none if no agent has ever seen that.
         confirmed_by: Option<Incarnation>,
-        /// It has not answered for so long that its daemon may not delete any more: it may have been removed.
+        /// It has not answered for so long that its daemon may not delete any more: it may have
+        /// been removed.
         held: bool,
     },
     /// It was a member, and has left its cluster in order. What it mounts from now on is its own.
     Left,
     /// A join ended without membership, or one was begun and nothing runs any more.
     JoinFailed,
-    /// Raft nodes are set, and something speaks against a membership: the cluster does not list the node, has removed
-    /// it, or a join broke off.
+    /// Raft nodes are set, and something speaks against a membership: the cluster does not list the
+    /// node, has removed it, or a join broke off.
     JoinPartial,
     /// Pools are being unmounted.
     RollingBack,
@@ -61,7 +64,9 @@ pub enum JoinSeen {
 }
 
 /// What a state makes of the node's pools.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum NodeMode {
     /// What policy says: guarded, if it says nothing else.
@@ -111,8 +116,8 @@ impl State {
         }
     }
 
-    /// The mode of pools that no look has spoken for: they may come from a join. A member has none to fear, and guests
-    /// that must go on.
+    /// The mode of pools that no look has spoken for: they may come from a join. A member has none
+    /// to fear, and guests that must go on.
     pub(super) fn mode_of_others(&self) -> NodeMode {
         if self.is_member() { NodeMode::Held } else { NodeMode::Sealed }
     }
@@ -141,9 +146,11 @@ impl State {
                 Self::Unconfirmed { confirmed_by: Some(confirmed_by), held: false }
             }
             Self::Standalone => Self::Unknown { kept: Kept::Standalone },
-            // Whoever prepared it may be gone, and would have to say so again: sealed until evidence decides.
+            // Whoever prepared it may be gone, and would have to say so again: sealed until
+            // evidence decides.
             Self::Joining { .. } => Self::Joining { seen: JoinSeen::Running },
-            // A rollback died with its agent, and the next one begins it anew (`Owner::drive_nodes`).
+            // A rollback died with its agent, and the next one begins it anew
+            // (`Owner::drive_nodes`).
             Self::Unknown { .. }
             | Self::Unconfirmed { .. }
             | Self::Left
@@ -161,7 +168,10 @@ impl State {
 
     /// A join runs or has left something: what is mounted now may be its remains.
     pub(super) fn is_between(&self) -> bool {
-        matches!(self, Self::Joining { .. } | Self::JoinFailed | Self::JoinPartial | Self::RollingBack)
+        matches!(
+            self,
+            Self::Joining { .. } | Self::JoinFailed | Self::JoinPartial | Self::RollingBack
+        )
     }
 
     /// A member of a cluster, as far as is known: its pools are the cluster's.

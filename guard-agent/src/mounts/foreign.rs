@@ -6,8 +6,8 @@ use std::path::Path;
 
 use super::Snapshot;
 
-/// The tables of the given namespaces (by the inodes of their files), each as a process in it sees it. A namespace without a
-/// process has none: nothing is mounted or deleted in it meanwhile.
+/// The tables of the given namespaces (by the inodes of their files), each as a process in it sees
+/// it. A namespace without a process has none: nothing is mounted or deleted in it meanwhile.
 ///
 /// `proc` is where procfs is mounted.
 pub fn tables(namespaces: &BTreeSet<u32>, proc: &Path) -> BTreeMap<u32, Snapshot> {
@@ -19,9 +19,11 @@ pub fn tables(namespaces: &BTreeSet<u32>, proc: &Path) -> BTreeMap<u32, Snapshot
         if tables.len() == namespaces.len() {
             break;
         }
-        // A process may end at any moment: then another one of its namespace is found, or none is left.
+        // A process may end at any moment: then another one of its namespace is found, or none is
+        // left.
         let link = fs::read_link(process.path().join("ns/mnt")).unwrap_or_default();
-        let Some(namespace) = number(&link.to_string_lossy()).filter(|number| namespaces.contains(number))
+        let Some(namespace) =
+            number(&link.to_string_lossy()).filter(|number| namespaces.contains(number))
         else {
             continue;
         };

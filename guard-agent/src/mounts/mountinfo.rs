@@ -58,7 +58,9 @@ pub struct ParseProblem {
 /// Reads a whole table. What is not an entry is in the second list.
 pub fn parse(table: &[u8]) -> (Vec<MountEntry>, Vec<ParseProblem>) {
     let (mut entries, mut problems) = (Vec::new(), Vec::new());
-    for (index, line) in table.split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty()) {
+    for (index, line) in
+        table.split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty())
+    {
         match entry(line) {
             Ok(entry) => entries.push(entry),
             Err(problem) => {
@@ -95,7 +97,8 @@ fn entry(line: &[u8]) -> Result<MountEntry, &'static str> {
         return Err("empty filesystem type");
     }
     let source = OsString::from_vec(unescape(next("no source")?));
-    // Some filesystems write spaces into their options unescaped; an empty source or option is legal.
+    // Some filesystems write spaces into their options unescaped; an empty source or option is
+    // legal.
     let rest: Vec<&[u8]> = fields.collect();
     let super_options = text(&rest.join(&b' '));
     Ok(MountEntry {
@@ -162,8 +165,10 @@ mod tests {
 
     #[test]
     fn a_cephfs_pool_as_incus_mounts_it() {
-        let entry = one("78 31 0:43 / /var/lib/incus/storage-pools/shared rw,relatime shared:20 - ceph \
-             admin@f0e1.testfs=/pool-a rw,name=admin,secret=<hidden>,acl,mon_addr=10.99.0.1:3300\n");
+        let entry =
+            one("78 31 0:43 / /var/lib/incus/storage-pools/shared rw,relatime shared:20 - \
+                 ceph admin@f0e1.testfs=/pool-a \
+                 rw,name=admin,secret=<hidden>,acl,mon_addr=10.99.0.1:3300\n");
         assert_eq!((entry.mount_id, entry.parent_id, entry.major, entry.minor), (78, 31, 0, 43));
         assert_eq!(entry.dev(), 43);
         assert_eq!(entry.mountpoint, PathBuf::from("/var/lib/incus/storage-pools/shared"));
@@ -176,7 +181,8 @@ mod tests {
     #[test]
     fn hyphens_escapes_and_odd_fields() {
         let entry = one(
-            "1 2 8:1 /a\\040-\\040b /x\\011y\\012z\\134\\043\\9 rw shared:1 master:2 unbindable - ext4 - a b",
+            "1 2 8:1 /a\\040-\\040b /x\\011y\\012z\\134\\043\\9 rw shared:1 master:2 unbindable - \
+             ext4 - a b",
         );
         assert_eq!(entry.root, PathBuf::from("/a - b"));
         assert_eq!(entry.mountpoint, PathBuf::from("/x\ty\nz\\#\\9"));
@@ -197,11 +203,23 @@ mod tests {
     #[test]
     fn a_bad_line_is_reported_and_the_others_are_read() {
         let table = b"1 2 0:5 / /a rw - tmpfs none rw\nnonsense\n3 2 0:x / /b rw - tmpfs none rw\n\
-                      4 2 0:5 / /c rw shared:1\n5 2 0:6 / /d rw - tmpfs none rw\n";
+                     4 2 0:5 / /c rw shared:1\n5 2 0:6 / /d rw - tmpfs none rw\n";
         let (entries, problems) = parse(table);
         assert_eq!(entries.iter().map(|entry| entry.mount_id).collect::<Vec<_>>(), [1, 5]);
-        let found: Vec<_> = problems.iter().map(|problem| (problem.line, problem.problem)).collect();
-        assert_eq!(found, [(2, "mount id is no number"), (3, "minor is no number"), (4, "no separator")]);
+        let found: Vec<_> =
+            problems.iter().map(|problem| (problem.line, problem.problem)).collect();
+        assert_eq!(
+            found,
+            [
+                (
+                    2,
+                    "mount id is no \
+                     number"
+                ),
+                (3, "minor is no number"),
+                (4, "no separator")
+            ]
+        );
     }
 
     fn escape(path: &[u8]) -> Vec<u8> {

@@ -37,7 +37,8 @@ impl Snapshot {
     }
 
     fn of(entries: Vec<MountEntry>, problems: Vec<ParseProblem>) -> Self {
-        let by_id = entries.iter().enumerate().map(|(index, entry)| (entry.mount_id, index)).collect();
+        let by_id =
+            entries.iter().enumerate().map(|(index, entry)| (entry.mount_id, index)).collect();
         Self { entries, problems, by_id }
     }
 
@@ -61,14 +62,17 @@ impl Snapshot {
         let above = self.entries.iter().filter(|entry| path.starts_with(&entry.mountpoint));
         let above: Vec<(&MountEntry, usize)> =
             above.map(|entry| (entry, entry.mountpoint.components().count())).collect();
-        // Of those that share a parent, one that lies higher can only have come later: it hides the others.
+        // Of those that share a parent, one that lies higher can only have come later: it hides the
+        // others.
         let mut highest: HashMap<u32, usize> = HashMap::new();
         for (entry, depth) in &above {
             let highest = highest.entry(entry.parent_id).or_insert(*depth);
             *highest = (*highest).min(*depth);
         }
-        let visible = above.into_iter().filter(|(entry, depth)| highest.get(&entry.parent_id) == Some(depth));
-        // Among those of equal depth the kernel's order decides (the last is on top), which max_by_key keeps.
+        let visible =
+            above.into_iter().filter(|(entry, depth)| highest.get(&entry.parent_id) == Some(depth));
+        // Among those of equal depth the kernel's order decides (the last is on top), which
+        // max_by_key keeps.
         visible.max_by_key(|(_, depth)| *depth).map(|(entry, _)| entry)
     }
 
@@ -93,8 +97,8 @@ impl Snapshot {
         Self::of(entries, self.problems.iter().chain(&other.problems).cloned().collect())
     }
 
-    /// These mounts, and those of another namespace whose superblocks this one does not show. Only for telling pools: paths of
-    /// two namespaces are not to be looked up in one table.
+    /// These mounts, and those of another namespace whose superblocks this one does not show. Only
+    /// for telling pools: paths of two namespaces are not to be looked up in one table.
     #[must_use]
     pub fn with_superblocks_of<'a>(&self, others: impl IntoIterator<Item = &'a Self>) -> Self {
         let shown: HashSet<u32> = self.entries.iter().map(MountEntry::dev).collect();
@@ -106,7 +110,8 @@ impl Snapshot {
     /// What changed from here to `next`.
     pub fn diff(&self, next: &Self) -> SnapshotDiff {
         let identity = |entry: &MountEntry| (entry.mount_id, entry.dev());
-        let before: HashMap<_, _> = self.entries.iter().map(|entry| (identity(entry), entry)).collect();
+        let before: HashMap<_, _> =
+            self.entries.iter().map(|entry| (identity(entry), entry)).collect();
         let after: HashSet<_> = next.entries.iter().map(identity).collect();
         let mut diff = SnapshotDiff::default();
         for entry in &next.entries {
@@ -116,8 +121,12 @@ impl Snapshot {
                 Some(_) => {}
             }
         }
-        diff.removed =
-            self.entries.iter().filter(|entry| !after.contains(&identity(entry))).cloned().collect();
+        diff.removed = self
+            .entries
+            .iter()
+            .filter(|entry| !after.contains(&identity(entry)))
+            .cloned()
+            .collect();
         diff
     }
 }
@@ -127,10 +136,10 @@ mod tests {
     use super::*;
 
     const TABLE: &str = "27 1 254:0 / / rw - ext4 /dev/vda rw\n\
-        40 27 0:30 / /var/lib rw - tmpfs none rw\n\
-        41 40 0:43 / /var/lib/incus/pool rw - ceph a rw\n\
-        42 41 0:44 / /var/lib/incus/pool rw - ceph b rw\n\
-        43 27 0:45 / /var/library rw - tmpfs none rw\n";
+                         40 27 0:30 / /var/lib rw - tmpfs none rw\n\
+                         41 40 0:43 / /var/lib/incus/pool rw - ceph a rw\n\
+                         42 41 0:44 / /var/lib/incus/pool rw - ceph b rw\n\
+                         43 27 0:45 / /var/library rw - tmpfs none rw\n";
 
     #[test]
     fn the_topmost_mount_wins() {
@@ -145,8 +154,10 @@ mod tests {
             assert_eq!(snapshot.mount_of(Path::new(path)).unwrap().mount_id, mount_id, "{path}");
         }
         assert_eq!(snapshot.mount(41).unwrap().source, "a");
-        let other =
-            Snapshot::parse(b"60 59 0:43 / /elsewhere rw - ceph a rw\n61 59 0:60 / /own rw - ceph c rw\n");
+        let other = Snapshot::parse(
+            b"60 59 0:43 / /elsewhere rw - ceph a rw\n61 59 0:60 / /own rw - ceph \
+             c rw\n",
+        );
         let both = snapshot.with_superblocks_of([&other]);
         assert_eq!(both.entries().len(), snapshot.entries().len() + 1);
         assert_eq!(both.entries().last().unwrap().mountpoint, Path::new("/own"));
@@ -156,15 +167,25 @@ mod tests {
     #[test]
     fn a_mount_above_hides_what_was_there_before() {
         let table = "27 1 254:0 / / rw - ext4 /dev/vda rw\n\
-            41 27 0:43 / /a/b rw - ceph a rw\n\
-            42 27 0:44 / /a rw - tmpfs none rw\n";
-        assert_eq!(Snapshot::parse(table.as_bytes()).mount_of(Path::new("/a/b/c")).unwrap().mount_id, 42);
+                     41 27 0:43 / /a/b rw - ceph a rw\n\
+                     42 27 0:44 / /a rw - tmpfs none rw\n";
+        assert_eq!(
+            Snapshot::parse(table.as_bytes()).mount_of(Path::new("/a/b/c")).unwrap().mount_id,
+            42
+        );
     }
 
     #[test]
     fn a_reused_mount_id_is_removed_and_added() {
         let before = Snapshot::parse(TABLE.as_bytes());
-        let text = TABLE.replace("41 40 0:43", "41 40 0:99").replace("/var/library rw", "/var/library ro");
+        let text = TABLE
+            .replace(
+                "41 40 \
+                 0:43",
+                "41 40 \
+                 0:99",
+            )
+            .replace("/var/library rw", "/var/library ro");
         let diff = before.diff(&Snapshot::parse(text.as_bytes()));
         assert_eq!((diff.added[0].minor, diff.removed[0].minor), (99, 43));
         assert_eq!((diff.added.len(), diff.removed.len(), diff.changed.len()), (1, 1, 1));

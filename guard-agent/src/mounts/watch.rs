@@ -36,8 +36,8 @@ impl MountWatch {
         read(self.table.get_ref())
     }
 
-    /// Waits for the next change: what changes while the table is read afterwards is a change again. Cancel-safe: a
-    /// change that was not delivered is delivered by the next call.
+    /// Waits for the next change: what changes while the table is read afterwards is a change
+    /// again. Cancel-safe: a change that was not delivered is delivered by the next call.
     pub async fn changed(&mut self) -> io::Result<()> {
         self.table.ready(Interest::PRIORITY).await?.clear_ready();
         Ok(())

@@ -30,7 +30,8 @@ pub fn leases(places: &Places, boot_id: &str, now_boot_ns: u64) -> Result<Vec<Le
     Ok(leases.map_err(|error| Why::of(&error))?.iter().map(daemon::lease_report).collect())
 }
 
-/// The nodes' journals. One that cannot be understood stands for a sealed node, and is told as such.
+/// The nodes' journals. One that cannot be understood stands for a sealed node, and is told as
+/// such.
 pub fn nodes(places: &Places) -> Result<Vec<NodeOnFile>, Why> {
     let directory = places.state_dir.join(NODES_NAME);
     let entries = match fs::read_dir(&directory) {
@@ -70,7 +71,8 @@ pub struct LogEnd {
 pub fn log(places: &Places) -> Result<LogEnd, Why> {
     let read = |count, kind| -> Result<Vec<Record>, Why> {
         let filter = Filter { kind, ..Filter::default() };
-        let lines = read_tail(&places.audit, count, &filter, SEARCH_BOUND).map_err(Why::io(&places.audit))?;
+        let lines = read_tail(&places.audit, count, &filter, SEARCH_BOUND)
+            .map_err(Why::io(&places.audit))?;
         Ok(lines.into_iter().map(|line| line.record).collect())
     };
     let mut end = LogEnd { last: read(LINES, None)?, ..LogEnd::default() };
@@ -132,7 +134,10 @@ mod tests {
         fs::write(nodes_dir.join("var-lib-incus.json"), journal.to_text()).unwrap();
         fs::write(nodes_dir.join("var-lib-incus.json.unreadable"), "{").unwrap();
         let found = nodes(&places).unwrap();
-        assert_eq!((found[0].root.as_str(), found[0].state.as_str()), ("/var/lib/incus", "join-failed"));
+        assert_eq!(
+            (found[0].root.as_str(), found[0].state.as_str()),
+            ("/var/lib/incus", "join-failed")
+        );
         fs::write(nodes_dir.join("other.json"), "{").unwrap();
         assert!(nodes(&places).unwrap_err().to_string().contains("other.json"));
     }

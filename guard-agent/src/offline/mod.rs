@@ -1,8 +1,9 @@
 //! What can be told of this host without its agent: from pins, the mount table and files.
 //!
-//! It reads only. No map is written, no file made or moved, no pool touched (not even by `stat`), and nothing is waited
-//! for: a dead server or a stopped agent must not hold up who asks what protects the host. What it cannot do is
-//! prove: `report` says what is known, and what only an agent could know.
+//! It reads only. No map is written, no file made or moved, no pool touched (not even by `stat`),
+//! and nothing is waited for: a dead server or a stopped agent must not hold up who asks what
+//! protects the host. What it cannot do is prove: `report` says what is known, and what only an
+//! agent could know.
 
 mod files;
 mod pins;
@@ -13,7 +14,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use report::{
-    Counters, InForce, Known, LastPosture, Load, NodeOnFile, OfflineReport, Posture, Responder, Unknown,
+    Counters, InForce, Known, LastPosture, Load, NodeOnFile, OfflineReport, Posture, Responder,
+    Unknown,
 };
 pub use silence::{Cause, Silence, agent_pid, is_stopped};
 
@@ -42,7 +44,8 @@ pub fn report(places: &Places, silence: Silence) -> OfflineReport {
     let mut unknown = Vec::new();
     let in_force = note(&mut unknown, "what is in force", pins::in_force(places, &boot_id));
     let kernel = note(&mut unknown, "pools, modes and counters", pins::pools(places, now));
-    let (pools, counters) = kernel.map_or((None, None), |(pools, counters)| (Some(pools), Some(counters)));
+    let (pools, counters) =
+        kernel.map_or((None, None), |(pools, counters)| (Some(pools), Some(counters)));
     let leases = note(&mut unknown, "leases", files::leases(places, &boot_id, now.1.boot_ns));
     let nodes = note(&mut unknown, "nodes", files::nodes(places));
     let log = note(&mut unknown, "the audit log", files::log(places)).unwrap_or_default();
@@ -65,7 +68,13 @@ pub fn report(places: &Places, silence: Silence) -> OfflineReport {
 /// The pools alone, for `pools`.
 pub fn pools(places: &Places) -> Result<Vec<PoolReport>, Unknown> {
     let now = clock::now().expect("CLOCK_BOOTTIME and CLOCK_REALTIME exist");
-    pins::pools(places, now).map(|(pools, _)| pools).map_err(|why| Unknown::of("pools and their modes", &why))
+    pins::pools(places, now).map(|(pools, _)| pools).map_err(|why| {
+        Unknown::of(
+            "pools and their \
+             modes",
+            &why,
+        )
+    })
 }
 
 /// What could be had; what could not is noted.

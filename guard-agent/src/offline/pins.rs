@@ -22,7 +22,8 @@ use crate::mounts::{self, Snapshot};
 use crate::plan;
 
 const SECOND: u64 = 1_000_000_000;
-/// The host's mount table, and for who may not read that, one's own, which is the same on a host without tricks.
+/// The host's mount table, and for who may not read that, one's own, which is the same on a host
+/// without tricks.
 const MOUNT_TABLES: [&str; 2] = ["/proc/1/mountinfo", "/proc/self/mountinfo"];
 
 /// What denies deletions now.
@@ -32,8 +33,10 @@ pub fn in_force(places: &Places, boot_id: &str) -> Result<InForce, Why> {
         false => Vec::new(),
     };
     let responders = fanotify::responders(&places.pin_dir);
-    let responders = responders.into_iter().map(|pid| Responder { pid, is_stopped: is_stopped(pid) });
-    let sealed = fanotify::recorded_seals(&places.state_dir, boot_id).map_err(|error| Why::of(&error))?;
+    let responders =
+        responders.into_iter().map(|pid| Responder { pid, is_stopped: is_stopped(pid) });
+    let sealed =
+        fanotify::recorded_seals(&places.state_dir, boot_id).map_err(|error| Why::of(&error))?;
     Ok(InForce { loads, responders: responders.collect(), read_only_mounts: sealed })
 }
 
@@ -67,7 +70,12 @@ fn load(generation: &Generation) -> Result<Load, PinError> {
             None => {}
         }
     }
-    Ok(Load { tier: Name(generation.tier), identity: generation.identity.clone(), linked, unlinked })
+    Ok(Load {
+        tier: Name(generation.tier),
+        identity: generation.identity.clone(),
+        linked,
+        unlinked,
+    })
 }
 
 /// The pools in the pinned map, placed by the mount table, and the counters.
@@ -107,8 +115,8 @@ fn mount_table() -> Result<Snapshot, Why> {
     mounts::read(&table).map_err(Why::io(path))
 }
 
-/// One entry of the map. Its place is all mounts of the superblock; of a part, those that show something of what the mount
-/// does that stands for it.
+/// One entry of the map. Its place is all mounts of the superblock; of a part, those that show
+/// something of what the mount does that stands for it.
 fn pool(
     key: PoolKey,
     entry: &PoolEntry,
@@ -158,8 +166,9 @@ mod tests {
     use super::*;
 
     fn read(entry: PoolEntry, now_boot_ns: u64) -> PoolReport {
-        let table = b"50 20 0:44 / /var/lib/incus/storage-pools/default rw - ceph admin@f.cephfs=/ rw\n\
-                      51 20 0:45 / /elsewhere rw - ceph admin@f.cephfs=/ rw\n";
+        let table =
+            b"50 20 0:44 / /var/lib/incus/storage-pools/default rw - ceph admin@f.cephfs=/ \
+             rw\n51 20 0:45 / /elsewhere rw - ceph admin@f.cephfs=/ rw\n";
         let offset = BootOffset::between(Duration::from_secs(1_790_000_000), Duration::ZERO);
         pool(
             PoolKey::superblock(44),
@@ -177,18 +186,27 @@ mod tests {
         let pool = read(entry, 0);
         assert_eq!((pool.name.as_str(), pool.filesystem.as_str()), ("default", "ceph"));
         assert_eq!(pool.mountpoints, ["/var/lib/incus/storage-pools/default"]);
-        assert_eq!((pool.mode.0, pool.release_ends, pool.remaining_seconds), (Mode::Guarded, None, None));
+        assert_eq!(
+            (pool.mode.0, pool.release_ends, pool.remaining_seconds),
+            (Mode::Guarded, None, None)
+        );
         assert_eq!(pool.answered_by, AnsweredBy::PinsAndFiles);
     }
 
     #[test]
     fn a_release_that_is_over_is_sealed() {
-        let released =
-            PoolEntry { mode: Mode::Released as u32, expires_boot_ns: 9 * SECOND, ..PoolEntry::default() };
+        let released = PoolEntry {
+            mode: Mode::Released as u32,
+            expires_boot_ns: 9 * SECOND,
+            ..PoolEntry::default()
+        };
         let pool = read(released, 4 * SECOND);
         assert_eq!((pool.mode.0, pool.remaining_seconds), (Mode::Released, Some(5)));
         let pool = read(released, 9 * SECOND);
-        assert_eq!((pool.mode.0, pool.remaining_seconds, pool.release_ends), (Mode::Sealed, None, None));
+        assert_eq!(
+            (pool.mode.0, pool.remaining_seconds, pool.release_ends),
+            (Mode::Sealed, None, None)
+        );
         let strange = PoolEntry { mode: 77, ..PoolEntry::default() };
         assert_eq!(read(strange, 0).mode.0, Mode::Sealed);
     }

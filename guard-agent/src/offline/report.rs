@@ -123,7 +123,8 @@ pub struct Counters {
 
 impl Counters {
     pub(super) fn of(counters: &BTreeMap<Counter, u64>) -> Self {
-        let by_name = counters.iter().map(|(counter, value)| (counter.name().to_owned(), *value)).collect();
+        let by_name =
+            counters.iter().map(|(counter, value)| (counter.name().to_owned(), *value)).collect();
         Self { reconciled: Reconciled::of(counters), by_name }
     }
 }
@@ -157,7 +158,9 @@ mod tests {
         };
         assert!(InForce::default().is_nothing());
         assert!(InForce { loads: vec![load(&[])], ..InForce::default() }.is_nothing());
-        assert!(!InForce { loads: vec![load(&["path_unlink"])], ..InForce::default() }.is_nothing());
+        assert!(
+            !InForce { loads: vec![load(&["path_unlink"])], ..InForce::default() }.is_nothing()
+        );
         let responders = vec![Responder { pid: 7, is_stopped: true }];
         assert!(!InForce { responders, ..InForce::default() }.is_nothing());
         assert!(!InForce { read_only_mounts: 1, ..InForce::default() }.is_nothing());

@@ -1,4 +1,5 @@
-//! Why an agent does not answer: it does not run, a signal has stopped it, or it is busy with something else.
+//! Why an agent does not answer: it does not run, a signal has stopped it, or it is busy with
+//! something else.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -36,17 +37,21 @@ impl Silence {
         Self { cause: Cause::StoppedBySignal, detail, pid: Some(pid) }
     }
 
-    /// What an error on the socket says, with the agent's process if one is known. `None`: the agent has answered.
+    /// What an error on the socket says, with the agent's process if one is known. `None`: the
+    /// agent has answered.
     pub fn of(error: &ClientError, pid: Option<u32>) -> Option<Self> {
         let cause = match (error, pid) {
             // It has so many connections waiting that it takes no more.
-            (ClientError::Unreachable { source, .. }, _) if source.kind() == ErrorKind::TimedOut => {
+            (ClientError::Unreachable { source, .. }, _)
+                if source.kind() == ErrorKind::TimedOut =>
+            {
                 Cause::NoAnswer
             }
             (ClientError::Unreachable { .. }, None) => Cause::NotRunning,
-            (ClientError::Unreachable { .. } | ClientError::Broken { .. } | ClientError::Closed, _) => {
-                Cause::NoAnswer
-            }
+            (
+                ClientError::Unreachable { .. } | ClientError::Broken { .. } | ClientError::Closed,
+                _,
+            ) => Cause::NoAnswer,
             _ => return None,
         };
         Some(Self { cause, detail: crate::daemon::chain(error), pid })
@@ -69,8 +74,8 @@ impl Silence {
             (Cause::NotRunning, _) => {
                 "systemctl start guard-agent; why it ended: journalctl -u guard-agent".to_owned()
             }
-            _ => "ask again, with --timeout 30s; then journalctl -u guard-agent, and systemctl restart \
-                  guard-agent (enforcement goes on meanwhile)"
+            _ => "ask again, with --timeout 30s; then journalctl -u guard-agent, and systemctl \
+                  restart guard-agent (enforcement goes on meanwhile)"
                 .to_owned(),
         }
     }
@@ -82,7 +87,8 @@ pub fn agent_pid(state_dir: &Path) -> Option<u32> {
     let inode = fs::metadata(state_dir.join(LOCK_NAME)).ok()?.ino();
     let locks = fs::read_to_string("/proc/locks").ok()?;
     let is_agent = |pid: &u32| {
-        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.starts_with("guard-agent"))
+        fs::read_to_string(format!("/proc/{pid}/comm"))
+            .is_ok_and(|comm| comm.starts_with("guard-agent"))
     };
     holders(&locks, inode).find(is_agent)
 }
@@ -92,7 +98,8 @@ pub fn is_stopped(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| state(&stat) == Some('T'))
 }
 
-/// Who holds a whole file's lock, by the file's inode (the kernel's device number need not be that of `stat`).
+/// Who holds a whole file's lock, by the file's inode (the kernel's device number need not be that
+/// of `stat`).
 fn holders(locks: &str, inode: u64) -> impl Iterator<Item = u32> {
     locks.lines().filter_map(move |line| {
         let mut words = line.split_whitespace().skip(1);

@@ -1,4 +1,5 @@
-//! Which cgroups and executables may delete, one set for each root, and who may not delete on aliases.
+//! Which cgroups and executables may delete, one set for each root, and who may not delete on
+//! aliases.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,7 +19,11 @@ pub(super) struct Changes {
 type Pair = (CgroupKey, ExecutableKey);
 
 /// `sealed` are the actor sets of the roots that have a sealed pool.
-pub(super) fn changes(desired: &Desired<'_>, observed: &Observed, sealed: &BTreeSet<u32>) -> Changes {
+pub(super) fn changes(
+    desired: &Desired<'_>,
+    observed: &Observed,
+    sealed: &BTreeSet<u32>,
+) -> Changes {
     let (mut cgroups, mut executables) = (BTreeMap::new(), BTreeMap::new());
     let roots = desired.policy.roots();
     for root in roots {
@@ -49,11 +54,13 @@ pub(super) fn changes(desired: &Desired<'_>, observed: &Observed, sealed: &BTree
     changes
 }
 
-/// The actors of a root none of which is there now, if policy names any: the storage daemon may be denied.
+/// The actors of a root none of which is there now, if policy names any: the storage daemon may be
+/// denied.
 pub fn absent<'p>(root: &'p Root, resolved: &Resolved) -> Option<Vec<&'p Actor>> {
     let is_there = |actor: &Actor| {
         let cgroup = actor.cgroup().is_none_or(|path| resolved.cgroups.contains_key(path));
-        let executable = actor.executable().is_none_or(|path| resolved.executables.contains_key(path));
+        let executable =
+            actor.executable().is_none_or(|path| resolved.executables.contains_key(path));
         cgroup && executable
     };
     let actors: Vec<&Actor> = root.actors().iter().collect();
@@ -96,8 +103,8 @@ fn set<'p>(
     }
     let bits = pair_bits(&pairs, observed, actor_set);
     if actor_set == ALIAS_ACTORS && bits.len() < pairs.len() {
-        // Policy bounds each root's pairs, not those of all roots together: the set denies, so the rest are
-        // denied in any cgroup.
+        // Policy bounds each root's pairs, not those of all roots together: the set denies, so the
+        // rest are denied in any cgroup.
         let with_bits: BTreeSet<Pair> = bits.iter().map(|(pair, _)| *pair).collect();
         for (_, executable) in pairs.difference(&with_bits) {
             executables.entry(*executable).or_default().alone = 1;
@@ -109,16 +116,19 @@ fn set<'p>(
     }
 }
 
-/// The bit of each pair. A pair keeps the bit that stands for it alone in the maps, and a new pair gets
-/// one that stands for nothing: so no cgroup ever meets the executable of another pair half-way.
-/// (Only where an edit replaces more than 63 pairs at once do bits have to change hands.)
+/// The bit of each pair. A pair keeps the bit that stands for it alone in the maps, and a new pair
+/// gets one that stands for nothing: so no cgroup ever meets the executable of another pair
+/// half-way. (Only where an edit replaces more than 63 pairs at once do bits have to change hands.)
 fn pair_bits(pairs: &BTreeSet<Pair>, observed: &Observed, set: u32) -> Vec<(Pair, u32)> {
     let (mut bits, mut used): (BTreeMap<Pair, u32>, u64) = (BTreeMap::new(), 0);
     for bit in 0..COMBINED_ACTORS {
         let has = |mask: &ActorMask| mask.combined & (1 << bit) != 0;
-        let groups = observed.actor_cgroups.iter().filter(|(key, mask)| key.actor_set == set && has(mask));
-        let programs =
-            observed.actor_executables.iter().filter(|(key, mask)| key.actor_set == set && has(mask));
+        let groups =
+            observed.actor_cgroups.iter().filter(|(key, mask)| key.actor_set == set && has(mask));
+        let programs = observed
+            .actor_executables
+            .iter()
+            .filter(|(key, mask)| key.actor_set == set && has(mask));
         let groups: Vec<&CgroupKey> = groups.map(|(key, _)| key).collect();
         let programs: Vec<&ExecutableKey> = programs.map(|(key, _)| key).collect();
         if let ([group], [program]) = (&groups[..], &programs[..])
@@ -136,7 +146,8 @@ fn pair_bits(pairs: &BTreeSet<Pair>, observed: &Observed, set: u32) -> Vec<(Pair
             continue;
         }
         let free = (0..COMBINED_ACTORS).find(|bit| (used | kept) & (1 << bit) == 0);
-        if let Some(bit) = free.or_else(|| (0..COMBINED_ACTORS).find(|bit| kept & (1 << bit) == 0)) {
+        if let Some(bit) = free.or_else(|| (0..COMBINED_ACTORS).find(|bit| kept & (1 << bit) == 0))
+        {
             kept |= 1 << bit;
             bits.insert(*pair, bit);
         }

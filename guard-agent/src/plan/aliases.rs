@@ -1,12 +1,14 @@
 //! Whose storage daemons may not delete outside the roots either, and which superblocks are exempt.
 //!
-//! Each CephFS mount is a superblock of its own, so that a sealed pool can be reached through another one:
-//! Incus mounts the filesystem's root below `/tmp` for a moment when it makes or deletes a pool. The kernel
-//! program denies the actors of sealed pools every superblock of a guarded kind outside the roots, from its
-//! first moment. Exempt is only what is seen, and certainly shows nothing of any sealed pool.
+//! Each CephFS mount is a superblock of its own, so that a sealed pool can be reached through
+//! another one: Incus mounts the filesystem's root below `/tmp` for a moment when it makes or
+//! deletes a pool. The kernel program denies the actors of sealed pools every superblock of a
+//! guarded kind outside the roots, from its first moment. Exempt is only what is seen, and
+//! certainly shows nothing of any sealed pool.
 //!
-//! Where the inode of every sealed pool's root is known, the mount of a whole filesystem is decided about name by name:
-//! only what is a sealed pool's is denied there. So a seal on one pool leaves Incus its other pools of that filesystem.
+//! Where the inode of every sealed pool's root is known, the mount of a whole filesystem is decided
+//! about name by name: only what is a sealed pool's is denied there. So a seal on one pool leaves
+//! Incus its other pools of that filesystem.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -51,21 +53,26 @@ impl Changes {
         !self.inodes_gone.is_empty() || !self.inodes_new.is_empty()
     }
 
-    /// The roots of sealed pools in the map. `None`: not all are known, or there is no room for them.
+    /// The roots of sealed pools in the map. `None`: not all are known, or there is no room for
+    /// them.
     fn set_inodes(&mut self, observed: &Observed, wanted: Option<BTreeSet<u64>>, roots: usize) {
         let wanted = wanted.filter(|inodes| inodes.len() + roots <= capacity::ROOTS as usize);
         self.by_inode = wanted.as_ref().is_some_and(|inodes| !inodes.is_empty());
-        let wanted: BTreeSet<RootKey> = wanted.unwrap_or_default().into_iter().map(RootKey::alias).collect();
-        let before: BTreeSet<RootKey> = observed.roots.keys().filter(|key| key.is_alias()).copied().collect();
-        self.inodes_gone = before.difference(&wanted).copied().map(MapOperation::RemoveRoot).collect();
+        let wanted: BTreeSet<RootKey> =
+            wanted.unwrap_or_default().into_iter().map(RootKey::alias).collect();
+        let before: BTreeSet<RootKey> =
+            observed.roots.keys().filter(|key| key.is_alias()).copied().collect();
+        self.inodes_gone =
+            before.difference(&wanted).copied().map(MapOperation::RemoveRoot).collect();
         // No root of the policy has this number.
         let entry = RootEntry { reserved: ALIAS_ACTORS, ..RootEntry::default() };
-        self.inodes_new = wanted.difference(&before).map(|key| MapOperation::PutRoot(*key, entry)).collect();
+        self.inodes_new =
+            wanted.difference(&before).map(|key| MapOperation::PutRoot(*key, entry)).collect();
     }
 }
 
-/// Takes the pools' changes too: a pool that policy drops may be exempt in the same step. `roots`: how many of the policy
-/// are in the map of roots.
+/// Takes the pools' changes too: a pool that policy drops may be exempt in the same step. `roots`:
+/// how many of the policy are in the map of roots.
 pub(super) fn changes(
     desired: &Desired<'_>,
     observed: &Observed,
@@ -134,18 +141,21 @@ fn decide<'a>(desired: &Desired<'a>, after: &BTreeMap<PoolKey, PoolEntry>) -> De
     // Held too: the daemon may not delete, by whatever mount.
     // A visitor's data is its host's own, by whatever mount.
     let is_sealed = |entry: &&PoolEntry| {
-        pools::strength(entry.mode) >= pools::strength(Mode::Held as u32) && !pools::is_visitor(entry)
+        pools::strength(entry.mode) >= pools::strength(Mode::Held as u32)
+            && !pools::is_visitor(entry)
     };
-    // A root without a live pool has no data that could be reached: its actors, which may be another root's too, are
-    // left alone.
-    let sealed: BTreeSet<u32> = after.values().filter(is_sealed).map(|entry| entry.actor_set).collect();
+    // A root without a live pool has no data that could be reached: its actors, which may be
+    // another root's too, are left alone.
+    let sealed: BTreeSet<u32> =
+        after.values().filter(is_sealed).map(|entry| entry.actor_set).collect();
     // More pools of a node on its way into a cluster may still come, and nothing is known of them.
     let may_grow = |set: &u32| {
         let node = desired.overrides.nodes.get(set);
         node.is_some_and(|modes| modes.mode == NodeMode::Sealed)
     };
     let more_may_come = sealed.iter().any(may_grow);
-    // Of a pool that is mounted no more, or not through the kernel client, it is not known what it shows.
+    // Of a pool that is mounted no more, or not through the kernel client, it is not known what it
+    // shows.
     let identity = |key: &PoolKey| desired.classification.pool(*key)?.ceph.as_ref();
     let inode = |key: &PoolKey| match key.is_part() {
         true => None,
@@ -153,7 +163,9 @@ fn decide<'a>(desired: &Desired<'a>, after: &BTreeMap<PoolKey, PoolEntry>) -> De
     };
     let inodes = match more_may_come {
         true => None,
-        false => after.iter().filter(|(_, entry)| is_sealed(entry)).map(|(key, _)| inode(key)).collect(),
+        false => {
+            after.iter().filter(|(_, entry)| is_sealed(entry)).map(|(key, _)| inode(key)).collect()
+        }
     };
     let sealed_pools: Option<Vec<&Identity>> =
         after.iter().filter(|(_, entry)| is_sealed(entry)).map(|(key, _)| identity(key)).collect();

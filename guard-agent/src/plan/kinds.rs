@@ -1,7 +1,7 @@
 //! Numbers of filesystem kinds: bits in the masks of the roots.
 //!
-//! A number stays with its kind for as long as the kind is in the map. Numbers by place in the policy
-//! would change with an edit, and the masks with them, one map entry after the other.
+//! A number stays with its kind for as long as the kind is in the map. Numbers by place in the
+//! policy would change with an edit, and the masks with them, one map entry after the other.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -55,7 +55,8 @@ impl Bits {
         if self.recycled == 0 {
             return Vec::new();
         }
-        let narrowed = observed.roots.iter().filter(|(_, entry)| entry.filesystems & self.recycled != 0);
+        let narrowed =
+            observed.roots.iter().filter(|(_, entry)| entry.filesystems & self.recycled != 0);
         let narrowed = narrowed.map(|(key, entry)| {
             let filesystems = entry.filesystems & !self.recycled;
             MapOperation::PutRoot(*key, RootEntry { filesystems, ..*entry })
@@ -67,7 +68,8 @@ impl Bits {
 
     /// New kinds.
     pub(super) fn added(&self, observed: &Observed) -> Vec<MapOperation> {
-        let new = self.by_name.iter().filter(|(_, key, bit)| observed.filesystems.get(key) != Some(bit));
+        let new =
+            self.by_name.iter().filter(|(_, key, bit)| observed.filesystems.get(key) != Some(bit));
         new.map(|(_, key, bit)| MapOperation::PutFilesystem(*key, *bit)).collect()
     }
 

@@ -1,7 +1,7 @@
 //! Which magics come past the kernel program's filter.
 //!
-//! Each place of the map is one word, which the program reads at once: a magic that is guarded before and after stays in
-//! its place, or under [`SEVERAL_MAGICS`], at every moment.
+//! Each place of the map is one word, which the program reads at once: a magic that is guarded
+//! before and after stays in its place, or under [`SEVERAL_MAGICS`], at every moment.
 
 use std::collections::BTreeSet;
 

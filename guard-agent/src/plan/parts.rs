@@ -1,7 +1,8 @@
 //! Superblocks of which several sources' mounts are parts, each a pool or none by itself.
 //!
-//! The superblock's own entry says so (`POOL_PARTS`), and keeps saying it for as long as the superblock lives. It comes after
-//! those of the parts: until then the superblock is decided about as a whole, which is the stronger.
+//! The superblock's own entry says so (`POOL_PARTS`), and keeps saying it for as long as the
+//! superblock lives. It comes after those of the parts: until then the superblock is decided about
+//! as a whole, which is the stronger.
 
 use std::collections::BTreeSet;
 
@@ -28,8 +29,10 @@ impl Parts {
     /// Those that are seen, and those that were.
     pub(super) fn of(classification: &Classification, observed: &Observed) -> Self {
         let seen = classification.pools.iter().filter(|pool| pool.shared).map(|pool| pool.dev);
-        let known = observed.pools.keys().map(|key| key.dev).filter(|dev| has_parts(observed, *dev));
-        let is_canarys = |dev: &u32| observed.pools.get(&PoolKey::superblock(*dev)).is_some_and(is_canary);
+        let known =
+            observed.pools.keys().map(|key| key.dev).filter(|dev| has_parts(observed, *dev));
+        let is_canarys =
+            |dev: &u32| observed.pools.get(&PoolKey::superblock(*dev)).is_some_and(is_canary);
         let devices: BTreeSet<u32> = seen.chain(known).filter(|dev| !is_canarys(dev)).collect();
         let parts = observed.pools.keys().filter(|key| key.is_part());
         let strays = parts.filter(|key| !devices.contains(&key.dev)).copied().collect();
@@ -44,7 +47,8 @@ impl Parts {
 
     /// The entry of the whole superblock, if a pool that is a part by now is what it was made for.
     pub(super) fn whole<'o>(observed: &'o Observed, pool: &Pool) -> Option<&'o PoolEntry> {
-        let whole = observed.pools.get(&PoolKey::superblock(pool.dev)).filter(|entry| is_pool(entry))?;
+        let whole =
+            observed.pools.get(&PoolKey::superblock(pool.dev)).filter(|entry| is_pool(entry))?;
         (pool.shared && whole.pool_id == pool.pool_id && whole.magic == pool.magic).then_some(whole)
     }
 
@@ -53,7 +57,8 @@ impl Parts {
         key.is_part() || self.devices.contains(&key.dev)
     }
 
-    /// The entries of superblocks with parts, and of parts that are no pools, or are mounted no more.
+    /// The entries of superblocks with parts, and of parts that are no pools, or are mounted no
+    /// more.
     pub(super) fn change(&self, desired: &Desired<'_>, observed: &Observed, changes: &mut Changes) {
         let outsiders = &desired.classification.outsiders;
         for outsider in outsiders.iter().filter(|outsider| self.devices.contains(&outsider.dev)) {
@@ -69,13 +74,17 @@ impl Parts {
             if self.strays.contains(key) || changes.after.contains_key(key) {
                 continue;
             }
-            let is_outsider = |outsider: &Outsider| (outsider.dev, outsider.head) == (key.dev, key.head);
+            let is_outsider =
+                |outsider: &Outsider| (outsider.dev, outsider.head) == (key.dev, key.head);
             if outsiders.iter().any(is_outsider) {
                 continue;
             }
-            let mounted_again =
-                classification.pools.iter().any(|pool| (pool.dev, pool.pool_id) == (key.dev, entry.pool_id));
-            // Its number may be another mount's by now; or it is the same part, which another mount stands for.
+            let mounted_again = classification
+                .pools
+                .iter()
+                .any(|pool| (pool.dev, pool.pool_id) == (key.dev, entry.pool_id));
+            // Its number may be another mount's by now; or it is the same part, which another mount
+            // stands for.
             if !is_pool(entry) || classification.mounts.contains(key) || mounted_again {
                 changes.removed.push(MapOperation::RemovePool { key: *key });
             } else {
@@ -88,11 +97,14 @@ impl Parts {
     fn outside(&self, outsider: &Outsider, observed: &Observed, changes: &mut Changes) {
         let key = PoolKey { dev: outsider.dev, head: outsider.head };
         let before = observed.pools.get(&key);
-        let is_it = |entry: &PoolEntry| entry.flags & POOL_OUTSIDE != 0 && entry.pool_id == outsider.pool_id;
+        let is_it = |entry: &PoolEntry| {
+            entry.flags & POOL_OUTSIDE != 0 && entry.pool_id == outsider.pool_id
+        };
         if before.is_some_and(is_it) {
             return;
         }
-        let entry = PoolEntry { pool_id: outsider.pool_id, ..none(outsider.magic, POOL_OUTSIDE, changes) };
+        let entry =
+            PoolEntry { pool_id: outsider.pool_id, ..none(outsider.magic, POOL_OUTSIDE, changes) };
         match before {
             Some(_) => changes.weakened.push(MapOperation::UpdatePool { key, entry }),
             None => changes.created.push(MapOperation::CreatePool { key, entry }),

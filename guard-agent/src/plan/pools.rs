@@ -34,14 +34,14 @@ pub fn is_pool(entry: &PoolEntry) -> bool {
     entry.flags & POOL_NONE == 0
 }
 
-/// Whether a pool may be a join's: neither a host's own filesystem of which something is bound below a root, nor one that
-/// shares its superblock with others.
+/// Whether a pool may be a join's: neither a host's own filesystem of which something is bound
+/// below a root, nor one that shares its superblock with others.
 pub fn is_own(key: PoolKey, entry: &PoolEntry) -> bool {
     is_pool(entry) && !is_visitor(entry) && !key.is_part()
 }
 
-/// Whether only mounts below a root are protected. An entry keeps saying so, or not, for as long as its superblock lives: a
-/// pool that has lost its oldest mount does not become free elsewhere.
+/// Whether only mounts below a root are protected. An entry keeps saying so, or not, for as long as
+/// its superblock lives: a pool that has lost its oldest mount does not become free elsewhere.
 pub fn is_visitor(entry: &PoolEntry) -> bool {
     entry.flags & POOL_VISITOR != 0
 }
@@ -73,13 +73,17 @@ pub(super) fn changes(desired: &Desired<'_>, observed: &Observed) -> Changes {
     for pool in &desired.classification.pools {
         let key = Parts::key(observed, pool);
         match observed.pools.get(&key) {
-            // The canary's own superblock, seen below a root: it is not a pool while it has that entry.
+            // The canary's own superblock, seen below a root: it is not a pool while it has that
+            // entry.
             Some(entry) if is_canary(entry) => {}
             // It lay outside all roots before.
             Some(entry) if !is_pool(entry) => changes.create(desired, pool, key, true),
-            Some(entry) => changes.update(key, entry, wanted(desired, pool, entry, changes.next_generation)),
+            Some(entry) => {
+                changes.update(key, entry, wanted(desired, pool, entry, changes.next_generation))
+            }
             None => match Parts::whole(observed, pool) {
-                // The superblock has got parts: what was known of it as a whole goes on for this one.
+                // The superblock has got parts: what was known of it as a whole goes on for this
+                // one.
                 Some(entry) => {
                     let entry = wanted(desired, pool, entry, changes.next_generation);
                     changes.put(key, entry, |key, entry| MapOperation::CreatePool { key, entry });
@@ -144,8 +148,13 @@ impl Changes {
         let root = &desired.policy.roots()[pool.root];
         let generation = self.next_generation;
         let flags = flag(pool.visitor, POOL_VISITOR);
-        let entry =
-            PoolEntry { generation, pool_id: pool.pool_id, magic: pool.magic, flags, ..PoolEntry::default() };
+        let entry = PoolEntry {
+            generation,
+            pool_id: pool.pool_id,
+            magic: pool.magic,
+            flags,
+            ..PoolEntry::default()
+        };
         let entry = settled(desired, root, entry);
         if replaces {
             self.put(key, entry, |key, entry| MapOperation::UpdatePool { key, entry });
@@ -155,7 +164,12 @@ impl Changes {
     }
 
     /// An entry that comes.
-    fn put(&mut self, key: PoolKey, entry: PoolEntry, operation: fn(PoolKey, PoolEntry) -> MapOperation) {
+    fn put(
+        &mut self,
+        key: PoolKey,
+        entry: PoolEntry,
+        operation: fn(PoolKey, PoolEntry) -> MapOperation,
+    ) {
         self.next_generation = self.next_generation.max(entry.generation + 1);
         self.kept_magics.insert(entry.magic);
         self.after.insert(key, entry);
@@ -169,7 +183,8 @@ impl Changes {
         if *before == after {
             return;
         }
-        if before.actor_set != after.actor_set && Mode::from_u32(before.mode) == Some(Mode::Guarded) {
+        if before.actor_set != after.actor_set && Mode::from_u32(before.mode) == Some(Mode::Guarded)
+        {
             // While both sets are being changed, the pool has no actors at all.
             let entry = PoolEntry { mode: Mode::Sealed as u32, ..*before };
             self.strengthened.push(MapOperation::UpdatePool { key, entry });
@@ -184,11 +199,17 @@ impl Changes {
 }
 
 /// The entry of a mounted pool that has one.
-fn wanted(desired: &Desired<'_>, pool: &Pool, entry: &PoolEntry, next_generation: u64) -> PoolEntry {
+fn wanted(
+    desired: &Desired<'_>,
+    pool: &Pool,
+    entry: &PoolEntry,
+    next_generation: u64,
+) -> PoolEntry {
     let root = &desired.policy.roots()[pool.root];
     let same = entry.magic == pool.magic && entry.pool_id == pool.pool_id;
-    // Otherwise it is another superblock, whose end the kernel program has not seen. Its entry is replaced
-    // in one step, so that there is no moment without one; leases and releases of the old one end.
+    // Otherwise it is another superblock, whose end the kernel program has not seen. Its entry is
+    // replaced in one step, so that there is no moment without one; leases and releases of the old
+    // one end.
     let (generation, flags) = match same {
         true => (entry.generation, entry.flags),
         false => (next_generation, flag(pool.visitor, POOL_VISITOR)),
@@ -198,7 +219,11 @@ fn wanted(desired: &Desired<'_>, pool: &Pool, entry: &PoolEntry, next_generation
 }
 
 /// The root that an entry was made for, if policy still guards that kind there.
-fn guarding_root<'p>(policy: &'p Policy, entry: &PoolEntry, fs_type: Option<&str>) -> Option<&'p Root> {
+fn guarding_root<'p>(
+    policy: &'p Policy,
+    entry: &PoolEntry,
+    fs_type: Option<&str>,
+) -> Option<&'p Root> {
     let root = policy.root_of_actor_set(entry.actor_set)?;
     let is_kind = |kind: &&crate::policy::Filesystem| {
         kind.magic() == entry.magic && fs_type.is_none_or(|fs_type| kind.matches(fs_type))

@@ -8,9 +8,9 @@ use std::path::Path;
 
 use guard_common::names::capacity;
 use guard_common::policy::{
-    ACTOR_GENERATION, ACTOR_GUEST, ALIAS_ACTORS, CEPH_SUPER_MAGIC, CONFIG_ALIASES, FUSE_SUPER_MAGIC,
-    POOL_CANARY, POOL_NO_ALIAS, POOL_OPERATOR, POOL_OUTSIDE, POOL_PARTS, RAMFS_MAGIC, SEVERAL_MAGICS,
-    magic_slot,
+    ACTOR_GENERATION, ACTOR_GUEST, ALIAS_ACTORS, CEPH_SUPER_MAGIC, CONFIG_ALIASES,
+    FUSE_SUPER_MAGIC, POOL_CANARY, POOL_NO_ALIAS, POOL_OPERATOR, POOL_OUTSIDE, POOL_PARTS,
+    RAMFS_MAGIC, SEVERAL_MAGICS, magic_slot,
 };
 
 use super::*;
@@ -76,7 +76,8 @@ struct Host {
 
 impl Host {
     fn new(policy: &str, table: &str) -> Self {
-        let policy = parse(policy, Path::new("policy.toml")).unwrap_or_else(|errors| panic!("{errors}"));
+        let policy =
+            parse(policy, Path::new("policy.toml")).unwrap_or_else(|errors| panic!("{errors}"));
         let roots = policy.roots().iter().map(|root| {
             // Any number that differs by path.
             Some(RootKey { ino: u64::from(root.actor_set()), dev: 1, reserved: 0 })
@@ -181,7 +182,10 @@ fn seal_release_and_expiry() {
     assert_eq!(mode(&maps, 43), Some(Mode::Sealed));
     host.overrides.released.insert(generation, 5000);
     host.apply(&mut maps);
-    assert_eq!((mode(&maps, 43), maps.pools[&whole(43)].expires_boot_ns), (Some(Mode::Released), 5000));
+    assert_eq!(
+        (mode(&maps, 43), maps.pools[&whole(43)].expires_boot_ns),
+        (Some(Mode::Released), 5000)
+    );
     assert_eq!(Overrides::adopt(&maps, &host.policy, 4999).released, host.overrides.released);
     host.now = 5000;
     host.apply(&mut maps);
@@ -231,7 +235,8 @@ fn an_operators_seal_is_found_in_the_maps_without_a_state_file() {
         host.overrides.nodes.insert(actor_set, modes);
         host.overrides.sealed.insert(pool_id);
         host.apply(&mut maps);
-        // A followed node, whose state may seal as well, a release that runs, and a pool that is not mounted.
+        // A followed node, whose state may seal as well, a release that runs, and a pool that is
+        // not mounted.
         for (released, table) in [(None, POOL), (Some(5000), POOL), (None, "")] {
             host.overrides.released = released.map(|ends| (generation, ends)).into_iter().collect();
             host.table = table.to_owned();
@@ -311,8 +316,10 @@ fn another_superblock_with_a_stale_entry_is_replaced_in_one_step() {
     host.apply(&mut maps);
     host.table = POOL.replace("m:/a", "m:/other");
     let operations = host.apply(&mut maps);
-    let on_pools: Vec<_> =
-        operations.iter().filter(|operation| !matches!(operation, MapOperation::PutConfig(_))).collect();
+    let on_pools: Vec<_> = operations
+        .iter()
+        .filter(|operation| !matches!(operation, MapOperation::PutConfig(_)))
+        .collect();
     assert!(
         matches!(on_pools[..], [MapOperation::UpdatePool { key: PoolKey { dev: 43, head: 0 }, entry }] if entry.generation == 2),
         "{on_pools:?}"
@@ -360,7 +367,8 @@ fn a_lazily_unmounted_pool_stays_when_policy_drops_it() {
 #[test]
 fn the_canary_is_left_alone() {
     let (mut host, mut maps) = started(INCUS, POOL);
-    let canary = PoolEntry { flags: POOL_CANARY, magic: RAMFS_MAGIC, mode: 1, ..PoolEntry::default() };
+    let canary =
+        PoolEntry { flags: POOL_CANARY, magic: RAMFS_MAGIC, mode: 1, ..PoolEntry::default() };
     maps.pools.insert(whole(77), canary);
     host.table = format!("{POOL}79 31 0:77 / /run/canary rw - ramfs none rw\n");
     assert_eq!(host.apply(&mut maps), []);
@@ -369,8 +377,14 @@ fn the_canary_is_left_alone() {
 
 #[test]
 fn combined_actors_share_a_bit_and_keep_it() {
-    let policy = |actors: &str| format!("version = 1\n[[root]]\npath = \"/a\"\nactors = [{actors}]");
-    let (host, mut maps) = started(&policy("{cgroup=\"/c1\",executable=\"/e1\"},{cgroup=\"/c1\"}"), "");
+    let policy = |actors: &str| {
+        format!(
+            "version = 1\n[[root]]\npath = \"/a\"\nactors = \
+             [{actors}]"
+        )
+    };
+    let (host, mut maps) =
+        started(&policy("{cgroup=\"/c1\",executable=\"/e1\"},{cgroup=\"/c1\"}"), "");
     let group = *maps.actor_cgroups.values().next().unwrap();
     assert_eq!((group.alone, group.combined), (1, 1));
     // The old pair's bit is not given to the new one in the same step.
@@ -398,10 +412,14 @@ fn unresolved_actors_are_left_out() {
 
 /// Who could delete in a guarded pool of a set: pairs of cgroup and executable, or one alone.
 fn actors(maps: &Observed, set: u32) -> BTreeSet<(u64, u64)> {
-    let groups: Vec<_> = maps.actor_cgroups.iter().filter(|(key, _)| key.actor_set == set).collect();
-    let programs: Vec<_> = maps.actor_executables.iter().filter(|(key, _)| key.actor_set == set).collect();
+    let groups: Vec<_> =
+        maps.actor_cgroups.iter().filter(|(key, _)| key.actor_set == set).collect();
+    let programs: Vec<_> =
+        maps.actor_executables.iter().filter(|(key, _)| key.actor_set == set).collect();
     let mut actors = BTreeSet::new();
-    actors.extend(groups.iter().filter(|(_, mask)| mask.alone != 0).map(|(key, _)| (key.cgroup_id, 0)));
+    actors.extend(
+        groups.iter().filter(|(_, mask)| mask.alone != 0).map(|(key, _)| (key.cgroup_id, 0)),
+    );
     actors.extend(programs.iter().filter(|(_, mask)| mask.alone != 0).map(|(key, _)| (0, key.ino)));
     for (group, left) in &groups {
         let both = programs.iter().filter(|(_, right)| left.combined & right.combined != 0);
@@ -412,11 +430,19 @@ fn actors(maps: &Observed, set: u32) -> BTreeSet<(u64, u64)> {
 
 /// Who is denied outside the roots, on a superblock that has no entry.
 fn alias_actors(maps: &Observed) -> BTreeSet<(u64, u64)> {
-    if maps.config.flags & CONFIG_ALIASES == 0 { BTreeSet::new() } else { actors(maps, ALIAS_ACTORS) }
+    if maps.config.flags & CONFIG_ALIASES == 0 {
+        BTreeSet::new()
+    } else {
+        actors(maps, ALIAS_ACTORS)
+    }
 }
 
 fn exempt(maps: &Observed) -> BTreeSet<u32> {
-    maps.pools.iter().filter(|(_, entry)| entry.flags & POOL_NO_ALIAS != 0).map(|(key, _)| key.dev).collect()
+    maps.pools
+        .iter()
+        .filter(|(_, entry)| entry.flags & POOL_NO_ALIAS != 0)
+        .map(|(key, _)| key.dev)
+        .collect()
 }
 
 /// The host's own CephFS, of which a container has a directory.
@@ -452,8 +478,8 @@ fn a_visitor_is_one_from_the_beginning_and_goes_with_its_last_mount_below_a_root
 
 #[test]
 fn guests_namespaces_and_generations_come_into_the_maps() {
-    let policy = "version = 1\n[[root]]\npath = \"/srv\"\nfilesystems = [\"ceph\"]\nguests = [\"/kubepods\"]\n\
-                  [[root.actors]]\nexecutable = \"/usr/bin/d\"\n";
+    let policy = "version = 1\n[[root]]\npath = \"/srv\"\nfilesystems = [\"ceph\"]\nguests = \
+                  [\"/kubepods\"]\n[[root.actors]]\nexecutable = \"/usr/bin/d\"\n";
     let mut host = Host::new(policy, "");
     let key = host.resolved.roots[0].unwrap();
     host.resolved.cgroups.insert("/kubepods".to_owned(), 77);
@@ -465,7 +491,10 @@ fn guests_namespaces_and_generations_come_into_the_maps() {
     let root = &maps.roots[&key];
     assert_eq!((root.flags, root.generation), (ROOT_GENERATION, 5));
     let (_, executable) = maps.actor_executables.first_key_value().unwrap();
-    assert_eq!((executable.alone, executable.flags, executable.generation), (1, ACTOR_GENERATION, 6));
+    assert_eq!(
+        (executable.alone, executable.flags, executable.generation),
+        (1, ACTOR_GENERATION, 6)
+    );
     let (guest, mask) = maps.actor_cgroups.first_key_value().unwrap();
     assert_eq!((guest.cgroup_id, mask.alone, mask.flags), (77, 0, ACTOR_GUEST));
     assert_eq!(maps.namespaces, BTreeSet::from([4_026_532_512]));
@@ -485,8 +514,9 @@ fn an_operators_seal_follows_a_pool_whose_id_changes() {
     };
     let (before, after) = (classified(POOL), classified(&POOL.replace("m:/a", "m:/b")));
     let (mut host, mut maps) = started(INCUS, POOL);
-    let kept =
-        |maps: &Observed| -> Vec<u64> { seals_to_keep(&after, maps).map(|pool| pool.pool_id).collect() };
+    let kept = |maps: &Observed| -> Vec<u64> {
+        seals_to_keep(&after, maps).map(|pool| pool.pool_id).collect()
+    };
     assert!(kept(&maps).is_empty(), "nobody has sealed it");
     host.overrides.sealed.insert(before.pools[0].pool_id);
     host.apply(&mut maps);

@@ -38,16 +38,38 @@ pub fn diff(before: &Policy, after: &Policy) -> PolicyDiff {
     let mut changes = Vec::new();
     for root in before.roots() {
         let other = after.roots().iter().find(|other| other.path == root.path);
-        compare(&format!("root {}", root.path.display()), value(Some(root)), value(other), &mut changes);
+        compare(
+            &format!(
+                "root \
+                 {}",
+                root.path.display()
+            ),
+            value(Some(root)),
+            value(other),
+            &mut changes,
+        );
     }
     for root in after.roots() {
         if before.roots().iter().all(|other| other.path != root.path) {
-            compare(&format!("root {}", root.path.display()), None, value(Some(root)), &mut changes);
+            compare(
+                &format!(
+                    "root \
+                     {}",
+                    root.path.display()
+                ),
+                None,
+                value(Some(root)),
+                &mut changes,
+            );
         }
     }
-    if let (Some(Value::Object(old)), Some(Value::Object(new))) = (value(Some(before)), value(Some(after))) {
+    if let (Some(Value::Object(old)), Some(Value::Object(new))) =
+        (value(Some(before)), value(Some(after)))
+    {
         // Roots are compared by path above; filesystems follow from them; the hash is of the text.
-        for key in old.keys().filter(|key| !["roots", "filesystems", "hash"].contains(&key.as_str())) {
+        for key in
+            old.keys().filter(|key| !["roots", "filesystems", "hash"].contains(&key.as_str()))
+        {
             compare(key, old.get(key).cloned(), new.get(key).cloned(), &mut changes);
         }
     }
@@ -62,7 +84,15 @@ fn compare(what: &str, before: Option<Value>, after: Option<Value>, changes: &mu
     match (&before, &after) {
         (Some(Value::Object(old)), Some(Value::Object(new))) => {
             for key in old.keys() {
-                compare(&format!("{what}: {key}"), old.get(key).cloned(), new.get(key).cloned(), changes);
+                compare(
+                    &format!(
+                        "{what}: \
+                         {key}"
+                    ),
+                    old.get(key).cloned(),
+                    new.get(key).cloned(),
+                    changes,
+                );
             }
         }
         (Some(Value::Array(old)), Some(Value::Array(new))) => {

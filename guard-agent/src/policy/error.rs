@@ -96,7 +96,8 @@ impl<'t> Problems<'t> {
         }
         let (line, column) = position(self.text, span.start);
         let (line, column) = (Some(line), Some(column));
-        self.found.push((span.start, Problem { line, column, what: what.into(), hint: hint.into() }));
+        self.found
+            .push((span.start, Problem { line, column, what: what.into(), hint: hint.into() }));
     }
 
     /// Notes a problem of the file as a whole.
@@ -116,7 +117,10 @@ impl<'t> Problems<'t> {
             let what = format!("{} further problems are not shown", self.more);
             self.found.push((0, Problem { line: None, column: None, what, hint: None }));
         }
-        PolicyErrors { file, problems: self.found.into_iter().map(|(_, problem)| problem).collect() }
+        PolicyErrors {
+            file,
+            problems: self.found.into_iter().map(|(_, problem)| problem).collect(),
+        }
     }
 }
 
@@ -131,7 +135,10 @@ fn position(text: &str, offset: usize) -> (usize, usize) {
 }
 
 /// The candidate most like `word`, if one is near enough to be a slip of the keyboard.
-pub(super) fn nearest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
+pub(super) fn nearest<'c>(
+    word: &str,
+    candidates: impl IntoIterator<Item = &'c str>,
+) -> Option<&'c str> {
     const LONGEST: usize = 64;
     if word.len() > LONGEST {
         return None;

@@ -33,7 +33,13 @@ fn text(path: &Path) -> Result<String, (String, Option<String>)> {
     String::from_utf8(bytes).map_err(|error| {
         let valid = error.utf8_error().valid_up_to();
         let line = error.as_bytes()[..valid].iter().filter(|byte| **byte == b'\n').count() + 1;
-        (format!("is not UTF-8 (line {line}, byte {valid})"), Some("save the file as UTF-8".to_owned()))
+        (
+            format!(
+                "is not UTF-8 (line {line}, byte \
+                 {valid})"
+            ),
+            Some("save the file as UTF-8".to_owned()),
+        )
     })
 }
 

@@ -126,8 +126,12 @@ pub enum TierChoice {
 
 impl TierChoice {
     /// What the file may say.
-    const ALL: [Self; 4] =
-        [Self::Auto, Self::Only(Tier::BpfLsm), Self::Only(Tier::FmodRet), Self::Only(Tier::Fanotify)];
+    const ALL: [Self; 4] = [
+        Self::Auto,
+        Self::Only(Tier::BpfLsm),
+        Self::Only(Tier::FmodRet),
+        Self::Only(Tier::Fanotify),
+    ];
 
     /// Whether policy wants, or takes, this one.
     pub fn accepts(self, tier: Tier) -> bool {
@@ -220,14 +224,15 @@ impl Root {
         preset::PRESETS.iter().any(|preset| validate::preset_actors(preset) == self.actors)
     }
 
-    /// Cgroups (v2), each with everything below it, that may delete in their own guest view, also where that
-    /// shows a whole superblock. Nowhere else: through the host's view they are as anybody.
+    /// Cgroups (v2), each with everything below it, that may delete in their own guest view, also
+    /// where that shows a whole superblock. Nowhere else: through the host's view they are as
+    /// anybody.
     pub fn guests(&self) -> &[String] {
         &self.guests
     }
 
-    /// Mount namespaces besides PID 1's that are the host's view: those of daemons that have their own, such
-    /// as `/run/snapd/ns/lxd.mnt`. Paths of nsfs files.
+    /// Mount namespaces besides PID 1's that are the host's view: those of daemons that have their
+    /// own, such as `/run/snapd/ns/lxd.mnt`. Paths of nsfs files.
     pub fn namespaces(&self) -> &[PathBuf] {
         &self.namespaces
     }
@@ -247,8 +252,9 @@ impl Root {
         self.incus.as_ref()
     }
 
-    /// Names its set of actors in the maps. Made of the path, not of the place in the file: it stays
-    /// the same when roots are added, removed or reordered, so that no pool ever meets another's actors.
+    /// Names its set of actors in the maps. Made of the path, not of the place in the file: it
+    /// stays the same when roots are added, removed or reordered, so that no pool ever meets
+    /// another's actors.
     pub fn actor_set(&self) -> u32 {
         self.actor_set
     }

@@ -4,7 +4,8 @@
 #[derive(Debug)]
 pub(super) struct Preset {
     pub(super) name: &'static str,
-    /// A root each, unless the file names one: distributions differ, and what is not on a host guards nothing.
+    /// A root each, unless the file names one: distributions differ, and what is not on a host
+    /// guards nothing.
     pub(super) paths: &'static [&'static str],
     pub(super) filesystems: &'static [&'static str],
     pub(super) cgroups: &'static [&'static str],
@@ -32,8 +33,8 @@ pub(super) const PRESETS: &[Preset] = &[
         // Debian's package, the snap.
         paths: &["/var/lib/lxd", "/var/snap/lxd/common/lxd"],
         filesystems: &["ceph"],
-        // The snap's daemon moves itself to the root cgroup, or where that is refused to `/.lxc` (daemon.start in
-        // lxd-pkg-snap): there only its executable tells it.
+        // The snap's daemon moves itself to the root cgroup, or where that is refused to `/.lxc`
+        // (daemon.start in lxd-pkg-snap): there only its executable tells it.
         cgroups: &["/system.slice/lxd.service", "/system.slice/snap.lxd.daemon.service", "/.lxc"],
         // snapd's directory on Debian and Ubuntu, and on Fedora.
         executables: &["/snap/lxd/current/bin/lxd", "/var/lib/snapd/snap/lxd/current/bin/lxd"],
@@ -44,10 +45,15 @@ pub(super) const PRESETS: &[Preset] = &[
     Preset {
         name: "kubelet",
         // kubeadm, k3s, RKE2 and Canonical's k8s; MicroK8s; k0s.
-        paths: &["/var/lib/kubelet", "/var/snap/microk8s/common/var/lib/kubelet", "/var/lib/k0s/kubelet"],
+        paths: &[
+            "/var/lib/kubelet",
+            "/var/snap/microk8s/common/var/lib/kubelet",
+            "/var/lib/k0s/kubelet",
+        ],
         filesystems: &["ceph", "nfs", "cifs", "fuse.ceph-fuse", "fuse.glusterfs"],
-        // Nobody: clean-up through a mount that is still there, the kubelet's (kubernetes#7360, k3s#3264) or a CSI
-        // plugin's (kubernetes#101441), is the incident. After an unmount neither deletes in the volume.
+        // Nobody: clean-up through a mount that is still there, the kubelet's (kubernetes#7360,
+        // k3s#3264) or a CSI plugin's (kubernetes#101441), is the incident. After an unmount
+        // neither deletes in the volume.
         cgroups: &[],
         executables: &[],
         // Pods, with the cgroup driver `systemd` and with `cgroupfs`.

@@ -1,7 +1,7 @@
 //! The policy file's text → what it says, key by key, each with its place in the text.
 //!
-//! Walks toml's spanned tables instead of deriving serde: serde stops at the first problem, and all of
-//! them are to be shown at once. Unknown keys are refused. What the values mean is `validate`'s.
+//! Walks toml's spanned tables instead of deriving serde: serde stops at the first problem, and all
+//! of them are to be shown at once. Unknown keys are refused. What the values mean is `validate`'s.
 
 use std::ops::Range;
 
@@ -71,7 +71,10 @@ pub(super) fn read(text: &str, problems: &mut Problems<'_>) -> Option<RawPolicy>
 }
 
 fn policy(file: &Table<'_>, problems: &mut Problems<'_>) -> RawPolicy {
-    file.only(&["version", "root", "defaults", "lease", "canary", "audit", "agent", "enforcement"], problems);
+    file.only(
+        &["version", "root", "defaults", "lease", "canary", "audit", "agent", "enforcement"],
+        problems,
+    );
     let mut raw = RawPolicy {
         version: file.integer("version", problems),
         roots: roots(file, problems),
@@ -146,7 +149,8 @@ fn actors(root: &Table<'_>, problems: &mut Problems<'_>) -> Option<Vec<RawActor>
     let tables = root.tables("actors", "an actor", problems)?;
     let actor = |(span, table): (Range<usize>, Table<'_>)| {
         table.only(&["cgroup", "executable"], problems);
-        let (cgroup, executable) = (table.string("cgroup", problems), table.string("executable", problems));
+        let (cgroup, executable) =
+            (table.string("cgroup", problems), table.string("executable", problems));
         RawActor { span, cgroup, executable }
     };
     Some(tables.into_iter().map(actor).collect())
@@ -243,7 +247,12 @@ impl<'t> Table<'t> {
         place: &'t str,
         problems: &mut Problems<'_>,
     ) -> Option<Vec<(Range<usize>, Table<'t>)>> {
-        let expected = if key == "root" { "a list of tables: [[root]]" } else { "a list of tables" };
+        let expected = if key == "root" {
+            "a list of tables: \
+             [[root]]"
+        } else {
+            "a list of tables"
+        };
         let array = self.read(key, expected, problems, DeValue::as_array)?.into_inner();
         let tables = array.iter().filter_map(|value| {
             let table = value.get_ref().as_table();
@@ -256,7 +265,12 @@ impl<'t> Table<'t> {
     }
 }
 
-fn wrong_type(what: &str, expected: &str, value: &Spanned<DeValue<'_>>, problems: &mut Problems<'_>) {
+fn wrong_type(
+    what: &str,
+    expected: &str,
+    value: &Spanned<DeValue<'_>>,
+    problems: &mut Problems<'_>,
+) {
     let found = value.get_ref().type_str();
     problems.at(value.span(), format!("{what} must be {expected}, not {found}"), None);
 }

@@ -72,7 +72,10 @@ fn every_key_can_be_set() {
     let [outer, inner] = policy.roots() else { panic!("two roots") };
     assert_eq!(outer.path(), Path::new("/srv/incus"));
     assert_eq!(outer.filesystems(), ["nfs", "fuse.ceph-fuse"]);
-    assert_eq!((outer.default_mode(), inner.default_mode()), (DefaultMode::Sealed, DefaultMode::Observed));
+    assert_eq!(
+        (outer.default_mode(), inner.default_mode()),
+        (DefaultMode::Sealed, DefaultMode::Observed)
+    );
     assert_eq!((outer.exported(), inner.exported()), (true, false));
     assert!(outer.guard_truncate() && inner.guard_truncate());
     assert!(outer.actors()[0].is_combined() && !outer.actors()[1].is_combined());
@@ -109,7 +112,7 @@ full_records = 0
 [wombat]
 "#;
     let expected = "\
-policy.toml:1:11: version 2 of the policy format is not known
+                    policy.toml:1:11: version 2 of the policy format is not known
     hint: this agent reads version = 1
 policy.toml:3:10: unknown preset `incsu`
     hint: did you mean `incus`?
@@ -192,7 +195,8 @@ fn more_combined_actors_than_bits_are_too_many() {
 #[test]
 fn actors_that_their_maps_could_not_take_are_too_many() {
     let root = |path: &str, count| {
-        let list: Vec<String> = (0..count).map(|index| format!("{{executable=\"/e{index}\"}}")).collect();
+        let list: Vec<String> =
+            (0..count).map(|index| format!("{{executable=\"/e{index}\"}}")).collect();
         format!("[[root]]\npath = \"{path}\"\nactors = [{}]\n", list.join(","))
     };
     let half = root("/a", MAX_ACTORS / 2);
@@ -226,7 +230,10 @@ fn a_preset_is_a_root_for_each_place_that_distributions_have() {
     let docker = preset("docker");
     assert_eq!(paths(&docker), ["/var/lib/docker", "/var/snap/docker/common/var-lib-docker"]);
     assert!(
-        docker.roots().iter().all(|root| root.actors().is_empty() && root.guards(&docker.filesystems()[0]))
+        docker
+            .roots()
+            .iter()
+            .all(|root| root.actors().is_empty() && root.guards(&docker.filesystems()[0]))
     );
 
     let one = good(
@@ -235,7 +242,10 @@ fn a_preset_is_a_root_for_each_place_that_distributions_have() {
     );
     assert_eq!(paths(&one), ["/srv/kubelet"]);
     assert_eq!((one.roots()[0].guests().len(), one.roots()[0].actors().len()), (0, 1));
-    let twice = refusal("version = 1\n[[root]]\npath = \"/var/lib/lxd\"\n[[root]]\npreset = \"lxd\"");
+    let twice = refusal(
+        "version = 1\n[[root]]\npath = \"/var/lib/lxd\"\n[[root]]\npreset = \
+         \"lxd\"",
+    );
     assert!(twice.contains("policy.toml:4:1: root /var/lib/lxd is given twice"), "{twice}");
     let many: String = (0..63).map(|index| format!("[[root]]\npath = \"/r{index}\"\n")).collect();
     let many = refusal(&format!("version = 1\n{many}[[root]]\npreset = \"lxd\""));
@@ -268,10 +278,18 @@ fn guests_and_namespaces() {
         let message = refusal(&root(keys));
         assert!(message.contains(expected), "{keys} gave {message}");
     }
-    let many = |count| (0..count).map(|index| format!("\"/g{index}\"")).collect::<Vec<_>>().join(",");
+    let many =
+        |count| (0..count).map(|index| format!("\"/g{index}\"")).collect::<Vec<_>>().join(",");
     assert_eq!(good(&root(&format!("guests = [{}]", many(64)))).roots()[0].guests().len(), 64);
     assert!(refusal(&root(&format!("guests = [{}]", many(65)))).contains("more than 64 guests"));
-    assert!(refusal(&root(&format!("namespaces = [{}]", many(17)))).contains("more than 16 namespaces"));
+    assert!(
+        refusal(&root(&format!(
+            "namespaces = \
+             [{}]",
+            many(17)
+        )))
+        .contains("more than 16 namespaces")
+    );
 }
 
 #[test]
@@ -286,8 +304,8 @@ fn actor_sets_do_not_depend_on_order() {
 fn a_diff_says_what_changes() {
     let before = good("version = 1\n[[root]]\npreset = \"incus\"\n[[root]]\npath = \"/gone\"");
     let after = good(
-        "version = 1\n# new\n[[root]]\npreset = \"incus\"\nmode = \"sealed\"\nfilesystems = [\"ceph\", \"nfs\"]\n\
-         [lease]\ndefault_ttl = \"5m\"",
+        "version = 1\n# new\n[[root]]\npreset = \"incus\"\nmode = \"sealed\"\nfilesystems = \
+         [\"ceph\", \"nfs\"]\n[lease]\ndefault_ttl = \"5m\"",
     );
     let text = diff(&before, &after).to_string();
     let lines: Vec<&str> = text.lines().collect();
@@ -316,7 +334,9 @@ proptest::proptest! {
 #[test]
 fn a_node_is_followed_where_policy_says_so() {
     let policy = good(
-        "version = 1\n[[root]]\npreset = \"incus\"\n[[root]]\npath = \"/srv/two\"\njoin = \"incus\"\nincus_unit = \"two.service\"\non_join_failure = \"rollback\"\n[[root]]\npreset = \"lxd\"",
+        "version = 1\n[[root]]\npreset = \"incus\"\n[[root]]\npath = \"/srv/two\"\njoin = \
+         \"incus\"\nincus_unit = \"two.service\"\non_join_failure = \"rollback\"\n[[root]]\npreset \
+         = \"lxd\"",
     );
     let first = policy.roots()[0].incus().unwrap();
     assert_eq!(first.socket(), None);
@@ -331,10 +351,16 @@ fn a_node_is_followed_where_policy_says_so() {
 
 #[test]
 fn no_lease_is_shorter_than_requests_can_say() {
-    let limits = |limits: &str| format!("version = 1\n[[root]]\npreset = \"incus\"\n[lease]\n{limits}\n");
+    let limits = |limits: &str| {
+        format!(
+            "version = 1\n[[root]]\npreset = \
+             \"incus\"\n[lease]\n{limits}\n"
+        )
+    };
     let refused = refusal(&limits("default_ttl = \"1ms\"\nmax_ttl = \"999ms\""));
-    let expected = "policy.toml:5:15: default_ttl 1ms is too short\n    hint: requests count in whole seconds: 1s is the shortest\n\
-                    policy.toml:6:11: max_ttl 999ms is too short\n    hint: requests count in whole seconds: 1s is the shortest";
+    let expected = "policy.toml:5:15: default_ttl 1ms is too short\n    hint: requests count in \
+                    whole seconds: 1s is the shortest\npolicy.toml:6:11: max_ttl 999ms is too \
+                    short\n    hint: requests count in whole seconds: 1s is the shortest";
     assert_eq!(refused, expected);
     assert_eq!(good(&limits("max_ttl = \"1s\"")).lease().default_ttl(), Duration::from_secs(1));
 }
@@ -358,9 +384,26 @@ fn a_megabyte_of_anything_is_read_and_its_problems_are_few() {
         ("the same root", filled("version = 1\n", &|_| "[[root]]\npath = \"/a\"\n".to_owned(), "")),
         (
             "actors",
-            filled(&format!("{root}actors = ["), &|at| format!("{{ executable = \"/{at}\" }},"), "]\n"),
+            filled(
+                &format!(
+                    "{root}actors = \
+                     ["
+                ),
+                &|at| format!("{{ executable = \"/{at}\" }},"),
+                "]\n",
+            ),
         ),
-        ("kinds", filled(&format!("{root}filesystems = ["), &|at| format!("\"fuse.{at}\","), "]\n")),
+        (
+            "kinds",
+            filled(
+                &format!(
+                    "{root}filesystems = \
+                     ["
+                ),
+                &|at| format!("\"fuse.{at}\","),
+                "]\n",
+            ),
+        ),
         ("no kinds", filled(&format!("{root}filesystems = ["), &|_| "1,".to_owned(), "]\n")),
         ("brackets", "[".repeat(1 << 20)),
         ("tables in tables", "a={".repeat(1 << 18)),

@@ -14,12 +14,14 @@ use root::root;
 
 use super::error::{Problems, nearest};
 use super::raw::{At, RawPolicy};
-use super::{Filesystem, LeaseLimits, MAX_TTL, Policy, PolicyErrors, Root, TierChoice, duration, raw};
+use super::{
+    Filesystem, LeaseLimits, MAX_TTL, Policy, PolicyErrors, Root, TierChoice, duration, raw,
+};
 
 /// Actors of all roots together: the agent looks for each of them whenever the mount table changes.
 pub(super) const MAX_ACTORS: usize = 1024;
-/// So their maps are never full: a sealed root's actors stand there twice (see `ALIAS_ACTORS`), and while a policy
-/// replaces another so do both of them.
+/// So their maps are never full: a sealed root's actors stand there twice (see `ALIAS_ACTORS`), and
+/// while a policy replaces another so do both of them.
 const _: () = assert!(4 * MAX_ACTORS <= capacity::ACTORS as usize);
 
 /// Reads a policy's text. `file` is only named in messages.
@@ -59,7 +61,13 @@ fn validate(raw: &RawPolicy, text: &str, problems: &mut Problems<'_>) -> Policy 
         roots,
         filesystems,
         lease: lease(raw, problems),
-        canary_interval: interval(raw.canary_interval.as_ref(), "canary interval", seconds(60), problems),
+        canary_interval: interval(
+            raw.canary_interval.as_ref(),
+            "canary \
+             interval",
+            seconds(60),
+            problems,
+        ),
         incident_interval: interval(
             raw.incident_interval.as_ref(),
             "incident_interval",
@@ -82,7 +90,11 @@ fn version(raw: &RawPolicy, problems: &mut Problems<'_>) {
             let what = format!("version {} of the policy format is not known", version.get_ref());
             problems.at(version.span(), what, "this agent reads version = 1".to_owned());
         }
-        None => problems.whole("`version` is missing", "begin the file with version = 1".to_owned()),
+        None => problems.whole(
+            "`version` is \
+             missing",
+            "begin the file with version = 1".to_owned(),
+        ),
     }
 }
 
@@ -136,7 +148,12 @@ fn interval(
     interval
 }
 
-fn time(value: Option<&At<String>>, key: &str, default: Duration, problems: &mut Problems<'_>) -> Duration {
+fn time(
+    value: Option<&At<String>>,
+    key: &str,
+    default: Duration,
+    problems: &mut Problems<'_>,
+) -> Duration {
     let Some(value) = value else { return default };
     match duration::parse(value.get_ref()) {
         Some(duration) if !duration.is_zero() => duration,

@@ -90,11 +90,15 @@ mod tests {
 
     #[test]
     fn configuration_and_keyring_of_each_pool() {
-        let certain =
-            |missing: &[Missing]| missing.iter().map(|missing| missing.is_certain).collect::<Vec<_>>();
+        let certain = |missing: &[Missing]| {
+            missing.iter().map(|missing| missing.is_certain).collect::<Vec<_>>()
+        };
         let directory = tempfile::tempdir().unwrap();
-        let pool =
-            CephPool { name: "shared".to_owned(), cluster: "ceph".to_owned(), user: "incus".to_owned() };
+        let pool = CephPool {
+            name: "shared".to_owned(),
+            cluster: "ceph".to_owned(),
+            user: "incus".to_owned(),
+        };
         let pools = [pool];
         let found = || {
             let missing = look(&pools, directory.path());
@@ -114,7 +118,11 @@ mod tests {
         assert!(wrong[1].contains("without [client.incus]"), "{wrong:?}");
         assert_eq!(is_certain, [false, true], "monitors may be found by DNS");
 
-        write("ceph.conf", "[global]\nmon host = 10.0.0.1\n[client]\nkeyring = /srv/$name.keyring\n");
+        write(
+            "ceph.conf",
+            "[global]\nmon host = 10.0.0.1\n[client]\nkeyring = \
+             /srv/$name.keyring\n",
+        );
         assert_eq!(found().1, [false], "the keyring may be elsewhere");
         write("ceph.conf", "[global]\nmon_host = 10.0.0.1\nauth client required = none\n");
         assert!(found().1.is_empty());

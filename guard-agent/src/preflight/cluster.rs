@@ -9,8 +9,10 @@ use crate::doctor::Check;
 /// All checks that need to know something of the cluster, or of the addresses with which this node
 /// joins it.
 pub(super) fn checks(facts: &Facts) -> Vec<Check> {
-    let mut checks: Vec<Check> =
-        [wildcard(facts), local_address(facts), core_address(facts)].into_iter().flatten().collect();
+    let mut checks: Vec<Check> = [wildcard(facts), local_address(facts), core_address(facts)]
+        .into_iter()
+        .flatten()
+        .collect();
     checks.extend(stale(facts));
     checks.extend(members(facts));
     checks.extend(version(facts));
@@ -21,7 +23,10 @@ pub(super) fn checks(facts: &Facts) -> Vec<Check> {
 /// A member's address is reached by all others: Incus takes none that stands for several.
 fn wildcard(facts: &Facts) -> Option<Check> {
     let address = Address::parse(facts.address.as_deref()?);
-    let found = format!("{address} stands for all addresses of this host: Incus refuses it for a member");
+    let found = format!(
+        "{address} stands for all addresses of this host: Incus refuses it for a \
+         member"
+    );
     let fix = "give the one address by which the other members reach this node";
     address.is_wildcard().then(|| Check::fail("address-wildcard", "server address", found, fix))
 }
@@ -30,7 +35,8 @@ fn local_address(facts: &Facts) -> Option<Check> {
     let address = facts.address.as_deref().filter(|_| facts.address_is_local == Some(false))?;
     let address = Address::parse(address);
     let found = format!("no interface of this host has {address}: Incus cannot listen there");
-    let fix = "give the address by which the other members reach this node, or bring its interface up";
+    let fix = "give the address by which the other members reach this node, or bring its interface \
+               up";
     Some(Check::warn("address-foreign", "server address", found, fix))
 }
 
@@ -46,13 +52,21 @@ fn core_address(facts: &Facts) -> Option<Check> {
                 "it is {core}, which this version of Incus takes over as the member's address, \
                  and then refuses"
             );
-            let fix = format!("incus config set core.https_address={address} (or to 6.0.5, 6.14 or later)");
+            let fix = format!(
+                "incus config set core.https_address={address} (or to 6.0.5, 6.14 or \
+                 later)"
+            );
             Check::fail(code, name, found, fix)
         }
         Covered::Yes => Check::ok(code, name, format!("{core} covers {address}")),
-        Covered::No | Covered::Unknown => {
-            Check::ok(code, name, format!("{core} does not cover {address}: Incus will listen there as well"))
-        }
+        Covered::No | Covered::Unknown => Check::ok(
+            code,
+            name,
+            format!(
+                "{core} does not cover {address}: Incus will listen \
+                 there as well"
+            ),
+        ),
     })
 }
 
@@ -61,7 +75,15 @@ fn stale(facts: &Facts) -> Option<Check> {
     let (code, name) = ("stale-member", "stale member");
     Some(match facts.stale.as_ref()? {
         Ok(removed) if removed.is_empty() => Check::ok(code, name, "none: nothing was removed"),
-        Ok(removed) => Check::ok(code, name, format!("removed from the cluster: {}", removed.join(", "))),
+        Ok(removed) => Check::ok(
+            code,
+            name,
+            format!(
+                "removed from the cluster: \
+                 {}",
+                removed.join(", ")
+            ),
+        ),
         Err(why) => {
             let fix = "look at incus cluster list; what is certainly dead: incus cluster remove \
                        --force NAME, on a member";
@@ -104,7 +126,8 @@ fn members(facts: &Facts) -> Vec<Check> {
         && let Some(member) = members.iter().find(|member| member.address() == *address)
     {
         let found = format!(
-            "{} has the address {address} already: such a join fails after it has mounted the pools",
+            "{} has the address {address} already: such a join fails after it has mounted the \
+             pools",
             member.server_name
         );
         checks.push(Check::fail("address-conflict", name, found, remove(member)));
@@ -144,7 +167,9 @@ fn remove(member: &Member) -> String {
 fn condition(conflicting: &[&Member], members: &[Member]) -> Vec<Check> {
     let name = "cluster members";
     let names = |status: &str| {
-        let some = members.iter().filter(|member| member.status == status && !conflicting.contains(member));
+        let some = members
+            .iter()
+            .filter(|member| member.status == status && !conflicting.contains(member));
         some.map(|member| member.server_name.as_str()).collect::<Vec<_>>().join(", ")
     };
     let mut checks = Vec::new();
@@ -154,7 +179,13 @@ fn condition(conflicting: &[&Member], members: &[Member]) -> Vec<Check> {
             "the cluster is being upgraded (Blocked: {blocked}): it takes no member until all \
              have one version"
         );
-        checks.push(Check::fail("members-blocked", name, found, "upgrade the rest of the cluster first"));
+        checks.push(Check::fail(
+            "members-blocked",
+            name,
+            found,
+            "upgrade the rest of the cluster \
+             first",
+        ));
     }
     let offline = names("Offline");
     if !offline.is_empty() {
@@ -174,7 +205,15 @@ fn version(facts: &Facts) -> Option<Check> {
     let (code, name) = ("version", "incus version");
     let cluster = match facts.cluster.as_ref()? {
         Ok(server) => server,
-        Err(why) => return Some(Check::warn(code, name, why, "compare it by hand: incus version, on both")),
+        Err(why) => {
+            return Some(Check::warn(
+                code,
+                name,
+                why,
+                "compare it by hand: incus version, \
+                 on both",
+            ));
+        }
     };
     let Server { version, api_extensions } = cluster;
     let Some(own) = facts.version else {
@@ -184,13 +223,15 @@ fn version(facts: &Facts) -> Option<Check> {
     let (found, is_same) = match facts.api_extensions {
         Some(extensions) => (
             format!(
-                "{own} with {extensions} API extensions here, {version} with {api_extensions} in the cluster"
+                "{own} with {extensions} API extensions here, {version} with {api_extensions} in \
+                 the cluster"
             ),
             own == *version && extensions == *api_extensions,
         ),
         None => (format!("{own} here, {version} in the cluster"), own == *version),
     };
-    let fix = "install the cluster's version here: such a join fails after it has mounted the pools";
+    let fix = "install the cluster's version here: such a join fails after it has mounted the \
+               pools";
     Some(if is_same {
         Check::ok(code, name, found)
     } else {
@@ -204,7 +245,13 @@ fn ceph(facts: &Facts) -> Option<Check> {
     let missing = match facts.ceph.as_ref()? {
         Ok(missing) => missing,
         Err(why) => {
-            return Some(Check::warn(code, name, why, "see that /etc/ceph has configuration and keyring"));
+            return Some(Check::warn(
+                code,
+                name,
+                why,
+                "see that /etc/ceph has configuration and \
+                 keyring",
+            ));
         }
     };
     if missing.is_empty() {
@@ -213,6 +260,7 @@ fn ceph(facts: &Facts) -> Option<Check> {
     let list: Vec<String> =
         missing.iter().map(|missing| format!("{}: {}", missing.pool, missing.what)).collect();
     let fix = "copy them from a member to /etc/ceph: without them the join fails at the pool";
-    let check = if missing.iter().any(|missing| missing.is_certain) { Check::fail } else { Check::warn };
+    let check =
+        if missing.iter().any(|missing| missing.is_certain) { Check::fail } else { Check::warn };
     Some(check(code, name, &list.join("; "), fix))
 }

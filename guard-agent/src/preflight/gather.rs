@@ -71,9 +71,14 @@ pub fn gather(question: Question) -> Facts {
     let (config, core_address, sighting) = match &own_table {
         Ok(snapshot) => {
             let database = local_db::read(&question.incus.local_db(), snapshot);
-            let core_address = database.as_ref().ok().and_then(|database| database.core_address.clone());
+            let core_address =
+                database.as_ref().ok().and_then(|database| database.core_address.clone());
             let ticks = events::process::ticks_per_second();
-            (Config::from(&database), core_address, Some(incus::sight(&question.incus, snapshot, ticks)))
+            (
+                Config::from(&database),
+                core_address,
+                Some(incus::sight(&question.incus, snapshot, ticks)),
+            )
         }
         Err(error) => (Config::Unreadable { why: format!("the mount table: {error}") }, None, None),
     };
@@ -149,7 +154,8 @@ fn leftovers(tables: &[NamespaceTable], root: &Path, policy: &Policy) -> Vec<Lef
         .filter(|entry| entry.mountpoint.starts_with(root) || is_temporary(&entry.mountpoint))
         .map(superblock)
         .collect();
-    // Those of the same superblock elsewhere keep it alive as well. (Other exports of a server may share it.)
+    // Those of the same superblock elsewhere keep it alive as well. (Other exports of a server may
+    // share it.)
     tables
         .iter()
         .flat_map(|table| table.mounts.entries().iter().map(move |entry| (table, entry)))
@@ -170,14 +176,20 @@ fn leftovers(tables: &[NamespaceTable], root: &Path, policy: &Policy) -> Vec<Lef
 /// Names in a directory; none if there is no such directory.
 fn list(directory: &Path, snapshot: Option<&Snapshot>) -> Result<Vec<String>, String> {
     if snapshot.is_none_or(|snapshot| crate::roots::is_on_network(directory, snapshot)) {
-        return Err(format!("{} lies on a network filesystem, which is not touched", directory.display()));
+        return Err(format!(
+            "{} lies on a network filesystem, which is not \
+             touched",
+            directory.display()
+        ));
     }
     let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other,
     };
     let names = entries.and_then(|entries| {
-        entries.map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned())).collect()
+        entries
+            .map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()))
+            .collect()
     });
     names.map_err(|error: io::Error| format!("{}: {error}", directory.display()))
 }
@@ -189,8 +201,9 @@ fn pool_directories(root: &Path, snapshot: &Snapshot) -> Result<Vec<(String, boo
         let path = pools.join(&name);
         let is_mounted = snapshot.entries().iter().any(|entry| entry.mountpoint == path);
         if !is_mounted && fs::symlink_metadata(&path).is_ok_and(|about| about.is_dir()) {
-            let has_content =
-                list(&path, Some(snapshot))?.iter().any(|name| has_something(&path.join(name), snapshot));
+            let has_content = list(&path, Some(snapshot))?
+                .iter()
+                .any(|name| has_something(&path.join(name), snapshot));
             found.push((name, has_content));
         }
     }
@@ -212,7 +225,8 @@ fn from_file(path: &Path) -> Result<Vec<Member>, String> {
     members::parse_members(&text).map_err(|error| error.to_string())
 }
 
-/// Whether an interface has the address: only then can a socket be bound to it. Names are not looked up.
+/// Whether an interface has the address: only then can a socket be bound to it. Names are not
+/// looked up.
 fn is_local(address: &str) -> Option<bool> {
     let ip = Address::parse(address).ip()?;
     match TcpListener::bind((ip, 0)) {
@@ -259,6 +273,11 @@ mod tests {
         let found = leftovers(&tables, &place, &policy);
         assert_eq!(found.len(), 1, "{found:?}");
         assert!(found[0].place.mountpoint.ends_with("disk/incus/storage-pools/shared"));
-        assert_eq!(leftovers(&tables, &link, &policy), [], "as policy spells it, nothing is below it");
+        assert_eq!(
+            leftovers(&tables, &link, &policy),
+            [],
+            "as policy spells it, nothing is below \
+             it"
+        );
     }
 }

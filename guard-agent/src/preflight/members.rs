@@ -6,7 +6,8 @@ use thiserror::Error;
 use crate::address::Address;
 use crate::events::Time;
 
-/// A member, as `incus cluster list --format json` shows it. Keys that are not needed are passed over.
+/// A member, as `incus cluster list --format json` shows it. Keys that are not needed are passed
+/// over.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Member {
     pub server_name: String,
@@ -72,7 +73,12 @@ pub fn decode_token(text: &str) -> Result<Token, ReadError> {
     let expires = raw.expires_at.filter(|time| !time.starts_with("0001-"));
     let expires_at = match expires {
         Some(time) => {
-            let parsed = time.parse().map_err(|error| token(format!("expires_at {time}: {error}")))?;
+            let parsed = time.parse().map_err(|error| {
+                token(format!(
+                    "expires_at {time}: \
+                     {error}"
+                ))
+            })?;
             Some(Time(parsed))
         }
         None => None,
@@ -119,13 +125,14 @@ mod tests {
     use super::*;
 
     fn encode(bytes: &[u8]) -> String {
-        const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+        const DIGITS: &[u8; 64] =
+            b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
         let digit = |bits: u32| char::from(DIGITS[usize::try_from(bits & 63).unwrap()]);
         bytes
             .chunks(3)
             .map(|group| {
-                let bits =
-                    (0..3).fold(0, |bits, index| bits << 8 | u32::from(*group.get(index).unwrap_or(&0)));
+                let bits = (0..3)
+                    .fold(0, |bits, index| bits << 8 | u32::from(*group.get(index).unwrap_or(&0)));
                 let text: String = (0..4).rev().map(|index| digit(bits >> (6 * index))).collect();
                 format!("{:=<4}", &text[..=group.len()])
             })
@@ -152,7 +159,8 @@ mod tests {
         let token = parse_token(&printed).unwrap();
         assert_eq!((token.server_name.as_str(), token.addresses.len()), ("n2", 1));
         assert!(token.expires_at.unwrap().to_string().starts_with("2026-05-27T12:34:56"));
-        let endless = encode(br#"{"server_name":"n2","addresses":[],"expires_at":"0001-01-01T00:00:00Z"}"#);
+        let endless =
+            encode(br#"{"server_name":"n2","addresses":[],"expires_at":"0001-01-01T00:00:00Z"}"#);
         assert_eq!(parse_token(&endless).unwrap().expires_at, None);
         assert_eq!(parse_token("n2!"), Err(ReadError::Base64));
         assert!(matches!(parse_token("aGVsbG8="), Err(ReadError::Token { .. })));

@@ -1,6 +1,7 @@
-//! Is this node fit to join a cluster? Each finding with what was seen and what to do. The checks are pure, here and in
-//! `cluster`; `gather` reads the facts, `members` what the cluster says, `preseed` what the node is to be, `remote` asks a
-//! member, `ceph` looks at its files, `stale` has an old entry removed.
+//! Is this node fit to join a cluster? Each finding with what was seen and what to do. The checks
+//! are pure, here and in `cluster`; `gather` reads the facts, `members` what the cluster says,
+//! `preseed` what the node is to be, `remote` asks a member, `ceph` looks at its files, `stale` has
+//! an old entry removed.
 
 mod ceph;
 mod cluster;
@@ -35,15 +36,16 @@ pub use version::Version;
 pub struct Facts {
     /// The guarded root: `INCUS_DIR`.
     pub root: PathBuf,
-    /// Mounts of shared filesystems at or below the root, in any mount namespace; and those that Incus makes for a
-    /// moment in a temporary directory.
+    /// Mounts of shared filesystems at or below the root, in any mount namespace; and those that
+    /// Incus makes for a moment in a temporary directory.
     pub leftovers: Result<Vec<Leftover>, String>,
     pub config: Config,
     /// Names in `database/global`.
     pub global_database: Result<usize, String>,
     /// Those of `server.crt`, `cluster.crt`, `cluster.key` that are there.
     pub certificates: Vec<String>,
-    /// Directories in `storage-pools` on which nothing is mounted, with whether something is in them.
+    /// Directories in `storage-pools` on which nothing is mounted, with whether something is in
+    /// them.
     pub pool_directories: Result<Vec<(String, bool)>, String>,
     pub daemon: Daemon,
     pub agent: Agent,
@@ -104,7 +106,12 @@ pub enum Agent {
 /// All checks.
 pub fn checks(facts: &Facts) -> Vec<Check> {
     let mut checks = agent(facts);
-    checks.extend([leftover_mounts(facts), membership(facts), certificates(facts), global_database(facts)]);
+    checks.extend([
+        leftover_mounts(facts),
+        membership(facts),
+        certificates(facts),
+        global_database(facts),
+    ]);
     checks.extend([pool_directories(facts), daemon(facts)]);
     checks.extend(preseed(facts));
     checks.extend(token(facts));
@@ -118,13 +125,18 @@ fn agent(facts: &Facts) -> Vec<Check> {
     let name = "agent";
     let (posture, guarded) = match &facts.agent {
         Agent::Unreachable(why) => {
-            let fix = "start it first: systemctl start guard-agent (a join without it is not guarded)";
+            let fix = "start it first: systemctl start guard-agent (a join without it is not \
+                       guarded)";
             return vec![Check::fail("agent-unreachable", name, why, fix)];
         }
         Agent::Unguarded(posture) => {
-            let found =
-                format!("{} is no guarded root with join = \"incus\" in its policy", facts.root.display());
-            let fix = "add [[root]] preset = \"incus\" (or path and join = \"incus\") to the policy; guardctl policy check";
+            let found = format!(
+                "{} is no guarded root with join = \"incus\" in its \
+                 policy",
+                facts.root.display()
+            );
+            let fix = "add [[root]] preset = \"incus\" (or path and join = \"incus\") to the \
+                       policy; guardctl policy check";
             (posture, Check::fail("root-unguarded", "guarded root", found, fix))
         }
         Agent::Guards { posture, in_force } => {
@@ -132,8 +144,10 @@ fn agent(facts: &Facts) -> Vec<Check> {
             let check = match in_force {
                 true => Check::ok("root-in-force", "guarded root", format!("{root} is guarded")),
                 false => {
-                    let found =
-                        format!("{root} is in the policy, and not in force: does the directory exist?");
+                    let found = format!(
+                        "{root} is in the policy, and not in force: does the directory \
+                         exist?"
+                    );
                     Check::warn(
                         "root-in-force",
                         "guarded root",
@@ -146,7 +160,13 @@ fn agent(facts: &Facts) -> Vec<Check> {
         }
     };
     let reasons = || {
-        let reasons = posture.reasons.iter().map(|reason| format!("{}: {}", reason.code, reason.detail));
+        let reasons = posture.reasons.iter().map(|reason| {
+            format!(
+                "{}: \
+                 {}",
+                reason.code, reason.detail
+            )
+        });
         reasons.collect::<Vec<_>>().join("; ")
     };
     let (code, fix) = ("posture", "see guardctl status and guardctl doctor");
@@ -172,8 +192,10 @@ fn leftover_mounts(facts: &Facts) -> Check {
                 .iter()
                 .map(|Leftover { place, fs_type, source }| format!("{fs_type} {source} at {place}"))
                 .collect();
-            let fix =
-                format!("{ROLLBACK} unmounts them and proves that they are gone (Incus must be stopped)");
+            let fix = format!(
+                "{ROLLBACK} unmounts them and proves that they are gone (Incus must be \
+                 stopped)"
+            );
             Check::fail(code, name, list.join("; "), fix)
         }
     }
@@ -184,8 +206,8 @@ fn membership(facts: &Facts) -> Check {
     let (code, name) = ("local-database", "local database");
     match &facts.config {
         Config::Unreadable { why } => {
-            let fix =
-                "is another process writing it, or is it damaged? guardctl wipe empties the whole directory";
+            let fix = "is another process writing it, or is it damaged? guardctl wipe empties the \
+                       whole directory";
             Check::fail(code, name, format!("database/local.db cannot be read: {why}"), fix)
         }
         Config::Absent => Check::ok(code, name, "none: a fresh node"),
@@ -194,10 +216,13 @@ fn membership(facts: &Facts) -> Check {
         }
         Config::Read { raft_nodes: 0, cluster_address: Some(address), .. } => begun(facts, address),
         Config::Read { raft_nodes, .. } => {
-            let found = format!("{raft_nodes} raft nodes: this node is a member, or a join broke off late");
+            let found = format!(
+                "{raft_nodes} raft nodes: this node is a member, or a join broke \
+                 off late"
+            );
             let fix = format!(
-                "a member does not join again. If the cluster does not list it: there, incus cluster remove --force \
-                 {}; here, guardctl wipe",
+                "a member does not join again. If the cluster does not list it: there, incus \
+                 cluster remove --force {}; here, guardctl wipe",
                 facts.server_name
             );
             Check::fail("raft-nodes", name, found, fix)
@@ -208,21 +233,31 @@ fn membership(facts: &Facts) -> Check {
 /// A join was begun and has failed. Some versions then take the same address only.
 fn begun(facts: &Facts, set: &str) -> Check {
     let (code, name) = ("cluster-address", "local database");
-    let found =
-        format!("cluster.https_address is {set}, without raft nodes: a join was begun and has failed");
-    let again = format!("{ROLLBACK}, then the join can be tried again; or guardctl wipe for a fresh start");
+    let found = format!(
+        "cluster.https_address is {set}, without raft nodes: a join was begun and has \
+         failed"
+    );
+    let again = format!(
+        "{ROLLBACK}, then the join can be tried again; or guardctl wipe for a \
+         fresh start"
+    );
     let unset = format!(
-        "while Incus runs: incus config unset cluster.https_address; then {ROLLBACK} --stop-incus, and join; or guardctl \
-         wipe for a fresh start"
+        "while Incus runs: incus config unset cluster.https_address; then {ROLLBACK} --stop-incus, \
+         and join; or guardctl wipe for a fresh start"
     );
     let Some(address) = facts.address.as_deref().map(Address::parse) else {
         return Check::warn(code, name, found, again);
     };
     match (Address::parse(set).covers(&address), facts.version) {
         (Covered::Yes, _) => Check::warn(code, name, found, again),
-        (_, Some(version)) if !version.keeps_to_set_address() => Check::warn(code, name, found, again),
+        (_, Some(version)) if !version.keeps_to_set_address() => {
+            Check::warn(code, name, found, again)
+        }
         (covered, Some(version)) => {
-            let found = format!("{found}; Incus {version} joins with that address only, not with {address}");
+            let found = format!(
+                "{found}; Incus {version} joins with that address only, not with \
+                 {address}"
+            );
             match covered {
                 Covered::No => Check::fail(code, name, found, unset),
                 // Incus looks the name up.
@@ -231,7 +266,8 @@ fn begun(facts: &Facts, set: &str) -> Check {
         }
         (_, None) => {
             let found = format!(
-                "{found}; from 6.0.5, 6.15 on Incus joins with that address only, not with {address}"
+                "{found}; from 6.0.5, 6.15 on Incus joins with that address only, not with \
+                 {address}"
             );
             Check::warn(code, name, found, unset)
         }
@@ -240,8 +276,12 @@ fn begun(facts: &Facts, set: &str) -> Check {
 
 fn certificates(facts: &Facts) -> Check {
     let (code, name) = ("certificates", "certificates");
-    let of_cluster: Vec<&str> =
-        facts.certificates.iter().map(String::as_str).filter(|file| file.starts_with("cluster.")).collect();
+    let of_cluster: Vec<&str> = facts
+        .certificates
+        .iter()
+        .map(String::as_str)
+        .filter(|file| file.starts_with("cluster."))
+        .collect();
     if of_cluster.is_empty() {
         let found = if facts.certificates.is_empty() { "none" } else { "the server's own only" };
         return Check::ok(code, name, found);
@@ -249,7 +289,11 @@ fn certificates(facts: &Facts) -> Check {
     let found = format!("{}: an earlier join was accepted by a cluster", of_cluster.join(", "));
     let list: Vec<String> =
         of_cluster.iter().map(|file| facts.root.join(file).display().to_string()).collect();
-    let fix = format!("if it joins another cluster now: rm {} (with Incus stopped)", list.join(" "));
+    let fix = format!(
+        "if it joins another cluster now: rm {} (with Incus \
+         stopped)",
+        list.join(" ")
+    );
     Check::warn(code, name, found, fix)
 }
 
@@ -259,7 +303,12 @@ fn global_database(facts: &Facts) -> Check {
         Err(why) => Check::warn(code, name, why, "run it as root"),
         Ok(0) => Check::ok(code, name, "empty"),
         // A standalone daemon has one of its own, which the join replaces.
-        Ok(_) if matches!(facts.config, Config::Read { raft_nodes: 0, cluster_address: None, .. }) => {
+        Ok(_)
+            if matches!(
+                facts.config,
+                Config::Read { raft_nodes: 0, cluster_address: None, .. }
+            ) =>
+        {
             Check::ok(code, name, "that of a standalone server: the join replaces it")
         }
         Ok(files) => {
@@ -292,7 +341,8 @@ fn pool_directories(facts: &Facts) -> Check {
             }
             let found = format!("not mounted, with something in them: {}", names(&full));
             let fix = format!(
-                "look into {} before a mount hides it: local data, or what was written while a pool was not mounted",
+                "look into {} before a mount hides it: local data, or what was written while a \
+                 pool was not mounted",
                 pools.display()
             );
             Check::warn(code, name, found, fix)
@@ -303,11 +353,23 @@ fn pool_directories(facts: &Facts) -> Check {
 fn daemon(facts: &Facts) -> Check {
     let (code, name) = ("daemon", "incus daemon");
     match &facts.daemon {
-        Daemon::Unknown => Check::warn(code, name, "could not be told whether it runs", "run it as root"),
+        Daemon::Unknown => Check::warn(
+            code,
+            name,
+            "could not be told whether it \
+             runs",
+            "run it as root",
+        ),
         Daemon::Stopped => Check::ok(code, name, "stopped: the join starts it"),
-        Daemon::Running { incarnation, age_seconds } => {
-            Check::ok(code, name, format!("running (process {}, for {age_seconds} s)", incarnation.pid))
-        }
+        Daemon::Running { incarnation, age_seconds } => Check::ok(
+            code,
+            name,
+            format!(
+                "running (process {}, for {age_seconds} \
+                 s)",
+                incarnation.pid
+            ),
+        ),
     }
 }
 
@@ -321,7 +383,8 @@ fn preseed(facts: &Facts) -> Option<Check> {
         }
     };
     if !preseed.joins() {
-        let found = "neither cluster_token nor cluster_address: Incus would make a new cluster of it";
+        let found = "neither cluster_token nor cluster_address: Incus would make a new cluster of \
+                     it";
         return Some(Check::fail(
             code,
             name,
@@ -333,7 +396,16 @@ fn preseed(facts: &Facts) -> Option<Check> {
         let found = "no server_address: Incus refuses such a join";
         return Some(Check::fail(code, name, found, "add cluster: server_address: ADDRESS:8443"));
     }
-    let place = preseed.inside.as_deref().map(|place| format!(" (inside: {place})")).unwrap_or_default();
+    let place = preseed
+        .inside
+        .as_deref()
+        .map(|place| {
+            format!(
+                " (inside: \
+                 {place})"
+            )
+        })
+        .unwrap_or_default();
     Some(Check::ok(code, name, format!("asks for a join{place}")))
 }
 
@@ -343,12 +415,23 @@ fn token(facts: &Facts) -> Option<Check> {
     Some(match facts.token.as_ref()? {
         Err(why) => Check::fail(code, name, why, fix),
         Ok(token) => match token.expires_at {
-            Some(expires) if expires.0 <= facts.now.0 => {
-                Check::fail("token-expired", name, format!("it has expired at {:.0}", expires.0), fix)
-            }
+            Some(expires) if expires.0 <= facts.now.0 => Check::fail(
+                "token-expired",
+                name,
+                format!(
+                    "it has expired at \
+                     {:.0}",
+                    expires.0
+                ),
+                fix,
+            ),
             expires => {
-                let until =
-                    expires.map_or("without end".to_owned(), |expires| format!("until {:.0}", expires.0));
+                let until = expires.map_or(
+                    "without \
+                     end"
+                    .to_owned(),
+                    |expires| format!("until {:.0}", expires.0),
+                );
                 let (server, addresses) = (&token.server_name, token.addresses.join(", "));
                 Check::ok(code, name, format!("for {server}, {until}, by {addresses}"))
             }
@@ -359,7 +442,8 @@ fn token(facts: &Facts) -> Option<Check> {
 /// The directory in which Incus makes its temporary mounts is named like this.
 const TEMPORARY: &str = "incus_cephfs_";
 
-/// Whether a mountpoint is one of those that Incus makes for a moment, with the whole filesystem in it.
+/// Whether a mountpoint is one of those that Incus makes for a moment, with the whole filesystem in
+/// it.
 pub fn is_temporary(mountpoint: &Path) -> bool {
     mountpoint.components().any(|part| part.as_os_str().to_string_lossy().starts_with(TEMPORARY))
 }

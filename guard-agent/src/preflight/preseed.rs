@@ -128,8 +128,9 @@ pub fn parse(text: &str) -> Result<Preseed, PreseedError> {
 }
 
 fn preseed(cluster: Cluster, text: String) -> Preseed {
-    let some =
-        |value: Option<String>| value.map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
+    let some = |value: Option<String>| {
+        value.map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
+    };
     Preseed {
         server_name: some(cluster.server_name),
         server_address: some(cluster.server_address),
@@ -141,8 +142,9 @@ fn preseed(cluster: Cluster, text: String) -> Preseed {
 }
 
 fn document(text: &str) -> Result<Document, PreseedError> {
-    let documents: Vec<Option<Document>> = serde_saphyr::from_multiple_with_options(text, options())
-        .map_err(|error| PreseedError::Yaml { detail: describe(&error) })?;
+    let documents: Vec<Option<Document>> =
+        serde_saphyr::from_multiple_with_options(text, options())
+            .map_err(|error| PreseedError::Yaml { detail: describe(&error) })?;
     let mut documents: Vec<Document> = documents.into_iter().flatten().collect();
     match documents.len() {
         0 => Ok(Document::default()),
@@ -198,7 +200,11 @@ fn options() -> Options {
 fn embedded(document: Document) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for file in document.write_files.into_iter().flatten() {
-        let place = format!("write_files, {}", file.path.as_deref().unwrap_or("a file without path"));
+        let place = format!(
+            "write_files, \
+             {}",
+            file.path.as_deref().unwrap_or("a file without path")
+        );
         let encoding = file.encoding.as_deref().unwrap_or("text/plain").to_lowercase();
         let content = file.content.and_then(|content| match encoding.as_str() {
             "b64" | "base64" => {

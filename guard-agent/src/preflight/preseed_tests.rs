@@ -66,11 +66,16 @@ fn shapes_that_incus_itself_prints_or_documents() {
 
 #[test]
 fn empty_values_are_none_and_scalars_stay_as_they_are_written() {
-    let preseed =
-        parse("cluster: {server_name: 0x10, server_address: ~, cluster_token: '', cluster_address: null}")
-            .unwrap();
+    let preseed = parse(
+        "cluster: {server_name: 0x10, server_address: ~, cluster_token: '', cluster_address: \
+         null}",
+    )
+    .unwrap();
     assert_eq!(preseed.server_name.as_deref(), Some("0x10"));
-    assert_eq!((preseed.server_address, preseed.cluster_token, preseed.cluster_address), (None, None, None));
+    assert_eq!(
+        (preseed.server_address, preseed.cluster_token, preseed.cluster_address),
+        (None, None, None)
+    );
 }
 
 #[test]
@@ -88,10 +93,10 @@ fn whatever_cannot_be_read_is_an_error() {
         }),
         ("config: {}\n", |error| *error == PreseedError::NoCluster),
         ("", |error| *error == PreseedError::NoCluster),
-        (
-            "write_files: [{path: /a, content: 'cluster: ['}]",
-            |error| matches!(error, PreseedError::Inside { place, .. } if place == "write_files, /a"),
-        ),
+        ("write_files: [{path: /a, content: 'cluster: ['}]", |error| {
+            matches!(error, PreseedError::Inside { place, .. } if place == "write_files, \
+                                                                            /a")
+        }),
         (
             "write_files:\n- {path: /a, content: 'cluster: {server_name: n1}'}\n\
              - {path: /b, content: 'cluster: {server_name: n2}'}\n",

@@ -38,7 +38,10 @@ impl Remote {
     pub fn named(name: &str) -> Result<Self, String> {
         let bare = name.trim_end_matches(':');
         if bare == "local" || bare.is_empty() || bare.starts_with('-') {
-            return Err(format!("{name} is no remote: it must be a member of the cluster to be joined"));
+            return Err(format!(
+                "{name} is no remote: it must be a member of the cluster to be \
+                 joined"
+            ));
         }
         Ok(Self { name: bare.to_owned() })
     }
@@ -73,7 +76,8 @@ impl Cluster for Remote {
 /// would start it.
 pub fn local_server(socket: &Path) -> Option<Server> {
     let socket = format!("INCUS_SOCKET={}", socket.display());
-    let answer = helper::ask_program("env", &[&socket, "incus", "query", "local:/1.0"], LIMIT).ok()?;
+    let answer =
+        helper::ask_program("env", &[&socket, "incus", "query", "local:/1.0"], LIMIT).ok()?;
     parse_server(&String::from_utf8_lossy(&answer)).ok()
 }
 
@@ -106,8 +110,12 @@ fn parse_server(text: &str) -> Result<Server, String> {
     let answer: Answer = serde_json::from_str(text)
         .map_err(|error| format!("its answer to /1.0 is not understood: {error}"))?;
     let version = answer.environment.server_version;
-    let version =
-        Version::parse(&version).ok_or_else(|| format!("its version is not understood: {version}"))?;
+    let version = Version::parse(&version).ok_or_else(|| {
+        format!(
+            "its version is not understood: \
+             {version}"
+        )
+    })?;
     Ok(Server { version, api_extensions: answer.api_extensions.len() })
 }
 
@@ -122,7 +130,9 @@ fn parse_pools(text: &str) -> Result<Vec<CephPool>, String> {
             _ => return None,
         };
         let setting = |key: &str, default: &str| {
-            let value = pool["config"][format!("{prefix}.{key}")].as_str().filter(|value| !value.is_empty());
+            let value = pool["config"][format!("{prefix}.{key}")]
+                .as_str()
+                .filter(|value| !value.is_empty());
             value.unwrap_or(default).to_owned()
         };
         let (name, cluster) = (pool["name"].as_str()?.to_owned(), setting("cluster_name", "ceph"));
@@ -158,7 +168,10 @@ mod tests {
             cluster: cluster.to_owned(),
             user: user.to_owned(),
         };
-        assert_eq!(parse_pools(text), Ok(vec![pool("shared", "ceph", "incus"), pool("rbd", "far", "admin")]));
+        assert_eq!(
+            parse_pools(text),
+            Ok(vec![pool("shared", "ceph", "incus"), pool("rbd", "far", "admin")])
+        );
         assert!(parse_pools("{}").is_err());
     }
 }

@@ -14,7 +14,10 @@ pub fn check(reach: &Reach) -> Check {
             Check::ok(
                 code,
                 name,
-                format!("stopped: guardctl join starts {units} (by hand: systemctl start {by_hand})"),
+                format!(
+                    "stopped: guardctl join starts {units} (by hand: systemctl start \
+                     {by_hand})"
+                ),
             )
         }
         Reach::Masked(units) => {
@@ -25,8 +28,8 @@ pub fn check(reach: &Reach) -> Check {
         Reach::Held(hold) => {
             let path = hold.path.display();
             let found = format!("kept from starting by an earlier rollback or wipe ({path})");
-            let fix = "guardctl rollback (or guardctl wipe) goes on where that ended; to have Incus back without: \
-                       guardctl rollback --release-hold";
+            let fix = "guardctl rollback (or guardctl wipe) goes on where that ended; to have \
+                       Incus back without: guardctl rollback --release-hold";
             Check::fail("incus-held", name, found, fix)
         }
     }
@@ -57,7 +60,12 @@ mod tests {
         let hold = Hold { path: "/etc/hold.conf".into(), outlives_boot: true, ran: Vec::new() };
         for (reach, state, text) in [
             (Reach::Up, CheckState::Ok, "its socket starts it"),
-            (Reach::Down(units.clone()), CheckState::Ok, "systemctl start incus.socket incus.service"),
+            (
+                Reach::Down(units.clone()),
+                CheckState::Ok,
+                "systemctl start incus.socket \
+                 incus.service",
+            ),
             (Reach::Masked(units), CheckState::Fail, "systemctl unmask incus.socket incus.service"),
             (Reach::Held(hold), CheckState::Fail, "--release-hold"),
         ] {

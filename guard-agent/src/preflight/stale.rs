@@ -16,7 +16,10 @@ pub trait Cluster {
 
 /// Removes the entries that stand against the join, and shows it by another look at the list.
 /// Returns what was removed, and the list as it is then.
-pub fn remove(facts: &Facts, cluster: &mut dyn Cluster) -> Result<(Vec<String>, Vec<Member>), String> {
+pub fn remove(
+    facts: &Facts,
+    cluster: &mut dyn Cluster,
+) -> Result<(Vec<String>, Vec<Member>), String> {
     may_remove(facts)?;
     // Not from the list that the checks were made with: an hour may lie between.
     let members = cluster.members()?;
@@ -31,8 +34,12 @@ pub fn remove(facts: &Facts, cluster: &mut dyn Cluster) -> Result<(Vec<String>, 
     if stale.is_empty() {
         return Ok((Vec::new(), members));
     }
-    let members =
-        cluster.members().map_err(|why| format!("removed, but whether it is gone is not known: {why}"))?;
+    let members = cluster.members().map_err(|why| {
+        format!(
+            "removed, but whether it is gone is not known: \
+             {why}"
+        )
+    })?;
     let removed: Vec<String> = stale.into_iter().map(|member| member.server_name).collect();
     match members.iter().find(|member| removed.contains(&member.server_name)) {
         Some(member) => Err(format!("{} is still listed after its removal", member.server_name)),
@@ -45,7 +52,8 @@ fn may_remove(facts: &Facts) -> Result<(), String> {
         Config::Read { raft_nodes: 0, .. } | Config::Absent => {}
         Config::Read { .. } => {
             return Err(
-                "this node's own database says that it is a member: it may be the one that is listed"
+                "this node's own database says that it is a member: it may be the one that is \
+                 listed"
                     .to_owned(),
             );
         }
@@ -55,7 +63,9 @@ fn may_remove(facts: &Facts) -> Result<(), String> {
     }
     match &facts.leftovers {
         Ok(mounts) if mounts.is_empty() => Ok(()),
-        Ok(_) => Err("pools of an earlier join are still mounted here: guardctl rollback first".to_owned()),
+        Ok(_) => Err("pools of an earlier join are still mounted here: guardctl rollback \
+                      first"
+            .to_owned()),
         Err(why) => Err(format!("whether pools are mounted here cannot be told: {why}")),
     }
 }

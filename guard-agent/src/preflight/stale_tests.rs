@@ -40,7 +40,9 @@ fn cluster(name: &str, address: &str, status: &str) -> Fake {
 
 #[test]
 fn an_offline_entry_of_this_node_is_removed_and_shown_to_be_gone() {
-    for (name, address) in [("n2", "10.0.0.2:8443"), ("n2", "10.0.0.99:8443"), ("old", "10.0.0.2:8443")] {
+    for (name, address) in
+        [("n2", "10.0.0.2:8443"), ("n2", "10.0.0.99:8443"), ("old", "10.0.0.2:8443")]
+    {
         let mut cluster = cluster(name, address, "Offline");
         let (removed, left) = remove(&fit(), &mut cluster).unwrap();
         assert_eq!((removed, left.len()), (vec![name.to_owned()], 1));

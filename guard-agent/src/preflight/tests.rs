@@ -10,7 +10,8 @@ fn time(text: &str) -> Time {
 }
 
 fn posture(state: PostureState) -> Posture {
-    let reason = Reason { code: "code".to_owned(), detail: "detail".to_owned(), fix: "fix".to_owned() };
+    let reason =
+        Reason { code: "code".to_owned(), detail: "detail".to_owned(), fix: "fix".to_owned() };
     Posture { state, reasons: vec![reason], tier: None, gaps: Vec::new() }
 }
 
@@ -94,7 +95,11 @@ fn each_finding_by_itself() {
         ("leftover-mounts", CheckState::Fail, |facts| {
             facts.leftovers = Ok(vec![leftover()]);
         }),
-        ("leftover-mounts", CheckState::Fail, |facts| facts.leftovers = Err("no permission".to_owned())),
+        ("leftover-mounts", CheckState::Fail, |facts| {
+            facts.leftovers = Err("no \
+                                   permission"
+                .to_owned())
+        }),
         ("raft-nodes", CheckState::Fail, |facts| {
             facts.config = Config::cluster(Some("a"), 2);
             facts.global_database = Ok(0);
@@ -108,7 +113,9 @@ fn each_finding_by_itself() {
             facts.global_database = Ok(0);
         }),
         ("global-database", CheckState::Warn, |facts| facts.config = Config::Absent),
-        ("certificates", CheckState::Warn, |facts| facts.certificates.push("cluster.crt".to_owned())),
+        ("certificates", CheckState::Warn, |facts| {
+            facts.certificates.push("cluster.crt".to_owned())
+        }),
         ("pool-directories", CheckState::Warn, |facts| {
             facts.pool_directories = Ok(vec![("shared".to_owned(), true)]);
         }),
@@ -123,15 +130,20 @@ fn each_finding_by_itself() {
             facts.agent = Agent::Unguarded(posture(PostureState::Enforcing));
         }),
         ("posture", CheckState::Fail, |facts| {
-            facts.agent = Agent::Guards { posture: posture(PostureState::Inactive), in_force: true };
+            facts.agent =
+                Agent::Guards { posture: posture(PostureState::Inactive), in_force: true };
         }),
         ("posture", CheckState::Fail, |facts| {
-            facts.agent = Agent::Guards { posture: posture(PostureState::AuditOnly), in_force: true };
+            facts.agent =
+                Agent::Guards { posture: posture(PostureState::AuditOnly), in_force: true };
         }),
         ("posture", CheckState::Warn, |facts| {
-            facts.agent = Agent::Guards { posture: posture(PostureState::Degraded), in_force: true };
+            facts.agent =
+                Agent::Guards { posture: posture(PostureState::Degraded), in_force: true };
         }),
-        ("token-expired", CheckState::Fail, |facts| facts.token = Some(Ok(token("2026-04-30T23:59:59Z")))),
+        ("token-expired", CheckState::Fail, |facts| {
+            facts.token = Some(Ok(token("2026-04-30T23:59:59Z")))
+        }),
         ("token", CheckState::Fail, |facts| facts.token = Some(Err("no base64".to_owned()))),
         ("members", CheckState::Warn, |facts| facts.members = None),
     ];
@@ -145,10 +157,14 @@ fn each_finding_by_itself() {
 #[test]
 fn conflicts_of_name_and_address() {
     let mut facts = fit();
-    facts.members =
-        Some(Ok(vec![member("n2", "https://10.0.0.9:8443"), member("old", "https://10.0.0.2:8443")]));
-    let conflicts =
-        [("name-conflict".to_owned(), CheckState::Fail), ("address-conflict".to_owned(), CheckState::Fail)];
+    facts.members = Some(Ok(vec![
+        member("n2", "https://10.0.0.9:8443"),
+        member("old", "https://10.0.0.2:8443"),
+    ]));
+    let conflicts = [
+        ("name-conflict".to_owned(), CheckState::Fail),
+        ("address-conflict".to_owned(), CheckState::Fail),
+    ];
     assert_eq!(found(&facts), conflicts);
     // The token names the node.
     facts.token = Some(Ok(token("2026-06-01T00:00:00Z")));
@@ -168,7 +184,8 @@ fn temporary_mounts_are_known_by_name() {
 /// A fit node, with a preseed and a list of members from files.
 fn from_samples(preseed: &str, members: &str) -> Facts {
     let preseed = super::preseed::parse(preseed).unwrap();
-    let token = preseed.cluster_token.as_deref().map(|token| super::members::decode_token(token).unwrap());
+    let token =
+        preseed.cluster_token.as_deref().map(|token| super::members::decode_token(token).unwrap());
     Facts {
         server_name: preseed.server_name.clone().unwrap_or_else(|| "host".to_owned()),
         address: preseed.server_address.clone(),
@@ -181,8 +198,10 @@ fn from_samples(preseed: &str, members: &str) -> Facts {
 
 #[test]
 fn an_address_conflict_is_found_however_it_is_written() {
-    let (ipv4, ipv6) =
-        (include_str!("samples/members-conflict-address.json"), include_str!("samples/members-ipv6.json"));
+    let (ipv4, ipv6) = (
+        include_str!("samples/members-conflict-address.json"),
+        include_str!("samples/members-ipv6.json"),
+    );
     let conflict = [("address-conflict".to_owned(), CheckState::Fail)];
     for (preseed, members) in [
         (include_str!("samples/preseed-inline-comments.yaml"), ipv4),
@@ -198,7 +217,8 @@ fn an_address_conflict_is_found_however_it_is_written() {
     let other = Facts { members: fit().members, ..folded };
     assert_eq!(found(&other), [], "a good token, and no conflict");
     let members = vec![member("old", "https://Biggie2.home:8443")];
-    let named = Facts { address: Some("biggie2.home".to_owned()), members: Some(Ok(members)), ..fit() };
+    let named =
+        Facts { address: Some("biggie2.home".to_owned()), members: Some(Ok(members)), ..fit() };
     assert_eq!(found(&named), conflict);
 }
 
@@ -207,9 +227,17 @@ fn a_preseed_that_incus_would_refuse_is_told() {
     let fail = |code: &str| [(code.to_owned(), CheckState::Fail)];
     let unreadable = Facts { preseed: Some(Err("it is no YAML".to_owned())), ..fit() };
     assert_eq!(found(&unreadable), fail("preseed"));
-    let preseed = |text: &str| Facts { preseed: Some(Ok(super::preseed::parse(text).unwrap())), ..fit() };
+    let preseed =
+        |text: &str| Facts { preseed: Some(Ok(super::preseed::parse(text).unwrap())), ..fit() };
     assert_eq!(found(&preseed(include_str!("samples/preseed-new-cluster.yaml"))), fail("preseed"));
-    assert_eq!(found(&preseed("cluster: {cluster_address: 10.0.0.1}")), fail("preseed"), "no server_address");
+    assert_eq!(
+        found(&preseed(
+            "cluster: {cluster_address: \
+             10.0.0.1}"
+        )),
+        fail("preseed"),
+        "no server_address"
+    );
     for address in [":8443", "0.0.0.0", "[::]:8443"] {
         let wildcard = Facts { address: Some(address.to_owned()), ..fit() };
         assert_eq!(found(&wildcard), fail("address-wildcard"), "{address}");
@@ -229,9 +257,15 @@ fn an_address_that_a_failed_join_has_set_binds_some_versions() {
     let begun = |set: &str, address: &str, version: Option<&str>| {
         let config = Config::cluster(Some(set), 0);
         let version = version.and_then(Version::parse);
-        let facts =
-            Facts { config, version, address: Some(address.to_owned()), global_database: Ok(0), ..fit() };
-        let check = checks(&facts).into_iter().find(|check| check.code == "cluster-address").unwrap();
+        let facts = Facts {
+            config,
+            version,
+            address: Some(address.to_owned()),
+            global_database: Ok(0),
+            ..fit()
+        };
+        let check =
+            checks(&facts).into_iter().find(|check| check.code == "cluster-address").unwrap();
         (check.state, check.fix.unwrap().contains("unset cluster.https_address"))
     };
     let (again, unset) = ((CheckState::Warn, false), (CheckState::Fail, true));
@@ -292,8 +326,14 @@ fn the_condition_of_the_cluster() {
     let n1 = || listed("n1", "https://10.0.0.1:8443", "Online");
     let other = |status: &str| listed("n4", "https://10.0.0.4:8443", status);
     assert_eq!(with(vec![n1(), other("Evacuated")]), []);
-    assert_eq!(with(vec![n1(), other("Offline")]), [("members-offline".to_owned(), CheckState::Warn)]);
-    assert_eq!(with(vec![n1(), other("Blocked")]), [("members-blocked".to_owned(), CheckState::Fail)]);
+    assert_eq!(
+        with(vec![n1(), other("Offline")]),
+        [("members-offline".to_owned(), CheckState::Warn)]
+    );
+    assert_eq!(
+        with(vec![n1(), other("Blocked")]),
+        [("members-blocked".to_owned(), CheckState::Fail)]
+    );
     let sample = super::members::parse_members(include_str!("samples/members-3.json")).unwrap();
     assert_eq!(with(sample), [("members-offline".to_owned(), CheckState::Warn)]);
 }

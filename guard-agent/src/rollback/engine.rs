@@ -1,5 +1,5 @@
-//! Goes round until nothing is mounted any more or nothing moves: look, plan, unmount, look again. What can be
-//! done to the machine is behind [`Host`].
+//! Goes round until nothing is mounted any more or nothing moves: look, plan, unmount, look again.
+//! What can be done to the machine is behind [`Host`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -63,8 +63,8 @@ pub enum Progress {
     },
 }
 
-/// Rounds at most. A round in which nothing moves is the last one; each other round removes a mount, and who
-/// mounts as fast as we unmount is not to be raced for ever.
+/// Rounds at most. A round in which nothing moves is the last one; each other round removes a
+/// mount, and who mounts as fast as we unmount is not to be raced for ever.
 const ROUNDS: usize = 16;
 
 /// Unmounts all mounts of the targets, and says what remains.
@@ -101,7 +101,8 @@ struct Engine<'a, H> {
     outcome: RollbackOutcome,
     /// All mount ids that were seen, by generation: they name the mount also after it was detached.
     mount_ids: BTreeMap<u64, BTreeSet<u32>>,
-    /// Who held something before it was detached: afterwards a working directory cannot be told by its path.
+    /// Who held something before it was detached: afterwards a working directory cannot be told by
+    /// its path.
     held: Vec<Holder>,
     timed_out: BTreeSet<u64>,
     /// Mounts whose unmount has not come back: they are not tried twice. By namespace and id.
@@ -130,7 +131,8 @@ impl<H: Host> Engine<'_, H> {
             return Ok(Vec::new());
         }
         let tables = self.host.tables()?;
-        // A number that has passed to another superblock between the two looks is no target's any more.
+        // A number that has passed to another superblock between the two looks is no target's any
+        // more.
         let still = self.host.alive()?;
         let live: Vec<Target> =
             live.into_iter().filter(|target| still.contains(&target.generation)).collect();
@@ -155,7 +157,11 @@ impl<H: Host> Engine<'_, H> {
                 return Ok(busy);
             }
         }
-        self.outcome.problems.push("something mounts again and again what is unmounted here".to_owned());
+        self.outcome.problems.push(
+            "something mounts again and again what is unmounted \
+             here"
+                .to_owned(),
+        );
         Ok(false)
     }
 
@@ -165,7 +171,8 @@ impl<H: Host> Engine<'_, H> {
             return Ok((UnmountPlan::default(), Vec::new()));
         }
         let tables = self.host.tables()?;
-        // A number may have passed to another superblock between the two looks: what ended meanwhile is no target.
+        // A number may have passed to another superblock between the two looks: what ended
+        // meanwhile is no target.
         let live: Vec<Target> = {
             let still = self.host.alive()?;
             live.into_iter().filter(|target| still.contains(&target.generation)).collect()
@@ -181,10 +188,21 @@ impl<H: Host> Engine<'_, H> {
 
     fn live_targets(&mut self) -> Result<Vec<Target>, String> {
         let alive = self.host.alive()?;
-        Ok(self.targets.iter().filter(|target| alive.contains(&target.generation)).cloned().collect())
+        Ok(self
+            .targets
+            .iter()
+            .filter(|target| alive.contains(&target.generation))
+            .cloned()
+            .collect())
     }
 
-    fn note(&mut self, step: &Step, lazy: bool, outcome: UnmountOutcome, tables: &[NamespaceTable]) {
+    fn note(
+        &mut self,
+        step: &Step,
+        lazy: bool,
+        outcome: UnmountOutcome,
+        tables: &[NamespaceTable],
+    ) {
         let generation = match step.kind {
             StepKind::Pool { generation } => Some(generation),
             StepKind::Own => None,
@@ -195,7 +213,8 @@ impl<H: Host> Engine<'_, H> {
         }
         let pool = self.targets.iter().find(|target| Some(target.generation) == generation);
         let place = place(tables, step.namespace, &step.mountpoint);
-        let report = StepReport { place, pool: pool.map(|target| target.name.clone()), lazy, outcome };
+        let report =
+            StepReport { place, pool: pool.map(|target| target.name.clone()), lazy, outcome };
         (self.progress)(Progress::Step(report.clone()));
         self.outcome.steps.push(report);
     }
@@ -223,7 +242,8 @@ impl<H: Host> Engine<'_, H> {
         }
         let mut holders = self.find_holders();
         for known in std::mem::take(&mut self.held) {
-            let again = |other: &Holder| (other.pid, other.generation) == (known.pid, known.generation);
+            let again =
+                |other: &Holder| (other.pid, other.generation) == (known.pid, known.generation);
             if !holders.iter().any(again) && live.iter().any(|t| t.generation == known.generation) {
                 holders.push(known);
             }
@@ -233,8 +253,11 @@ impl<H: Host> Engine<'_, H> {
         self.outcome.remaining = live
             .iter()
             .map(|target| {
-                let holders =
-                    holders.iter().filter(|holder| holder.generation == target.generation).cloned().collect();
+                let holders = holders
+                    .iter()
+                    .filter(|holder| holder.generation == target.generation)
+                    .cloned()
+                    .collect();
                 let timed_out = self.timed_out.contains(&target.generation);
                 let mut remaining = remaining(target, &tables, &obstacles, holders, timed_out);
                 if let Some(guest) = guests.iter().find(|guest| guest.pool == target.name) {
@@ -284,7 +307,10 @@ impl<H: Host> Engine<'_, H> {
             })
             .collect();
         self.host.holders(&wanted).unwrap_or_else(|problem| {
-            self.outcome.problems.push(format!("who uses the pools could not be found out: {problem}"));
+            self.outcome.problems.push(format!(
+                "who uses the pools could not be found out: \
+                 {problem}"
+            ));
             Vec::new()
         })
     }
@@ -301,7 +327,9 @@ fn remaining(
     let concerns = |obstacle: &&Obstacle| {
         let (Obstacle::Foreign { namespace, on: at, .. }
         | Obstacle::Hidden { namespace, mountpoint: at, .. }) = obstacle;
-        mounts.iter().any(|place| place.namespace == *namespace && Path::new(&place.mountpoint) == at)
+        mounts
+            .iter()
+            .any(|place| place.namespace == *namespace && Path::new(&place.mountpoint) == at)
     };
     let obstacles: Vec<Obstacle> = obstacles.iter().filter(concerns).cloned().collect();
     Remaining {

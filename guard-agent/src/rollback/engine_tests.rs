@@ -1,4 +1,5 @@
-//! The engine on machines that do not exist: mount trees with the kernel's rules, and people who hold things.
+//! The engine on machines that do not exist: mount trees with the kernel's rules, and people who
+//! hold things.
 
 use proptest::prelude::*;
 
@@ -92,8 +93,15 @@ impl Host for Machine {
         if self.no_answer {
             return Err("no maps".to_owned());
         }
-        let lives = |dev: &u32| self.kept.contains(dev) || self.mounts.iter().any(|mount| mount.dev == *dev);
-        Ok(self.known.iter().filter(|(dev, _)| lives(dev)).map(|(_, generation)| *generation).collect())
+        let lives = |dev: &u32| {
+            self.kept.contains(dev) || self.mounts.iter().any(|mount| mount.dev == *dev)
+        };
+        Ok(self
+            .known
+            .iter()
+            .filter(|(dev, _)| lives(dev))
+            .map(|(_, generation)| *generation)
+            .collect())
     }
 
     fn unmount(&mut self, step: &Step, lazy: bool) -> UnmountOutcome {
@@ -200,13 +208,25 @@ fn who_mounts_again_and_again_is_not_raced_for_ever() {
     let mut machine = pool_in_two_namespaces();
     machine.remounts = u32::MAX;
     let outcome = machine.roll_back(false);
-    assert!(outcome.problems.iter().any(|problem| problem.contains("again and again")), "{outcome:?}");
+    assert!(
+        outcome.problems.iter().any(|problem| problem.contains(
+            "again and \
+             again"
+        )),
+        "{outcome:?}"
+    );
 }
 
 #[test]
 fn a_strangers_mount_keeps_the_pool_and_is_named() {
-    let mut machine =
-        pool_in_two_namespaces().mount(1, 90, 78, 17, "/var/lib/incus/storage-pools/shared/disk", "ext4");
+    let mut machine = pool_in_two_namespaces().mount(
+        1,
+        90,
+        78,
+        17,
+        "/var/lib/incus/storage-pools/shared/disk",
+        "ext4",
+    );
     let outcome = machine.roll_back(true);
     assert_eq!(machine.unmounted, [51]);
     let [remaining] = &outcome.remaining[..] else { panic!("{outcome:?}") };
@@ -219,11 +239,14 @@ fn machines() -> impl Strategy<Value = Machine> {
     let kinds = prop::sample::select(vec![(43, "ceph"), (44, "ceph"), (50, "tmpfs"), (17, "ext4")]);
     let mount = (kinds, 0_usize..8, 0_u64..2, prop::bool::weighted(0.2), "[ab]");
     prop::collection::vec(mount, 0..12).prop_map(|choices| {
-        let mut machine = Machine { known: BTreeMap::from([(43, 7), (44, 8)]), ..Machine::default() }
-            .mount(1, 1, 0, 8, "/", "ext4")
-            .mount(1, 2, 1, 8, ROOT, "ext4")
-            .mount(2, 3, 0, 9, "/", "ext4");
-        for (index, ((dev, fs_type), parent, namespace, busy, name)) in choices.into_iter().enumerate() {
+        let mut machine =
+            Machine { known: BTreeMap::from([(43, 7), (44, 8)]), ..Machine::default() }
+                .mount(1, 1, 0, 8, "/", "ext4")
+                .mount(1, 2, 1, 8, ROOT, "ext4")
+                .mount(2, 3, 0, 9, "/", "ext4");
+        for (index, ((dev, fs_type), parent, namespace, busy, name)) in
+            choices.into_iter().enumerate()
+        {
             let inside: Vec<&Mounted> =
                 machine.mounts.iter().filter(|m| m.namespace == namespace + 1).collect();
             let parent = inside[parent % inside.len()].clone();
@@ -281,7 +304,14 @@ fn nothing_is_unmounted_from_under_a_guest_without_force() {
     let guests: Vec<String> = outcome.guests.iter().map(ToString::to_string).collect();
     assert_eq!(guests, ["c200 (process 200) has pool pool1 mounted at /data"]);
     assert_eq!(outcome.remaining.len(), 2);
-    assert!(outcome.remaining[0].fix.contains("end c200 (process 200)"), "{}", outcome.remaining[0].fix);
+    assert!(
+        outcome.remaining[0].fix.contains(
+            "end c200 (process \
+             200)"
+        ),
+        "{}",
+        outcome.remaining[0].fix
+    );
     assert!(outcome.remaining[1].fix.contains("another pool is in use"));
 
     let outcome = machine.roll_back_as(Allowed { lazy: false, force: true }, &targets);

@@ -58,9 +58,12 @@ pub fn guests(
     for table in tables.iter().filter(|table| !table.is_host) {
         let copy = is_host_view(table, host);
         for entry in table.mounts.entries() {
-            let Some(target) = targets.iter().find(|target| target.dev == entry.dev()) else { continue };
+            let Some(target) = targets.iter().find(|target| target.dev == entry.dev()) else {
+                continue;
+            };
             let is_same = |other: &MountEntry| {
-                (other.dev(), &other.root, &other.mountpoint) == (entry.dev(), &entry.root, &entry.mountpoint)
+                (other.dev(), &other.root, &other.mountpoint)
+                    == (entry.dev(), &entry.root, &entry.mountpoint)
             };
             let below = entry.mountpoint.starts_with(root);
             if copy && (below || host.mounts.entries().iter().any(is_same)) {
@@ -88,11 +91,16 @@ pub fn part_below(table: &NamespaceTable, host: &NamespaceTable, root: &Path) ->
         let same = host.mounts.entries().iter().filter(|other| other.dev() == entry.dev());
         let mut paths = same.filter_map(|other| {
             let rest = entry.root.strip_prefix(&other.root).ok()?;
-            Some(if rest == Path::new("") { other.mountpoint.clone() } else { other.mountpoint.join(rest) })
+            Some(if rest == Path::new("") {
+                other.mountpoint.clone()
+            } else {
+                other.mountpoint.join(rest)
+            })
         });
         // A guest that shows the host's tree somewhere (a snap's hostfs) has it under the same
         // path.
-        let is_copy = |path: &Path| path.strip_prefix("/").is_ok_and(|path| entry.mountpoint.ends_with(path));
+        let is_copy =
+            |path: &Path| path.strip_prefix("/").is_ok_and(|path| entry.mountpoint.ends_with(path));
         paths.find(|path| path != root && path.starts_with(root) && !is_copy(path))
     })
 }
@@ -100,10 +108,12 @@ pub fn part_below(table: &NamespaceTable, host: &NamespaceTable, root: &Path) ->
 /// The name of a container, from one of its processes' `/proc/PID/cgroup`: liblxc makes a cgroup
 /// `lxc.payload.NAME` for what runs inside and `lxc.monitor.NAME` for what watches it.
 pub fn container_of(cgroup: &str) -> Option<&str> {
-    let parts = cgroup.lines().flat_map(|line| line.splitn(3, ':').nth(2)).flat_map(|path| path.split('/'));
+    let parts =
+        cgroup.lines().flat_map(|line| line.splitn(3, ':').nth(2)).flat_map(|path| path.split('/'));
     // The first one: a container within it has one of its own further down.
-    let mut names = parts
-        .filter_map(|part| part.strip_prefix("lxc.payload.").or_else(|| part.strip_prefix("lxc.monitor.")));
+    let mut names = parts.filter_map(|part| {
+        part.strip_prefix("lxc.payload.").or_else(|| part.strip_prefix("lxc.monitor."))
+    });
     names.next()
 }
 
@@ -114,13 +124,18 @@ mod tests {
 
     pub(crate) fn table(namespace: u64, text: &str) -> NamespaceTable {
         let pid = u32::try_from(namespace).unwrap() * 100;
-        NamespaceTable { namespace, is_host: namespace == 1, pid, mounts: Snapshot::parse(text.as_bytes()) }
+        NamespaceTable {
+            namespace,
+            is_host: namespace == 1,
+            pid,
+            mounts: Snapshot::parse(text.as_bytes()),
+        }
     }
 
     const ROOT: &str = "/var/lib/incus";
     const HOST: &str = "1 0 8:1 / / rw - ext4 a rw\n\
-        2 1 0:43 / /var/lib/incus/storage-pools/shared rw - ceph s rw\n\
-        3 1 0:44 / /var/lib/incus/devices rw - tmpfs t rw\n";
+                        2 1 0:43 / /var/lib/incus/storage-pools/shared rw - ceph s rw\n\
+                        3 1 0:44 / /var/lib/incus/devices rw - tmpfs t rw\n";
 
     fn found(text: &str) -> Vec<String> {
         let target = Target { dev: 43, generation: 7, name: "shared".to_owned() };
@@ -131,8 +146,8 @@ mod tests {
 
     #[test]
     fn a_containers_volume_is_a_guests() {
-        let container = "50 0 8:1 /var/lib/incus/storage-pools/d/containers/c1/rootfs / rw - ext4 a rw\n\
-            51 50 0:43 /custom/default_v /data rw - ceph s rw\n";
+        let container = "50 0 8:1 /var/lib/incus/storage-pools/d/containers/c1/rootfs / rw - ext4 \
+                         a rw\n51 50 0:43 /custom/default_v /data rw - ceph s rw\n";
         assert_eq!(found(container), ["p200 (process 200) has pool shared mounted at /data"]);
         // The same path as the host's does not make it the host's tree.
         let same_path = container.replace("/data", "/var/lib/incus/storage-pools/shared");
@@ -161,13 +176,14 @@ mod tests {
         let part = |text: &str| part_below(&table(2, text), &host, Path::new(ROOT));
         let rootfs = "50 0 8:1 /var/lib/incus/containers/c1/rootfs / rw - ext4 a rw\n";
         assert_eq!(part(rootfs).as_deref(), Some(Path::new("/var/lib/incus/containers/c1/rootfs")));
-        let devices = "50 0 7:1 / / rw - squashfs a rw\n51 50 0:44 /c1 /dev/.incus rw - tmpfs t rw\n";
+        let devices = "50 0 7:1 / / rw - squashfs a rw\n51 50 0:44 /c1 /dev/.incus rw - tmpfs t \
+                       rw\n";
         assert_eq!(part(devices).as_deref(), Some(Path::new("/var/lib/incus/devices/c1")));
         // LXC's own container, the copy of a service, and a snap that shows the host's tree.
         assert_eq!(part("50 0 8:1 /var/lib/lxc/x/rootfs / rw - ext4 a rw\n"), None);
         assert_eq!(part(&HOST.replace("1 0 ", "71 0 ")), None);
         let snap = "50 0 7:1 / / rw - squashfs a rw\n\
-            51 50 0:44 / /var/lib/snapd/hostfs/var/lib/incus/devices rw - tmpfs t rw\n";
+                    51 50 0:44 / /var/lib/snapd/hostfs/var/lib/incus/devices rw - tmpfs t rw\n";
         assert_eq!(part(snap), None);
     }
 

@@ -1,10 +1,10 @@
-//! The child process in which everything happens that may block or that needs a process with one thread: this
-//! program again, under a hidden command.
+//! The child process in which everything happens that may block or that needs a process with one
+//! thread: this program again, under a hidden command.
 //!
-//! An unmount of a filesystem whose servers are gone blocks in the kernel and cannot be interrupted; setns(2) into
-//! a mount namespace needs a process with one thread; and the tables of a process that is stuck in the kernel may
-//! block who reads them. So each is done by a child with a limit of time, which is given up, not waited for, when
-//! that is over.
+//! An unmount of a filesystem whose servers are gone blocks in the kernel and cannot be
+//! interrupted; setns(2) into a mount namespace needs a process with one thread; and the tables of
+//! a process that is stuck in the kernel may block who reads them. So each is done by a child with
+//! a limit of time, which is given up, not waited for, when that is over.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -89,7 +89,12 @@ fn find_holders() -> Result<Vec<holders::Holder>, String> {
 }
 
 fn unmount(args: &UnmountArgs) -> UnmountOutcome {
-    let failed = |what: &str, error: io::Error| UnmountOutcome::Failed { error: format!("{what}: {error}") };
+    let failed = |what: &str, error: io::Error| UnmountOutcome::Failed {
+        error: format!(
+            "{what}: \
+             {error}"
+        ),
+    };
     // Opened before: the other namespace's /proc, if it has one, need not know this process.
     let proc = match File::open("/proc") {
         Ok(proc) => proc,
@@ -124,7 +129,9 @@ fn check(proc: &File, args: &UnmountArgs) -> io::Result<Option<UnmountOutcome>> 
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
     let table = openat(proc.as_fd(), "self/mountinfo", flags, Mode::empty())?;
     let snapshot = mounts::read(&File::from(table))?;
-    let is_it = |entry: &&mounts::MountEntry| entry.dev() == args.dev && entry.mountpoint == args.mountpoint;
+    let is_it = |entry: &&mounts::MountEntry| {
+        entry.dev() == args.dev && entry.mountpoint == args.mountpoint
+    };
     let Some(entry) = snapshot.mount(args.mount_id).filter(is_it) else {
         return Ok(Some(UnmountOutcome::Gone));
     };
@@ -208,8 +215,8 @@ impl Helper {
         let mut command = Command::new(&self.program);
         command.arg(NAME).args(arguments).env_clear().current_dir("/");
         let started = command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
-        let mut child =
-            started.map_err(|source| HelperError::Start { program: self.program.clone(), source })?;
+        let mut child = started
+            .map_err(|source| HelperError::Start { program: self.program.clone(), source })?;
         let answer = talk(&mut child, input, limit);
         if input.is_some() && answer.is_err() {
             // It only reads. (An unmount goes on: half of it is no better than all of it.)
@@ -221,12 +228,18 @@ impl Helper {
     }
 }
 
-/// What any program prints, within a limit; an error if it ends with one. It is killed when it takes longer.
-pub fn ask_program(program: &str, arguments: &[&str], limit: Duration) -> Result<Vec<u8>, HelperError> {
+/// What any program prints, within a limit; an error if it ends with one. It is killed when it
+/// takes longer.
+pub fn ask_program(
+    program: &str,
+    arguments: &[&str],
+    limit: Duration,
+) -> Result<Vec<u8>, HelperError> {
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child =
-        command.spawn().map_err(|source| HelperError::Start { program: PathBuf::from(program), source })?;
+    let mut child = command
+        .spawn()
+        .map_err(|source| HelperError::Start { program: PathBuf::from(program), source })?;
     let answer = talk(&mut child, None, limit);
     if answer.is_err() {
         let _ = child.kill();

@@ -1,7 +1,9 @@
-//! Which processes use a superblock, from text below `/proc` alone: links are read, nothing is followed.
+//! Which processes use a superblock, from text below `/proc` alone: links are read, nothing is
+//! followed.
 //!
-//! An open file tells its mount by id in `fdinfo`, which also names a mount that was detached. A mapping tells its
-//! device. A working or root directory tells a path only, which means nothing once the mount is detached.
+//! An open file tells its mount by id in `fdinfo`, which also names a mount that was detached. A
+//! mapping tells its device. A working or root directory tells a path only, which means nothing
+//! once the mount is detached.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -67,7 +69,11 @@ impl std::fmt::Display for Via {
         match self {
             Self::WorkingDirectory { path } => write!(out, "working directory {path}"),
             Self::RootDirectory { path } => write!(out, "root directory {path}"),
-            Self::OpenFile { descriptor, path } => write!(out, "open file {path} (descriptor {descriptor})"),
+            Self::OpenFile { descriptor, path } => write!(
+                out,
+                "open file {path} (descriptor \
+                 {descriptor})"
+            ),
             Self::Mapping { path } => write!(out, "mapped file {path}"),
             Self::LoopDevice { device, path } => write!(out, "loop device {device} on {path}"),
             Self::Overlay { mountpoint, path } => {
@@ -82,9 +88,13 @@ const WAYS: usize = 4;
 /// Processes that are named.
 const HOLDERS: usize = 64;
 
-/// Looks at every process below `proc_root` (`/proc`), and at what of the kernel shows there and below `sys_root`
-/// (`/sys`). Processes that end meanwhile hold nothing.
-pub fn find(proc_root: &Path, sys_root: &Path, wanted: &[Wanted]) -> Result<Vec<Holder>, NamespaceError> {
+/// Looks at every process below `proc_root` (`/proc`), and at what of the kernel shows there and
+/// below `sys_root` (`/sys`). Processes that end meanwhile hold nothing.
+pub fn find(
+    proc_root: &Path,
+    sys_root: &Path,
+    wanted: &[Wanted],
+) -> Result<Vec<Holder>, NamespaceError> {
     let tables: BTreeMap<u64, NamespaceTable> =
         namespaces::all(proc_root)?.into_iter().map(|table| (table.namespace, table)).collect();
     let mut holders = of_the_kernel(&tables, sys_root, wanted);
@@ -101,7 +111,12 @@ pub fn find(proc_root: &Path, sys_root: &Path, wanted: &[Wanted]) -> Result<Vec<
                 .take(WAYS)
                 .collect();
             if !via.is_empty() && holders.len() < HOLDERS {
-                holders.push(Holder { generation: each.generation, pid, command: process.command(), via });
+                holders.push(Holder {
+                    generation: each.generation,
+                    pid,
+                    command: process.command(),
+                    via,
+                });
             }
         }
     }
@@ -109,7 +124,11 @@ pub fn find(proc_root: &Path, sys_root: &Path, wanted: &[Wanted]) -> Result<Vec<
 }
 
 /// Loop devices and overlays.
-fn of_the_kernel(tables: &BTreeMap<u64, NamespaceTable>, sys_root: &Path, wanted: &[Wanted]) -> Vec<Holder> {
+fn of_the_kernel(
+    tables: &BTreeMap<u64, NamespaceTable>,
+    sys_root: &Path,
+    wanted: &[Wanted],
+) -> Vec<Holder> {
     let on = |table: &NamespaceTable, path: &Path| {
         let dev = table.mounts.mount_of(path)?.dev();
         wanted.iter().find(|each| each.dev == dev).map(|each| each.generation)
@@ -121,7 +140,10 @@ fn of_the_kernel(tables: &BTreeMap<u64, NamespaceTable>, sys_root: &Path, wanted
         let path = Path::new(std::ffi::OsStr::from_bytes(backing.trim_ascii_end()));
         if let Some(generation) = host.and_then(|table| on(table, path)) {
             let device = entry.file_name().to_string_lossy().into_owned();
-            found.push((generation, Via::LoopDevice { device, path: path.to_string_lossy().into_owned() }));
+            found.push((
+                generation,
+                Via::LoopDevice { device, path: path.to_string_lossy().into_owned() },
+            ));
         }
     }
     for table in tables.values() {
@@ -134,14 +156,19 @@ fn of_the_kernel(tables: &BTreeMap<u64, NamespaceTable>, sys_root: &Path, wanted
             }
         }
     }
-    let holder =
-        |(generation, via)| Holder { generation, pid: 0, command: "kernel".to_owned(), via: vec![via] };
+    let holder = |(generation, via)| Holder {
+        generation,
+        pid: 0,
+        command: "kernel".to_owned(),
+        via: vec![via],
+    };
     found.into_iter().map(holder).collect()
 }
 
 /// The directories of an overlay, as its options have them.
 fn layers(options: &str) -> impl Iterator<Item = &str> {
-    let is_layer = |key: &str| matches!(key, "lowerdir" | "upperdir" | "workdir" | "lowerdir+" | "datadir+");
+    let is_layer =
+        |key: &str| matches!(key, "lowerdir" | "upperdir" | "workdir" | "lowerdir+" | "datadir+");
     let values = options.split(',').filter_map(|option| option.split_once('='));
     let values = values.filter(move |(key, _)| is_layer(key)).map(|(_, value)| value);
     values.flat_map(|value| value.split(':')).filter(|path| path.starts_with('/'))
@@ -160,7 +187,9 @@ impl Process<'_> {
     }
 
     fn directories(&self, proc_root: &Path, wanted: &[Wanted]) -> Vec<(u64, Via)> {
-        let Ok(namespace) = namespaces::namespace_of(proc_root, self.pid) else { return Vec::new() };
+        let Ok(namespace) = namespaces::namespace_of(proc_root, self.pid) else {
+            return Vec::new();
+        };
         let Some(table) = self.tables.get(&namespace) else { return Vec::new() };
         let on = |name: &str| {
             let path = fs::read_link(self.directory.join(name)).ok()?;
@@ -174,14 +203,16 @@ impl Process<'_> {
     }
 
     fn files(&self, wanted: &[Wanted]) -> Vec<(u64, Via)> {
-        let descriptors = fs::read_dir(self.directory.join("fdinfo")).into_iter().flatten().flatten();
+        let descriptors =
+            fs::read_dir(self.directory.join("fdinfo")).into_iter().flatten().flatten();
         let found = descriptors.filter_map(|entry| {
             let descriptor: u32 = entry.file_name().to_str()?.parse().ok()?;
             let text = fs::read_to_string(entry.path()).ok()?;
             let mount_id: u32 =
                 text.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim().parse().ok()?;
             let target = wanted.iter().find(|each| each.mount_ids.contains(&mount_id))?;
-            let path = fs::read_link(self.directory.join(format!("fd/{descriptor}"))).unwrap_or_default();
+            let path =
+                fs::read_link(self.directory.join(format!("fd/{descriptor}"))).unwrap_or_default();
             let path = path.to_string_lossy().into_owned();
             Some((target.generation, Via::OpenFile { descriptor, path }))
         });
@@ -201,8 +232,8 @@ impl Process<'_> {
     }
 }
 
-/// Device and path of a line such as `7f1c-7f1d r-xp 00001000 fe:01 1234      /usr/lib/x`. Nothing for memory of
-/// no file.
+/// Device and path of a line such as `7f1c-7f1d r-xp 00001000 fe:01 1234 /usr/lib/x`. Nothing for
+/// memory of no file.
 fn mapping(line: &[u8]) -> Option<(u32, String)> {
     let mut fields = line.split(|byte| *byte == b' ').filter(|field| !field.is_empty());
     let device = std::str::from_utf8(fields.nth(3)?).ok()?;
@@ -210,7 +241,8 @@ fn mapping(line: &[u8]) -> Option<(u32, String)> {
     let number = |text| u32::from_str_radix(text, 16).ok();
     let dev = kernel_dev(number(major)?, number(minor)?);
     let path = fields.nth(1)?;
-    (dev != 0).then(|| (dev, Path::new(std::ffi::OsStr::from_bytes(path)).to_string_lossy().into_owned()))
+    (dev != 0)
+        .then(|| (dev, Path::new(std::ffi::OsStr::from_bytes(path)).to_string_lossy().into_owned()))
 }
 
 #[cfg(test)]
@@ -238,19 +270,29 @@ mod tests {
             .unwrap();
             fs::write(directory.join("comm"), format!("p{pid}\n")).unwrap();
             fs::write(directory.join("maps"), maps).unwrap();
-            let table = "1 0 8:1 / / rw - ext4 a rw\n78 1 0:43 / /pool rw - ceph a rw\n79 1 0:44 / /pool2 rw - ceph a rw\n";
+            let table = "1 0 8:1 / / rw - ext4 a rw\n78 1 0:43 / /pool rw - ceph a rw\n79 1 0:44 / \
+                         /pool2 rw - ceph a rw\n";
             fs::write(directory.join("mountinfo"), table).unwrap();
         };
         add(1, "/", 1, "7f1c-7f1d r-xp 00001000 08:01 1234   /usr/lib/x\n");
         add(20, "/pool/volume", 1, "");
         add(21, "/pool2", 99, "");
-        add(22, "/poolx", 1, "7f1c-7f1d rw-p 0 00:00 0 \n7f1c-7f1d r--s 00001000 00:2b 12   /pool/a\n");
+        add(
+            22,
+            "/poolx",
+            1,
+            "7f1c-7f1d rw-p 0 00:00 0 \n7f1c-7f1d r--s 00001000 00:2b 12   \
+             /pool/a\n",
+        );
         let wanted = [Wanted { generation: 5, dev: 43, mount_ids: BTreeSet::from([78, 99]) }];
         let found = find(proc.path(), &proc.path().join("sys"), &wanted).unwrap();
         let pids: Vec<_> = found.iter().map(|holder| (holder.pid, holder.via.len())).collect();
         assert_eq!(pids, [(20, 1), (21, 1), (22, 1)]);
         assert_eq!(found[0].via[0], Via::WorkingDirectory { path: "/pool/volume".to_owned() });
-        assert_eq!(found[1].via[0], Via::OpenFile { descriptor: 3, path: "/detached/file".to_owned() });
+        assert_eq!(
+            found[1].via[0],
+            Via::OpenFile { descriptor: 3, path: "/detached/file".to_owned() }
+        );
         assert_eq!(found[2].via[0], Via::Mapping { path: "/pool/a".to_owned() });
         assert_eq!(found[2].command, "p22");
     }
@@ -265,13 +307,20 @@ mod tests {
         symlink("/", process.join("root")).unwrap();
         fs::write(device.join("backing_file"), "/pool/disk.img\n").unwrap();
         let table = "1 0 8:1 / / rw - ext4 a rw\n78 1 0:43 / /pool rw - ceph a rw\n\
-            80 1 0:50 / /o rw - overlay o rw,lowerdir=/a:/pool/l,upperdir=/u,workdir=/w\n";
+                     80 1 0:50 / /o rw - overlay o rw,lowerdir=/a:/pool/l,upperdir=/u,workdir=/w\n";
         fs::write(process.join("mountinfo"), table).unwrap();
         let wanted = [Wanted { generation: 5, dev: 43, mount_ids: BTreeSet::new() }];
         let found = find(proc.path(), &proc.path().join("sys"), &wanted).unwrap();
         let ways: Vec<String> =
             found.iter().flat_map(|holder| &holder.via).map(ToString::to_string).collect();
-        assert_eq!(ways, ["loop device loop3 on /pool/disk.img", "overlay at /o with a layer in /pool/l"]);
+        assert_eq!(
+            ways,
+            [
+                "loop device loop3 on \
+                 /pool/disk.img",
+                "overlay at /o with a layer in /pool/l"
+            ]
+        );
     }
 
     #[test]

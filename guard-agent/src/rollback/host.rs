@@ -1,5 +1,5 @@
-//! This machine: mount tables from `/proc`, unmounts by child processes, and the kernel's word on superblocks from
-//! the pinned maps.
+//! This machine: mount tables from `/proc`, unmounts by child processes, and the kernel's word on
+//! superblocks from the pinned maps.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -45,9 +45,11 @@ impl Host for LiveHost {
 
     fn alive(&mut self) -> Result<BTreeSet<u64>, String> {
         if self.pools.is_none() {
-            self.pools = Some(maps::table(&self.map_directory, map::POOLS).map_err(|error| chain(&error))?);
+            self.pools =
+                Some(maps::table(&self.map_directory, map::POOLS).map_err(|error| chain(&error))?);
         }
-        let entries = self.pools.as_ref().map(Table::entries).transpose().map_err(|error| chain(&error))?;
+        let entries =
+            self.pools.as_ref().map(Table::entries).transpose().map_err(|error| chain(&error))?;
         Ok(entries.into_iter().flatten().map(|(_, entry)| entry.generation).collect())
     }
 
@@ -86,25 +88,31 @@ impl Host for LiveHost {
     }
 }
 
-/// The mount namespace as a file, if it is not that of this process. A process that lives in it is looked for anew:
-/// the one that was seen first may have gone.
+/// The mount namespace as a file, if it is not that of this process. A process that lives in it is
+/// looked for anew: the one that was seen first may have gone.
 fn enter(namespace: u64) -> Result<Option<File>, UnmountOutcome> {
     let proc = Path::new(PROC);
     let own = namespaces::namespace_of(proc, std::process::id());
     if own.is_ok_and(|own| own == namespace) {
         return Ok(None);
     }
-    let failed =
-        |error: String| UnmountOutcome::Failed { error: format!("open the mount namespace: {error}") };
+    let failed = |error: String| UnmountOutcome::Failed {
+        error: format!(
+            "open the mount namespace: \
+             {error}"
+        ),
+    };
     let processes = namespaces::processes(proc).map_err(|error| failed(chain(&error)))?;
     for pid in processes {
         if namespaces::namespace_of(proc, pid).ok() != Some(namespace) {
             continue;
         }
         let Ok(file) = File::open(proc.join(format!("{pid}/ns/mnt"))) else { continue };
-        // The file is the namespace itself: its inode says which one it is, whoever the pid belongs to by now.
-        let is_it =
-            std::os::unix::fs::MetadataExt::ino(&file.metadata().map_err(|error| failed(error.to_string()))?);
+        // The file is the namespace itself: its inode says which one it is, whoever the pid belongs
+        // to by now.
+        let is_it = std::os::unix::fs::MetadataExt::ino(
+            &file.metadata().map_err(|error| failed(error.to_string()))?,
+        );
         if is_it == namespace {
             return Ok(Some(file));
         }

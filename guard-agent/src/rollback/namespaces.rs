@@ -1,9 +1,10 @@
 //! The mount tables of every mount namespace that some process lives in.
 //!
-//! A table is read through a process, and shows what lies below that process's root directory only; so one table is
-//! read for each distinct root in a namespace, and they are put together with paths as the namespace's own root
-//! shows them. Namespaces that no process lives in any more (kept by a file descriptor or a bind mount) are not
-//! seen here: their pools' superblocks stay alive, and are reported as held.
+//! A table is read through a process, and shows what lies below that process's root directory only;
+//! so one table is read for each distinct root in a namespace, and they are put together with paths
+//! as the namespace's own root shows them. Namespaces that no process lives in any more (kept by a
+//! file descriptor or a bind mount) are not seen here: their pools' superblocks stay alive, and are
+//! reported as held.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -53,7 +54,9 @@ pub fn all(proc_root: &Path) -> Result<Vec<NamespaceTable>, NamespaceError> {
             continue;
         }
         let path = proc_root.join(format!("{pid}/mountinfo"));
-        let Ok(snapshot) = File::open(&path).and_then(|table| mounts::read(&table)) else { continue };
+        let Ok(snapshot) = File::open(&path).and_then(|table| mounts::read(&table)) else {
+            continue;
+        };
         // It may have moved to another namespace before its table was opened.
         if namespace_of(proc_root, pid).ok() != Some(namespace) {
             continue;
@@ -64,7 +67,10 @@ pub fn all(proc_root: &Path) -> Result<Vec<NamespaceTable>, NamespaceError> {
             Some(table) => table.mounts = table.mounts.joined(&snapshot),
             None => {
                 let is_host = namespace == host;
-                tables.insert(namespace, NamespaceTable { namespace, is_host, pid, mounts: snapshot });
+                tables.insert(
+                    namespace,
+                    NamespaceTable { namespace, is_host, pid, mounts: snapshot },
+                );
             }
         }
     }
@@ -126,10 +132,17 @@ mod tests {
         let root = "1 0 8:1 / / rw - ext4 /dev/vda rw\n";
         proc.add(1, 10, "/", root);
         proc.add(7, 10, "/", "must not be read twice");
-        proc.add(8, 10, "/srv/jail", "90 1 0:43 / / rw - ceph a rw\n91 90 0:44 / /x rw - tmpfs t rw\n");
+        proc.add(
+            8,
+            10,
+            "/srv/jail",
+            "90 1 0:43 / / rw - ceph a rw\n91 90 0:44 / /x rw - tmpfs t \
+             rw\n",
+        );
         proc.add(9, 11, "/", "50 0 0:43 / /pool rw - ceph a rw\n");
         let tables = all(proc.0.path()).unwrap();
-        let found: Vec<_> = tables.iter().map(|table| (table.namespace, table.is_host, table.pid)).collect();
+        let found: Vec<_> =
+            tables.iter().map(|table| (table.namespace, table.is_host, table.pid)).collect();
         assert_eq!(found, [(10, true, 1), (11, false, 9)]);
         let places: Vec<_> =
             tables[0].mounts.entries().iter().map(|entry| entry.mountpoint.clone()).collect();

@@ -1,8 +1,9 @@
-//! Mount tables of all namespaces × superblocks that have to go → unmounts in order, and what is in the way. Pure.
+//! Mount tables of all namespaces × superblocks that have to go → unmounts in order, and what is in
+//! the way. Pure.
 //!
-//! umount2(2) takes a path and unmounts what is on top there. So a mount comes after everything that is mounted
-//! on it, and after whatever hides its path. What belongs to somebody else is never unmounted: it is named, and
-//! everything below it stays.
+//! umount2(2) takes a path and unmounts what is on top there. So a mount comes after everything
+//! that is mounted on it, and after whatever hides its path. What belongs to somebody else is never
+//! unmounted: it is named, and everything below it stays.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -13,8 +14,8 @@ use crate::mounts::MountEntry;
 /// A superblock that has to go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// `s_dev` in the kernel's encoding. Used again after the superblock's end, so it only counts while the
-    /// generation lives.
+    /// `s_dev` in the kernel's encoding. Used again after the superblock's end, so it only counts
+    /// while the generation lives.
     pub dev: u32,
     pub generation: u64,
     /// For people.
@@ -61,10 +62,12 @@ pub struct UnmountPlan {
 /// Filesystems that Incus mounts for itself below its directory, and that hold no data of anybody.
 const OWN: [&str; 3] = ["tmpfs", "nsfs", "fuse.lxcfs"];
 
-/// Plans the unmounts. The host's namespace comes first: what is unmounted there goes from those that follow it.
+/// Plans the unmounts. The host's namespace comes first: what is unmounted there goes from those
+/// that follow it.
 pub fn plan(tables: &[NamespaceTable], targets: &[Target], root: &Path) -> UnmountPlan {
     let mut plan = UnmountPlan::default();
-    let hosts_first = tables.iter().filter(|t| t.is_host).chain(tables.iter().filter(|t| !t.is_host));
+    let hosts_first =
+        tables.iter().filter(|t| t.is_host).chain(tables.iter().filter(|t| !t.is_host));
     for table in hosts_first {
         Planner::new(table, targets, root).add_to(&mut plan);
     }
@@ -81,7 +84,8 @@ struct Planner<'a> {
     by_id: BTreeMap<u32, &'a MountEntry>,
     /// In the kernel's order.
     children: BTreeMap<u32, Vec<&'a MountEntry>>,
-    /// Device of the filesystem that the root directory lies on: binds of it below the root are the daemon's.
+    /// Device of the filesystem that the root directory lies on: binds of it below the root are the
+    /// daemon's.
     root_dev: Option<u32>,
     /// Mounts that were looked at: whether they can go.
     settled: BTreeMap<u32, bool>,
@@ -94,7 +98,8 @@ impl<'a> Planner<'a> {
         for entry in entries.iter().filter(|entry| entry.parent_id != entry.mount_id) {
             children.entry(entry.parent_id).or_default().push(entry);
         }
-        let generations: BTreeMap<u32, u64> = targets.iter().map(|t| (t.dev, t.generation)).collect();
+        let generations: BTreeMap<u32, u64> =
+            targets.iter().map(|t| (t.dev, t.generation)).collect();
         let root_dev = table.mounts.mount_of(root).map(MountEntry::dev);
         Self {
             table,
@@ -109,22 +114,32 @@ impl<'a> Planner<'a> {
 
     fn add_to(mut self, plan: &mut UnmountPlan) {
         let entries = self.table.mounts.entries().iter().rev();
-        for entry in entries.filter(|entry| self.generations.contains_key(&entry.dev())).collect::<Vec<_>>() {
+        for entry in
+            entries.filter(|entry| self.generations.contains_key(&entry.dev())).collect::<Vec<_>>()
+        {
             self.settle(entry, plan, &mut BTreeSet::new());
         }
     }
 
     /// Adds what has to go before a mount, then the mount. Whether it can go.
-    fn settle(&mut self, entry: &'a MountEntry, plan: &mut UnmountPlan, waiting: &mut BTreeSet<u32>) -> bool {
+    fn settle(
+        &mut self,
+        entry: &'a MountEntry,
+        plan: &mut UnmountPlan,
+        waiting: &mut BTreeSet<u32>,
+    ) -> bool {
         if let Some(settled) = self.settled.get(&entry.mount_id) {
             return *settled;
         }
         if !waiting.insert(entry.mount_id) {
-            // The table was read while it changed, and its lines contradict each other: the next look decides.
+            // The table was read while it changed, and its lines contradict each other: the next
+            // look decides.
             return false;
         }
         let mut can_go = true;
-        for above in self.children.get(&entry.mount_id).cloned().unwrap_or_default().into_iter().rev() {
+        for above in
+            self.children.get(&entry.mount_id).cloned().unwrap_or_default().into_iter().rev()
+        {
             if !self.may_go(above) {
                 can_go = false;
                 plan.obstacles.push(Obstacle::Foreign {
@@ -182,8 +197,9 @@ impl<'a> Planner<'a> {
         self.generations.contains_key(&entry.dev()) || (below && own())
     }
 
-    /// The mounts that a lookup of a mount's path meets instead of it: those that share a parent with it, or with
-    /// the mounts that it is mounted on, and lie above it. (They can only have come later.)
+    /// The mounts that a lookup of a mount's path meets instead of it: those that share a parent
+    /// with it, or with the mounts that it is mounted on, and lie above it. (They can only have
+    /// come later.)
     fn covers(&self, entry: &'a MountEntry) -> Vec<&'a MountEntry> {
         let mut covers = Vec::new();
         let (mut mount, mut seen) = (entry, BTreeSet::from([entry.mount_id]));

@@ -88,9 +88,17 @@ fn what_is_not_incus_own_is_named_and_everything_below_it_stays() {
         panic!("{:?}", plan.obstacles)
     };
     assert_eq!(mountpoint, Path::new("/var/lib/incus/storage-pools/shared/disk"));
-    assert_eq!((on.as_path(), fs_type.as_str()), (Path::new("/var/lib/incus/storage-pools/shared"), "ext4"));
+    assert_eq!(
+        (on.as_path(), fs_type.as_str()),
+        (Path::new("/var/lib/incus/storage-pools/shared"), "ext4")
+    );
     // Outside the root a tmpfs is somebody's.
-    let plan = planned(&[HOST, "92 1 0:44 / /srv/b rw - ceph b rw", "93 92 0:52 / /srv/b/t rw - tmpfs t rw"]);
+    let plan = planned(&[
+        HOST,
+        "92 1 0:44 / /srv/b rw - ceph b \
+         rw",
+        "93 92 0:52 / /srv/b/t rw - tmpfs t rw",
+    ]);
     assert_eq!((steps(&plan).len(), plan.obstacles.len()), (0, 1));
 }
 
@@ -103,7 +111,9 @@ fn a_hidden_mount_waits_for_what_hides_it() {
     assert_eq!(steps(&pools), [(1, 79), (1, 78)]);
     let strange = planned(&[HOST, below, "79 1 8:17 / /var/lib rw - ext4 /dev/vdb rw"]);
     assert_eq!(steps(&strange), []);
-    assert!(matches!(&strange.obstacles[..], [Obstacle::Hidden { by, .. }] if by == Path::new("/var/lib")));
+    assert!(
+        matches!(&strange.obstacles[..], [Obstacle::Hidden { by, .. }] if by == Path::new("/var/lib"))
+    );
     // Hidden through what it is mounted on.
     let deep = planned(&[
         HOST,
@@ -116,8 +126,15 @@ fn a_hidden_mount_waits_for_what_hides_it() {
 
 #[test]
 fn the_hosts_namespace_comes_first_and_all_of_them_come() {
-    let guest =
-        table(2, false, &["50 0 8:9 / / rw - ext4 /dev/vdc rw", "51 50 0:43 /v /data rw - ceph a rw"]);
+    let guest = table(
+        2,
+        false,
+        &[
+            "50 0 8:9 / / rw - ext4 /dev/vdc \
+             rw",
+            "51 50 0:43 /v /data rw - ceph a rw",
+        ],
+    );
     let copy = table(
         3,
         false,

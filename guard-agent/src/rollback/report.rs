@@ -12,7 +12,8 @@ use crate::audit::record::device_text;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "result", rename_all = "kebab-case")]
 pub enum UnmountOutcome {
-    /// The mount is gone (with a lazy unmount: from the namespace; the superblock lives until its last user ends).
+    /// The mount is gone (with a lazy unmount: from the namespace; the superblock lives until its
+    /// last user ends).
     Unmounted,
     /// It was not there any more.
     Gone,
@@ -46,7 +47,11 @@ impl fmt::Display for UnmountOutcome {
             Self::Busy => write!(out, "busy"),
             Self::Covered { by } => write!(out, "covered by the mount at {by}"),
             Self::Locked => write!(out, "locked in this mount namespace"),
-            Self::TimedOut => write!(out, "no answer from the filesystem's servers in time; it goes on"),
+            Self::TimedOut => write!(
+                out,
+                "no answer from the filesystem's servers in time; it \
+                 goes on"
+            ),
             Self::Failed { error } => write!(out, "failed: {error}"),
         }
     }
@@ -137,9 +142,12 @@ impl RollbackOutcome {
             mounts: Vec::new(),
             obstacles: Vec::new(),
             holders: Vec::new(),
-            fix: "see the agent's log (journalctl -u guard-agent), then guardctl rollback again".to_owned(),
+            fix: "see the agent's log (journalctl -u guard-agent), then guardctl rollback \
+                  again"
+                .to_owned(),
         };
-        let (remaining, problems) = (targets.iter().map(remains).collect(), vec![problem.to_owned()]);
+        let (remaining, problems) =
+            (targets.iter().map(remains).collect(), vec![problem.to_owned()]);
         Self { remaining, problems, ..Self::default() }
     }
 }
@@ -149,11 +157,17 @@ pub(super) fn describe(obstacle: &Obstacle) -> String {
     match obstacle {
         Obstacle::Foreign { mountpoint, on, fs_type, .. } => {
             let (mountpoint, on) = (mountpoint.display(), on.display());
-            format!("{fs_type} at {mountpoint} is mounted on {on} and is not Incus's: it was not touched")
+            format!(
+                "{fs_type} at {mountpoint} is mounted on {on} and is not Incus's: it was not \
+                 touched"
+            )
         }
         Obstacle::Hidden { mountpoint, by, fs_type, .. } => {
             let (mountpoint, by) = (mountpoint.display(), by.display());
-            format!("{mountpoint} is hidden by {fs_type} at {by}, which is not Incus's: it was not touched")
+            format!(
+                "{mountpoint} is hidden by {fs_type} at {by}, which is not Incus's: it was not \
+                 touched"
+            )
         }
     }
 }
@@ -162,9 +176,9 @@ pub(super) fn describe(obstacle: &Obstacle) -> String {
 pub(super) fn fix_guest(guest: &Guest) -> String {
     let (name, pid) = (&guest.name, guest.pid);
     format!(
-        "end {name} (process {pid}), or start Incus again (guardctl rollback --release-hold) and incus stop {name}; \
-         then the same command again. Or guardctl rollback --force: {name} runs on, and what it writes there goes to \
-         its own disk, not to the pool"
+        "end {name} (process {pid}), or start Incus again (guardctl rollback --release-hold) and \
+         incus stop {name}; then the same command again. Or guardctl rollback --force: {name} runs \
+         on, and what it writes there goes to its own disk, not to the pool"
     )
 }
 
@@ -178,37 +192,49 @@ pub(super) fn fix(
     if let Some(Obstacle::Foreign { mountpoint, .. } | Obstacle::Hidden { by: mountpoint, .. }) =
         obstacles.first()
     {
-        return format!("unmount {} if it may go, then guardctl rollback again", mountpoint.display());
+        return format!(
+            "unmount {} if it may go, then guardctl rollback \
+             again",
+            mountpoint.display()
+        );
     }
     if timed_out {
-        return "the filesystem's servers do not answer: bring them (Ceph: the MDS) or the network back and \
-                run guardctl rollback again; or reboot, with the storage daemon disabled"
+        return "the filesystem's servers do not answer: bring them (Ceph: the MDS) or the network \
+                back and run guardctl rollback again; or reboot, with the storage daemon disabled"
             .to_owned();
     }
     if holders.iter().any(|holder| holder.pid == 0) {
-        return "end what the kernel does with it (losetup --detach, unmount the overlay), then guardctl rollback \
-                again"
+        return "end what the kernel does with it (losetup --detach, unmount the overlay), then \
+                guardctl rollback again"
             .to_owned();
     }
     if !holders.is_empty() {
         let pids: Vec<String> = holders.iter().map(|holder| holder.pid.to_string()).collect();
-        let detach =
-            if mounts.is_empty() { "" } else { "; or detach it from the tree: guardctl rollback --lazy" };
+        let detach = if mounts.is_empty() {
+            ""
+        } else {
+            "; or detach it from the tree: guardctl rollback \
+             --lazy"
+        };
         let list = pids.join(" ");
-        return format!("end the processes that hold it ({list}), then guardctl rollback again{detach}");
+        return format!(
+            "end the processes that hold it ({list}), then guardctl rollback \
+             again{detach}"
+        );
     }
     if let Some(place) = mounts.iter().find(|place| !place.in_host) {
         let pid = place.pid;
         return format!(
-            "it stays mounted in the mount namespace of process {pid}: end that service or container"
+            "it stays mounted in the mount namespace of process {pid}: end that service or \
+             container"
         );
     }
     if !mounts.is_empty() {
-        return "something in the kernel uses it (a loop device, an overlay, an NFS export, swap): end that, then \
-                guardctl rollback again"
+        return "something in the kernel uses it (a loop device, an overlay, an NFS export, swap): \
+                end that, then guardctl rollback again"
             .to_owned();
     }
-    "nothing that can be seen holds it: a mount namespace without a process, a file in flight, a loop device, an \
-     overlay or an NFS export may; end those, or reboot"
+    "nothing that can be seen holds it: a mount namespace without a process, a file in flight, a \
+     loop device, an overlay or an NFS export may; end those, or reboot"
         .to_owned()
 }

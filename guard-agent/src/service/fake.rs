@@ -79,8 +79,12 @@ impl Fake {
         if unit == "incus-startup.service" {
             self.instances_run = false;
         }
-        let dependents: BTreeMap<&str, ()> =
-            self.requires.iter().filter(|(_, other)| *other == unit).map(|(name, _)| (*name, ())).collect();
+        let dependents: BTreeMap<&str, ()> = self
+            .requires
+            .iter()
+            .filter(|(_, other)| *other == unit)
+            .map(|(name, _)| (*name, ()))
+            .collect();
         for name in dependents.into_keys().filter(|_| with_requirements) {
             self.stop(name, with_requirements);
         }

@@ -60,7 +60,9 @@ impl Hold {
     /// stopped they say nothing of what ran.
     pub fn place(places: &Places, unit: &str, running: &[String]) -> Result<Self, ServiceError> {
         let mut units = Self::find(places, unit)?.map(|hold| hold.ran).unwrap_or_default();
-        units.extend(running.iter().filter(|unit| !units.contains(unit)).cloned().collect::<Vec<_>>());
+        units.extend(
+            running.iter().filter(|unit| !units.contains(unit)).cloned().collect::<Vec<_>>(),
+        );
         match Self::write(&places.persistent, unit, &units) {
             Ok(path) => Ok(Self { path, outlives_boot: true, ran: units }),
             // A host whose /etc is made elsewhere (NixOS, an image that is mounted read-only).
@@ -74,7 +76,8 @@ impl Hold {
 
     fn write(directory: &Path, unit: &str, running: &[String]) -> Result<PathBuf, ServiceError> {
         let path = file(directory, unit);
-        let failed = |operation, source| ServiceError::Hold { operation, path: path.clone(), source };
+        let failed =
+            |operation, source| ServiceError::Hold { operation, path: path.clone(), source };
         let parent = path.parent().unwrap_or(directory);
         fs::create_dir_all(parent).map_err(|source| failed("make the directory of", source))?;
         durable::replace(&path, text(&path, running).as_bytes())
@@ -88,7 +91,11 @@ impl Hold {
         if let Err(source) = gone
             && source.kind() != io::ErrorKind::NotFound
         {
-            return Err(ServiceError::Hold { operation: "remove", path: self.path.clone(), source });
+            return Err(ServiceError::Hold {
+                operation: "remove",
+                path: self.path.clone(),
+                source,
+            });
         }
         // What a kill in the middle of writing has left.
         let _ = fs::remove_file(self.path.with_extension("conf.new"));
@@ -111,10 +118,10 @@ fn file(directory: &Path, unit: &str) -> PathBuf {
 
 fn text(path: &Path, running: &[String]) -> String {
     format!(
-        "# guardctl keeps this unit from starting while the pools of a failed join are unmounted, or its directory\n\
-         # is emptied: started, Incus would mount the pools again. guardctl rollback and guardctl wipe end it.\n\
-         # By hand: remove this file, then systemctl daemon-reload.\n\
-         {RAN}{}\n\
+        "# guardctl keeps this unit from starting while the pools of a failed join are unmounted, \
+         or its directory\n# is emptied: started, Incus would mount the pools again. guardctl \
+         rollback and guardctl wipe end it.\n# By hand: remove this file, then systemctl \
+         daemon-reload.\n{RAN}{}\n\
          [Unit]\n\
          AssertPathExists=!{}\n",
         running.join(" "),

@@ -35,8 +35,8 @@ use crate::wait::Waited;
 pub use hold::{Hold, Places};
 pub use process::terminate;
 pub use units::{
-    Consent, LiveSystemctl, Reach, Scope, Systemctl, Unit, by_hand, hold as hold_unit, lift, look, may_stop,
-    reach, start, stop,
+    Consent, LiveSystemctl, Reach, Scope, Systemctl, Unit, by_hand, hold as hold_unit, lift, look,
+    may_stop, reach, start, stop,
 };
 
 /// What manages the services of this host.
@@ -130,7 +130,10 @@ pub enum ServiceError {
     HoldUnseen { unit: String, path: PathBuf },
     #[error("stopping {unit} would stop its instances: it has ExecStop={command}")]
     StopsInstances { unit: String, command: String },
-    #[error("stopping {unit} would kill {instances} instances: it has KillMode={kill_mode}, not process")]
+    #[error(
+        "stopping {unit} would kill {instances} instances: it has KillMode={kill_mode}, not \
+         process"
+    )]
     KillsInstances { unit: String, kill_mode: String, instances: usize },
     #[error("process {pid} is supervised by {supervisor}, which would start it again at once")]
     Supervised { pid: u32, supervisor: String },
@@ -172,8 +175,8 @@ impl ServiceError {
                 "if its instances may be stopped: the same command with --stop-instances".to_owned()
             }
             Self::KillsInstances { unit, .. } => format!(
-                "is the unit masked while it runs? systemctl unmask {unit}, {again}; or stop the instances too: \
-                 --stop-instances"
+                "is the unit masked while it runs? systemctl unmask {unit}, {again}; or stop the \
+                 instances too: --stop-instances"
             ),
             Self::Supervised { supervisor, .. } => {
                 let command = match supervisor.as_str() {
@@ -184,13 +187,14 @@ impl ServiceError {
                 format!("tell {supervisor} to stop it ({command}), {again}")
             }
             Self::Overdue { .. } => format!(
-                "it goes on stopping: wait (systemctl status incus.service), {again}, with a longer \
-                 --stop-timeout if need be. To end incusd alone, without its instances: systemctl kill \
-                 --kill-whom=main --signal=KILL incus.service"
+                "it goes on stopping: wait (systemctl status incus.service), {again}, with a \
+                 longer --stop-timeout if need be. To end incusd alone, without its instances: \
+                 systemctl kill --kill-whom=main --signal=KILL incus.service"
             ),
             Self::Interrupted { .. } => {
-                "nothing was unmounted or deleted: run the same command again. Incus stays kept from starting where \
-                 that was said above; to have it back: guardctl rollback --release-hold"
+                "nothing was unmounted or deleted: run the same command again. Incus stays kept \
+                 from starting where that was said above; to have it back: guardctl rollback \
+                 --release-hold"
                     .to_owned()
             }
         }

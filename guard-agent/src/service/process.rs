@@ -37,7 +37,10 @@ pub fn terminate(
     let (what, limit) = (format!("the end of process {pid}"), patience.limit);
     let mut line = |passed: std::time::Duration| {
         let (passed, limit) = (passed.as_secs(), limit.as_secs());
-        alive(&format!("waiting for {what}: {passed} s of at most {limit} s (Ctrl-C ends the wait)"));
+        alive(&format!(
+            "waiting for {what}: {passed} s of at most {limit} s (Ctrl-C ends the \
+             wait)"
+        ));
     };
     match wait::until_readable(process.as_fd(), patience, &mut line).map_err(failed("wait for"))? {
         Waited::Ended => Ok(()),
@@ -97,7 +100,8 @@ mod tests {
         for (pid, parent, name) in [(7, 5, "incusd"), (5, 1, "supervise-daemo"), (1, 0, "init")] {
             let directory = proc.path().join(pid.to_string());
             fs::create_dir(&directory).unwrap();
-            fs::write(directory.join("status"), format!("Name:\t{name}\nPPid:\t{parent}\n")).unwrap();
+            fs::write(directory.join("status"), format!("Name:\t{name}\nPPid:\t{parent}\n"))
+                .unwrap();
             fs::write(directory.join("comm"), format!("{name}\n")).unwrap();
         }
         assert_eq!(supervisor(proc.path(), 7).as_deref(), Some("supervise-daemon"));

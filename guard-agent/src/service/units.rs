@@ -32,7 +32,10 @@ impl Systemctl for LiveSystemctl<'_> {
         let (what, limit) = (format!("systemctl {}", arguments.join(" ")), self.patience.limit);
         let mut alive = |passed: Duration| {
             let (passed, limit) = (passed.as_secs(), limit.as_secs());
-            (self.alive)(&format!("{what}: {passed} s of at most {limit} s (Ctrl-C ends the wait)"));
+            (self.alive)(&format!(
+                "{what}: {passed} s of at most {limit} s (Ctrl-C ends the \
+                 wait)"
+            ));
         };
         let failed = |source: io::Error| ServiceError::Run { program: "systemctl", source };
         let said = wait::run(&mut command, &self.patience, &mut alive).map_err(failed)?;
@@ -115,14 +118,19 @@ pub enum Scope {
 }
 
 /// The units that systemd has a file of, the daemon's own last.
-fn units(systemctl: &mut dyn Systemctl, unit: &str, scope: Scope) -> Result<Vec<Unit>, ServiceError> {
+fn units(
+    systemctl: &mut dyn Systemctl,
+    unit: &str,
+    scope: Scope,
+) -> Result<Vec<Unit>, ServiceError> {
     let daemon = look(systemctl, unit)?;
     let base = unit.strip_suffix(".service").unwrap_or(unit);
     let mut names = sockets(&daemon);
     if scope == Scope::Directory {
         names.extend([format!("{base}-user.socket"), format!("{base}-user.service")]);
     }
-    let mut units = names.iter().map(|name| look(systemctl, name)).collect::<Result<Vec<_>, _>>()?;
+    let mut units =
+        names.iter().map(|name| look(systemctl, name)).collect::<Result<Vec<_>, _>>()?;
     units.push(daemon);
     units.retain(Unit::is_known);
     Ok(units)
@@ -164,7 +172,11 @@ pub fn hold(
 }
 
 /// Stops the daemon and its sockets. Its instances run on. Returns what was stopped.
-pub fn stop(systemctl: &mut dyn Systemctl, unit: &Unit, scope: Scope) -> Result<Vec<String>, ServiceError> {
+pub fn stop(
+    systemctl: &mut dyn Systemctl,
+    unit: &Unit,
+    scope: Scope,
+) -> Result<Vec<String>, ServiceError> {
     let running = running(systemctl, unit, scope)?;
     if !running.is_empty() {
         // In the usual mode a stop of the socket stops incus-startup.service, and that all
@@ -176,7 +188,11 @@ pub fn stop(systemctl: &mut dyn Systemctl, unit: &Unit, scope: Scope) -> Result<
     Ok(running)
 }
 
-fn running(systemctl: &mut dyn Systemctl, unit: &Unit, scope: Scope) -> Result<Vec<String>, ServiceError> {
+fn running(
+    systemctl: &mut dyn Systemctl,
+    unit: &Unit,
+    scope: Scope,
+) -> Result<Vec<String>, ServiceError> {
     let units = units(systemctl, &unit.name, scope)?;
     Ok(units.into_iter().filter(Unit::runs).map(|unit| unit.name).collect())
 }
@@ -187,7 +203,10 @@ pub fn may_stop(unit: &Unit, consent: Consent) -> Result<(), ServiceError> {
         return Ok(());
     }
     if let Some(command) = &unit.exec_stop {
-        return Err(ServiceError::StopsInstances { unit: unit.name.clone(), command: command.clone() });
+        return Err(ServiceError::StopsInstances {
+            unit: unit.name.clone(),
+            command: command.clone(),
+        });
     }
     let leaves_them = matches!(unit.kill_mode.as_str(), "process" | "none");
     if consent.instances > 0 && !leaves_them {
@@ -220,7 +239,11 @@ fn down(systemctl: &mut dyn Systemctl, unit: &str) -> Result<Vec<String>, Servic
 
 /// Starts what makes the daemon reachable. Of its companion's what ran before. Returns what was
 /// started.
-pub fn start(systemctl: &mut dyn Systemctl, unit: &str, ran: &[String]) -> Result<Vec<String>, ServiceError> {
+pub fn start(
+    systemctl: &mut dyn Systemctl,
+    unit: &str,
+    ran: &[String],
+) -> Result<Vec<String>, ServiceError> {
     let mut names = down(systemctl, unit)?;
     for companion in units(systemctl, unit, Scope::Directory)? {
         let is_socket = companion.name.ends_with(".socket") && !names.contains(&companion.name);
@@ -253,7 +276,11 @@ pub enum Reach {
 }
 
 /// Tells how the daemon can be reached.
-pub fn reach(systemctl: &mut dyn Systemctl, places: &Places, unit: &str) -> Result<Reach, ServiceError> {
+pub fn reach(
+    systemctl: &mut dyn Systemctl,
+    places: &Places,
+    unit: &str,
+) -> Result<Reach, ServiceError> {
     if let Some(hold) = Hold::find(places, unit)? {
         return Ok(Reach::Held(hold));
     }

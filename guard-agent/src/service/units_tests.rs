@@ -21,7 +21,10 @@ fn instances_run_on_when_incus_is_stopped() {
     let hold = stopped(&mut fake).unwrap();
     assert!(fake.instances_run, "{:?}", fake.calls);
     assert_eq!(fake.active.iter().collect::<Vec<_>>(), ["incus-startup.service"]);
-    assert_eq!(hold.ran, ["incus.socket", "incus-user.socket", "incus-user.service", "incus.service"]);
+    assert_eq!(
+        hold.ran,
+        ["incus.socket", "incus-user.socket", "incus-user.service", "incus.service"]
+    );
     // The hold is in force before anything is stopped: nothing starts it again in between.
     let at = |part: &str| fake.calls.iter().position(|call| call.starts_with(part)).unwrap();
     assert!(at("daemon-reload") < at("stop"));
@@ -69,8 +72,14 @@ fn a_kill_at_any_step_is_followed_by_the_same_end() {
         let running: Vec<String> = ["incus.socket", "incus.service"].map(str::to_owned).into();
         Hold::place(&fake.places, "incus.service", &running).unwrap();
         if step > 1 {
-            fake.call(&["stop", "--job-mode=ignore-requirements", "--", "incus.socket", "incus.service"])
-                .unwrap();
+            fake.call(&[
+                "stop",
+                "--job-mode=ignore-requirements",
+                "--",
+                "incus.socket",
+                "incus.service",
+            ])
+            .unwrap();
         }
         let hold = stopped(&mut fake).unwrap();
         assert!(hold.ran.starts_with(&running), "{:?}", hold.ran);
@@ -101,14 +110,16 @@ fn what_was_stopped_is_started_again_and_nothing_else() {
 #[test]
 fn what_systemd_says_is_understood() {
     let text = "LoadState=loaded\nActiveState=deactivating\nKillMode=process\n\
-        ExecStop={ path=/usr/bin/incus ; argv[]=/usr/bin/incus admin shutdown ; ignore_errors=no ; pid=0 }\n\
-        TriggeredBy=incus.socket other.path\nDropInPaths=/etc/a.conf /run/b.conf\n";
+                ExecStop={ path=/usr/bin/incus ; argv[]=/usr/bin/incus admin shutdown ; \
+                ignore_errors=no ; pid=0 }\nTriggeredBy=incus.socket \
+                other.path\nDropInPaths=/etc/a.conf /run/b.conf\n";
     let unit = Unit::parse("incus.service", text);
     assert!(unit.is_known() && unit.runs());
     assert_eq!(unit.exec_stop.as_deref(), Some("/usr/bin/incus admin shutdown"));
     assert_eq!(unit.triggered_by, ["incus.socket", "other.path"]);
     assert_eq!(unit.drop_ins.len(), 2);
-    let gone = Unit::parse("incus.service", "LoadState=not-found\nActiveState=inactive\nExecStop=\n");
+    let gone =
+        Unit::parse("incus.service", "LoadState=not-found\nActiveState=inactive\nExecStop=\n");
     assert!(!gone.is_known() && !gone.runs() && gone.exec_stop.is_none());
 }
 
@@ -136,7 +147,9 @@ fn a_rollback_leaves_the_companion_alone() {
     let mut fake = Fake::debian(directory.path());
     let unit = look(&mut fake, "incus.service").unwrap();
     assert_eq!(stop(&mut fake, &unit, Scope::Daemon).unwrap(), ["incus.socket", "incus.service"]);
-    assert!(fake.active.contains("incus-user.socket") && fake.active.contains("incus-user.service"));
+    assert!(
+        fake.active.contains("incus-user.socket") && fake.active.contains("incus-user.service")
+    );
     assert_eq!(by_hand(&mut fake, "incus.service").unwrap(), ["incus.socket"]);
 }
 

@@ -1,5 +1,5 @@
-//! What a deletion would delete: counts and sizes, by a walk that changes nothing. Whatever is mounted below is not
-//! looked into, not even by a stat.
+//! What a deletion would delete: counts and sizes, by a walk that changes nothing. Whatever is
+//! mounted below is not looked into, not even by a stat.
 
 use std::collections::BTreeMap;
 use std::ffi::CStr;

@@ -35,8 +35,12 @@ const FAILURES: usize = 50;
 /// Deletions between two calls of `progress`.
 const BEAT: u64 = 1000;
 
-/// Deletes until all is gone, a mountpoint is met, or `progress` says no. What cannot be deleted stays and is named.
-pub fn delete(root: &Root, progress: &mut dyn FnMut(&Deleted) -> bool) -> (Deleted, Result<(), WipeError>) {
+/// Deletes until all is gone, a mountpoint is met, or `progress` says no. What cannot be deleted
+/// stays and is named.
+pub fn delete(
+    root: &Root,
+    progress: &mut dyn FnMut(&Deleted) -> bool,
+) -> (Deleted, Result<(), WipeError>) {
     let mut deleter = Deleter { deleted: Deleted::default(), progress };
     let result = walk(root, &mut deleter);
     (deleter.deleted, result)
@@ -100,7 +104,10 @@ fn fix(error: &io::Error, path: &Path) -> String {
     let path = path.display();
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EPERM) => format!("is it immutable? lsattr -d {path}; chattr -i {path}"),
-        Some(Errno::EROFS) => format!("a read-only subvolume? btrfs property set -ts {path} ro false"),
+        Some(Errno::EROFS) => format!(
+            "a read-only subvolume? btrfs property set -ts {path} ro \
+             false"
+        ),
         Some(Errno::ENOTEMPTY | Errno::EEXIST) => "somebody writes there: end that".to_owned(),
         Some(Errno::EACCES) => "run it as root".to_owned(),
         _ => "correct that, then guardctl wipe again".to_owned(),

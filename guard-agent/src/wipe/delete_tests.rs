@@ -76,14 +76,18 @@ fn the_root_is_no_link() {
 #[test]
 fn a_tree_deeper_than_descriptors_and_paths_allow() {
     let place = Place::new();
-    let mut current =
-        nix::fcntl::open(&place.root(), nix::fcntl::OFlag::O_DIRECTORY, nix::sys::stat::Mode::empty())
-            .unwrap();
+    let mut current = nix::fcntl::open(
+        &place.root(),
+        nix::fcntl::OFlag::O_DIRECTORY,
+        nix::sys::stat::Mode::empty(),
+    )
+    .unwrap();
     let name = "d".repeat(100);
     for _ in 0..3_000 {
         nix::sys::stat::mkdirat(&current, name.as_str(), nix::sys::stat::Mode::S_IRWXU).unwrap();
         let flags = nix::fcntl::OFlag::O_DIRECTORY;
-        current = nix::fcntl::openat(&current, name.as_str(), flags, nix::sys::stat::Mode::empty()).unwrap();
+        current = nix::fcntl::openat(&current, name.as_str(), flags, nix::sys::stat::Mode::empty())
+            .unwrap();
     }
     let (deleted, result) = place.delete();
     result.unwrap();

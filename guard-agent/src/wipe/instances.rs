@@ -55,7 +55,11 @@ impl std::fmt::Display for Instance {
         let Self { name, kind, pid, command, uses } = self;
         let uses = uses.display();
         match kind {
-            InstanceKind::Container => write!(out, "container {name} (process {pid}, {command}) uses {uses}"),
+            InstanceKind::Container => write!(
+                out,
+                "container {name} (process {pid}, {command}) \
+                 uses {uses}"
+            ),
             InstanceKind::VirtualMachine => {
                 write!(out, "virtual machine {name} (process {pid}, {command}) uses {uses}")
             }
@@ -106,7 +110,9 @@ struct Look<'a> {
 
 impl<'a> Look<'a> {
     fn new(question: &'a Question<'a>, tables: &[NamespaceTable], host: &NamespaceTable) -> Self {
-        let part = |table: &NamespaceTable| Some((table.namespace, part_below(table, host, question.root)?));
+        let part = |table: &NamespaceTable| {
+            Some((table.namespace, part_below(table, host, question.root)?))
+        };
         let mut run_directories = vec![question.root.join("run")];
         run_directories.extend((question.root == Path::new(RUN.0)).then(|| RUN.1.into()));
         let mut look = Self {
@@ -171,12 +177,16 @@ impl<'a> Look<'a> {
 
     /// The name of the virtual machine whose file this is.
     fn name_of(&self, path: &Path) -> Option<String> {
-        let first = |rest: &Path| Some(rest.components().next()?.as_os_str().to_string_lossy().into_owned());
-        if let Some(rest) = self.run_directories.iter().find_map(|run| path.strip_prefix(run).ok()) {
+        let first = |rest: &Path| {
+            Some(rest.components().next()?.as_os_str().to_string_lossy().into_owned())
+        };
+        if let Some(rest) = self.run_directories.iter().find_map(|run| path.strip_prefix(run).ok())
+        {
             return first(rest);
         }
         let rest = path.strip_prefix(self.question.root).ok()?;
-        let mut parts = rest.components().map(|part| part.as_os_str().to_string_lossy().into_owned());
+        let mut parts =
+            rest.components().map(|part| part.as_os_str().to_string_lossy().into_owned());
         parts.find(|part| part == "virtual-machines")?;
         parts.next()
     }
@@ -185,7 +195,8 @@ impl<'a> Look<'a> {
 /// Inode and path of a line of `/proc/PID/net/unix`. The names of liblxc's sockets begin with `@`.
 fn named_socket(line: &[u8]) -> Option<(u64, PathBuf)> {
     let mut fields = line.splitn(2, |byte| *byte == b'/');
-    let inode = fields.next()?.split(|byte| *byte == b' ').rfind(|field| !matches!(*field, b"" | b"@"))?;
+    let inode =
+        fields.next()?.split(|byte| *byte == b' ').rfind(|field| !matches!(*field, b"" | b"@"))?;
     let inode = std::str::from_utf8(inode).ok()?.parse().ok()?;
     let mut path = b"/".to_vec();
     path.extend_from_slice(fields.next()?);
@@ -204,7 +215,8 @@ fn namespace_of(directory: &Path) -> Option<u64> {
 fn processes(proc_root: &Path) -> io::Result<Vec<u32>> {
     let names = fs::read_dir(proc_root)?.map(|entry| entry.map(|entry| entry.file_name()));
     let names = names.collect::<io::Result<Vec<_>>>()?;
-    let mut processes: Vec<u32> = names.iter().filter_map(|name| name.to_str()?.parse().ok()).collect();
+    let mut processes: Vec<u32> =
+        names.iter().filter_map(|name| name.to_str()?.parse().ok()).collect();
     processes.sort_unstable();
     Ok(processes)
 }

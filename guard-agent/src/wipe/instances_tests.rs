@@ -6,7 +6,7 @@ use super::*;
 
 const ROOT: &str = "/var/lib/incus";
 const HOST: &str = "1 0 8:1 / / rw - ext4 a rw\n\
-    3 1 0:44 / /var/lib/incus/devices rw - tmpfs t rw\n";
+                    3 1 0:44 / /var/lib/incus/devices rw - tmpfs t rw\n";
 
 struct Proc(tempfile::TempDir);
 
@@ -37,7 +37,8 @@ impl Proc {
     }
 
     fn found(&self) -> Vec<String> {
-        let question = Question { proc_root: self.0.path(), root: Path::new(ROOT), daemon: Some(50) };
+        let question =
+            Question { proc_root: self.0.path(), root: Path::new(ROOT), daemon: Some(50) };
         find(&question).unwrap().iter().map(ToString::to_string).collect()
     }
 }
@@ -64,7 +65,13 @@ fn a_virtual_machine_is_told_by_its_files() {
     let proc = Proc::new();
     let disk = "/var/lib/incus/storage-pools/default/virtual-machines/v2/root.img";
     proc.add(60, 10, HOST, ".qemu-system-x8", "/system.slice/incus.service", &["/dev/null", disk]);
-    assert_eq!(proc.found(), [format!("virtual machine v2 (process 60, .qemu-system-x8) uses {disk}")]);
+    assert_eq!(
+        proc.found(),
+        [format!(
+            "virtual machine v2 (process 60, .qemu-system-x8) uses \
+             {disk}"
+        )]
+    );
 }
 
 #[test]
@@ -92,10 +99,36 @@ fn what_is_no_instance_of_this_root_is_not_found() {
     let proc = Proc::new();
     let lease = "/var/lib/incus/networks/incusbr0/dnsmasq.leases";
     proc.add(20, 10, HOST, "dnsmasq", "/system.slice/incus.service", &[lease]);
-    proc.add(50, 10, HOST, "incusd", "/system.slice/incus.service", &["/var/lib/incus/storage-pools/a/b"]);
-    proc.add(21, 13, "50 0 8:1 /var/lib/lxc/x/rootfs / rw - ext4 a rw\n", "init", "/lxc.payload.x", &[]);
+    proc.add(
+        50,
+        10,
+        HOST,
+        "incusd",
+        "/system.slice/incus.service",
+        &["/var/lib/incus/storage-pools/a/b"],
+    );
+    proc.add(
+        21,
+        13,
+        "50 0 8:1 /var/lib/lxc/x/rootfs / rw - ext4 a \
+         rw\n",
+        "init",
+        "/lxc.payload.x",
+        &[],
+    );
     // A service with a private /tmp sees the host's tree.
-    proc.add(22, 14, &HOST.replace("1 0 ", "90 0 "), "resolved", "/system.slice/resolved.service", &[]);
+    proc.add(
+        22,
+        14,
+        &HOST.replace(
+            "1 0 \
+             ",
+            "90 0 ",
+        ),
+        "resolved",
+        "/system.slice/resolved.service",
+        &[],
+    );
     // In a container of somebody else's the same path is another file.
     let other = "50 0 8:1 /var/lib/lxc/x/rootfs / rw - ext4 a rw\n";
     let nested = "/var/lib/incus/storage-pools/default/virtual-machines/v2/root.img";
@@ -107,7 +140,13 @@ fn what_is_no_instance_of_this_root_is_not_found() {
 fn lines_of_sockets() {
     let line = b"ffff: 00000002 00000000 00010000 0001 01 777 /run/incus/a b/qemu.monitor";
     assert_eq!(named_socket(line), Some((777, PathBuf::from("/run/incus/a b/qemu.monitor"))));
-    assert_eq!(named_socket(b"ffff: 2 0 10000 1 1 9 @/x/command"), Some((9, PathBuf::from("/x/command"))));
+    assert_eq!(
+        named_socket(
+            b"ffff: 2 0 10000 1 1 9 \
+             @/x/command"
+        ),
+        Some((9, PathBuf::from("/x/command")))
+    );
     assert_eq!(named_socket(b"ffff: 2 0 10000 1 1 9"), None);
     assert_eq!(named_socket(b"Num RefCount Protocol Flags Type St Inode Path"), None);
 }

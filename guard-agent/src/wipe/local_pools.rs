@@ -57,12 +57,13 @@ impl LocalPool {
             }
             Self::Zfs { name } => {
                 format!(
-                    "the ZFS pool {name} is imported: Incus's database, which knows its datasets, would be deleted"
+                    "the ZFS pool {name} is imported: Incus's database, which knows its datasets, \
+                     would be deleted"
                 )
             }
             Self::Lvm { group, volumes } => format!(
-                "the LVM volume group {group} has {volumes} active volumes: Incus's database, which knows them, would \
-                 be deleted"
+                "the LVM volume group {group} has {volumes} active volumes: Incus's database, \
+                 which knows them, would be deleted"
             ),
         }
     }
@@ -81,10 +82,16 @@ impl LocalPool {
                 format!("if its data is needed: {release}then move the file away; {go_on}")
             }
             Self::Zfs { name } => {
-                format!("if its data is needed: zpool export {name} (import it again later); {go_on}")
+                format!(
+                    "if its data is needed: zpool export {name} (import it again later); \
+                     {go_on}"
+                )
             }
             Self::Lvm { group, .. } => {
-                format!("if its data is needed: vgchange -an {group} (activate it again later); {go_on}")
+                format!(
+                    "if its data is needed: vgchange -an {group} (activate it again later); \
+                     {go_on}"
+                )
             }
         }
     }
@@ -111,8 +118,9 @@ impl Content {
             return Self::Btrfs;
         }
         // One of the uberblocks in the first label, of either byte order.
-        let uberblock =
-            |at: usize| has(at, &0x00ba_b10c_u64.to_le_bytes()) || has(at, &0x00ba_b10c_u64.to_be_bytes());
+        let uberblock = |at: usize| {
+            has(at, &0x00ba_b10c_u64.to_le_bytes()) || has(at, &0x00ba_b10c_u64.to_be_bytes())
+        };
         if (LABEL / 2..LABEL).step_by(1024).any(uberblock) { Self::Zfs } else { Self::Unknown }
     }
 }
@@ -132,7 +140,9 @@ pub fn find(
     let mut found = images(&root.join("disks"), snapshot, sys_root)?;
     let names = names(&root.join("storage-pools"), snapshot)?;
     let zfs = list(&proc_root.join("spl/kstat/zfs"))?;
-    found.extend(zfs.into_iter().filter(|name| names.contains(name)).map(|name| LocalPool::Zfs { name }));
+    found.extend(
+        zfs.into_iter().filter(|name| names.contains(name)).map(|name| LocalPool::Zfs { name }),
+    );
     found.extend(groups(sys_root, &names)?);
     Ok(found)
 }
@@ -148,7 +158,12 @@ fn images(disks: &Path, snapshot: &Snapshot, sys_root: &Path) -> io::Result<Vec<
         let mut start = Vec::new();
         File::open(&path)?.take(LABEL as u64).read_to_end(&mut start)?;
         let loop_device = loop_device(sys_root, &path)?;
-        found.push(LocalPool::Image { content: Content::of(&start), bytes: about.len(), loop_device, path });
+        found.push(LocalPool::Image {
+            content: Content::of(&start),
+            bytes: about.len(),
+            loop_device,
+            path,
+        });
     }
     Ok(found)
 }
@@ -167,11 +182,15 @@ fn loop_device(sys_root: &Path, image: &Path) -> io::Result<Option<String>> {
 fn groups(sys_root: &Path, pools: &[String]) -> io::Result<Vec<LocalPool>> {
     let mut found: Vec<(String, usize, bool)> = Vec::new();
     for device in list(&sys_root.join("block"))? {
-        let read =
-            |file: &str| fs::read_to_string(sys_root.join("block").join(&device).join("dm").join(file));
+        let read = |file: &str| {
+            fs::read_to_string(sys_root.join("block").join(&device).join("dm").join(file))
+        };
         let (Ok(name), Ok(uuid)) = (read("name"), read("uuid")) else { continue };
-        let Some((group, volume)) = split(name.trim()).filter(|_| uuid.starts_with("LVM-")) else { continue };
-        let is_its = pools.contains(&group) || THIN_POOLS.iter().any(|pool| volume.starts_with(pool));
+        let Some((group, volume)) = split(name.trim()).filter(|_| uuid.starts_with("LVM-")) else {
+            continue;
+        };
+        let is_its =
+            pools.contains(&group) || THIN_POOLS.iter().any(|pool| volume.starts_with(pool));
         match found.iter_mut().find(|(known, ..)| *known == group) {
             Some((_, volumes, its)) => (*volumes, *its) = (*volumes + 1, *its || is_its),
             None => found.push((group, 1, is_its)),
@@ -212,7 +231,8 @@ fn list(directory: &Path) -> io::Result<Vec<String>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
     };
-    let names = entries.map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()));
+    let names =
+        entries.map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()));
     let mut names = names.collect::<io::Result<Vec<_>>>()?;
     names.sort();
     Ok(names)
@@ -239,7 +259,10 @@ mod tests {
         zfs[LABEL / 2 + 5 * 1024..][..8].copy_from_slice(&0x00ba_b10c_u64.to_le_bytes());
         write(&root.join("disks/tank.img"), &zfs);
         let image = root.join("disks/tank.img");
-        write(&sys.join("block/loop3/loop/backing_file"), format!("{}\n", image.display()).as_bytes());
+        write(
+            &sys.join("block/loop3/loop/backing_file"),
+            format!("{}\n", image.display()).as_bytes(),
+        );
         for name in ["tank", "rpool"] {
             fs::create_dir_all(proc.join("spl/kstat/zfs").join(name)).unwrap();
         }

@@ -1,5 +1,5 @@
-//! Mount table × root → what is mounted below it: the daemon's own mounts, which may be unmounted, and all others,
-//! which are in the way. Pure.
+//! Mount table × root → what is mounted below it: the daemon's own mounts, which may be unmounted,
+//! and all others, which are in the way. Pure.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -40,15 +40,18 @@ const OWN_PLACES: [&str; 3] = ["devices", "guestapi", "shmounts"];
 /// What it mounts there. (Whatever else lies there is somebody's: a disk, a share, a pool.)
 const OWN_KINDS: [&str; 3] = ["tmpfs", "nsfs", "fuse.lxcfs"];
 
-/// Looks at a table. Whatever is mounted on one of the daemon's mounts keeps that one too, unless it is its own.
+/// Looks at a table. Whatever is mounted on one of the daemon's mounts keeps that one too, unless
+/// it is its own.
 pub fn below(snapshot: &Snapshot, root: &Path) -> MountsBelow {
     let entries = snapshot.entries().iter().rev();
-    let below: Vec<&MountEntry> =
-        entries.filter(|entry| entry.mountpoint != root && entry.mountpoint.starts_with(root)).collect();
+    let below: Vec<&MountEntry> = entries
+        .filter(|entry| entry.mountpoint != root && entry.mountpoint.starts_with(root))
+        .collect();
     let strange: BTreeSet<u32> =
         below.iter().filter(|entry| !is_own(entry, root)).map(|entry| entry.mount_id).collect();
     let mut mounts = MountsBelow::default();
-    // The kernel lists a mount after what it is mounted on; so backwards, what is on top comes first.
+    // The kernel lists a mount after what it is mounted on; so backwards, what is on top comes
+    // first.
     let mut kept = strange.clone();
     for entry in &below {
         if kept.contains(&entry.mount_id) {
@@ -71,7 +74,8 @@ pub fn below(snapshot: &Snapshot, root: &Path) -> MountsBelow {
 fn is_own(entry: &MountEntry, root: &Path) -> bool {
     let relative = entry.mountpoint.strip_prefix(root).unwrap_or(Path::new(""));
     let place = relative.components().next().and_then(|first| first.as_os_str().to_str());
-    place.is_some_and(|place| OWN_PLACES.contains(&place)) && OWN_KINDS.contains(&entry.fs_type.as_str())
+    place.is_some_and(|place| OWN_PLACES.contains(&place))
+        && OWN_KINDS.contains(&entry.fs_type.as_str())
 }
 
 fn in_the_way(entry: &MountEntry) -> InTheWay {

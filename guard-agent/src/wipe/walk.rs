@@ -1,9 +1,10 @@
-//! A walk through a tree that cannot leave it: not by a mount, not by a link, not by a directory that is moved away
-//! meanwhile.
+//! A walk through a tree that cannot leave it: not by a mount, not by a link, not by a directory
+//! that is moved away meanwhile.
 //!
-//! Every directory is opened relative to the descriptor of its parent, by openat2(2) with `RESOLVE_NO_XDEV`, and must
-//! then be on the very mount that the root is on. Only the current directory is open, so the depth has no limit: the
-//! way back goes through `..`, which must be the directory that the way there came from.
+//! Every directory is opened relative to the descriptor of its parent, by openat2(2) with
+//! `RESOLVE_NO_XDEV`, and must then be on the very mount that the root is on. Only the current
+//! directory is open, so the depth has no limit: the way back goes through `..`, which must be the
+//! directory that the way there came from.
 
 use std::ffi::{CStr, CString, OsStr};
 use std::fs::{self, File, OpenOptions};
@@ -48,10 +49,13 @@ impl WipeError {
             Self::Mountpoint { path } | Self::OtherMount { path } => {
                 let path = path.display();
                 format!(
-                    "what is mounted there? findmnt {path}; unmount it if it may go, then guardctl wipe again"
+                    "what is mounted there? findmnt {path}; unmount it if it may go, then guardctl \
+                     wipe again"
                 )
             }
-            Self::Moved { .. } => "end who moves directories in there, then guardctl wipe again".to_owned(),
+            Self::Moved { .. } => "end who moves directories in there, then guardctl wipe \
+                                   again"
+                .to_owned(),
             Self::Stopped => "guardctl wipe again goes on where it stopped".to_owned(),
             Self::Io { .. } => {
                 "correct that, then guardctl wipe again: it goes on where it stopped".to_owned()
@@ -60,7 +64,8 @@ impl WipeError {
     }
 }
 
-/// Mount and identity of an open directory. The device matters on btrfs, where each subvolume has its own inodes.
+/// Mount and identity of an open directory. The device matters on btrfs, where each subvolume has
+/// its own inodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Identity {
     mount_id: u32,
@@ -88,15 +93,19 @@ pub struct Root {
 }
 
 impl Root {
-    /// Opens it. It must not be a link, and its filesystem must be a local one: that is the caller's to know.
+    /// Opens it. It must not be a link, and its filesystem must be a local one: that is the
+    /// caller's to know.
     pub fn open(path: &Path) -> Result<Self, WipeError> {
         let failed = |operation| {
             let path = path.to_owned();
             move |source| WipeError::Io { operation, path, source }
         };
         let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
-        let directory =
-            OpenOptions::new().read(true).custom_flags(flags.bits()).open(path).map_err(failed("open"))?;
+        let directory = OpenOptions::new()
+            .read(true)
+            .custom_flags(flags.bits())
+            .open(path)
+            .map_err(failed("open"))?;
         let identity = Identity::of(&directory).map_err(failed("look at"))?;
         Ok(Self { directory, identity, path: path.to_owned() })
     }
@@ -134,8 +143,8 @@ struct Frame {
 
 /// Walks through everything below a root, files before directories, depth first.
 pub(super) fn walk(root: &Root, visitor: &mut impl Visitor) -> Result<(), WipeError> {
-    let current =
-        open_below(root.directory.as_fd(), c".").map_err(|error| failed("open", &root.path, error))?;
+    let current = open_below(root.directory.as_fd(), c".")
+        .map_err(|error| failed("open", &root.path, error))?;
     let mut walk = Walk { root, current, path: root.path.clone(), frames: Vec::new() };
     walk.enter(CString::default(), root.identity, visitor)?;
     while let Some(frame) = walk.frames.last_mut() {
@@ -198,7 +207,14 @@ impl Walk<'_> {
             }
         };
         let directory = File::from(directory);
-        let identity = Identity::of(&directory).map_err(|source| io_error("look at", &path, source))?;
+        let identity = Identity::of(&directory).map_err(|source| {
+            io_error(
+                "look \
+                 at",
+                &path,
+                source,
+            )
+        })?;
         if identity.mount_id != self.root.identity.mount_id {
             return Err(WipeError::OtherMount { path });
         }
@@ -207,16 +223,25 @@ impl Walk<'_> {
     }
 
     fn ascend(&mut self, visitor: &mut impl Visitor) -> Result<(), WipeError> {
-        let (Some(done), Some(parent)) = (self.frames.pop(), self.frames.last()) else { return Ok(()) };
+        let (Some(done), Some(parent)) = (self.frames.pop(), self.frames.last()) else {
+            return Ok(());
+        };
         let how = OpenHow::new().flags(directory_flags()).resolve(
             ResolveFlag::RESOLVE_NO_XDEV
                 | ResolveFlag::RESOLVE_NO_SYMLINKS
                 | ResolveFlag::RESOLVE_NO_MAGICLINKS,
         );
-        let above =
-            openat2(self.current.as_fd(), c"..", how).map_err(|error| failed("open", &self.path, error))?;
+        let above = openat2(self.current.as_fd(), c"..", how)
+            .map_err(|error| failed("open", &self.path, error))?;
         let above = File::from(above);
-        let identity = Identity::of(&above).map_err(|source| io_error("look at", &self.path, source))?;
+        let identity = Identity::of(&above).map_err(|source| {
+            io_error(
+                "look \
+                 at",
+                &self.path,
+                source,
+            )
+        })?;
         if identity != parent.identity {
             return Err(WipeError::Moved { path: self.path.clone() });
         }

@@ -1,5 +1,6 @@
-//! A yardstick of the benchmarks: what popular monitors do. For each unlink on the host it resolves the path and
-//! sends it through a ring buffer, and leaves the choice of what matters to its reader.
+//! A yardstick of the benchmarks: what popular monitors do. For each unlink on the host it resolves
+//! the path and sends it through a ring buffer, and leaves the choice of what matters to its
+//! reader.
 #![no_std]
 #![no_main]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]

@@ -10,11 +10,13 @@ use super::{ANONYMOUS_NAMESPACE, MAX_ERRNO};
 
 /// Takes a step up to `bound` times, until one returns [`STOP`].
 ///
-/// By the kernel's helper, not by a loop: the verifier looks at one step then, instead of at each, which took it most of the
-/// time of a start. Only steps that are functions of this file's program, and no global ones, are taken.
+/// By the kernel's helper, not by a loop: the verifier looks at one step then, instead of at each,
+/// which took it most of the time of a start. Only steps that are functions of this file's program,
+/// and no global ones, are taken.
 #[inline(always)]
 pub fn repeat<C>(bound: u32, context: &mut C, step: unsafe extern "C" fn(u32, *mut C) -> i64) {
-    // SAFETY: the context lives on the caller's stack until the helper returns, and only the steps use it.
+    // SAFETY: the context lives on the caller's stack until the helper returns, and only the steps
+    // use it.
     unsafe { generated::bpf_loop(bound, step as *mut c_void, (&raw mut *context).cast(), 0) };
 }
 
@@ -45,10 +47,11 @@ impl Lenient {
     pub(super) fn read<T: Copy>(&mut self, base: u64, offset: u64) -> T {
         let slot = self.slot.as_mut_ptr().cast::<T>();
         let source = base.wrapping_add(offset) as *const c_void;
-        // SAFETY: the slot holds eight bytes, and only integers of at most eight are read. The helper
-        // checks the source, and fills the destination with zeros if it is bad.
+        // SAFETY: the slot holds eight bytes, and only integers of at most eight are read. The
+        // helper checks the source, and fills the destination with zeros if it is bad.
         unsafe {
-            self.failures |= generated::bpf_probe_read_kernel(slot.cast(), size_of::<T>() as u32, source);
+            self.failures |=
+                generated::bpf_probe_read_kernel(slot.cast(), size_of::<T>() as u32, source);
             ptr::read_volatile(slot)
         }
     }
@@ -109,8 +112,8 @@ impl Lenient {
 
 /// The list of a superblock's mounts.
 ///
-/// Until 6.17 a ring of nodes (`mnt_instance`) that begins and ends in the superblock, the oldest mount first; since 6.18 a
-/// chain of mounts, the newest first.
+/// Until 6.17 a ring of nodes (`mnt_instance`) that begins and ends in the superblock, the oldest
+/// mount first; since 6.18 a chain of mounts, the newest first.
 pub struct Siblings {
     /// Where the list is anchored.
     anchor: u64,

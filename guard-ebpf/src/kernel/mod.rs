@@ -1,8 +1,8 @@
 //! Every read of kernel memory.
 //!
-//! Two kinds: [`Trusted`] walks from a hook's argument, which the verifier types and turns into plain
-//! loads (the fast path), and [`read`], which copies through a helper and can fail (everything else,
-//! and whatever steps backwards, like from a vfsmount to its mount).
+//! Two kinds: [`Trusted`] walks from a hook's argument, which the verifier types and turns into
+//! plain loads (the fast path), and [`read`], which copies through a helper and can fail
+//! (everything else, and whatever steps backwards, like from a vfsmount to its mount).
 //!
 //! What a failed read means is not decided here but in `decide`.
 
@@ -43,8 +43,8 @@ pub fn tree_sequences() -> u64 {
     u64::from(mounts) | u64::from(names) << 32
 }
 
-/// What was read before it was read before what is read after it, on every processor: an atomic operation that returns
-/// a value is a full barrier.
+/// What was read before it was read before what is read after it, on every processor: an atomic
+/// operation that returns a value is a full barrier.
 #[inline(always)]
 pub fn fence() {
     #[cfg(target_arch = "bpf")]
@@ -80,7 +80,8 @@ pub fn program_token() -> u32 {
 /// Number of a member (its place in `Offsets`) in an instruction, where the agent puts its offset.
 macro_rules! placeholder {
     ($base:ident, $member:ident) => {
-        guard_common::offsets::$base + (core::mem::offset_of!(guard_common::Offsets, $member) / 4) as i32
+        guard_common::offsets::$base
+            + (core::mem::offset_of!(guard_common::Offsets, $member) / 4) as i32
     };
 }
 
@@ -112,7 +113,8 @@ macro_rules! load {
         let pointer: *const core::ffi::c_void = $pointer;
         let value: u64;
         #[cfg(target_arch = "bpf")]
-        // SAFETY: the verifier proves that the member lies in the structure; a bad address reads as zero.
+        // SAFETY: the verifier proves that the member lies in the structure; a bad address reads as
+        // zero.
         unsafe {
             core::arch::asm!(
                 concat!("{0} = *(", $width, " *)({1} + {2})"),
@@ -152,7 +154,8 @@ pub fn rename_has_flags() -> bool {
 #[derive(Clone, Copy, Debug)]
 pub struct ReadError;
 
-/// A pointer that the verifier knows the type of. Null reads as zero, as the kernel's probe loads do.
+/// A pointer that the verifier knows the type of. Null reads as zero, as the kernel's probe loads
+/// do.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub struct Trusted(*const c_void);
@@ -180,14 +183,15 @@ impl Trusted {
         Self(pointer)
     }
 
-    /// The address as a plain number. The verifier follows typed pointers through every copy but one
-    /// through a helper, and global functions take numbers only.
+    /// The address as a plain number. The verifier follows typed pointers through every copy but
+    /// one through a helper, and global functions take numbers only.
     #[inline(always)]
     pub fn address(self) -> u64 {
         let mut slot = MaybeUninit::<*const c_void>::uninit();
         // SAFETY: a slot of our own stack. Volatile, so that the pointer really lies there.
         unsafe { ptr::write_volatile(slot.as_mut_ptr(), self.0) };
-        // SAFETY: reads that slot. It cannot fail; 0 would read as an unreadable address everywhere.
+        // SAFETY: reads that slot. It cannot fail; 0 would read as an unreadable address
+        // everywhere.
         unsafe { bpf_probe_read_kernel(slot.as_ptr().cast::<u64>()) }.unwrap_or(0)
     }
 
@@ -240,7 +244,14 @@ impl Trusted {
     /// `file->f_path`
     #[inline(always)]
     fn file_path(self) -> Self {
-        #[cfg_attr(not(target_arch = "bpf"), expect(unused_mut, reason = "the instruction changes it"))]
+        #[cfg_attr(
+            not(target_arch = "bpf"),
+            expect(
+                unused_mut,
+                reason = "the instruction changes \
+                          it"
+            )
+        )]
         let mut path = self.0;
         #[cfg(target_arch = "bpf")]
         // SAFETY: changes a register; the verifier follows it.
@@ -273,8 +284,8 @@ impl Trusted {
         #[cfg(target_arch = "bpf")]
         {
             let mut distance = self.0;
-            // SAFETY: changes a register. In assembler, since the compiler must not turn it into something else: the
-            // verifier allows no other arithmetic with two addresses.
+            // SAFETY: changes a register. In assembler, since the compiler must not turn it into
+            // something else: the verifier allows no other arithmetic with two addresses.
             unsafe { core::arch::asm!("{0} -= {1}", inout(reg) distance, in(reg) other.0) };
             distance as u64
         }
@@ -302,8 +313,8 @@ impl Trusted {
     }
     /// Address of `dentry->d_inode`; 0 if the name does not exist.
     ///
-    /// By the helper, not by a plain load: the verifier of kernels before 6.16 assumes that a dentry has
-    /// an inode, and removes the code for one that has none.
+    /// By the helper, not by a plain load: the verifier of kernels before 6.16 assumes that a
+    /// dentry has an inode, and removes the code for one that has none.
     #[inline(always)]
     pub fn dentry_inode(self) -> Result<u64, ReadError> {
         read(self.address(), offset!(dentry_d_inode))
@@ -365,8 +376,9 @@ pub fn superblock_subtype(superblock: u64) -> Result<u64, ReadError> {
 #[inline(always)]
 pub fn read_text(destination: *mut c_void, capacity: u32, source: u64) -> Result<u32, ReadError> {
     // SAFETY: the verifier proves that the destination holds `capacity` bytes.
-    let length =
-        unsafe { generated::bpf_probe_read_kernel_str(destination, capacity, source as *const c_void) };
+    let length = unsafe {
+        generated::bpf_probe_read_kernel_str(destination, capacity, source as *const c_void)
+    };
     u32::try_from(length).map_err(|_| ReadError)
 }
 

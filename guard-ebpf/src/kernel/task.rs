@@ -24,8 +24,8 @@ impl Task {
     pub fn is_kernel_thread(self) -> bool {
         typed_task().task_flags() & PF_KTHREAD != 0
     }
-    /// The dentry of the root directory of PID 1. Every process has a number in the first PID namespace, whatever
-    /// container it is in, and that namespace knows its first process.
+    /// The dentry of the root directory of PID 1. Every process has a number in the first PID
+    /// namespace, whatever container it is in, and that namespace knows its first process.
     #[inline(always)]
     pub fn host_root(self) -> Result<u64, ReadError> {
         let pid: u64 = read(self.0, offset!(task_thread_pid))?;

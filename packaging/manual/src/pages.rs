@@ -28,8 +28,11 @@ pub fn of_program(program: &Command, edition: &Edition) -> Result<Vec<(String, V
 }
 
 fn collect(command: &Command, edition: &Edition, pages: &mut Vec<(String, Vec<u8>)>) -> Result<()> {
-    let man =
-        Man::new(command.clone()).section(SECTION).date(&edition.date).source(&edition.source).manual(MANUAL);
+    let man = Man::new(command.clone())
+        .section(SECTION)
+        .date(&edition.date)
+        .source(&edition.source)
+        .manual(MANUAL);
     let name = man.get_filename();
     let mut text = Vec::new();
     man.render(&mut text).with_context(|| format!("render {name}"))?;
@@ -42,7 +45,8 @@ fn collect(command: &Command, edition: &Edition, pages: &mut Vec<(String, Vec<u8
 /// The section that names the other pages.
 fn see_also(name: &str) -> Roff {
     let own = name.strip_suffix(".8").map(|stem| format!("{stem}(8)"));
-    let others: Vec<&str> = SEE_ALSO.into_iter().filter(|page| Some(*page) != own.as_deref()).collect();
+    let others: Vec<&str> =
+        SEE_ALSO.into_iter().filter(|page| Some(*page) != own.as_deref()).collect();
     let mut roff = Roff::new();
     roff.control("SH", ["SEE ALSO"]).text([roman(others.join(", "))]);
     roff

@@ -185,7 +185,13 @@ mod tests {
              | `mode` | none | `\"sealed\"`, see [JOIN.md](JOIN.md) |\n",
         )
         .unwrap();
-        assert!(text.contains(".SH KEYS\n.TP\n\\fBmode\\fR\nDefault: none\n.br\nValues: "), "{text}");
+        assert!(
+            text.contains(
+                ".SH KEYS\n.TP\n\\fBmode\\fR\nDefault: none\n.br\nValues: \
+                 "
+            ),
+            "{text}"
+        );
         assert!(text.contains("JOIN.md (/usr/share/doc/guard\\-agent/JOIN.md)"), "{text}");
         assert!(!text.contains(".SH T\n"), "{text}");
     }

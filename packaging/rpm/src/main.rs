@@ -64,7 +64,15 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    let text = |path: &Path| fs::read_to_string(path).with_context(|| format!("read {}", path.display()));
+    let text = |path: &Path| {
+        fs::read_to_string(path).with_context(|| {
+            format!(
+                "read \
+                 {}",
+                path.display()
+            )
+        })
+    };
     let mut package = PackageBuilder::new(
         NAME,
         &arguments.version,
@@ -73,7 +81,9 @@ fn run(arguments: &Arguments) -> Result<()> {
         &arguments.summary,
     );
     package
-        .using_config(BuildConfig::v4().source_date(arguments.date).compression(CompressionType::Gzip))
+        .using_config(
+            BuildConfig::v4().source_date(arguments.date).compression(CompressionType::Gzip),
+        )
         .release(&arguments.release)
         .description(text(&arguments.description)?.trim_end())
         .packager(&arguments.packager)
@@ -91,7 +101,13 @@ fn run(arguments: &Arguments) -> Result<()> {
         .requires(Dependency::any("logrotate"));
     add_files(&mut package, arguments)?;
     let built = package.build().context("put the package together")?;
-    built.write_file(&arguments.output).with_context(|| format!("write {}", arguments.output.display()))
+    built.write_file(&arguments.output).with_context(|| {
+        format!(
+            "write \
+             {}",
+            arguments.output.display()
+        )
+    })
 }
 
 fn add_files(package: &mut PackageBuilder, arguments: &Arguments) -> Result<()> {
@@ -136,7 +152,8 @@ fn add(package: &mut PackageBuilder, source: &Path, place: &Place) -> Result<()>
 /// Every file below `directory`, sorted: the order is part of the package.
 fn files(directory: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
-    let entries = fs::read_dir(directory).with_context(|| format!("list {}", directory.display()))?;
+    let entries =
+        fs::read_dir(directory).with_context(|| format!("list {}", directory.display()))?;
     for entry in entries {
         let entry = entry.with_context(|| format!("list {}", directory.display()))?;
         if entry.file_type()?.is_dir() {

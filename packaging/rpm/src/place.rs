@@ -1,7 +1,8 @@
 //! Where a file of the .deb goes in the .rpm, and what it is there. Pure.
 
 /// Directories that no other package owns.
-pub const OWN_DIRECTORIES: [&str; 3] = ["/etc/guard-agent", "/usr/share/doc/guard-agent", LICENSE_DIRECTORY];
+pub const OWN_DIRECTORIES: [&str; 3] =
+    ["/etc/guard-agent", "/usr/share/doc/guard-agent", LICENSE_DIRECTORY];
 const LICENSE_DIRECTORY: &str = "/usr/share/licenses/guard-agent";
 
 /// What a file is to rpm.

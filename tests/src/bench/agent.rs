@@ -57,7 +57,12 @@ pub fn run(results: &mut Results) -> Result<()> {
     deny(&file, RECORDED)?;
     wait::until("the denials are in the audit log", SOON, || Ok(lines()? >= before + RECORDED))?;
     let spent = cpu_time_of(agent.pid())? - busy;
-    results.agent("CPU for a record in the audit log", spent.as_secs_f64() * 1e6 / RECORDED as f64, "µs");
+    results.agent(
+        "CPU for a record in the audit \
+         log",
+        spent.as_secs_f64() * 1e6 / RECORDED as f64,
+        "µs",
+    );
     results.agent("records a second of one CPU", RECORDED as f64 / spent.as_secs_f64(), "");
 
     let (deleter, busy) = (cpu_time(), cpu_time_of(agent.pid())?);
@@ -82,8 +87,8 @@ const TMPFS: u64 = 0x0102_1994;
 
 fn policy(mode: &str, full_records: u32) -> String {
     format!(
-        "version = 1\n[audit]\nfull_records = {full_records}\nincident_interval = \"1s\"\n[[root]]\npath = \"{ROOT}\"\nfilesystems = \
-         [\"tmpfs\"]\nmode = \"{mode}\"\n"
+        "version = 1\n[audit]\nfull_records = {full_records}\nincident_interval = \
+         \"1s\"\n[[root]]\npath = \"{ROOT}\"\nfilesystems = [\"tmpfs\"]\nmode = \"{mode}\"\n"
     )
 }
 
@@ -96,8 +101,10 @@ fn deny(file: &Path, times: usize) -> Result<()> {
 /// Denials of this process that the audit log tells of.
 fn counted(installation: &Installation) -> Result<u64> {
     let records = installation.audit_records()?;
-    let incidents =
-        records.iter().filter(|record| record["kind"] == "incident").map(|record| &record["incident"]);
+    let incidents = records
+        .iter()
+        .filter(|record| record["kind"] == "incident")
+        .map(|record| &record["incident"]);
     let own = incidents.filter(|incident| incident["tgid"] == std::process::id());
     Ok(own.filter_map(|incident| incident["count"].as_u64()).max().unwrap_or_default())
 }

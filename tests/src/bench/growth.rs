@@ -1,4 +1,5 @@
-//! Whether a decision's cost depends on how many pools and actors there are, on depth, and on threads.
+//! Whether a decision's cost depends on how many pools and actors there are, on depth, and on
+//! threads.
 
 use std::fs;
 use std::time::Duration;
@@ -17,7 +18,8 @@ const COUNTS: [usize; 5] = [1, 10, 100, 1000, 10_000];
 const DEPTHS: [usize; 5] = [1, 4, 16, 64, 256];
 const THREADS: [usize; 4] = [1, 4, 16, 64];
 
-/// Runs all of it. The agent is stopped meanwhile: it would remove entries that no mount stands behind.
+/// Runs all of it. The agent is stopped meanwhile: it would remove entries that no mount stands
+/// behind.
 pub fn run(guarded: &Guarded, results: &mut Results) -> Result<()> {
     guarded.agent.signal(nix::sys::signal::Signal::SIGSTOP)?;
     let mut maps = guarded.installation.maps()?;
@@ -51,7 +53,11 @@ pub fn run(guarded: &Guarded, results: &mut Results) -> Result<()> {
         for number in made.len()..count {
             let cgroup_id = u64::MAX - number as u64;
             let key = CgroupKey { cgroup_id, actor_set: real.actor_set, reserved: 0 };
-            maps.actor_cgroups.write(key, ActorMask { alone: 1, ..ActorMask::default() }, Write::Create)?;
+            maps.actor_cgroups.write(
+                key,
+                ActorMask { alone: 1, ..ActorMask::default() },
+                Write::Create,
+            )?;
             made.push(key);
         }
         at(results, "actors", count)?;
@@ -65,7 +71,13 @@ pub fn run(guarded: &Guarded, results: &mut Results) -> Result<()> {
         fs::create_dir_all(&directory).with_context(|| format!("create {depth} directories"))?;
         let cost = as_actor(&actors(), || unlinks(&directory, FILES, May::Delete))?;
         results.growth("depth", "allowed as actor", depth, &cost);
-        results.growth("depth", "denied, aggregated", depth, &unlinks(&directory, FILES, May::NotDelete)?);
+        results.growth(
+            "depth",
+            "denied, \
+             aggregated",
+            depth,
+            &unlinks(&directory, FILES, May::NotDelete)?,
+        );
     }
     for threads in THREADS {
         let cost = as_actor(&actors(), || in_threads(guarded, threads))?;
@@ -83,7 +95,12 @@ fn in_threads(guarded: &Guarded, threads: usize) -> Result<Cost> {
             let running: Vec<_> = parts.map(|part| scope.spawn(move || delete(part))).collect();
             let mut sum = (0, Duration::ZERO);
             for thread in running {
-                let (removed, took) = thread.join().map_err(|_| anyhow!("a deleting thread panicked"))?;
+                let (removed, took) = thread.join().map_err(|_| {
+                    anyhow!(
+                        "a deleting thread \
+                         panicked"
+                    )
+                })?;
                 sum = (sum.0 + removed, sum.1 + took);
             }
             Ok(sum)

@@ -19,9 +19,11 @@ pub struct Cost {
     pub inode_unlink: Option<f64>,
     /// Of the thread that deletes or lists, from system call to return.
     pub whole: f64,
-    /// The same and what the kernel's own threads did meanwhile, such as those that speak with CephFS's servers.
+    /// The same and what the kernel's own threads did meanwhile, such as those that speak with
+    /// CephFS's servers.
     pub with_kernel: f64,
-    /// Of the process that answers in the tier fanotify, all of it. The thread that asks only waits for it.
+    /// Of the process that answers in the tier fanotify, all of it. The thread that asks only waits
+    /// for it.
     pub responder: Option<f64>,
 }
 
@@ -32,11 +34,13 @@ pub fn unlinks(directory: &Path, files: usize, may: May) -> Result<Cost> {
 
 /// The same with files that are there.
 pub fn unlinks_of(files: &[PathBuf], may: May) -> Result<Cost> {
-    // In a thread of its own: the kernel's audit looks only at tasks that are younger than its first rule.
+    // In a thread of its own: the kernel's audit looks only at tasks that are younger than its
+    // first rule.
     measured(files.len(), may, || in_a_thread(|| delete(files)))
 }
 
-/// Lists a directory so often, each time from opening to the last name. Who may not delete may not list either.
+/// Lists a directory so often, each time from opening to the last name. Who may not delete may not
+/// list either.
 pub fn listings(directory: &Path, times: usize, may: May) -> Result<Cost> {
     measured(times, may, || in_a_thread(|| list(directory, times)))
 }
@@ -105,9 +109,13 @@ fn list(directory: &Path, times: usize) -> (usize, Duration) {
     (listed, cpu_time() - began)
 }
 
-/// Runs `work`, which deletes or lists `count` times, and takes the programs' statistics around it. It returns how
-/// often it succeeded, and what CPU time its thread took.
-pub fn measured(count: usize, may: May, work: impl FnOnce() -> Result<(usize, Duration)>) -> Result<Cost> {
+/// Runs `work`, which deletes or lists `count` times, and takes the programs' statistics around it.
+/// It returns how often it succeeded, and what CPU time its thread took.
+pub fn measured(
+    count: usize,
+    may: May,
+    work: impl FnOnce() -> Result<(usize, Duration)>,
+) -> Result<Cost> {
     let (before, others_before) = (statistics(), Others::now()?);
     let (succeeded, took) = work()?;
     let (after, others) = (statistics(), Others::now()?);
@@ -116,10 +124,11 @@ pub fn measured(count: usize, may: May, work: impl FnOnce() -> Result<(usize, Du
     let kernel = others.kernel.saturating_sub(others_before.kernel);
     let each = |spent: Duration| spent.as_nanos() as f64 / count as f64;
     let on = |hook: &str| {
-        let spent = after.iter().filter(|(name, _)| is_on(name, hook)).map(|(name, (time, runs))| {
-            let (time_before, runs_before) = before.get(name).copied().unwrap_or_default();
-            (time - time_before, runs - runs_before)
-        });
+        let spent =
+            after.iter().filter(|(name, _)| is_on(name, hook)).map(|(name, (time, runs))| {
+                let (time_before, runs_before) = before.get(name).copied().unwrap_or_default();
+                (time - time_before, runs - runs_before)
+            });
         let (time, runs) = spent.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
         (runs > 0).then(|| time as f64 / count as f64)
     };
@@ -179,11 +188,14 @@ impl Others {
     fn now() -> Result<Self> {
         let mut others = Self::default();
         for entry in fs::read_dir("/proc").context("list the processes")?.flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+                continue;
+            };
             // Only kernel threads have no command line. One may end while it is looked at.
             if fs::read(entry.path().join("cmdline")).is_ok_and(|line| line.is_empty()) {
                 others.kernel += cpu_time_of(pid).unwrap_or_default();
-            } else if fs::read_to_string(entry.path().join("comm")).is_ok_and(|name| name.trim_end() == COMM)
+            } else if fs::read_to_string(entry.path().join("comm"))
+                .is_ok_and(|name| name.trim_end() == COMM)
             {
                 others.responder = Some(cpu_time_of(pid)?);
             }

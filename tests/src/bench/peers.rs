@@ -1,4 +1,5 @@
-//! What a user would pick instead of us, each with a reader that takes what it tells, as their daemons do.
+//! What a user would pick instead of us, each with a reader that takes what it tells, as their
+//! daemons do.
 
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read as _};
@@ -23,7 +24,12 @@ use crate::harness::command;
 
 /// Loads and attaches an LSM program of an object that the environment names.
 fn attach(ebpf: &mut Ebpf, program: &str, hook: &str, btf: &Btf) -> Result<()> {
-    let found = ebpf.program_mut(program).with_context(|| format!("the object has no program {program}"))?;
+    let found = ebpf.program_mut(program).with_context(|| {
+        format!(
+            "the object has no program \
+             {program}"
+        )
+    })?;
     let lsm: &mut Lsm = found.try_into()?;
     lsm.load(hook, btf).with_context(|| format!("load {program}"))?;
     lsm.attach().with_context(|| format!("attach {program}"))?;
@@ -40,7 +46,10 @@ pub struct Empty(#[expect(dead_code, reason = "held, not read")] Ebpf);
 
 impl Empty {
     pub fn load() -> Result<Self> {
-        let mut ebpf = Ebpf::load_file(object("GUARD_EMPTY_OBJECT")?).context("load the empty programs")?;
+        let mut ebpf = Ebpf::load_file(object("GUARD_EMPTY_OBJECT")?).context(
+            "load the empty \
+             programs",
+        )?;
         let btf = Btf::from_sys_fs()?;
         for hook in ["path_unlink", "inode_unlink"] {
             attach(&mut ebpf, &format!("empty_{hook}"), hook, &btf)?;
@@ -49,7 +58,8 @@ impl Empty {
     }
 }
 
-/// A thread that takes events until it is told to end. It counts them: a peer that tells nothing is none.
+/// A thread that takes events until it is told to end. It counts them: a peer that tells nothing is
+/// none.
 struct Reader {
     ends: Arc<AtomicBool>,
     events: Arc<AtomicU64>,
@@ -67,8 +77,10 @@ impl Reader {
             }
             Ok(())
         };
-        let thread =
-            thread::Builder::new().name("reader".to_owned()).spawn(work).context("start a thread")?;
+        let thread = thread::Builder::new()
+            .name("reader".to_owned())
+            .spawn(work)
+            .context("start a thread")?;
         Ok(Self { ends, events, thread })
     }
 
@@ -90,7 +102,8 @@ fn is_ready(descriptor: &impl AsFd) -> Result<bool> {
     Ok(poll(&mut waited, PollTimeout::from(BEAT)).context("wait for events")? > 0)
 }
 
-/// A small program in the manner of popular monitors: for each unlink it resolves the path and sends it.
+/// A small program in the manner of popular monitors: for each unlink it resolves the path and
+/// sends it.
 pub struct Monitor {
     _ebpf: Ebpf,
     reader: Reader,
@@ -104,7 +117,13 @@ impl Monitor {
         let built = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
         let fitted = with_offsets(&built, &offsets)?;
         let mut loader = EbpfLoader::new();
-        let mut ebpf = loader.btf(None).load(&fitted).with_context(|| format!("load {}", path.display()))?;
+        let mut ebpf = loader.btf(None).load(&fitted).with_context(|| {
+            format!(
+                "load \
+                 {}",
+                path.display()
+            )
+        })?;
         attach(&mut ebpf, "monitor_path_unlink", "path_unlink", &Btf::from_sys_fs()?)?;
         let map = ebpf.take_map("MONITORED").context("the monitor has no ring buffer")?;
         let mut ring = RingBuf::try_from(map)?;
@@ -141,20 +160,42 @@ impl Fanotify {
         // SAFETY: a new descriptor that nobody else owns.
         let group = unsafe { OwnedFd::from_raw_fd(made) };
         for place in places {
-            let directory = File::open(place).with_context(|| format!("open {}", place.display()))?;
-            let (how, what) =
-                (libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM, libc::FAN_DELETE | libc::FAN_ONDIR);
+            let directory =
+                File::open(place).with_context(|| format!("open {}", place.display()))?;
+            let (how, what) = (
+                libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM,
+                libc::FAN_DELETE | libc::FAN_ONDIR,
+            );
             // SAFETY: no path is given, so that the directory's descriptor itself is marked.
             let marked = unsafe {
-                libc::fanotify_mark(group.as_raw_fd(), how, what, directory.as_raw_fd(), std::ptr::null())
+                libc::fanotify_mark(
+                    group.as_raw_fd(),
+                    how,
+                    what,
+                    directory.as_raw_fd(),
+                    std::ptr::null(),
+                )
             };
-            ensure!(marked == 0, "fanotify_mark {}: {}", place.display(), io::Error::last_os_error());
+            ensure!(
+                marked == 0,
+                "fanotify_mark {}: \
+                 {}",
+                place.display(),
+                io::Error::last_os_error()
+            );
         }
         let mut group = File::from(group);
         let mut buffer = vec![0; 64 * 1024];
         let reader = Reader::start(move || {
             let waiting = OwnedFd::from(group.try_clone()?);
-            Ok(if is_ready(&waiting)? { group.read(&mut buffer).context("read events")? as u64 } else { 0 })
+            Ok(if is_ready(&waiting)? {
+                group.read(&mut buffer).context(
+                    "read \
+                     events",
+                )? as u64
+            } else {
+                0
+            })
         })?;
         Ok(Self(reader))
     }
@@ -164,8 +205,8 @@ impl Fanotify {
     }
 }
 
-/// An AppArmor profile that keeps everything from being deleted below the guarded root, as one writes it by hand.
-/// Loaded until the machine is off: only who wears it has the cost.
+/// An AppArmor profile that keeps everything from being deleted below the guarded root, as one
+/// writes it by hand. Loaded until the machine is off: only who wears it has the cost.
 pub struct Profile;
 
 impl Profile {
@@ -173,7 +214,8 @@ impl Profile {
 
     pub fn load(root: &str) -> Result<Self> {
         let text = format!(
-            "profile {} {{\n  capability,\n  ptrace,\n  signal,\n  unix,\n  network,\n  / r,\n  /** rwlkm,\n  deny {root}/** w,\n}}\n",
+            "profile {} {{\n  capability,\n  ptrace,\n  signal,\n  unix,\n  network,\n  / r,\n  \
+             /** rwlkm,\n  deny {root}/** w,\n}}\n",
             Self::NAME
         );
         let path = "/run/guard-bench.apparmor";

@@ -62,11 +62,14 @@ impl Results {
 }
 
 fn show(filesystem: &str, case: &str, cost: &Cost) {
-    let shown = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.0}"));
-    let (path, inode, responder) = (shown(cost.path_unlink), shown(cost.inode_unlink), shown(cost.responder));
+    let shown =
+        |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.0}"));
+    let (path, inode, responder) =
+        (shown(cost.path_unlink), shown(cost.inode_unlink), shown(cost.responder));
     let Cost { whole, with_kernel, .. } = cost;
     println!(
-        "{filesystem:<8} {case:<47} {path:>12} {inode:>12} {whole:>12.0} {with_kernel:>12.0} {responder:>12}"
+        "{filesystem:<8} {case:<47} {path:>12} {inode:>12} {whole:>12.0} {with_kernel:>12.0} \
+         {responder:>12}"
     );
 }
 

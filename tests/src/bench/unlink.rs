@@ -1,5 +1,5 @@
-//! One unlink on each filesystem: with nothing, with other watchers, and with us in every role and tier. One tier asks
-//! about listings instead of unlinks: so one listing too.
+//! One unlink on each filesystem: with nothing, with other watchers, and with us in every role and
+//! tier. One tier asks about listings instead of unlinks: so one listing too.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,8 +9,8 @@ use anyhow::{Context as _, Result, ensure};
 use guard_common::{Counter, Tier};
 
 use super::measure::{
-    Cost, May, RUNS, delete, is_loaded, listings, lowest, lowest_unlinks, make_files, measured, unlinks,
-    unlinks_of,
+    Cost, May, RUNS, delete, is_loaded, listings, lowest, lowest_unlinks, make_files, measured,
+    unlinks, unlinks_of,
 };
 use super::peers::{AuditRule, Empty, Fanotify, Monitor, Profile};
 use super::results::Results;
@@ -24,10 +24,12 @@ pub const ROOT: &str = "/var/lib/guard-bench";
 const ELSEWHERE: &str = "/mnt/guard-bench";
 /// The actors' cgroup, as the policy names it.
 const ACTOR: &str = "/guard-bench";
-/// Denials of an incident that get a record of their own: so many that all do, and the usual number.
+/// Denials of an incident that get a record of their own: so many that all do, and the usual
+/// number.
 const ALL_RECORDED: u32 = 1000;
 const FEW_RECORDED: u32 = 8;
-/// With the first policy nothing is denied; it is another number, by which the next policy is told from it.
+/// With the first policy nothing is denied; it is another number, by which the next policy is told
+/// from it.
 const NONE_RECORDED: u32 = 1;
 /// Denials in the case in which each is recorded. The ring buffer holds them all.
 const RECORDED: usize = 300;
@@ -39,7 +41,8 @@ const LISTINGS: usize = 100;
 const NAMES: usize = 10;
 /// How often something is mounted and unmounted before an unlink.
 const MOUNTS: usize = 100;
-/// What is asked about a listing of so few names: opening, and two reads, the second of which finds the end.
+/// What is asked about a listing of so few names: opening, and two reads, the second of which finds
+/// the end.
 const QUESTIONS: usize = 3;
 /// For the agent to take note of a change, on a machine that counts instructions.
 pub const SOON: Duration = Duration::from_secs(120);
@@ -60,7 +63,8 @@ pub struct Grounds {
     _shared: Vec<CephMount>,
 }
 
-/// Each unlink comes after a change of the mounts, so that nothing holds that is kept of earlier answers.
+/// Each unlink comes after a change of the mounts, so that nothing holds that is kept of earlier
+/// answers.
 fn first_after_mounts(directory: &Path) -> Result<Cost> {
     let files = make_files(directory, MOUNTS)?;
     let mut took = (0, Duration::ZERO);
@@ -122,7 +126,13 @@ impl Grounds {
         }
         for (_, pool) in self.pools() {
             let directory = listed(pool);
-            fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
+            fs::create_dir_all(&directory).with_context(|| {
+                format!(
+                    "create \
+                     {}",
+                    directory.display()
+                )
+            })?;
             make_files(&directory, NAMES)?;
             listings(&directory, LISTINGS, May::Delete)?;
         }
@@ -190,7 +200,8 @@ impl Grounds {
     pub fn with_us(&self, tier: Tier, results: &mut Results) -> Result<()> {
         let (installation, _agent) = start(tier)?;
         self.everywhere(results, &ours(tier, "kind of filesystem not guarded"))?;
-        // First every denial is a record of its own: incidents that have counted much would get none.
+        // First every denial is a record of its own: incidents that have counted much would get
+        // none.
         set_policy(&installation, &policy(tier, KINDS, "guarded", ALL_RECORDED), ALL_RECORDED)?;
         for (Ground { name, files, elsewhere, .. }, pool) in self.pools() {
             guarded(pool)?;
@@ -224,7 +235,8 @@ impl Grounds {
         Ok(Guarded { agent, installation, pool, elsewhere: self.grounds[0].elsewhere.clone() })
     }
 
-    /// What there is with us without programs: a single unlink is not asked about, listing a pool's directory is.
+    /// What there is with us without programs: a single unlink is not asked about, listing a pool's
+    /// directory is.
     pub fn without_programs(&self, results: &mut Results) -> Result<()> {
         let tier = Tier::Fanotify;
         let (installation, agent) = start(tier)?;
@@ -239,10 +251,21 @@ impl Grounds {
             made.push((name, pool, make_files(pool, *files)?));
         }
         let maps = installation.maps()?;
-        let allowed =
-            || -> Result<u64> { Ok(maps.counters()?.get(&Counter::AllowedActor).copied().unwrap_or(0)) };
+        let allowed = || -> Result<u64> {
+            Ok(maps.counters()?.get(&Counter::AllowedActor).copied().unwrap_or(0))
+        };
         let before = allowed()?;
-        as_actor(&actors(), || self.listed(results, &ours(tier, "pool, allowed as actor"), May::Delete))?;
+        as_actor(&actors(), || {
+            self.listed(
+                results,
+                &ours(
+                    tier,
+                    "pool, allowed as \
+                     actor",
+                ),
+                May::Delete,
+            )
+        })?;
         // They are counted in the process that answers, and written down a little later.
         let asked = (QUESTIONS * LISTINGS * RUNS * self.pools().count()) as u64;
         wait::until("each question is counted", SOON, || {
@@ -253,7 +276,12 @@ impl Grounds {
         self.listed(results, &ours(tier, "pool, denied, aggregated"), May::NotDelete)?;
         installation.write_policy(&policy(tier, KINDS, "sealed", FEW_RECORDED))?;
         for (name, pool, files) in made {
-            wait::until("the pool is sealed", SOON, || Ok(fs::write(pool.join("probe"), "").is_err()))?;
+            wait::until(
+                "the pool is \
+                 sealed",
+                SOON,
+                || Ok(fs::write(pool.join("probe"), "").is_err()),
+            )?;
             let cost = unlinks_of(&files, May::NotDelete)?;
             results.unlink(name, &ours(tier, "pool, sealed: mounted read-only"), &cost);
         }
@@ -293,7 +321,8 @@ fn unloaded() -> Result<()> {
 fn start(tier: Tier) -> Result<(Installation, Agent)> {
     unloaded()?;
     fs::create_dir_all(actors()).context("create the actors' cgroup")?;
-    let installation = Installation::new("bench", &policy(tier, OTHER_KIND, "guarded", NONE_RECORDED))?;
+    let installation =
+        Installation::new("bench", &policy(tier, OTHER_KIND, "guarded", NONE_RECORDED))?;
     let agent = installation.start()?;
     let posture = installation.status()?["posture"].clone();
     ensure!(posture["tier"] == tier.name(), "the tier is not {}: {posture}", tier.name());
@@ -304,7 +333,12 @@ fn start(tier: Tier) -> Result<(Installation, Agent)> {
 fn set_policy(installation: &Installation, text: &str, full_records: u32) -> Result<()> {
     installation.write_policy(text)?;
     let maps = installation.maps()?;
-    wait::until("the policy is in force", SOON, || Ok(maps.config.read()?.full_records == full_records))
+    wait::until(
+        "the policy is in \
+         force",
+        SOON,
+        || Ok(maps.config.read()?.full_records == full_records),
+    )
 }
 
 /// Runs `work` in the actors' cgroup.
@@ -345,8 +379,9 @@ fn as_guest(pool: &Path, files: usize) -> Result<Cost> {
 
 fn policy(tier: Tier, filesystems: &str, mode: &str, full_records: u32) -> String {
     format!(
-        "version = 1\n[enforcement]\ntier = \"{}\"\n[audit]\nfull_records = {full_records}\n[[root]]\npath = \
-         \"{ROOT}\"\nfilesystems = [\"{filesystems}\"]\nmode = \"{mode}\"\nactors = [{{ cgroup = \"{ACTOR}\" }}]\n",
+        "version = 1\n[enforcement]\ntier = \"{}\"\n[audit]\nfull_records = \
+         {full_records}\n[[root]]\npath = \"{ROOT}\"\nfilesystems = [\"{filesystems}\"]\nmode = \
+         \"{mode}\"\nactors = [{{ cgroup = \"{ACTOR}\" }}]\n",
         tier.name()
     )
 }
@@ -355,7 +390,8 @@ fn policy(tier: Tier, filesystems: &str, mode: &str, full_records: u32) -> Strin
 fn ext4(place: &Path) -> Result<Mount> {
     let image = "/run/guard-bench.ext4";
     let line = format!(
-        "set -e; modprobe -a loop ext4; truncate -s 256M {image}; mkfs.ext4 -q {image}; losetup --find --show {image}"
+        "set -e; modprobe -a loop ext4; truncate -s 256M {image}; mkfs.ext4 -q {image}; losetup \
+         --find --show {image}"
     );
     let device = command::run("sh", &["-c", &line])?;
     Mount::new("ext4", device.trim(), place, "")

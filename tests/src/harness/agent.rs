@@ -21,8 +21,9 @@ const START_LIMIT: Duration = Duration::from_secs(240);
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 const LOG: &str = "agent.log";
 
-/// One agent's policy, state, run directory, audit log and pins. They outlive the agent's process, so
-/// that it can be restarted on them; the pins are removed when this is dropped, which ends enforcement.
+/// One agent's policy, state, run directory, audit log and pins. They outlive the agent's process,
+/// so that it can be restarted on them; the pins are removed when this is dropped, which ends
+/// enforcement.
 #[derive(Debug)]
 pub struct Installation {
     scratch: Scratch,
@@ -41,14 +42,21 @@ impl Installation {
         let pin_dir = Path::new("/sys/fs/bpf").join(own_name);
         let installation = Self { pin_dir, scratch, keeps_pins: false };
         for directory in [installation.state_dir(), installation.run_dir()] {
-            fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
+            fs::create_dir_all(&directory).with_context(|| {
+                format!(
+                    "create \
+                     {}",
+                    directory.display()
+                )
+            })?;
         }
         installation.write_policy(policy)?;
         Ok(installation)
     }
 
-    /// The same on pins that are kept from test to test. Its agent adopts what an earlier one has loaded,
-    /// which saves the verifier's seconds; counters and records of earlier tests are still there.
+    /// The same on pins that are kept from test to test. Its agent adopts what an earlier one has
+    /// loaded, which saves the verifier's seconds; counters and records of earlier tests are still
+    /// there.
     pub fn on_kept_pins(name: &str, policy: &str) -> Result<Self> {
         let mut installation = Self::new(name, policy)?;
         (installation.pin_dir, installation.keeps_pins) = (KEPT_PINS.into(), true);
@@ -104,11 +112,17 @@ impl Installation {
     pub fn write_policy(&self, text: &str) -> Result<()> {
         let new = self.scratch.join("policy.toml.new");
         fs::write(&new, text).with_context(|| format!("write {}", new.display()))?;
-        fs::rename(&new, self.policy()).with_context(|| format!("rename {} into place", new.display()))
+        fs::rename(&new, self.policy()).with_context(|| {
+            format!(
+                "rename {} into \
+                 place",
+                new.display()
+            )
+        })
     }
 
-    /// The audit log's lines, parsed. A line that is just being written is none yet, and one that a killed agent has not
-    /// written to its end stays so (docs/AUDIT.md).
+    /// The audit log's lines, parsed. A line that is just being written is none yet, and one that a
+    /// killed agent has not written to its end stays so (docs/AUDIT.md).
     pub fn audit_records(&self) -> Result<Vec<serde_json::Value>> {
         let path = self.audit();
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
@@ -155,13 +169,26 @@ impl Installation {
     pub fn spawn_command(&self, mut command: Command, more_arguments: &[&str]) -> Result<Agent> {
         let notify_path = self.scratch.join("notify");
         if notify_path.exists() {
-            fs::remove_file(&notify_path).with_context(|| format!("remove {}", notify_path.display()))?;
+            fs::remove_file(&notify_path).with_context(|| {
+                format!(
+                    "remove \
+                     {}",
+                    notify_path.display()
+                )
+            })?;
         }
-        let notify =
-            UnixDatagram::bind(&notify_path).with_context(|| format!("bind {}", notify_path.display()))?;
+        let notify = UnixDatagram::bind(&notify_path).with_context(|| {
+            format!(
+                "bind \
+                 {}",
+                notify_path.display()
+            )
+        })?;
         let log_path = self.scratch.join(LOG);
-        let log =
-            File::options().create(true).append(true).open(&log_path).context("open the agent's log")?;
+        let log = File::options().create(true).append(true).open(&log_path).context(
+            "open the agent's \
+             log",
+        )?;
         let child = command
             .arg("run")
             .arg("--policy")
@@ -185,7 +212,8 @@ impl Installation {
         Ok(Agent { child, notify, log: log_path, status: String::new() })
     }
 
-    /// Ends enforcement in every tier, also what no pin holds: responders and sealed mounts. Stop the agent before.
+    /// Ends enforcement in every tier, also what no pin holds: responders and sealed mounts. Stop
+    /// the agent before.
     pub fn unload(&self) -> Result<()> {
         let (pins, state) = (self.pin_dir.to_string_lossy(), self.state_dir());
         let arguments = ["unload", "--pin-dir", &pins, "--state-dir", &state.to_string_lossy()];
@@ -228,7 +256,12 @@ impl Installation {
         if !output.status.success() {
             bail!("guardctl {}: {}: {}", all.join(" "), output.status, text.trim());
         }
-        serde_json::from_slice(&output.stdout).with_context(|| format!("parse what guardctl said: {text}"))
+        serde_json::from_slice(&output.stdout).with_context(|| {
+            format!(
+                "parse what guardctl said: \
+                 {text}"
+            )
+        })
     }
 }
 
@@ -258,7 +291,10 @@ impl Agent {
 
     /// Resident memory in KiB.
     pub fn memory_kib(&self) -> Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).context("read its status")?;
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).context(
+            "read its \
+             status",
+        )?;
         let value = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let number = value.and_then(|value| value.trim().strip_suffix(" kB")?.parse().ok());
         number.context("no VmRSS in its status")
@@ -281,9 +317,8 @@ impl Agent {
         let mut message = [0; 4096];
         loop {
             match self.notify.recv(&mut message) {
-                Ok(size) => {
-                    lines.extend(String::from_utf8_lossy(&message[..size]).lines().map(str::to_owned))
-                }
+                Ok(size) => lines
+                    .extend(String::from_utf8_lossy(&message[..size]).lines().map(str::to_owned)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error.into()),
             }
@@ -322,7 +357,10 @@ impl Agent {
         let children = format!("/proc/{0}/task/{0}/children", self.pid());
         let children = fs::read_to_string(&children).with_context(|| format!("read {children}"))?;
         let pid = children.split_whitespace().next().context("strace has no child")?.parse()?;
-        kill(Pid::from_raw(pid), Signal::SIGTERM).context("send SIGTERM to the agent below strace")?;
+        kill(Pid::from_raw(pid), Signal::SIGTERM).context(
+            "send SIGTERM to the agent below \
+             strace",
+        )?;
         self.wait(STOP_LIMIT)?;
         Ok(())
     }

@@ -1,4 +1,5 @@
-//! A guest's work that must never be denied, whatever becomes of the agent, beside a host that always is.
+//! A guest's work that must never be denied, whatever becomes of the agent, beside a host that
+//! always is.
 
 use std::cell::Cell;
 use std::fs;
@@ -36,8 +37,9 @@ impl Beside {
     }
 }
 
-/// Has the work done three times: with the agent running, killed and upgraded. The kernel's counters must end with exactly
-/// as many denials as the host has had, and the audit log must name nobody else.
+/// Has the work done three times: with the agent running, killed and upgraded. The kernel's
+/// counters must end with exactly as many denials as the host has had, and the audit log must name
+/// nobody else.
 pub fn never_denied(
     installation: &Installation,
     agent: Agent,
@@ -79,7 +81,8 @@ fn denials(installation: &Installation) -> Result<u64> {
 fn of_others(installation: &Installation) -> Result<Vec<Value>> {
     let own = fs::metadata("/proc/self/ns/mnt").context("look at the own mount namespace")?.ino();
     let mut decisions: Vec<Value> = installation.audit_records()?;
-    decisions.retain(|record| record["kind"] == "decision" && record["decision"]["verdict"] == "denied");
+    decisions
+        .retain(|record| record["kind"] == "decision" && record["decision"]["verdict"] == "denied");
     ensure!(!decisions.is_empty(), "the audit log has no denial");
     decisions.retain(|record| record["decision"]["mnt_ns"] != own);
     Ok(decisions)

@@ -1,5 +1,5 @@
-//! Mounts of the VM's Ceph cluster through the kernel client. The cluster and its credentials are in
-//! the environment, put there by `cargo xtask`.
+//! Mounts of the VM's Ceph cluster through the kernel client. The cluster and its credentials are
+//! in the environment, put there by `cargo xtask`.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -71,10 +71,16 @@ impl CephMount {
     }
 
     /// The device syntax of before 5.17, which Incus and many fstabs use: `monitor:/path`.
-    pub fn old_syntax(directory: &str, path: impl Into<PathBuf>, more_options: &str) -> Result<Self> {
+    pub fn old_syntax(
+        directory: &str,
+        path: impl Into<PathBuf>,
+        more_options: &str,
+    ) -> Result<Self> {
         let cluster = Cluster::from_environment()?;
-        let options =
-            format!("name={},secret={},mds_namespace={}", cluster.user, cluster.secret, cluster.filesystem);
+        let options = format!(
+            "name={},secret={},mds_namespace={}",
+            cluster.user, cluster.secret, cluster.filesystem
+        );
         let device = format!("{}:{directory}", cluster.monitor);
         Ok(Self { mount: Mount::new("ceph", &device, path, &with_more(&options, more_options))? })
     }

@@ -35,5 +35,9 @@ pub fn attempt(program: &str, arguments: &[&str]) -> Result<Output> {
 
 /// Both streams of a finished program.
 pub fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
 }

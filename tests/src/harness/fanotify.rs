@@ -9,8 +9,8 @@ use nix::unistd::Pid;
 use super::guarded::Guarded;
 
 const TIER: &str = "[enforcement]\ntier = \"fanotify\"";
-/// A guarded root of the tier `fanotify`. It has pins of its own, so that no program of another test's is attached to its maps.
-/// Ends responders and seals with the test, which no pin does.
+/// A guarded root of the tier `fanotify`. It has pins of its own, so that no program of another
+/// test's is attached to its maps. Ends responders and seals with the test, which no pin does.
 pub struct Ground(pub Guarded);
 
 impl Ground {
@@ -28,11 +28,19 @@ impl Ground {
         let is_ours = |directory: &Path| {
             let name = fs::read_to_string(directory.join("comm")).unwrap_or_default();
             let line = fs::read_to_string(directory.join("cmdline")).unwrap_or_default();
-            name.trim_end() == "guard-answer" && line.split('\0').any(|word| Path::new(word) == maps)
+            name.trim_end() == "guard-answer"
+                && line.split('\0').any(|word| Path::new(word) == maps)
         };
         let entries = fs::read_dir("/proc").context("list /proc")?.flatten();
-        let found: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| is_ours(path)).collect();
-        ensure!(found.len() == 1, "{} responders run on {}: {found:?}", found.len(), maps.display());
+        let found: Vec<PathBuf> =
+            entries.map(|entry| entry.path()).filter(|path| is_ours(path)).collect();
+        ensure!(
+            found.len() == 1,
+            "{} responders run on {}: \
+             {found:?}",
+            found.len(),
+            maps.display()
+        );
         let name = found[0].file_name().unwrap_or_default().to_string_lossy().into_owned();
         Ok(Pid::from_raw(name.parse().context("a process's number")?))
     }
@@ -40,7 +48,10 @@ impl Ground {
     pub fn reasons(&self) -> Result<Vec<String>> {
         let posture = self.0.status()?["posture"].clone();
         let reasons = posture["reasons"].as_array().context("the posture has no reasons")?;
-        Ok(reasons.iter().map(|reason| reason["code"].as_str().unwrap_or_default().to_owned()).collect())
+        Ok(reasons
+            .iter()
+            .map(|reason| reason["code"].as_str().unwrap_or_default().to_owned())
+            .collect())
     }
 }
 

@@ -27,8 +27,8 @@ pub struct Guarded {
 }
 
 impl Guarded {
-    /// A fresh root that guards tmpfs. `settings` are further keys of the root, and what may follow them.
-    /// Its agent adopts the programs of earlier tests, if there are any.
+    /// A fresh root that guards tmpfs. `settings` are further keys of the root, and what may follow
+    /// them. Its agent adopts the programs of earlier tests, if there are any.
     pub fn new(name: &str, settings: &str) -> Result<Self> {
         let root = root(name)?;
         Self::with(Installation::on_kept_pins(name, &policy(&root, settings))?, root)
@@ -41,7 +41,10 @@ impl Guarded {
     }
 
     fn with(installation: Installation, root: PathBuf) -> Result<Self> {
-        let now = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).context("read the boot clock")?);
+        let now = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).context(
+            "read the boot \
+             clock",
+        )?);
         let made_boot_ns = u64::try_from(now.as_nanos()).context("the boot clock")?;
         Ok(Self { installation, root, made_boot_ns })
     }
@@ -55,7 +58,8 @@ impl Guarded {
         &self.root
     }
 
-    /// A tmpfs below the root, with a few files in it: `file0` to `file9`, and `volume/file0` and so on.
+    /// A tmpfs below the root, with a few files in it: `file0` to `file9`, and `volume/file0` and
+    /// so on.
     pub fn mount(&self, name: &str) -> Result<Mount> {
         let mount = Mount::tmpfs(self.root.join(name))?;
         populate(mount.path())?;
@@ -74,7 +78,9 @@ impl Guarded {
         let pools = self.installation.guardctl_json(&["pools"])?;
         let mountpoint = mountpoint.to_string_lossy();
         let is_it = |pool: &&Value| {
-            pool["mountpoints"].as_array().is_some_and(|all| all.iter().any(|path| *path == *mountpoint))
+            pool["mountpoints"]
+                .as_array()
+                .is_some_and(|all| all.iter().any(|path| *path == *mountpoint))
         };
         Ok(pools.as_array().context("`guardctl pools` says no list")?.iter().find(is_it).cloned())
     }
@@ -98,14 +104,25 @@ impl Guarded {
 
     /// One of the kernel's counters.
     pub fn counter(&self, name: &str) -> Result<u64> {
-        self.status()?["counters"][name].as_u64().with_context(|| format!("the status has no counter {name}"))
+        self.status()?["counters"][name].as_u64().with_context(|| {
+            format!(
+                "the status has no \
+                 counter {name}"
+            )
+        })
     }
 
     /// Runs guardctl, which must succeed.
     pub fn guardctl(&self, arguments: &[&str]) -> Result<String> {
         let output = self.installation.guardctl(arguments)?;
         let text = command::text(&output);
-        ensure!(output.status.success(), "guardctl {}: {}: {text}", arguments.join(" "), output.status);
+        ensure!(
+            output.status.success(),
+            "guardctl {}: {}: \
+             {text}",
+            arguments.join(" "),
+            output.status
+        );
         Ok(text)
     }
 
@@ -121,11 +138,12 @@ impl Guarded {
 
     /// Waits for a decision with this reason on this path inside its pool.
     pub fn wait_for_decision(&self, reason: &str, path: &str) -> Result<Value> {
-        let record = self.wait_for_record(&format!("a decision `{reason}` on {path}"), |record| {
-            record["kind"] == "decision"
-                && record["decision"]["reason"] == reason
-                && record["decision"]["path"] == path
-        })?;
+        let record =
+            self.wait_for_record(&format!("a decision `{reason}` on {path}"), |record| {
+                record["kind"] == "decision"
+                    && record["decision"]["reason"] == reason
+                    && record["decision"]["path"] == path
+            })?;
         Ok(record["decision"].clone())
     }
 }
@@ -147,7 +165,11 @@ fn root(name: &str) -> Result<PathBuf> {
 }
 
 fn policy(root: &Path, settings: &str) -> String {
-    format!("version = 1\n[[root]]\npath = \"{}\"\nfilesystems = [\"tmpfs\"]\n{settings}\n", root.display())
+    format!(
+        "version = 1\n[[root]]\npath = \"{}\"\nfilesystems = \
+         [\"tmpfs\"]\n{settings}\n",
+        root.display()
+    )
 }
 
 /// Makes `file0` to `file9` in a directory, and in `volume` below it.

@@ -75,10 +75,14 @@ impl Drop for Mount {
     }
 }
 
-/// The lines of this process's mount table that name `path` as their mountpoint. Not parsed with the
-/// agent's own parser: the tests must not share its mistakes.
+/// The lines of this process's mount table that name `path` as their mountpoint. Not parsed with
+/// the agent's own parser: the tests must not share its mistakes.
 pub fn mountinfo_of(path: &Path) -> Result<Vec<String>> {
     let table = fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
     let path = path.to_string_lossy();
-    Ok(table.lines().filter(|line| line.split(' ').nth(4) == Some(&*path)).map(str::to_owned).collect())
+    Ok(table
+        .lines()
+        .filter(|line| line.split(' ').nth(4) == Some(&*path))
+        .map(str::to_owned)
+        .collect())
 }

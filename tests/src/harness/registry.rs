@@ -20,7 +20,8 @@ pub enum Suite {
     Cephfs,
     /// A real Incus cluster of two nodes on real CephFS.
     Incus,
-    /// Real hosts: Debian 13 with systemd and our package, each in a machine of its own; runs beside them.
+    /// Real hosts: Debian 13 with systemd and our package, each in a machine of its own; runs
+    /// beside them.
     Host,
 }
 
@@ -35,8 +36,8 @@ impl Suite {
     }
 }
 
-/// The machine that a test needs. `cargo xtask test` boots one for each profile in use and knows the
-/// same names.
+/// The machine that a test needs. `cargo xtask test` boots one for each profile in use and knows
+/// the same names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Profile {
     /// Debian as it is.
@@ -76,7 +77,14 @@ pub struct Test {
 impl Test {
     /// A test of the default profile with the usual time limit.
     pub const fn new(name: &'static str, body: fn() -> Result<()>) -> Self {
-        Self { name, profile: Profile::Default, limit: USUAL_LIMIT, only_in_full: false, incus: None, body }
+        Self {
+            name,
+            profile: Profile::Default,
+            limit: USUAL_LIMIT,
+            only_in_full: false,
+            incus: None,
+            body,
+        }
     }
 
     /// The same on another machine.
@@ -116,8 +124,9 @@ impl Selection {
     pub fn tests(&self) -> Vec<Test> {
         let wanted = |test: &Test| {
             let name = format!("{}::{}", self.suite.name(), test.name);
-            let matches =
-                |filter: &String| if self.exact { test.name == filter } else { name.contains(filter) };
+            let matches = |filter: &String| {
+                if self.exact { test.name == filter } else { name.contains(filter) }
+            };
             self.filters.is_empty() || self.filters.iter().any(matches)
         };
         suites::of(self.suite)

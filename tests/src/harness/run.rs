@@ -22,8 +22,8 @@ pub fn list(selection: &Selection) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Runs the selected tests. After a test that hangs the machine's state is unknown, so the others are
-/// reported as not run.
+/// Runs the selected tests. After a test that hangs the machine's state is unknown, so the others
+/// are reported as not run.
 pub fn all(selection: &Selection) -> ExitCode {
     let (mut passed, mut failed) = (0, 0);
     let mut hung = None;
@@ -50,9 +50,9 @@ pub fn all(selection: &Selection) -> ExitCode {
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// The line of a result and its explanation. It starts a line of its own: a test's child shares this
-/// output, and one that is killed while it writes (`rm` writes an error in four pieces) leaves half a
-/// line.
+/// The line of a result and its explanation. It starts a line of its own: a test's child shares
+/// this output, and one that is killed while it writes (`rm` writes an error in four pieces) leaves
+/// half a line.
 fn result(name: &str, word: &str, seconds: f64, explanation: Option<&str>) -> String {
     let mut text = format!("\ntest {name} ... {word} ({seconds:.1} s)\n");
     for line in explanation.into_iter().flat_map(str::lines) {
@@ -90,8 +90,13 @@ fn in_time(test: Test) -> Ended {
     let spawned = thread::Builder::new().name(test.name.to_owned()).spawn(move || {
         let outcome = panic::catch_unwind(AssertUnwindSafe(test.body));
         // The receiver is gone only after this test was reported as hanging.
-        let _ =
-            sender.send(outcome.unwrap_or_else(|payload| Err(anyhow!("panicked: {}", message(&*payload)))));
+        let _ = sender.send(outcome.unwrap_or_else(|payload| {
+            Err(anyhow!(
+                "panicked: \
+                 {}",
+                message(&*payload)
+            ))
+        }));
     });
     if let Err(error) = spawned {
         return Ended::Failed(anyhow!(error).context("start the test's thread"));
@@ -112,10 +117,15 @@ fn in_time(test: Test) -> Ended {
 
 fn message(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "(no message)".to_owned())
+    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| {
+        "(no \
+         message)"
+            .to_owned()
+    })
 }
 
-/// Where the threads of this process and all other processes with a user's memory stand in the kernel.
+/// Where the threads of this process and all other processes with a user's memory stand in the
+/// kernel.
 pub fn kernel_stacks() -> String {
     let mut text = String::new();
     for process in fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path()) {
@@ -124,8 +134,11 @@ pub fn kernel_stacks() -> String {
         if command.is_empty() {
             continue;
         }
-        for task in
-            fs::read_dir(process.join("task")).into_iter().flatten().flatten().map(|entry| entry.path())
+        for task in fs::read_dir(process.join("task"))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
         {
             let stack = fs::read_to_string(task.join("stack")).unwrap_or_default();
             let top: Vec<&str> =
@@ -143,7 +156,15 @@ mod tests {
 
     #[test]
     fn a_result_starts_its_own_line_whatever_a_killed_child_has_left() {
-        let output = format!("rm: cannot remove{}", result("s::t", "FAILED", 1.25, Some("why\nand how")));
-        assert_eq!(output, "rm: cannot remove\ntest s::t ... FAILED (1.2 s)\n  | why\n  | and how\n");
+        let output = format!(
+            "rm: cannot \
+             remove{}",
+            result("s::t", "FAILED", 1.25, Some("why\nand how"))
+        );
+        assert_eq!(
+            output,
+            "rm: cannot remove\ntest s::t ... FAILED (1.2 s)\n  | why\n  | and \
+             how\n"
+        );
     }
 }

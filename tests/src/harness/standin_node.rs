@@ -1,5 +1,5 @@
-//! A node whose Incus is not real: its `local.db`, written here, and a daemon that answers what a test lays down
-//! (`peers::incusd`), in the cgroup of its unit and under the daemon's name.
+//! A node whose Incus is not real: its `local.db`, written here, and a daemon that answers what a
+//! test lays down (`peers::incusd`), in the cgroup of its unit and under the daemon's name.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -46,7 +46,10 @@ struct Daemon {
 
 /// The keys of a root that follows the Incus of this unit, which is the root's only actor.
 pub fn settings(unit: &str) -> String {
-    format!("join = \"incus\"\nincus_unit = \"{unit}\"\nactors = [{{ cgroup = \"/system.slice/{unit}\" }}]")
+    format!(
+        "join = \"incus\"\nincus_unit = \"{unit}\"\nactors = [{{ cgroup = \
+         \"/system.slice/{unit}\" }}]"
+    )
 }
 
 impl StandinNode {
@@ -62,7 +65,13 @@ impl StandinNode {
             daemon: None,
             scratch,
         };
-        fs::create_dir_all(node.cgroup()).with_context(|| format!("create {}", node.cgroup().display()))?;
+        fs::create_dir_all(node.cgroup()).with_context(|| {
+            format!(
+                "create \
+                 {}",
+                node.cgroup().display()
+            )
+        })?;
         node.write_config(None, 0)?;
         node.lay_down_standalone()?;
         Ok(node)
@@ -116,7 +125,13 @@ impl StandinNode {
         let path = self.local_db();
         let directory = path.parent().context("no directory")?;
         fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
-        let mut database = Connection::open(&path).with_context(|| format!("open {}", path.display()))?;
+        let mut database = Connection::open(&path).with_context(|| {
+            format!(
+                "open \
+                 {}",
+                path.display()
+            )
+        })?;
         let transaction = database.transaction()?;
         transaction.execute_batch(
             "CREATE TABLE IF NOT EXISTS config (id INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL,
@@ -131,7 +146,8 @@ impl StandinNode {
             transaction.execute(insert, [address])?;
         }
         for number in 1..=raft_nodes {
-            let address = if number == 2 { ADDRESS.to_owned() } else { format!("10.99.0.{number}:8443") };
+            let address =
+                if number == 2 { ADDRESS.to_owned() } else { format!("10.99.0.{number}:8443") };
             let insert = "INSERT INTO raft_nodes (address, name) VALUES (?1, ?2)";
             transaction.execute(insert, [address, format!("node{number}")])?;
         }
@@ -164,7 +180,10 @@ impl StandinNode {
     /// The node is a member; the operation still runs.
     pub fn become_member(&mut self) -> Result<()> {
         self.write_config(Some(ADDRESS), 2)?;
-        self.answer(MEMBERS, sync(json!([member("node1", "10.99.0.1:8443"), member("node2", ADDRESS)])))
+        self.answer(
+            MEMBERS,
+            sync(json!([member("node1", "10.99.0.1:8443"), member("node2", ADDRESS)])),
+        )
     }
 
     /// Raft nodes are written, and the cluster knows nothing of this node.
@@ -173,7 +192,8 @@ impl StandinNode {
         self.answer(MEMBERS, sync(json!([member("node1", "10.99.0.1:8443")])))
     }
 
-    /// Another member joins: the stream tells of it, and so would the operations of the whole cluster.
+    /// Another member joins: the stream tells of it, and so would the operations of the whole
+    /// cluster.
     pub fn another_joins(&mut self, code: u32) -> Result<()> {
         self.event(&event("operation", &operation(code), OTHER))
     }
@@ -189,7 +209,8 @@ impl StandinNode {
         self.event(&event("lifecycle", &metadata, "node1"))
     }
 
-    /// The daemon answers nothing but 503, as while it starts, or waits for the upgrade of the others.
+    /// The daemon answers nothing but 503, as while it starts, or waits for the upgrade of the
+    /// others.
     pub fn is_blocked(&mut self) -> Result<()> {
         for path in [OPERATIONS, MEMBERS] {
             self.answer(path, error(503, "Daemon is starting up"))?;
@@ -305,7 +326,8 @@ impl StandinNode {
         waited.with_context(|| format!("last seen: {last}\n{}", ground.installation.log()))
     }
 
-    /// Waits until it was looked at so often, with whatever result: what has happened before was seen then.
+    /// Waits until it was looked at so often, with whatever result: what has happened before was
+    /// seen then.
     pub fn wait_for_looks(&self, ground: &Guarded, looks: u32) -> Result<Value> {
         let mut report = self.report(ground)?;
         for _ in 0..looks {
@@ -344,7 +366,8 @@ fn error(code: u32, text: &str) -> Value {
 }
 
 fn operation(code: u32) -> Value {
-    json!({"id": "5d1c", "class": "task", "description": "Joining cluster", "status_code": code, "location": "none",
+    json!({"id": "5d1c", "class": "task", "description": "Joining \
+                                                          cluster", "status_code": code, "location": "none",
         "err": if code == 400 { "Failed to join" } else { "" }})
 }
 

@@ -1,4 +1,5 @@
-//! Kills a process the moment it enters a system call, which then does not happen: strace(1) does it.
+//! Kills a process the moment it enters a system call, which then does not happen: strace(1) does
+//! it.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
@@ -15,7 +16,8 @@ pub struct Trap {
 }
 
 impl Trap {
-    /// Set in all threads of a process: SIGKILL at the next such call on this path, or on a descriptor of it.
+    /// Set in all threads of a process: SIGKILL at the next such call on this path, or on a
+    /// descriptor of it.
     pub fn set(pid: u32, path: &Path, call: &str) -> Result<Self> {
         let mut strace = Command::new("strace")
             .args(["--follow-forks", "--output=/dev/null"])

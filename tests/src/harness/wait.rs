@@ -5,11 +5,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-/// Between two questions, at first and at most: asking takes an emulated machine's time from what is waited for.
+/// Between two questions, at first and at most: asking takes an emulated machine's time from what
+/// is waited for.
 const INTERVALS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 
 /// Asks `condition` until it is true, or fails naming `what` after `limit`.
-pub fn until(what: &str, limit: Duration, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
+pub fn until(
+    what: &str,
+    limit: Duration,
+    mut condition: impl FnMut() -> Result<bool>,
+) -> Result<()> {
     until_some(what, limit, || Ok(condition()?.then_some(())))
 }
 

@@ -1,4 +1,5 @@
-//! The faults. Each injects something, sees that the invariants hold meanwhile, and takes it away again.
+//! The faults. Each injects something, sees that the invariants hold meanwhile, and takes it away
+//! again.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -102,16 +103,19 @@ fn agent_out_of_memory(ground: &mut Ground, _: &mut Rng) -> Result<()> {
     let mut number = 0;
     wait::until("the kernel ends the agent", SOON, || {
         number += 1;
-        installation
-            .write_policy(&format!("{}\n# {number}\n", fs::read_to_string(installation.policy())?))?;
+        installation.write_policy(&format!(
+            "{}\n# \
+             {number}\n",
+            fs::read_to_string(installation.policy())?
+        ))?;
         Ok(agent.wait(Duration::ZERO).is_ok())
     })?;
     ground.holds()?;
     fs::remove_dir(cgroup).context("remove the cgroup")
 }
 
-/// Nothing can be written into the state directory: a seal is in force all the same, the posture tells, and what
-/// could not be written is, once there is room.
+/// Nothing can be written into the state directory: a seal is in force all the same, the posture
+/// tells, and what could not be written is, once there is room.
 fn disk_full(ground: &mut Ground, _: &mut Rng) -> Result<()> {
     let ballast = ground.ballast();
     {
@@ -121,9 +125,14 @@ fn disk_full(ground: &mut Ground, _: &mut Rng) -> Result<()> {
     }
     let pool = ground.pool.path().to_string_lossy().into_owned();
     ground.guarded.guardctl(&["seal", &pool])?;
-    let troubled = || -> Result<bool> { Ok(ground.guarded.status()?.to_string().contains("state-file")) };
+    let troubled =
+        || -> Result<bool> { Ok(ground.guarded.status()?.to_string().contains("state-file")) };
     let told = troubled();
-    let held = denied("a deletion on a full disk", fs::remove_file(ground.pool.path().join("file0")));
+    let held = denied(
+        "a deletion on a full \
+         disk",
+        fs::remove_file(ground.pool.path().join("file0")),
+    );
     fs::remove_file(&ballast).context("remove the ballast")?;
     held?;
     ensure!(told?, "the posture does not tell of the full disk");
@@ -188,8 +197,9 @@ fn clock_step(ground: &mut Ground, random: &mut Rng) -> Result<()> {
     held
 }
 
-/// The kernel suspends: every process stands still for the five seconds that a test of it lasts, and a release ends
-/// meanwhile. (The VM's root is on 9p, which does not outlive the suspension of its device.)
+/// The kernel suspends: every process stands still for the five seconds that a test of it lasts,
+/// and a release ends meanwhile. (The VM's root is on 9p, which does not outlive the suspension of
+/// its device.)
 fn suspended(ground: &mut Ground, _: &mut Rng) -> Result<()> {
     const TTL: Duration = Duration::from_secs(4);
     let pool = ground.guarded.pool("suspended")?;
@@ -201,7 +211,12 @@ fn suspended(ground: &mut Ground, _: &mut Rng) -> Result<()> {
         "--reason",
         "lab",
     ])?;
-    let now = || clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).context("read the clock");
+    let now = || {
+        clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).context(
+            "read the \
+             clock",
+        )
+    };
     let before = now()?;
     fs::write("/sys/power/pm_test", "freezer").context("ask for a test of suspending")?;
     let suspended = fs::write("/sys/power/state", "mem").context("suspend");
@@ -209,7 +224,11 @@ fn suspended(ground: &mut Ground, _: &mut Rng) -> Result<()> {
     suspended?;
     let took = now()?.saturating_sub(before);
     ensure!(took >= TTL, "the suspension took only {took:?}");
-    denied("a deletion after a release that ended meanwhile", fs::remove_file(pool.path().join("file0")))?;
+    denied(
+        "a deletion after a release that ended \
+         meanwhile",
+        fs::remove_file(pool.path().join("file0")),
+    )?;
     ground.holds()?;
     ground.guarded.wait_for_mode(pool.path(), "guarded")
 }
@@ -217,7 +236,8 @@ fn suspended(ground: &mut Ground, _: &mut Rng) -> Result<()> {
 /// Many processes that delete at the same time, each an incident of its own.
 fn deleters(ground: &mut Ground, random: &mut Rng) -> Result<()> {
     let count = random.usize(2..8);
-    let running: Vec<_> = (0..count).map(|_| Running::removing(ground.pool.path())).collect::<Result<_>>()?;
+    let running: Vec<_> =
+        (0..count).map(|_| Running::removing(ground.pool.path())).collect::<Result<_>>()?;
     for _ in 0..5 {
         ground.holds()?;
     }

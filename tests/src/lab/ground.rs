@@ -47,10 +47,20 @@ impl Ground {
         let elsewhere = Mount::tmpfs("/var/lib/guard-standin-lab")?;
         let files = tree::count(pool.path())?;
         let deleter = Some(Running::removing(pool.path())?);
-        Ok(Self { deleter, agent: Some(agent), pool, elsewhere, guarded, files, checks: 0, _disk: disk })
+        Ok(Self {
+            deleter,
+            agent: Some(agent),
+            pool,
+            elsewhere,
+            guarded,
+            files,
+            checks: 0,
+            _disk: disk,
+        })
     }
 
-    /// Injects a fault; the invariants hold meanwhile (it says when), and afterwards with an agent that answers.
+    /// Injects a fault; the invariants hold meanwhile (it says when), and afterwards with an agent
+    /// that answers.
     pub fn survives(&mut self, fault: &Fault, random: &mut Rng) -> Result<()> {
         let injected = (fault.inject)(self, random).and_then(|()| self.recovers());
         injected.with_context(|| {
@@ -119,7 +129,8 @@ impl Ground {
         self.guarded.installation.state_dir().join("ballast")
     }
 
-    /// Ends the deleter; every decision is then accounted for. Returns how often was checked, and the decisions.
+    /// Ends the deleter; every decision is then accounted for. Returns how often was checked, and
+    /// the decisions.
     pub fn end(mut self) -> Result<(u32, u64)> {
         self.deleter = None;
         let mut last = String::new();

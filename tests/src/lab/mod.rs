@@ -1,8 +1,8 @@
 //! The fault lab: faults from a seed, for a set time, and after each of them what must always hold.
 //!
-//! `faults` has the list. What is held here, whatever has happened to the agent: a deletion in the pool is
-//! denied and one beside it passes, an actor's and a guest's pass, and a deleter that runs all the time has deleted
-//! nothing. A running agent answers.
+//! `faults` has the list. What is held here, whatever has happened to the agent: a deletion in the
+//! pool is denied and one beside it passes, an actor's and a guest's pass, and a deleter that runs
+//! all the time has deleted nothing. A running agent answers.
 
 mod faults;
 mod ground;
@@ -18,12 +18,17 @@ use fastrand::Rng;
 use faults::{FAULTS, Fault};
 use ground::Ground;
 
-/// Injects faults until the time is over, one at least: any, or one of those that are named. Fails at the first thing
-/// that does not hold.
+/// Injects faults until the time is over, one at least: any, or one of those that are named. Fails
+/// at the first thing that does not hold.
 pub fn run(time: Duration, seed: u64, only: &[String]) -> Result<()> {
     let known: Vec<&str> = FAULTS.iter().map(|fault| fault.name).collect();
     for name in only {
-        ensure!(known.contains(&name.as_str()), "there is no fault `{name}`; known are {}", known.join(", "));
+        ensure!(
+            known.contains(&name.as_str()),
+            "there is no fault `{name}`; known are \
+             {}",
+            known.join(", ")
+        );
     }
     let is_meant = |fault: &&Fault| only.is_empty() || only.iter().any(|name| name == fault.name);
     let faults: Vec<&Fault> = FAULTS.iter().filter(is_meant).collect();
@@ -73,9 +78,18 @@ pub fn long_mount_table(lines: usize) -> Result<()> {
 fn report(ground: Ground, injected: &BTreeMap<&str, u32>) -> Result<()> {
     let faults: u32 = injected.values().sum();
     let (checks, decisions) = ground.end()?;
-    let each: Vec<String> = injected.iter().map(|(name, count)| format!("{name} {count}")).collect();
+    let each: Vec<String> = injected
+        .iter()
+        .map(|(name, count)| {
+            format!(
+                "{name} \
+                 {count}"
+            )
+        })
+        .collect();
     println!(
-        "note: {faults} faults injected ({}); {checks} times every invariant held; {decisions} decisions accounted for",
+        "note: {faults} faults injected ({}); {checks} times every invariant held; {decisions} \
+         decisions accounted for",
         each.join(", ")
     );
     Ok(())

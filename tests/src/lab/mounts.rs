@@ -55,7 +55,8 @@ pub(super) fn mount_storm(ground: &mut Ground, random: &mut Rng) -> Result<()> {
 pub(super) fn thousand_mounts(ground: &mut Ground, _: &mut Rng) -> Result<()> {
     const COUNT: usize = 1000;
     let place = |number| ground.guarded.root().join(format!("many{number}"));
-    let mounts: Vec<Mount> = (0..COUNT).map(|number| protected(&place(number))).collect::<Result<_>>()?;
+    let mounts: Vec<Mount> =
+        (0..COUNT).map(|number| protected(&place(number))).collect::<Result<_>>()?;
     ground.holds()?;
     known(ground, COUNT + 1)?;
     mounts.iter().try_for_each(is_protected)?;
@@ -96,7 +97,8 @@ pub(super) fn rather_long_mount_table(ground: &mut Ground, random: &mut Rng) -> 
     long_mount_table(ground, random.usize(3_000..8_000))
 }
 
-/// A mount table of so many lines: a new pool is protected at once, and known after a while; the agent answers.
+/// A mount table of so many lines: a new pool is protected at once, and known after a while; the
+/// agent answers.
 pub(super) fn long_mount_table(ground: &mut Ground, count: usize) -> Result<()> {
     /// KiB. What the agent may hold of such a table.
     const MEMORY: u64 = 256 * 1024;
@@ -107,7 +109,8 @@ pub(super) fn long_mount_table(ground: &mut Ground, count: usize) -> Result<()> 
     mount(None::<&str>, all.path(), None::<&str>, MsFlags::MS_PRIVATE, None::<&str>)?;
     // It would read the table again for each line of it.
     ground.agent()?.signal(Signal::SIGSTOP)?;
-    // Copies of one block: mounts made one by one take a time that grows with the square of their number.
+    // Copies of one block: mounts made one by one take a time that grows with the square of their
+    // number.
     let directory = |name: &str| -> Result<PathBuf> {
         let path = all.path().join(name);
         fs::create_dir(&path).with_context(|| format!("make {}", path.display()))?;
@@ -124,7 +127,13 @@ pub(super) fn long_mount_table(ground: &mut Ground, count: usize) -> Result<()> 
     for number in 1..count.div_ceil(BLOCK) {
         bind(&block, &directory(&format!("copy{number}"))?, MsFlags::MS_REC)?;
     }
-    let lines = fs::read_to_string("/proc/1/mountinfo").context("read the mount table")?.lines().count();
+    let lines = fs::read_to_string("/proc/1/mountinfo")
+        .context(
+            "read the mount \
+             table",
+        )?
+        .lines()
+        .count();
     ensure!(lines > count, "the mount table has {lines} lines");
     println!("note: the mount table has {lines} lines");
     let began = Instant::now();
@@ -138,8 +147,8 @@ pub(super) fn long_mount_table(ground: &mut Ground, count: usize) -> Result<()> 
     let answered = began.elapsed();
     let memory = ground.agent()?.memory_kib()?;
     println!(
-        "note: {lines} lines of mountinfo: a new pool known after {took:.1?}, an answer after {answered:.1?}, agent \
-         VmRSS {memory} KiB"
+        "note: {lines} lines of mountinfo: a new pool known after {took:.1?}, an answer after \
+         {answered:.1?}, agent VmRSS {memory} KiB"
     );
     ensure!(memory <= MEMORY, "the agent holds {memory} KiB");
     ground.holds()?;

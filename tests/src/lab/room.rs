@@ -15,7 +15,8 @@ use guard_agent::bpf::object;
 use guard_common::names::{capacity, map};
 use guard_common::policy::{POOL_CANARY, RAMFS_MAGIC};
 use guard_common::{
-    Counter, IncidentKey, IncidentValue, LAYOUT_VERSION, LeaseEntry, LeaseKey, Meta, PoolEntry, PoolKey,
+    Counter, IncidentKey, IncidentValue, LAYOUT_VERSION, LeaseEntry, LeaseKey, Meta, PoolEntry,
+    PoolKey,
 };
 use nix::sys::signal::Signal;
 
@@ -47,15 +48,16 @@ fn fill<K: Pod, V: Stored<K>>(
     bail!("a map for {capacity} entries has taken more")
 }
 
-/// The map of pools has no room: an agent starts and proves itself all the same, a new mount is denied as one that nobody
-/// has spoken for, and the posture tells.
+/// The map of pools has no room: an agent starts and proves itself all the same, a new mount is
+/// denied as one that nobody has spoken for, and the posture tells.
 pub(super) fn pools_full(ground: &mut Ground, _: &mut Rng) -> Result<()> {
     ground.kill_agent()?;
     let mut maps = ground.maps()?;
     // Entries that an agent lets be: those of canaries.
     let entry = PoolEntry { magic: RAMFS_MAGIC, flags: POOL_CANARY, ..PoolEntry::default() };
-    let made =
-        fill(&mut maps.pools, capacity::POOLS, entry, |number| PoolKey::superblock(0x0f00_0000 + number))?;
+    let made = fill(&mut maps.pools, capacity::POOLS, entry, |number| {
+        PoolKey::superblock(0x0f00_0000 + number)
+    })?;
     ground.recovers()?;
     let mount = Mount::tmpfs(ground.guarded.root().join("one-too-many"))?;
     let file = mount.path().join("file");
@@ -84,16 +86,25 @@ pub(super) fn leases_full(ground: &mut Ground, _: &mut Rng) -> Result<()> {
     let report = ground.guarded.report(ground.pool.path())?.context("the pool is reported")?;
     let generation = report["generation"].as_u64().context("its generation")?;
     let pools = maps.pools.entries()?;
-    let pool = pools.iter().find(|(_, entry)| entry.generation == generation).context("its entry")?;
+    let pool =
+        pools.iter().find(|(_, entry)| entry.generation == generation).context("its entry")?;
     let entry = LeaseEntry::new(generation, u64::MAX);
     let own = LeaseKey { cgroup_id: fs::metadata(tree)?.ino(), dev: pool.0.dev, reserved: 0 };
     maps.grant(own, entry)?;
-    let stranger = |number: u32| LeaseKey { cgroup_id: u64::MAX - u64::from(number), dev: 0, reserved: 0 };
+    let stranger =
+        |number: u32| LeaseKey { cgroup_id: u64::MAX - u64::from(number), dev: 0, reserved: 0 };
     let made = fill(&mut maps.leases, capacity::LEASES, entry, stranger)?;
 
     let refused = exec(ground)?;
     let text = command::text(&refused);
-    ensure!(exit_code(&refused)? == 6 && text.contains("as many as there may be"), "not refused: {text}");
+    ensure!(
+        exit_code(&refused)? == 6
+            && text.contains(
+                "as many as there may \
+                 be"
+            ),
+        "not refused: {text}"
+    );
     let listed = ground.guarded.installation.guardctl_json(&["lease", "list"])?;
     ensure!(listed == serde_json::json!([]), "a lease that was refused is listed: {listed}");
     let file = ground.pool.path().join("leased");
@@ -112,10 +123,14 @@ pub(super) fn leases_full(ground: &mut Ground, _: &mut Rng) -> Result<()> {
 
 fn exec(ground: &Ground) -> Result<Output> {
     let pool = ground.pool.path().to_string_lossy();
-    ground.guarded.installation.guardctl(&["exec", "--pool", &pool, "--reason", "lab", "--", "true"])
+    ground
+        .guarded
+        .installation
+        .guardctl(&["exec", "--pool", &pool, "--reason", "lab", "--", "true"])
 }
 
-/// As many actors as policy may name, then all of them replaced, in a pool whose seal counts each twice; one more is refused.
+/// As many actors as policy may name, then all of them replaced, in a pool whose seal counts each
+/// twice; one more is refused.
 pub(super) fn actors_full(ground: &mut Ground, _: &mut Rng) -> Result<()> {
     const MOST: usize = 1024;
     let place = Mount::tmpfs("/run/guard-lab")?;
@@ -124,18 +139,27 @@ pub(super) fn actors_full(ground: &mut Ground, _: &mut Rng) -> Result<()> {
     }
     // The actor that the invariants ask for is one of them.
     let policy = |numbers: std::ops::Range<usize>| {
-        let list = numbers.map(|number| format!(", {{ executable = \"/run/guard-lab/{number}\" }}"));
+        let list = numbers.map(|number| {
+            format!(
+                ", {{ executable = \"/run/guard-lab/{number}\" \
+                 }}"
+            )
+        });
         let settings = SETTINGS.replacen(" }]", &format!(" }}{}]", list.collect::<String>()), 1);
         ground.guarded.policy(&settings)
     };
-    let (one_too_many, most, others) = (policy(0..MOST), policy(0..MOST - 1), policy(MOST..2 * MOST - 1));
+    let (one_too_many, most, others) =
+        (policy(0..MOST), policy(0..MOST - 1), policy(MOST..2 * MOST - 1));
     let installation = &ground.guarded.installation;
     let good = fs::read_to_string(installation.policy()).context("read the policy")?;
     let pool = ground.pool.path().to_string_lossy().into_owned();
 
     installation.write_policy(&one_too_many)?;
     wait::until("the policy is refused", SOON, || {
-        Ok(ground.guarded.status()?["policy"]["rejected"].to_string().contains("more than 1024 actors"))
+        Ok(ground.guarded.status()?["policy"]["rejected"].to_string().contains(
+            "more than 1024 \
+             actors",
+        ))
     })?;
     ground.holds()?;
     ground.guarded.installation.write_policy(&most)?;
@@ -183,8 +207,8 @@ pub(super) fn guest_views_many(ground: &mut Ground, random: &mut Rng) -> Result<
     ground.holds()
 }
 
-/// The map of incidents has no room: what finds a place there no more is denied and counted, a known incident goes on,
-/// the posture tells, and the agent makes room.
+/// The map of incidents has no room: what finds a place there no more is denied and counted, a
+/// known incident goes on, the posture tells, and the agent makes room.
 pub(super) fn incidents_full(ground: &mut Ground, _: &mut Rng) -> Result<()> {
     const TIMES: u64 = 100;
     let file = ground.pool.path().join("file0");
@@ -236,11 +260,15 @@ pub(super) fn incidents_full(ground: &mut Ground, _: &mut Rng) -> Result<()> {
     })
 }
 
-/// The ring of records has a single page: what finds no room there is denied all the same, and told by its incident.
+/// The ring of records has a single page: what finds no room there is denied all the same, and told
+/// by its incident.
 pub(super) fn ring_of_one_page(ground: &mut Ground, _: &mut Rng) -> Result<()> {
     const TIMES: u64 = 1000;
-    let guarded =
-        Guarded::with_own_pins("lab-ring", "[audit]\nincident_interval = \"1s\"\nfull_records = 1024")?;
+    let guarded = Guarded::with_own_pins(
+        "lab-ring",
+        "[audit]\nincident_interval = \"1s\"\nfull_records = \
+         1024",
+    )?;
     pin_maps_with_a_small_ring(guarded.installation.pin_dir())?;
     let agent = guarded.installation.start()?;
     let pool = guarded.pool("pool")?;
@@ -277,8 +305,10 @@ fn pin_maps_with_a_small_ring(pin_dir: &Path) -> Result<()> {
     let pins = Layouts::open(pin_dir)?.standing()?.own.pins;
     pins.provide()?;
     let directory = &pins.maps();
-    let object = object::bytes()
-        .context("the tests were built without the kernel program: build them with `cargo xtask test`")?;
+    let object = object::bytes().context(
+        "the tests were built without the kernel program: build them with `cargo xtask \
+         test`",
+    )?;
     let mut loader = EbpfLoader::new();
     loader.btf(None).map_max_entries(map::RECORDS, 4096);
     for name in map::ALL {

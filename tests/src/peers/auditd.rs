@@ -1,5 +1,5 @@
-//! The audit's daemon in small, with a rule as `auditctl -a always,exit -S unlink,…` makes it. A process of its own:
-//! the kernel audits nothing that its daemon does.
+//! The audit's daemon in small, with a rule as `auditctl -a always,exit -S unlink,…` makes it. A
+//! process of its own: the kernel audits nothing that its daemon does.
 
 use std::io::{self, IoSliceMut, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
@@ -8,8 +8,8 @@ use anyhow::{Context as _, Result, ensure};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, recvmsg, sendto,
-    socket,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, recvmsg,
+    sendto, socket,
 };
 
 const AUDIT_SET: u16 = 1001;
@@ -17,7 +17,8 @@ const AUDIT_ADD_RULE: u16 = 1011;
 const AUDIT_DEL_RULE: u16 = 1012;
 const MASK_WORDS: usize = 64;
 
-/// Adds the rule, says `ready`, reads until standard input ends, removes the rule, and says how much it has read.
+/// Adds the rule, says `ready`, reads until standard input ends, removes the rule, and says how
+/// much it has read.
 pub fn serve() -> Result<()> {
     let socket = audit_socket()?;
     // Enabled, this process as the daemon, and room for what it has not yet read.
@@ -30,7 +31,8 @@ pub fn serve() -> Result<()> {
     let input = io::stdin();
     let (mut buffer, mut count) = (vec![0; 16 * 1024], 0_u64);
     loop {
-        let mut waited = [&socket.as_fd(), &input.as_fd()].map(|one| PollFd::new(*one, PollFlags::POLLIN));
+        let mut waited =
+            [&socket.as_fd(), &input.as_fd()].map(|one| PollFd::new(*one, PollFlags::POLLIN));
         poll(&mut waited, PollTimeout::NONE).context("wait for events")?;
         if waited[0].any() == Some(true) {
             recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).context("read the audit")?;
@@ -47,8 +49,10 @@ pub fn serve() -> Result<()> {
 
 fn audit_socket() -> Result<OwnedFd> {
     let kind = (AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC);
-    let socket =
-        socket(kind.0, kind.1, kind.2, Some(SockProtocol::NetlinkAudit)).context("open an audit socket")?;
+    let socket = socket(kind.0, kind.1, kind.2, Some(SockProtocol::NetlinkAudit)).context(
+        "open an audit \
+         socket",
+    )?;
     bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0)).context("bind the audit socket")?;
     Ok(socket)
 }

@@ -1,5 +1,5 @@
-//! System calls that no library here wraps: detached mounts, mounts with mapped owners, files by handle, and ways
-//! to write over a file.
+//! System calls that no library here wraps: detached mounts, mounts with mapped owners, files by
+//! handle, and ways to write over a file.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -44,7 +44,8 @@ pub fn attach(mount: BorrowedFd<'_>, place: &Path) -> io::Result<()> {
 pub fn map_owners(mount: BorrowedFd<'_>, user_namespace: &File) -> io::Result<()> {
     const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
     let attributes: [u64; 4] = [MOUNT_ATTR_IDMAP, 0, 0, user_namespace.as_raw_fd() as u64];
-    // SAFETY: a system call on an open descriptor, with a `struct mount_attr` of the size that it is told.
+    // SAFETY: a system call on an open descriptor, with a `struct mount_attr` of the size that it
+    // is told.
     done(unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
@@ -57,7 +58,8 @@ pub fn map_owners(mount: BorrowedFd<'_>, user_namespace: &File) -> io::Result<()
     })
 }
 
-/// name_to_handle_at(2), then open_by_handle_at(2) on a mount of the same filesystem: no path leads to the result.
+/// name_to_handle_at(2), then open_by_handle_at(2) on a mount of the same filesystem: no path leads
+/// to the result.
 pub fn open_by_handle(path: &Path, mount: &File, flags: libc::c_int) -> io::Result<File> {
     const BYTES: usize = 128;
     /// `struct file_handle`, with room for the longest.
@@ -70,7 +72,8 @@ pub fn open_by_handle(path: &Path, mount: &File, flags: libc::c_int) -> io::Resu
     let mut handle = Handle { bytes: BYTES as u32, kind: 0, opaque: [0; BYTES] };
     let mut mount_id: libc::c_int = 0;
     let name = name(path)?;
-    // SAFETY: a system call with a NUL-closed path that writes to `handle` as much as that says it holds.
+    // SAFETY: a system call with a NUL-closed path that writes to `handle` as much as that says it
+    // holds.
     done(unsafe {
         libc::syscall(
             libc::SYS_name_to_handle_at,
@@ -101,8 +104,9 @@ pub fn descriptor_of(pid: u32, number: RawFd) -> io::Result<OwnedFd> {
 pub fn set_attribute(path: &Path, attribute: &str, value: &str) -> io::Result<()> {
     let (path, attribute) = (name(path)?, CString::new(attribute)?);
     // SAFETY: NUL-closed names, and a value of the length that is told.
-    let result =
-        unsafe { libc::setxattr(path.as_ptr(), attribute.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+    let result = unsafe {
+        libc::setxattr(path.as_ptr(), attribute.as_ptr(), value.as_ptr().cast(), value.len(), 0)
+    };
     done(result.into())
 }
 
@@ -117,10 +121,12 @@ pub fn copy(from: &File, to: &File, length: usize) -> io::Result<usize> {
 /// Writes to the beginning of a file by mmap(2), and has it written back.
 pub fn write_through_memory(file: &File, bytes: &[u8]) -> io::Result<()> {
     let length = bytes.len();
-    // SAFETY: a new mapping, of which nobody else knows. The file is long enough, and is not cut short meanwhile.
+    // SAFETY: a new mapping, of which nobody else knows. The file is long enough, and is not cut
+    // short meanwhile.
     unsafe {
         let access = libc::PROT_READ | libc::PROT_WRITE;
-        let memory = libc::mmap(std::ptr::null_mut(), length, access, libc::MAP_SHARED, file.as_raw_fd(), 0);
+        let memory =
+            libc::mmap(std::ptr::null_mut(), length, access, libc::MAP_SHARED, file.as_raw_fd(), 0);
         if memory == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }

@@ -1,4 +1,5 @@
-//! A container as the storage sees it: a mount namespace of its own, and a bind mount of one volume in it.
+//! A container as the storage sees it: a mount namespace of its own, and a bind mount of one volume
+//! in it.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd as _;
@@ -42,11 +43,15 @@ pub fn with_the_host_in_view(
 }
 
 /// The same with the programs of the host, so that it can run them.
-pub fn with_the_hosts_programs(volume: &Path, work: impl FnOnce(&Path) -> Result<()> + Send) -> Result<()> {
+pub fn with_the_hosts_programs(
+    volume: &Path,
+    work: impl FnOnce(&Path) -> Result<()> + Send,
+) -> Result<()> {
     with_root(furnish, |place| bind(volume, place), work)
 }
 
-/// The same with a directory and all that is mounted below it, as a node's plugin is given the kubelet's directory.
+/// The same with a directory and all that is mounted below it, as a node's plugin is given the
+/// kubelet's directory.
 pub fn with_a_tree(directory: &Path, work: impl FnOnce(&Path) -> Result<()> + Send) -> Result<()> {
     let bring = |place: &Path| {
         fs::create_dir_all(place)?;
@@ -77,8 +82,12 @@ fn furnish(rootfs: &Path) -> Result<()> {
         bind(&Path::new("/").join(part), &rootfs.join(part))?;
     }
     for link in ["bin", "sbin", "lib", "lib64"] {
-        let target =
-            fs::read_link(Path::new("/").join(link)).with_context(|| format!("read the link /{link}"))?;
+        let target = fs::read_link(Path::new("/").join(link)).with_context(|| {
+            format!(
+                "read the link \
+                 /{link}"
+            )
+        })?;
         symlink(target, rootfs.join(link))?;
     }
     Ok(fs::create_dir(rootfs.join("tmp"))?)
@@ -136,7 +145,13 @@ pub fn in_own_namespace(work: impl FnOnce() -> Result<()> + Send) -> Result<()> 
     // The namespace is the thread's, and goes with it.
     let enter = || {
         unshare(CloneFlags::CLONE_NEWNS).context("unshare the mount namespace")?;
-        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+        mount(
+            None::<&str>,
+            "/",
+            None::<&str>,
+            MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+            None::<&str>,
+        )?;
         work()
     };
     let joined = thread::scope(|scope| scope.spawn(enter).join());
@@ -149,7 +164,8 @@ fn bind(volume: &Path, place: &Path) -> Result<()> {
         .with_context(|| format!("bind {} to {}", volume.display(), place.display()))
 }
 
-/// A user namespace as a container has it: its users are others outside. It ends when this is dropped.
+/// A user namespace as a container has it: its users are others outside. It ends when this is
+/// dropped.
 #[derive(Debug)]
 pub struct Owners(Child);
 
@@ -177,7 +193,8 @@ impl Owners {
         File::open(format!("/proc/{}/ns/user", self.0.id())).context("open a user namespace")
     }
 
-    /// A command that runs another one as the namespace's root, in a copy of the mounts that is its own.
+    /// A command that runs another one as the namespace's root, in a copy of the mounts that is its
+    /// own.
     pub fn enter(&self) -> [String; 5] {
         let namespace = format!("--user=/proc/{}/ns/user", self.0.id());
         ["nsenter".into(), namespace, "--setuid=0".into(), "--setgid=0".into(), "unshare".into()]

@@ -1,5 +1,6 @@
-//! prctl(PR_SET_MM): a process takes another program's file for its own executable, as CRIU does when it restores one.
-//! The kernel lets it once nothing of its own file is mapped any more: from then on it runs a few instructions of its own.
+//! prctl(PR_SET_MM): a process takes another program's file for its own executable, as CRIU does
+//! when it restores one. The kernel lets it once nothing of its own file is mapped any more: from
+//! then on it runs a few instructions of its own.
 
 use std::arch::global_asm;
 use std::ffi::CString;
@@ -94,8 +95,8 @@ global_asm!(
     path = const std::mem::offset_of!(Order, path),
 );
 
-/// Has a copy of this program disguise itself as `executable` and unlink `file`, after `before` has led to it (such as
-/// `setpriv`). Fails if it could not disguise itself.
+/// Has a copy of this program disguise itself as `executable` and unlink `file`, after `before` has
+/// led to it (such as `setpriv`). Fails if it could not disguise itself.
 pub fn unlink(
     before: &[&str],
     program: &Path,
@@ -110,7 +111,9 @@ pub fn unlink(
     let output = command.output().context("start a program that disguises itself")?;
     match output.status.code() {
         Some(0) => Ok(Ok(())),
-        Some(number) if number < PRCTL && output.stderr.is_empty() => Ok(Err(Errno::from_raw(number).into())),
+        Some(number) if number < PRCTL && output.stderr.is_empty() => {
+            Ok(Err(Errno::from_raw(number).into()))
+        }
         Some(number) if number > PRCTL => bail!("prctl: {}", Errno::from_raw(number - PRCTL)),
         _ => bail!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr)),
     }
@@ -118,7 +121,13 @@ pub fn unlink(
 
 /// The other side: disguises itself, unlinks and exits.
 pub fn disguise(by: By, executable: &Path, file: &Path) -> Result<()> {
-    let executable = File::open(executable).with_context(|| format!("open {}", executable.display()))?;
+    let executable = File::open(executable).with_context(|| {
+        format!(
+            "open \
+             {}",
+            executable.display()
+        )
+    })?;
     let descriptor = executable.as_raw_fd() as u64;
     let map = Box::new(Map {
         addresses: addresses()?,
@@ -128,7 +137,9 @@ pub fn disguise(by: By, executable: &Path, file: &Path) -> Result<()> {
     });
     let arguments = match by {
         By::ExeFile => [libc::PR_SET_MM_EXE_FILE as u64, descriptor, 0],
-        By::Map => [libc::PR_SET_MM_MAP as u64, ptr::from_ref(&*map) as u64, size_of::<Map>() as u64],
+        By::Map => {
+            [libc::PR_SET_MM_MAP as u64, ptr::from_ref(&*map) as u64, size_of::<Map>() as u64]
+        }
     };
     let own = own_ranges()?;
     ensure!(own.len() <= RANGES, "the executable is mapped in {} places", own.len());
@@ -143,8 +154,8 @@ pub fn disguise(by: By, executable: &Path, file: &Path) -> Result<()> {
     });
     order.ranges[..own.len()].copy_from_slice(&own);
     order.path[..path.len()].copy_from_slice(path);
-    // SAFETY: the copied instructions use nothing but `order` and `map`, which are on the heap: no part of the executable.
-    // They do not come back, and this process has no other thread.
+    // SAFETY: the copied instructions use nothing but `order` and `map`, which are on the heap: no
+    // part of the executable. They do not come back, and this process has no other thread.
     unsafe {
         let begin = guard_tests_disguise as *const () as *const u8;
         let length = guard_tests_disguise_end as *const () as usize - begin as usize;
@@ -153,7 +164,8 @@ pub fn disguise(by: By, executable: &Path, file: &Path) -> Result<()> {
         let place = libc::mmap(ptr::null_mut(), ROOM, access, flags, -1, 0);
         ensure!(place != libc::MAP_FAILED, "mmap: {}", io::Error::last_os_error());
         place.cast::<u8>().copy_from_nonoverlapping(begin, length);
-        Errno::result(libc::mprotect(place, ROOM, libc::PROT_READ | libc::PROT_EXEC)).context("mprotect")?;
+        Errno::result(libc::mprotect(place, ROOM, libc::PROT_READ | libc::PROT_EXEC))
+            .context("mprotect")?;
         let run: unsafe extern "C" fn(*const Order) -> ! = std::mem::transmute(place);
         run(&raw const *order)
     }
@@ -175,21 +187,28 @@ fn own_ranges() -> Result<Vec<[u64; 2]>> {
         .collect()
 }
 
-/// What the kernel knows of this process's memory, in the order of `struct prctl_mm_map`: nothing of it is changed.
+/// What the kernel knows of this process's memory, in the order of `struct prctl_mm_map`: nothing
+/// of it is changed.
 fn addresses() -> Result<[u64; 11]> {
     let stat = fs::read_to_string("/proc/self/stat").context("read /proc/self/stat")?;
     let (_, fields) = stat.rsplit_once(") ").context("/proc/self/stat names no program")?;
     // The third field is the first here.
     let fields: Vec<&str> = fields.split_whitespace().collect();
     let field = |number: usize| -> Result<u64> {
-        let field = fields.get(number - 3).with_context(|| format!("no field {number} in {stat:?}"))?;
+        let field = fields.get(number - 3).with_context(|| {
+            format!(
+                "no field {number} in \
+                 {stat:?}"
+            )
+        })?;
         Ok(field.parse()?)
     };
     // SAFETY: asks where the heap ends, and moves nothing.
     let heap_end = unsafe { libc::sbrk(0) } as u64;
     let [code, code_end, data, data_end] = [field(26)?, field(27)?, field(45)?, field(46)?];
     let [heap, stack] = [field(47)?, field(28)?];
-    let [words, words_end, environment, environment_end] = [field(48)?, field(49)?, field(50)?, field(51)?];
+    let [words, words_end, environment, environment_end] =
+        [field(48)?, field(49)?, field(50)?, field(51)?];
     let of_program = [code, code_end, data, data_end, heap, heap_end, stack];
     let mut all = [0; 11];
     all[..7].copy_from_slice(&of_program);

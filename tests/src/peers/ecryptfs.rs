@@ -1,5 +1,5 @@
-//! An eCryptfs over a directory, without the programs around it: the key that ecryptfs-utils would put together is written
-//! here, and opens nothing that anybody else has.
+//! An eCryptfs over a directory, without the programs around it: the key that ecryptfs-utils would
+//! put together is written here, and opens nothing that anybody else has.
 
 use std::path::Path;
 
@@ -19,11 +19,13 @@ const DIGEST: (u32, u32) = (10, 65536);
 const KEY_IS_SET: u32 = 2;
 const KEY: [u8; 64] = *b"sixty-four bytes that the tests of the bypass catalogue all know";
 
-/// `struct ecryptfs_auth_tok` of a password, packed. (The members that are left out of the names are zero.)
+/// `struct ecryptfs_auth_tok` of a password, packed. (The members that are left out of the names
+/// are zero.)
 fn token() -> Vec<u8> {
     let mut token = Vec::new();
     token.extend(VERSION.to_ne_bytes());
-    // Its kind, a password, and its flags; then a session key that is not there yet, and what is reserved.
+    // Its kind, a password, and its flags; then a session key that is not there yet, and what is
+    // reserved.
     token.resize(token.len() + 2 + 4 + (3 * 4 + 512 + 64) + 32, 0);
     for number in [0, DIGEST.0, DIGEST.1, KEY.len() as u32, KEY_IS_SET] {
         token.extend(number.to_ne_bytes());

@@ -1,6 +1,6 @@
 //! Go's `os.RemoveAll`, step for step as in `removeall_at.go`: unlink first whatever it is, and on
-//! EISDIR, EPERM or EACCES look, descend by directory descriptors, go on after errors, rmdir at the end.
-//! Incus, Docker and the kubelet delete like this.
+//! EISDIR, EPERM or EACCES look, descend by directory descriptors, go on after errors, rmdir at the
+//! end. Incus, Docker and the kubelet delete like this.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -58,7 +58,8 @@ fn remove_all_from(parent: BorrowedFd<'_>, name: &CString) -> Result<(), Errno> 
 }
 
 fn names(directory: BorrowedFd<'_>) -> Result<Vec<CString>, Errno> {
-    let mut listing = Dir::openat(directory, ".", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let mut listing =
+        Dir::openat(directory, ".", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
     let mut names = Vec::new();
     for entry in listing.iter() {
         let entry = entry?;

@@ -1,4 +1,5 @@
-//! Processes that keep a pool in use: in a mount namespace of their own, by an open file, by a working directory.
+//! Processes that keep a pool in use: in a mount namespace of their own, by an open file, by a
+//! working directory.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
@@ -13,7 +14,16 @@ pub struct Holder(Child);
 impl Holder {
     /// Has a file open.
     pub fn of_file(file: &Path) -> Result<Self> {
-        Self::start("sh", &["-c", "exec 9<\"$1\"; cd /; echo ready; exec sleep 1000", "sh"], &[file])
+        Self::start(
+            "sh",
+            &[
+                "-c",
+                "exec 9<\"$1\"; cd /; echo ready; exec sleep \
+                 1000",
+                "sh",
+            ],
+            &[file],
+        )
     }
 
     /// Works in a directory.
@@ -26,13 +36,21 @@ impl Holder {
         let script = "set -e; root=$(mktemp -d); mount -t tmpfs rootfs $root; mkdir $root/data $root/host; cp /bin/busybox $root
             mount --bind \"$1\" $root/data; cd $root; pivot_root . host; cd /; /busybox umount -l /host
             echo ready; exec /busybox sleep 1000";
-        Self::start("unshare", &["-m", "--propagation", "private", "sh", "-c", script, "sh"], &[volume])
+        Self::start(
+            "unshare",
+            &["-m", "--propagation", "private", "sh", "-c", script, "sh"],
+            &[volume],
+        )
     }
 
     /// Lives in a private copy of the host's mounts, in which `what` is also bound to `place`.
     pub fn in_copy(what: &Path, place: &Path) -> Result<Self> {
         let script = "mount --bind \"$1\" \"$2\" && cd / && echo ready && exec sleep 1000";
-        Self::start("unshare", &["-m", "--propagation", "private", "sh", "-c", script, "sh"], &[what, place])
+        Self::start(
+            "unshare",
+            &["-m", "--propagation", "private", "sh", "-c", script, "sh"],
+            &[what, place],
+        )
     }
 
     fn start(program: &str, arguments: &[&str], paths: &[&Path]) -> Result<Self> {

@@ -1,5 +1,6 @@
-//! The socket of an Incus daemon, in small: answers what a test has laid down, and sends it the events of a test to
-//! whoever follows them. Its orders come line by line on standard input; each is confirmed with a line.
+//! The socket of an Incus daemon, in small: answers what a test has laid down, and sends it the
+//! events of a test to whoever follows them. Its orders come line by line on standard input; each
+//! is confirmed with a line.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -28,13 +29,20 @@ struct Daemon {
     followed: Condvar,
 }
 
-/// Serves until standard input ends. The first line holds the first answers: before it nothing listens.
+/// Serves until standard input ends. The first line holds the first answers: before it nothing
+/// listens.
 pub fn serve(socket: &Path) -> Result<()> {
     let daemon = Arc::new(Daemon::default());
     let mut orders = io::stdin().lock().lines();
     daemon.take(&orders.next().context("no first order")??)?;
     let _ = fs::remove_file(socket);
-    let listener = UnixListener::bind(socket).with_context(|| format!("bind {}", socket.display()))?;
+    let listener = UnixListener::bind(socket).with_context(|| {
+        format!(
+            "bind \
+             {}",
+            socket.display()
+        )
+    })?;
     let accepting = Arc::clone(&daemon);
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
@@ -62,7 +70,12 @@ fn locked<T>(mutex: &Mutex<T>) -> Result<MutexGuard<'_, T>> {
 
 impl Daemon {
     fn take(&self, order: &str) -> Result<()> {
-        let mut order: Value = serde_json::from_str(order).with_context(|| format!("parse {order}"))?;
+        let mut order: Value = serde_json::from_str(order).with_context(|| {
+            format!(
+                "parse \
+                 {order}"
+            )
+        })?;
         if let Value::Object(answers) = order["answers"].take() {
             *locked(&self.answers)? = answers.into_iter().collect();
         }
@@ -120,7 +133,11 @@ impl Daemon {
                 self.followed.notify_all();
                 Ok(())
             }
-            None => respond(&mut stream, &json!({"type": "error", "error": "Not Found", "error_code": 404})),
+            None => respond(
+                &mut stream,
+                &json!({"type": "error", "error": "Not \
+                                                   Found", "error_code": 404}),
+            ),
         }
     }
 }
@@ -133,7 +150,8 @@ fn respond(stream: &mut UnixStream, answer: &Value) -> Result<()> {
     let body = answer.to_string();
     write!(
         stream,
-        "HTTP/1.1 {status} Fake\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        "HTTP/1.1 {status} Fake\r\nContent-Type: application/json\r\nContent-Length: \
+         {}\r\nConnection: close\r\n\r\n{body}",
         body.len()
     )?;
     Ok(())

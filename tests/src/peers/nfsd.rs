@@ -1,5 +1,5 @@
-//! The kernel's NFS server and a client of it in this machine, without the programs around them: what exportfs and
-//! mountd would tell the kernel is written here, once.
+//! The kernel's NFS server and a client of it in this machine, without the programs around them:
+//! what exportfs and mountd would tell the kernel is written here, once.
 
 use std::fs;
 use std::path::Path;
@@ -33,7 +33,10 @@ impl Server {
             command::run("modprobe", &[module]).context("the kernel's NFS server and client")?;
         }
         let server = Self {
-            _control: Mount::new("nfsd", "nfsd", CONTROL, "").context("mount the server's controls")?,
+            _control: Mount::new("nfsd", "nfsd", CONTROL, "").context(
+                "mount the server's \
+                 controls",
+            )?,
         };
         // Version 3 would look for a portmapper.
         tell("versions", "-2 -3 +4 +4.1 +4.2")?;
@@ -47,13 +50,14 @@ impl Server {
         fs::create_dir_all(CLIENTS).with_context(|| format!("create {CLIENTS}"))?;
         tell("portlist", "tcp 2049")?;
         tell("threads", "2")?;
-        // Nobody has been here before who could claim anything back. Kernels that keep no directory of clients
-        // cannot be told so: they deny nothing either, but make the first deletion wait.
+        // Nobody has been here before who could claim anything back. Kernels that keep no directory
+        // of clients cannot be told so: they deny nothing either, but make the first deletion wait.
         let _ = tell("v4_end_grace", "Y");
         Ok(server)
     }
 
-    /// Mounts a directory of what it exports, by NFS 4.2. It must be unmounted while the server lives.
+    /// Mounts a directory of what it exports, by NFS 4.2. It must be unmounted while the server
+    /// lives.
     pub fn mount(&self, directory: &str, place: &Path) -> Result<Mount> {
         let options = "vers=4.2,addr=127.0.0.1,clientaddr=127.0.0.1,sec=sys,lookupcache=none,noac";
         let client = Mount::new("nfs4", &format!("127.0.0.1:/{directory}"), place, options);

@@ -1,5 +1,6 @@
-//! A process that makes one system call at a time, as it is told over a socket: who it is (its executable, its cgroup)
-//! and what it does are apart. It can also hand out a descriptor that it has opened.
+//! A process that makes one system call at a time, as it is told over a socket: who it is (its
+//! executable, its cgroup) and what it does are apart. It can also hand out a descriptor that it
+//! has opened.
 
 use std::ffi::{CString, c_char};
 use std::fs::File;
@@ -54,9 +55,13 @@ impl Obedient {
         let mut byte = [0];
         let mut buffer = nix::cmsg_space!(RawFd);
         let mut parts = [IoSliceMut::new(&mut byte)];
-        let message =
-            recvmsg::<()>(self.socket.as_raw_fd(), &mut parts, Some(&mut buffer), MsgFlags::empty())
-                .context("receive a descriptor")?;
+        let message = recvmsg::<()>(
+            self.socket.as_raw_fd(),
+            &mut parts,
+            Some(&mut buffer),
+            MsgFlags::empty(),
+        )
+        .context("receive a descriptor")?;
         for part in message.cmsgs().context("read the control message")? {
             if let ControlMessageOwned::ScmRights(descriptors) = part
                 && let [descriptor] = descriptors[..]
@@ -68,13 +73,19 @@ impl Obedient {
         bail!("it sent no descriptor of {}", path.display())
     }
 
-    /// Has it make an io_uring, `polled` or not, and put this path into its memory. Returns the ring, which is taken out
-    /// of it (the kernel sends no rings over sockets), and where the path is there.
+    /// Has it make an io_uring, `polled` or not, and put this path into its memory. Returns the
+    /// ring, which is taken out of it (the kernel sends no rings over sockets), and where the path
+    /// is there.
     pub fn ring(&mut self, polled: bool, path: &Path) -> Result<(OwnedFd, *const c_char)> {
         self.begin(if polled { "polled-ring" } else { "ring" }, path)?;
         let mut line = String::new();
         BufReader::new(&self.socket).read_line(&mut line).context("wait for a ring")?;
-        let (ring, address) = line.trim().split_once(' ').with_context(|| format!("it said {line:?}"))?;
+        let (ring, address) = line.trim().split_once(' ').with_context(|| {
+            format!(
+                "it said \
+                 {line:?}"
+            )
+        })?;
         let ring = calls::descriptor_of(self.pid(), ring.parse().context("the ring's number")?);
         let address: usize = address.parse().context("the path's address")?;
         Ok((ring.context("take a ring out of its process")?, address as *const c_char))
@@ -119,15 +130,24 @@ pub fn obey() -> Result<()> {
                 continue;
             }
             "ring" | "polled-ring" => {
-                let ring = uring::for_another(verb == "polled-ring").context("set up an io_uring")?;
+                let ring =
+                    uring::for_another(verb == "polled-ring").context("set up an io_uring")?;
                 let name = CString::new(path)?;
-                writeln!(socket, "{} {}", ring.as_raw_fd(), name.as_ptr() as usize).context("answer")?;
+                writeln!(
+                    socket,
+                    "{} \
+                     {}",
+                    ring.as_raw_fd(),
+                    name.as_ptr() as usize
+                )
+                .context("answer")?;
                 rings.push((ring, name));
                 continue;
             }
             _ => bail!("unknown order {verb}"),
         };
-        writeln!(socket, "{}", outcome.map_or_else(|errno| errno as i32, |()| 0)).context("answer")?;
+        writeln!(socket, "{}", outcome.map_or_else(|errno| errno as i32, |()| 0))
+            .context("answer")?;
     }
     Ok(())
 }
@@ -138,7 +158,8 @@ fn send(socket: &UnixStream, path: &str) -> Result<()> {
     let file = file.with_context(|| format!("open {path}"))?;
     let descriptors = [file.as_raw_fd()];
     let rights = [ControlMessage::ScmRights(&descriptors)];
-    let sent = sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(b"x")], &rights, MsgFlags::empty(), None);
+    let sent =
+        sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(b"x")], &rights, MsgFlags::empty(), None);
     ensure!(sent.context("send a descriptor")? == 1, "nothing was sent");
     Ok(())
 }

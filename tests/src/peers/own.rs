@@ -50,7 +50,8 @@ impl Peer {
 
 fn unlink(file: &Path, times: u64) -> Result<()> {
     let directory = file.parent().context("no directory")?;
-    let directory = File::open(directory).with_context(|| format!("open {}", directory.display()))?;
+    let directory =
+        File::open(directory).with_context(|| format!("open {}", directory.display()))?;
     let name = file.file_name().context("no name")?;
     for number in 0..times {
         let outcome = unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir);
@@ -63,7 +64,13 @@ fn replace(file: &Path, times: u64) -> Result<()> {
     for number in 0..times {
         File::create(file).with_context(|| format!("make {}", file.display()))?;
         let deleted = fs::remove_file(file);
-        deleted.with_context(|| format!("deletion {number} of {}, which had to pass", file.display()))?;
+        deleted.with_context(|| {
+            format!(
+                "deletion {number} of {}, which had to \
+                 pass",
+                file.display()
+            )
+        })?;
     }
     Ok(())
 }
@@ -84,8 +91,8 @@ impl Running {
         Self::start(program, "unlink", file, times)
     }
 
-    /// A copy of this program that makes `file` and unlinks it again and again; ends with an error when it
-    /// is denied.
+    /// A copy of this program that makes `file` and unlinks it again and again; ends with an error
+    /// when it is denied.
     pub fn replacing_by(program: &Path, file: &Path, times: u64) -> Result<Self> {
         Self::start(program, "replace", file, times)
     }

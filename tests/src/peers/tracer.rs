@@ -9,7 +9,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::libc;
 
-/// A process under our control, until this is dropped. Everything is done by the thread that has attached.
+/// A process under our control, until this is dropped. Everything is done by the thread that has
+/// attached.
 #[derive(Debug)]
 pub struct Traced {
     pid: libc::pid_t,
@@ -24,11 +25,12 @@ impl Traced {
         Ok(traced)
     }
 
-    /// Lets it run up to its next unlink, and puts `path` in the place of the one that it was told, which must be
-    /// no shorter.
+    /// Lets it run up to its next unlink, and puts `path` in the place of the one that it was told,
+    /// which must be no shorter.
     pub fn redirect_unlink(&self, path: &Path) -> Result<()> {
         for _ in 0..1000 {
-            call(libc::PTRACE_SYSCALL, self.pid, 0).context("let it run to its next system call")?;
+            call(libc::PTRACE_SYSCALL, self.pid, 0)
+                .context("let it run to its next system call")?;
             self.wait()?;
             // SAFETY: plain numbers, of which all zeros are some.
             let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
@@ -42,7 +44,11 @@ impl Traced {
             let memory = File::options().write(true).open(format!("/proc/{}/mem", self.pid));
             let mut text = path.as_os_str().as_bytes().to_vec();
             text.push(0);
-            return memory.and_then(|memory| memory.write_all_at(&text, address)).context("write its memory");
+            return memory.and_then(|memory| memory.write_all_at(&text, address)).context(
+                "write \
+                 its \
+                 memory",
+            );
         }
         bail!("it made a thousand system calls, and no unlink")
     }

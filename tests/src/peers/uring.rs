@@ -15,8 +15,8 @@ const DEPTH: usize = 64;
 /// After which a polling thread sleeps, in milliseconds.
 const IDLE: u32 = 1000;
 
-/// `IORING_OP_UNLINKAT` for each path. Returns how each of them ended, in no particular order. Fails if
-/// this kernel has no io_uring, or has it switched off.
+/// `IORING_OP_UNLINKAT` for each path. Returns how each of them ended, in no particular order.
+/// Fails if this kernel has no io_uring, or has it switched off.
 pub fn unlink(paths: &[PathBuf]) -> Result<Vec<Result<(), Errno>>> {
     let mut ring = ring()?;
     let mut outcomes = Vec::new();
@@ -43,7 +43,8 @@ pub fn unlink(paths: &[PathBuf]) -> Result<Vec<Result<(), Errno>>> {
 /// `IORING_OP_UNLINKAT` of a directory.
 pub fn rmdir(path: &Path) -> Result<Result<(), Errno>> {
     let name = name(path)?;
-    let entry = opcode::UnlinkAt::new(types::Fd(AT_FDCWD), name.as_ptr()).flags(libc::AT_REMOVEDIR).build();
+    let entry =
+        opcode::UnlinkAt::new(types::Fd(AT_FDCWD), name.as_ptr()).flags(libc::AT_REMOVEDIR).build();
     // SAFETY: `name` lives until the operation is over.
     Ok(unsafe { one(entry) }?.map(drop))
 }
@@ -52,7 +53,9 @@ pub fn rmdir(path: &Path) -> Result<Result<(), Errno>> {
 pub fn rename(from: &Path, to: &Path, flags: u32) -> Result<Result<(), Errno>> {
     let (from, to) = (name(from)?, name(to)?);
     let directory = types::Fd(AT_FDCWD);
-    let entry = opcode::RenameAt::new(directory, from.as_ptr(), directory, to.as_ptr()).flags(flags).build();
+    let entry = opcode::RenameAt::new(directory, from.as_ptr(), directory, to.as_ptr())
+        .flags(flags)
+        .build();
     // SAFETY: the names live until the operation is over.
     Ok(unsafe { one(entry) }?.map(drop))
 }
@@ -60,7 +63,9 @@ pub fn rename(from: &Path, to: &Path, flags: u32) -> Result<Result<(), Errno>> {
 /// `IORING_OP_OPENAT` for writing, with further flags.
 pub fn open(path: &Path, flags: i32) -> Result<Result<(), Errno>> {
     let name = name(path)?;
-    let entry = opcode::OpenAt::new(types::Fd(AT_FDCWD), name.as_ptr()).flags(flags | libc::O_WRONLY).build();
+    let entry = opcode::OpenAt::new(types::Fd(AT_FDCWD), name.as_ptr())
+        .flags(flags | libc::O_WRONLY)
+        .build();
     // SAFETY: `name` lives until the operation is over.
     let outcome = unsafe { one(entry) }?;
     // What it has opened is closed again.
@@ -75,8 +80,8 @@ pub fn truncate(path: &Path) -> Result<Result<(), Errno>> {
     Ok(unsafe { one(entry) }?.map(drop))
 }
 
-/// A ring for somebody else: one with a thread of the kernel's that polls it, in the name of who has made it, or one
-/// on which somebody has to call.
+/// A ring for somebody else: one with a thread of the kernel's that polls it, in the name of who
+/// has made it, or one on which somebody has to call.
 pub fn for_another(polled: bool) -> io::Result<IoUring> {
     let mut builder = IoUring::builder();
     if polled {
@@ -85,18 +90,23 @@ pub fn for_another(polled: bool) -> io::Result<IoUring> {
     builder.build(DEPTH as u32)
 }
 
-/// `IORING_OP_UNLINKAT` in a ring that another process has made by [`for_another`]. The name is in the memory of whoever
-/// carries it out: of that process, if the ring is polled.
+/// `IORING_OP_UNLINKAT` in a ring that another process has made by [`for_another`]. The name is in
+/// the memory of whoever carries it out: of that process, if the ring is polled.
 ///
 /// # Safety
 /// If the ring is not polled, the name must live until this returns.
-pub unsafe fn unlink_in(ring: OwnedFd, polled: bool, name: *const c_char) -> Result<Result<(), Errno>> {
+pub unsafe fn unlink_in(
+    ring: OwnedFd,
+    polled: bool,
+    name: *const c_char,
+) -> Result<Result<(), Errno>> {
     let same = for_another(polled).context("make a ring to learn what the other one looks like")?;
     // SAFETY: it is a ring, made in the same way on the same kernel.
     let mut ring = unsafe { IoUring::from_fd(ring.into_raw_fd(), same.params().clone()) }
         .context("map another process's ring")?;
     let entry = opcode::UnlinkAt::new(types::Fd(AT_FDCWD), name).build();
-    // SAFETY: as the caller says; the completion is awaited here. Of another process's memory nothing is read here.
+    // SAFETY: as the caller says; the completion is awaited here. Of another process's memory
+    // nothing is read here.
     unsafe { ring.submission().push(&entry) }.context("the submission queue is full")?;
     ring.submit_and_wait(1).context("submit to another process's ring")?;
     let completion = ring.completion().next().context("the completion is missing")?;
@@ -118,7 +128,10 @@ unsafe fn one(entry: squeue::Entry) -> Result<Result<i32, Errno>> {
 }
 
 fn ring() -> Result<IoUring> {
-    IoUring::new(DEPTH as u32).context("set up an io_uring (see /proc/sys/kernel/io_uring_disabled)")
+    IoUring::new(DEPTH as u32).context(
+        "set up an io_uring (see \
+         /proc/sys/kernel/io_uring_disabled)",
+    )
 }
 
 fn outcome(result: i32) -> Result<i32, Errno> {

@@ -32,12 +32,16 @@ impl Drop for Cgroup {
 
 fn actors() -> Result<()> {
     let scratch = Scratch::new("actors")?;
-    let (alone, combined, copy) = (scratch.join("alone"), scratch.join("combined"), scratch.join("copy"));
+    let (alone, combined, copy) =
+        (scratch.join("alone"), scratch.join("combined"), scratch.join("copy"));
     for program in [&alone, &combined, &copy] {
         copy_rm(program)?;
     }
-    let (named, both, other) =
-        (Cgroup::new("standin-named")?, Cgroup::new("standin-both")?, Cgroup::new("standin-other")?);
+    let (named, both, other) = (
+        Cgroup::new("standin-named")?,
+        Cgroup::new("standin-both")?,
+        Cgroup::new("standin-other")?,
+    );
     let settings = format!(
         "actors = [\n{{ cgroup = \"/standin-named\" }},\n{{ executable = \"{}\" }},\n\
          {{ cgroup = \"/standin-both\", executable = \"{}\" }},\n]",
@@ -53,19 +57,29 @@ fn actors() -> Result<()> {
     let before = ground.counter("allowed_actor")?;
     // By cgroup, also below the named one, whatever the program.
     ensure!(in_cgroup(&named.0, &rm, &at("file0"))?, "the actor's cgroup was denied");
-    ensure!(in_cgroup(&named.0.join("child"), &rm, &at("file1"))?, "a child of the cgroup was denied");
+    ensure!(
+        in_cgroup(&named.0.join("child"), &rm, &at("file1"))?,
+        "a child of the cgroup was \
+         denied"
+    );
     ensure!(!in_cgroup(&other.0, &rm, &at("file2"))?, "another cgroup passed");
     // By executable, in any cgroup; its copy is another executable.
     command::run(&alone.to_string_lossy(), &["-f", &at("file3").to_string_lossy()])?;
     ensure!(in_cgroup(&other.0, &alone, &at("file4"))?, "the actor's executable was denied");
     command::run_failing(&copy.to_string_lossy(), &["-f", &at("file2").to_string_lossy()])?;
     // Both together: each half alone is nobody.
-    ensure!(in_cgroup(&both.0, &combined, &at("file5"))?, "cgroup and executable together were denied");
+    ensure!(
+        in_cgroup(&both.0, &combined, &at("file5"))?,
+        "cgroup and executable together were \
+         denied"
+    );
     ensure!(!in_cgroup(&both.0, &rm, &at("file6"))?, "the cgroup alone passed");
     ensure!(!in_cgroup(&other.0, &combined, &at("file6"))?, "the executable alone passed");
     rm_is_denied(&at("file6"))?;
 
-    for (number, gone) in [(0, true), (1, true), (2, false), (3, true), (4, true), (5, true), (6, false)] {
+    for (number, gone) in
+        [(0, true), (1, true), (2, false), (3, true), (4, true), (5, true), (6, false)]
+    {
         let file = at(&format!("file{number}"));
         ensure!(file.exists() != gone, "{} gone: {}", file.display(), !gone);
     }

@@ -1,5 +1,5 @@
-//! A sealed pool by another superblock: Incus mounts the filesystem's root below `/tmp` to make and delete
-//! a pool's directory.
+//! A sealed pool by another superblock: Incus mounts the filesystem's root below `/tmp` to make and
+//! delete a pool's directory.
 
 use std::fs;
 use std::path::Path;
@@ -39,10 +39,21 @@ fn temporary_mount() -> Result<()> {
         denied_to_actor(host, &format!("rmdir {TEMPORARY}/pool-a"), &at("pool-a"))?;
         let file = "pool-a/custom/default_data/d0/e0/f0";
         fs::write(at("pool-b/new"), "new").context("write beside the pool")?;
-        denied_to_actor(host, &format!("mv -f {TEMPORARY}/pool-b/new {TEMPORARY}/{file}"), &at(file))?;
+        denied_to_actor(
+            host,
+            &format!(
+                "mv -f {TEMPORARY}/pool-b/new \
+                 {TEMPORARY}/{file}"
+            ),
+            &at(file),
+        )?;
         denied_to_actor(host, &format!("truncate -s 0 {TEMPORARY}/{file}"), &at(file))?;
         host.is_intact()?;
-        as_actor(&format!("rm -rf {TEMPORARY}/pool-b")).context("another pool, by the storage daemon")?;
+        as_actor(&format!(
+            "rm -rf \
+             {TEMPORARY}/pool-b"
+        ))
+        .context("another pool, by the storage daemon")?;
         ensure!(!at("pool-b").exists(), "the other pool is still there");
         // An administrator's own work is nobody's business.
         fs::remove_dir_all(at("beside")).context("an administrator's deletion")?;
@@ -59,10 +70,15 @@ fn temporary_mount() -> Result<()> {
         host.direct(&["unseal", "shared"])?;
         fs::create_dir_all(Path::new(WITNESS).join("pool-empty")).context("make an empty pool")?;
         let root = CephMount::new(TEMPORARY)?;
-        as_actor(&format!("rmdir {TEMPORARY}/pool-empty")).context("the actor, when nothing is sealed")?;
+        as_actor(&format!(
+            "rmdir \
+             {TEMPORARY}/pool-empty"
+        ))
+        .context("the actor, when nothing is sealed")?;
         drop(root);
         let own = host.scratch("actors-own")?;
-        as_actor(&format!("rm -rf {}", own.display())).context("the actor in the pool, unsealed")?;
+        as_actor(&format!("rm -rf {}", own.display()))
+            .context("the actor in the pool, unsealed")?;
         ensure!(!Path::new(POOL).join("actors-own").exists(), "rm -rf left something");
         Ok(())
     })
@@ -82,8 +98,18 @@ fn unrelated_path() -> Result<()> {
         let pools = host.ask(&["pools"])?;
         let count = pools.as_array().map_or(0, Vec::len);
         ensure!(count == 1, "guardctl pools shows {count} pools: {pools}");
-        denied_to_actor(host, &format!("rm -rf {WITNESS}/pool-a/custom"), &host.on_ceph().join("custom"))?;
+        denied_to_actor(
+            host,
+            &format!(
+                "rm -rf \
+                 {WITNESS}/pool-a/custom"
+            ),
+            &host.on_ceph().join("custom"),
+        )?;
         host.direct(&["unseal", "shared"])?;
-        fs::remove_dir_all(Path::new(WITNESS).join("unrelated")).context("remove the unrelated path")
+        fs::remove_dir_all(Path::new(WITNESS).join("unrelated")).context(
+            "remove the unrelated \
+             path",
+        )
     })
 }

@@ -1,5 +1,5 @@
-//! While a pool is sealed, its storage daemon deletes on no other superblock of that kind outside the roots
-//! either; everybody else does.
+//! While a pool is sealed, its storage daemon deletes on no other superblock of that kind outside
+//! the roots either; everybody else does.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -40,12 +40,22 @@ fn as_daemon(path: &Path, passes: bool) -> Result<()> {
 
 fn truncated_by_daemon(path: &Path) -> Result<bool> {
     let status = std::process::Command::new("sh")
-        .args(["-c", "echo 0 >\"$1/cgroup.procs\" && truncate -s 0 \"$2\" 2>/dev/null", "sh", DAEMON])
+        .args([
+            "-c",
+            "echo 0 >\"$1/cgroup.procs\" && truncate -s 0 \"$2\" \
+             2>/dev/null",
+            "sh",
+            DAEMON,
+        ])
         .arg(path)
         .status()
         .context("start sh")?;
     let is_empty = fs::metadata(path)?.len() == 0;
-    ensure!(status.success() == is_empty, "truncate ended with {status}, and the file is empty: {is_empty}");
+    ensure!(
+        status.success() == is_empty,
+        "truncate ended with {status}, and the file is empty: \
+         {is_empty}"
+    );
     Ok(is_empty)
 }
 
@@ -68,12 +78,19 @@ fn actors_only() -> Result<()> {
         as_daemon(&at("file1"), false)?;
         rm_passes(&at("file2"))?;
         ensure!(!truncated_by_daemon(&at("file1"))?, "the daemon truncated it");
-        fs::File::options().write(true).truncate(true).open(at("file3")).context("truncate as another")?;
+        fs::File::options().write(true).truncate(true).open(at("file3")).context(
+            "truncate as \
+             another",
+        )?;
         let moved = fs::rename(at("file3"), at("file4"));
         ensure!(moved.is_ok(), "another's rename over a file: {moved:?}");
         rm_passes(&at("volume"))?;
     }
-    ensure!(ground.counter("denied_alias")? - denied == 4, "denied on two mounts: one rm, one truncate each");
+    ensure!(
+        ground.counter("denied_alias")? - denied == 4,
+        "denied on two mounts: one rm, one \
+         truncate each"
+    );
     ground.wait_for_decision("alias", "/file1")?;
     // Unmounted lazily, with a directory still open: reached by nobody's path, and by the daemon's.
     let held = fs::File::open(after.path())?;

@@ -74,7 +74,10 @@ fn audit() -> Result<()> {
     ensure!(decision["mountpoint"] == *pool.path().to_string_lossy(), "{decision}");
     ensure!(decision["parent_ino"] == inodes.0 && decision["target_ino"] == inodes.1, "{decision}");
     ensure!(decision["ppid"] == std::process::id(), "{decision}");
-    ensure!(decision["path_truncated"] == false && decision["kernel_thread"] == false, "{decision}");
+    ensure!(
+        decision["path_truncated"] == false && decision["kernel_thread"] == false,
+        "{decision}"
+    );
     ensure!(decision.get("login_uid").is_some(), "`login_uid` is missing: {decision}");
     let mount_ns = fs::metadata("/proc/1/ns/mnt")?.ino();
     ensure!(decision["mnt_ns"] == mount_ns && decision["mount_ns"] == mount_ns, "{decision}");
@@ -96,7 +99,8 @@ fn audit() -> Result<()> {
     rm_passes(&outside)
 }
 
-/// Every line but the torn one is a record; numbers follow each other, and the torn line has used one up.
+/// Every line but the torn one is a record; numbers follow each other, and the torn line has used
+/// one up.
 fn contiguous(text: &str, torn: &str) -> Result<()> {
     let mut expected = 1;
     let mut torn_lines = 0;

@@ -1,4 +1,5 @@
-//! Ways around by being taken for an actor, or by using one (see `docs/BYPASSES.md`; who is an actor: `actors_standin`).
+//! Ways around by being taken for an actor, or by using one (see `docs/BYPASSES.md`; who is an
+//! actor: `actors_standin`).
 
 use std::ffi::{CStr, CString};
 use std::fs::{self, File};
@@ -82,7 +83,8 @@ fn executable() -> Result<()> {
     drop(memory);
     let path = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), reading.as_raw_fd()));
     denied("unlink by a copy in memory", Obedient::start(&path)?.unlink(&at("file1"))?)?;
-    // Another program under the actor's name, from its place outside: the one that runs there from now on is meant.
+    // Another program under the actor's name, from its place outside: the one that runs there from
+    // now on is meant.
     let new = host.scratch.join("new");
     copy_program(&new)?;
     fs::rename(&new, host.scratch.join("actor")).context("replace the actor's executable")?;
@@ -94,7 +96,11 @@ fn executable() -> Result<()> {
     // The same file by another name is the same executable.
     let link = host.scratch.join("link");
     fs::hard_link(host.scratch.join("actor"), &link).context("link the actor's executable")?;
-    passes("unlink by a link to the actor's executable", Obedient::start(&link)?.unlink(&at("file4"))?)?;
+    passes(
+        "unlink by a link to the actor's \
+         executable",
+        Obedient::start(&link)?.unlink(&at("file4"))?,
+    )?;
     passes("unlink outside", host.other()?.unlink(&link)?)?;
     host.ground.guardctl(&["seal", "pool"])?;
     denied("unlink by the actor, sealed", host.actor()?.unlink(&at("file1"))?)?;
@@ -119,13 +125,15 @@ fn cgroup() -> Result<()> {
     let said = command::run_failing("setpriv", &as_nobody)?;
     ensure!(said.contains("Permission denied"), "a user's move failed otherwise: {said}");
     // Who may is root: a documented limit.
-    let move_to = |cgroup: &str| fs::write(format!("{cgroup}/cgroup.procs"), process.pid().to_string());
+    let move_to =
+        |cgroup: &str| fs::write(format!("{cgroup}/cgroup.procs"), process.pid().to_string());
     move_to(CGROUP).context("move it into the actor's cgroup")?;
     let inside = process.unlink(&at("file0"))?;
     ground.guardctl(&["seal", "pool"])?;
     denied("unlink in the actor's cgroup, sealed", process.unlink(&at("file1"))?)?;
     ground.guardctl(&["unseal", "pool"])?;
-    let move_to = |cgroup: &str| fs::write(format!("{cgroup}/cgroup.procs"), process.pid().to_string());
+    let move_to =
+        |cgroup: &str| fs::write(format!("{cgroup}/cgroup.procs"), process.pid().to_string());
     move_to("/sys/fs/cgroup").context("move it out again")?;
     passes("unlink in the actor's cgroup", inside)?;
     denied("unlink after it was moved out", process.unlink(&at("file1"))?)?;
@@ -141,7 +149,8 @@ fn descriptor() -> Result<()> {
     let pool = host.ground.pool("pool")?;
     let mut actor = host.actor()?;
     let directory = actor.open(&pool.path().join("volume"))?;
-    let unlink = |name: &str| unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir).map_err(Into::into);
+    let unlink =
+        |name: &str| unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir).map_err(Into::into);
     denied("unlinkat in the actor's directory", unlink("file0"))?;
     let file = actor.open(&pool.path().join("file1"))?;
     denied("ftruncate of the actor's file", file.set_len(0))?;
@@ -191,7 +200,10 @@ fn set_by_prctl() -> Result<()> {
     let at = |name: &str| pool.path().join(name);
     let (program, actor) = (host.scratch.join("other"), host.scratch.join("actor"));
     // What its files' permissions let a user delete.
-    chown(pool.path().join("volume"), Some(NOBODY), Some(NOBODY)).context("give a user a directory")?;
+    chown(pool.path().join("volume"), Some(NOBODY), Some(NOBODY)).context(
+        "give a user a \
+         directory",
+    )?;
     let as_user = [
         "setpriv",
         "--reuid=65534",
@@ -201,8 +213,10 @@ fn set_by_prctl() -> Result<()> {
         "--user",
         "--map-root-user",
     ];
-    let by_root = |what: &Path, file: &str| disguise::unlink(&[], &program, By::ExeFile, what, &at(file));
-    let by_user = |what: &Path, file: &str| disguise::unlink(&as_user, &program, By::Map, what, &at(file));
+    let by_root =
+        |what: &Path, file: &str| disguise::unlink(&[], &program, By::ExeFile, what, &at(file));
+    let by_user =
+        |what: &Path, file: &str| disguise::unlink(&as_user, &program, By::Map, what, &at(file));
     denied("unlink as it is", host.other()?.unlink(&at("file0"))?)?;
     // In the disguise of a program that is no actor.
     let third = host.scratch.join("third");

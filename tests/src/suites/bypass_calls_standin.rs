@@ -1,5 +1,5 @@
-//! Ways around by another call: what deletes or truncates is denied however it is asked for, and beside it what is no
-//! deletion goes on (see `docs/BYPASSES.md`).
+//! Ways around by another call: what deletes or truncates is denied however it is asked for, and
+//! beside it what is no deletion goes on (see `docs/BYPASSES.md`).
 
 use std::fs::{self, File, Permissions};
 use std::io::Write as _;
@@ -57,7 +57,11 @@ fn rename_flags() -> Result<()> {
     passes("to itself", rename(&at("file4"), &at("file4"), RenameFlags::empty()))?;
     // Both stay: the kernel leaves two names of one file alone.
     fs::hard_link(at("file5"), at("link5"))?;
-    passes("to another name of the same file", rename(&at("file5"), &at("link5"), RenameFlags::empty()))?;
+    passes(
+        "to another name of the same \
+         file",
+        rename(&at("file5"), &at("link5"), RenameFlags::empty()),
+    )?;
     rm_is_denied(&at("link5"))?;
     for name in ["new2", "new3", "file4", "file5", "link5"] {
         has_content(&at(name), CONTENT)?;
@@ -78,7 +82,11 @@ fn io_uring() -> Result<()> {
     let swapped = uring::rename(&at("file0"), &at("volume"), libc::RENAME_EXCHANGE)?;
     denied("renameat, exchange", io(swapped))?;
     denied("openat, O_TRUNC", io(uring::open(&at("file0"), libc::O_TRUNC)?))?;
-    denied("openat, O_TRUNC and O_CREAT", io(uring::open(&at("file0"), libc::O_TRUNC | libc::O_CREAT)?))?;
+    denied(
+        "openat, O_TRUNC and \
+         O_CREAT",
+        io(uring::open(&at("file0"), libc::O_TRUNC | libc::O_CREAT)?),
+    )?;
     match uring::truncate(&at("file0"))? {
         // Kernels before 6.9 have no such operation.
         Err(Errno::EINVAL) if machine::kernel()? == "6.1" => {}
@@ -105,7 +113,8 @@ fn io_uring() -> Result<()> {
     passes("unlinkat outside", io(uring::unlink(&[outside])?.remove(0)))
 }
 
-/// A documented limit, even in a sealed pool: content is written over, and no name and no size goes.
+/// A documented limit, even in a sealed pool: content is written over, and no name and no size
+/// goes.
 fn writing() -> Result<()> {
     let ground = Guarded::new("bypass-writing", "mode = \"sealed\"")?;
     let _agent = ground.installation.start()?;
@@ -120,7 +129,8 @@ fn writing() -> Result<()> {
     all_of("file1", "destroy\n")?;
     passes("write through a mapping", calls::write_through_memory(&open("file2")?, b"destroy\n"))?;
     all_of("file2", "destroy\n")?;
-    let copied = passes("copy_file_range", calls::copy(&open("file0")?, &open("file3")?, CONTENT.len()))?;
+    let copied =
+        passes("copy_file_range", calls::copy(&open("file0")?, &open("file3")?, CONTENT.len()))?;
     ensure!(copied == CONTENT.len(), "copy_file_range copied {copied} bytes");
     all_of("file3", "destroy\n")?;
     let length = CONTENT.len() as libc::off_t;
@@ -130,7 +140,14 @@ fn writing() -> Result<()> {
     // Neither tmpfs nor CephFS can do these: whoever could would be writing.
     for flags in [FallocateFlags::FALLOC_FL_COLLAPSE_RANGE, FallocateFlags::FALLOC_FL_ZERO_RANGE] {
         let outcome = fallocate(open("file5")?, flags, 0, length);
-        failed_with(&format!("fallocate, {flags:?}"), outcome.map_err(Into::into), Errno::EOPNOTSUPP)?;
+        failed_with(
+            &format!(
+                "fallocate, \
+                 {flags:?}"
+            ),
+            outcome.map_err(Into::into),
+            Errno::EOPNOTSUPP,
+        )?;
     }
 
     denied("truncate", truncate(&at("file0")))?;
@@ -173,14 +190,24 @@ fn core_dump() -> Result<()> {
     fs::set_permissions(&old, Permissions::from_mode(0o600))?;
     let crash = |directory: &Path| -> Result<()> {
         let line = "ulimit -c unlimited && cd \"$1\" && kill -SEGV $$";
-        let status =
-            Command::new("sh").args(["-c", line, "sh"]).arg(directory).status().context("start sh")?;
+        let status = Command::new("sh").args(["-c", line, "sh"]).arg(directory).status().context(
+            "start \
+             sh",
+        )?;
         ensure!(!status.success(), "sh did not crash");
         Ok(())
     };
     let dumped = |directory: &Path| -> Result<bool> {
         let file = directory.join("filesh");
-        Ok(fs::read(&file).with_context(|| format!("read {}", file.display()))?.starts_with(b"\x7fELF"))
+        Ok(fs::read(&file)
+            .with_context(|| {
+                format!(
+                    "read \
+                     {}",
+                    file.display()
+                )
+            })?
+            .starts_with(b"\x7fELF"))
     };
     crash(pool.path())?;
     has_content(&old, CONTENT).context("guarded")?;
@@ -188,7 +215,8 @@ fn core_dump() -> Result<()> {
     ground.guardctl(&["seal", "pool"])?;
     crash(pool.path())?;
     has_content(&old, CONTENT).context("sealed")?;
-    // A new one is made all the same, and stays empty while the pool is sealed: its truncation is denied.
+    // A new one is made all the same, and stays empty while the pool is sealed: its truncation is
+    // denied.
     crash(&fresh)?;
     has_content(&fresh.join("filesh"), "")?;
     ground.guardctl(&["unseal", "pool"])?;

@@ -1,5 +1,6 @@
-//! Ways around on real CephFS: what destroys without deleting, another mount of the same filesystem, the other client
-//! (see `docs/BYPASSES.md`; more in `detour_cephfs`, `seal_cephfs` and `alias_cephfs`).
+//! Ways around on real CephFS: what destroys without deleting, another mount of the same
+//! filesystem, the other client (see `docs/BYPASSES.md`; more in `detour_cephfs`, `seal_cephfs` and
+//! `alias_cephfs`).
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -11,7 +12,9 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::host_cephfs::{Host, POLICY, POOLS, on_guarded, on_sealed};
-use crate::harness::attempt::{denied, failed_with, has_content, passes, rm_is_denied, rm_passes, truncate};
+use crate::harness::attempt::{
+    denied, failed_with, has_content, passes, rm_is_denied, rm_passes, truncate,
+};
 use crate::harness::ceph::CephMount;
 use crate::harness::registry::Test;
 use crate::harness::{command, wait};
@@ -45,10 +48,19 @@ fn no_deletion() -> Result<()> {
 
         passes("a quota", calls::set_attribute(&at("d1"), "ceph.quota.max_files", "1"))?;
         let beyond = fs::write(at("d1/more"), "x");
-        ensure!(beyond.is_err(), "the quota forbids nothing: it was to be shown that it only forbids");
-        passes("a directory's layout", calls::set_attribute(&at("d2"), "ceph.dir.layout.stripe_count", "1"))?;
+        ensure!(
+            beyond.is_err(),
+            "the quota forbids nothing: it was to be shown that it only \
+             forbids"
+        );
+        passes(
+            "a directory's \
+             layout",
+            calls::set_attribute(&at("d2"), "ceph.dir.layout.stripe_count", "1"),
+        )?;
         // CephFS itself changes no layout of a file that has content.
-        let relaid = calls::set_attribute(&at("d0/e0/f1"), "ceph.file.layout.object_size", "8388608");
+        let relaid =
+            calls::set_attribute(&at("d0/e0/f1"), "ceph.file.layout.object_size", "8388608");
         failed_with("the layout of a file with content", relaid, Errno::ENOTEMPTY)?;
         for name in ["d1/e1", "d2/e2"] {
             ensure!(seen(name).exists(), "{name} is gone");
@@ -64,7 +76,8 @@ fn no_deletion() -> Result<()> {
 
 fn another_mount() -> Result<()> {
     on_guarded(|host| {
-        // Below the root it is a pool as well, from its first moment, with the options of the first or with others.
+        // Below the root it is a pool as well, from its first moment, with the options of the first
+        // or with others.
         let place = Path::new(POOLS).join("again");
         for as_the_first in [true, false] {
             let mut again = if as_the_first {
@@ -101,7 +114,10 @@ impl<'a> Fuse<'a> {
         fs::create_dir_all(path)?;
         let configuration = std::env::var("CEPH_CONF").context("CEPH_CONF is not set")?;
         let place = path.to_string_lossy();
-        command::run("ceph-fuse", &["-c", &configuration, "-n", "client.admin", "-r", ON_CEPH, &place])?;
+        command::run(
+            "ceph-fuse",
+            &["-c", &configuration, "-n", "client.admin", "-r", ON_CEPH, &place],
+        )?;
         let mounted = Self(path);
         ensure!(path.join("custom").exists(), "ceph-fuse does not show the pool");
         Ok(mounted)

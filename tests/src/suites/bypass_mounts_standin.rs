@@ -1,5 +1,5 @@
-//! Ways around by another path to the same superblock: namespaces, roots, handles, detached mounts (see
-//! `docs/BYPASSES.md`; more in `views_standin`).
+//! Ways around by another path to the same superblock: namespaces, roots, handles, detached mounts
+//! (see `docs/BYPASSES.md`; more in `views_standin`).
 
 use std::fs::{self, File};
 use std::io::Read as _;
@@ -53,7 +53,8 @@ fn enter_the_hosts_namespace() -> Result<()> {
     rm_is_denied(&volume)?;
     // The other way round, by a guest's mount from outside: a documented limit.
     let guest = Holder::in_container(&volume)?;
-    let by_guest = |path: &Path| Path::new("/proc").join(guest.pid().to_string()).join("root").join(path);
+    let by_guest =
+        |path: &Path| Path::new("/proc").join(guest.pid().to_string()).join("root").join(path);
     let view = by_guest(Path::new("data"));
     passes("unlink in a guest's view, from outside", fs::remove_file(view.join("file2")))?;
     ground.guardctl(&["seal", "pool"])?;
@@ -65,7 +66,10 @@ fn enter_the_hosts_namespace() -> Result<()> {
     fs::create_dir(&place)?;
     let copy = Holder::in_copy(&volume, &place)?;
     for path in [place.join("file3"), volume.join("file3")] {
-        let path = Path::new("/proc").join(copy.pid().to_string()).join("root").join(path.strip_prefix("/")?);
+        let path = Path::new("/proc")
+            .join(copy.pid().to_string())
+            .join("root")
+            .join(path.strip_prefix("/")?);
         denied("unlink in a copy of the host's mounts", fs::remove_file(path))?;
     }
     Ok(())
@@ -97,14 +101,17 @@ fn unshare_and_move() -> Result<()> {
         denied("unlink in a pool that is the root", fs::remove_file("/file0"))
     })?;
     // With a user namespace, where the process is root only to itself.
-    let script =
-        "test -e \"$1/file0\" && ! rm -f \"$1/file0\" 2>/dev/null && : >\"$1/by-another\" && echo kept";
+    let script = "test -e \"$1/file0\" && ! rm -f \"$1/file0\" 2>/dev/null && : >\"$1/by-another\" \
+                  && echo kept";
     let path = pool.path().to_string_lossy();
-    let said =
-        command::run("unshare", &["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", &path])?;
+    let said = command::run(
+        "unshare",
+        &["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", &path],
+    )?;
     ensure!(said.trim() == "kept", "in a user namespace of its own: {said}");
     ensure!(tree::count(pool.path())? == 22, "{} of 22 files are left", tree::count(pool.path())?);
-    // A part of the pool, bound outside every root, is the host's view where the root directory is the host's.
+    // A part of the pool, bound outside every root, is the host's view where the root directory is
+    // the host's.
     container::beside_the_host(&pool.path().join("volume"), |data| {
         denied("unlink in a part that was bound elsewhere", fs::remove_file(data.join("file0")))
     })?;
@@ -129,9 +136,18 @@ fn chroot() -> Result<()> {
     let refused = inside.starts_with("refused\ncontent\n") && inside.contains("not permitted");
     ensure!(refused, "in the pool as the root: {inside}");
     has_content(&pool.path().join("new"), "x\n")?;
-    let above =
-        command::text(&run(ground.root(), "/bin/busybox rm -rf /pool/volume 2>&1; echo x >/own; rm /own")?);
-    ensure!(above.contains("not permitted") && tree::count(&pool.path().join("volume"))? == 10, "{above}");
+    let above = command::text(&run(
+        ground.root(),
+        "/bin/busybox rm -rf /pool/volume 2>&1; echo x >/own; rm \
+         /own",
+    )?);
+    ensure!(
+        above.contains(
+            "not \
+             permitted"
+        ) && tree::count(&pool.path().join("volume"))? == 10,
+        "{above}"
+    );
     fs::remove_dir_all(ground.root().join("bin")).context("what is below the root and in no pool")
 }
 
@@ -150,15 +166,21 @@ fn open_by_handle() -> Result<()> {
     let mut text = String::new();
     passes("read by handle", (&file).read_to_string(&mut text))?;
     ensure!(text == CONTENT, "read {text:?}");
-    // A guest with CAP_DAC_READ_SEARCH reaches all of the superblock by the mount of its view: a documented limit.
+    // A guest with CAP_DAC_READ_SEARCH reaches all of the superblock by the mount of its view: a
+    // documented limit.
     let beside = pool.path().join("file2");
     container::with_the_host_in_view(&volume, |data, host| {
         let by = File::open(data)?;
         let whole = host.join(pool.path().strip_prefix("/")?);
         let directory = calls::open_by_handle(&whole, &by, libc::O_RDONLY | libc::O_DIRECTORY)?;
-        let unlink = |name: &str| unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir).map_err(Into::into);
+        let unlink =
+            |name: &str| unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir).map_err(Into::into);
         passes("unlinkat by a guest, beside its volume", unlink("file2"))?;
-        denied("unlinkat by the guest, through the host's mount", fs::remove_file(whole.join("file3")))
+        denied(
+            "unlinkat by the guest, through the host's \
+             mount",
+            fs::remove_file(whole.join("file3")),
+        )
     })?;
     ground.guardctl(&["seal", "pool"])?;
     container::with_the_host_in_view(&volume, |data, host| {
@@ -229,13 +251,17 @@ fn detached_and_idmapped() -> Result<()> {
                     outcome => outcome.with_context(|| format!("mount_setattr: {what}"))?,
                 }
             }
-            let unlink = || unlinkat(&copy, "file1", UnlinkatFlags::NoRemoveDir).map_err(Into::into);
+            let unlink =
+                || unlinkat(&copy, "file1", UnlinkatFlags::NoRemoveDir).map_err(Into::into);
             denied(&format!("{what}: in no namespace"), unlink())?;
             calls::attach(copy.as_fd(), &place).context("move_mount")?;
             denied(&format!("{what}: in the host's namespace"), unlink())?;
             denied(&format!("{what}: by path"), fs::remove_file(place.join("file1")))?;
             passes(&what, fs::write(place.join("new"), "x"))?;
-            nix::mount::umount2(&place, nix::mount::MntFlags::MNT_DETACH).context("unmount the copy")?;
+            nix::mount::umount2(&place, nix::mount::MntFlags::MNT_DETACH).context(
+                "unmount the \
+                 copy",
+            )?;
         }
     }
     ensure!(tree::count(pool.path())? == 22, "{} of 22 files are left", tree::count(pool.path())?);
@@ -248,7 +274,13 @@ fn detached_and_idmapped() -> Result<()> {
         }
         calls::attach(copy.as_fd(), place).context("move_mount")
     };
-    container::with_brought(attach, |data| passes("unlink by a guest", fs::remove_file(data.join("file1"))))
+    container::with_brought(attach, |data| {
+        passes(
+            "unlink by a \
+             guest",
+            fs::remove_file(data.join("file1")),
+        )
+    })
 }
 
 /// The pool's entry lives as long as its superblock.
@@ -267,7 +299,8 @@ fn lazy_unmount() -> Result<()> {
     Ok(())
 }
 
-/// A documented limit: without an entry only the place says what is protected, and it has none any more.
+/// A documented limit: without an entry only the place says what is protected, and it has none any
+/// more.
 fn lazy_unmount_unseen() -> Result<()> {
     let ground = Guarded::new("bypass-unseen", "")?;
     let agent = ground.installation.start()?;
@@ -282,7 +315,8 @@ fn lazy_unmount_unseen() -> Result<()> {
     rm_is_denied(&seen.path().join("file0"))
 }
 
-/// A process that works in a directory. Told to, it removes a file there, and says what is left of it.
+/// A process that works in a directory. Told to, it removes a file there, and says what is left of
+/// it.
 struct Worker(Child);
 
 impl Worker {
@@ -290,17 +324,44 @@ impl Worker {
         let script = "cd \"$1\" && echo ready && read -r _; \
                       if rm -f file0 2>/dev/null; then exit; fi; echo refused; cat file0";
         let mut command = Command::new("sh");
-        command.args(["-c", script, "sh"]).arg(directory).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command
+            .args(["-c", script, "sh"])
+            .arg(directory)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
         let mut worker = Self(command.spawn().context("start sh")?);
         let mut line = [0; 6];
-        worker.0.stdout.as_mut().context("no output")?.read_exact(&mut line).context("wait for a worker")?;
+        worker
+            .0
+            .stdout
+            .as_mut()
+            .context(
+                "no \
+                 output",
+            )?
+            .read_exact(&mut line)
+            .context(
+                "wait for a \
+                 worker",
+            )?;
         Ok(worker)
     }
 
     fn finish(mut self) -> Result<String> {
         drop(self.0.stdin.take());
         let mut said = String::new();
-        self.0.stdout.as_mut().context("no output")?.read_to_string(&mut said).context("hear a worker")?;
+        self.0
+            .stdout
+            .as_mut()
+            .context(
+                "no \
+                 output",
+            )?
+            .read_to_string(&mut said)
+            .context(
+                "hear a \
+                 worker",
+            )?;
         Ok(said)
     }
 }

@@ -1,5 +1,5 @@
-//! Ways around by what stands on a pool: an overlay's upper layer, an eCryptfs, the kernel's NFS server. None of them passes
-//! the `path_*` hooks with the pool's mount (see `docs/BYPASSES.md`).
+//! Ways around by what stands on a pool: an overlay's upper layer, an eCryptfs, the kernel's NFS
+//! server. None of them passes the `path_*` hooks with the pool's mount (see `docs/BYPASSES.md`).
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -46,8 +46,12 @@ fn overlay() -> Result<()> {
     }
     fs::write(lower.join("below"), CONTENT)?;
     command::run("modprobe", &["overlay"])?;
-    let layers =
-        format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+    let layers = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        lower.display(),
+        upper.display(),
+        work.display()
+    );
     let merged = Mount::new("overlay", "overlay", scratch.join("merged"), &layers)?;
     let at = |name: &str| merged.path().join(name);
 
@@ -99,9 +103,14 @@ fn encrypted() -> Result<()> {
     denied("rename over", fs::rename(at("one"), at("other")))?;
     ensure!(fs::read(lower.join("one"))? == stored, "what is in the pool has changed");
     has_content(&at("one"), CONTENT)?;
-    // A documented limit: before it cuts a file, which is denied, it writes zeros and the new size into it.
+    // A documented limit: before it cuts a file, which is denied, it writes zeros and the new size
+    // into it.
     denied("truncate", truncate(&at("other")))?;
-    ensure!(fs::metadata(lower.join("other"))?.len() == stored.len() as u64, "the pool's file has been cut");
+    ensure!(
+        fs::metadata(lower.join("other"))?.len() == stored.len() as u64,
+        "the pool's file has \
+         been cut"
+    );
     has_content(&at("other"), "")?;
 
     // In guarded mode as with an overlay: a documented limit.
@@ -109,7 +118,11 @@ fn encrypted() -> Result<()> {
     rm_is_denied(&lower.join("one"))?;
     denied("truncate, by the pool", truncate(&lower.join("one")))?;
     passes("truncate", truncate(&at("one")))?;
-    ensure!(fs::metadata(lower.join("one"))?.len() < stored.len() as u64, "the pool's file has not been cut");
+    ensure!(
+        fs::metadata(lower.join("one"))?.len() < stored.len() as u64,
+        "the pool's file has not \
+         been cut"
+    );
     passes("rename over", fs::rename(at("other"), at("one")))?;
     passes("unlink", fs::remove_file(at("one")))?;
     passes("rmdir", fs::remove_dir(at("empty")))?;
@@ -172,7 +185,8 @@ fn nfsd() -> Result<()> {
     Ok(())
 }
 
-/// The client does not look a rename's target up: only the server knows whether something is replaced.
+/// The client does not look a rename's target up: only the server knows whether something is
+/// replaced.
 fn nfs() -> Result<()> {
     let scratch = Scratch::new("bypass-nfs")?;
     let ground = Guarded::new("bypass-nfs", "")?;
@@ -183,13 +197,24 @@ fn nfs() -> Result<()> {
     let pool = Exported::new(server.path(), &ground.root().join("pool"))?;
     let at = |name: &str| pool.path().join(name);
     ground.wait_for_mode(pool.path(), "guarded")?;
-    let forget = || fs::write("/proc/sys/vm/drop_caches", "2\n").context("drop the caches of names");
+    let forget = || {
+        fs::write("/proc/sys/vm/drop_caches", "2\n").context(
+            "drop the caches of \
+             names",
+        )
+    };
     for mode in ["guarded", "sealed"] {
         if mode == "sealed" {
             ground.guardctl(&["seal", "pool"])?;
         }
         forget()?;
-        denied(&format!("rename over, not looked up, {mode}"), fs::rename(at("file0"), at("file1")))?;
+        denied(
+            &format!(
+                "rename over, not looked up, \
+                 {mode}"
+            ),
+            fs::rename(at("file0"), at("file1")),
+        )?;
         has_content(&server.path().join("file1"), CONTENT)?;
         denied(&format!("rename over, looked up, {mode}"), fs::rename(at("file2"), at("file3")))?;
         rm_is_denied(&at("file4"))?;
@@ -203,9 +228,21 @@ fn nfs() -> Result<()> {
         })?;
         // With RENAME_NOREPLACE nothing is replaced. NFS refuses that flag itself.
         forget()?;
-        let cautious =
-            renameat2(AT_FDCWD, &at("file6"), AT_FDCWD, &at("file7"), RenameFlags::RENAME_NOREPLACE);
-        failed_with(&format!("RENAME_NOREPLACE, {mode}"), cautious.map_err(Into::into), Errno::EINVAL)?;
+        let cautious = renameat2(
+            AT_FDCWD,
+            &at("file6"),
+            AT_FDCWD,
+            &at("file7"),
+            RenameFlags::RENAME_NOREPLACE,
+        );
+        failed_with(
+            &format!(
+                "RENAME_NOREPLACE, \
+                 {mode}"
+            ),
+            cautious.map_err(Into::into),
+            Errno::EINVAL,
+        )?;
     }
     ground.guardctl(&["unseal", "pool"])?;
     ground.guardctl(&["release", "pool", "--ttl", "1m", "--reason", "test"])?;

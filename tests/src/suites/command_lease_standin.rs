@@ -1,5 +1,5 @@
-//! A lease in the kernel lets one command tree through, and nobody else: the test writes the map itself. What
-//! grants such leases is tested in `exec_standin`.
+//! A lease in the kernel lets one command tree through, and nobody else: the test writes the map
+//! itself. What grants such leases is tested in `exec_standin`.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -13,7 +13,8 @@ use crate::harness::command;
 use crate::harness::guarded::Guarded;
 use crate::harness::registry::Test;
 
-pub const TESTS: &[Test] = &[Test::new("command_lease_lets_one_tree_through_also_when_sealed", one_tree)];
+pub const TESTS: &[Test] =
+    &[Test::new("command_lease_lets_one_tree_through_also_when_sealed", one_tree)];
 
 const TREE: &str = "/sys/fs/cgroup/standin-lease";
 
@@ -43,14 +44,22 @@ fn one_tree() -> Result<()> {
     ensure!(in_cgroup(&below, &rm, &at("file1"))?, "a cgroup below it was denied");
     rm_is_denied(&at("file2"))?;
     ground.guardctl(&["seal", "pool"])?;
-    ensure!(in_cgroup(Path::new(TREE), &rm, &at("file3"))?, "the lease does not hold in a sealed pool");
+    ensure!(
+        in_cgroup(Path::new(TREE), &rm, &at("file3"))?,
+        "the lease does not hold in a sealed \
+         pool"
+    );
     rm_is_denied(&at("file2"))?;
     ground.wait_for_decision("lease", "/file3")?;
 
     grant(generation, 1)?;
     ensure!(!in_cgroup(Path::new(TREE), &rm, &at("file2"))?, "a lease that is over lets through");
     grant(generation + 1, u64::MAX)?;
-    ensure!(!in_cgroup(Path::new(TREE), &rm, &at("file2"))?, "a lease for another superblock lets through");
+    ensure!(
+        !in_cgroup(Path::new(TREE), &rm, &at("file2"))?,
+        "a lease for another superblock lets \
+         through"
+    );
     maps.leases.remove(&key)?;
     ground.guardctl(&["unseal", "pool"])?;
     fs::remove_dir(&below)?;

@@ -81,7 +81,12 @@ fn audit_log() -> Result<()> {
     let pool = ground.pool("pool")?;
     ensure!(is_the_groups(&log)?, "the log is {:?}", fs::metadata(&log)?);
     let read = read_as_nobody(GROUP, &log)?;
-    ensure!(read.status.success() && !read.stdout.is_empty(), "the group: {}", command::text(&read));
+    ensure!(
+        read.status.success() && !read.stdout.is_empty(),
+        "the group: \
+         {}",
+        command::text(&read)
+    );
     let read = read_as_nobody(NOBODY, &log)?;
     ensure!(!read.status.success(), "a stranger reads the log: {}", command::text(&read));
 
@@ -98,14 +103,25 @@ fn audit_log() -> Result<()> {
     let line = ["events", "--json", "-n", &wanted.to_string()];
     let output = as_nobody(&ground, GROUP, &line)?;
     let lines = String::from_utf8_lossy(&output.stdout).lines().count();
-    ensure!(output.status.success() && lines == wanted, "{lines} of {wanted}: {}", command::text(&output));
+    ensure!(
+        output.status.success() && lines == wanted,
+        "{lines} of {wanted}: \
+         {}",
+        command::text(&output)
+    );
     ensure!(agent.stop()?.success(), "the agent did not end well");
     let line = ["events", "--json", "-n", &wanted.to_string(), "--audit", &log.to_string_lossy()];
     let output = as_nobody(&ground, GROUP, &line)?;
     let lines = String::from_utf8_lossy(&output.stdout).lines().count();
-    ensure!(exit_code(&output)? == 5 && lines == wanted, "{lines} of {wanted}: {}", command::text(&output));
+    ensure!(
+        exit_code(&output)? == 5 && lines == wanted,
+        "{lines} of {wanted}: \
+         {}",
+        command::text(&output)
+    );
 
-    // The directory that the agent makes is the group's too; one that somebody else has set up is theirs.
+    // The directory that the agent makes is the group's too; one that somebody else has set up is
+    // theirs.
     let scratch = Scratch::new("audit-directory")?;
     let origin = Origin { host: "h".to_owned(), boot_id: "b".to_owned() };
     let readers = Some(Gid::from_raw(GROUP.parse()?));
@@ -127,7 +143,12 @@ fn control() -> Result<()> {
     let pool = ground.pool("pool")?;
     let socket = ground.installation.run_dir().join("control.sock");
     let found = fs::metadata(&socket)?;
-    ensure!(found.mode() & 0o777 == 0o660 && found.uid() == 0, "the socket has mode {:o}", found.mode());
+    ensure!(
+        found.mode() & 0o777 == 0o660 && found.uid() == 0,
+        "the socket has mode \
+         {:o}",
+        found.mode()
+    );
     ensure!(found.gid().to_string() == GROUP, "the socket's group is {}", found.gid());
 
     let changes: [&[&str]; 4] = [
@@ -136,7 +157,8 @@ fn control() -> Result<()> {
         &["release", "pool", "--ttl", "1m", "--reason", "x"],
         &["lease", "revoke", "lease-1"],
     ];
-    let readings: [&[&str]; 4] = [&["status"], &["pools"], &["lease", "list"], &["events", "-n", "1"]];
+    let readings: [&[&str]; 4] =
+        [&["status"], &["pools"], &["lease", "list"], &["events", "-n", "1"]];
     // Members of the group read, and change nothing.
     for reading in readings {
         let output = as_nobody(&ground, GROUP, reading)?;
@@ -145,9 +167,17 @@ fn control() -> Result<()> {
     for change in changes {
         let output = as_nobody(&ground, GROUP, change)?;
         let text = command::text(&output);
-        ensure!(exit_code(&output)? == 6 && text.contains("changes need uid 0"), "{change:?}: {text}");
+        ensure!(
+            exit_code(&output)? == 6
+                && text.contains(
+                    "changes need uid \
+                     0"
+                ),
+            "{change:?}: {text}"
+        );
     }
-    // Others do not even reach the socket; and if its mode were wrong, the agent would still refuse.
+    // Others do not even reach the socket; and if its mode were wrong, the agent would still
+    // refuse.
     let output = as_nobody(&ground, NOBODY, &["status"])?;
     ensure!(exit_code(&output)? == 5, "a stranger's status: {}", command::text(&output));
     fs::set_permissions(&socket, Permissions::from_mode(0o666))?;

@@ -1,5 +1,5 @@
-//! Ways around: other operations, other paths to the same superblock, in guarded mode. Afterwards all
-//! 1,000 files are there, as an independent mount sees them.
+//! Ways around: other operations, other paths to the same superblock, in guarded mode. Afterwards
+//! all 1,000 files are there, as an independent mount sees them.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd as _;
@@ -32,18 +32,23 @@ fn rename_over() -> Result<()> {
         let files = victims.iter().filter(|(_, size)| size.is_some()).map(|(path, _)| path);
         host.withstands(FILES, || {
             for file in files {
-                let outcome = nix::fcntl::renameat(AT_FDCWD, &fresh, AT_FDCWD, &Path::new(DATA).join(file));
+                let outcome =
+                    nix::fcntl::renameat(AT_FDCWD, &fresh, AT_FDCWD, &Path::new(DATA).join(file));
                 ensure!(outcome == Err(Errno::EPERM), "{}: {outcome:?}", file.display());
             }
             Ok(())
         })?;
         let victim = format!("{DATA}/d0/e0/f0");
-        host.withstands(1, || command::run_failing("mv", &["-f", &fresh.to_string_lossy(), &victim]))?;
+        host.withstands(1, || {
+            command::run_failing("mv", &["-f", &fresh.to_string_lossy(), &victim])
+        })?;
         // From another filesystem mv removes the target and copies.
         let scratch = scratch::Scratch::new("mv")?;
         let outside = scratch.join("outside");
         fs::write(&outside, "not what was there\n")?;
-        host.withstands(1, || command::run_failing("mv", &["-f", &outside.to_string_lossy(), &victim]))?;
+        host.withstands(1, || {
+            command::run_failing("mv", &["-f", &outside.to_string_lossy(), &victim])
+        })?;
         fs::remove_file(host.on_ceph().join("fresh"))?;
         Ok(())
     })
@@ -56,7 +61,8 @@ fn rename_exchange() -> Result<()> {
         fs::write(&fresh, "not what was there\n")?;
         let victim = Path::new(DATA).join("d0/e0/f0");
         for (from, to) in [(&fresh, &victim), (&victim, &fresh)] {
-            let exchange = || Ok(renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_EXCHANGE));
+            let exchange =
+                || Ok(renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_EXCHANGE));
             let outcome = host.withstands(1, exchange)?;
             ensure!(outcome == Err(Errno::EPERM), "{outcome:?}");
         }

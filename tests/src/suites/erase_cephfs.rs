@@ -1,5 +1,5 @@
-//! What empties a directory, set on the pool by somebody who is not the storage daemon. Afterwards all
-//! 1,000 files are there, as an independent mount sees them.
+//! What empties a directory, set on the pool by somebody who is not the storage daemon. Afterwards
+//! all 1,000 files are there, as an independent mount sees them.
 
 use std::fs;
 use std::path::Path;
@@ -66,7 +66,9 @@ fn rm_rf_of_a_glob() -> Result<()> {
 
 fn find_delete() -> Result<()> {
     on_guarded(|host| {
-        host.withstands(FILES, || command::run_failing("find", &[ROOT, "-mindepth", "1", "-delete"]))?;
+        host.withstands(FILES, || {
+            command::run_failing("find", &[ROOT, "-mindepth", "1", "-delete"])
+        })?;
         Ok(())
     })
 }
@@ -77,7 +79,8 @@ fn python_rmtree() -> Result<()> {
         let program = format!("import shutil; shutil.rmtree('{ROOT}', ignore_errors=True)");
         host.withstands(FILES, || command::run("/usr/bin/python3", &["-c", &program]))?;
         let program = format!("import shutil; shutil.rmtree('{POOL}')");
-        let said = host.withstands(1, || command::run_failing("/usr/bin/python3", &["-c", &program]))?;
+        let said =
+            host.withstands(1, || command::run_failing("/usr/bin/python3", &["-c", &program]))?;
         ensure!(said.contains("PermissionError"), "Python said: {said}");
         Ok(())
     })
@@ -113,7 +116,8 @@ fn rsync_delete() -> Result<()> {
     })
 }
 
-/// A service with private mounts (`PrivateMounts=`, `unshare`) is no container: it has the whole pool.
+/// A service with private mounts (`PrivateMounts=`, `unshare`) is no container: it has the whole
+/// pool.
 fn private_copy_of_the_mounts() -> Result<()> {
     on_guarded(|host| {
         host.withstands(FILES, || {

@@ -1,4 +1,5 @@
-//! `guardctl exec`: one command tree deletes while everybody else is denied; with it the permission ends.
+//! `guardctl exec`: one command tree deletes while everybody else is denied; with it the permission
+//! ends.
 
 use std::fs;
 use std::io::Read as _;
@@ -39,14 +40,19 @@ fn exec(ground: &Guarded, ttl: &str, line: &str) -> Result<Command> {
     Ok(command)
 }
 
-/// A command that runs until its standard input is closed, then removes a file and says how that went.
+/// A command that runs until its standard input is closed, then removes a file and says how that
+/// went.
 struct Waiting {
     child: Child,
 }
 
 impl Waiting {
     fn start(ground: &Guarded, ttl: &str, file: &Path) -> Result<Self> {
-        let line = format!("echo ready; cat >/dev/null; rm -f {} 2>/dev/null; echo $?", file.display());
+        let line = format!(
+            "echo ready; cat >/dev/null; rm -f {} 2>/dev/null; echo \
+             $?",
+            file.display()
+        );
         let mut command = exec(ground, ttl, &line)?;
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().context("start guardctl exec")?;
@@ -114,7 +120,14 @@ fn one_tree() -> Result<()> {
 
     // From its first instruction, with what it starts, also in a sealed pool.
     ground.guardctl(&["seal", "pool"])?;
-    let output = run(&ground, &format!("sh -c 'rm {}' && cat /proc/self/cgroup", at("file1").display()))?;
+    let output = run(
+        &ground,
+        &format!(
+            "sh -c 'rm {}' && cat \
+             /proc/self/cgroup",
+            at("file1").display()
+        ),
+    )?;
     ensure!(output.status.success() && !at("file1").exists(), "{}", command::text(&output));
     ensure!(command::text(&output).contains("/guard-agent.exec/"), "{}", command::text(&output));
     rm_is_denied(&at("file2"))?;
@@ -132,7 +145,11 @@ fn one_tree() -> Result<()> {
 
     ensure!(exit_code(&run(&ground, "exit 7")?)? == 7, "another exit code than the command's");
     let guardctl = ["exec", "--pool", "pool", "--reason", "test", "--", "/no/such/command"];
-    ensure!(exit_code(&ground.installation.guardctl(&guardctl)?)? == 127, "a command that is not there");
+    ensure!(
+        exit_code(&ground.installation.guardctl(&guardctl)?)? == 127,
+        "a command that is not \
+         there"
+    );
     let guardctl = ["exec", "--pool", "pool", "--reason", " ", "--", "true"];
     ensure!(exit_code(&ground.installation.guardctl(&guardctl)?)? == 6, "a lease without a reason");
 
@@ -140,7 +157,11 @@ fn one_tree() -> Result<()> {
     kill(Pid::from_raw(i32::try_from(terminated.child.id())?), Signal::SIGTERM)?;
     let mut child = terminated.child;
     let status = child.wait()?;
-    ensure!(status.signal() == Some(Signal::SIGTERM as i32), "SIGTERM did not reach the command: {status}");
+    ensure!(
+        status.signal() == Some(Signal::SIGTERM as i32),
+        "SIGTERM did not reach the command: \
+         {status}"
+    );
     nothing_is_left(&ground)?;
     rm_is_denied(&at("file4"))
 }
@@ -201,7 +222,11 @@ fn own_cgroup_alone() -> Result<()> {
         Ok(())
     };
     refused(&output)?;
-    let beside = format!("sleep 60 & \"$@\" rm {}; code=$?; kill $!; exit $code", at("file0").display());
+    let beside = format!(
+        "sleep 60 & \"$@\" rm {}; code=$?; kill $!; exit \
+         $code",
+        at("file0").display()
+    );
     refused(&in_new_cgroup(&ground, &beside)?)?;
     // Alone, it may, and nobody in another cgroup.
     let alone = format!("exec \"$@\" rm {}", at("file0").display());
@@ -213,11 +238,13 @@ fn own_cgroup_alone() -> Result<()> {
 
 /// Without what differs between any two calls: the pid, and the C library's own signals (32, 33).
 fn comparable(text: &str, pid: u32) -> String {
-    let line =
-        |line: &str| match line.split_once(":\t").map(|(name, set)| (name, u64::from_str_radix(set, 16))) {
-            Some((name, Ok(set))) => format!("{name}: {:08x}\n", set & 0x7fff_ffff),
-            _ => format!("{line}\n"),
-        };
+    let line = |line: &str| match line
+        .split_once(":\t")
+        .map(|(name, set)| (name, u64::from_str_radix(set, 16)))
+    {
+        Some((name, Ok(set))) => format!("{name}: {:08x}\n", set & 0x7fff_ffff),
+        _ => format!("{line}\n"),
+    };
     text.replace(&pid.to_string(), "PID").lines().map(line).collect()
 }
 
@@ -227,17 +254,22 @@ fn same_process() -> Result<()> {
     let ground = Guarded::new("exec-same", "")?;
     let _agent = ground.installation.start()?;
     let _pool = ground.pool("pool")?;
-    let line =
-        "echo $$; pwd; tr '\\0' '\\n' </proc/$$/environ | sort; grep -E '^Sig(Blk|Ign|Cgt)' /proc/$$/status";
+    let line = "echo $$; pwd; tr '\\0' '\\n' </proc/$$/environ | sort; grep -E '^Sig(Blk|Ign|Cgt)' \
+                /proc/$$/status";
     let prepared = |mut command: Command| -> Result<(u32, String)> {
-        command.current_dir("/tmp").env_clear().env("PATH", "/usr/bin:/bin").env("WORD", "two words");
+        command.current_dir("/tmp").env_clear().env("PATH", "/usr/bin:/bin").env(
+            "WORD",
+            "two \
+             words",
+        );
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let pid = child.id();
         Ok((pid, command::text(&child.wait_with_output()?)))
     };
     let mut direct = Command::new("sh");
     direct.args(["-c", line]);
-    let ((direct_pid, direct), (pid, text)) = (prepared(direct)?, prepared(exec(&ground, "5m", line)?)?);
+    let ((direct_pid, direct), (pid, text)) =
+        (prepared(direct)?, prepared(exec(&ground, "5m", line)?)?);
     let (expected, found) = (comparable(&direct, direct_pid), comparable(&text, pid));
     ensure!(
         found == expected && found.starts_with("PID\n/tmp\n"),

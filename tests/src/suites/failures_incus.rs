@@ -1,5 +1,5 @@
-//! The table of failed joins: each way in which a join ends without membership, and what an operator does
-//! then. Judged by the files that the independent mount sees.
+//! The table of failed joins: each way in which a join ends without membership, and what an
+//! operator does then. Judged by the files that the independent mount sees.
 
 use std::fs;
 
@@ -33,7 +33,11 @@ const FAILED: &[&str] = &["join-failed", "join-partial"];
 
 fn killed_after_mount() -> Result<()> {
     let mut stage = Stage::new("SIGKILL after the mount")?;
-    ensure!(stage.join_killed_at("node2", Step::Mounted)?, "the pool is not mounted after the kill");
+    ensure!(
+        stage.join_killed_at("node2", Step::Mounted)?,
+        "the pool is not mounted after the \
+         kill"
+    );
     stage.becomes(&["join-failed"], "sealed")?;
     stage.clean_up()?;
     ensure!(stage.denied()? > 0, "nothing was denied");
@@ -125,7 +129,8 @@ fn removed_by_force() -> Result<()> {
     stage.becomes(&["joined"], "guarded")?;
     stage.joiner()?.stop()?;
     stage.forget_member("node2")?;
-    // Nobody tells the node. A member without its daemon keeps its guests' mode; nobody else deletes.
+    // Nobody tells the node. A member without its daemon keeps its guests' mode; nobody else
+    // deletes.
     stage.becomes(&["unconfirmed"], "guarded")?;
     stage.remove_directory()?;
     stage.note("rm -rf")

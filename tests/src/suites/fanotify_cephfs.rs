@@ -12,7 +12,8 @@ use crate::harness::attempt::{failed_with, passes};
 use crate::harness::registry::Test;
 use crate::harness::{command, wait};
 
-pub const TESTS: &[Test] = &[Test::new("fanotify_wipes_of_a_real_pool_lose_nothing", wipes).only_in_full()];
+pub const TESTS: &[Test] =
+    &[Test::new("fanotify_wipes_of_a_real_pool_lose_nothing", wipes).only_in_full()];
 
 const SOON: Duration = Duration::from_secs(60);
 

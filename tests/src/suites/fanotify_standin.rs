@@ -56,8 +56,14 @@ fn guarded() -> Result<()> {
     let scratch = Scratch::new("fanotify-actor")?;
     let actor = scratch.join("rm");
     copy_rm(&actor)?;
-    let ground =
-        Ground::new("fanotify-guarded", &format!("actors = [{{ executable = \"{}\" }}]", actor.display()))?;
+    let ground = Ground::new(
+        "fanotify-guarded",
+        &format!(
+            "actors = [{{ executable = \"{}\" \
+             }}]",
+            actor.display()
+        ),
+    )?;
     let agent = ground.0.installation.start()?;
     let pool = ground.0.pool("pool")?;
     let at = |name: &str| pool.path().join(name);
@@ -65,7 +71,9 @@ fn guarded() -> Result<()> {
     wipe_all_ways(ground.0.root(), pool.path())?;
     let decision = ground.0.wait_for_decision("guarded", "/volume")?;
     ensure!(
-        decision["tier"] == "fanotify" && decision["operation"] == "list" && decision["verdict"] == "denied",
+        decision["tier"] == "fanotify"
+            && decision["operation"] == "list"
+            && decision["verdict"] == "denied",
         "recorded as {decision}"
     );
     passes("read a file", fs::read(at("file0")).map(drop))?;
@@ -75,14 +83,20 @@ fn guarded() -> Result<()> {
     passes("a single deletion of a known path", fs::remove_file(at("new")))?;
     let seen = ground.0.wait_for_decision("guarded", "/new")?;
     ensure!(
-        seen["tier"] == "fanotify" && seen["operation"] == "unlink" && seen["verdict"] == "would-deny",
+        seen["tier"] == "fanotify"
+            && seen["operation"] == "unlink"
+            && seen["verdict"] == "would-deny",
         "recorded as {seen}"
     );
     let posture = ground.0.status()?["posture"].clone();
     ensure!(posture["state"] == "degraded" && posture["tier"] == "fanotify", "{posture}");
     let gaps = posture["gaps"].as_array().context("the posture has no gaps")?;
     for code in ["single-deletions", "listing", "other-namespaces", "responder"] {
-        ensure!(gaps.iter().any(|gap| gap["code"] == code), "{code} is not among the gaps: {posture}");
+        ensure!(
+            gaps.iter().any(|gap| gap["code"] == code),
+            "{code} is not among the gaps: \
+             {posture}"
+        );
     }
     let told = command::text(&ground.0.installation.guardctl(&["status"])?);
     ensure!(told.contains("not covered (single-deletions)"), "the status does not say so: {told}");
@@ -93,7 +107,8 @@ fn guarded() -> Result<()> {
     let (volume, place) = (at("volume"), scratch.join("guest"));
     fs::create_dir(&place)?;
     let arguments = [&*volume.to_string_lossy(), &*place.to_string_lossy()].map(str::to_owned);
-    let namespace = ["-m", "--propagation", "private", "sh", "-c", guest, "sh", &arguments[0], &arguments[1]];
+    let namespace =
+        ["-m", "--propagation", "private", "sh", "-c", guest, "sh", &arguments[0], &arguments[1]];
     command::run("unshare", &namespace)?;
     ensure!(!volume.join("guest").exists(), "the guest's deletion did not reach the volume");
     fs::create_dir_all(at("actors/inner"))?;
@@ -130,15 +145,21 @@ fn judged_anew() -> Result<()> {
     let shell = command::run("sh", &["-c", "readlink -f \"$(command -v sh)\""])?;
     fs::copy(shell.trim(), &actor).with_context(|| format!("copy {}", shell.trim()))?;
     fs::create_dir_all(cgroup).with_context(|| format!("create {}", cgroup.display()))?;
-    let actors =
-        format!("actors = [{{ executable = \"{}\" }}, {{ cgroup = \"/fanotify-anew\" }}]", actor.display());
+    let actors = format!(
+        "actors = [{{ executable = \"{}\" }}, {{ cgroup = \"/fanotify-anew\" \
+         }}]",
+        actor.display()
+    );
     let ground = Ground::new("fanotify-anew", &actors)?;
     let agent = ground.0.installation.start()?;
     let pool = ground.0.pool("pool")?;
     let exit_code = |script: &str| -> Result<Option<i32>> {
         let mut command = Command::new("sh");
         command.args(["-c", script]).env("LISTS", LISTS).env("POOL", pool.path());
-        let status = command.env("ACTOR", &actor).env("CGROUP", cgroup).status().context("start sh")?;
+        let status = command.env("ACTOR", &actor).env("CGROUP", cgroup).status().context(
+            "start \
+             sh",
+        )?;
         Ok(status.code())
     };
     let code = exit_code(BY_EXECUTABLE)?;
@@ -183,7 +204,12 @@ fn command_lease() -> Result<()> {
     };
     let rm = |name: &str| format!("rm -rf {}", pool.path().join(name).display());
     wipe(ground.0.root(), pool.path())?;
-    let output = exec(&format!("{} && mkdir {}", rm("volume"), pool.path().join("volume").display()))?;
+    let output = exec(&format!(
+        "{} && mkdir \
+         {}",
+        rm("volume"),
+        pool.path().join("volume").display()
+    ))?;
     ensure!(output.status.success(), "guarded: {}", command::text(&output));
     for number in 0..10 {
         passes("make a file", fs::write(pool.path().join(format!("volume/file{number}")), "x"))?;
@@ -192,7 +218,12 @@ fn command_lease() -> Result<()> {
     ensure!(options(pool.path())?[0].starts_with("ro"), "sealed, and writable");
     let output = exec(&rm("volume/file0"))?;
     ensure!(output.status.success(), "sealed: {}", command::text(&output));
-    wait::until("the mount is sealed again", SOON, || Ok(options(pool.path())?[0].starts_with("ro")))?;
+    wait::until(
+        "the mount is sealed \
+         again",
+        SOON,
+        || Ok(options(pool.path())?[0].starts_with("ro")),
+    )?;
     failed_with("without a lease", fs::remove_file(pool.path().join("file0")), Errno::EROFS)
 }
 
@@ -205,15 +236,25 @@ fn sealed() -> Result<()> {
     let second = Mount::bind(pool.path(), scratch.join("second"))?;
     command::run("mount", &["-o", "remount,bind,ro", &second.path().to_string_lossy()])?;
     let before = (options(pool.path())?, options(second.path())?);
-    ensure!(before.0[0].starts_with("rw") && before.1[0].starts_with("ro"), "the mounts begin as {before:?}");
+    ensure!(
+        before.0[0].starts_with("rw") && before.1[0].starts_with("ro"),
+        "the mounts begin as \
+         {before:?}"
+    );
 
     let seals = ground.0.installation.state_dir().join("seals.json");
     ground.0.guardctl(&["seal", "pool"])?;
-    ensure!(options(pool.path())?[0].starts_with("ro"), "sealed, and writable: {:?}", options(pool.path())?);
+    ensure!(
+        options(pool.path())?[0].starts_with("ro"),
+        "sealed, and writable: \
+         {:?}",
+        options(pool.path())?
+    );
     ensure!(fs::read_to_string(&seals)?.contains("pool"), "what it was before is not on disk");
     comes_to_rest()?;
     wipe_all_ways(ground.0.root(), pool.path())?;
-    let refused = |what| failed_with(what, fs::remove_file(pool.path().join("file0")), Errno::EROFS);
+    let refused =
+        |what| failed_with(what, fs::remove_file(pool.path().join("file0")), Errno::EROFS);
     refused("a single deletion")?;
     passes("list a sealed pool", fs::read_dir(pool.path()).map(drop))?;
 
@@ -225,7 +266,12 @@ fn sealed() -> Result<()> {
     let agent = ground.0.installation.start()?;
     ground.0.wait_for_mode(pool.path(), "sealed")?;
     refused("a single deletion after the restart")?;
-    wait::until("there is the new agent's responder, and it alone", SOON, || Ok(ground.responder().is_ok()))?;
+    wait::until(
+        "there is the new agent's responder, and it \
+         alone",
+        SOON,
+        || Ok(ground.responder().is_ok()),
+    )?;
     ground.0.guardctl(&["unseal", "pool"])?;
     wait::until("the mounts are what they were", SOON, || {
         Ok((options(pool.path())?, options(second.path())?) == before)
@@ -239,7 +285,11 @@ fn sealed() -> Result<()> {
     ground.0.guardctl(&["seal", "pool"])?;
     agent.kill()?;
     ground.unload()?;
-    ensure!((options(pool.path())?, options(second.path())?) == before, "unload leaves the mounts sealed");
+    ensure!(
+        (options(pool.path())?, options(second.path())?) == before,
+        "unload leaves the mounts \
+         sealed"
+    );
     rm_passes(&pool.path().join("volume"))
 }
 
@@ -254,7 +304,12 @@ fn busy() -> Result<()> {
     wipe(ground.0.root(), pool.path())?;
     ground.0.wait_for_decision("sealed", "/")?;
     drop(writer);
-    wait::until("it is sealed once nobody writes", SOON, || Ok(options(pool.path())?[0].starts_with("ro")))?;
+    wait::until(
+        "it is sealed once nobody \
+         writes",
+        SOON,
+        || Ok(options(pool.path())?[0].starts_with("ro")),
+    )?;
     wait::until("the posture says so", SOON, || {
         Ok(!ground.reasons()?.contains(&"mounts-not-sealed".to_owned()))
     })

@@ -1,5 +1,5 @@
-//! The tier without programs where it is hard pressed: what it does not stop, mounts that come and go, and many who ask at
-//! once, with an agent or a responder that is stalled or gone.
+//! The tier without programs where it is hard pressed: what it does not stop, mounts that come and
+//! go, and many who ask at once, with an agent or a responder that is stalled or gone.
 
 use std::fs;
 use std::io::Write as _;
@@ -22,16 +22,20 @@ use crate::harness::{command, wait};
 
 pub const TESTS: &[Test] = &[
     Test::new("fanotify_deletions_that_are_not_stopped_are_seen", seen).only_in_full(),
-    Test::new("fanotify_pool_mounted_again_unnoticed_is_marked_again", mounted_again).only_in_full(),
+    Test::new("fanotify_pool_mounted_again_unnoticed_is_marked_again", mounted_again)
+        .only_in_full(),
     Test::new("fanotify_further_mount_is_marked_without_an_agent", further_mount).only_in_full(),
-    Test::new("fanotify_groups_that_run_out_are_told_and_tried_again", no_more_groups).only_in_full(),
+    Test::new("fanotify_groups_that_run_out_are_told_and_tried_again", no_more_groups)
+        .only_in_full(),
     Test::new("fanotify_64_openers_and_a_stalled_agent_hang_nobody", crowd).only_in_full(),
-    Test::new("fanotify_stalled_responder_is_replaced_within_the_bound", stalled_responder).only_in_full(),
+    Test::new("fanotify_stalled_responder_is_replaced_within_the_bound", stalled_responder)
+        .only_in_full(),
 ];
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// Removes files, then each that it is told of, and lives on until its input is closed, so that it can be looked at.
+/// Removes files, then each that it is told of, and lives on until its input is closed, so that it
+/// can be looked at.
 struct Remover(Child);
 
 impl Remover {
@@ -72,7 +76,14 @@ fn seen() -> Result<()> {
     let scratch = Scratch::new("fanotify-seen")?;
     let actor = scratch.join("actor");
     // As it calls itself: the path may have a script of some version manager.
-    let python = command::run("python3", &["-c", "import os, sys; print(os.path.realpath(sys.executable))"])?;
+    let python = command::run(
+        "python3",
+        &[
+            "-c",
+            "import os, sys; \
+             print(os.path.realpath(sys.executable))",
+        ],
+    )?;
     fs::copy(python.trim(), &actor).context("copy python3")?;
     let actors = format!("actors = [{{ executable = \"{}\" }}]", actor.display());
     let ground = Ground::new("fanotify-seen", &actors)?;
@@ -84,13 +95,14 @@ fn seen() -> Result<()> {
     fs::create_dir(at("volume/inner"))?;
     fs::create_dir(at("empty"))?;
 
-    // An actor, and a guest that has a part of the pool: what they delete is counted, or nobody's business.
+    // An actor, and a guest that has a part of the pool: what they delete is counted, or nobody's
+    // business.
     let by_actor = Remover::start(&actor.to_string_lossy(), &[], pool.path(), &["file0", "file1"])?;
     wait::until("the actor's are counted", SOON, || Ok(ground.0.counter("allowed_actor")? == 2))?;
     by_actor.end()?;
     let volume = at("volume");
-    let bind =
-        "mount --bind \"$1\" \"$2\" && umount -l \"$3\" && cd \"$2\" && shift 3 && exec python3 \"$@\"";
+    let bind = "mount --bind \"$1\" \"$2\" && umount -l \"$3\" && cd \"$2\" && shift 3 && exec \
+                python3 \"$@\"";
     let (from, to, whole) =
         (volume.to_string_lossy(), place.to_string_lossy(), pool.path().to_string_lossy());
     let guest = ["-m", "--propagation", "private", "sh", "-c", bind, "sh", &from, &to, &whole];
@@ -110,13 +122,19 @@ fn seen() -> Result<()> {
         decision["operation"] == "unlink" && decision["verdict"] == "would-deny",
         "recorded as {decision}"
     );
-    ensure!(ground.0.counter("would_deny")? == 2, "{} deletions were seen", ground.0.counter("would_deny")?);
+    ensure!(
+        ground.0.counter("would_deny")? == 2,
+        "{} deletions were \
+         seen",
+        ground.0.counter("would_deny")?
+    );
     by_stranger.end()?;
 
     // Who has ended by then cannot be told; what was deleted can.
     command::run("rm", &["-f", &at("volume/file1").to_string_lossy()])?;
     ground.0.wait_for_record("the deletion by rm", |record| {
-        record["decision"]["path"] == "/volume/file1" && record["decision"]["verdict"] == "would-deny"
+        record["decision"]["path"] == "/volume/file1"
+            && record["decision"]["verdict"] == "would-deny"
     })?;
     // A guest that had its volume before the pool was sealed is not stopped, and seen.
     ground.0.guardctl(&["seal", "pool"])?;
@@ -131,11 +149,13 @@ fn mounted_again() -> Result<()> {
     let mut pool = ground.0.pool("pool")?;
     ensure!(fs::read_dir(pool.path()).is_err(), "a stranger can list the pool");
     ground.0.guardctl(&["seal", "pool"])?;
-    let is_sealed =
-        || Ok(mountinfo_of(&ground.0.root().join("pool"))?.iter().any(|line| line.contains(" ro,")));
+    let is_sealed = || {
+        Ok(mountinfo_of(&ground.0.root().join("pool"))?.iter().any(|line| line.contains(" ro,")))
+    };
     ensure!(is_sealed()?, "the pool is not sealed");
     let number = |line: &String| line.split(' ').take(3).map(str::to_owned).collect::<Vec<_>>();
-    let numbers = || Ok::<_, anyhow::Error>(mountinfo_of(&ground.0.root().join("pool"))?.first().map(number));
+    let numbers =
+        || Ok::<_, anyhow::Error>(mountinfo_of(&ground.0.root().join("pool"))?.first().map(number));
     let before = numbers()?;
 
     agent.signal(Signal::SIGSTOP)?;
@@ -175,7 +195,10 @@ impl MaxGroups {
     const PATH: &str = "/proc/sys/fs/fanotify/max_user_groups";
 
     fn set(count: &str) -> Result<Self> {
-        let before = fs::read_to_string(Self::PATH).context("read how many groups a user may have")?;
+        let before = fs::read_to_string(Self::PATH).context(
+            "read how many groups a user may \
+             have",
+        )?;
         fs::write(Self::PATH, count).context("set how many groups a user may have")?;
         Ok(Self(before))
     }
@@ -205,7 +228,8 @@ fn no_more_groups() -> Result<()> {
         let posture = ground.0.status()?["posture"].clone();
         let reasons = posture["reasons"].as_array().context("the posture has no reasons")?;
         let has = |code: &str| {
-            let says_why = |reason: &Value| reason["detail"].to_string().contains(Errno::EMFILE.desc());
+            let says_why =
+                |reason: &Value| reason["detail"].to_string().contains(Errno::EMFILE.desc());
             reasons.iter().any(|reason| reason["code"] == code && says_why(reason))
         };
         Ok(has("deletions-unseen") && has("mounts-unmarked") == has_mount_events)
@@ -246,10 +270,26 @@ fn succeeded(children: Vec<Child>) -> Result<usize> {
 fn crowd() -> Result<()> {
     let scratch = Scratch::new("fanotify-crowd")?;
     let actor = scratch.join("ls");
-    let host = PathBuf::from(command::run("sh", &["-c", "readlink -f \"$(command -v ls)\""])?.trim());
+    let host = PathBuf::from(
+        command::run(
+            "sh",
+            &[
+                "-c",
+                "readlink -f \"$(command -v \
+                 ls)\"",
+            ],
+        )?
+        .trim(),
+    );
     fs::copy(&host, &actor).with_context(|| format!("copy {}", host.display()))?;
-    let ground =
-        Ground::new("fanotify-crowd", &format!("actors = [{{ executable = \"{}\" }}]", actor.display()))?;
+    let ground = Ground::new(
+        "fanotify-crowd",
+        &format!(
+            "actors = [{{ executable = \"{}\" \
+             }}]",
+            actor.display()
+        ),
+    )?;
     let agent = ground.0.installation.start()?;
     let pool = ground.0.pool("pool")?;
     let volume = pool.path().join("volume");
@@ -264,8 +304,16 @@ fn crowd() -> Result<()> {
         let namespace = ["-m", "--propagation", "private", "sh", "-c", guest, "sh", &from, &to];
         command::run("unshare", &namespace).context("a guest was held up")?;
         let (strangers, actors) = (succeeded(strangers)?, succeeded(actors)?);
-        ensure!(strangers == 0, "{strangers} of 64 strangers could list the pool (agent stalled: {stalled})");
-        ensure!(actors == 16, "{actors} of 16 actors could list the pool (agent stalled: {stalled})");
+        ensure!(
+            strangers == 0,
+            "{strangers} of 64 strangers could list the pool (agent stalled: \
+             {stalled})"
+        );
+        ensure!(
+            actors == 16,
+            "{actors} of 16 actors could list the pool (agent stalled: \
+             {stalled})"
+        );
     }
     agent.signal(Signal::SIGCONT)?;
     let counted = ground.0.counter("denied_guarded")?;
@@ -291,16 +339,26 @@ fn stalled_responder() -> Result<()> {
         Ok(fs::read_to_string(&place).context("read where it waits")?.contains("fanotify"))
     })?;
     kill(first, Signal::SIGKILL).context("kill the responder")?;
-    ensure!(succeeded(waiting)? == 1, "the kernel's answer for a responder that is gone is to allow");
+    ensure!(
+        succeeded(waiting)? == 1,
+        "the kernel's answer for a responder that is gone is to \
+         allow"
+    );
     agent.signal(Signal::SIGCONT)?;
     wait::until("the posture says so", SOON, is_replaced)?;
     wait::until("listing is denied again", SOON, || Ok(fs::read_dir(&volume).is_err()))?;
 
-    // With an agent that ends it at the bound: the kernel allows it, or the next one answers; nobody hangs.
+    // With an agent that ends it at the bound: the kernel allows it, or the next one answers;
+    // nobody hangs.
     let second = ground.responder()?;
     kill(second, Signal::SIGSTOP).context("stop the responder")?;
     succeeded(listings(1, Path::new("ls"), &volume)?)?;
-    wait::until("another responder answers", SOON, || Ok(ground.responder().is_ok_and(|pid| pid != second)))?;
+    wait::until(
+        "another responder \
+         answers",
+        SOON,
+        || Ok(ground.responder().is_ok_and(|pid| pid != second)),
+    )?;
     wait::until("listing is denied again", SOON, || Ok(fs::read_dir(&volume).is_err()))?;
     // Without an agent it goes on answering.
     agent.kill()?;

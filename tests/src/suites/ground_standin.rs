@@ -41,7 +41,11 @@ fn lsm_list_is_the_tiers() -> Result<()> {
 
 fn bpf_lsm_is_inactive() -> Result<()> {
     let lsms = active_lsms()?;
-    ensure!(!lsms.is_empty() && lsms.split(',').all(|lsm| lsm != "bpf"), "the active LSMs are {lsms}");
+    ensure!(
+        !lsms.is_empty() && lsms.split(',').all(|lsm| lsm != "bpf"),
+        "the active LSMs are \
+         {lsms}"
+    );
     Ok(())
 }
 

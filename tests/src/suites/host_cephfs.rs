@@ -1,6 +1,6 @@
-//! The host that the CephFS tests attack, not a test itself: an Incus directory with a pool mounted in it
-//! as incusd does, an agent with the preset `incus`, and a second, independent mount of the filesystem's
-//! root elsewhere, which nothing guards and by which all is judged.
+//! The host that the CephFS tests attack, not a test itself: an Incus directory with a pool mounted
+//! in it as incusd does, an agent with the preset `incus`, and a second, independent mount of the
+//! filesystem's root elsewhere, which nothing guards and by which all is judged.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -41,7 +41,8 @@ pub struct Host {
     pub generation: u64,
 }
 
-/// Starting an agent takes seconds on an emulated machine, so tests that leave it as it was share one.
+/// Starting an agent takes seconds on an emulated machine, so tests that leave it as it was share
+/// one.
 static SHARED: Mutex<Option<Host>> = Mutex::new(None);
 /// What is on Ceph, once it was put there.
 static EXPECTED: OnceLock<Contents> = OnceLock::new();
@@ -95,7 +96,8 @@ impl Host {
         let before = self.generation;
         self.generation = wait::until_some("the agent knows the pool", NOTICE, || {
             let pools = self.pools()?;
-            let generations: Vec<u64> = pools.iter().filter_map(|pool| pool["generation"].as_u64()).collect();
+            let generations: Vec<u64> =
+                pools.iter().filter_map(|pool| pool["generation"].as_u64()).collect();
             Ok(match generations[..] {
                 [one] if one != before => Some(one),
                 _ => None,
@@ -125,7 +127,12 @@ impl Host {
 
     /// `denied`, `allowed` or `would_deny` of the pool.
     pub fn counted(&self, what: &str) -> Result<u64> {
-        self.report()?["counters"][what].as_u64().with_context(|| format!("the pool has no count {what}"))
+        self.report()?["counters"][what].as_u64().with_context(|| {
+            format!(
+                "the pool has no count \
+                 {what}"
+            )
+        })
     }
 
     /// One of the kernel program's counters.
@@ -142,8 +149,8 @@ impl Host {
         Ok(text)
     }
 
-    /// Makes an attempt on the data. It must have been denied at least so many times (else it was no
-    /// attempt), and nothing may be missing.
+    /// Makes an attempt on the data. It must have been denied at least so many times (else it was
+    /// no attempt), and nothing may be missing.
     pub fn withstands<T>(&self, at_least: usize, attempt: impl FnOnce() -> Result<T>) -> Result<T> {
         let before = self.counted("denied")?;
         let result = attempt()?;
@@ -167,7 +174,8 @@ impl Host {
     }
 }
 
-/// Runs a test on the shared host, in guarded mode. A host on which a test failed is not used again.
+/// Runs a test on the shared host, in guarded mode. A host on which a test failed is not used
+/// again.
 pub fn on_guarded(test: impl FnOnce(&mut Host) -> Result<()>) -> Result<()> {
     let shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner).take();
     let mut host = match shared {

@@ -1,5 +1,5 @@
-//! Superblocks that several mounts share although they show nothing of each other, as those of one NFS server do: two pools
-//! below a root, and a home directory elsewhere.
+//! Superblocks that several mounts share although they show nothing of each other, as those of one
+//! NFS server do: two pools below a root, and a home directory elsewhere.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -40,7 +40,8 @@ impl Nas {
         let disk = Mount::tmpfs(scratch.join("disk"))?;
         for directory in ["home", "one", "two"] {
             let directory = disk.path().join(directory);
-            fs::create_dir(&directory).with_context(|| format!("create {}", directory.display()))?;
+            fs::create_dir(&directory)
+                .with_context(|| format!("create {}", directory.display()))?;
             populate(&directory)?;
         }
         Ok(Self { server: Server::start(disk.path())?, _disk: disk, scratch, ground })
@@ -70,7 +71,10 @@ impl Nas {
     }
 
     fn pool_id(&self, mount: &Mount) -> Result<String> {
-        let report = self.ground.report(mount.path())?.context("the agent does not know the export")?;
+        let report = self.ground.report(mount.path())?.context(
+            "the agent does not know the \
+             export",
+        )?;
         Ok(report["pool_id"].as_str().context("its id")?.to_owned())
     }
 }
@@ -96,8 +100,12 @@ fn each_its_own() -> Result<()> {
         rm_is_denied(&file(pool, "file0"))?;
         ensure!(!deletes_in_a_copy(&file(pool, "file0"))?, "deleted in a copy of the mounts");
     }
-    let shown =
-        ground.report(one.path())?.context("the export")?["mountpoints"].as_array().map_or(0, Vec::len);
+    let shown = ground.report(one.path())?.context(
+        "the \
+         export",
+    )?["mountpoints"]
+        .as_array()
+        .map_or(0, Vec::len);
     ensure!(shown == 1, "{shown} mounts of one export");
     ensure!(nas.pool_id(&one)? != nas.pool_id(&two)?, "two exports with one id");
     rm_passes(&file(&home, "file0"))?;
@@ -110,7 +118,14 @@ fn each_its_own() -> Result<()> {
     // A seal, and a release, is one export's.
     ground.guardctl(&["seal", &one.path().to_string_lossy()])?;
     ground.wait_for_mode(one.path(), "sealed")?;
-    ground.guardctl(&["release", &two.path().to_string_lossy(), "--ttl", "5m", "--reason", "test"])?;
+    ground.guardctl(&[
+        "release",
+        &two.path().to_string_lossy(),
+        "--ttl",
+        "5m",
+        "--reason",
+        "test",
+    ])?;
     ground.wait_for_mode(two.path(), "released")?;
     rm_is_denied(&file(&one, "file1"))?;
     denied("truncation in the sealed one", fs::write(file(&one, "file1"), ""))?;

@@ -65,7 +65,11 @@ fn without_an_agent() -> Result<()> {
     let part = Mount::bind(&volume, scratch.join("later"))?;
     rm_is_denied(&part.path().join("file1"))?;
     container::with_own_root(&volume, |data| {
-        denied("unlink by a guest of a pool that will be sealed", fs::remove_file(data.join("file3")))
+        denied(
+            "unlink by a guest of a pool that will be \
+             sealed",
+            fs::remove_file(data.join("file3")),
+        )
     })?;
     rm_passes(&elsewhere.path().join("file2"))
 }
@@ -123,7 +127,10 @@ impl Cgroup {
 
     /// Its file of processes, for a place where it cannot be seen.
     fn door(&self) -> Result<File> {
-        OpenOptions::new().write(true).open(self.0.join("cgroup.procs")).context("open cgroup.procs")
+        OpenOptions::new().write(true).open(self.0.join("cgroup.procs")).context(
+            "open \
+             cgroup.procs",
+        )
     }
 }
 
@@ -158,17 +165,26 @@ fn guests() -> Result<()> {
             !removes(&other, &data.join("file1"))?,
             "a stranger deleted in a container that has the whole pool"
         );
-        ensure!(removes(&pod, &data.join("file1"))?, "a guest was denied in its own view of the whole pool");
+        ensure!(
+            removes(&pod, &data.join("file1"))?,
+            "a guest was denied in its own view of the \
+             whole pool"
+        );
         Ok(())
     })?;
-    // A plugin of the node's sees the root's own directory: that is the host, in whatever namespace.
+    // A plugin of the node's sees the root's own directory: that is the host, in whatever
+    // namespace.
     container::with_a_tree(ground.root(), |data| {
         let pool = data.join("pool");
         ensure!(pool.join("file2").exists(), "the pool is not mounted in the container");
         ensure!(!removes(&pod, &pool.join("file2"))?, "a guest deleted below the root");
         Ok(())
     })?;
-    ensure!(!pool.path().join("file1").exists() && pool.path().join("file0").exists(), "another file went");
+    ensure!(
+        !pool.path().join("file1").exists() && pool.path().join("file0").exists(),
+        "another \
+         file went"
+    );
     rm_is_denied(&pool.path().join("file2"))
 }
 
@@ -176,7 +192,8 @@ fn guests() -> Result<()> {
 fn own_namespace() -> Result<()> {
     let scratch = Scratch::new("own-namespace")?;
     let place = Mount::tmpfs(scratch.join("place"))?;
-    let (pin, actor, disk) = (place.path().join("ns"), scratch.join("daemon"), scratch.join("bound"));
+    let (pin, actor, disk) =
+        (place.path().join("ns"), scratch.join("daemon"), scratch.join("bound"));
     fs::create_dir(&disk)?;
     copy_rm(&actor)?;
     let make = format!(
@@ -206,14 +223,37 @@ fn own_namespace() -> Result<()> {
     );
     ensure!(inside(&mounts)?, "the daemon could not mount its pool");
     let held = Held(
-        Command::new("nsenter").arg(format!("--mount={}", pin.display())).args(["sleep", "1000"]).spawn()?,
+        Command::new("nsenter")
+            .arg(format!("--mount={}", pin.display()))
+            .args(["sleep", "1000"])
+            .spawn()?,
     );
     let agent = ground.installation.start()?;
     wait::until("the agent knows the daemon's pool", SOON, || Ok(ground.report(&pool)?.is_some()))?;
     ensure!(!pool.join("a").exists(), "the host sees the daemon's pool");
-    ensure!(!inside(&format!("{}/a", shown("rm")))?, "a stranger in the daemon's namespace deleted");
-    ensure!(!inside(&format!("rm {}/a", disk.display()))?, "a stranger deleted by another mount there");
-    ensure!(inside(&format!("{} -f {}/a", actor.display(), pool.display()))?, "the daemon was denied");
+    ensure!(
+        !inside(&format!("{}/a", shown("rm")))?,
+        "a stranger in the daemon's namespace \
+         deleted"
+    );
+    ensure!(
+        !inside(&format!(
+            "rm \
+             {}/a",
+            disk.display()
+        ))?,
+        "a stranger deleted by another mount \
+         there"
+    );
+    ensure!(
+        inside(&format!(
+            "{} -f \
+             {}/a",
+            actor.display(),
+            pool.display()
+        ))?,
+        "the daemon was denied"
+    );
     ground.guardctl(&["seal", &pool.to_string_lossy()])?;
     ground.wait_for_mode(&pool, "sealed")?;
     ensure!(
@@ -241,7 +281,8 @@ fn inode_used_again() -> Result<()> {
     let scratch = Scratch::new("inode")?;
     let image = scratch.join("image");
     let line = format!(
-        "set -e; modprobe -a loop ext4; truncate -s 64M {0}; mkfs.ext4 -q {0}; losetup --find --show {0}",
+        "set -e; modprobe -a loop ext4; truncate -s 64M {0}; mkfs.ext4 -q {0}; losetup --find \
+         --show {0}",
         image.display()
     );
     let device = command::run("sh", &["-c", &line])?.trim().to_owned();
@@ -250,7 +291,14 @@ fn inode_used_again() -> Result<()> {
     let rm = command::run("sh", &["-c", "readlink -f \"$(command -v rm)\""])?.trim().to_owned();
     fs::copy(&rm, &actor).context("copy rm")?;
     let ino = fs::metadata(&actor)?.ino();
-    let ground = Guarded::new("inode", &format!("actors = [{{ executable = \"{}\" }}]", actor.display()))?;
+    let ground = Guarded::new(
+        "inode",
+        &format!(
+            "actors = [{{ executable = \"{}\" \
+             }}]",
+            actor.display()
+        ),
+    )?;
     let agent = ground.installation.start()?;
     let pool = ground.pool("pool")?;
     let runs = |program: &Path, file: &str| -> Result<bool> {
@@ -262,14 +310,21 @@ fn inode_used_again() -> Result<()> {
     ensure!(runs(&actor, "file1")?, "the actor was denied without an agent");
     fs::remove_file(&actor)?;
     command::run("sync", &["-f", &disk.path().to_string_lossy()])?;
-    let stranger = (0..100).map(|number| disk.path().join(format!("stranger{number}"))).find(|path| {
-        fs::copy(&rm, path).is_ok() && fs::metadata(path).is_ok_and(|metadata| metadata.ino() == ino)
-    });
+    let stranger =
+        (0..100).map(|number| disk.path().join(format!("stranger{number}"))).find(|path| {
+            fs::copy(&rm, path).is_ok()
+                && fs::metadata(path).is_ok_and(|metadata| metadata.ino() == ino)
+        });
     let stranger = stranger.context("ext4 has not given the inode number out again")?;
     ensure!(!runs(&stranger, "file2")?, "a stranger with the actor's inode number deleted");
-    // In its own place again, the file that policy means is an actor as soon as an agent has looked.
+    // In its own place again, the file that policy means is an actor as soon as an agent has
+    // looked.
     fs::copy(&rm, &actor).context("copy rm")?;
-    ensure!(!runs(&actor, "file2")?, "another file at the actor's place deleted before it was looked at");
+    ensure!(
+        !runs(&actor, "file2")?,
+        "another file at the actor's place deleted before it was \
+         looked at"
+    );
     let _agent = ground.installation.start()?;
     ensure!(runs(&actor, "file2")?, "the actor was denied");
     drop(disk);

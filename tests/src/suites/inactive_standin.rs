@@ -1,4 +1,5 @@
-//! A kernel that does not call the programs: the agent must not say that it protects. (Policy forbids the tier that would.)
+//! A kernel that does not call the programs: the agent must not say that it protects. (Policy
+//! forbids the tier that would.)
 
 use std::fs;
 use std::io::ErrorKind;
@@ -16,7 +17,8 @@ use crate::harness::registry::{Profile, Test};
 use crate::harness::{command, machine, wait};
 
 pub const TESTS: &[Test] = &[
-    Test::new("inactive_without_bpf_the_agent_refuses_with_the_canarys_reason", refuses).on(Profile::NoBpf),
+    Test::new("inactive_without_bpf_the_agent_refuses_with_the_canarys_reason", refuses)
+        .on(Profile::NoBpf),
     Test::new("inactive_without_bpf_a_willing_agent_says_so_everywhere", runs).on(Profile::NoBpf),
     Test::new("inactive_without_bpf_doctor_gives_the_fix", doctor_fails).on(Profile::NoBpf),
     Test::new("inactive_not_where_a_tier_is_had_and_doctor_agrees", doctor_agrees),
@@ -44,22 +46,43 @@ fn refuses() -> Result<()> {
 }
 
 fn runs() -> Result<()> {
-    let ground = Guarded::with_own_pins("runs", &format!("{ONLY_LSM}\n[agent]\non_inactive = \"run\""))?;
+    let ground = Guarded::with_own_pins(
+        "runs",
+        &format!(
+            "{ONLY_LSM}\n[agent]\non_inactive = \
+             \"run\""
+        ),
+    )?;
     let _agent = ground.installation.start()?;
     let pool = ground.pool("pool")?;
     let output = ground.installation.guardctl(&["status"])?;
     let text = command::text(&output);
-    ensure!(exit_code(&output)? == 4 && text.contains("posture    inactive"), "{}: {text}", output.status);
+    ensure!(
+        exit_code(&output)? == 4
+            && text.contains(
+                "posture    \
+                 inactive"
+            ),
+        "{}: {text}",
+        output.status
+    );
     let posture = ground.status()?["posture"].clone();
     ensure!(posture["state"] == "inactive", "{posture}");
     let reason = &posture["reasons"][0];
     ensure!(reason["code"] == "canary-failed", "{posture}");
-    ensure!(reason["detail"].as_str().is_some_and(|detail| detail.contains("path_unlink")), "{posture}");
+    ensure!(
+        reason["detail"].as_str().is_some_and(|detail| detail.contains("path_unlink")),
+        "{posture}"
+    );
     ensure!(reason["fix"].as_str().is_some_and(|fix| fix.contains("lsm=")), "{posture}");
-    ensure!(posture["reasons"][1]["code"] == "tier-bpf-lsm" && posture["tier"].is_null(), "{posture}");
+    ensure!(
+        posture["reasons"][1]["code"] == "tier-bpf-lsm" && posture["tier"].is_null(),
+        "{posture}"
+    );
     // It really is so, and a release of what is not held would be a lie.
     rm_passes(&pool.path().join("volume"))?;
-    let release = ground.installation.guardctl(&["release", "pool", "--ttl", "1m", "--reason", "x"])?;
+    let release =
+        ground.installation.guardctl(&["release", "pool", "--ttl", "1m", "--reason", "x"])?;
     ensure!(exit_code(&release)? == 6, "a release: {}", command::text(&release));
     ground.wait_for_record("the posture", |record| {
         record["kind"] == "posture" && record["posture"]["state"] == "inactive"
@@ -67,7 +90,8 @@ fn runs() -> Result<()> {
     Ok(())
 }
 
-/// Where the agent would take the host for a guest, or others could take its pins away, it does not start.
+/// Where the agent would take the host for a guest, or others could take its pins away, it does not
+/// start.
 fn strangers() -> Result<()> {
     let ground = Guarded::with_own_pins("strangers", "")?;
     let refuses = |mut agent: Agent, code: i32, reason: &str| {
@@ -79,7 +103,9 @@ fn strangers() -> Result<()> {
         Ok(())
     };
     let mut in_container = Command::new("unshare");
-    in_container.args(["--pid", "--fork", "--mount-proc", "--kill-child"]).arg(binary("GUARD_AGENT")?);
+    in_container
+        .args(["--pid", "--fork", "--mount-proc", "--kill-child"])
+        .arg(binary("GUARD_AGENT")?);
     refuses(ground.installation.spawn_command(in_container, &[])?, 4, "which is a container's")?;
 
     // A bpffs is often open to all.
@@ -117,20 +143,32 @@ fn doctor_agrees() -> Result<()> {
     let output = ground.installation.guardctl(&["doctor", "--json"])?;
     ensure!(exit_code(&output)? == 0, "{}: {}", output.status, command::text(&output));
     let checks: Value = serde_json::from_slice(&output.stdout)?;
-    let check = checks.as_array().and_then(|all| all.iter().find(|c| c["code"] == "bpf-not-in-lsm-list"));
+    let check =
+        checks.as_array().and_then(|all| all.iter().find(|c| c["code"] == "bpf-not-in-lsm-list"));
     let tier = machine::tier()?;
     let expected = if tier == "bpf-lsm" { "ok" } else { "warn" };
-    ensure!(check.is_some_and(|check| check["state"] == expected), "{expected} is wanted: {checks}");
+    ensure!(
+        check.is_some_and(|check| check["state"] == expected),
+        "{expected} is wanted: \
+         {checks}"
+    );
     let tiers = checks.as_array().into_iter().flatten().filter(|check| check["state"] == "ok");
-    let tiers = tiers.filter(|check| check["code"].as_str().is_some_and(|code| code.starts_with("tier-")));
+    let tiers =
+        tiers.filter(|check| check["code"].as_str().is_some_and(|code| code.starts_with("tier-")));
     let found: Vec<&str> = tiers.filter_map(|check| check["found"].as_str()).collect();
-    ensure!(found.iter().all(|found| found.starts_with("available")), "a tier was not tried: {found:?}");
+    ensure!(
+        found.iter().all(|found| found.starts_with("available")),
+        "a tier was not tried: \
+         {found:?}"
+    );
     let tried = if tier == "bpf-lsm" { 3 } else { 2 };
     ensure!(found.len() == tried, "{tried} tiers can be had, and doctor says {found:?}");
     let text = command::text(&ground.installation.guardctl(&["doctor", "-v"])?);
     ensure!(text.contains("checks, 0 failed, ") && !text.contains("run as root"), "{text}");
-    // Without an agent: what earlier tests have left pinned goes on; where nothing is, nothing is in force.
-    let is_pinned = fs::read_dir(ground.installation.pin_dir()).is_ok_and(|mut pins| pins.next().is_some());
+    // Without an agent: what earlier tests have left pinned goes on; where nothing is, nothing is
+    // in force.
+    let is_pinned =
+        fs::read_dir(ground.installation.pin_dir()).is_ok_and(|mut pins| pins.next().is_some());
     let none = ground.installation.guardctl(&["status"])?;
     let code = if is_pinned { 5 } else { 4 };
     ensure!(exit_code(&none)? == code, "{code} is wanted with no agent: {}", command::text(&none));
@@ -138,7 +176,13 @@ fn doctor_agrees() -> Result<()> {
     let output = ground.installation.guardctl(&["status"])?;
     ensure!(exit_code(&output)? == 0, "{}: {}", output.status, command::text(&output));
     let text = command::text(&output);
-    ensure!(text.contains("posture    enforcing") && text.contains(&format!("tier       {tier}")), "{text}");
+    ensure!(
+        text.contains(
+            "posture    \
+             enforcing"
+        ) && text.contains(&format!("tier       {tier}")),
+        "{text}"
+    );
     Ok(())
 }
 
@@ -156,13 +200,25 @@ fn unpinned() -> Result<()> {
             removed => removed.with_context(|| format!("unpin {name}"))?,
         }
     }
-    wait::until("the canary notices", SOON, || Ok(ground.status()?["posture"]["state"] == "inactive"))?;
+    wait::until(
+        "the canary \
+         notices",
+        SOON,
+        || Ok(ground.status()?["posture"]["state"] == "inactive"),
+    )?;
     let codes: Vec<Value> = ground.status()?["posture"]["reasons"]
         .as_array()
         .map(|reasons| reasons.iter().map(|reason| reason["code"].clone()).collect())
         .unwrap_or_default();
-    ensure!(codes.contains(&"canary-failed".into()) && codes.contains(&"link-unpinned".into()), "{codes:?}");
-    ensure!(exit_code(&ground.installation.guardctl(&["status"])?)? == 4, "status does not end with 4");
+    ensure!(
+        codes.contains(&"canary-failed".into()) && codes.contains(&"link-unpinned".into()),
+        "{codes:?}"
+    );
+    ensure!(
+        exit_code(&ground.installation.guardctl(&["status"])?)? == 4,
+        "status does not end \
+         with 4"
+    );
     // What still answers still denies; the posture did not exaggerate about the rest.
     fs::create_dir(pool.path().join("empty"))?;
     rm_is_denied(&pool.path().join("empty"))?;

@@ -11,7 +11,8 @@ use crate::harness::incus::machine::JOINER_ADDRESS;
 use crate::harness::registry::Test;
 
 pub const TESTS: &[Test] =
-    &[Test::new("incident_loses_nothing_and_the_next_join_succeeds", the_incident).within_seconds(600)];
+    &[Test::new("incident_loses_nothing_and_the_next_join_succeeds", the_incident)
+        .within_seconds(600)];
 
 fn the_incident() -> Result<()> {
     let mut stage = Stage::new("incident")?;

@@ -1,4 +1,5 @@
-//! A healthy join ends guarded, without an operator, and a member's legitimate work is never denied.
+//! A healthy join ends guarded, without an operator, and a member's legitimate work is never
+//! denied.
 
 use std::fs;
 use std::path::Path;
@@ -29,7 +30,10 @@ fn healthy_join() -> Result<()> {
     work(&mut stage, &mut container).context("with the agent running")?;
     only_the_host_was_denied(&stage, before, HOST_ATTEMPTS)?;
     stage.is_intact()?;
-    stage.note("volumes, snapshots, copies, an import, a container and SFTP; only the host was denied")?;
+    stage.note(
+        "volumes, snapshots, copies, an import, a container and SFTP; only the host was \
+         denied",
+    )?;
 
     if let Some(agent) = stage.agent.take() {
         agent.kill()?;
@@ -48,15 +52,20 @@ fn only_the_host_was_denied(stage: &Stage, before: u64, attempts: u64) -> Result
     let counted = stage.denied()?.saturating_sub(before);
     ensure!(
         counted == attempts,
-        "the host tried {attempts} deletions in vain, and {counted} were denied: the rest was a member's own work \
-         (see `guardctl audit` or the agent's log)"
+        "the host tried {attempts} deletions in vain, and {counted} were denied: the rest was a \
+         member's own work (see `guardctl audit` or the agent's log)"
     );
     Ok(())
 }
 
 /// A file's deletion by a process that incusd has started.
 fn delete_as_descendant(file: &Path) -> Result<()> {
-    let line = format!("echo 0 >{}/cgroup.procs && rm {}", Role::Joiner.cgroup().display(), file.display());
+    let line = format!(
+        "echo 0 >{}/cgroup.procs && rm \
+         {}",
+        Role::Joiner.cgroup().display(),
+        file.display()
+    );
     command::run("sh", &["-c", &line]).map(drop)
 }
 
@@ -69,10 +78,19 @@ fn work(stage: &mut Stage, container: &mut Container) -> Result<()> {
         fs::write(data.join(file), file).with_context(|| format!("write {file}"))?;
     }
     joiner.client(&["storage", "volume", "snapshot", "create", POOL, "work", "snap"])?;
-    // With its snapshots, Incus 6.0.4 trips over the snapshot's directory: "mkdir …/.snap/snap: file exists".
+    // With its snapshots, Incus 6.0.4 trips over the snapshot's directory: "mkdir …/.snap/snap:
+    // file exists".
     let (work, copy) = (format!("{POOL}/work"), format!("{POOL}/copy"));
     joiner.client(&["storage", "volume", "copy", &work, &copy, "--volume-only"])?;
-    joiner.client(&["storage", "volume", "export", POOL, "copy", "/run/exported.tar.gz", "--volume-only"])?;
+    joiner.client(&[
+        "storage",
+        "volume",
+        "export",
+        POOL,
+        "copy",
+        "/run/exported.tar.gz",
+        "--volume-only",
+    ])?;
     joiner.client(&["storage", "volume", "import", POOL, "/run/exported.tar.gz", "imported"])?;
     // A restore deletes what came after the snapshot, by rsync.
     fs::write(data.join("later"), "later").context("write later")?;
@@ -89,8 +107,9 @@ fn work(stage: &mut Stage, container: &mut Container) -> Result<()> {
     fs::remove_file("/run/exported.tar.gz").context("remove the export")
 }
 
-/// What a guest may do in a volume that it has, and Incus for it over SFTP: what nobody else on the same host may.
-/// The first time the container starts with the volume, the second time it gets it while it runs.
+/// What a guest may do in a volume that it has, and Incus for it over SFTP: what nobody else on the
+/// same host may. The first time the container starts with the volume, the second time it gets it
+/// while it runs.
 ///
 /// Incus 6.0.4 serves SFTP for instances only, not for custom volumes.
 fn guest(node: &Node, container: &mut Container, data: &Path) -> Result<()> {
@@ -109,7 +128,11 @@ fn guest(node: &Node, container: &mut Container, data: &Path) -> Result<()> {
     container.run(node, "cd /data; rm file; rm -r tree; mv -f new replaced")?;
     container.delete_file(node, "/data/sftp")?;
     for gone in ["file", "tree", "new", "sftp"] {
-        ensure!(!data.join(gone).exists(), "{gone} was deleted in the container, and is still there");
+        ensure!(
+            !data.join(gone).exists(),
+            "{gone} was deleted in the container, and is still \
+             there"
+        );
     }
     let replaced = fs::read_to_string(data.join("replaced")).context("read what was replaced")?;
     ensure!(replaced == "new", "replaced in the container, and it still says {replaced:?}");

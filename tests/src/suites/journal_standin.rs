@@ -1,5 +1,6 @@
-//! The agent dies at each system call with which it replaces a node's journal. Until the next one has proof, nobody
-//! deletes: neither what the kernel holds meanwhile nor what the next agent makes of the journal is weaker.
+//! The agent dies at each system call with which it replaces a node's journal. Until the next one
+//! has proof, nobody deletes: neither what the kernel holds meanwhile nor what the next agent makes
+//! of the journal is weaker.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
@@ -17,7 +18,8 @@ use crate::harness::trap::Trap;
 use crate::peers::own::Running;
 
 pub const TESTS: &[Test] =
-    &[Test::new("node_agent_killed_at_each_write_of_its_journal", killed_at_each_write).within_seconds(600)];
+    &[Test::new("node_agent_killed_at_each_write_of_its_journal", killed_at_each_write)
+        .within_seconds(600)];
 
 /// For a look, and what follows from it.
 const SOON: Duration = Duration::from_secs(60);
@@ -85,7 +87,13 @@ fn killed_at_each_write() -> Result<()> {
 /// Where the journal's next content is written before it replaces it.
 fn successor_of_journal(ground: &Guarded) -> Result<PathBuf> {
     let directory = ground.installation.state_dir().join("nodes");
-    let mut entries = fs::read_dir(&directory).with_context(|| format!("read {}", directory.display()))?;
+    let mut entries = fs::read_dir(&directory).with_context(|| {
+        format!(
+            "read \
+             {}",
+            directory.display()
+        )
+    })?;
     let journal = entries.next().context("no node has a journal")??.path();
     ensure!(entries.next().is_none(), "more than one file in {}", directory.display());
     let mut new = journal.into_os_string();

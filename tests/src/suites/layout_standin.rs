@@ -1,5 +1,6 @@
-//! An agent with another layout of the maps takes over, and one with the first layout after it: no deletion passes, and
-//! seals, releases, leases and totals are the same before and after. So does one that was killed on its way.
+//! An agent with another layout of the maps takes over, and one with the first layout after it: no
+//! deletion passes, and seals, releases, leases and totals are the same before and after. So does
+//! one that was killed on its way.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -47,7 +48,8 @@ struct Pools {
 
 impl Pools {
     fn new(ground: &Guarded) -> Result<Self> {
-        let [guarded, sealed, released] = ["guarded", "sealed", "released"].map(|name| ground.pool(name));
+        let [guarded, sealed, released] =
+            ["guarded", "sealed", "released"].map(|name| ground.pool(name));
         let pools = Self { guarded: guarded?, sealed: sealed?, released: released? };
         ground.guardctl(&["seal", "sealed"])?;
         ground.guardctl(&["release", "released", "--ttl", "1h", "--reason", "test"])?;
@@ -86,7 +88,10 @@ impl Leased {
         let guardctl = Command::new(binary("GUARDCTL")?)
             .arg("--run-dir")
             .arg(ground.installation.run_dir())
-            .args(["exec", "--pool", "guarded", "--reason", "test", "--ttl", "1h", "--", "sh", "-c", &line])
+            .args([
+                "exec", "--pool", "guarded", "--reason", "test", "--ttl", "1h", "--", "sh", "-c",
+                &line,
+            ])
             .stdin(Stdio::null())
             .spawn()
             .context("start guardctl exec")?;
@@ -109,7 +114,8 @@ impl Leased {
 
     fn end(mut self, ground: &Guarded) -> Result<()> {
         let leases = ground.installation.guardctl_json(&["lease", "list"])?;
-        let commands = leases.as_array().into_iter().flatten().filter(|lease| lease["kind"] == "command");
+        let commands =
+            leases.as_array().into_iter().flatten().filter(|lease| lease["kind"] == "command");
         for lease in commands {
             ground.guardctl(&["lease", "revoke", lease["id"].as_str().context("its id")?])?;
         }
@@ -145,7 +151,13 @@ struct Facts {
 fn facts(ground: &Guarded) -> Result<Facts> {
     let listed = |what: &[&str]| -> Result<Vec<Value>> {
         let list = ground.installation.guardctl_json(what)?;
-        list.as_array().cloned().with_context(|| format!("guardctl {} printed no list", what.join(" ")))
+        list.as_array().cloned().with_context(|| {
+            format!(
+                "guardctl {} printed no \
+                 list",
+                what.join(" ")
+            )
+        })
     };
     let second = |value: &Value| value.as_str().and_then(|time| time.get(..19)).map(str::to_owned);
     let pool = |pool: Value| {
@@ -153,7 +165,15 @@ fn facts(ground: &Guarded) -> Result<Facts> {
         let ends = second(&pool["release_ends"]);
         (pool["name"].to_string(), format!("{} {} {ends:?}", pool["generation"], pool["mode"]))
     };
-    let lease = |lease: Value| format!("{} {} {:?}", lease["id"], lease["kind"], second(&lease["ends"]));
+    let lease = |lease: Value| {
+        format!(
+            "{} {} \
+             {:?}",
+            lease["id"],
+            lease["kind"],
+            second(&lease["ends"])
+        )
+    };
     Ok(Facts {
         pools: listed(&["pools"])?.into_iter().map(pool).collect(),
         leases: listed(&["lease", "list"])?.into_iter().map(lease).collect(),
@@ -164,8 +184,9 @@ fn facts(ground: &Guarded) -> Result<Facts> {
 fn totals(ground: &Guarded) -> Result<BTreeMap<String, u64>> {
     let status = ground.status()?;
     let counters = status["counters"].as_object().context("the status has no counters")?;
-    let counted =
-        |name: &str| ["denied_", "would_", "allowed_", "records_"].iter().any(|of| name.starts_with(of));
+    let counted = |name: &str| {
+        ["denied_", "would_", "allowed_", "records_"].iter().any(|of| name.starts_with(of))
+    };
     let mut totals: BTreeMap<String, u64> = counters
         .iter()
         .filter(|(name, _)| counted(name))
@@ -247,8 +268,8 @@ impl Which {
     }
 }
 
-/// With so many `rm -rf` that begin again and again. (In the tier `fmod-ret`, with twice as many programs to attach, an
-/// emulated machine has no time for eight of them.)
+/// With so many `rm -rf` that begin again and again. (In the tier `fmod-ret`, with twice as many
+/// programs to attach, an emulated machine has no time for eight of them.)
 fn under_load(count: usize) -> Result<()> {
     let ground = Guarded::with_own_pins("layout-load", "")?;
     let mut agent = ground.installation.start()?;
@@ -264,7 +285,11 @@ fn under_load(count: usize) -> Result<()> {
     }
     let denials = || -> Result<u64> {
         let totals = totals(&ground)?;
-        Ok(totals.iter().filter(|(name, _)| name.starts_with("denied_")).map(|(_, count)| count).sum())
+        Ok(totals
+            .iter()
+            .filter(|(name, _)| name.starts_with("denied_"))
+            .map(|(_, count)| count)
+            .sum())
     };
     wait::until("the loops are denied", SOON, || Ok(denials()? > 200))?;
 
@@ -276,7 +301,11 @@ fn under_load(count: usize) -> Result<()> {
         loops.iter_mut().try_for_each(Running::must_run)?;
         versions.push(only_layout(&ground)?);
         let told = ground.status()?["agent"]["layout"].clone();
-        ensure!(versions.last().is_some_and(|version| told == *version), "the status says layout {told}");
+        ensure!(
+            versions.last().is_some_and(|version| told == *version),
+            "the status says layout \
+             {told}"
+        );
         let change = last_change(&ground)?;
         ensure!(change == "upgraded", "the agent says {change}");
         have_not_shrunk(&before, &totals(&ground)?)?;
@@ -285,7 +314,12 @@ fn under_load(count: usize) -> Result<()> {
         pools.hold()?;
         leased.goes_on()?;
         let before = denials()?;
-        wait::until("the loops are denied by the new programs", SOON, || Ok(denials()? > before + 100))?;
+        wait::until(
+            "the loops are denied by the new \
+             programs",
+            SOON,
+            || Ok(denials()? > before + 100),
+        )?;
     }
     ensure!(versions[0] == versions[2] && versions[0] != versions[1], "layouts were {versions:?}");
     for tree in &trees {
@@ -335,7 +369,8 @@ fn fanotify() -> Result<()> {
         for tree in &trees {
             for number in 0..10 {
                 let file = tree.join(format!("file{number}"));
-                fs::symlink_metadata(&file).with_context(|| format!("{} is gone", file.display()))?;
+                fs::symlink_metadata(&file)
+                    .with_context(|| format!("{} is gone", file.display()))?;
             }
         }
         let listed = fs::read_dir(pools.released.path().join("volume"));
@@ -347,7 +382,8 @@ fn fanotify() -> Result<()> {
     ground.unload()
 }
 
-/// A call of an agent's start that changes something outside of it, and the how-many-th of its kind it is.
+/// A call of an agent's start that changes something outside of it, and the how-many-th of its kind
+/// it is.
 #[derive(Clone, Debug)]
 struct Step {
     call: String,
@@ -386,19 +422,26 @@ fn steps(ground: &Guarded, which: Which) -> Result<Vec<Step>> {
         steps.push(Step { call, number: *number, line: line.to_owned() });
     }
     let pins = ground.installation.pin_dir().to_string_lossy().into_owned();
-    let marks =
-        ["BPF_PROG_LOAD", "BPF_OBJ_PIN", "BPF_MAP_UPDATE_ELEM", "BPF_RAW_TRACEPOINT_OPEN", "BPF_LINK_CREATE"];
+    let marks = [
+        "BPF_PROG_LOAD",
+        "BPF_OBJ_PIN",
+        "BPF_MAP_UPDATE_ELEM",
+        "BPF_RAW_TRACEPOINT_OPEN",
+        "BPF_LINK_CREATE",
+    ];
     steps.retain(|step| {
-        marks.iter().any(|mark| step.line.contains(mark)) || (step.call != "bpf" && step.line.contains(&pins))
+        marks.iter().any(|mark| step.line.contains(mark))
+            || (step.call != "bpf" && step.line.contains(&pins))
     });
     // What comes behind the old layout's end is an agent at its usual work.
-    let last = steps.iter().rposition(|step| step.call == "rmdir").context("nothing was removed")?;
+    let last =
+        steps.iter().rposition(|step| step.call == "rmdir").context("nothing was removed")?;
     steps.truncate(last + 1);
     Ok(steps)
 }
 
-/// The start of either version is killed at steps spread over all of it. Nothing passes meanwhile, and the next start,
-/// of either version, ends with one layout in which all is as it was.
+/// The start of either version is killed at steps spread over all of it. Nothing passes meanwhile,
+/// and the next start, of either version, ends with one layout in which all is as it was.
 fn killed() -> Result<()> {
     const POINTS: usize = 10;
     let ground = Guarded::with_own_pins("layout-killed", "")?;
@@ -458,9 +501,13 @@ fn refused() -> Result<()> {
     let status = refused.wait(SOON)?;
     let log = refused.log();
     ensure!(status.code() == Some(8), "it ended with {status}:\n{log}");
-    for told in
-        ["cannot carry over", "nothing was changed", "has version 2", "start the version of guard-agent"]
-    {
+    for told in [
+        "cannot carry \
+         over",
+        "nothing was changed",
+        "has version 2",
+        "start the version of guard-agent",
+    ] {
         ensure!(log.contains(told), "it does not say `{told}`:\n{log}");
     }
     ensure!(directories(&ground)? == before, "it has changed the pins");

@@ -42,20 +42,28 @@ fn on_time() -> Result<()> {
         }
         ensure!(after.elapsed() < TTL * 3, "the lease does not end");
     }
-    // It began between the two readings of the clock, so it ended between them plus the time granted.
+    // It began between the two readings of the clock, so it ended between them plus the time
+    // granted.
     let (longest, shortest) = (before.elapsed(), after.elapsed());
     ensure!(longest >= TTL, "it ended after {longest:?}, granted were {TTL:?}");
     let late = shortest.saturating_sub(TTL);
     // A whole second is for the machine, which may be busy: the kernel decides to the nanosecond.
     ensure!(late < Duration::from_secs(1), "it ended {late:?} late");
-    println!("note: a lease of {TTL:?} was over between {shortest:?} and {longest:?} after it began");
+    println!(
+        "note: a lease of {TTL:?} was over between {shortest:?} and {longest:?} after it \
+         began"
+    );
     // Over is over for everyone, truncation included, until an agent says what holds now.
     denied("truncation after the lease", fs::write(&file, "y"))?;
     passes("create", fs::write(pool.path().join("new"), "x"))?;
 
     agent.signal(Signal::SIGCONT)?;
     ground.wait_for_decision("release-expired", "/again")?;
-    ground.wait_for_record("the end", |r| r["kind"] == "lease" && r["lease"]["change"] == "expired")?;
+    ground.wait_for_record(
+        "the \
+         end",
+        |r| r["kind"] == "lease" && r["lease"]["change"] == "expired",
+    )?;
     ground.wait_for_mode(pool.path(), "guarded")?;
     passes("truncation in guarded mode", fs::write(&file, "y"))?;
     rm_is_denied(&file)
@@ -95,9 +103,13 @@ fn with_superblock() -> Result<()> {
 
     agent.signal(Signal::SIGCONT)?;
     ground.wait_for_mode(pool.path(), "guarded")?;
-    ground.wait_for_record("the end", |r| r["kind"] == "lease" && r["lease"]["change"] == "ended")?;
+    ground
+        .wait_for_record("the end", |r| r["kind"] == "lease" && r["lease"]["change"] == "ended")?;
     rm_is_denied(&pool.path().join("file0"))?;
-    ensure!(ground.installation.guardctl_json(&["lease", "list"])? == serde_json::json!([]), "still listed");
+    ensure!(
+        ground.installation.guardctl_json(&["lease", "list"])? == serde_json::json!([]),
+        "still listed"
+    );
 
     // The other way round: a sealed pool's number does not seal a stranger outside.
     ground.guardctl(&["seal", "pool"])?;
@@ -121,7 +133,8 @@ fn lazy_unmount() -> Result<()> {
     let pool_id = ground.report(pool.path())?.map(|report| report["pool_id"].clone());
     let directory = File::open(pool.path())?;
     pool.unmount_lazily()?;
-    let unlink = |name: &str| unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir).map_err(Into::into);
+    let unlink =
+        |name: &str| unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir).map_err(Into::into);
     denied("unlink through the open directory", unlink("file0"))?;
     let flags = OFlag::O_CREAT | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
     openat(&directory, "new", flags, Mode::S_IRUSR)?;

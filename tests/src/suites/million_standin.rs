@@ -24,7 +24,14 @@ const IDLE_MEMORY: u64 = 16 * 1024;
 
 fn reconciled(ground: &Guarded) -> Result<[u64; 4]> {
     let status = ground.status()?;
-    let number = |name: &str| status["reconciled"][name].as_u64().with_context(|| format!("no {name}"));
+    let number = |name: &str| {
+        status["reconciled"][name].as_u64().with_context(|| {
+            format!(
+                "no \
+                 {name}"
+            )
+        })
+    };
     Ok([number("decisions")?, number("emitted")?, number("aggregated")?, number("lost")?])
 }
 
@@ -66,23 +73,29 @@ fn million() -> Result<()> {
     })?["incident"]
         .clone();
     let after = reconciled(&ground)?;
-    let [decisions, emitted, aggregated, lost] = std::array::from_fn(|index| after[index] - before[index]);
+    let [decisions, emitted, aggregated, lost] =
+        std::array::from_fn(|index| after[index] - before[index]);
     ensure!(decisions == TIMES, "{decisions} of {TIMES} decisions were counted");
-    ensure!(emitted + aggregated + lost == TIMES, "{emitted} + {aggregated} + {lost} is not {TIMES}");
+    ensure!(
+        emitted + aggregated + lost == TIMES,
+        "{emitted} + {aggregated} + {lost} is not \
+         {TIMES}"
+    );
     let told = |name: &str| incident[name].as_u64().unwrap_or(u64::MAX);
     let counts = [told("count"), told("emitted"), told("aggregated"), told("lost")];
     ensure!(counts == [TIMES, emitted, aggregated, lost], "the incident tells {counts:?}");
     let records = ground.installation.audit_records()?;
-    let of_peer = |record: &&Value| record["kind"] == "decision" && record["decision"]["tgid"] == pid;
+    let of_peer =
+        |record: &&Value| record["kind"] == "decision" && record["decision"]["tgid"] == pid;
     let shown = records.iter().filter(of_peer).count() as u64;
     ensure!(shown == emitted && shown == 8, "{emitted} were emitted, {shown} are in the audit log");
     let size = fs::metadata(ground.installation.audit())?.len();
     ensure!(size < 1_000_000, "the audit log has {size} bytes");
     ensure!(took > Duration::ZERO && pool.path().join("file0").exists(), "the file is gone");
     println!(
-        "note: {TIMES} denied unlinks in {took:.1?}: {emitted} emitted, {aggregated} aggregated, {lost} lost; \
-         audit log {size} bytes; agent VmRSS {idle_memory} KiB before, {} KiB after, {} CPU ticks meanwhile beside {deleters_ticks} of the \
-         deleter",
+        "note: {TIMES} denied unlinks in {took:.1?}: {emitted} emitted, {aggregated} aggregated, \
+         {lost} lost; audit log {size} bytes; agent VmRSS {idle_memory} KiB before, {} KiB after, \
+         {} CPU ticks meanwhile beside {deleters_ticks} of the deleter",
         agent.memory_kib()?,
         ticks(agent.pid())? - idle_ticks
     );

@@ -5,7 +5,8 @@ use std::fs::{self, File};
 use anyhow::{Result, ensure};
 
 use crate::harness::attempt::{
-    copy_rm, denied, exchange, open_truncating, passes, rm_is_denied, rm_passes, truncate, truncate_open,
+    copy_rm, denied, exchange, open_truncating, passes, rm_is_denied, rm_passes, truncate,
+    truncate_open,
 };
 use crate::harness::command;
 use crate::harness::guarded::Guarded;
@@ -45,7 +46,11 @@ fn guarded() -> Result<()> {
     passes("O_TRUNC", open_truncating(&at("renamed")))?;
     passes("truncate", truncate(&at("renamed")))?;
     passes("ftruncate", truncate_open(&at("renamed")))?;
-    ensure!(!ground.root().join("outside").exists(), "rm left what is below the root and in no pool");
+    ensure!(
+        !ground.root().join("outside").exists(),
+        "rm left what is below the root and in no \
+         pool"
+    );
     Ok(())
 }
 
@@ -69,7 +74,11 @@ fn sealed() -> Result<()> {
     let scratch = Scratch::new("sealed-actor")?;
     let actor = scratch.join("rm");
     copy_rm(&actor)?;
-    let settings = format!("mode = \"sealed\"\nactors = [{{ executable = \"{}\" }}]", actor.display());
+    let settings = format!(
+        "mode = \"sealed\"\nactors = [{{ executable = \"{}\" \
+         }}]",
+        actor.display()
+    );
     let ground = Guarded::new("sealed", &settings)?;
     let _agent = ground.installation.start()?;
     let pool = ground.pool("pool")?;
@@ -90,7 +99,11 @@ fn sealed() -> Result<()> {
     let outside = ground.root().join("outside");
     fs::write(&outside, "x")?;
     rm_passes(&outside)?;
-    ensure!(ground.wait_for_decision("sealed", "/file0")?["mode"] == "sealed", "recorded with another mode");
+    ensure!(
+        ground.wait_for_decision("sealed", "/file0")?["mode"] == "sealed",
+        "recorded with \
+         another mode"
+    );
     Ok(())
 }
 
@@ -98,15 +111,24 @@ fn observed() -> Result<()> {
     let ground = Guarded::new("observed", "mode = \"observed\"")?;
     let _agent = ground.installation.start()?;
     // A root that only observes says so: its status is not that of a protected host.
-    ensure!(ground.status()?["posture"]["state"] == "audit-only", "{}", ground.status()?["posture"]);
+    ensure!(
+        ground.status()?["posture"]["state"] == "audit-only",
+        "{}",
+        ground.status()?["posture"]
+    );
     let pool = ground.pool("pool")?;
     let before = ground.counter("would_deny")?;
     rm_passes(&pool.path().join("file0"))?;
     passes("rename over", fs::rename(pool.path().join("file1"), pool.path().join("file2")))?;
     rm_passes(&pool.path().join("volume"))?;
     let decision = ground.wait_for_decision("guarded", "/file0")?;
-    ensure!(decision["verdict"] == "would-deny" && decision["mode"] == "observed", "recorded as {decision}");
-    // Ten files and their directory, one file, one replaced: exactly so many would have been denied.
+    ensure!(
+        decision["verdict"] == "would-deny" && decision["mode"] == "observed",
+        "recorded as \
+         {decision}"
+    );
+    // Ten files and their directory, one file, one replaced: exactly so many would have been
+    // denied.
     let counted = ground.counter("would_deny")? - before;
     ensure!(counted == 13, "{counted} of 13 were counted");
     Ok(())
@@ -119,22 +141,41 @@ fn released() -> Result<()> {
     let at = |name: &str| pool.path().join(name);
     rm_is_denied(&at("file0"))?;
 
-    let lease =
-        ground.installation.guardctl_json(&["release", "pool", "--ttl", "10m", "--reason", "test"])?;
+    let lease = ground
+        .installation
+        .guardctl_json(&["release", "pool", "--ttl", "10m", "--reason", "test"])?;
     rm_passes(&at("file0"))?;
     rm_is_denied(&other.path().join("file0"))?;
     let leases = ground.installation.guardctl_json(&["lease", "list"])?;
     ensure!(leases[0]["id"] == lease["id"] && leases[0]["reason"] == "test", "listed are {leases}");
     let decision = ground.wait_for_decision("released", "/file0")?;
-    ensure!(decision["verdict"] == "allowed" && decision["pool"] == "pool", "recorded as {decision}");
-    let granted =
-        ground.wait_for_record("the lease", |r| r["kind"] == "lease" && r["lease"]["change"] == "granted")?;
-    ensure!(granted["lease"]["reason"] == "test" && granted["lease"]["uid"] == 0, "recorded as {granted}");
+    ensure!(
+        decision["verdict"] == "allowed" && decision["pool"] == "pool",
+        "recorded as \
+         {decision}"
+    );
+    let granted = ground.wait_for_record(
+        "the \
+         lease",
+        |r| r["kind"] == "lease" && r["lease"]["change"] == "granted",
+    )?;
+    ensure!(
+        granted["lease"]["reason"] == "test" && granted["lease"]["uid"] == 0,
+        "recorded as \
+         {granted}"
+    );
 
     ground.guardctl(&["lease", "revoke", lease["id"].as_str().unwrap_or_default()])?;
     rm_is_denied(&at("file1"))?;
-    ground.wait_for_record("the end", |r| r["kind"] == "lease" && r["lease"]["change"] == "revoked")?;
-    ensure!(ground.installation.guardctl_json(&["lease", "list"])? == serde_json::json!([]), "still listed");
+    ground.wait_for_record(
+        "the \
+         end",
+        |r| r["kind"] == "lease" && r["lease"]["change"] == "revoked",
+    )?;
+    ensure!(
+        ground.installation.guardctl_json(&["lease", "list"])? == serde_json::json!([]),
+        "still listed"
+    );
 
     ground.guardctl(&["seal", &pool.path().to_string_lossy()])?;
     denied("truncation in a sealed pool", truncate(&at("file2")))?;

@@ -1,5 +1,5 @@
-//! A member in a cluster of several: what others do is nothing to it, what is done to it counts at once, and missing
-//! answers take nothing from its guests.
+//! A member in a cluster of several: what others do is nothing to it, what is done to it counts at
+//! once, and missing answers take nothing from its guests.
 
 use std::fs;
 use std::path::Path;
@@ -17,7 +17,8 @@ use crate::peers::container;
 pub const TESTS: &[Test] = &[
     Test::new("node_another_members_join_and_removal_seal_nothing", others).within_seconds(240),
     Test::new("node_removed_by_force_deletes_nothing_any_more", removed).within_seconds(240),
-    Test::new("node_that_does_not_answer_for_long_is_held_and_its_guests_go_on", held).within_seconds(360),
+    Test::new("node_that_does_not_answer_for_long_is_held_and_its_guests_go_on", held)
+        .within_seconds(360),
     Test::new("node_that_left_may_make_a_pool_of_its_own", left).within_seconds(240),
     Test::new("node_whose_pool_is_its_own_by_an_operators_word", adopted).within_seconds(240),
 ];

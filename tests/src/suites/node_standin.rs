@@ -1,5 +1,5 @@
-//! Modes follow what an Incus does on its way into a cluster. The Incus is a stand-in, so that each of its states
-//! can be held for as long as it takes; the real one has a suite of its own.
+//! Modes follow what an Incus does on its way into a cluster. The Incus is a stand-in, so that each
+//! of its states can be held for as long as it takes; the real one has a suite of its own.
 
 use std::fs;
 use std::path::Path;
@@ -17,12 +17,15 @@ use crate::harness::wait;
 
 pub const TESTS: &[Test] = &[
     Test::new("node_becomes_a_member_and_needs_no_operator", becomes_a_member).within_seconds(240),
-    Test::new("node_whose_join_failed_is_sealed_for_its_own_daemon_too", join_fails).within_seconds(240),
-    Test::new("node_late_failure_after_the_join_is_no_failed_join", late_failure).within_seconds(240),
+    Test::new("node_whose_join_failed_is_sealed_for_its_own_daemon_too", join_fails)
+        .within_seconds(240),
+    Test::new("node_late_failure_after_the_join_is_no_failed_join", late_failure)
+        .within_seconds(240),
     Test::new("node_that_is_no_member_is_sealed", stranger).within_seconds(240),
     Test::new("node_member_stays_guarded_without_its_daemon", daemon_dies).within_seconds(240),
     Test::new("node_two_on_one_host_are_told_apart", two_nodes).within_seconds(300),
-    Test::new("node_that_policy_follows_no_more_has_the_policys_mode", followed_no_more).within_seconds(240),
+    Test::new("node_that_policy_follows_no_more_has_the_policys_mode", followed_no_more)
+        .within_seconds(240),
 ];
 
 const SOON: Duration = Duration::from_secs(60);
@@ -38,7 +41,11 @@ pub fn ground(name: &str, more: &str) -> Result<(Guarded, StandinNode)> {
 /// Nobody deletes, the storage daemon included.
 pub fn is_sealed(node: &StandinNode, pool: &Path) -> Result<()> {
     rm_is_denied(&pool.join("file0"))?;
-    ensure!(!node.deletes(&pool.join("file1"))?, "the daemon of a node that has to be sealed may delete");
+    ensure!(
+        !node.deletes(&pool.join("file1"))?,
+        "the daemon of a node that has to be sealed may \
+         delete"
+    );
     ensure!(pool.join("file1").exists(), "it was denied, and is gone");
     Ok(())
 }
@@ -73,7 +80,12 @@ fn becomes_a_member() -> Result<()> {
     // The pool that the join mounts is sealed from the first moment on.
     let shared = ground.mount("shared")?;
     is_sealed(&node, shared.path())?;
-    let report = wait::until_some("the agent knows the pool", SOON, || ground.report(shared.path()))?;
+    let report = wait::until_some(
+        "the agent knows the \
+         pool",
+        SOON,
+        || ground.report(shared.path()),
+    )?;
     ensure!(report["mode"] == "sealed" && report["mode_cause"] == "join", "{report}");
 
     // A member is one, also while its operation still runs.
@@ -93,7 +105,10 @@ fn becomes_a_member() -> Result<()> {
     ensure!(record["node"]["from"] == "joining" && record["node"]["mode"] == "guarded", "{record}");
     ensure!(because.contains("list of members"), "{record}");
     let history = ground.installation.guardctl_json(&["history"])?;
-    let transitions = history[0]["transitions"].as_array().context("a history without transitions")?;
+    let transitions = history[0]["transitions"].as_array().context(
+        "a history without \
+         transitions",
+    )?;
     let last = transitions.last().context("an empty history")?;
     ensure!(last["to"] == "joined" && last["because"] == because, "{history}");
     Ok(())
@@ -152,7 +167,8 @@ fn join_fails() -> Result<()> {
     tells_of_failure(&ground, None)
 }
 
-/// A node whose join has failed makes the posture `degraded`, and `guardctl status` end with 7, for as long as that lasts.
+/// A node whose join has failed makes the posture `degraded`, and `guardctl status` end with 7, for
+/// as long as that lasts.
 fn tells_of_failure(ground: &Guarded, state: Option<&str>) -> Result<()> {
     wait::until("the posture follows the node", SOON, || {
         let output = ground.installation.guardctl(&["status", "--json"])?;
@@ -186,7 +202,11 @@ fn late_failure() -> Result<()> {
     node.wait_for_state(&ground, "joined")?;
     wait_until_guarded(&ground, &node, pool.path())?;
     let history = ground.installation.guardctl_json(&["history"])?;
-    ensure!(!history.to_string().contains("\"join-failed\""), "it was taken for a failed join: {history}");
+    ensure!(
+        !history.to_string().contains("\"join-failed\""),
+        "it was taken for a failed join: \
+         {history}"
+    );
     Ok(())
 }
 
@@ -260,7 +280,8 @@ fn followed_no_more() -> Result<()> {
     let _agent = ground.installation.start()?;
     let pool = failed(&ground, &mut node)?;
     is_sealed(&node, pool.path())?;
-    let alone = "join = \"none\"\nactors = [{ cgroup = \"/system.slice/standin-no-more.service\" }]";
+    let alone = "join = \"none\"\nactors = [{ cgroup = \"/system.slice/standin-no-more.service\" \
+                 }]";
     ground.installation.write_policy(&ground.policy(alone))?;
     wait_until_guarded(&ground, &node, pool.path())?;
     let nodes = ground.status()?["nodes"].clone();

@@ -1,5 +1,5 @@
-//! A node's evidence is lost, delayed or false, or the agent dies: modes are never weaker than what is proven, and the
-//! agent stays alive.
+//! A node's evidence is lost, delayed or false, or the agent dies: modes are never weaker than what
+//! is proven, and the agent stays alive.
 
 use std::fs;
 use std::os::unix::net::UnixListener;
@@ -21,13 +21,18 @@ pub const TESTS: &[Test] = &[
     Test::new("node_whose_join_hangs_stays_sealed", join_hangs).within_seconds(240),
     Test::new("node_with_a_damaged_database_is_never_weaker", damaged_database).within_seconds(300),
     Test::new("node_whose_files_vanish_under_a_pool_is_sealed", files_vanish).within_seconds(240),
-    Test::new("node_agent_killed_in_a_sealed_state_leaves_no_gap", agent_killed_sealed).within_seconds(400),
+    Test::new("node_agent_killed_in_a_sealed_state_leaves_no_gap", agent_killed_sealed)
+        .within_seconds(400),
     Test::new("node_agent_restarted_on_a_healthy_node_guards_at_once", agent_killed_guarded)
         .within_seconds(400),
     Test::new("node_without_evidence_and_journal_is_sealed", nothing_is_known).within_seconds(240),
-    Test::new("node_socket_is_not_dialled_while_its_daemon_is_stopped", idle_socket).within_seconds(240),
-    Test::new("node_agent_killed_before_it_wrote_a_seal_down_leaves_it", agent_killed_before_writing)
+    Test::new("node_socket_is_not_dialled_while_its_daemon_is_stopped", idle_socket)
         .within_seconds(240),
+    Test::new(
+        "node_agent_killed_before_it_wrote_a_seal_down_leaves_it",
+        agent_killed_before_writing,
+    )
+    .within_seconds(240),
     Test::new("node_journal_that_cannot_be_written_withholds_what_weakens", unwritable_journal)
         .within_seconds(300),
 ];
@@ -133,8 +138,14 @@ fn files_vanish() -> Result<()> {
     is_sealed(&node, pool.path())
 }
 
-/// Kills the agent and starts another one. Meanwhile the node's own daemon must not delete a single file.
-fn survives_the_agent(ground: &Guarded, node: &StandinNode, pool: &Path, state: &str) -> Result<()> {
+/// Kills the agent and starts another one. Meanwhile the node's own daemon must not delete a single
+/// file.
+fn survives_the_agent(
+    ground: &Guarded,
+    node: &StandinNode,
+    pool: &Path,
+    state: &str,
+) -> Result<()> {
     let agent = ground.installation.start()?;
     is_sealed(node, pool)?;
     node.wait_for_state(ground, state)?;
@@ -273,7 +284,8 @@ fn unwritable_journal() -> Result<()> {
     wait::until("the posture is good again", SOON, || Ok(!is_degraded(&ground)?))
 }
 
-/// Journals of nodes that cannot be replaced: nothing can be made in a file, as on a disk that is full.
+/// Journals of nodes that cannot be replaced: nothing can be made in a file, as on a disk that is
+/// full.
 struct Unwritable {
     journals: PathBuf,
     aside: PathBuf,

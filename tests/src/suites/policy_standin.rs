@@ -23,7 +23,8 @@ pub const TESTS: &[Test] = &[
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// How long it takes from here until deletions in the pool are answered so. Makes a file for each try.
+/// How long it takes from here until deletions in the pool are answered so. Makes a file for each
+/// try.
 fn until_answer(pool: &Mount, passes: bool) -> Result<Duration> {
     let start = Instant::now();
     let file = pool.path().join("try");
@@ -53,14 +54,21 @@ fn good_edits() -> Result<()> {
     println!("note: edits were in force after {times:.0?}");
     ensure!(times.iter().all(|time| *time < Duration::from_secs(1)), "edits took {times:?}");
     let status = ground.status()?;
-    ensure!(status["policy"]["generation"].as_u64() == generation.map(|number| number + 4), "{status}");
+    ensure!(
+        status["policy"]["generation"].as_u64() == generation.map(|number| number + 4),
+        "{status}"
+    );
     ensure!(status["policy"]["rejected"].is_null(), "{status}");
     rm_is_denied(&pool.path().join("file0"))?;
     // A root that is taken out protects no more, and one that is added does.
     let other = ground.root().with_extension("other");
     fs::create_dir_all(&other)?;
     let elsewhere = Mount::tmpfs(other.join("pool"))?;
-    let text = format!("version = 1\n[[root]]\npath = \"{}\"\nfilesystems = [\"tmpfs\"]\n", other.display());
+    let text = format!(
+        "version = 1\n[[root]]\npath = \"{}\"\nfilesystems = \
+         [\"tmpfs\"]\n",
+        other.display()
+    );
     ground.installation.write_policy(&text)?;
     until_answer(&elsewhere, false)?;
     until_answer(&pool, true)?;
@@ -76,15 +84,23 @@ fn posture_is(ground: &Guarded, code: i32, reasons: &[&str]) -> Result<bool> {
     Ok(exit_code(&output)? == code && found == reasons)
 }
 
-/// A package whose daemon lies elsewhere: its own deletions are denied, and nobody is left to wonder why.
+/// A package whose daemon lies elsewhere: its own deletions are denied, and nobody is left to
+/// wonder why.
 fn without_actor() -> Result<()> {
     let ground = Guarded::new("no-actor", "")?;
     let daemon = ground.root().with_extension("incusd");
-    ground
-        .installation
-        .write_policy(&ground.policy(&format!("actors = [{{ executable = \"{}\" }}]", daemon.display())))?;
+    ground.installation.write_policy(&ground.policy(&format!(
+        "actors = [{{ executable = \"{}\" \
+         }}]",
+        daemon.display()
+    )))?;
     let _agent = ground.installation.start()?;
-    ensure!(posture_is(&ground, 0, &[])?, "without a pool nobody misses it: {}", ground.status()?["posture"]);
+    ensure!(
+        posture_is(&ground, 0, &[])?,
+        "without a pool nobody misses it: \
+         {}",
+        ground.status()?["posture"]
+    );
     let pool = ground.pool("pool")?;
     wait::until("the posture tells of it", SOON, || posture_is(&ground, 7, &["no-actor"]))?;
     rm_is_denied(&pool.path().join("file0"))?;
@@ -108,7 +124,13 @@ fn rejected_degrades() -> Result<()> {
     wait::until("the posture is degraded", SOON, || posture_is(&ground, 7, &["policy-rejected"]))?;
     let text = command::text(&ground.installation.guardctl(&["status"])?);
     ensure!(text.contains("posture    degraded") && text.contains("policy.toml:5:"), "{text}");
-    ensure!(text.contains("did you mean `guarded`?") && text.contains("guardctl policy check"), "{text}");
+    ensure!(
+        text.contains(
+            "did you mean \
+             `guarded`?"
+        ) && text.contains("guardctl policy check"),
+        "{text}"
+    );
     ensure!(text.lines().all(|line| line.chars().count() <= 80), "a line is too long:\n{text}");
     rm_is_denied(&pool.path().join("file0"))?;
     ground.wait_for_record("the posture", |record| {
@@ -189,10 +211,19 @@ fn bad_edits() -> Result<()> {
         let status = wait::until_some(&format!("the rejection of\n{text}"), SOON, || {
             let status = ground.status()?;
             let errors = status["policy"]["rejected"]["errors"].to_string();
-            Ok((errors.contains(&place) && errors.contains(&hint.replace('"', "\\\""))).then_some(status))
+            Ok((errors.contains(&place) && errors.contains(&hint.replace('"', "\\\"")))
+                .then_some(status))
         })?;
-        ensure!(in_force(&status) == in_force(&before), "edit {number} changed what is in force: {status}");
-        ensure!(status["pools"][0]["mode"] == "guarded", "edit {number} changed the pool: {status}");
+        ensure!(
+            in_force(&status) == in_force(&before),
+            "edit {number} changed what is in force: \
+             {status}"
+        );
+        ensure!(
+            status["pools"][0]["mode"] == "guarded",
+            "edit {number} changed the pool: \
+             {status}"
+        );
         rm_is_denied(&pool.path().join("file0"))?;
         // The file can be checked by hand, and says the same.
         let check = ground.installation.guardctl(&["policy", "check", &file])?;
@@ -212,7 +243,12 @@ fn bad_edits() -> Result<()> {
     // A good one is taken, and the rejection is over.
     ground.installation.write_policy(&ground.policy("mode = \"observed\""))?;
     until_answer(&pool, true)?;
-    wait::until("the rejection is over", SOON, || Ok(ground.status()?["policy"]["rejected"].is_null()))?;
+    wait::until(
+        "the rejection is \
+         over",
+        SOON,
+        || Ok(ground.status()?["policy"]["rejected"].is_null()),
+    )?;
     let records = ground.installation.audit_records()?;
     let rejected = records.iter().filter(|record| record["policy"]["change"] == "rejected").count();
     ensure!(rejected == count + 1, "{} rejections, {rejected} in the audit log", count + 1);

@@ -15,7 +15,8 @@ use crate::harness::{tree, wait};
 use crate::peers::own::Running;
 
 pub const TESTS: &[Test] = &[
-    Test::new("restart_kill_and_upgrade_under_load_pass_not_one_deletion", under_load).within_seconds(500),
+    Test::new("restart_kill_and_upgrade_under_load_pass_not_one_deletion", under_load)
+        .within_seconds(500),
     Test::new("restart_second_agent_is_refused", second_agent),
     Test::new("restart_unload_ends_protection", unload),
 ];
@@ -64,7 +65,12 @@ fn under_load() -> Result<()> {
     rm.must_run()?;
     unlink.must_run()?;
     drop((rm, unlink));
-    ensure!(tree::count(pool.path())? == 220, "{} of 220 files are left", tree::count(pool.path())?);
+    ensure!(
+        tree::count(pool.path())? == 220,
+        "{} of 220 files are \
+         left",
+        tree::count(pool.path())?
+    );
     populate(elsewhere.path())?;
     rm_passes(&elsewhere.path().join("volume"))
 }

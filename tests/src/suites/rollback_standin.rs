@@ -1,5 +1,5 @@
-//! The recovery of a failed join, through guardctl: refused where it must be, proven where it is done, and picked up
-//! again wherever it was killed.
+//! The recovery of a failed join, through guardctl: refused where it must be, proven where it is
+//! done, and picked up again wherever it was killed.
 
 use std::fs;
 use std::path::Path;
@@ -28,7 +28,8 @@ pub const TESTS: &[Test] = &[
     Test::new("recovery_wipe_empties_a_failed_node_and_nothing_else", wiped),
     Test::new("recovery_preflight_finds_what_a_failed_join_left", preflight),
     Test::new("recovery_join_that_fails_stays_sealed", join_fails).within_seconds(180),
-    Test::new("recovery_join_is_judged_by_membership_not_by_the_command", join_is_late).within_seconds(180),
+    Test::new("recovery_join_is_judged_by_membership_not_by_the_command", join_is_late)
+        .within_seconds(180),
 ];
 
 const SOON: Duration = Duration::from_secs(60);
@@ -56,15 +57,25 @@ fn rollback(ground: &Guarded, more: &[&str]) -> Result<(i32, Value)> {
     arguments.extend(more);
     let output = ground.installation.guardctl(&arguments)?;
     let code = exit_code(&output)?;
-    let report = serde_json::from_slice(&output.stdout)
-        .with_context(|| format!("parse: {}\n{}", command::text(&output), ground.installation.log()))?;
+    let report = serde_json::from_slice(&output.stdout).with_context(|| {
+        format!(
+            "parse: \
+             {}\n{}",
+            command::text(&output),
+            ground.installation.log()
+        )
+    })?;
     Ok((code, report))
 }
 
 fn must_be_refused(ground: &Guarded, code: &str) -> Result<()> {
     let output = ground.installation.guardctl(&["rollback"])?;
     let text = command::text(&output);
-    ensure!(exit_code(&output)? == 6 && text.contains(code) && text.contains("fix:"), "no {code}: {text}");
+    ensure!(
+        exit_code(&output)? == 6 && text.contains(code) && text.contains("fix:"),
+        "no {code}: \
+         {text}"
+    );
     Ok(())
 }
 
@@ -162,7 +173,8 @@ fn killed() -> Result<()> {
     let pool = ground.mount("pool")?;
     let agent = ground.installation.start()?;
     node.wait_for_state(&ground, "join-failed")?;
-    // Detached and held: the rollback waits for the superblock's end, and that is where everyone is killed.
+    // Detached and held: the rollback waits for the superblock's end, and that is where everyone is
+    // killed.
     let directory = Holder::in_directory(&pool.path().join("volume"))?;
     let inside = format!("/proc/{}/cwd/file1", directory.pid());
     let run_dir = ground.installation.run_dir();
@@ -229,7 +241,11 @@ fn wiped() -> Result<()> {
     let text = command::text(&stopped);
     ensure!(exit_code(&stopped)? == 1 && text.contains("/disk is a mountpoint"), "{text}");
     ensure!(mountinfo_of(pool.path())?.is_empty(), "the pool was to be rolled back first: {text}");
-    ensure!(ground.root().join("containers/file0").exists(), "deleted although something is in the way");
+    ensure!(
+        ground.root().join("containers/file0").exists(),
+        "deleted although something is in the \
+         way"
+    );
     drop(disk);
 
     let text = ground.guardctl(&["wipe", "--yes"])?;
@@ -302,7 +318,8 @@ fn join_fails() -> Result<()> {
     let place = ground.root().join("pool");
     // Whatever is mounted in a prepared join is sealed at once, before anybody has looked.
     let script = format!(
-        "mkdir -p {0} && mount -t tmpfs standin {0} && touch {0}/file && ! rm -f {0}/file && exit 3",
+        "mkdir -p {0} && mount -t tmpfs standin {0} && touch {0}/file && ! rm -f {0}/file && exit \
+         3",
         place.display()
     );
     let (code, report) = finished(&ground, join(&ground, &script)?)?;
@@ -319,15 +336,23 @@ fn join_is_late() -> Result<()> {
     node.wait_for_state(&ground, "standalone")?;
     let scratch = Scratch::new("join-late")?;
     let (started, go) = (scratch.join("started"), scratch.join("go"));
-    let script =
-        format!("touch {}; while ! test -e {}; do sleep 0.1; done; exit 1", started.display(), go.display());
+    let script = format!(
+        "touch {}; while ! test -e {}; do sleep 0.1; done; exit \
+         1",
+        started.display(),
+        go.display()
+    );
     let running = join(&ground, &script)?;
     wait::until("the command runs", SOON, || Ok(started.exists()))?;
     node.wait_for_state(&ground, "joining")?;
     node.begin_join()?;
     let pool = ground.pool("pool")?;
     ground.wait_for_mode(pool.path(), "sealed")?;
-    ensure!(!node.deletes(&pool.path().join("file0"))?, "the daemon deletes in a pool that is being joined");
+    ensure!(
+        !node.deletes(&pool.path().join("file0"))?,
+        "the daemon deletes in a pool that is \
+         being joined"
+    );
     node.become_member()?;
     node.end_join(400)?;
     fs::write(&go, "")?;

@@ -53,7 +53,8 @@ fn renames() -> Result<()> {
         fs::write(&fresh, "not what was there\n")?;
         let victim = Path::new(DATA).join("d0/e0/f0");
         for flags in [RenameFlags::empty(), RenameFlags::RENAME_EXCHANGE] {
-            let outcome = host.withstands(1, || Ok(renameat2(AT_FDCWD, &fresh, AT_FDCWD, &victim, flags)))?;
+            let outcome =
+                host.withstands(1, || Ok(renameat2(AT_FDCWD, &fresh, AT_FDCWD, &victim, flags)))?;
             ensure!(outcome == Err(Errno::EPERM), "{flags:?}: {outcome:?}");
         }
         fs::remove_file(host.on_ceph().join("fresh"))?;
@@ -94,8 +95,8 @@ fn truncation() -> Result<()> {
     })
 }
 
-/// With the name in this client's cache, and from a mount that has never looked at it: there the kernel
-/// client opens in one request to the server. With O_CREAT it is what `>` of a shell does.
+/// With the name in this client's cache, and from a mount that has never looked at it: there the
+/// kernel client opens in one request to the server. With O_CREAT it is what `>` of a shell does.
 fn open_with_truncation() -> Result<()> {
     on_sealed(|host| {
         let victim = Path::new(DATA).join("d0/e0/f0");

@@ -40,10 +40,17 @@ fn damaged() -> Result<()> {
     ensure!(agent.stop()?.success(), "the agent did not end well");
 
     // One file is cut: nothing is lost.
-    let files = ["state.json", "state.json.copy"].map(|name| ground.installation.state_dir().join(name));
+    let files =
+        ["state.json", "state.json.copy"].map(|name| ground.installation.state_dir().join(name));
     let cut = |file: &PathBuf| {
         let text = fs::read(file).with_context(|| format!("read {}", file.display()))?;
-        fs::write(file, &text[..text.len() / 8]).with_context(|| format!("write {}", file.display()))
+        fs::write(file, &text[..text.len() / 8]).with_context(|| {
+            format!(
+                "write \
+                 {}",
+                file.display()
+            )
+        })
     };
     cut(&files[0])?;
     let agent = ground.installation.start()?;
@@ -51,12 +58,14 @@ fn damaged() -> Result<()> {
     is_sealed(&node, pool.path())?;
     ensure!(!reasons(&ground)?.contains(&"state-lost".to_owned()), "{:?}", reasons(&ground)?);
     wait::until("both files are whole again", SOON, || {
-        let whole = |file| serde_json::from_slice::<Value>(&fs::read(file).unwrap_or_default()).is_ok();
+        let whole =
+            |file| serde_json::from_slice::<Value>(&fs::read(file).unwrap_or_default()).is_ok();
         Ok(files.iter().all(whole))
     })?;
     agent.kill()?;
 
-    // Both are: the seal is found in the kernel's maps, although the node's state would have it guarded.
+    // Both are: the seal is found in the kernel's maps, although the node's state would have it
+    // guarded.
     files.iter().try_for_each(cut)?;
     let _agent = ground.installation.start()?;
     node.wait_for_state(&ground, "joined")?;
@@ -90,8 +99,9 @@ fn linked_root() -> Result<()> {
         let text = command::text(&output);
         let checks: Vec<Value> =
             serde_json::from_slice(&output.stdout).with_context(|| format!("parse: {text}"))?;
-        let is_found =
-            checks.iter().any(|check| check["code"] == "leftover-mounts" && check["state"] == "fail");
+        let is_found = checks
+            .iter()
+            .any(|check| check["code"] == "leftover-mounts" && check["state"] == "fail");
         ensure!(exit_code(&output)? == 7 && is_found, "{root}: {text}");
     }
     let text = ground.guardctl(&["wipe", "--dry-run"])?;

@@ -1,5 +1,5 @@
-//! An agent that is stopped, killed, or stopped by a signal: `guardctl status`, `pools` and `events` answer without it,
-//! what they say is true, and they say that nobody has proven it.
+//! An agent that is stopped, killed, or stopped by a signal: `guardctl status`, `pools` and
+//! `events` answer without it, what they say is true, and they say that nobody has proven it.
 
 use std::fs;
 use std::path::Path;
@@ -21,8 +21,8 @@ pub const TESTS: &[Test] = &[
 ];
 
 const SOON: Duration = Duration::from_secs(60);
-/// Far below what guardctl would wait for the agent here (`GUARDCTL_TIMEOUT`), far above what an emulated machine needs
-/// to start it and read. The figure of one second is a real machine's.
+/// Far below what guardctl would wait for the agent here (`GUARDCTL_TIMEOUT`), far above what an
+/// emulated machine needs to start it and read. The figure of one second is a real machine's.
 const AT_ONCE: Duration = Duration::from_secs(20);
 
 /// Runs guardctl, which must end with this code, at once.
@@ -53,17 +53,24 @@ fn at<'v>(pools: &'v Value, mountpoint: &Path) -> Result<&'v Value> {
     found.with_context(|| format!("no pool at {}: {pools}", mountpoint.display()))
 }
 
-/// All three, in text and JSON, against what is known of the ground: one pool is guarded, the other released.
+/// All three, in text and JSON, against what is known of the ground: one pool is guarded, the other
+/// released.
 fn is_answered_for(ground: &Guarded, cause: &str, guarded: &Path, released: &Path) -> Result<()> {
     let (text, took) = answer(ground, 5, &["status", "--json"])?;
     let status = json(&text)?;
     let (posture, tier) = (&status["posture"], machine::tier()?);
-    ensure!(status["answered_by"] == "pins-and-files" && posture["state"] == "unproven", "{status}");
+    ensure!(
+        status["answered_by"] == "pins-and-files" && posture["state"] == "unproven",
+        "{status}"
+    );
     ensure!(posture["agent"]["cause"] == cause, "the cause is not {cause}: {posture}");
     ensure!(posture["last"]["state"] == "enforcing", "the last posture: {posture}");
     let load = &status["in_force"]["loads"][0];
     let linked = load["linked"].as_array().map_or(0, Vec::len);
-    ensure!(load["tier"] == *tier && linked >= 9 && load["unlinked"] == Value::Array(Vec::new()), "{load}");
+    ensure!(
+        load["tier"] == *tier && linked >= 9 && load["unlinked"] == Value::Array(Vec::new()),
+        "{load}"
+    );
     ensure!(at(&status["pools"], guarded)?["mode"] == "guarded", "{status}");
     let pool = at(&status["pools"], released)?;
     ensure!(pool["mode"] == "released" && pool["remaining_seconds"].as_u64() > Some(0), "{pool}");
@@ -84,9 +91,14 @@ fn is_answered_for(ground: &Guarded, cause: &str, guarded: &Path, released: &Pat
     let (text, took_events) = answer(ground, 5, &["events", "--json", "-n", "3"])?;
     let log = fs::read_to_string(ground.installation.audit())?;
     let lines: Vec<&str> = log.lines().collect();
-    ensure!(text.lines().collect::<Vec<&str>>() == lines[lines.len() - 3..], "not the last events: {text}");
+    ensure!(
+        text.lines().collect::<Vec<&str>>() == lines[lines.len() - 3..],
+        "not the last events: \
+         {text}"
+    );
     println!(
-        "note: {cause}: status {took:.1?} and {took_text:.1?}, pools {took_pools:.1?}, events {took_events:.1?}"
+        "note: {cause}: status {took:.1?} and {took_text:.1?}, pools {took_pools:.1?}, events \
+         {took_events:.1?}"
     );
     // And it is true.
     rm_is_denied(&guarded.join("file0"))
@@ -105,7 +117,12 @@ fn silent() -> Result<()> {
     let (told, _) = answer(&ground, 5, &["status"])?;
     ensure!(told.contains(&format!("kill -CONT {}", agent.pid())), "{told}");
     agent.signal(Signal::SIGCONT)?;
-    wait::until("the agent answers again", SOON, || Ok(ground.status()?["answered_by"] == "agent"))?;
+    wait::until(
+        "the agent answers \
+         again",
+        SOON,
+        || Ok(ground.status()?["answered_by"] == "agent"),
+    )?;
 
     ensure!(agent.stop()?.success(), "the agent did not end well");
     answers("not-running")?;
@@ -131,13 +148,19 @@ fn silent_fanotify() -> Result<()> {
 
     agent.signal(Signal::SIGSTOP)?;
     let found = in_force(5)?;
-    ensure!(found["responders"][0]["pid"] == responder.as_raw() && found["loads"][0].is_null(), "{found}");
+    ensure!(
+        found["responders"][0]["pid"] == responder.as_raw() && found["loads"][0].is_null(),
+        "{found}"
+    );
     agent.signal(Signal::SIGCONT)?;
     ground.0.guardctl(&["seal", "pool"])?;
     ground.0.wait_for_mode(pool.path(), "sealed")?;
     agent.kill()?;
     let found = in_force(5)?;
-    ensure!(found["responders"][0]["is_stopped"] == false && found["read_only_mounts"] == 1, "{found}");
+    ensure!(
+        found["responders"][0]["is_stopped"] == false && found["read_only_mounts"] == 1,
+        "{found}"
+    );
     // Without it the sealed mount is still read-only, and that is all.
     kill(responder, Signal::SIGKILL).context("kill the responder")?;
     wait::until("the responder is gone", SOON, || Ok(in_force(5)?["responders"][0].is_null()))?;

@@ -1,5 +1,5 @@
-//! Where the kernel does not call the LSM hooks: the same programs in front of its functions (tier `fmod-ret`), and what
-//! is told when a host's tier changes.
+//! Where the kernel does not call the LSM hooks: the same programs in front of its functions (tier
+//! `fmod-ret`), and what is told when a host's tier changes.
 
 use std::fs;
 use std::time::Duration;
@@ -20,12 +20,15 @@ use crate::peers::container;
 pub const TESTS: &[Test] = &[
     Test::new("tier_fmod_ret_denies_and_allows_as_bpf_lsm_does", decides).on(Profile::NoBpf),
     Test::new("tier_fmod_ret_release_ends_with_the_agent_stopped", release).on(Profile::NoBpf),
-    Test::new("tier_fmod_ret_standby_decides_where_the_first_is_left_out", standby).on(Profile::NoBpf),
+    Test::new("tier_fmod_ret_standby_decides_where_the_first_is_left_out", standby)
+        .on(Profile::NoBpf),
     Test::new("tier_that_is_lost_is_told", lost).on(Profile::NoBpf),
     // The last one there: it leaves the upgrade's programs.
     Test::new("tier_fmod_ret_outlives_kill_restart_and_upgrade", outlives).on(Profile::NoBpf),
     Test::new("tier_goes_up_without_a_gap", goes_up).only_in_full(),
-    Test::new("tier_fanotify_is_taken_under_lockdown", locked_down).on(Profile::LockedDown).only_in_full(),
+    Test::new("tier_fanotify_is_taken_under_lockdown", locked_down)
+        .on(Profile::LockedDown)
+        .only_in_full(),
 ];
 
 const SOON: Duration = Duration::from_secs(60);
@@ -58,7 +61,11 @@ fn decides() -> Result<()> {
     let decision = ground.wait_for_decision("guarded", "/file0")?;
     ensure!(decision["tier"] == "fmod-ret", "the record names another tier: {decision}");
     fs::rename(pool.path().join("file0"), pool.path().join("renamed"))?;
-    denied("a rename onto a file", fs::rename(pool.path().join("renamed"), pool.path().join("file1")))?;
+    denied(
+        "a rename onto a \
+         file",
+        fs::rename(pool.path().join("renamed"), pool.path().join("file1")),
+    )?;
     let elsewhere = Mount::tmpfs("/var/lib/guard-standin-tier")?;
     populate(elsewhere.path())?;
     rm_passes(&elsewhere.path().join("volume"))?;
@@ -74,7 +81,10 @@ fn decides() -> Result<()> {
     ensure!(!pool.path().join("volume/file0").exists(), "the guest's deletion left the file");
 
     ground.guardctl(&["seal", "pool"])?;
-    command::run_failing(&actor.to_string_lossy(), &["-f", &pool.path().join("file3").to_string_lossy()])?;
+    command::run_failing(
+        &actor.to_string_lossy(),
+        &["-f", &pool.path().join("file3").to_string_lossy()],
+    )?;
     denied("truncation", fs::write(pool.path().join("file3"), "x"))
 }
 
@@ -87,7 +97,12 @@ fn standby() -> Result<()> {
     let loads = ground.installation.loads()?;
     let load = loads.first().context("no load is pinned")?;
     for program in ["guard_path_unlink", "guard_path_rmdir", "guard_path_rename"] {
-        fs::remove_file(load.join(format!("{program}_link"))).with_context(|| format!("unpin {program}"))?;
+        fs::remove_file(load.join(format!("{program}_link"))).with_context(|| {
+            format!(
+                "unpin \
+                 {program}"
+            )
+        })?;
     }
     let before = ground.counter("denied_guarded")?;
     rm_is_denied(&pool.path().join("file0"))?;
@@ -168,14 +183,29 @@ fn lost() -> Result<()> {
     let reason = &posture["reasons"][0];
     ensure!(reason["code"] == "tier-lost", "{posture}");
     let detail = reason["detail"].as_str().unwrap_or_default();
-    ensure!(detail.contains("bpf is not among the kernel's active LSMs"), "it does not say why: {detail}");
-    ensure!(exit_code(&ground.installation.guardctl(&["status"])?)? == 7, "status does not end with 7");
+    ensure!(
+        detail.contains(
+            "bpf is not among the kernel's active \
+             LSMs"
+        ),
+        "it does not say why: {detail}"
+    );
+    ensure!(
+        exit_code(&ground.installation.guardctl(&["status"])?)? == 7,
+        "status does not end \
+         with 7"
+    );
     ground.wait_for_record("the posture", |record| {
         record["kind"] == "posture" && record["posture"]["reasons"][0]["code"] == "tier-lost"
     })?;
     // Who asks for it by name has taken note.
     ground.installation.write_policy(&ground.policy("[enforcement]\ntier = \"fmod-ret\""))?;
-    wait::until("policy takes the tier", SOON, || Ok(ground.status()?["posture"]["state"] == "enforcing"))
+    wait::until(
+        "policy takes the \
+         tier",
+        SOON,
+        || Ok(ground.status()?["posture"]["state"] == "enforcing"),
+    )
 }
 
 fn locked_down() -> Result<()> {
@@ -184,11 +214,28 @@ fn locked_down() -> Result<()> {
     let posture = must_be(&ground, "fanotify", "degraded")?;
     let reason = &posture["reasons"][0];
     let detail = reason["detail"].as_str().unwrap_or_default();
-    ensure!(reason["code"] == "tier-fanotify" && detail.contains("lockdown: confidentiality"), "{posture}");
+    ensure!(
+        reason["code"] == "tier-fanotify"
+            && detail.contains(
+                "lockdown: \
+                 confidentiality"
+            ),
+        "{posture}"
+    );
     ensure!(!detail.contains('\n'), "it is no line: {detail}");
     let doctor = command::text(&ground.installation.guardctl(&["doctor"])?);
-    ensure!(doctor.contains("FAIL  tier bpf-lsm") && doctor.contains("ok    tier fanotify"), "{doctor}");
-    ensure!(doctor.contains("lockdown=integrity"), "it does not say what would raise the tier: {doctor}");
+    ensure!(
+        doctor.contains(
+            "FAIL  tier \
+             bpf-lsm"
+        ) && doctor.contains("ok    tier fanotify"),
+        "{doctor}"
+    );
+    ensure!(
+        doctor.contains("lockdown=integrity"),
+        "it does not say what would raise the tier: \
+         {doctor}"
+    );
 
     let pool = ground.pool("pool")?;
     command::run_failing("rm", &["-rf", &ground.root().to_string_lossy()])?;
@@ -217,7 +264,8 @@ fn goes_up() -> Result<()> {
     let _agent = ground.installation.start()?;
     must_be(&ground, "bpf-lsm", "enforcing")?;
     ensure!(last_change(&ground)? == "upgraded", "the change: {}", last_change(&ground)?);
-    // The kernel lets go of the old programs when the last one that runs them is through; until then they answer first.
+    // The kernel lets go of the old programs when the last one that runs them is through; until
+    // then they answer first.
     wait::until("the new tier alone denies", SOON, || {
         rm_is_denied(&pool.path().join("volume"))?;
         let records = ground.installation.audit_records()?;

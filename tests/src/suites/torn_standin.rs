@@ -1,9 +1,10 @@
-//! Values of the maps that are replaced while programs read them. The kernel gives the memory of a replaced
-//! or removed entry to the next one, so a reader may see another key's entry, or half of two. No deletion may
-//! pass by that.
+//! Values of the maps that are replaced while programs read them. The kernel gives the memory of a
+//! replaced or removed entry to the next one, so a reader may see another key's entry, or half of
+//! two. No deletion may pass by that.
 //!
-//! A reader must be stopped in the middle of a read, while its entry and then another one are written. So the
-//! kernel is made preemptible, and a writer of real-time priority on each processor wakes up again and again.
+//! A reader must be stopped in the middle of a read, while its entry and then another one are
+//! written. So the kernel is made preemptible, and a writer of real-time priority on each processor
+//! wakes up again and again.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -58,7 +59,8 @@ impl Entries {
         let entry = |mode: Mode| PoolEntry { mode: mode as u32, ..self.strangers[0].1 };
         let released = PoolEntry { expires_boot_ns: u64::MAX, ..entry(Mode::Released) };
         // Of a load of the programs that is not there: all others let everything pass.
-        let canary = PoolEntry { flags: POOL_CANARY, canary_token: u32::MAX, ..entry(Mode::Sealed) };
+        let canary =
+            PoolEntry { flags: POOL_CANARY, canary_token: u32::MAX, ..entry(Mode::Sealed) };
         let unused = |number: u32| PoolKey::superblock(0x0f00_0000 + number);
         [(unused(1), entry(Mode::Observed)), (unused(2), released), (unused(3), canary)]
     }
@@ -91,8 +93,9 @@ impl Writer {
         Ok(())
     }
 
-    /// An entry's memory goes to the next entry that is updated on the same processor: after one that denies
-    /// comes one that would allow. Another entry comes and goes, which takes memory from the common list.
+    /// An entry's memory goes to the next entry that is updated on the same processor: after one
+    /// that denies comes one that would allow. Another entry comes and goes, which takes memory
+    /// from the common list.
     fn round(&mut self) -> Result<u64> {
         let (pools, actors) = (&mut self.maps.pools, &mut self.maps.actor_executables);
         let number = self.round;
@@ -142,7 +145,8 @@ fn copy_of_this_program(scratch: &Scratch, name: &str) -> Result<PathBuf> {
 struct Storm {
     guarded: Mount,
     sealed: Mount,
-    /// An actor deletes here. Its entries stay as they are: one that is replaced all the time may be denied.
+    /// An actor deletes here. Its entries stay as they are: one that is replaced all the time may
+    /// be denied.
     actors: Mount,
     actor: PathBuf,
     stranger: PathBuf,
@@ -158,7 +162,8 @@ impl Storm {
         let settings = format!("actors = [{{ executable = \"{}\" }}]", actor.display());
         let ground = Guarded::with_own_pins("torn", &settings)?;
         let agent = ground.installation.start()?;
-        let [guarded, sealed, actors] = ["guarded", "sealed", "actors"].map(|name| ground.pool(name));
+        let [guarded, sealed, actors] =
+            ["guarded", "sealed", "actors"].map(|name| ground.pool(name));
         let (guarded, sealed, actors) = (guarded?, sealed?, actors?);
         ground.guardctl(&["seal", "sealed"])?;
         ground.wait_for_mode(sealed.path(), "sealed")?;
@@ -177,14 +182,15 @@ impl Storm {
         let ino = |path: &Path| fs::metadata(path).map(|metadata| metadata.ino());
         let (set, actors_ino) = (entry(&self.actors)?.1.actor_set, ino(&self.actor)?);
         let known = maps.actor_executables.entries()?;
-        let actor = known.into_iter().find(|(key, _)| key.ino == actors_ino && key.actor_set == set);
+        let actor =
+            known.into_iter().find(|(key, _)| key.ino == actors_ino && key.actor_set == set);
         let (key, _) = actor.context("the actor has no entry")?;
         let nobody = (ExecutableKey { ino: ino(&self.stranger)?, ..key }, ActorMask::default());
         Ok(Entries { strangers: [entry(&self.guarded)?, entry(&self.sealed)?], nobody })
     }
 
-    /// Strangers try in both pools; beside them an actor deletes, and a stranger where nothing is guarded.
-    /// Returns how often strangers have tried.
+    /// Strangers try in both pools; beside them an actor deletes, and a stranger where nothing is
+    /// guarded. Returns how often strangers have tried.
     fn delete(&self) -> Result<u64> {
         let mut peers = Vec::new();
         for file in ["file0", "file1"] {
@@ -199,8 +205,8 @@ impl Storm {
         Ok(attempts)
     }
 
-    /// Deletes, beside a writer on each processor, until there were enough of both; returns how many
-    /// attempts and changes there were.
+    /// Deletes, beside a writer on each processor, until there were enough of both; returns how
+    /// many attempts and changes there were.
     fn rage(&self, entries: Entries) -> Result<(u64, u64)> {
         let (stop, changes) = (AtomicBool::new(false), AtomicU64::new(0));
         let write = &|processor| -> Result<()> {
@@ -238,11 +244,15 @@ fn storm() -> Result<()> {
     let counted = |counter: Counter| after[&counter] - before[&counter];
     let (attempts, changes) = raged.with_context(|| {
         let counts = Counter::ALL.iter().map(|&counter| (counter.name(), counted(counter)));
-        format!("counted meanwhile: {:?}", counts.filter(|(_, count)| *count > 0).collect::<Vec<_>>())
+        format!(
+            "counted meanwhile: \
+             {:?}",
+            counts.filter(|(_, count)| *count > 0).collect::<Vec<_>>()
+        )
     })?;
     println!(
-        "note: {attempts} deletions by strangers denied ({} as read-error), {} by an actor and elsewhere \
-         passed, beside {changes} changes of the maps ({} kernel)",
+        "note: {attempts} deletions by strangers denied ({} as read-error), {} by an actor and \
+         elsewhere passed, beside {changes} changes of the maps ({} kernel)",
         counted(Counter::DeniedReadError),
         attempts / 2,
         if full.is_some() { "preemptible" } else { "not preemptible" },

@@ -1,5 +1,5 @@
-//! What happens around a join: failures after it, reboots, a daemon that hangs, files that are damaged. The
-//! agent answers, and no mode weakens.
+//! What happens around a join: failures after it, reboots, a daemon that hangs, files that are
+//! damaged. The agent answers, and no mode weakens.
 
 use std::fs::{self, File};
 use std::io::{PipeReader, PipeWriter, pipe};
@@ -37,8 +37,9 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 /// Several looks of the agent at its node.
 const SEVERAL_LOOKS: Duration = Duration::from_secs(15);
 
-/// For a while: the agent answers at once, and the node's pools have this mode all the time. One that waited
-/// for what it looks at would be slow most of the time; one slow answer may be the machine's.
+/// For a while: the agent answers at once, and the node's pools have this mode all the time. One
+/// that waited for what it looks at would be slow most of the time; one slow answer may be the
+/// machine's.
 fn answers_and_keeps(stage: &Stage, mode: &str) -> Result<()> {
     let end = Instant::now() + SEVERAL_LOOKS;
     let mut answers = Vec::new();
@@ -98,8 +99,10 @@ fn delete_until(stopped: &PipeReader) -> Result<u64> {
     loop {
         let mounted = !pool_mounts()?.is_empty();
         let timeout = if mounted { PollTimeout::ZERO } else { PollTimeout::NONE };
-        let mut changes =
-            [PollFd::new(table.as_fd(), PollFlags::POLLPRI), PollFd::new(stopped.as_fd(), PollFlags::POLLIN)];
+        let mut changes = [
+            PollFd::new(table.as_fd(), PollFlags::POLLPRI),
+            PollFd::new(stopped.as_fd(), PollFlags::POLLIN),
+        ];
         poll(&mut changes, timeout).context("wait for a mount")?;
         if changes[1].any().unwrap_or(true) {
             return Ok(refused);
@@ -143,7 +146,12 @@ fn hang_and_damage() -> Result<()> {
     stage.joiner()?.signal(Signal::SIGSTOP)?;
     answers_and_keeps(&stage, "sealed").context("with incusd stopped by a signal")?;
     stage.joiner()?.kill()?;
-    fs::write("/var/lib/incus/database/local.db", "this is no database").context("damage local.db")?;
+    fs::write(
+        "/var/lib/incus/database/local.db",
+        "this is no \
+         database",
+    )
+    .context("damage local.db")?;
     answers_and_keeps(&stage, "sealed").context("with a damaged local.db")?;
     stage.remove_directory()?;
     stage.note("SIGSTOP, local.db damaged, rm -rf")

@@ -1,5 +1,5 @@
-//! The rollback's engine on real mounts: in every mount namespace, with people who hold things, and with mounts that
-//! are not ours. (What the state machine makes of it: `rollback_standin`.)
+//! The rollback's engine on real mounts: in every mount namespace, with people who hold things, and
+//! with mounts that are not ours. (What the state machine makes of it: `rollback_standin`.)
 
 use std::fs;
 use std::path::Path;
@@ -38,7 +38,8 @@ fn unmount(ground: &Guarded, target: &Target, lazy: bool) -> Result<RollbackOutc
     let mut host = LiveHost::new(maps, helper, Limits::default());
     let mut steps = 0;
     let allowed = Allowed { lazy, force: true };
-    let outcome = run(&mut host, std::slice::from_ref(target), ground.root(), allowed, &mut |_| steps += 1);
+    let outcome =
+        run(&mut host, std::slice::from_ref(target), ground.root(), allowed, &mut |_| steps += 1);
     ensure!(outcome.steps.len() <= steps, "progress was not told");
     Ok(outcome)
 }
@@ -63,8 +64,8 @@ fn everywhere() -> Result<()> {
     let pool = ground.pool("pool")?;
     let target = target(&ground, pool.path())?;
     let scratch = Scratch::new("unmount")?;
-    // Two names in the host's namespace, a mount of the same superblock on itself, and a private copy of all of it
-    // with one more.
+    // Two names in the host's namespace, a mount of the same superblock on itself, and a private
+    // copy of all of it with one more.
     let alias = Mount::bind(&pool.path().join("volume"), scratch.join("alias"))?;
     let stacked = Mount::bind(pool.path(), pool.path())?;
     let place = scratch.join("guest");
@@ -77,7 +78,12 @@ fn everywhere() -> Result<()> {
     must_be_complete(&outcome)?;
     let namespaces: std::collections::BTreeSet<u64> =
         outcome.steps.iter().map(|step| step.place.namespace).collect();
-    ensure!(namespaces.len() == 2, "unmounted in {} mount namespaces, not 2: {outcome:#?}", namespaces.len());
+    ensure!(
+        namespaces.len() == 2,
+        "unmounted in {} mount namespaces, not 2: \
+         {outcome:#?}",
+        namespaces.len()
+    );
     ensure!(outcome.steps.len() >= 7, "fewer unmounts than mounts: {outcome:#?}");
     for path in [pool.path(), alias.path(), stacked.path()] {
         ensure!(mountinfo_of(path)?.is_empty(), "{} is still mounted", path.display());
@@ -98,11 +104,24 @@ fn holders() -> Result<()> {
     let directory = Holder::in_directory(&pool.path().join("volume"))?;
 
     let outcome = unmount(&ground, &target, false)?;
-    let [remaining] = &outcome.remaining[..] else { anyhow::bail!("the pool is held: {outcome:#?}") };
+    let [remaining] = &outcome.remaining[..] else {
+        anyhow::bail!(
+            "the pool is held: \
+             {outcome:#?}"
+        )
+    };
     let pids: Vec<u32> = remaining.holders.iter().map(|holder| holder.pid).collect();
-    ensure!(pids.contains(&file.pid()) && pids.contains(&directory.pid()), "not named: {remaining:#?}");
-    let via = |pid| remaining.holders.iter().filter(move |h| h.pid == pid).flat_map(|holder| &holder.via);
-    ensure!(via(file.pid()).any(|via| matches!(via, Via::OpenFile { descriptor: 9, .. })), "{remaining:#?}");
+    ensure!(
+        pids.contains(&file.pid()) && pids.contains(&directory.pid()),
+        "not named: \
+         {remaining:#?}"
+    );
+    let via =
+        |pid| remaining.holders.iter().filter(move |h| h.pid == pid).flat_map(|holder| &holder.via);
+    ensure!(
+        via(file.pid()).any(|via| matches!(via, Via::OpenFile { descriptor: 9, .. })),
+        "{remaining:#?}"
+    );
     ensure!(
         via(directory.pid())
             .any(|via| matches!(via, Via::WorkingDirectory { path } if path.ends_with("/volume"))),
@@ -113,7 +132,12 @@ fn holders() -> Result<()> {
 
     let outcome = unmount(&ground, &target, true)?;
     ensure!(mountinfo_of(pool.path())?.is_empty(), "it was to be detached");
-    let [remaining] = &outcome.remaining[..] else { anyhow::bail!("the superblock lives: {outcome:#?}") };
+    let [remaining] = &outcome.remaining[..] else {
+        anyhow::bail!(
+            "the superblock lives: \
+             {outcome:#?}"
+        )
+    };
     ensure!(remaining.mounts.is_empty() && remaining.holders.len() == 2, "{remaining:#?}");
     // Still denied, through the directory that is held.
     let inside = format!("/proc/{}/cwd/file1", directory.pid());
@@ -137,7 +161,10 @@ fn strangers() -> Result<()> {
 
     let outcome = unmount(&ground, &target, true)?;
     let [remaining] = &outcome.remaining[..] else { anyhow::bail!("it is kept: {outcome:#?}") };
-    ensure!(remaining.obstacles.len() == 1 && remaining.fix.contains("/pool/disk"), "{remaining:#?}");
+    ensure!(
+        remaining.obstacles.len() == 1 && remaining.fix.contains("/pool/disk"),
+        "{remaining:#?}"
+    );
     ensure!(mountinfo_of(ramfs.path())?.len() == 1, "the stranger's mount was unmounted");
     ensure!(ramfs.path().join("file0").exists(), "the stranger's file is gone");
     ensure!(mountinfo_of(alias.path())?.is_empty(), "what nothing is in the way of stayed");

@@ -1,5 +1,5 @@
-//! When nobody watches: the pool is mounted without an agent, or before it has looked; and what a lease
-//! and a seal are worth after the pool was mounted anew.
+//! When nobody watches: the pool is mounted without an agent, or before it has looked; and what a
+//! lease and a seal are worth after the pool was mounted anew.
 
 use std::fs;
 use std::path::Path;
@@ -58,7 +58,8 @@ fn stopped_agent() -> Result<()> {
     Ok(())
 }
 
-/// The agent runs, and is slower than the first deletion or not: there is no moment without an answer.
+/// The agent runs, and is slower than the first deletion or not: there is no moment without an
+/// answer.
 fn right_after_the_mount() -> Result<()> {
     let mut host = Host::new()?;
     let victim = Path::new(DATA).join("d0/e0/f0");

@@ -1,5 +1,6 @@
-//! What people run in their volumes: version control, a database, a compiler, a package manager, backups. In a guest's
-//! view of a guarded pool none of it is ever denied, whatever becomes of the agent.
+//! What people run in their volumes: version control, a database, a compiler, a package manager,
+//! backups. In a guest's view of a guarded pool none of it is ever denied, whatever becomes of the
+//! agent.
 
 use std::cell::Cell;
 use std::fs;
@@ -17,10 +18,13 @@ use crate::peers::container;
 
 pub const TESTS: &[Test] = &[
     Test::new("workload_in_a_guest_is_never_denied", in_a_guest).within_seconds(900).only_in_full(),
-    Test::new("workload_of_postgresql_is_never_denied", postgresql).within_seconds(900).only_in_full(),
+    Test::new("workload_of_postgresql_is_never_denied", postgresql)
+        .within_seconds(900)
+        .only_in_full(),
 ];
 
-/// Each of it deletes, replaces and truncates much of what it writes. Everything is gone at the end.
+/// Each of it deletes, replaces and truncates much of what it writes. Everything is gone at the
+/// end.
 const WORK: [(&str, &str); 6] = [
     (
         "git",
@@ -60,7 +64,8 @@ for mode in (\"DELETE\", \"TRUNCATE\", \"PERSIST\"):
          as() { dpkg --root=system --log=/dev/null --force-confold \"$@\" >/dev/null; }
          pack() { # name, version, a field
              mkdir -p $1/DEBIAN && printf 'Package: %s\nVersion: %s\nArchitecture: all\n%sMaintainer: a <a@b>\n%s: x\n' \
-                 $1 $2 \"$3\" Description >$1/DEBIAN/control && dpkg-deb -Znone -b $1 $1-$2.deb >/dev/null
+         $1 $2 \"$3\" Description >$1/DEBIAN/control && dpkg-deb -Znone -b $1 $1-$2.deb \
+         >/dev/null
          }
          mkdir -p lib/usr/lib/x lib/etc lib/DEBIAN app/usr/bin
          echo one >lib/usr/lib/x/file; echo old >lib/usr/lib/x/old; ln -s file lib/usr/lib/x/link
@@ -90,8 +95,13 @@ fn in_a_guest() -> Result<()> {
         beside.keeps(&volume.join("d0/e0/f0"))?;
         container::with_the_hosts_programs(&volume, |data| {
             for (name, script) in WORK {
-                let line = format!("set -e; mkdir -p {0}/work; cd {0}/work\n{script}", data.display());
-                command::run("sh", &["-c", &line]).with_context(|| format!("{name} in a volume"))?;
+                let line = format!(
+                    "set -e; mkdir -p {0}/work; cd \
+                     {0}/work\n{script}",
+                    data.display()
+                );
+                command::run("sh", &["-c", &line])
+                    .with_context(|| format!("{name} in a volume"))?;
             }
             Ok(())
         })?;
@@ -113,10 +123,13 @@ pub fn on_a_pool(work: impl Fn(&Host, &Beside, When) -> Result<()>) -> Result<()
 const MISSING: &str =
     "PostgreSQL's server is not there: install Debian's package `postgresql` (`cargo xtask setup`)";
 /// As whom the server runs: nobody.
-const AS_NOBODY: &str = "setpriv --reuid 65534 --regid 65534 --clear-groups env PGHOST=/data PGDATABASE=work";
-/// In small, so that it writes, recycles and removes its log all the time. Its shared memory is files, too.
-const SETTINGS: &str = "listen_addresses = ''\nunix_socket_directories = '/data'\nshared_buffers = 16MB\njit = off\n\
-                        dynamic_shared_memory_type = mmap\nmin_wal_size = 2MB\nmax_wal_size = 4MB\nmax_connections = 10\n";
+const AS_NOBODY: &str = "setpriv --reuid 65534 --regid 65534 --clear-groups env PGHOST=/data \
+                         PGDATABASE=work";
+/// In small, so that it writes, recycles and removes its log all the time. Its shared memory is
+/// files, too.
+const SETTINGS: &str = "listen_addresses = ''\nunix_socket_directories = '/data'\nshared_buffers = \
+                        16MB\njit = off\ndynamic_shared_memory_type = mmap\nmin_wal_size = \
+                        2MB\nmax_wal_size = 4MB\nmax_connections = 10\n";
 /// Files are replaced, emptied and, at checkpoints, removed. Ends with where the table is.
 const FILL: &str = "CREATE TABLE t (x int, y text);
 INSERT INTO t SELECT n, repeat('x', 200) FROM generate_series(1, 5000) n;
@@ -159,7 +172,8 @@ fn programs() -> Result<PathBuf> {
     places.find(|place| place.join("initdb").exists()).context(MISSING)
 }
 
-/// One server on a volume, which runs on while the agent is killed and upgraded; killed itself, it recovers.
+/// One server on a volume, which runs on while the agent is killed and upgraded; killed itself, it
+/// recovers.
 fn postgresql() -> Result<()> {
     let programs = programs()?;
     let server = Server::default();
@@ -183,14 +197,17 @@ fn postgresql() -> Result<()> {
         };
         if when == When::Running {
             fs::create_dir(&volume).context("make a volume")?;
-            sh(
-                "chown 65534:65534 /data; as initdb -D /data/db -A trust --no-locale -N --wal-segsize=1 >/dev/null",
+            sh("chown 65534:65534 /data; as initdb -D /data/db -A trust --no-locale -N \
+                --wal-segsize=1 >/dev/null")?;
+            fs::write(volume.join("db/postgresql.auto.conf"), SETTINGS).context(
+                "write its \
+                 settings",
             )?;
-            fs::write(volume.join("db/postgresql.auto.conf"), SETTINGS).context("write its settings")?;
             sh("as pg_ctl -D /data/db -l /data/log -w -t 300 start >/dev/null")?;
             server.runs(host)?;
         }
-        sh("as createdb work; as pgbench -i -q -s 1 2>/dev/null; as pgbench -n -c 2 -t 20 >/dev/null")?;
+        sh("as createdb work; as pgbench -i -q -s 1 2>/dev/null; as pgbench -n -c 2 -t 20 \
+            >/dev/null")?;
         let said = sh(&format!("sql <<'END'\n{FILL}\nEND"))?;
         let table = volume.join("db").join(said.trim());
         beside.keeps(&table)?;
@@ -204,9 +221,8 @@ fn postgresql() -> Result<()> {
         sh("sql -c 'TRUNCATE pgbench_history' -c 'VACUUM FULL pgbench_accounts' -c 'SELECT pg_switch_wal()' >/dev/null
             sql -d postgres -c 'DROP DATABASE work' -c CHECKPOINT; sql -d postgres -c 'SELECT 1' >/dev/null")?;
         if when == When::Upgraded {
-            sh(
-                "as pg_ctl -D /data/db -w -t 300 -m fast stop >/dev/null; as rm -r /data/*; test -z \"$(ls -A /data)\"",
-            )?;
+            sh("as pg_ctl -D /data/db -w -t 300 -m fast stop >/dev/null; as rm -r /data/*; test \
+                -z \"$(ls -A /data)\"")?;
             server.0.set(None);
             host.clear("guest")?;
         }

@@ -1,5 +1,6 @@
-//! An overlay whose layers are all in a guest's volume, as a container in a container has it. Nothing is ever denied,
-//! whatever becomes of the agent. (CephFS cannot be an upper layer: see `workload_views_cephfs`.)
+//! An overlay whose layers are all in a guest's volume, as a container in a container has it.
+//! Nothing is ever denied, whatever becomes of the agent. (CephFS cannot be an upper layer: see
+//! `workload_views_cephfs`.)
 
 use std::fs;
 
@@ -11,11 +12,13 @@ use crate::harness::registry::Test;
 use crate::harness::{command, machine};
 use crate::peers::container;
 
-pub const TESTS: &[Test] = &[Test::new("workload_of_an_overlay_in_a_guest_is_never_denied", overlay)
-    .within_seconds(600)
-    .only_in_full()];
+pub const TESTS: &[Test] =
+    &[Test::new("workload_of_an_overlay_in_a_guest_is_never_denied", overlay)
+        .within_seconds(600)
+        .only_in_full()];
 
-/// Whiteouts, opaque directories, copies to the upper layer, and a second mount, which cleans up after the first.
+/// Whiteouts, opaque directories, copies to the upper layer, and a second mount, which cleans up
+/// after the first.
 const WORK: &str = "set -e; cd /data; mkdir lower upper work; cp -r volume lower/a; cp -r volume lower/b
 on() { mount -t overlay -o lowerdir=/data/lower,upperdir=/data/upper,workdir=/data/work$1 overlay /tmp/merged; }
 mkdir -p /tmp/merged; on $OPTIONS; cd /tmp/merged
@@ -30,7 +33,8 @@ fn overlay() -> Result<()> {
     let agent = ground.installation.start()?;
     let pool = ground.pool("pool")?;
     let guest = pool.path().join("guest");
-    // By the container's root, which is root; and by one that is root only in a user namespace of its own.
+    // By the container's root, which is root; and by one that is root only in a user namespace of
+    // its own.
     let users = [
         (&["env", "OPTIONS="][..], "root"),
         (
@@ -38,7 +42,8 @@ fn overlay() -> Result<()> {
             "a user namespace's root",
         ),
     ];
-    // tmpfs has attributes of users since 6.6. Without them an overlay of theirs removes no directory of a lower layer.
+    // tmpfs has attributes of users since 6.6. Without them an overlay of theirs removes no
+    // directory of a lower layer.
     let old_kernel = machine::kernel()? == "6.1";
     let users = if old_kernel { &users[..1] } else { &users[..] };
     never_denied(&ground.installation, agent, |beside, _| {

@@ -1,5 +1,6 @@
-//! The ways in which a guest comes by its volume, and how it deletes there: with mapped owners, as a file server's only
-//! root. None of it is ever denied, whatever becomes of the agent; the host is, for the very same file.
+//! The ways in which a guest comes by its volume, and how it deletes there: with mapped owners, as
+//! a file server's only root. None of it is ever denied, whatever becomes of the agent; the host
+//! is, for the very same file.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
@@ -23,8 +24,12 @@ pub const TESTS: &[Test] = &[
     Test::new("workload_with_mapped_owners_is_never_denied", mapped_owners)
         .within_seconds(600)
         .only_in_full(),
-    Test::new("workload_of_a_file_server_is_never_denied", file_server).within_seconds(600).only_in_full(),
-    Test::new("workload_with_layers_on_a_volume_is_never_denied", layers).within_seconds(600).only_in_full(),
+    Test::new("workload_of_a_file_server_is_never_denied", file_server)
+        .within_seconds(600)
+        .only_in_full(),
+    Test::new("workload_with_layers_on_a_volume_is_never_denied", layers)
+        .within_seconds(600)
+        .only_in_full(),
 ];
 
 /// Root and a user of the container, in a mount namespace that is the user namespace's.
@@ -35,8 +40,8 @@ mkdir new; echo x >new/a; chown -R 1000:1000 new; test \"$(stat -c %u new/a)\" =
 setpriv --reuid 1000 --regid 1000 --clear-groups sh -c 'echo y >new/b; mv new/b new/a; rm new/a; mkdir new/c; rmdir new/c'
 rsync -a --delete new/ d0/; rm -r /data/*; test -z \"$(ls -A /data)\"";
 
-/// What an unprivileged container has. Kernels before 6.7 map no owners on CephFS: there the files themselves belong to the
-/// container's users, as Incus does it there.
+/// What an unprivileged container has. Kernels before 6.7 map no owners on CephFS: there the files
+/// themselves belong to the container's users, as Incus does it there.
 fn mapped_owners() -> Result<()> {
     let owners = Owners::new()?;
     let old_kernel = machine::kernel()? == "6.1";
@@ -51,14 +56,19 @@ fn mapped_owners() -> Result<()> {
         };
         if old_kernel {
             let refused = container::with_mapped_owners(&volume, &owners, |_| Ok(()));
-            let why = refused.err().context("6.1 has mapped owners on CephFS: the test is out of date")?;
-            let errno = why.root_cause().downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+            let why = refused.err().context(
+                "6.1 has mapped owners on CephFS: the test is out of \
+                 date",
+            )?;
+            let errno =
+                why.root_cause().downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
             ensure!(errno == Some(libc::EINVAL), "mount_setattr failed otherwise: {why:#}");
             let first = format!("{0}:{0}", Owners::FIRST);
             command::run("chown", &["-R", &first, &volume.to_string_lossy()])?;
             container::with_the_hosts_programs(&volume, work)?;
         } else {
-            // This Ceph's metadata server knows no mapped owners, without which the kernel creates nothing by such a mount.
+            // This Ceph's metadata server knows no mapped owners, without which the kernel creates
+            // nothing by such a mount.
             fs::write("/sys/module/ceph/parameters/enable_unsafe_idmap", "Y")
                 .context("let the kernel create files with mapped owners on an old Ceph")?;
             container::with_mapped_owners(&volume, &owners, work)?;
@@ -67,7 +77,8 @@ fn mapped_owners() -> Result<()> {
     })
 }
 
-/// What virtiofsd does for a virtual machine: everything by descriptors without access (O_PATH) and by handles.
+/// What virtiofsd does for a virtual machine: everything by descriptors without access (O_PATH) and
+/// by handles.
 fn file_server() -> Result<()> {
     on_a_pool(|host, beside, _| {
         let volume = host.scratch("guest")?;
@@ -119,8 +130,8 @@ fn serve() -> Result<()> {
     Ok(())
 }
 
-/// An overlay takes a volume on CephFS as a lower layer. As the upper one the kernel refuses it, for it makes no whiteouts
-/// by renaming: that is on tmpfs, in `workload_standin`.
+/// An overlay takes a volume on CephFS as a lower layer. As the upper one the kernel refuses it,
+/// for it makes no whiteouts by renaming: that is on tmpfs, in `workload_standin`.
 fn layers() -> Result<()> {
     command::run("modprobe", &["overlay"])?;
     on_a_pool(|host, beside, _| {
@@ -136,20 +147,32 @@ fn layers() -> Result<()> {
                 "/tmp/a",
                 "lowerdir=/data/d0,upperdir=/data/upper,workdir=/data/work",
             );
-            ensure!(refused.is_err(), "the kernel takes CephFS as an upper layer: the test is out of date");
+            ensure!(
+                refused.is_err(),
+                "the kernel takes CephFS as an upper layer: the test is out \
+                 of date"
+            );
             let merged = Mount::new(
                 "overlay",
                 "overlay",
                 "/tmp/a",
                 "lowerdir=/data,upperdir=/tmp/upper,workdir=/tmp/work",
             )?;
-            fs::remove_dir_all(merged.path().join("d0")).context("remove what is in the lower layer")?;
+            fs::remove_dir_all(merged.path().join("d0")).context(
+                "remove what is in the lower \
+                 layer",
+            )?;
             fs::rename(merged.path().join("d1/e1/f4"), merged.path().join("d1/e1/f5"))
                 .context("rename over")?;
             drop(merged);
             ensure!(tree::count(data)? == 12, "the lower layer has {} files", tree::count(data)?);
             let all = ["d0", "d1", "d2", "upper", "work"].map(|name| data.join(name));
-            all.iter().try_for_each(|path| fs::remove_dir_all(path).context("remove the lower layer"))
+            all.iter().try_for_each(|path| {
+                fs::remove_dir_all(path).context(
+                    "remove the lower \
+                     layer",
+                )
+            })
         })?;
         host.clear("guest")
     })

@@ -1,6 +1,6 @@
-//! Runs the benchmarks in a VM that counts instructions, with a Ceph cluster beside it. What is measured is
-//! package `guard-tests`' business (`guard-tests bench`); this boots, streams, keeps the results, draws
-//! them, and compares them with those that are committed.
+//! Runs the benchmarks in a VM that counts instructions, with a Ceph cluster beside it. What is
+//! measured is package `guard-tests`' business (`guard-tests bench`); this boots, streams, keeps
+//! the results, draws them, and compares them with those that are committed.
 
 mod plot;
 mod results;
@@ -29,7 +29,8 @@ const CLOSING: &str = "results: ";
 pub struct Arguments {
     #[arg(long, value_enum, default_value = "6.12")]
     kernel: Kernel,
-    /// Only this part, which may be named more than once: its figures are shown and compared, and kept nowhere
+    /// Only this part, which may be named more than once: its figures are shown and compared, and
+    /// kept nowhere
     #[arg(long, value_enum, value_name = "PART", conflicts_with = "bless")]
     only: Vec<Part>,
     /// Make this run the committed one: results, plots and table in docs/benchmarks
@@ -73,7 +74,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     eprintln!("xtask: booting a VM with one CPU that counts instructions, and a Ceph cluster …");
     let mut lines = Lines::default();
     let outcome = vm::boot(&boot, &mut |output| lines.take(output))?;
-    let Some(text) = lines.results.filter(|_| matches!(outcome, Outcome::Ended { status: 0, .. })) else {
+    let Some(text) = lines.results.filter(|_| matches!(outcome, Outcome::Ended { status: 0, .. }))
+    else {
         eprintln!("xtask: the benchmarks did not run to their end: {outcome:?}");
         return Ok(ExitCode::FAILURE);
     };

@@ -19,8 +19,13 @@ pub fn unlink(results: &Results) -> Result<String> {
         let failed = |error| anyhow!("draw the bars: {error:?}");
         area.fill(&WHITE).map_err(failed)?;
         let style = |size: i32| (FONT, size).into_font().color(&BLACK);
-        area.draw_text("Instructions of the deleting thread, one unlink on tmpfs", &style(18), (10, 10))
-            .map_err(failed)?;
+        area.draw_text(
+            "Instructions of the deleting thread, one unlink on \
+             tmpfs",
+            &style(18),
+            (10, 10),
+        )
+        .map_err(failed)?;
         for (number, row) in rows.iter().enumerate() {
             let top = 45 + 28 * i32::try_from(number)?;
             let length = (400.0 * row.whole / longest) as i32;
@@ -48,8 +53,10 @@ pub fn growth(results: &Results) -> Result<String> {
         points.push((*at, path_unlink.unwrap_or_default()));
     }
     let all = || lines.values().flatten();
-    let (widest, highest) =
-        (all().map(|point| point.0).fold(10.0, f64::max), all().map(|point| point.1).fold(1.0, f64::max));
+    let (widest, highest) = (
+        all().map(|point| point.0).fold(10.0, f64::max),
+        all().map(|point| point.1).fold(1.0, f64::max),
+    );
     let mut svg = String::new();
     {
         let area = SVGBackend::with_string(&mut svg, (900, 480)).into_drawing_area();
@@ -72,7 +79,9 @@ pub fn growth(results: &Results) -> Result<String> {
                 .draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))
                 .map_err(|error| anyhow!("draw a line: {error:?}"))?
                 .label(format!("{axis}: {case}"))
-                .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
+                .legend(move |(x, y)| {
+                    PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2))
+                });
         }
         chart
             .configure_series_labels()
@@ -97,6 +106,13 @@ mod tests {
         let bars = unlink(&run(100.0)).unwrap();
         assert!(bars.starts_with("<svg") && bars.contains("guard: x") && bars.contains("nothing"));
         let lines = growth(&run(100.0)).unwrap();
-        assert!(lines.starts_with("<svg") && lines.contains("pools: a") && lines.contains("<polyline"));
+        assert!(
+            lines.starts_with("<svg")
+                && lines.contains(
+                    "pools: \
+                     a"
+                )
+                && lines.contains("<polyline")
+        );
     }
 }

@@ -55,8 +55,8 @@ mod tests {
 
     #[test]
     fn the_topmost_section_is_taken_whole_and_no_other() {
-        let text = "# Changelog\n\nIntro\n\n## [Unreleased]\n\n### Added\n\n- One\n  goes on.\n- Two\n\n\
-                    ### Fixed\n\n- Three\n\n## [0.1.0]\n\n- Old\n";
+        let text = "# Changelog\n\nIntro\n\n## [Unreleased]\n\n### Added\n\n- One\n  goes on.\n- \
+                    Two\n\n### Fixed\n\n- Three\n\n## [0.1.0]\n\n- Old\n";
         assert_eq!(newest(text), ["One goes on.", "Two", "Three"]);
     }
 
@@ -64,7 +64,13 @@ mod tests {
     fn lines_are_broken_where_debian_wants_it() {
         let long = "word ".repeat(40);
         let text = debian(&[long], "1-1", "A <a@b>", "Sun, 29 Nov 2026 05:01:36 +0000");
-        assert!(text.starts_with("guard-agent (1-1) unstable; urgency=medium\n\n  * word"), "{text}");
+        assert!(
+            text.starts_with(
+                "guard-agent (1-1) unstable; urgency=medium\n\n  * \
+                 word"
+            ),
+            "{text}"
+        );
         assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
         assert!(text.ends_with("\n\n -- A <a@b>  Sun, 29 Nov 2026 05:01:36 +0000\n"), "{text}");
     }

@@ -25,7 +25,7 @@ pub struct Crate {
 const COMMON: [(&str, &str); 2] = [("Apache-2.0", "Apache-2.0"), ("GPL-2", "GPL-2")];
 /// The parts that `cargo tree` does not list: the standard library, and the C code in a crate.
 const BESIDE_CRATES: &str = "\
-Files: rust-std/*
+                             Files: rust-std/*
 Copyright: The Rust Project contributors
 License: MIT
 
@@ -35,7 +35,7 @@ License: public-domain
 
 ";
 const OWN: &str = "\
-Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
+                   Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
 Upstream-Name: guard-agent
 Comment: Each stanza below the first two is of code that is linked into the binaries. Of licences that are
  offered side by side, MIT is taken.
@@ -95,7 +95,13 @@ fn paragraph(name: &str, texts: &BTreeMap<String, String>) -> Result<String> {
         "Anyone may use it for any purpose.".to_owned()
     } else {
         let text = texts.get(name);
-        text.with_context(|| format!("no text of the licence {name}: add packaging/licenses/{name}"))?.clone()
+        text.with_context(|| {
+            format!(
+                "no text of the licence {name}: add \
+                 packaging/licenses/{name}"
+            )
+        })?
+        .clone()
     };
     let mut out = format!("License: {name}\n");
     for line in body.trim().lines() {
@@ -143,13 +149,14 @@ pub fn linked() -> Result<BTreeSet<Crate>> {
     }
     let mut cargo = workspace::cargo();
     cargo.args(["metadata", "--locked", "--format-version", "1"]);
-    let metadata: Metadata =
-        serde_json::from_str(&progress::capture(&mut cargo)?).context("understand `cargo metadata`")?;
+    let metadata: Metadata = serde_json::from_str(&progress::capture(&mut cargo)?).context(
+        "understand `cargo \
+         metadata`",
+    )?;
     let ours = |package: &Package| package.manifest_path.starts_with(workspace::root());
-    let found = metadata
-        .packages
-        .into_iter()
-        .filter(|package| !ours(package) && names.contains(&(package.name.clone(), package.version.clone())));
+    let found = metadata.packages.into_iter().filter(|package| {
+        !ours(package) && names.contains(&(package.name.clone(), package.version.clone()))
+    });
     found.map(described).collect()
 }
 
@@ -165,7 +172,8 @@ fn described(package: Package) -> Result<Crate> {
 /// The lines `Copyright …` of a crate's licence files, each once.
 fn holders(directory: &Path) -> Result<Vec<String>> {
     let mut found = BTreeSet::new();
-    let entries = fs::read_dir(directory).with_context(|| format!("list {}", directory.display()))?;
+    let entries =
+        fs::read_dir(directory).with_context(|| format!("list {}", directory.display()))?;
     for path in entries.flatten().map(|entry| entry.path()) {
         let name = path.file_name().map(|name| name.to_string_lossy().to_uppercase());
         if name.is_some_and(|name| name.starts_with("LICENSE") || name.starts_with("COPYRIGHT"))
@@ -234,7 +242,8 @@ mod tests {
 
     #[test]
     fn a_licences_own_wording_names_no_holder() {
-        let text = "Copyright (c) 2014 Ann\n  Copyright notice\nCopyright [yyyy] [name]\ncopyright 2";
+        let text = "Copyright (c) 2014 Ann\n  Copyright notice\nCopyright [yyyy] [name]\ncopyright \
+                    2";
         assert_eq!(copyright_lines(text), ["(c) 2014 Ann"]);
     }
 }

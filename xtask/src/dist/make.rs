@@ -1,4 +1,5 @@
-//! Makes the two packages. What they hold stands in guard-agent/Cargo.toml (`package.metadata.deb`).
+//! Makes the two packages. What they hold stands in guard-agent/Cargo.toml
+//! (`package.metadata.deb`).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -60,16 +61,23 @@ pub fn both(directory: &Path, date: u64) -> Result<Packages> {
     Ok(Packages { deb, rpm })
 }
 
-/// Makes a later version of `deb` that has another agent, for trying an upgrade: the same package but for that.
+/// Makes a later version of `deb` that has another agent, for trying an upgrade: the same package
+/// but for that.
 pub fn with_another_agent(deb: &Path, agent: &Path, version: &str, output: &Path) -> Result<()> {
     let place = workspace::fresh_directory(output.with_extension("tree"))?;
     let script = "dpkg-deb --raw-extract \"$1\" \"$5\"; install -m 755 \"$2\" \"$5/usr/sbin/guard-agent\"
                   sed -i \"s/^Version: .*/Version: $3/\" \"$5/DEBIAN/control\"
                   (cd \"$5\" && find . -path ./DEBIAN -prune -o -type f -printf '%P\\0' | sort -z | xargs -0 md5sum) \
-                      >\"$5.sums\"; mv \"$5.sums\" \"$5/DEBIAN/md5sums\"
+                  >\"$5.sums\"; mv \"$5.sums\" \"$5/DEBIAN/md5sums\"
                   dpkg-deb --root-owner-group --build \"$5\" \"$4\"; rm -r \"$5\"";
     let mut command = Command::new("bash");
-    command.args(["-ec", script, "repack"]).arg(deb).arg(agent).arg(version).arg(output).arg(&place);
+    command
+        .args(["-ec", script, "repack"])
+        .arg(deb)
+        .arg(agent)
+        .arg(version)
+        .arg(output)
+        .arg(&place);
     progress::capture(&mut command).map(drop)
 }
 
@@ -89,7 +97,13 @@ fn changes() -> Result<Vec<String>> {
 fn license_texts() -> Result<BTreeMap<String, String>> {
     let mut texts = BTreeMap::from([("MIT".to_owned(), read("LICENSE-MIT")?)]);
     let directory = workspace::root().join("packaging/licenses");
-    let entries = fs::read_dir(&directory).with_context(|| format!("list {}", directory.display()))?;
+    let entries = fs::read_dir(&directory).with_context(|| {
+        format!(
+            "list \
+             {}",
+            directory.display()
+        )
+    })?;
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         texts.insert(name.clone(), read(&format!("packaging/licenses/{name}"))?);
@@ -117,8 +131,11 @@ struct AboutDebian {
 fn about() -> Result<About> {
     let mut cargo = workspace::cargo();
     cargo.args(["metadata", "--locked", "--no-deps", "--format-version", "1"]);
-    let mut found: serde_json::Value =
-        serde_json::from_str(&progress::capture(&mut cargo)?).context("understand `cargo metadata`")?;
+    let mut found: serde_json::Value = serde_json::from_str(&progress::capture(&mut cargo)?)
+        .context(
+            "understand `cargo \
+             metadata`",
+        )?;
     let packages = found["packages"].as_array_mut().context("`cargo metadata` lists packages")?;
     let agent = packages.iter_mut().find(|package| package["name"] == "guard-agent");
     let agent = agent.context("the workspace has no package guard-agent")?;
@@ -135,17 +152,28 @@ fn mail_date(date: u64) -> Result<String> {
 fn manual(binaries: &Path, generated: &Path, date: u64) -> Result<()> {
     let mut command = Command::new(binaries.join("guard-manual"));
     command.arg(workspace::root().join("docs/POLICY.md")).arg(generated);
-    progress::capture(command.env(EPOCH, date.to_string())).context("make man pages and completions")?;
+    progress::capture(command.env(EPOCH, date.to_string())).context(
+        "make man pages and \
+         completions",
+    )?;
     Ok(())
 }
 
 fn debian(target: &Path, version: &str, output: &Path, date: u64) -> Result<()> {
     let mut tool = Command::new(CARGO_DEB.path()?);
-    tool.args(["--package", "guard-agent", "--no-build", "--no-strip", "--locked", "--deb-version", version])
-        .arg("--output")
-        .arg(output)
-        .env("CARGO_TARGET_DIR", target)
-        .env(EPOCH, date.to_string());
+    tool.args([
+        "--package",
+        "guard-agent",
+        "--no-build",
+        "--no-strip",
+        "--locked",
+        "--deb-version",
+        version,
+    ])
+    .arg("--output")
+    .arg(output)
+    .env("CARGO_TARGET_DIR", target)
+    .env(EPOCH, date.to_string());
     progress::run("make the .deb", &mut workspace::without_package_variables(tool))
 }
 

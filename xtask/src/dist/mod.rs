@@ -1,9 +1,9 @@
 //! `cargo xtask dist`: the packages, their checksums and their bill of materials, in `target/dist`.
 //!
-//! Flow: build (no path of this machine in it) → man pages, completions, copyright, changelog → .deb by
-//! cargo-deb → .rpm of the same files → bill of materials → checksums → lintian and rpmlint. With
-//! `--check` the packages' scripts run in a Debian tree; with `--verify` all is built once more in
-//! another folder, and must be the same.
+//! Flow: build (no path of this machine in it) → man pages, completions, copyright, changelog →
+//! .deb by cargo-deb → .rpm of the same files → bill of materials → checksums → lintian and
+//! rpmlint. With `--check` the packages' scripts run in a Debian tree; with `--verify` all is built
+//! once more in another folder, and must be the same.
 
 mod changelog;
 mod copyright;
@@ -25,7 +25,8 @@ pub use make::{Packages, VERSION, with_another_agent};
 
 #[derive(Args)]
 pub struct Arguments {
-    /// Also run the packages' scripts: installation, upgrade, removal and purge in a Debian tree. Needs root
+    /// Also run the packages' scripts: installation, upgrade, removal and purge in a Debian tree.
+    /// Needs root
     #[arg(long)]
     check: bool,
     /// Also build once more in another folder, and compare
@@ -70,11 +71,20 @@ fn date() -> Result<u64> {
         Err(_) => {
             let mut git = Command::new("git");
             git.args(["log", "-1", "--format=%ct"]).current_dir(workspace::root());
-            progress::capture(&mut git)
-                .with_context(|| format!("the time of the last commit is not known here: set {EPOCH}"))?
+            progress::capture(&mut git).with_context(|| {
+                format!(
+                    "the time of the last commit is not known here: set \
+                     {EPOCH}"
+                )
+            })?
         }
     };
-    text.trim().parse().with_context(|| format!("{EPOCH} is {text:?}, which is no number of seconds"))
+    text.trim().parse().with_context(|| {
+        format!(
+            "{EPOCH} is {text:?}, which is no number of \
+             seconds"
+        )
+    })
 }
 
 /// Makes the .deb alone, in `directory`, for what installs it in tests. Not checked.

@@ -1,5 +1,5 @@
-//! The software bill of materials, CycloneDX, by cargo-cyclonedx: one of what runs on the host, one of
-//! the kernel program inside it.
+//! The software bill of materials, CycloneDX, by cargo-cyclonedx: one of what runs on the host, one
+//! of the kernel program inside it.
 
 use std::fs;
 use std::path::Path;
@@ -27,10 +27,18 @@ const MEMBERS: [&str; 8] = [
 /// Writes the files into `directory`.
 pub fn write(directory: &Path, version: &str, date: u64) -> Result<()> {
     let mut tool = std::process::Command::new(CARGO_CYCLONEDX.path()?);
-    tool.args(["cyclonedx", "--format", "json", "--spec-version", "1.5", "--override-filename", WRITTEN])
-        .args(["--target", "x86_64-unknown-linux-gnu", "--manifest-path"])
-        .arg(workspace::root().join("Cargo.toml"))
-        .env("SOURCE_DATE_EPOCH", date.to_string());
+    tool.args([
+        "cyclonedx",
+        "--format",
+        "json",
+        "--spec-version",
+        "1.5",
+        "--override-filename",
+        WRITTEN,
+    ])
+    .args(["--target", "x86_64-unknown-linux-gnu", "--manifest-path"])
+    .arg(workspace::root().join("Cargo.toml"))
+    .env("SOURCE_DATE_EPOCH", date.to_string());
     let made = progress::capture(&mut workspace::without_package_variables(tool));
     let texts = collect();
     made.context("make the bill of materials")?;
@@ -51,7 +59,13 @@ fn collect() -> Result<Vec<(&'static str, String)>> {
             continue;
         }
         if SHIPPED.contains(&member) {
-            let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+            let text = fs::read_to_string(&path).with_context(|| {
+                format!(
+                    "read \
+                     {}",
+                    path.display()
+                )
+            })?;
             texts.push((member, text));
         }
         fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;

@@ -1,10 +1,11 @@
-//! Runs the packages' scripts for real: in a Debian tree without systemd as PID 1 (a chroot), as in a
-//! container's image. With systemd running, the suite `host` does it.
+//! Runs the packages' scripts for real: in a Debian tree without systemd as PID 1 (a chroot), as in
+//! a container's image. With systemd running, the suite `host` does it.
 //!
-//! The .rpm's scripts are run there by rpm itself, chrooted, with an empty rpm database and therefore
-//! without dependencies (`--nodeps`). So the shell, systemctl and systemd-sysusers are real ones, and
-//! the files are those of Debian. What is not shown: Fedora's `systemd-update-helper`, which Debian has
-//! not, and rpm's own making of groups from sysusers.d (from rpm 4.19 on).
+//! The .rpm's scripts are run there by rpm itself, chrooted, with an empty rpm database and
+//! therefore without dependencies (`--nodeps`). So the shell, systemctl and systemd-sysusers are
+//! real ones, and the files are those of Debian. What is not shown: Fedora's
+//! `systemd-update-helper`, which Debian has not, and rpm's own making of groups from sysusers.d
+//! (from rpm 4.19 on).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,8 +21,11 @@ use crate::{progress, workspace};
 const UNIT_LINK: &str = "etc/systemd/system/multi-user.target.wants/guard-agent.service";
 const POLICY: &str = "etc/guard-agent/policy.toml";
 /// What the agent would have made.
-const MADE: [&str; 3] =
-    ["var/lib/guard-agent/state.json", "var/log/guard-agent/audit.jsonl", "run/guard-agent/control.sock"];
+const MADE: [&str; 3] = [
+    "var/lib/guard-agent/state.json",
+    "var/log/guard-agent/audit.jsonl",
+    "run/guard-agent/control.sock",
+];
 
 /// Runs both packages' scripts, each in a tree of its own.
 pub fn run(packages: &Packages) -> Result<()> {
@@ -43,7 +47,8 @@ fn base() -> Result<PathBuf> {
     let directory = workspace::cache()?.join("dist-tree");
     let archive = directory.join(format!("{}.tar", sources.codename()));
     if !archive.exists() {
-        fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("create {}", directory.display()))?;
         let lists = workspace::fresh_directory(directory.join("sources"))?;
         sources.derive(sources.codename(), &lists)?;
         let partial = archive.with_extension("partial.tar");
@@ -67,7 +72,10 @@ impl Tree {
     fn unpack(archive: &Path, root: &Path) -> Result<Self> {
         fs::create_dir_all(root).with_context(|| format!("create {}", root.display()))?;
         let mut tar = Command::new("tar");
-        tar.args(["--extract", "--numeric-owner", "--file"]).arg(archive).arg("--directory").arg(root);
+        tar.args(["--extract", "--numeric-owner", "--file"])
+            .arg(archive)
+            .arg("--directory")
+            .arg(root);
         progress::capture(&mut tar)?;
         Ok(Self { root: root.to_owned() })
     }
@@ -122,7 +130,10 @@ impl Tree {
 
     /// Files with the name of ours, but for what dpkg and rpm write about themselves.
     fn leftovers(&self) -> Result<String> {
-        self.run("find / -xdev -name '*guard*' ! -path '/proc/*' ! -path '/sys/*' ! -path '/trial/*'")
+        self.run(
+            "find / -xdev -name '*guard*' ! -path '/proc/*' ! -path '/sys/*' ! -path \
+             '/trial/*'",
+        )
     }
 }
 
@@ -143,11 +154,15 @@ fn debian(tree: &Tree, deb: &Path, place: &Path) -> Result<()> {
     tree.expect("the removal of the .deb", "run/guard-agent", false)?;
     tree.expect("the removal of the .deb", "var/lib/guard-agent", true)?;
     tree.edited("the removal of the .deb")?;
-    tree.run("dpkg --install /trial/1.deb && dpkg --purge guard-agent").context("purge the .deb")?;
+    tree.run("dpkg --install /trial/1.deb && dpkg --purge guard-agent")
+        .context("purge the .deb")?;
     let left = tree.leftovers()?;
     ensure!(left.is_empty(), "after the purge of the .deb these are left:\n{left}");
     ensure!(tree.run("getent group guard").is_err(), "after the purge the group guard is left");
-    eprintln!("xtask: dist check: .deb installed, upgraded, removed and purged in a Debian tree: ok");
+    eprintln!(
+        "xtask: dist check: .deb installed, upgraded, removed and purged in a Debian tree: \
+         ok"
+    );
     Ok(())
 }
 
@@ -155,12 +170,19 @@ fn debian(tree: &Tree, deb: &Path, place: &Path) -> Result<()> {
 fn renumbered(deb: &Path, place: &Path, output: &Path) -> Result<()> {
     progress::capture(Command::new("dpkg-deb").arg("--raw-extract").arg(deb).arg(place))?;
     let control = place.join("DEBIAN/control");
-    let text = fs::read_to_string(&control).with_context(|| format!("read {}", control.display()))?;
+    let text =
+        fs::read_to_string(&control).with_context(|| format!("read {}", control.display()))?;
     let lines = text.lines().map(|line| match line.strip_prefix("Version: ") {
         Some(version) => format!("Version: {version}.1\n"),
         None => format!("{line}\n"),
     });
-    fs::write(&control, lines.collect::<String>()).with_context(|| format!("write {}", control.display()))?;
+    fs::write(&control, lines.collect::<String>()).with_context(|| {
+        format!(
+            "write \
+             {}",
+            control.display()
+        )
+    })?;
     let mut build = Command::new("dpkg-deb");
     build.args(["--root-owner-group", "--build"]).arg(place).arg(output);
     progress::capture(&mut build).map(|_| ())
@@ -187,6 +209,9 @@ fn rpm(tree: &Tree, package: &Path) -> Result<()> {
         tree.expect("the removal of the .rpm", path, false)?;
     }
     tree.expect("the removal of the .rpm", "etc/guard-agent/policy.toml.rpmsave", true)?;
-    eprintln!("xtask: dist check: .rpm installed, upgraded and removed by rpm in a Debian tree: ok");
+    eprintln!(
+        "xtask: dist check: .rpm installed, upgraded and removed by rpm in a Debian tree: \
+         ok"
+    );
     Ok(())
 }

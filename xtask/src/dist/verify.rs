@@ -63,7 +63,8 @@ fn compare(first: &Path, second: &Path) -> Result<()> {
 }
 
 fn names(directory: &Path) -> Result<Vec<String>> {
-    let entries = fs::read_dir(directory).with_context(|| format!("list {}", directory.display()))?;
+    let entries =
+        fs::read_dir(directory).with_context(|| format!("list {}", directory.display()))?;
     let mut names: Vec<String> = entries
         .flatten()
         .filter(|entry| entry.path().is_file())
@@ -79,11 +80,15 @@ fn no_path(directory: &Path, folders: &[&Path]) -> Result<()> {
     let outcome = (|| {
         for name in names(directory)?.iter().filter(|name| name.ends_with(".deb")) {
             let path = directory.join(name);
-            progress::capture(Command::new("dpkg-deb").arg("--raw-extract").arg(&path).arg(&place))?;
+            progress::capture(
+                Command::new("dpkg-deb").arg("--raw-extract").arg(&path).arg(&place),
+            )?;
         }
         for folder in folders {
             let mut grep = Command::new("grep");
-            grep.args(["--recursive", "--files-with-matches", "--fixed-strings"]).arg(folder).arg(&place);
+            grep.args(["--recursive", "--files-with-matches", "--fixed-strings"])
+                .arg(folder)
+                .arg(&place);
             let found = grep.output().context("start grep")?;
             let files = String::from_utf8_lossy(&found.stdout);
             ensure!(files.trim().is_empty(), "{} is named in {}", folder.display(), files.trim());

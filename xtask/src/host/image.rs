@@ -1,5 +1,6 @@
-//! The disk of a real host: a Debian tree by mmdebstrap, made one of the lab's by `guest/host/tree`, with the
-//! kernels' modules, as a qcow2 file. Made anew when anything of its recipe has changed.
+//! The disk of a real host: a Debian tree by mmdebstrap, made one of the lab's by
+//! `guest/host/tree`, with the kernels' modules, as a qcow2 file. Made anew when anything of its
+//! recipe has changed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,12 +15,13 @@ use crate::setup::is_root;
 use crate::workspace::{self, fresh_directory};
 use crate::{checksums, progress};
 
-/// What a host has beside Incus: what Debian's own installations have, a Ceph cluster's daemons (one of the
-/// hosts is the store), and what tests run.
+/// What a host has beside Incus: what Debian's own installations have, a Ceph cluster's daemons
+/// (one of the hosts is the store), and what tests run.
 const PACKAGES: &str = "systemd,systemd-sysv,dbus,udev,kmod,iproute2,procps,psmisc,python3,jq,curl,ceph-common,ceph-mon,\
-     ceph-osd,ceph-mds,rsync,logrotate,cron-daemon-common,e2fsprogs,apparmor,dnsmasq-base,passwd,util-linux,attr,acl,\
-     less,sudo,busybox-static,strace,zstd,xz-utils";
-/// The daemon and its client, without what only virtual machines need: none runs inside an emulated one.
+                        ceph-osd,ceph-mds,rsync,logrotate,cron-daemon-common,e2fsprogs,apparmor,dnsmasq-base,passwd,util-linux,attr,acl,\
+                        less,sudo,busybox-static,strace,zstd,xz-utils";
+/// The daemon and its client, without what only virtual machines need: none runs inside an emulated
+/// one.
 const INCUS: [&str; 2] = ["incus-base", "incus-client"];
 /// On a host with 6.0: the packages that a later upgrade to the backports' Incus installs.
 const NEXT_INCUS: &str = "usr/local/lib/lab/next-incus";
@@ -61,10 +63,15 @@ impl Image {
         let directory = workspace::cache()?.join("hosts").join(incus.name());
         let mut kernels = Vec::new();
         for kernel in KERNELS {
-            kernels.push(if kernel.is_ready()? { Layout::open(kernel)?.release } else { "?".to_owned() });
+            kernels.push(if kernel.is_ready()? {
+                Layout::open(kernel)?.release
+            } else {
+                "?".to_owned()
+            });
         }
         let mut hash = Command::new("sha256sum");
-        hash.current_dir(workspace::root().join("xtask/guest/host")).args(FILES.map(|(name, _)| name));
+        hash.current_dir(workspace::root().join("xtask/guest/host"))
+            .args(FILES.map(|(name, _)| name));
         let sums = progress::capture(&mut hash)?;
         let sums: Vec<&str> = sums.lines().filter_map(|line| line.get(..12)).collect();
         let mut recipe = format!("{VERSION} {SUITE} {PACKAGES} {kernels:?} {}", sums.join(" "));
@@ -96,13 +103,14 @@ impl Image {
     pub fn make(incus: Incus) -> Result<()> {
         if !is_root()? {
             bail!(
-                "making a Debian system for the suite host needs root (its files have owners): run this step as root \
-                 once, or choose other suites with --suite"
+                "making a Debian system for the suite host needs root (its files have owners): run \
+                 this step as root once, or choose other suites with --suite"
             );
         }
         let image = Self::describe(incus)?;
-        let partial =
-            fresh_directory(workspace::cache()?.join("hosts").join(format!("{}.partial", incus.name())))?;
+        let partial = fresh_directory(
+            workspace::cache()?.join("hosts").join(format!("{}.partial", incus.name())),
+        )?;
         let tree = partial.join("tree");
         bootstrap(incus, &tree)?;
         customise(&tree, &partial)?;
@@ -129,7 +137,8 @@ fn bootstrap(incus: Incus, tree: &Path) -> Result<()> {
         suites.push(format!("{SUITE}-security"));
     }
     suites.push(BACKPORTS.to_owned());
-    // Writes the entries of these suites, derived from the machine's own, where mmdebstrap can read them.
+    // Writes the entries of these suites, derived from the machine's own, where mmdebstrap can read
+    // them.
     PrivateApt::downloading(&place, &sources, &suites)?;
     let newest = INCUS.map(|package| format!("{package}/{BACKPORTS}"));
     // apt takes nothing of a backports suite unless it is asked to.
@@ -140,15 +149,23 @@ fn bootstrap(incus: Incus, tree: &Path) -> Result<()> {
     let mut mmdebstrap = Command::new("mmdebstrap");
     mmdebstrap
         .args(["--mode=root", "--variant=minbase", "--format=directory", "--skip=check/empty"])
-        .args(["--aptopt=Apt::Install-Recommends \"false\"", "--aptopt=Acquire::Languages \"none\""])
-        .args(["man", "locale", "doc/*"].map(|part| format!("--dpkgopt=path-exclude=/usr/share/{part}/*")))
+        .args([
+            "--aptopt=Apt::Install-Recommends \
+             \"false\"",
+            "--aptopt=Acquire::Languages \"none\"",
+        ])
+        .args(
+            ["man", "locale", "doc/*"]
+                .map(|part| format!("--dpkgopt=path-exclude=/usr/share/{part}/*")),
+        )
         .arg(format!("--include={PACKAGES},{installed}"))
         .args([SUITE.as_ref(), tree.as_os_str()])
         .env_remove("APT_CONFIG");
     if incus == Incus::V6_0 {
         mmdebstrap.arg(format!(
-            "--customize-hook=APT_CONFIG=\"$MMDEBSTRAP_APT_CONFIG\" apt-get --yes --no-install-recommends --download-only \
-             install {} && mkdir -p \"$1\"/{NEXT_INCUS} && mv \"$1\"/var/cache/apt/archives/*.deb \"$1\"/{NEXT_INCUS}",
+            "--customize-hook=APT_CONFIG=\"$MMDEBSTRAP_APT_CONFIG\" apt-get --yes \
+             --no-install-recommends --download-only install {} && mkdir -p \"$1\"/{NEXT_INCUS} && \
+             mv \"$1\"/var/cache/apt/archives/*.deb \"$1\"/{NEXT_INCUS}",
             newest.join(" ")
         ));
     }
@@ -189,7 +206,8 @@ fn copy_modules(kernel: &Layout, tree: &Path) -> Result<()> {
 
 fn pack(tree: &Path, partial: &Path) -> Result<()> {
     let (raw, disk) = (partial.join("disk.raw"), partial.join("disk.qcow2"));
-    let script = "truncate -s \"$1\" \"$2\"; mke2fs -q -t ext4 -E lazy_itable_init=0 -d \"$3\" \"$2\"
+    let script =
+        "truncate -s \"$1\" \"$2\"; mke2fs -q -t ext4 -E lazy_itable_init=0 -d \"$3\" \"$2\"
                   qemu-img convert -f raw -O qcow2 \"$2\" \"$4\"; rm \"$2\"";
     let mut command = Command::new("bash");
     command.args(["-ec", script, "pack", SIZE]).args([&raw, &tree.to_owned(), &disk]);

@@ -1,6 +1,6 @@
-//! Real hosts for the suite `host`: a Debian 13 system from Debian's own packages, on a disk image in the
-//! cache, with systemd, Ceph and Incus as they are packaged. What is done with such hosts, and the states
-//! that are saved of them, is `guard-tests`' own (`tests/src/harness/host`).
+//! Real hosts for the suite `host`: a Debian 13 system from Debian's own packages, on a disk image
+//! in the cache, with systemd, Ceph and Incus as they are packaged. What is done with such hosts,
+//! and the states that are saved of them, is `guard-tests`' own (`tests/src/harness/host`).
 
 mod image;
 pub mod run;
@@ -64,7 +64,10 @@ pub fn kernel(kernel: Kernel) -> Result<Kernel> {
     match kernel {
         Kernel::V6_12 | Kernel::Trixie => Ok(Kernel::Trixie),
         Kernel::V7 => Ok(Kernel::V7),
-        Kernel::V6_1 => bail!("Debian 13 has no kernel 6.1: the suite host takes --kernel 6.12, 7 or all"),
+        Kernel::V6_1 => bail!(
+            "Debian 13 has no kernel 6.1: the suite host takes --kernel 6.12, 7 \
+             or all"
+        ),
     }
 }
 
@@ -96,6 +99,7 @@ pub fn environment(incus: Incus, kernel: Kernel) -> Result<Vec<(String, String)>
 fn states(incus: Incus, kernel: Kernel) -> Result<PathBuf> {
     let name = format!("incus-{}-linux-{}", incus.name(), kernel.name());
     let directory = workspace::cache()?.join("host-states").join(name);
-    std::fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
+    std::fs::create_dir_all(&directory)
+        .with_context(|| format!("create {}", directory.display()))?;
     Ok(directory)
 }

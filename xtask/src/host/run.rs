@@ -1,5 +1,5 @@
-//! Runs `guard-tests` beside real hosts: on this machine, in namespaces that hold nothing else and that take
-//! every machine with them when it ends.
+//! Runs `guard-tests` beside real hosts: on this machine, in namespaces that hold nothing else and
+//! that take every machine with them when it ends.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,11 @@ pub struct Shell {
 
 /// Everything that real hosts of these versions of Incus need.
 pub fn ensure(incus: &[Incus]) -> Result<()> {
-    setup::ensure_all(Wanted { uses: &[Use::Bpf, Use::Vm, Use::Host], kernels: &KERNELS, hosts: incus })
+    setup::ensure_all(Wanted {
+        uses: &[Use::Bpf, Use::Vm, Use::Host],
+        kernels: &KERNELS,
+        hosts: incus,
+    })
 }
 
 /// Starts hosts, and runs a command or shows a shell on one.
@@ -38,7 +42,8 @@ pub fn shell(shell: &Shell) -> Result<ExitCode> {
     Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX)))
 }
 
-/// A command line that begins with `guard-tests`, as the first process of new network and PID namespaces.
+/// A command line that begins with `guard-tests`, as the first process of new network and PID
+/// namespaces.
 pub fn beside(tests: &Path) -> Result<Command> {
     let mut command = Command::new("unshare");
     command.args(["--net", "--pid", "--fork", "--kill-child", "--mount-proc"]);
@@ -49,8 +54,9 @@ pub fn beside(tests: &Path) -> Result<Command> {
     Ok(command)
 }
 
-/// What tests install on hosts: the package as it is shipped, and two later versions of it, one with another agent, one
-/// whose maps have another layout; under the names that `guard-tests` knows.
+/// What tests install on hosts: the package as it is shipped, and two later versions of it, one
+/// with another agent, one whose maps have another layout; under the names that `guard-tests`
+/// knows.
 pub fn make_payload(binaries: &TestBinaries) -> Result<()> {
     let deb = dist::for_tests(&workspace::target().join("host-package"))?;
     let directory = workspace::fresh_directory(payload())?;

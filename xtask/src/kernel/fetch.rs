@@ -36,7 +36,13 @@ pub fn fetch(kernel: Kernel) -> Result<()> {
         apt.command("apt-get").arg("download").args(&packages).current_dir(&downloads),
     )?;
     let unpacked = fresh_directory(apt_directory.join("unpacked"))?;
-    for entry in fs::read_dir(&downloads).with_context(|| format!("list {}", downloads.display()))? {
+    for entry in fs::read_dir(&downloads).with_context(|| {
+        format!(
+            "list \
+             {}",
+            downloads.display()
+        )
+    })? {
         let package = entry?.path();
         let name = package.file_name().unwrap_or_default().display().to_string();
         progress::run(
@@ -48,9 +54,16 @@ pub fn fetch(kernel: Kernel) -> Result<()> {
     lay_out(&unpacked, &partial, &release)?;
     let directory = kernel.directory()?;
     if directory.exists() {
-        fs::remove_dir_all(&directory).with_context(|| format!("remove {}", directory.display()))?;
+        fs::remove_dir_all(&directory)
+            .with_context(|| format!("remove {}", directory.display()))?;
     }
-    fs::rename(&partial, &directory).with_context(|| format!("rename {} into place", partial.display()))?;
+    fs::rename(&partial, &directory).with_context(|| {
+        format!(
+            "rename {} into \
+             place",
+            partial.display()
+        )
+    })?;
     for litter in [&downloads, &unpacked] {
         fs::remove_dir_all(litter).with_context(|| format!("remove {}", litter.display()))?;
     }
@@ -74,17 +87,18 @@ fn resolve(apt: &PrivateApt, kernel: Kernel) -> Result<(String, Vec<String>)> {
     let suffix = format!("-{release}");
     let parts = ["linux-base-", "linux-binary-", "linux-modules-"];
     packages.extend(
-        dependencies(apt, image)?
-            .into_iter()
-            .filter(|name| name.ends_with(&suffix) && parts.iter().any(|part| name.starts_with(part))),
+        dependencies(apt, image)?.into_iter().filter(|name| {
+            name.ends_with(&suffix) && parts.iter().any(|part| name.starts_with(part))
+        }),
     );
     Ok((release, packages))
 }
 
 fn dependencies(apt: &PrivateApt, package: &str) -> Result<Vec<String>> {
     let text = progress::capture(apt.command("apt-cache").args(["depends", package]))?;
-    let names =
-        text.lines().filter_map(|line| line.trim_start().trim_start_matches('|').strip_prefix("Depends: "));
+    let names = text
+        .lines()
+        .filter_map(|line| line.trim_start().trim_start_matches('|').strip_prefix("Depends: "));
     Ok(names.map(|name| name.trim().to_owned()).collect())
 }
 
@@ -109,11 +123,25 @@ fn lay_out(unpacked: &Path, partial: &Path, release: &str) -> Result<()> {
     vmlinux::extract(&image_file("vmlinuz")?, &partial.join("vmlinux"))?;
     let place = partial.join("lib/modules");
     fs::create_dir_all(&place).with_context(|| format!("create {}", place.display()))?;
-    fs::rename(&modules, place.join(release)).with_context(|| format!("move {}", modules.display()))?;
+    fs::rename(&modules, place.join(release)).with_context(|| {
+        format!(
+            "move \
+             {}",
+            modules.display()
+        )
+    })?;
     progress::run(
         &format!("index the modules of {release}"),
-        Command::new("depmod").arg("-b").arg(partial).arg("-F").arg(partial.join("System.map")).arg(release),
+        Command::new("depmod")
+            .arg("-b")
+            .arg(partial)
+            .arg("-F")
+            .arg(partial.join("System.map"))
+            .arg(release),
     )?;
-    fs::write(partial.join("release"), format!("{release}\n")).context("write the kernel's release")?;
+    fs::write(partial.join("release"), format!("{release}\n")).context(
+        "write the kernel's \
+         release",
+    )?;
     checksums::record(partial)
 }

@@ -15,7 +15,8 @@ pub const BUSYBOX: &str = "/bin/busybox";
 /// Goes on in this machine's own root.
 pub const SHARED_INIT: &str = include_str!("../../guest/init");
 /// What it needs.
-pub const SHARED_MODULES: [&str; 5] = ["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay"];
+pub const SHARED_MODULES: [&str; 5] =
+    ["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay"];
 /// Goes on with systemd on a disk.
 pub const HOST_INIT: &str = include_str!("../../guest/host/init");
 
@@ -26,7 +27,16 @@ pub fn write(kernel: &Layout, target: &Path, init: &str, modules: &[&str]) -> Re
         archive.add(directory, 0o040_755, &[]);
     }
     archive.add("init", 0o100_755, init.as_bytes());
-    archive.add("bin/busybox", 0o100_755, &fs::read(BUSYBOX).with_context(|| format!("read {BUSYBOX}"))?);
+    archive.add(
+        "bin/busybox",
+        0o100_755,
+        &fs::read(BUSYBOX).with_context(|| {
+            format!(
+                "read \
+                 {BUSYBOX}"
+            )
+        })?,
+    );
     for (number, module) in load_order(kernel, modules)?.iter().enumerate() {
         archive.add(&format!("modules/{:02}.ko", number), 0o100_644, &unpacked(module)?);
     }
@@ -37,15 +47,23 @@ pub fn write(kernel: &Layout, target: &Path, init: &str, modules: &[&str]) -> Re
 fn load_order(kernel: &Layout, modules: &[&str]) -> Result<Vec<String>> {
     let mut files: Vec<String> = Vec::new();
     for module in modules {
-        let shown = progress::capture(Command::new("modprobe").arg("-d").arg(&kernel.directory).args([
-            "-S",
-            &kernel.release,
-            "--show-depends",
-            module,
-        ]))?;
+        let shown =
+            progress::capture(Command::new("modprobe").arg("-d").arg(&kernel.directory).args([
+                "-S",
+                &kernel.release,
+                "--show-depends",
+                module,
+            ]))?;
         // Built-in ones are listed as "builtin NAME": nothing to load.
-        let needed =
-            shown.lines().filter_map(|line| line.strip_prefix("insmod ")).map(|path| path.trim().to_owned());
+        let needed = shown
+            .lines()
+            .filter_map(|line| {
+                line.strip_prefix(
+                    "insmod \
+                     ",
+                )
+            })
+            .map(|path| path.trim().to_owned());
         for file in needed {
             if !files.contains(&file) {
                 files.push(file);
@@ -61,9 +79,18 @@ fn unpacked(module: &str) -> Result<Vec<u8>> {
         Some("zst") => "zstd",
         _ => return fs::read(module).with_context(|| format!("read {module}")),
     };
-    let output =
-        Command::new(tool).args(["-dcq", module]).output().with_context(|| format!("start {tool}"))?;
-    anyhow::ensure!(output.status.success(), "{tool} could not unpack {module} ({})", output.status);
+    let output = Command::new(tool).args(["-dcq", module]).output().with_context(|| {
+        format!(
+            "start \
+             {tool}"
+        )
+    })?;
+    anyhow::ensure!(
+        output.status.success(),
+        "{tool} could not unpack {module} \
+         ({})",
+        output.status
+    );
     Ok(output.stdout)
 }
 

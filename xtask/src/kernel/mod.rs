@@ -1,4 +1,5 @@
-//! The kernels under test: stock Debian ones, downloaded and laid out in the cache, never installed.
+//! The kernels under test: stock Debian ones, downloaded and laid out in the cache, never
+//! installed.
 
 mod fetch;
 pub mod initramfs;
@@ -106,7 +107,13 @@ impl Layout {
         let directory = kernel.directory()?;
         checksums::verify(&directory, &CHECKED_AT_BOOT)?;
         let path = directory.join("release");
-        let release = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        let release = fs::read_to_string(&path).with_context(|| {
+            format!(
+                "read \
+                 {}",
+                path.display()
+            )
+        })?;
         Ok(Self { directory, release: release.trim().to_owned() })
     }
 

@@ -1,5 +1,5 @@
-//! Takes the ELF kernel out of a compressed x86 image: QEMU starts it directly (PVH), which saves the
-//! decompression that is slow under emulation.
+//! Takes the ELF kernel out of a compressed x86 image: QEMU starts it directly (PVH), which saves
+//! the decompression that is slow under emulation.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -20,10 +20,12 @@ const APPENDED_SIZE: usize = 4;
 /// Writes the kernel of `image` to `target`.
 pub fn extract(image: &Path, target: &Path) -> Result<()> {
     let bytes = fs::read(image).with_context(|| format!("read {}", image.display()))?;
-    let payload =
-        payload(&bytes).with_context(|| format!("{} is not an x86 kernel image", image.display()))?;
+    let payload = payload(&bytes)
+        .with_context(|| format!("{} is not an x86 kernel image", image.display()))?;
     let (tool, arguments, payload): (&str, &[&str], &[u8]) = match payload {
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => ("zstd", &["-dcq"], &payload[..payload.len() - APPENDED_SIZE]),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+            ("zstd", &["-dcq"], &payload[..payload.len() - APPENDED_SIZE])
+        }
         [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => ("xz", &["-dc", "--single-stream"], payload),
         [0x1f, 0x8b, ..] => ("gzip", &["-dcq"], payload),
         other => bail!(
@@ -67,5 +69,12 @@ fn decompress(tool: &str, arguments: &[&str], payload: &[u8], target: &Path) -> 
     if !status.success() {
         bail!("{tool} could not unpack the kernel ({status})");
     }
-    written.map_err(|_| anyhow::anyhow!("feeding {tool} panicked"))?.with_context(|| format!("feed {tool}"))
+    written
+        .map_err(|_| {
+            anyhow::anyhow!(
+                "feeding {tool} \
+                 panicked"
+            )
+        })?
+        .with_context(|| format!("feed {tool}"))
 }

@@ -24,9 +24,19 @@ pub fn run() -> Result<ExitCode> {
     check("formatting", cargo(&["fmt", "--all", "--", "--check"]));
     check(
         "clippy of the host crates",
-        cargo(&["clippy", "--workspace", "--exclude", "guard-ebpf", "--all-targets", "--", "-D", "warnings"]),
+        cargo(&[
+            "clippy",
+            "--workspace",
+            "--exclude",
+            "guard-ebpf",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ]),
     );
-    // For the host: clippy needs no BPF core. Without panic=abort a no_std binary does not check there.
+    // For the host: clippy needs no BPF core. Without panic=abort a no_std binary does not check
+    // there.
     check(
         "clippy of the kernel program",
         cargo(&[
@@ -45,13 +55,17 @@ pub fn run() -> Result<ExitCode> {
         match advisories() {
             Ok(Some(outcome)) => check("advisories", outcome),
             Ok(None) => {
-                eprintln!("xtask: lint advisories: NOT RUN, their database cannot be reached from here")
+                eprintln!(
+                    "xtask: lint advisories: NOT RUN, their database cannot be reached from \
+                     here"
+                )
             }
             Err(error) => check("advisories", Err(error)),
         }
     } else {
         eprintln!(
-            "xtask: lint dependencies: NOT RUN, cargo-deny is not installed (`cargo install cargo-deny`)"
+            "xtask: lint dependencies: NOT RUN, cargo-deny is not installed (`cargo install \
+             cargo-deny`)"
         );
     }
     check("rules about the sources", source_rules::check(workspace::root()));
@@ -114,5 +128,11 @@ fn ensure_components() -> Result<()> {
         "add the toolchain's components",
         Command::new("rustup").args(["component", "add"]).args(&missing),
     )
-    .with_context(|| format!("{} not installed: install it for your Rust toolchain", missing.join(", ")))
+    .with_context(|| {
+        format!(
+            "{} not installed: install it for your Rust \
+             toolchain",
+            missing.join(", ")
+        )
+    })
 }

@@ -69,7 +69,11 @@ pub fn check(root: &Path) -> Result<()> {
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
         let name = path.strip_prefix(root).unwrap_or(&path);
         if !text.starts_with("//!") {
-            problems.push(format!("{}:1: does not open with `//!`: say what the file does", name.display()));
+            problems.push(format!(
+                "{}:1: does not open with `//!`: say what the file \
+                 does",
+                name.display()
+            ));
         }
         if is_pure(name) {
             problems.extend(impurities(name, &text));
@@ -91,7 +95,10 @@ fn impurities(name: &Path, text: &str) -> Vec<String> {
         let line = line.split("//").next().unwrap_or_default();
         for (word, what) in FORBIDDEN.iter().filter(|(word, _)| names(line, word)) {
             let place = format!("{}:{}", name.display(), number + 1);
-            found.push(format!("{place}: a pure module names {word} ({what}): make it an argument"));
+            found.push(format!(
+                "{place}: a pure module names {word} ({what}): make it an \
+                 argument"
+            ));
         }
     }
     found
@@ -107,7 +114,8 @@ fn names(line: &str, word: &str) -> bool {
 
 fn sources(directory: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
-    let entries = fs::read_dir(directory).with_context(|| format!("list {}", directory.display()))?;
+    let entries =
+        fs::read_dir(directory).with_context(|| format!("list {}", directory.display()))?;
     for entry in entries {
         let path = entry?.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -127,7 +135,8 @@ mod tests {
 
     #[test]
     fn finds_what_a_pure_module_must_not_name() {
-        let text = "//! x\nuse std::fs;\nuse display::bayaa;\nlet a = Instant::now(); // SystemTime\n#[cfg(test)]\nuse tokio;\n";
+        let text = "//! x\nuse std::fs;\nuse display::bayaa;\nlet a = Instant::now(); // \
+                    SystemTime\n#[cfg(test)]\nuse tokio;\n";
         let found = impurities(Path::new("p.rs"), text);
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(found[0].starts_with("p.rs:2:") && found[1].starts_with("p.rs:4:"), "{found:?}");

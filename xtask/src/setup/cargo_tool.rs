@@ -1,5 +1,5 @@
-//! Tools for the packages that are built by cargo into the cache, each in a version that is known to
-//! work. bpf-linker, which also needs LLVM, is in [`super::toolchain`].
+//! Tools for the packages that are built by cargo into the cache, each in a version that is known
+//! to work. bpf-linker, which also needs LLVM, is in [`super::toolchain`].
 
 use std::path::PathBuf;
 

@@ -12,7 +12,8 @@ use crate::{progress, workspace};
 /// The package that may have to come from backports: a newer `qemu-utils` on the machine conflicts
 /// with the release's own.
 const QEMU: &str = "qemu-system-x86";
-const NO_SECURITY: &str = " (the machine has no -security entry in its package sources, and needs one)";
+const NO_SECURITY: &str = " (the machine has no -security entry in its package sources, and needs \
+                           one)";
 const INSTALL: [&str; 7] = [
     "install",
     "--yes",
@@ -31,8 +32,9 @@ pub fn packages(missing: &[&Requirement]) -> Result<()> {
         let proofs: Vec<String> =
             missing.iter().map(|r| format!("  {} ({})", r.proof(), r.purpose)).collect();
         bail!(
-            "this machine has no apt, so install by hand:\n{}\nFor the kernel program, rustup serves as well: \
-             `rustup toolchain install nightly --component rust-src` and `cargo install bpf-linker`",
+            "this machine has no apt, so install by hand:\n{}\nFor the kernel program, rustup \
+             serves as well: `rustup toolchain install nightly --component rust-src` and `cargo \
+             install bpf-linker`",
             proofs.join("\n")
         );
     }
@@ -43,14 +45,20 @@ pub fn packages(missing: &[&Requirement]) -> Result<()> {
         );
     }
     finish_interrupted()?;
-    progress::run("update the list of packages (apt-get update)", apt_get().args(["update", "-q"]))?;
+    progress::run(
+        "update the list of packages (apt-get \
+         update)",
+        apt_get().args(["update", "-q"]),
+    )?;
     let unknown: Vec<&str> = names.iter().copied().filter(|name| !is_available(name)).collect();
-    // Two packages' versions must match; without the security archive they may be offered and still not.
+    // Two packages' versions must match; without the security archive they may be offered and still
+    // not.
     let hint = if Sources::of_this_machine()?.have_security() { "" } else { NO_SECURITY };
     if !unknown.is_empty() {
         bail!(
-            "the machine's package sources do not offer {}. On Debian bookworm rustc-web and llvm-22-dev are in the \
-             release's security archive, the rest is in main: add the missing entry to /etc/apt, then run this again{}",
+            "the machine's package sources do not offer {}. On Debian bookworm rustc-web and \
+             llvm-22-dev are in the release's security archive, the rest is in main: add the \
+             missing entry to /etc/apt, then run this again{}",
             unknown.join(", "),
             if Sources::of_this_machine()?.have_security() {
                 ""
@@ -75,7 +83,10 @@ fn install_qemu() -> Result<()> {
     }
     let sources = Sources::of_this_machine()?;
     let suite = format!("{}-backports", sources.codename());
-    eprintln!("xtask: the release's {QEMU} would remove installed packages; taking it from {suite}");
+    eprintln!(
+        "xtask: the release's {QEMU} would remove installed packages; taking it from \
+         {suite}"
+    );
     let directory = workspace::cache()?.join("apt/backports");
     let apt = PrivateApt::installing(&directory, &sources, std::slice::from_ref(&suite))?;
     progress::run(&format!("list the packages of {suite}"), apt.command("apt-get").arg("update"))?;
@@ -88,7 +99,8 @@ fn install_qemu() -> Result<()> {
 /// A package installation that was cut off leaves dpkg in a state that apt refuses to work on.
 fn finish_interrupted() -> Result<()> {
     let audit = progress::capture(Command::new("dpkg").arg("--audit")).unwrap_or_default();
-    let updates = fs::read_dir("/var/lib/dpkg/updates").is_ok_and(|mut entries| entries.next().is_some());
+    let updates =
+        fs::read_dir("/var/lib/dpkg/updates").is_ok_and(|mut entries| entries.next().is_some());
     if audit.trim().is_empty() && !updates {
         return Ok(());
     }
@@ -102,10 +114,12 @@ fn finish_interrupted() -> Result<()> {
 }
 
 fn is_available(package: &str) -> bool {
-    let shown =
-        progress::capture(Command::new("apt-cache").args(["policy", package]).env("LC_ALL", "C.UTF-8"));
+    let shown = progress::capture(
+        Command::new("apt-cache").args(["policy", package]).env("LC_ALL", "C.UTF-8"),
+    );
     shown.is_ok_and(|text| {
-        text.lines().any(|line| line.trim_start().starts_with("Candidate:") && !line.contains("(none)"))
+        text.lines()
+            .any(|line| line.trim_start().starts_with("Candidate:") && !line.contains("(none)"))
     })
 }
 

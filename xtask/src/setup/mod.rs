@@ -69,8 +69,10 @@ impl Plan {
     fn observe(wanted: Wanted<'_>) -> Result<Self> {
         let Wanted { uses, kernels, hosts } = wanted;
         // The rustup route needs none of Debian's compiler packages.
-        let toolchain = if uses.contains(&Use::Bpf) { toolchain::detect()? } else { Toolchain::Unneeded };
-        let wanted = |use_: Use| uses.contains(&use_) && !(use_ == Use::Bpf && toolchain.is_complete());
+        let toolchain =
+            if uses.contains(&Use::Bpf) { toolchain::detect()? } else { Toolchain::Unneeded };
+        let wanted =
+            |use_: Use| uses.contains(&use_) && !(use_ == Use::Bpf && toolchain.is_complete());
         let mut packages: Vec<&Requirement> =
             requirement::ALL.iter().filter(|r| wanted(r.needed_for) && !r.is_present()).collect();
         // One package may serve two purposes, which stand side by side.
@@ -92,7 +94,11 @@ impl Plan {
         Ok(Self {
             packages,
             bpf_linker: toolchain.lacks_linker(),
-            cargo_tools: if uses.contains(&Use::Dist) { cargo_tool::missing()? } else { Vec::new() },
+            cargo_tools: if uses.contains(&Use::Dist) {
+                cargo_tool::missing()?
+            } else {
+                Vec::new()
+            },
             kernels: missing,
             incus,
             hosts: unmade,
@@ -128,13 +134,23 @@ impl Plan {
         }
         if self.bpf_linker {
             let place = toolchain::linker_root()?;
-            let what =
-                format!("bpf-linker {}, built by cargo into {}", toolchain::LINKER_VERSION, place.display());
+            let what = format!(
+                "bpf-linker {}, built by cargo into \
+                 {}",
+                toolchain::LINKER_VERSION,
+                place.display()
+            );
             tasks.push(Task::new(2, what, toolchain::install_linker));
         }
         for &tool in &self.cargo_tools {
             let place = cargo_tool::root()?;
-            let what = format!("{} {}, built by cargo into {}", tool.name, tool.version, place.display());
+            let what = format!(
+                "{} {}, built by cargo into \
+                 {}",
+                tool.name,
+                tool.version,
+                place.display()
+            );
             tasks.push(Task::new(2, what, || tool.install()));
         }
         for kernel in &self.kernels {
@@ -158,7 +174,11 @@ impl Plan {
         let mut left: u32 = tasks.iter().map(|task| task.minutes).sum();
         for (number, task) in tasks.iter().enumerate() {
             let (number, all) = (number + 1, tasks.len());
-            eprintln!("xtask: setup, {number} of {all}: {} (about {left} minutes left in all)", task.what);
+            eprintln!(
+                "xtask: setup, {number} of {all}: {} (about {left} minutes left in \
+                 all)",
+                task.what
+            );
             (task.act)()?;
             left -= task.minutes;
         }

@@ -103,8 +103,20 @@ pub const ALL: &[Requirement] = &[
         File("/usr/lib/rustlib/bpfel-unknown-none/lib"),
         "Rust's core library for BPF",
     ),
-    requirement(Use::Bpf, "llvm-22-dev", File("/usr/lib/llvm-22/bin/llvm-config"), "LLVM for bpf-linker"),
-    requirement(Use::Bpf, "libpolly-22-dev", File("/usr/lib/llvm-22/lib/libPolly.a"), "LLVM for bpf-linker"),
+    requirement(
+        Use::Bpf,
+        "llvm-22-dev",
+        File("/usr/lib/llvm-22/bin/llvm-config"),
+        "LLVM for \
+         bpf-linker",
+    ),
+    requirement(
+        Use::Bpf,
+        "libpolly-22-dev",
+        File("/usr/lib/llvm-22/lib/libPolly.a"),
+        "LLVM for \
+         bpf-linker",
+    ),
     requirement(Use::Bpf, "zlib1g-dev", File("/usr/include/zlib.h"), "LLVM's compression"),
     requirement(Use::Bpf, "libzstd-dev", File("/usr/include/zstd.h"), "LLVM's compression"),
     requirement(Use::Bpf, "g++", Command("g++"), "links bpf-linker"),
@@ -122,7 +134,13 @@ pub const ALL: &[Requirement] = &[
     requirement(Use::Suites, "ceph-fuse", Command("ceph-fuse"), "CephFS through FUSE"),
     requirement(Use::Suites, "python3", Command("python3"), "shutil.rmtree"),
     requirement(Use::Suites, "rsync", Command("rsync"), "rsync --delete"),
-    requirement(Use::Suites, "strace", Command("strace"), "an agent killed at a system call of its own"),
+    requirement(
+        Use::Suites,
+        "strace",
+        Command("strace"),
+        "an agent killed at a system call of its \
+         own",
+    ),
     requirement(Use::Workloads, "git", Command("git"), "version control in a guest's volume"),
     requirement(Use::Workloads, "gcc", Command("cc"), "a compiler in a guest's volume"),
     requirement(
@@ -138,12 +156,36 @@ pub const ALL: &[Requirement] = &[
         "an AppArmor profile to measure beside us",
     ),
     requirement(Use::Host, "mmdebstrap", Command("mmdebstrap"), "a Debian system on a disk image"),
-    requirement(Use::Host, "qemu-utils", Command("qemu-img"), "disks and saved states of real hosts"),
+    requirement(
+        Use::Host,
+        "qemu-utils",
+        Command("qemu-img"),
+        "disks and saved states of real \
+         hosts",
+    ),
     requirement(Use::Host, "e2fsprogs", Command("mke2fs"), "the disk's filesystem"),
     requirement(Use::Host, "socat", Command("socat"), "a shell on a real host"),
-    requirement(Use::Incus, "util-linux", Command("nsenter"), "a second node in namespaces of its own"),
-    requirement(Use::Dist, "dpkg-dev", Command("dpkg-shlibdeps"), "which libraries a .deb depends on"),
-    requirement(Use::Dist, "rpm", Command("rpm"), "which libraries an .rpm depends on; its scripts on trial"),
+    requirement(
+        Use::Incus,
+        "util-linux",
+        Command("nsenter"),
+        "a second node in namespaces of its \
+         own",
+    ),
+    requirement(
+        Use::Dist,
+        "dpkg-dev",
+        Command("dpkg-shlibdeps"),
+        "which libraries a .deb depends \
+         on",
+    ),
+    requirement(
+        Use::Dist,
+        "rpm",
+        Command("rpm"),
+        "which libraries an .rpm depends on; its scripts \
+         on trial",
+    ),
     requirement(Use::DistCheck, "lintian", Command("lintian"), "checks the .deb"),
     requirement(Use::DistCheck, "rpmlint", Command("rpmlint"), "checks the .rpm"),
     requirement(
@@ -183,7 +225,8 @@ pub fn find_command(name: &str) -> Option<PathBuf> {
 /// Whether an ELF64 executable asks for a dynamic loader (has a PT_INTERP segment).
 fn has_interpreter(elf: &[u8]) -> bool {
     const PT_INTERP: u32 = 3;
-    let half = |at: usize| elf.get(at..at + 2).map(|b| usize::from(u16::from_le_bytes([b[0], b[1]])));
+    let half =
+        |at: usize| elf.get(at..at + 2).map(|b| usize::from(u16::from_le_bytes([b[0], b[1]])));
     let header = || -> Option<(usize, usize, usize)> {
         let table = u64::from_le_bytes(elf.get(32..40)?.try_into().ok()?);
         Some((usize::try_from(table).ok()?, half(54)?, half(56)?))
@@ -191,6 +234,7 @@ fn has_interpreter(elf: &[u8]) -> bool {
     let Some((table, size, count)) = header() else { return true };
     (0..count).any(|number| {
         let at = table + number * size;
-        elf.get(at..at + 4).is_none_or(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]) == PT_INTERP)
+        elf.get(at..at + 4)
+            .is_none_or(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]) == PT_INTERP)
     })
 }

@@ -51,7 +51,10 @@ impl Toolchain {
             }
         };
         // `cargo run` points the loader at its own toolchain's libraries.
-        command.env_remove("LD_LIBRARY_PATH").env_remove("RUSTC_WRAPPER").env_remove("RUSTUP_TOOLCHAIN");
+        command
+            .env_remove("LD_LIBRARY_PATH")
+            .env_remove("RUSTC_WRAPPER")
+            .env_remove("RUSTUP_TOOLCHAIN");
         Ok(workspace::without_package_variables(command))
     }
 
@@ -63,8 +66,9 @@ impl Toolchain {
         }
     }
 
-    /// Takes DWARF out of an object, which is most of it; BTF stays. Without an objcopy the object is
-    /// used as it is: that only costs size. It keeps the object's time: by that cargo tells whether to embed it anew.
+    /// Takes DWARF out of an object, which is most of it; BTF stays. Without an objcopy the object
+    /// is used as it is: that only costs size. It keeps the object's time: by that cargo tells
+    /// whether to embed it anew.
     pub fn stripped(self, object: PathBuf) -> Result<PathBuf> {
         let objcopy = match self {
             Self::Rustup => find_command("llvm-objcopy"),
@@ -73,7 +77,10 @@ impl Toolchain {
         let Some(objcopy) = objcopy.filter(|objcopy| objcopy.exists()) else { return Ok(object) };
         let stripped = object.with_extension("stripped");
         progress::capture(
-            Command::new(objcopy).args(["--strip-debug", "--preserve-dates"]).arg(&object).arg(&stripped),
+            Command::new(objcopy)
+                .args(["--strip-debug", "--preserve-dates"])
+                .arg(&object)
+                .arg(&stripped),
         )?;
         Ok(stripped)
     }
@@ -96,7 +103,10 @@ impl fmt::Display for Toolchain {
 
 /// Looks for rustup's nightly first, else it is Debian's way.
 pub fn detect() -> Result<Toolchain> {
-    if find_command("rustup").is_some() && find_command("bpf-linker").is_some() && nightly_has_source() {
+    if find_command("rustup").is_some()
+        && find_command("bpf-linker").is_some()
+        && nightly_has_source()
+    {
         return Ok(Toolchain::Rustup);
     }
     Ok(Toolchain::Debian { linker: linker_stamp()?.exists() })

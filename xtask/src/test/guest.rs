@@ -1,4 +1,5 @@
-//! Runs the suites of `guard-tests`: boots for each kernel and each profile that their tests declare.
+//! Runs the suites of `guard-tests`: boots for each kernel and each profile that their tests
+//! declare.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read as _};
@@ -18,7 +19,8 @@ use crate::{host, incus};
 
 /// Longest time for one boot with all of its tests.
 const LIMIT: Duration = Duration::from_secs(2400);
-/// The same for real clusters: each test starts and joins nodes, which takes an emulated machine a minute.
+/// The same for real clusters: each test starts and joins nodes, which takes an emulated machine a
+/// minute.
 const INCUS_LIMIT: Duration = Duration::from_secs(7200);
 /// So many of these tests are run in one boot.
 const JOINS_A_BOOT: usize = 6;
@@ -35,7 +37,8 @@ fn environment(binaries: &TestBinaries, kernel: Kernel, profile: &str) -> Vec<(S
     let values = [
         ("GUARD_AGENT", path(&binaries.agent)),
         ("GUARDCTL", path(&binaries.control)),
-        // An emulated machine's agent may take longer than a second, and is no stopped one for that.
+        // An emulated machine's agent may take longer than a second, and is no stopped one for
+        // that.
         ("GUARDCTL_TIMEOUT", "35s".to_owned()),
         ("GUARD_AGENT_UPGRADE", path(&binaries.upgraded_agent)),
         ("GUARD_AGENT_LAYOUT", path(&binaries.layout_agent)),
@@ -50,7 +53,14 @@ fn environment(binaries: &TestBinaries, kernel: Kernel, profile: &str) -> Vec<(S
 
 /// A machine that runs a command of `guard-tests`.
 pub fn machine(kernel: Kernel, binaries: &TestBinaries, command: &str) -> Boot {
-    let mut boot = Boot::new(kernel, format!("exec {} {command}", quoted(&binaries.tests.to_string_lossy())));
+    let mut boot = Boot::new(
+        kernel,
+        format!(
+            "exec {} \
+             {command}",
+            quoted(&binaries.tests.to_string_lossy())
+        ),
+    );
     boot.environment = environment(binaries, kernel, "default");
     boot
 }
@@ -132,7 +142,8 @@ pub fn parts(
         let mut by_profile: BTreeMap<&str, Vec<Listed<'_>>> = BTreeMap::new();
         for line in listed.lines() {
             let mut columns = line.split('\t');
-            let (Some(name), Some(profile), Some(incus)) = (columns.next(), columns.next(), columns.next())
+            let (Some(name), Some(profile), Some(incus)) =
+                (columns.next(), columns.next(), columns.next())
             else {
                 bail!("`guard-tests run --list` printed something unexpected: {line}");
             };
@@ -213,7 +224,10 @@ fn run_beside_hosts(
     command.envs(host::environment(incus, part.kernel)?).env("RUST_BACKTRACE", "0");
     command.env("GUARD_HOST_PAYLOAD", host::run::payload());
     eprintln!("xtask: {}: {} tests …", part.name(), part.tests.len());
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("start unshare")?;
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context(
+        "start \
+         unshare",
+    )?;
     let mut output = child.stdout.take().context("the tests' output is a pipe")?;
     let mut reader = Reader::new(part.name(), part.suite.name(), report);
     let mut buffer = [0; 16 * 1024];
@@ -237,7 +251,10 @@ fn boot_of_profile(kernel: Kernel, profile: &str, script: String) -> Result<Boot
             boot.script = boot.script.map(|script| format!("{lock}\n{script}"));
         }
         "icount" => boot.icount = true,
-        other => bail!("guard-tests asks for the boot profile {other:?}, which xtask does not know"),
+        other => bail!(
+            "guard-tests asks for the boot profile {other:?}, which xtask does not \
+             know"
+        ),
     }
     Ok(boot)
 }
@@ -300,8 +317,14 @@ impl<'a> Reader<'a> {
         } else if let Some((name, passed, seconds)) = self.result(&line) {
             self.reported.insert(name.clone());
             let output = std::mem::take(&mut self.output).join("\n");
-            let detail =
-                if passed || output.is_empty() { String::new() } else { format!("its output:\n{output}\n") };
+            let detail = if passed || output.is_empty() {
+                String::new()
+            } else {
+                format!(
+                    "its \
+                     output:\n{output}\n"
+                )
+            };
             let entry = Entry { name: format!("{}::{name}", self.part), passed, seconds, detail };
             if passed { lock(self.report).add(entry) } else { self.pending = Some(entry) }
         } else {
@@ -315,7 +338,8 @@ impl<'a> Reader<'a> {
         let rest = line.strip_prefix("test ")?.strip_prefix(self.suite)?.strip_prefix("::")?;
         let (name, outcome) = rest.split_once(" ... ")?;
         let (word, time) = outcome.split_once(' ').unwrap_or((outcome, ""));
-        let seconds = time.trim_start_matches('(').split(' ').next().and_then(|number| number.parse().ok());
+        let seconds =
+            time.trim_start_matches('(').split(' ').next().and_then(|number| number.parse().ok());
         match word {
             "ok" => Some((name.to_owned(), true, seconds)),
             "FAILED" => Some((name.to_owned(), false, seconds)),
@@ -332,8 +356,11 @@ impl<'a> Reader<'a> {
     /// The machine is off: every listed test must have a result, and the suite its closing line.
     fn end(mut self, tests: &[String], outcome: &Outcome) {
         self.flush();
-        let lost: Vec<&str> =
-            tests.iter().map(String::as_str).filter(|test| !self.reported.contains(*test)).collect();
+        let lost: Vec<&str> = tests
+            .iter()
+            .map(String::as_str)
+            .filter(|test| !self.reported.contains(*test))
+            .collect();
         let whole = self.closing.is_some() && lost.is_empty();
         if whole && matches!(outcome, Outcome::Ended { .. }) {
             return;
@@ -341,13 +368,19 @@ impl<'a> Reader<'a> {
         let why = match outcome {
             Outcome::Broken { why } => why.clone(),
             Outcome::Ended { status, kernel_messages } => {
-                format!("guard-tests ended with status {status}\nthe kernel's last lines:\n{kernel_messages}")
+                format!(
+                    "guard-tests ended with status {status}\nthe kernel's last \
+                     lines:\n{kernel_messages}"
+                )
             }
         };
         let tail = self.output[self.output.len().saturating_sub(30)..].join("\n");
         let closing = self.closing.as_deref().unwrap_or("no closing line");
-        let why =
-            format!("{closing}; no result of: {}\n{why}\nthe guest's last output:\n{tail}", lost.join(", "));
+        let why = format!(
+            "{closing}; no result of: {}\n{why}\nthe guest's last \
+             output:\n{tail}",
+            lost.join(", ")
+        );
         let mut report = lock(self.report);
         report.part_did_not_run(&self.part, &why);
         for name in lost {

@@ -28,13 +28,15 @@ pub struct Arguments {
     /// The kernels on which to run the suites in VMs
     #[arg(long, value_enum, default_value = "6.12")]
     kernel: Selection,
-    /// The tier that enforces in the suites: with fmod-ret the machines are booted without bpf in lsm=
+    /// The tier that enforces in the suites: with fmod-ret the machines are booted without bpf in
+    /// lsm=
     #[arg(long, value_enum, default_value = "bpf-lsm")]
     tier: Tier,
     /// The versions of Incus on the real hosts of the suite host
     #[arg(long, value_enum, default_value = "7.0")]
     incus: host::Selection,
-    /// Also the tests that take long: all of the table of failed joins, the faults of the lab, workloads in a guest
+    /// Also the tests that take long: all of the table of failed joins, the faults of the lab,
+    /// workloads in a guest
     #[arg(long)]
     full: bool,
     /// How many VMs run at a time; without it, one for each processor, but at most three
@@ -111,7 +113,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 fn run_in_guests(suites: &[Suite], arguments: &Arguments, report: &Mutex<Report>) -> Result<()> {
     let kernels = arguments.kernel.kernels();
-    let uses: &[Use] = if suites.contains(&Suite::Incus) { &Use::WITH_INCUS } else { &Use::WITHOUT_INCUS };
+    let uses: &[Use] =
+        if suites.contains(&Suite::Incus) { &Use::WITH_INCUS } else { &Use::WITHOUT_INCUS };
     let workloads: &[Use] = if arguments.full { &[Use::Workloads] } else { &[] };
     let (hosts, of_hosts): (&[host::Incus], &[Use]) = match suites.contains(&Suite::Host) {
         true => (arguments.incus.versions(), &[Use::Host]),
@@ -150,7 +153,8 @@ fn timed<T>(part: &str, act: impl FnOnce() -> T) -> T {
     done
 }
 
-/// How many VMs run at a time. An emulated processor keeps one of this machine's busy; each VM has 4 GiB.
+/// How many VMs run at a time. An emulated processor keeps one of this machine's busy; each VM has
+/// 4 GiB.
 fn jobs(arguments: &Arguments) -> usize {
     let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
     arguments.jobs.map_or(processors.min(3), NonZeroUsize::get)

@@ -61,7 +61,13 @@ impl Parser {
             self.target = target_name(target);
         } else if let Some(name) = trimmed.strip_prefix("Doc-tests ") {
             self.target = format!("{name}::doc");
-        } else if let Some(count) = line.strip_prefix("running ").and_then(|rest| rest.split(' ').next()) {
+        } else if let Some(count) = line
+            .strip_prefix(
+                "running \
+                 ",
+            )
+            .and_then(|rest| rest.split(' ').next())
+        {
             self.expected = count.parse().unwrap_or_default();
             self.seen = 0;
             self.failures.clear();
@@ -83,7 +89,9 @@ impl Parser {
     fn outcome(&mut self, name: &str, outcome: &str, report: &mut Report) {
         let name = format!("unit::{}::{}", self.target, name.trim_end_matches(" - should panic"));
         match outcome.split(' ').next() {
-            Some("ok") => report.add(Entry { name, passed: true, seconds: None, detail: String::new() }),
+            Some("ok") => {
+                report.add(Entry { name, passed: true, seconds: None, detail: String::new() })
+            }
             // Its output comes later, with that of the others.
             Some("FAILED") => self.failed.push(name),
             Some("ignored") => eprintln!("xtask: ignored: {name}"),
@@ -108,7 +116,12 @@ impl Parser {
     fn missing(&mut self, report: &mut Report) {
         if self.seen < self.expected {
             self.any_failed = true;
-            let why = format!("{} of {} tests gave no result", self.expected - self.seen, self.expected);
+            let why = format!(
+                "{} of {} tests gave no \
+                 result",
+                self.expected - self.seen,
+                self.expected
+            );
             report.part_did_not_run(
                 &format!("unit::{}", self.target),
                 &format!("{why}\n{}", self.failures.join("\n")),
@@ -144,13 +157,14 @@ mod tests {
         report
     }
 
-    const HEAD: &str =
-        "     Running unittests src/lib.rs (target/debug/deps/guard_agent-0123)\n\nrunning 2 tests\n";
+    const HEAD: &str = "     Running unittests src/lib.rs \
+                        (target/debug/deps/guard_agent-0123)\n\nrunning 2 tests\n";
 
     #[test]
     fn counts_passed_and_failed() {
         let text = format!(
-            "{HEAD}test a::b ... ok\ntest c ... FAILED\n\nfailures:\nwhy\n\ntest result: FAILED. 1 passed\n"
+            "{HEAD}test a::b ... ok\ntest c ... FAILED\n\nfailures:\nwhy\n\ntest result: FAILED. 1 \
+             passed\n"
         );
         let report = parse(&text, false);
         assert_eq!((report.passed(), report.failed()), (1, 1));
@@ -159,8 +173,9 @@ mod tests {
     #[test]
     fn the_output_of_what_passed_is_no_result() {
         let text = format!(
-            "{HEAD}test a ... ok\ntest b ... FAILED\n\nsuccesses:\n\n---- a stdout ----\nnote: 7\ntest c ... ok\n\
-             \nsuccesses:\n    a\n\nfailures:\n\n---- b stdout ----\nwhy\n\ntest result: FAILED. 1 passed\n"
+            "{HEAD}test a ... ok\ntest b ... FAILED\n\nsuccesses:\n\n---- a stdout ----\nnote: \
+             7\ntest c ... ok\n\nsuccesses:\n    a\n\nfailures:\n\n---- b stdout ----\nwhy\n\ntest \
+             result: FAILED. 1 passed\n"
         );
         let report = parse(&text, false);
         assert_eq!((report.passed(), report.failed()), (1, 1));

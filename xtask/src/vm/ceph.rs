@@ -11,7 +11,8 @@ use anyhow::{Context as _, Result};
 use crate::progress;
 use crate::workspace;
 
-/// Exists only on the namespace's loopback, so that the addresses in Ceph's maps are those the guest dials.
+/// Exists only on the namespace's loopback, so that the addresses in Ceph's maps are those the
+/// guest dials.
 const ADDRESS: &str = "10.99.0.1";
 const FILESYSTEM: &str = "testfs";
 /// Ceph's own default.
@@ -101,8 +102,9 @@ pid_file =
         ];
         let mut all = String::new();
         for (user, capabilities) in users {
-            let key =
-                progress::capture(Command::new("ceph-authtool").arg("--gen-print-key"))?.trim().to_owned();
+            let key = progress::capture(Command::new("ceph-authtool").arg("--gen-print-key"))?
+                .trim()
+                .to_owned();
             let mut section = format!("[{user}]\n\tkey = {key}\n");
             for capability in capabilities {
                 writeln!(section, "\tcaps {capability}")?;
@@ -122,8 +124,9 @@ pid_file =
         fs::write(&path, content).with_context(|| format!("write {}", path.display()))
     }
 
-    /// What starts the cluster and then `command` beside it; all of it ends when xtask does. A client that has not
-    /// been heard of for `session` seconds is stale, for five times as many is evicted.
+    /// What starts the cluster and then `command` beside it; all of it ends when xtask does. A
+    /// client that has not been heard of for `session` seconds is stale, for five times as many is
+    /// evicted.
     pub fn wrap(&self, command: &[String], root: bool, session: u32) -> Vec<String> {
         let script = workspace::root().join("xtask/host/ceph-cluster");
         let mut wrapped: Vec<String> =
@@ -134,7 +137,12 @@ pid_file =
         wrapped.extend(["--", "bash"].map(str::to_owned));
         wrapped.push(script.to_string_lossy().into_owned());
         wrapped.push(self.directory.to_string_lossy().into_owned());
-        wrapped.extend([ADDRESS.to_owned(), FILESYSTEM.to_owned(), self.osd.clone(), session.to_string()]);
+        wrapped.extend([
+            ADDRESS.to_owned(),
+            FILESYSTEM.to_owned(),
+            self.osd.clone(),
+            session.to_string(),
+        ]);
         wrapped.extend_from_slice(command);
         wrapped
     }

@@ -27,7 +27,9 @@ impl Job {
         let directory = workspace::process_directory(&workspace::target().join("vm"), "job-")?;
         let mut job = Self { directory, shares: Vec::new() };
         let places = [workspace::root().to_owned(), workspace::target(), workspace::cache()?];
-        for place in places.iter().filter(|place| COVERED.iter().any(|covered| place.starts_with(covered))) {
+        for place in
+            places.iter().filter(|place| COVERED.iter().any(|covered| place.starts_with(covered)))
+        {
             job.shares.push((format!("share{}", job.shares.len()), place.clone()));
         }
         job.write("stage2", STAGE2)?;
@@ -41,7 +43,12 @@ impl Job {
         let config = kernel.directory.join("config");
         fs::copy(&config, job.directory.join("config"))
             .with_context(|| format!("copy {}", config.display()))?;
-        initramfs::write(kernel, &job.initramfs(), initramfs::SHARED_INIT, &initramfs::SHARED_MODULES)?;
+        initramfs::write(
+            kernel,
+            &job.initramfs(),
+            initramfs::SHARED_INIT,
+            &initramfs::SHARED_MODULES,
+        )?;
         Ok(job)
     }
 
@@ -103,8 +110,11 @@ impl Job {
 
 /// Rows and columns of the terminal, from `stty`.
 fn terminal_size() -> Option<(u16, u16)> {
-    let output =
-        std::process::Command::new("stty").arg("size").stdin(std::process::Stdio::inherit()).output().ok()?;
+    let output = std::process::Command::new("stty")
+        .arg("size")
+        .stdin(std::process::Stdio::inherit())
+        .output()
+        .ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     let (rows, columns) = text.trim().split_once(' ')?;
     Some((rows.parse().ok()?, columns.parse().ok()?))

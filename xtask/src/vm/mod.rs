@@ -1,5 +1,5 @@
-//! Boots a stock Debian kernel in QEMU whose root is this machine's own root, read-only under a tmpfs,
-//! and runs a command in it as root. With or without a real Ceph cluster beside it.
+//! Boots a stock Debian kernel in QEMU whose root is this machine's own root, read-only under a
+//! tmpfs, and runs a command in it as root. With or without a real Ceph cluster beside it.
 
 mod ceph;
 mod job;
@@ -48,10 +48,12 @@ pub struct Arguments {
     /// End the VM after so many seconds (no limit for an interactive shell)
     #[arg(long, value_name = "SECONDS", default_value_t = 900)]
     limit: u64,
-    /// Real hosts instead: Debian 13 on a disk, with systemd, Ceph and Incus, started from a saved state
+    /// Real hosts instead: Debian 13 on a disk, with systemd, Ceph and Incus, started from a saved
+    /// state
     #[arg(long, conflicts_with_all = ["lsm", "no_bpf_lsm", "ceph", "icount", "append"])]
     host: bool,
-    /// With --host: booted (one host), seed (a cluster of one, with a pool, and two more hosts), members (two have joined)
+    /// With --host: booted (one host), seed (a cluster of one, with a pool, and two more hosts),
+    /// members (two have joined)
     #[arg(long, requires = "host", default_value = "booted")]
     state: String,
     /// With --host: which host to show, store, n1, n2 or n3
@@ -60,8 +62,8 @@ pub struct Arguments {
     /// With --host: the version of Incus
     #[arg(long, requires = "host", value_enum, default_value = "7.0")]
     incus: host::Incus,
-    /// What to run as root: one argument is a shell script, several are a command and its arguments.
-    /// Nothing on a terminal: an interactive shell
+    /// What to run as root: one argument is a shell script, several are a command and its
+    /// arguments. Nothing on a terminal: an interactive shell
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
@@ -84,15 +86,16 @@ pub struct Boot {
     pub append: Vec<String>,
     pub icount: bool,
     pub limit: Option<Duration>,
-    /// The machine stands still for [`STANDS_STILL`] each time that so much has passed, as a hypervisor suspends one.
-    /// Not with a cluster, which would go on.
+    /// The machine stands still for [`STANDS_STILL`] each time that so much has passed, as a
+    /// hypervisor suspends one. Not with a cluster, which would go on.
     pub suspend_every: Option<Duration>,
     /// Run by bash in the guest; `None` is an interactive shell on this terminal.
     pub script: Option<String>,
     pub environment: Vec<(String, String)>,
 }
 
-/// A guest that has not come to its second stage by then never will: an emulated one loses a timer now and then.
+/// A guest that has not come to its second stage by then never will: an emulated one loses a timer
+/// now and then.
 const START_LIMIT: Duration = Duration::from_secs(180);
 /// So often such a guest is booted. Nothing has run in it.
 const BOOTS: u32 = 3;
@@ -200,7 +203,10 @@ pub fn boot(boot: &Boot, on_output: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> 
     Ok(boot_once(boot, on_output)?.0)
 }
 
-fn boot_once(boot: &Boot, on_output: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> Result<(Outcome, Followed)> {
+fn boot_once(
+    boot: &Boot,
+    on_output: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+) -> Result<(Outcome, Followed)> {
     let kernel = Layout::open(boot.kernel)?;
     let cluster = if boot.ceph { Some(Cluster::prepare()?) } else { None };
     let mut environment = boot.environment.clone();
@@ -300,8 +306,9 @@ impl Machine {
         let mut start = Some(Instant::now() + START_LIMIT);
         loop {
             let wake = [end, suspension, start].into_iter().flatten().min();
-            let left =
-                wake.map_or(Duration::from_secs(3600), |at| at.saturating_duration_since(Instant::now()));
+            let left = wake.map_or(Duration::from_secs(3600), |at| {
+                at.saturating_duration_since(Instant::now())
+            });
             match receiver.recv_timeout(left) {
                 Ok(chunk) => on_output(&chunk).context("pass on the guest's output")?,
                 Err(RecvTimeoutError::Timeout) if end.is_some_and(|end| end <= Instant::now()) => {

@@ -112,10 +112,14 @@ pub fn command(boot: &Boot, kernel: &Layout, job: &Job, acceleration: Accelerati
     add("-object", "rng-random,id=random,filename=/dev/urandom".to_owned());
     add("-device", "virtio-rng-pci,rng=random".to_owned());
     let mut share = |tag: &str, path: &str, access: &str| {
-        // The shared tree spans several of the host's filesystems; their inode numbers must not meet.
+        // The shared tree spans several of the host's filesystems; their inode numbers must not
+        // meet.
         add(
             "-fsdev",
-            format!("local,id={tag},path={},security_model=none,multidevs=remap{access}", escaped(path)),
+            format!(
+                "local,id={tag},path={},security_model=none,multidevs=remap{access}",
+                escaped(path)
+            ),
         );
         add("-device", format!("virtio-9p-pci,fsdev={tag},mount_tag={tag}"));
     };
@@ -140,8 +144,8 @@ fn escaped(path: &str) -> String {
 
 fn kernel_parameters(boot: &Boot) -> String {
     let mut parameters = vec![
-        // A panic ends the machine, which is seen at once.
-        // An emulated timer on a loaded machine may miss the kernel's check of it, which then panics.
+        // A panic ends the machine, which is seen at once. An emulated timer on a loaded machine
+        // may miss the kernel's check of it, which then panics.
         "console=ttyS0 panic=-1 oops=panic quiet loglevel=4 no_timer_check".to_owned(),
         // Emulation is slow enough.
         "nokaslr mitigations=off tsc=nowatchdog".to_owned(),

@@ -16,7 +16,8 @@ pub(super) enum Part {
 }
 
 impl Part {
-    /// Its cells of the world. A change of a mount writes several words, one of the maps several entries.
+    /// Its cells of the world. A change of a mount writes several words, one of the maps several
+    /// entries.
     fn cells(self) -> Range<usize> {
         match self {
             Self::Mounts => 0..2,
@@ -54,8 +55,8 @@ pub(super) enum Fault {
 /// How much may happen.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
-    /// The parts that a question depends on, in the order in which their numbers are read. (Parts that do not
-    /// change are left out: reading them makes no difference.)
+    /// The parts that a question depends on, in the order in which their numbers are read. (Parts
+    /// that do not change are left out: reading them makes no difference.)
     pub(super) parts: &'static [Part],
     /// Programs, of which `at_once` are on their way.
     pub(super) programs: u8,
@@ -176,7 +177,8 @@ impl Lab {
 
     /// The cells that a walk reads, in its order.
     fn walk(&self) -> impl Iterator<Item = usize> {
-        WALK.into_iter().filter(|cell| self.bounds.parts.iter().any(|part| part.cells().contains(cell)))
+        WALK.into_iter()
+            .filter(|cell| self.bounds.parts.iter().any(|part| part.cells().contains(cell)))
     }
 
     fn moment(&self, numbers: &[u32]) -> Moment {
@@ -185,7 +187,10 @@ impl Lab {
             index.map_or(0, |index| numbers[index])
         };
         let names = if self.fault == Fault::NoNames { 0 } else { number(Names) };
-        Moment { tree: u64::from(number(Mounts)) | u64::from(names) << 32, generation: number(Maps) }
+        Moment {
+            tree: u64::from(number(Mounts)) | u64::from(names) << 32,
+            generation: number(Maps),
+        }
     }
 
     fn is_steady(&self, moment: Moment) -> bool {
@@ -236,8 +241,9 @@ impl Lab {
                     return Some(Program { stage: Stage::Find { before, words }, subject, since });
                 };
                 if let Some(answer) = self.answer_in(subject, whole, before) {
-                    let was =
-                        |cells: &Cells| self.answer(subject, self.walk().map(|cell| cells[cell])) == answer;
+                    let was = |cells: &Cells| {
+                        self.answer(subject, self.walk().map(|cell| cells[cell])) == answer
+                    };
                     let valid = world.history[since..].iter().any(was);
                     world.found = if valid { Found::Valid } else { Found::OutOfDate };
                     return None;
@@ -295,13 +301,18 @@ impl Model for Lab {
 
     fn actions(&self, world: &World, actions: &mut Vec<Action>) {
         if world.programs_left > 0 && world.programs.len() < self.bounds.at_once {
-            actions.extend((0..self.bounds.subjects.len()).map(|subject| Action::Begin { subject }));
+            actions
+                .extend((0..self.bounds.subjects.len()).map(|subject| Action::Begin { subject }));
         }
         actions.extend((0..world.programs.len()).map(|program| Action::Step { program }));
-        let may_change =
-            |part: &Part| world.changing[*part as usize] > 0 || world.changes_left[*part as usize] > 0;
+        let may_change = |part: &Part| {
+            world.changing[*part as usize] > 0 || world.changes_left[*part as usize] > 0
+        };
         actions.extend(
-            [Mounts, Names, Maps].iter().filter(|part| may_change(part)).map(|part| Action::Change(*part)),
+            [Mounts, Names, Maps]
+                .iter()
+                .filter(|part| may_change(part))
+                .map(|part| Action::Change(*part)),
         );
         if world.deaths_left > 0 && world.changing[Maps as usize] > 0 {
             actions.push(Action::AgentDies);
@@ -346,11 +357,14 @@ impl Model for Lab {
                 world.programs.iter().filter(writing).count() == 2
             }),
             Property::sometimes("the slot stays torn", |lab: &Lab, world: &World| {
-                world.slot[3] != 0 && world.programs.is_empty() && !world.is_whole(lab.bounds.subjects)
+                world.slot[3] != 0
+                    && world.programs.is_empty()
+                    && !world.is_whole(lab.bounds.subjects)
             }),
         ]
     }
 }
 
 /// The invariant.
-pub(super) const VALID: &str = "an answer that is found was true at a moment since its reader began";
+pub(super) const VALID: &str = "an answer that is found was true at a moment since its reader \
+                                began";

@@ -1,4 +1,5 @@
-//! Names and lasting ids: tables in the shape that CSI drivers, container engines and mount helpers make.
+//! Names and lasting ids: tables in the shape that CSI drivers, container engines and mount helpers
+//! make.
 
 use super::*;
 
@@ -36,8 +37,8 @@ fn global(id: u32, dev: u32, rest: &str) -> String {
 fn ceph_csi_with_an_id_of_zeros() {
     let source = |volume: u32| {
         format!(
-            "ceph 10.3.0.1:6789,10.3.0.2:6789:/volumes/csi/csi-vol-{volume}/7f0a rw,name=node,secret=<hidden>,\
-             fsid=00000000-0000-0000-0000-000000000000,acl,mds_namespace=k8sfs"
+            "ceph 10.3.0.1:6789,10.3.0.2:6789:/volumes/csi/csi-vol-{volume}/7f0a \
+             rw,name=node,secret=<hidden>,fsid=00000000-0000-0000-0000-000000000000,acl,mds_namespace=k8sfs"
         )
     };
     let (one, other) = (source(1), source(2));
@@ -64,7 +65,12 @@ fn ceph_csi_with_an_id_of_zeros() {
 /// Shape: the EFS driver's mounts, each through a tunnel of its own on the node.
 #[test]
 fn tunnels_on_the_node() {
-    let source = |port: u16| format!("nfs4 127.0.0.1:/ rw,vers=4.1,proto=tcp,port={port},addr=127.0.0.1");
+    let source = |port: u16| {
+        format!(
+            "nfs4 127.0.0.1:/ \
+             rw,vers=4.1,proto=tcp,port={port},addr=127.0.0.1"
+        )
+    };
     let (a, b) = (source(20100), source(20101));
     let found = pools(&[&pod(50, 71, "efs-a", &a), &pod(51, 72, "efs-b", &b)]);
     assert_eq!(names(&found), ["efs-a", "efs-b"]);
@@ -72,7 +78,13 @@ fn tunnels_on_the_node() {
     let swapped = pools(&[&pod(50, 71, "efs-a", &b), &pod(51, 72, "efs-b", &a)]);
     assert_eq!(swapped[0].pool_id, found[0].pool_id, "the helper takes whatever port is free");
     // Where no volume names them, the ports have to.
-    let bare = |id: u32, port: u16| format!("{id} 22 0:{id} / /var/lib/kubelet/p{id} rw - {}", source(port));
+    let bare = |id: u32, port: u16| {
+        format!(
+            "{id} 22 0:{id} / /var/lib/kubelet/p{id} rw - \
+             {}",
+            source(port)
+        )
+    };
     let found = pools(&[&bare(52, 20100), &bare(53, 20101)]);
     assert_ne!(found[0].pool_id, found[1].pool_id);
 }
@@ -93,10 +105,16 @@ fn smb_shares() {
     assert_ne!(found[0].pool_id, found[1].pool_id);
 }
 
-/// Shape: an NFS server that is a service of the cluster: its address is another one after it was made again.
+/// Shape: an NFS server that is a service of the cluster: its address is another one after it was
+/// made again.
 #[test]
 fn nfs_by_a_name() {
-    let source = |address: &str| format!("nfs4 nfs.default.svc.cluster.local:/ rw,vers=4.1,addr={address}");
+    let source = |address: &str| {
+        format!(
+            "nfs4 nfs.default.svc.cluster.local:/ \
+             rw,vers=4.1,addr={address}"
+        )
+    };
     let found = pools(&[&pod(80, 91, "pv-web", &source("10.152.183.7"))]);
     assert_eq!(names(&found), ["pv-web"]);
     let later = pools(&[&pod(99, 92, "pv-web", &source("10.152.183.200"))]);
@@ -108,7 +126,10 @@ fn nfs_by_a_name() {
 fn docker_volumes() {
     let volume = |id: u32, name: &str, address: &str| {
         let place = format!("/var/lib/docker/volumes/{name}/_data");
-        format!("{id} 22 0:{id} / {place} rw,relatime - nfs4 :/srv/media rw,vers=4.2,addr={address}")
+        format!(
+            "{id} 22 0:{id} / {place} rw,relatime - nfs4 :/srv/media \
+             rw,vers=4.2,addr={address}"
+        )
     };
     let found = pools(&[&volume(1, "web_media", "10.0.0.8"), &volume(2, "old_media", "10.0.0.9")]);
     assert_eq!(names(&found), ["web_media", "old_media"]);

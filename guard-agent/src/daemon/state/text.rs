@@ -111,7 +111,13 @@ pub(super) fn read(bytes: &[u8]) -> Result<State, String> {
 pub(super) fn unknown_seals(state: &State) -> Option<String> {
     let unknown = &state.foreign.sealed;
     let list: Vec<String> = unknown.iter().map(Value::to_string).collect();
-    (!list.is_empty()).then(|| format!("seals of a form that is not known here: {}", list.join(", ")))
+    (!list.is_empty()).then(|| {
+        format!(
+            "seals of a form that is not known here: \
+             {}",
+            list.join(", ")
+        )
+    })
 }
 
 /// What two copies of one file say together. Of two that differ after the same save one is damaged,
@@ -143,7 +149,8 @@ pub(super) fn merge(file: State, copy: State, boot_id: &str) -> State {
 /// may be cut.
 pub(super) fn salvage(bytes: &[u8]) -> BTreeSet<u64> {
     let text = String::from_utf8_lossy(bytes);
-    let Some((_, list)) = text.split_once("\"sealed\"").and_then(|(_, rest)| rest.split_once('[')) else {
+    let Some((_, list)) = text.split_once("\"sealed\"").and_then(|(_, rest)| rest.split_once('['))
+    else {
         return BTreeSet::new();
     };
     let (list, is_whole) = list.split_once(']').map_or((list, false), |(list, _)| (list, true));

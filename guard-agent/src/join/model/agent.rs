@@ -7,8 +7,8 @@ use super::message::{Frame, Message};
 use super::world::{CLUSTERS_POOL, Entry, Fault, Join, OWN, OWN_POOL, Pool, World};
 use crate::incus::frames::{Meaning, Own};
 use crate::join::{
-    Config, Daemon, Effect, Epoch, Event, Evidence, JoinOperation, Machine, Membership, NodeMode, Pools,
-    State,
+    Config, Daemon, Effect, Epoch, Event, Evidence, JoinOperation, Machine, Membership, NodeMode,
+    Pools, State,
 };
 
 impl World {
@@ -19,7 +19,8 @@ impl World {
         }
     }
 
-    /// The node's epoch is told from the older ones only: a message is of the present one or it is not.
+    /// The node's epoch is told from the older ones only: a message is of the present one or it is
+    /// not.
     pub(super) fn forget_epoch(&mut self, before: Epoch) {
         let Some(machine) = &mut self.agent else { return };
         if machine.epoch() != before {
@@ -32,7 +33,8 @@ impl World {
         *machine = machine.clone().at_epoch(Epoch(1));
     }
 
-    /// A frame reaches whoever is connected; else it is lost, and whoever comes back is told that something may be.
+    /// A frame reaches whoever is connected; else it is lost, and whoever comes back is told that
+    /// something may be.
     pub(super) fn tell(&mut self, frame: Frame) {
         if self.followed && self.under_way.len() < self.room {
             self.send(Message::Frame(frame));
@@ -59,7 +61,12 @@ impl World {
     }
 
     /// Takes an event, and carries out its effects until the agent dies.
-    pub(super) fn step(&mut self, fault: Fault, event: Event, dies_after: Option<usize>) -> Option<()> {
+    pub(super) fn step(
+        &mut self,
+        fault: Fault,
+        event: Event,
+        dies_after: Option<usize>,
+    ) -> Option<()> {
         let machine = self.agent.take()?;
         let before = machine.epoch();
         let event = match (fault, event) {
@@ -71,7 +78,9 @@ impl World {
         let effects: Vec<Effect> = effects
             .into_iter()
             .filter(|effect| matches!(effect, Effect::Persist | Effect::SetMode(_)))
-            .filter(|effect| fault != Fault::NeverWeakens || *effect != Effect::SetMode(NodeMode::Policy))
+            .filter(|effect| {
+                fault != Fault::NeverWeakens || *effect != Effect::SetMode(NodeMode::Policy)
+            })
             .collect();
         if dies_after.is_some_and(|number| number >= effects.len().max(1)) {
             return None;
@@ -140,13 +149,14 @@ impl World {
         self.agent = Some(machine);
     }
 
-    /// Nothing is under way. What becomes of a world in which something is, if nothing goes wrong any more, is what
-    /// becomes of the one in which it has arrived: that one is reached too.
+    /// Nothing is under way. What becomes of a world in which something is, if nothing goes wrong
+    /// any more, is what becomes of the one in which it has arrived: that one is reached too.
     pub(super) fn is_quiet(&self) -> bool {
         self.under_way.is_empty()
     }
 
-    /// What happens if nothing goes wrong any more: the agent runs, every message arrives, and it looks.
+    /// What happens if nothing goes wrong any more: the agent runs, every message arrives, and it
+    /// looks.
     pub(super) fn settled(&self, fault: Fault) -> Self {
         let mut world = self.clone();
         world.silent = true;
@@ -177,7 +187,8 @@ impl World {
         (world.address, world.raft, world.member, world.rows) = (false, false, false, false);
         (world.pool, world.join, world.unheard) = (None, Join::None, false);
         world.reconcile(fault, None);
-        let evidence = Evidence { config: Config::Absent, daemon: Daemon::Stopped, ..Evidence::none() };
+        let evidence =
+            Evidence { config: Config::Absent, daemon: Daemon::Stopped, ..Evidence::none() };
         world.deliver(fault, Message::Evidence { current: true, joins: false, evidence }, None);
         world.daemon = Some(9);
         world.settled(fault)
@@ -211,10 +222,12 @@ impl World {
         dies_after: Option<usize>,
     ) -> Option<()> {
         let mut message = message;
-        let followed = matches!(&message, Message::Evidence { evidence, .. } if evidence.stream.is_some());
+        let followed =
+            matches!(&message, Message::Evidence { evidence, .. } if evidence.stream.is_some());
         let sealed = self.agent.as_ref()?.mode() > NodeMode::Policy;
         if followed || (sealed && matches!(message, Message::Evidence { .. })) {
-            // What the look can speak for was mounted before it. It may be overtaken by what is found.
+            // What the look can speak for was mounted before it. It may be overtaken by what is
+            // found.
             self.under_way.push(message);
             self.reconcile(fault, None);
             message = self.under_way.pop()?;
@@ -224,8 +237,11 @@ impl World {
         let event = match message {
             Message::Evidence { current, mut evidence, .. } => {
                 let asked = if current || fault == Fault::NoEpochs { epoch } else { Epoch(0) };
-                if fault == Fault::LossIsProof && matches!(evidence.config, Config::Unreadable { .. }) {
-                    evidence.config = Config::Read { cluster_address: None, raft_nodes: 0, name: None };
+                if fault == Fault::LossIsProof
+                    && matches!(evidence.config, Config::Unreadable { .. })
+                {
+                    evidence.config =
+                        Config::Read { cluster_address: None, raft_nodes: 0, name: None };
                 }
                 if fault == Fault::SilenceIsProof && evidence.unanswered_seconds > 0 {
                     evidence.membership = Membership::NotListed;
@@ -248,7 +264,9 @@ impl World {
                     self.unheard = false;
                 }
                 match frame.report().meaning(own) {
-                    Meaning::Event(Event::MemberRemoved) if fault == Fault::DeafToRemoval => return Some(()),
+                    Meaning::Event(Event::MemberRemoved) if fault == Fault::DeafToRemoval => {
+                        return Some(());
+                    }
                     Meaning::Event(event) => event,
                     Meaning::LookAgain | Meaning::Nothing => return Some(()),
                 }

@@ -50,25 +50,35 @@ impl Model for Lab {
         let alone = !world.address && !world.raft && world.pool.is_none();
         when(runs && alone && world.mounts > 0, Action::MountOwn);
         when(world.pool.is_some() && !joining, Action::Unmount);
-        // Not before an agent has seen that there was a join: what nobody saw and everybody has wiped away is no evidence
-        // (see "Limits" in docs/JOIN.md).
+        // Not before an agent has seen that there was a join: what nobody saw and everybody has
+        // wiped away is no evidence (see "Limits" in docs/JOIN.md).
         let seen = world.journal.is_between();
-        when(seen && world.address && !world.raft && world.join == Join::None, Action::ClearAddress);
+        when(
+            seen && world.address && !world.raft && world.join == Join::None,
+            Action::ClearAddress,
+        );
         when(
             !runs && world.pool.is_none() && !world.member && (world.address || world.raft),
             Action::Reinstall,
         );
-        // A member that is removed and joins again by the same daemon, while nothing of it is heard and nothing can be
-        // read, is believed to be the member it was (see "Limits" in docs/JOIN.md).
+        // A member that is removed and joins again by the same daemon, while nothing of it is heard
+        // and nothing can be read, is believed to be the member it was (see "Limits" in
+        // docs/JOIN.md).
         when(runs && world.member && world.join == Join::None && world.joins == 0, Action::Removed);
         when(
-            runs && world.member && world.join == Join::None && world.joins == 0 && world.removals > 0,
+            runs && world.member
+                && world.join == Join::None
+                && world.joins == 0
+                && world.removals > 0,
             Action::RemovedByForce,
         );
         // Members hear of each other once the agent has seen that this one is in a cluster.
         let hears = world.member && world.clustered && world.others > 0;
         for join in [true, false] {
-            when(world.member && world.others > 0 && world.other_joins != join, Action::Others { join });
+            when(
+                world.member && world.others > 0 && world.other_joins != join,
+                Action::Others { join },
+            );
         }
         for other in [Other::Began, Other::Failed, Other::Disabled, Other::Removed] {
             when(hears && world.followed, Action::Tells(other));
@@ -89,7 +99,10 @@ impl Model for Lab {
         }
         when(world.agent.is_some(), Action::Reconcile { dies_after: None });
         for number in 0..2 {
-            when(world.agent.is_some() && world.crashes > 0, Action::Reconcile { dies_after: Some(number) });
+            when(
+                world.agent.is_some() && world.crashes > 0,
+                Action::Reconcile { dies_after: Some(number) },
+            );
         }
         when(world.agent.is_some() && world.crashes > 0, Action::Crash);
         when(world.agent.is_none(), Action::StartAgent);
@@ -123,24 +136,34 @@ impl Model for Lab {
                 }
                 later.release.is_none_or(|left| left == 0)
             }),
-            Property::always("4: after a rollback nothing stays blocked", |lab: &Lab, world: &World| {
-                if !world.is_quiet()
-                    || (world.journal != State::Released && world.journal != State::RollingBack)
-                {
-                    return true;
-                }
-                let mut later = world.wiped(lab.fault);
-                later.mount(false);
-                later.settled(lab.fault).actor_deletes()
-            }),
-            Property::always("5: a healthy member comes back to guarded", |lab: &Lab, world: &World| {
-                let healthy =
-                    world.member && world.raft && world.daemon.is_some() && world.join != Join::Running;
-                !world.is_quiet()
-                    || !healthy
-                    || world.pool.is_none()
-                    || world.settled(lab.fault).actor_deletes()
-            }),
+            Property::always(
+                "4: after a rollback nothing stays \
+                 blocked",
+                |lab: &Lab, world: &World| {
+                    if !world.is_quiet()
+                        || (world.journal != State::Released && world.journal != State::RollingBack)
+                    {
+                        return true;
+                    }
+                    let mut later = world.wiped(lab.fault);
+                    later.mount(false);
+                    later.settled(lab.fault).actor_deletes()
+                },
+            ),
+            Property::always(
+                "5: a healthy member comes back to \
+                 guarded",
+                |lab: &Lab, world: &World| {
+                    let healthy = world.member
+                        && world.raft
+                        && world.daemon.is_some()
+                        && world.join != Join::Running;
+                    !world.is_quiet()
+                        || !healthy
+                        || world.pool.is_none()
+                        || world.settled(lab.fault).actor_deletes()
+                },
+            ),
             Property::always(
                 "6: no member's guest is denied by what others do, or by missing answers",
                 |_, world: &World| !world.harmed,
@@ -154,7 +177,8 @@ impl Model for Lab {
                     let settled = world.settled(lab.fault);
                     let own = !world.raft && world.pool.is_some_and(|pool| !pool.clusters);
                     if own && world.daemon.is_some() {
-                        return settled.actor_deletes() || settled.adopted(lab.fault).actor_deletes();
+                        return settled.actor_deletes()
+                            || settled.adopted(lab.fault).actor_deletes();
                     }
                     // What is left of a cluster can be unmounted.
                     let machine = settled.agent.as_ref().expect("it has been started");
@@ -171,9 +195,14 @@ impl Model for Lab {
                 world.member && world.actor_deletes()
             }),
             Property::sometimes("a failed join's pool is sealed", |_, world: &World| {
-                world.must_be_sealed() && world.entry().is_some_and(|entry| entry.mode == NodeMode::Sealed)
+                world.must_be_sealed()
+                    && world.entry().is_some_and(|entry| entry.mode == NodeMode::Sealed)
             }),
-            Property::sometimes("a rollback has ended", |_, world: &World| world.journal == State::Released),
+            Property::sometimes(
+                "a rollback has \
+                 ended",
+                |_, world: &World| world.journal == State::Released,
+            ),
         ]
     }
 }

@@ -1,5 +1,6 @@
-//! The world around a node, for the model checker: the true node, what of it reaches the agent, the agent that
-//! may die at any effect, and the kernel's entry of the pool. The machine in it is the real one.
+//! The world around a node, for the model checker: the true node, what of it reaches the agent, the
+//! agent that may die at any effect, and the kernel's entry of the pool. The machine in it is the
+//! real one.
 
 mod agent;
 mod lab;
@@ -14,8 +15,8 @@ use stateright::{Checker, Expectation, HasDiscoveries, Model};
 use lab::Lab;
 use world::{Bounds, Fault, World};
 
-/// Each alone with one or two of the others is explored whole; all at once would take hours. (What is wide is first: a
-/// broken variant is looked for from the end.)
+/// Each alone with one or two of the others is explored whole; all at once would take hours. (What
+/// is wide is first: a broken variant is looked for from the end.)
 const BOUNDS: [Bounds; 8] = [
     Bounds { kills: 1, starts: 1, joins: 1, ..SMALL },
     Bounds { crashes: 1, joins: 1, removals: 1, ..SMALL },
@@ -58,7 +59,8 @@ fn all_invariants_hold_in_every_reachable_state() {
     // The model gets to where it matters.
     assert_eq!(seen.len(), 5, "only seen: {seen:?}");
     println!(
-        "note: join model: {states} states explored, longest history {depth} steps, every invariant holds"
+        "note: join model: {states} states explored, longest history {depth} steps, every \
+         invariant holds"
     );
 }
 
@@ -94,7 +96,8 @@ proptest! {
             let Some(next) = lab.next_state(&world, action.clone()) else { continue };
             world = next;
             for property in &properties {
-                prop_assert!((property.condition)(&lab, &world), "{}: after {action:?}: {world:?}", property.name);
+                prop_assert!((property.condition)(&lab, &world), "{}: after {action:?}: \
+                                                                  {world:?}", property.name);
             }
         }
     }
@@ -106,7 +109,10 @@ fn breaks(fault: Fault, invariant: &str) {
     let is_caught = BOUNDS.iter().rev().any(|&bounds| {
         let lab = Lab { fault, bounds };
         let names = lab.properties().into_iter().map(|property| property.name);
-        let name = names.into_iter().find(|name| name.starts_with(invariant)).expect("it is a property");
+        let name = names.into_iter().find(|name| name.starts_with(invariant)).expect(
+            "it is a \
+             property",
+        );
         let wanted = HasDiscoveries::AnyOf([name].into());
         let checker = lab.checker().threads(2).finish_when(wanted).spawn_bfs().join();
         checker.discovery(name).is_some()

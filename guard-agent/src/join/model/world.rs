@@ -2,8 +2,8 @@
 
 use super::message::{Frame, Message, Other};
 use crate::join::{
-    Config, Daemon, Event, Evidence, HOLD_SECONDS, Incarnation, JoinOperation, Machine, Membership, Memory,
-    NodeMode, Pools, State,
+    Config, Daemon, Event, Evidence, HOLD_SECONDS, Incarnation, JoinOperation, Machine, Membership,
+    Memory, NodeMode, Pools, State,
 };
 
 /// Where the true join stands. The steps are those at whose ends different things are left.
@@ -21,7 +21,8 @@ pub(super) enum Join {
 /// The pool's superblock. There is at most one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Pool {
-    /// Mounted by a join, or by a daemon that thinks of one: the cluster's data. Else the node's own.
+    /// Mounted by a join, or by a daemon that thinks of one: the cluster's data. Else the node's
+    /// own.
     pub(super) clusters: bool,
     /// Its entry in the kernel; without one it is denied as unclassified.
     pub(super) entry: Option<Entry>,
@@ -234,8 +235,8 @@ impl World {
         }
     }
 
-    /// What truth requires: the cluster's data on a node that is no member is for nobody to delete. (Until it can be
-    /// known that it is none any more.)
+    /// What truth requires: the cluster's data on a node that is no member is for nobody to delete.
+    /// (Until it can be known that it is none any more.)
     pub(super) fn must_be_sealed(&self) -> bool {
         self.pool.is_some_and(|pool| pool.clusters) && !self.member && !self.unheard
     }
@@ -256,7 +257,8 @@ impl World {
         let no_answer = || Membership::NoAnswer { why: String::new() };
         let mut evidence = Evidence { config, daemon: Daemon::Stopped, ..Evidence::none() };
         if let Some(life) = self.daemon {
-            evidence.daemon = Daemon::Running { incarnation: Self::incarnation(life), age_seconds: 0 };
+            evidence.daemon =
+                Daemon::Running { incarnation: Self::incarnation(life), age_seconds: 0 };
             (evidence.operation, evidence.membership) = match (answers, self.member, self.raft) {
                 (false, ..) => (JoinOperation::Unknown, no_answer()),
                 // Whoever asks all members waits for the slowest.
@@ -303,7 +305,9 @@ impl World {
     /// Lets something happen, and notes whether it has harmed a healthy member.
     pub(super) fn act(&mut self, fault: Fault, action: Action) -> Option<()> {
         let says_something = match &action {
-            Action::Deliver { index, .. } => self.under_way.get(*index).is_some_and(Self::says_something),
+            Action::Deliver { index, .. } => {
+                self.under_way.get(*index).is_some_and(Self::says_something)
+            }
             // The operator's own doing.
             Action::RollBack | Action::Release | Action::Forget => true,
             _ => false,
@@ -356,7 +360,8 @@ impl World {
             Action::ClearAddress => self.address = false,
             Action::Reinstall => (self.address, self.raft, self.rows) = (false, false, false),
             Action::Removed => {
-                // An online member that is removed unmounts its pools, keeps its address, and is told.
+                // An online member that is removed unmounts its pools, keeps its address, and is
+                // told.
                 (self.member, self.raft, self.rows) = (false, false, false);
                 (self.pool, self.release) = (None, None);
                 self.tell(Frame::Disabled);

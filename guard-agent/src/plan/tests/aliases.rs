@@ -45,7 +45,8 @@ fn a_node_without_a_pool_is_no_danger_and_one_with_a_sealed_pool_may_get_more() 
     assert_eq!(exempt(&maps), [].into(), "another pool may follow");
     // A member that does not answer has all the pools that it will have.
     let generation = maps.pools[&whole(43)].generation;
-    let held = PoolModes { mode: NodeMode::Held, others: NodeMode::Held, confirmed: [generation].into() };
+    let held =
+        PoolModes { mode: NodeMode::Held, others: NodeMode::Held, confirmed: [generation].into() };
     host.overrides.nodes.insert(actor_set, held);
     host.apply(&mut maps);
     assert_eq!(mode(&maps, 43), Some(Mode::Held));
@@ -59,7 +60,9 @@ fn a_node_without_a_pool_is_no_danger_and_one_with_a_sealed_pool_may_get_more() 
 fn by_inode(maps: &Observed) -> Option<BTreeSet<u64>> {
     let keys = maps.roots.keys().filter(|key| key.is_alias());
     let inodes: BTreeSet<u64> = keys.map(|key| key.ino).collect();
-    assert!(maps.config.flags & CONFIG_ALIASES_BY_INODE == 0 || maps.config.flags & CONFIG_ALIASES != 0);
+    assert!(
+        maps.config.flags & CONFIG_ALIASES_BY_INODE == 0 || maps.config.flags & CONFIG_ALIASES != 0
+    );
     (maps.config.flags & CONFIG_ALIASES_BY_INODE != 0).then_some(inodes)
 }
 
@@ -95,7 +98,11 @@ fn names_tell_where_the_root_of_every_sealed_pool_is_known() {
 fn a_map_of_roots_that_is_full_leaves_names_untold() {
     let mounts = |count: u32| {
         let line = |number: u32| {
-            format!("{} 31 0:{number} / /var/lib/incus/p{number} rw - ceph m:/{number} rw\n", number + 100)
+            format!(
+                "{} 31 0:{number} / /var/lib/incus/p{number} rw - ceph m:/{number} \
+                 rw\n",
+                number + 100
+            )
         };
         (100..100 + count).map(line).collect::<String>()
     };

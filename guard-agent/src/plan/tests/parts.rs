@@ -48,7 +48,12 @@ fn a_pool_goes_on_when_another_export_comes_to_its_superblock() {
     host.overrides.sealed.insert(before.pool_id);
     at(&mut maps, &mut host, &[FIRST, HOME]);
     let after = maps.pools[&part(71)];
-    assert_eq!((after.generation, after.pool_id), (before.generation, before.pool_id), "leases go on");
+    assert_eq!(
+        (after.generation, after.pool_id),
+        (before.generation, before.pool_id),
+        "leases go \
+         on"
+    );
     assert_eq!(Mode::from_u32(after.mode), Some(Mode::Sealed));
     assert_ne!(flags(&maps, whole(50)) & POOL_PARTS, 0);
 
@@ -75,7 +80,8 @@ fn a_part_that_is_unmounted_stays_until_it_is_mounted_again_or_its_number_is_ano
     at(&mut maps, &mut host, &[HOME, SECOND, bind]);
     assert!(!maps.pools.contains_key(&part(79)), "the number is a mount's of the home directory");
 
-    // The kernel removes the superblock's entry at its end, and the agent what is left of its parts.
+    // The kernel removes the superblock's entry at its end, and the agent what is left of its
+    // parts.
     maps.pools.remove(&whole(50));
     at(&mut maps, &mut host, &[]);
     assert!(maps.pools.is_empty(), "{:?}", maps.pools);

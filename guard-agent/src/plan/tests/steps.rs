@@ -35,11 +35,16 @@ fn check_steps(before: &Observed, after: &Observed, operations: &[MapOperation])
             );
         }
         if maps.config.flags & CONFIG_ALIASES_BY_INODE != 0 {
-            let sealed =
-                |entry: &PoolEntry| pools::strength(entry.mode) >= pools::strength(Mode::Held as u32);
+            let sealed = |entry: &PoolEntry| {
+                pools::strength(entry.mode) >= pools::strength(Mode::Held as u32)
+            };
             for (pool, _) in maps.pools.iter().filter(|(_, entry)| sealed(entry)) {
                 let key = RootKey::alias(pool_root(pool.dev));
-                assert!(maps.roots.contains_key(&key), "the names do not tell {pool:?} at {operation:?}");
+                assert!(
+                    maps.roots.contains_key(&key),
+                    "the names do not tell {pool:?} at \
+                     {operation:?}"
+                );
             }
         }
         for key in maps.roots.keys().filter(|key| !key.is_alias()) {
@@ -54,18 +59,35 @@ fn check_steps(before: &Observed, after: &Observed, operations: &[MapOperation])
             if now.mode != Mode::Guarded as u32 || !is_pool(now) {
                 continue;
             }
-            let allowed: BTreeSet<_> =
-                actors(before, old.actor_set).union(&actors(after, new.actor_set)).copied().collect();
-            assert!(actors(&maps, now.actor_set).is_subset(&allowed), "new actors at {operation:?}");
+            let allowed: BTreeSet<_> = actors(before, old.actor_set)
+                .union(&actors(after, new.actor_set))
+                .copied()
+                .collect();
+            assert!(
+                actors(&maps, now.actor_set).is_subset(&allowed),
+                "new actors at \
+                 {operation:?}"
+            );
         }
-        for (key, new) in after.pools.iter().filter(|(key, entry)| key.is_part() && is_pool(entry)) {
-            // What a mount of the part meets: the part's own entry, or the whole superblock's while that has no parts.
+        for (key, new) in after.pools.iter().filter(|(key, entry)| key.is_part() && is_pool(entry))
+        {
+            // What a mount of the part meets: the part's own entry, or the whole superblock's while
+            // that has no parts.
             let met = |maps: &Observed| {
                 let whole = maps.pools.get(&whole(key.dev)).copied()?;
-                if whole.flags & POOL_PARTS != 0 { maps.pools.get(key).copied() } else { Some(whole) }
+                if whole.flags & POOL_PARTS != 0 {
+                    maps.pools.get(key).copied()
+                } else {
+                    Some(whole)
+                }
             };
             let Some(old) = met(before).filter(is_pool) else { continue };
-            let now = met(&maps).unwrap_or_else(|| panic!("{key:?} without entry at {operation:?}"));
+            let now = met(&maps).unwrap_or_else(|| {
+                panic!(
+                    "{key:?} without entry at \
+                     {operation:?}"
+                )
+            });
             let weaker = pools::strength(old.mode).min(pools::strength(new.mode));
             assert!(pools::strength(now.mode) >= weaker, "{key:?} weaker at {operation:?}");
         }
@@ -78,8 +100,10 @@ fn check_steps(before: &Observed, after: &Observed, operations: &[MapOperation])
 }
 
 fn any_policy() -> impl Strategy<Value = String> {
-    let kinds =
-        proptest::sample::subsequence(vec!["ceph", "nfs", "cifs", "fuse.a", "fuse.b", "tmpfs"], 1..=4);
+    let kinds = proptest::sample::subsequence(
+        vec!["ceph", "nfs", "cifs", "fuse.a", "fuse.b", "tmpfs"],
+        1..=4,
+    );
     let actor = (0..4_usize, 0..4_usize).prop_map(|(group, program)| match (group, program) {
         (0, 0) => "{cgroup=\"/g\"}".to_owned(),
         (group, 0) => format!("{{cgroup=\"/g{group}\"}}"),
@@ -97,11 +121,13 @@ fn any_policy() -> impl Strategy<Value = String> {
     roots.prop_map(|roots| {
         let mut text = "version = 1\n".to_owned();
         let mut seen = BTreeSet::new();
-        for (path, kinds, mode, actors, flag) in roots.into_iter().filter(|root| seen.insert(root.0)) {
+        for (path, kinds, mode, actors, flag) in
+            roots.into_iter().filter(|root| seen.insert(root.0))
+        {
             let kinds = format!("{kinds:?}");
             text += &format!(
-                "[[root]]\npath = \"{path}\"\nfilesystems = {kinds}\nmode = \"{mode}\"\nexported = {flag}\n\
-                 actors = [{}]\n",
+                "[[root]]\npath = \"{path}\"\nfilesystems = {kinds}\nmode = \"{mode}\"\nexported = \
+                 {flag}\nactors = [{}]\n",
                 actors.join(",")
             );
         }

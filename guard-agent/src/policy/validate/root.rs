@@ -96,7 +96,13 @@ fn incus(raw: &RawRoot, preset: Option<&Preset>, problems: &mut Problems<'_>) ->
         for (key, value) in settings {
             if let Some(value) = value {
                 let what = format!("`{key}` in a root that follows no Incus");
-                problems.at(value.span(), what, "add join = \"incus\", or leave the key out".to_owned());
+                problems.at(
+                    value.span(),
+                    what,
+                    "add join = \"incus\", or leave the key \
+                     out"
+                    .to_owned(),
+                );
             }
         }
         return None;
@@ -112,8 +118,10 @@ fn incus(raw: &RawRoot, preset: Option<&Preset>, problems: &mut Problems<'_>) ->
         let what = format!("incus_unit `{unit}` is not the name of a service");
         problems.at(value.span(), what, "write it as in incus_unit = \"incus.service\"".to_owned());
     }
-    let on_failure = one_of(raw.on_join_failure.as_ref(), "on_join_failure", &["hold", "rollback"], problems);
-    let on_join_failure = if on_failure == Some(1) { OnJoinFailure::Rollback } else { OnJoinFailure::Hold };
+    let on_failure =
+        one_of(raw.on_join_failure.as_ref(), "on_join_failure", &["hold", "rollback"], problems);
+    let on_join_failure =
+        if on_failure == Some(1) { OnJoinFailure::Rollback } else { OnJoinFailure::Hold };
     Some(IncusNode { socket, unit: unit.to_owned(), on_join_failure })
 }
 
@@ -128,7 +136,8 @@ fn preset(name: &At<String>, problems: &mut Problems<'_>) -> Option<&'static Pre
 }
 
 pub(in crate::policy) fn preset_actors(preset: &Preset) -> Vec<Actor> {
-    let cgroups = preset.cgroups.iter().map(|path| Actor { cgroup: Some((*path).into()), executable: None });
+    let cgroups =
+        preset.cgroups.iter().map(|path| Actor { cgroup: Some((*path).into()), executable: None });
     let executables =
         preset.executables.iter().map(|path| Actor { cgroup: None, executable: Some(path.into()) });
     cgroups.chain(executables).collect()
@@ -157,7 +166,15 @@ fn kinds(
         match Filesystem::named(name.get_ref()) {
             Ok(kind) if kinds.contains(&kind) => {}
             Ok(kind) => kinds.push(kind),
-            Err(hint) => problems.at(name.span(), format!("unknown filesystem `{}`", name.get_ref()), hint),
+            Err(hint) => problems.at(
+                name.span(),
+                format!(
+                    "unknown filesystem \
+                     `{}`",
+                    name.get_ref()
+                ),
+                hint,
+            ),
         }
     }
     kinds
@@ -174,7 +191,9 @@ fn root_paths(
     problems: &mut Problems<'_>,
 ) -> Vec<PathBuf> {
     match (&raw.path, preset) {
-        (Some(path), _) => root_path(path.get_ref(), &path.span(), before, problems).into_iter().collect(),
+        (Some(path), _) => {
+            root_path(path.get_ref(), &path.span(), before, problems).into_iter().collect()
+        }
         (None, Some(preset)) => {
             let paths = preset.paths.iter();
             paths.filter_map(|path| root_path(path, &raw.span, before, problems)).collect()
@@ -211,7 +230,12 @@ fn root_path(
 }
 
 /// An absolute path without `.`, `..` and doubled slashes.
-fn absolute(text: &str, key: &str, span: &Range<usize>, problems: &mut Problems<'_>) -> Option<PathBuf> {
+fn absolute(
+    text: &str,
+    key: &str,
+    span: &Range<usize>,
+    problems: &mut Problems<'_>,
+) -> Option<PathBuf> {
     let path = Path::new(text);
     let problem = if text.contains('\0') {
         "contains a NUL"
@@ -230,11 +254,10 @@ fn absolute(text: &str, key: &str, span: &Range<usize>, problems: &mut Problems<
 
 /// FNV-1a of the path; the next free number if two roots of the file share it.
 fn actor_set(path: &Path, before: &[Root]) -> u32 {
-    let hash = path
-        .as_os_str()
-        .as_encoded_bytes()
-        .iter()
-        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+    let hash =
+        path.as_os_str().as_encoded_bytes().iter().fold(0x811c_9dc5_u32, |hash, byte| {
+            (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
+        });
     let free = |set: &u32| *set != ALIAS_ACTORS && before.iter().all(|root| root.actor_set != *set);
     (0..=u32::MAX).map(|offset| hash.wrapping_add(offset)).find(free).unwrap_or(hash)
 }
@@ -249,12 +272,20 @@ fn actors(raw: &[RawActor], problems: &mut Problems<'_>) -> Vec<Actor> {
         let cgroup = path(entry.cgroup.as_ref(), "cgroup");
         let executable = path(entry.executable.as_ref(), "executable");
         if entry.cgroup.is_none() && entry.executable.is_none() {
-            let hint = "write { cgroup = \"/…\" }, { executable = \"/…\" }, or both in one".to_owned();
+            let hint = "write { cgroup = \"/…\" }, { executable = \"/…\" }, or both in \
+                        one"
+            .to_owned();
             problems.at(entry.span.clone(), "an actor without cgroup and executable", hint);
         }
         if cgroup.as_deref() == Some(Path::new("/")) {
             let what = "the root cgroup as an actor: every process could delete";
-            problems.at(entry.span.clone(), what, "use mode = \"observed\" to only watch".to_owned());
+            problems.at(
+                entry.span.clone(),
+                what,
+                "use mode = \"observed\" to only \
+                 watch"
+                    .to_owned(),
+            );
         }
         let cgroup = cgroup.map(|path| path.to_string_lossy().into_owned());
         let actor = Actor { cgroup, executable };
@@ -269,10 +300,15 @@ fn actors(raw: &[RawActor], problems: &mut Problems<'_>) -> Vec<Actor> {
 fn guests(named: &At<Vec<At<String>>>, problems: &mut Problems<'_>) -> Vec<String> {
     let mut guests = Vec::new();
     for entry in named.get_ref() {
-        let Some(path) = absolute(entry.get_ref(), "guests", &entry.span(), problems) else { continue };
+        let Some(path) = absolute(entry.get_ref(), "guests", &entry.span(), problems) else {
+            continue;
+        };
         if path == Path::new("/") {
-            let what = "the root cgroup as a guest: every container could delete whatever is mounted in it";
-            let hint = "name the cgroup that the guests are in, as in guests = [\"/kubepods\"]".to_owned();
+            let what = "the root cgroup as a guest: every container could delete whatever is \
+                        mounted in it";
+            let hint = "name the cgroup that the guests are in, as in guests = \
+                        [\"/kubepods\"]"
+                .to_owned();
             problems.at(entry.span(), what, hint);
         }
         let path = path.to_string_lossy().into_owned();

@@ -26,8 +26,13 @@ const CLUSTER_LIMIT: Duration = Duration::from_secs(400);
 pub(super) fn found(lab: &Lab) -> Result<()> {
     let store = lab.host(Name::Store);
     let address = Name::Store.address();
-    let started = store
-        .attempt_within(&format!("/usr/local/lib/lab/ceph-store {address} {FILESYSTEM}"), CLUSTER_LIMIT)?;
+    let started = store.attempt_within(
+        &format!(
+            "/usr/local/lib/lab/ceph-store {address} \
+             {FILESYSTEM}"
+        ),
+        CLUSTER_LIMIT,
+    )?;
     ensure!(started.status == 0, "Ceph did not start on the store: {}", started.output);
     let configuration = store.run("cat /etc/ceph/ceph.conf")?;
     let keyring = store.run("cat /etc/ceph/ceph.client.admin.keyring")?;
@@ -57,8 +62,8 @@ cluster: {{server_name: n1, enabled: true}}
     n1.run(&format!("incus storage volume create {POOL} vol1"))?;
     store
         .run(&format!(
-            "cd {WITNESS}/{ON_CEPH}/custom/default_vol1 && for i in $(seq 1 20); do mkdir d$i; for j in $(seq 1 10); do \
-             echo precious >d$i/f$j; done; done; sync"
+            "cd {WITNESS}/{ON_CEPH}/custom/default_vol1 && for i in $(seq 1 20); do mkdir d$i; for \
+             j in $(seq 1 10); do echo precious >d$i/f$j; done; done; sync"
         ))
         .map(drop)
 }
@@ -69,7 +74,7 @@ fn mount_witness(store: &Machine) -> Result<()> {
         fsid=$(awk '/^fsid/{{print $3}}' /etc/ceph/ceph.conf)
         secret=$(awk '/key =/{{print $3}}' /etc/ceph/ceph.client.admin.keyring)
         busybox mount -t ceph \"admin@$fsid.{FILESYSTEM}=/\" {WITNESS} \
-            -o \"mon_addr={}:3300,name=admin,secret=$secret,ms_mode=prefer-crc,noshare\"",
+         -o \"mon_addr={}:3300,name=admin,secret=$secret,ms_mode=prefer-crc,noshare\"",
         Name::Store.address()
     );
     store.run(&script).map(drop)
@@ -77,8 +82,8 @@ fn mount_witness(store: &Machine) -> Result<()> {
 
 /// All files of the pool, as the store sees them.
 pub fn files(lab: &Lab) -> Result<usize> {
-    // A server that has lost a client holds its capabilities for a while. A guest that deletes all the while takes files
-    // away that find has seen: it says so, and goes on.
+    // A server that has lost a client holds its capabilities for a while. A guest that deletes all
+    // the while takes files away that find has seen: it says so, and goes on.
     let count = format!("find {WITNESS}/{ON_CEPH} -type f 2>/dev/null | wc -l");
     let counted = lab.host(Name::Store).run(&count)?;
     counted.trim().parse().with_context(|| format!("count the pool's files: {counted}"))
@@ -121,8 +126,8 @@ pub fn join_preseed(lab: &Lab, node: Name, name: &str) -> Result<String> {
     let said = lab.host(Name::N1).run(&format!("incus cluster add {name} --quiet"))?;
     let token = said.lines().last().context("the first member gave no token")?;
     Ok(format!(
-        "cluster:\n  enabled: true\n  server_name: {name}\n  server_address: {}:8443\n  cluster_token: {token}\n  \
-         member_config: []\n",
+        "cluster:\n  enabled: true\n  server_name: {name}\n  server_address: {}:8443\n  \
+         cluster_token: {token}\n  member_config: []\n",
         node.address()
     ))
 }
@@ -133,7 +138,10 @@ fn preseeding(preseed: &str) -> String {
 
 /// What the daemon of a host said last.
 pub fn log(machine: &Machine) -> String {
-    let said = machine.attempt("tail -n 15 /var/log/incus/incusd.log; journalctl -u incus --no-pager -n 15");
+    let said = machine.attempt(
+        "tail -n 15 /var/log/incus/incusd.log; journalctl -u incus \
+         --no-pager -n 15",
+    );
     said.map_or_else(|error| format!("and no log: {error:#}"), |ended| ended.output)
 }
 
@@ -148,7 +156,13 @@ impl Joining {
 impl Joined {
     /// Returns what the client said.
     pub fn succeeds(self) -> Result<String> {
-        ensure!(self.ended.status == 0, "the join failed: {}\n{}", self.ended.output.trim(), self.log);
+        ensure!(
+            self.ended.status == 0,
+            "the join failed: \
+             {}\n{}",
+            self.ended.output.trim(),
+            self.log
+        );
         Ok(self.ended.output)
     }
 
@@ -161,13 +175,21 @@ impl Joined {
 /// Makes a member know an offline one with another's address, as one whose machine was reinstalled.
 pub fn remember_old_member(member: &Machine, name: &str, address: Name) -> Result<()> {
     let row = format!(
-        "INSERT INTO nodes (name, address, schema, api_extensions, heartbeat, arch, description) SELECT \
-         '{name}', '{}:8443', schema, api_extensions, '2020-01-01T00:00:00Z', arch, '' FROM nodes WHERE id = 1",
+        "INSERT INTO nodes (name, address, schema, api_extensions, heartbeat, arch, description) \
+         SELECT '{name}', '{}:8443', schema, api_extensions, '2020-01-01T00:00:00Z', arch, '' FROM \
+         nodes WHERE id = 1",
         address.address()
     );
     member.run(&format!("incus admin sql global \"{row}\""))?;
     let offline = format!("incus cluster list --format csv | grep '^{name},.*OFFLINE'");
-    member.wait_for("the member sees the old one offline", Duration::from_secs(90), &offline).map(drop)
+    member
+        .wait_for(
+            "the member sees the old one \
+             offline",
+            Duration::from_secs(90),
+            &offline,
+        )
+        .map(drop)
 }
 
 /// Removes a member's row by force.
@@ -178,7 +200,13 @@ pub fn forget_member(member: &Machine, name: &str) -> Result<()> {
 /// A node leaves its cluster in order. It has no pool then, and is nobody's member.
 pub fn leave(lab: &Lab, node: Name) -> Result<()> {
     let name = node.as_str();
-    incus(lab.host(Name::N1), &format!("cluster remove {name} --yes || incus cluster remove {name}"))?;
+    incus(
+        lab.host(Name::N1),
+        &format!(
+            "cluster remove {name} --yes || incus cluster remove \
+             {name}"
+        ),
+    )?;
     let gone = format!("! grep -q {MOUNTPOINT} /proc/1/mountinfo");
     lab.host(node)
         .wait_for("the pool of the node that left is unmounted", Duration::from_secs(60), &gone)
@@ -187,7 +215,13 @@ pub fn leave(lab: &Lab, node: Name) -> Result<()> {
 
 /// Runs the client, which must succeed.
 pub fn incus(host: &Machine, line: &str) -> Result<()> {
-    let ended = host.attempt_within(&format!("timeout 280 incus {line}"), Duration::from_secs(300))?;
+    let ended = host.attempt_within(
+        &format!(
+            "timeout 280 incus \
+             {line}"
+        ),
+        Duration::from_secs(300),
+    )?;
     ensure!(ended.status == 0, "incus {line}: {}\n{}", ended.output.trim(), log(host));
     Ok(())
 }

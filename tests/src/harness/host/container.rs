@@ -1,4 +1,5 @@
-//! A container with a volume of the pool, from an image that is a busybox and nothing else; nothing is fetched.
+//! A container with a volume of the pool, from an image that is a busybox and nothing else; nothing
+//! is fetched.
 
 use std::time::Duration;
 
@@ -34,8 +35,9 @@ pub struct Work<'a> {
 
 impl<'a> Work<'a> {
     pub fn begin(host: &'a Machine) -> Result<Self> {
-        let work = "cd /data; rm -f /root/failed /root/done; while sleep 1; do mkdir d && echo 1 >d/a && rm d/a && rm -r d \
-                    && echo 1 >>/root/done || { echo 1 >>/root/failed; rm -rf d; }; done";
+        let work = "cd /data; rm -f /root/failed /root/done; while sleep 1; do mkdir d && echo 1 \
+                    >d/a && rm d/a && rm -r d && echo 1 >>/root/done || { echo 1 >>/root/failed; \
+                    rm -rf d; }; done";
         let detached = format!("busybox setsid sh -c \"{work}\" </dev/null >/dev/null 2>&1 &");
         incus(host, &format!("exec guest -- /bin/sh -c '{detached}'"))?;
         Ok(Self { host })
@@ -51,7 +53,12 @@ impl<'a> Work<'a> {
             &format!("test $({done}) -gt {}", before.trim()),
         )?;
         let failed = self.host.run(&format!("wc -l 2>/dev/null <{HOME}/failed || echo 0"))?;
-        ensure!(failed.trim() == "0", "a deletion in the guest's volume failed {} times", failed.trim());
+        ensure!(
+            failed.trim() == "0",
+            "a deletion in the guest's volume failed {} \
+             times",
+            failed.trim()
+        );
         Ok(())
     }
 }

@@ -15,9 +15,11 @@ const PLACE: &str = "/root/payload";
 pub const POLICY: &str = "/etc/guard-agent/policy.toml";
 /// For apt on an emulated machine, also while deleters take its processors.
 const INSTALL_LIMIT: Duration = Duration::from_secs(600);
-/// For the agent to load its programs, also while deleters take the processors of an emulated machine: 66 s were seen.
+/// For the agent to load its programs, also while deleters take the processors of an emulated
+/// machine: 66 s were seen.
 const START_LIMIT: Duration = Duration::from_secs(300);
-/// An emulated machine's agent may take longer than a second to answer, and is no stopped one for that.
+/// An emulated machine's agent may take longer than a second to answer, and is no stopped one for
+/// that.
 const PATIENCE: &str = "35s";
 /// For the agent to take note of what has happened.
 const NOTICE: Duration = Duration::from_secs(60);
@@ -79,7 +81,10 @@ impl<'a> Guard<'a> {
 
     /// `apt-get`, which must succeed.
     pub fn apt(&self, arguments: &str) -> Result<String> {
-        let script = format!("DEBIAN_FRONTEND=noninteractive apt-get --yes --allow-downgrades {arguments}");
+        let script = format!(
+            "DEBIAN_FRONTEND=noninteractive apt-get --yes --allow-downgrades \
+             {arguments}"
+        );
         let ended = self.host.attempt_within(&script, INSTALL_LIMIT)?;
         ensure!(ended.status == 0, "apt-get {arguments}: {}", ended.output);
         Ok(ended.output)
@@ -102,7 +107,13 @@ impl<'a> Guard<'a> {
     /// Runs guardctl, which must succeed.
     pub fn direct(&self, arguments: &str) -> Result<String> {
         let ended = self.control(arguments)?;
-        ensure!(ended.status == 0, "guardctl {arguments}: {}\n{}", ended.output.trim(), self.journal());
+        ensure!(
+            ended.status == 0,
+            "guardctl {arguments}: \
+             {}\n{}",
+            ended.output.trim(),
+            self.journal()
+        );
         Ok(ended.output)
     }
 
@@ -128,7 +139,13 @@ impl<'a> Guard<'a> {
             last = self.node()?;
             Ok(last["state"] == state)
         });
-        waited.with_context(|| format!("wanted {state}; the last look: {last}\n{}", self.journal()))?;
+        waited.with_context(|| {
+            format!(
+                "wanted {state}; the last look: \
+                 {last}\n{}",
+                self.journal()
+            )
+        })?;
         ensure!(last["mode"] == mode, "wanted the mode {mode}: {last}");
         Ok(())
     }
@@ -151,7 +168,12 @@ impl<'a> Guard<'a> {
     pub fn transitions(&self) -> Result<Vec<Value>> {
         let histories = self.json("history -n 100")?;
         let nodes = histories.as_array().context("guardctl history printed no list")?;
-        Ok(nodes.iter().filter_map(|node| node["transitions"].as_array()).flatten().cloned().collect())
+        Ok(nodes
+            .iter()
+            .filter_map(|node| node["transitions"].as_array())
+            .flatten()
+            .cloned()
+            .collect())
     }
 
     /// Denials in all pools of the host.
@@ -171,7 +193,10 @@ impl<'a> Guard<'a> {
 
     /// The agent's last lines in the journal.
     pub fn journal(&self) -> String {
-        let said = self.host.attempt("journalctl -b -u guard-agent --no-pager -n 25 -o short-monotonic");
+        let said = self.host.attempt(
+            "journalctl -b -u guard-agent --no-pager -n 25 -o \
+             short-monotonic",
+        );
         said.map_or_else(|error| format!("and no journal: {error:#}"), |ended| ended.output)
     }
 }
@@ -179,8 +204,8 @@ impl<'a> Guard<'a> {
 /// Brings the payload's files into the host.
 pub fn unpack(host: &Machine) -> Result<()> {
     let script = format!(
-        "mkdir -p {PLACE} && dd if=/dev/vdb iflag=direct bs=1M status=none 2>/dev/null | tar --extract --directory {PLACE}; \
-         ls {PLACE}/guard-agent.deb"
+        "mkdir -p {PLACE} && dd if=/dev/vdb iflag=direct bs=1M status=none 2>/dev/null | tar \
+         --extract --directory {PLACE}; ls {PLACE}/guard-agent.deb"
     );
     host.run(&script).map(drop)
 }

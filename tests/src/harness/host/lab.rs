@@ -72,7 +72,9 @@ impl Lab {
         let mut settings = Settings::from_environment()?;
         let saved = state.made(&settings)?;
         parameters.clone_into(&mut settings.parameters);
-        let lab = Self::of_saved(&settings, names, |name| (saved.clone(), state.name_of(name).to_owned()))?;
+        let lab = Self::of_saved(&settings, names, |name| {
+            (saved.clone(), state.name_of(name).to_owned())
+        })?;
         if !parameters.is_empty() {
             lab.machines.values().try_for_each(Machine::reboot)?;
         }
@@ -92,7 +94,8 @@ impl Lab {
             let (directory, saved_name) = saved(name);
             let from = From::Saved(&directory, &saved_name);
             let network = network(name, names, &lab.place.path);
-            let machine = Machine::start(name.as_str(), settings, &lab.place.path, from, &network, &payload)?;
+            let machine =
+                Machine::start(name.as_str(), settings, &lab.place.path, from, &network, &payload)?;
             lab.machines.insert(name, machine);
         }
         lab.machines.values().try_for_each(Machine::resume)?;
@@ -114,11 +117,14 @@ impl Lab {
     /// Saves all of them as they are at this moment, and ends them.
     pub(super) fn save(mut self, directory: &Path) -> Result<()> {
         self.machines.values().try_for_each(Machine::pause)?;
-        std::mem::take(&mut self.machines).into_values().try_for_each(|machine| machine.save(directory))
+        std::mem::take(&mut self.machines)
+            .into_values()
+            .try_for_each(|machine| machine.save(directory))
     }
 }
 
-/// A directory for the files of running machines, and the lock that says that it is in use. It goes with the value.
+/// A directory for the files of running machines, and the lock that says that it is in use. It goes
+/// with the value.
 #[derive(Debug)]
 pub(super) struct Place {
     pub path: PathBuf,
@@ -128,23 +134,37 @@ pub(super) struct Place {
 impl Place {
     const PREFIX: &str = "guard-host-";
 
-    /// A new one. Sockets have short paths, so it is not in the target directory. What a run that was killed has left,
-    /// which nobody holds any more, is removed.
+    /// A new one. Sockets have short paths, so it is not in the target directory. What a run that
+    /// was killed has left, which nobody holds any more, is removed.
     pub fn new() -> Result<Self> {
         let parent = std::env::temp_dir();
-        for entry in fs::read_dir(&parent).with_context(|| format!("list {}", parent.display()))?.flatten() {
+        for entry in fs::read_dir(&parent)
+            .with_context(|| {
+                format!(
+                    "list \
+                     {}",
+                    parent.display()
+                )
+            })?
+            .flatten()
+        {
             let is_ours = entry.file_name().to_string_lossy().starts_with(Self::PREFIX);
-            if is_ours && fs::File::open(entry.path().join("lock")).is_ok_and(|lock| hold(lock).is_ok()) {
+            if is_ours
+                && fs::File::open(entry.path().join("lock")).is_ok_and(|lock| hold(lock).is_ok())
+            {
                 // What stays is only litter.
                 let _ = fs::remove_dir_all(entry.path());
             }
         }
         // Runs in PID namespaces of their own are all process 1.
-        let unique = fs::read_to_string("/proc/sys/kernel/random/uuid").context("read a new uuid")?;
+        let unique =
+            fs::read_to_string("/proc/sys/kernel/random/uuid").context("read a new uuid")?;
         let path = parent.join(format!("{}{}", Self::PREFIX, &unique[..8]));
         fs::create_dir(&path).with_context(|| format!("create {}", path.display()))?;
-        let lock =
-            fs::File::create(path.join("lock")).context("create the lock of the machines' directory")?;
+        let lock = fs::File::create(path.join("lock")).context(
+            "create the lock of the machines' \
+             directory",
+        )?;
         let lock = hold(lock).map_err(|error| anyhow!("lock {}: {error}", path.display()))?;
         Ok(Self { path, _lock: lock })
     }
@@ -161,7 +181,8 @@ fn hold(lock: fs::File) -> Result<Flock<fs::File>, nix::errno::Errno> {
     Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| error)
 }
 
-/// The store's QEMU is the switch: each other host is a cable to it. A host without the store is alone.
+/// The store's QEMU is the switch: each other host is a cable to it. A host without the store is
+/// alone.
 fn network(name: Name, all: &[Name], directory: &Path) -> Vec<String> {
     let cable = |node: Name, server: &str| {
         let path = directory.join(format!("{}.cable", node.as_str()));
@@ -169,7 +190,11 @@ fn network(name: Name, all: &[Name], directory: &Path) -> Vec<String> {
     };
     if name != Name::Store {
         let alone = !all.contains(&Name::Store);
-        return vec![if alone { ALONE.to_owned() } else { format!("{},id=net0", cable(name, "off")) }];
+        return vec![if alone {
+            ALONE.to_owned()
+        } else {
+            format!("{},id=net0", cable(name, "off"))
+        }];
     }
     let mut options = vec![ALONE.to_owned()];
     for (port, node) in all.iter().filter(|node| **node != Name::Store).enumerate() {
@@ -182,8 +207,8 @@ fn network(name: Name, all: &[Name], directory: &Path) -> Vec<String> {
 /// A switch of its own.
 pub(super) const ALONE: &str = "hubport,id=net0,hubid=0";
 
-/// A disk that brings files into every host: a tar archive of what `GUARD_HOST_PAYLOAD` names, in a room that
-/// never changes its size.
+/// A disk that brings files into every host: a tar archive of what `GUARD_HOST_PAYLOAD` names, in a
+/// room that never changes its size.
 pub(super) fn payload(directory: &Path) -> Result<PathBuf> {
     const SIZE: u64 = 128 << 20;
     let disk = directory.join("payload");
@@ -191,11 +216,23 @@ pub(super) fn payload(directory: &Path) -> Result<PathBuf> {
         let mut tar = std::process::Command::new("tar");
         tar.arg("--create").arg("--file").arg(&disk).arg("--directory").arg(&files).arg(".");
         let output = tar.output().context("start tar")?;
-        anyhow::ensure!(output.status.success(), "tar: {}", String::from_utf8_lossy(&output.stderr).trim());
+        anyhow::ensure!(
+            output.status.success(),
+            "tar: \
+             {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
-    let file =
-        fs::File::options().create(true).append(true).open(&disk).context("create the payload's disk")?;
-    anyhow::ensure!(file.metadata()?.len() < SIZE, "the payload does not fit its disk of {} MB", SIZE >> 20);
+    let file = fs::File::options().create(true).append(true).open(&disk).context(
+        "create the payload's \
+         disk",
+    )?;
+    anyhow::ensure!(
+        file.metadata()?.len() < SIZE,
+        "the payload does not fit its disk of {} \
+         MB",
+        SIZE >> 20
+    );
     file.set_len(SIZE).context("size the payload's disk")?;
     Ok(disk)
 }

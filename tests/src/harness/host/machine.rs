@@ -19,8 +19,8 @@ pub const QEMU: &str = "qemu-system-x86_64";
 const MEMORY: &str = "2G";
 const PROCESSORS: &str = "2";
 /// A panic restarts the guest after ten seconds, so that the console holds its last words.
-const PARAMETERS: &str = "console=ttyS0 root=/dev/vda rw quiet loglevel=4 panic=10 nokaslr mitigations=off \
-     tsc=nowatchdog net.ifnames=0";
+const PARAMETERS: &str = "console=ttyS0 root=/dev/vda rw quiet loglevel=4 panic=10 nokaslr \
+                          mitigations=off tsc=nowatchdog net.ifnames=0";
 /// From power on to the guest's runner, and for a reboot.
 pub const UP_LIMIT: Duration = Duration::from_secs(300);
 /// For a command, unless it says otherwise.
@@ -47,7 +47,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Starts it, stopped if it comes from a saved state. `network` is QEMU's options for the backend `net0`.
+    /// Starts it, stopped if it comes from a saved state. `network` is QEMU's options for the
+    /// backend `net0`.
     pub fn start(
         name: &str,
         settings: &Settings,
@@ -86,8 +87,8 @@ impl Machine {
             .stderr(complaints)
             .spawn()
             .context("start QEMU")?;
-        let started =
-            Qmp::connect(&socket("qmp")).and_then(|qmp| Ok((qmp, Runner::connect(&socket("runner"))?)));
+        let started = Qmp::connect(&socket("qmp"))
+            .and_then(|qmp| Ok((qmp, Runner::connect(&socket("runner"))?)));
         let (qmp, runner) = started.with_context(|| {
             format!("machine {name}: {}", fs::read_to_string(socket("qemu")).unwrap_or_default())
         })?;
@@ -127,7 +128,8 @@ impl Machine {
     pub fn save(mut self, directory: &Path) -> Result<()> {
         let memory = directory.join(format!("{}.memory", self.name));
         let uri = format!("exec:cat >'{}'", memory.display());
-        self.qmp().execute("migrate-set-parameters", json!({"max-bandwidth": 4_000_000_000_u64}))?;
+        self.qmp()
+            .execute("migrate-set-parameters", json!({"max-bandwidth": 4_000_000_000_u64}))?;
         self.qmp().execute("migrate", json!({"uri": uri}))?;
         wait::until("the machine's memory is written", SAVE_LIMIT, || {
             let answer = self.qmp().execute("query-migrate", json!({}))?;
@@ -137,7 +139,10 @@ impl Machine {
         self.qmp().execute("quit", json!({}))?;
         self.child.wait().context("wait for QEMU")?;
         let disk = format!("{}.qcow2", self.name);
-        fs::rename(self.directory.join(&disk), directory.join(&disk)).context("move the machine's disk")
+        fs::rename(self.directory.join(&disk), directory.join(&disk)).context(
+            "move the machine's \
+             disk",
+        )
     }
 
     /// Cuts its power, and switches it on again.
@@ -215,12 +220,19 @@ impl Machine {
     /// What the kernel said last, and what QEMU complained about.
     fn last_words(&self) -> String {
         let tail = |what: &str| {
-            let bytes = fs::read(self.directory.join(format!("{}.{what}", self.name))).unwrap_or_default();
+            let bytes =
+                fs::read(self.directory.join(format!("{}.{what}", self.name))).unwrap_or_default();
             let text = String::from_utf8_lossy(&bytes).into_owned();
             let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
             lines[lines.len().saturating_sub(20)..].join("\n")
         };
-        format!("the last lines of {}'s kernel:\n{}\nQEMU:\n{}", self.name, tail("serial"), tail("qemu"))
+        format!(
+            "the last lines of {}'s \
+             kernel:\n{}\nQEMU:\n{}",
+            self.name,
+            tail("serial"),
+            tail("qemu")
+        )
     }
 }
 
@@ -236,27 +248,57 @@ fn make_overlay(overlay: &Path, below: &Path) -> Result<()> {
     let mut command = Command::new("qemu-img");
     command.args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"]).arg(below).arg(overlay);
     let output = command.output().context("start qemu-img")?;
-    ensure!(output.status.success(), "qemu-img: {}", String::from_utf8_lossy(&output.stderr).trim());
+    ensure!(
+        output.status.success(),
+        "qemu-img: \
+         {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
     Ok(())
 }
 
-/// A saved state can only be read by a machine with the same devices: everything but files and the network's
-/// backend is the same for all.
+/// A saved state can only be read by a machine with the same devices: everything but files and the
+/// network's backend is the same for all.
 fn options(settings: &Settings, network: &[String]) -> Vec<OsString> {
     let mut line: Vec<OsString> = Vec::new();
     let mut add = |words: &[&str]| line.extend(words.iter().map(OsString::from));
-    add(&["-nodefaults", "-display", "none", "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max"]);
+    add(&[
+        "-nodefaults",
+        "-display",
+        "none",
+        "-machine",
+        "q35",
+        "-accel",
+        "tcg,thread=multi",
+        "-cpu",
+        "max",
+    ]);
     add(&["-smp", PROCESSORS, "-m", MEMORY]);
     // The guest's clock goes with its processors: saved states stay where they were in time.
     add(&["-rtc", "base=utc,clock=vm"]);
-    add(&["-kernel", &settings.kernel.to_string_lossy(), "-initrd", &settings.initrd.to_string_lossy()]);
+    add(&[
+        "-kernel",
+        &settings.kernel.to_string_lossy(),
+        "-initrd",
+        &settings.initrd.to_string_lossy(),
+    ]);
     let parameters = format!("{PARAMETERS} {}", settings.parameters);
     add(&["-append", &parameters, "-serial", "chardev:console"]);
-    add(&["-object", "rng-random,id=random,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=random"]);
+    add(&[
+        "-object",
+        "rng-random,id=random,filename=/dev/urandom",
+        "-device",
+        "virtio-rng-pci,rng=random",
+    ]);
     // What the guest has free is free here, and not saved.
     add(&["-device", "virtio-balloon-pci,free-page-reporting=on"]);
     add(&["-device", "virtio-serial-pci"]);
-    add(&["-device", "virtserialport,chardev=lab,name=guard.lab", "-device", "virtconsole,chardev=shell"]);
+    add(&[
+        "-device",
+        "virtserialport,chardev=lab,name=guard.lab",
+        "-device",
+        "virtconsole,chardev=shell",
+    ]);
     for option in network {
         add(&["-netdev", option]);
     }

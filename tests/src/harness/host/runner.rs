@@ -41,8 +41,13 @@ pub struct Runner {
 
 impl Runner {
     pub fn connect(socket: &Path) -> Result<Self> {
-        let stream =
-            UnixStream::connect(socket).with_context(|| format!("connect to {}", socket.display()))?;
+        let stream = UnixStream::connect(socket).with_context(|| {
+            format!(
+                "connect to \
+                 {}",
+                socket.display()
+            )
+        })?;
         let shared = Arc::new(Shared::default());
         let (reader, heard) = (BufReader::new(stream.try_clone()?), shared.clone());
         thread::Builder::new().name("runner".to_owned()).spawn(move || listen(reader, &heard))?;
@@ -73,7 +78,12 @@ impl Runner {
         while boot.1 <= before {
             let left = end.saturating_duration_since(Instant::now());
             ensure!(!left.is_zero(), "the guest did not come up within {} s", limit.as_secs());
-            boot = self.shared.started.wait_timeout(boot, left).unwrap_or_else(PoisonError::into_inner).0;
+            boot = self
+                .shared
+                .started
+                .wait_timeout(boot, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
         Ok(())
     }
@@ -112,7 +122,9 @@ fn listen(reader: BufReader<UnixStream>, shared: &Shared) {
             let mut known = lock(&shared.boot);
             *known = (boot.to_owned(), known.1 + 1);
             shared.started.notify_all();
-        } else if let Some(sender) = message["id"].as_u64().and_then(|id| lock(&shared.waiting).remove(&id)) {
+        } else if let Some(sender) =
+            message["id"].as_u64().and_then(|id| lock(&shared.waiting).remove(&id))
+        {
             let output = message["output"].as_str().unwrap_or_default().to_owned();
             // Nobody waits any more: the test has ended.
             let _ = sender.send(Ended { status: message["status"].as_i64().unwrap_or(-1), output });

@@ -1,5 +1,5 @@
-//! A host with a pool that is not shared: tmpfs below a guarded root. For what does not depend on the
-//! filesystem, without a cluster.
+//! A host with a pool that is not shared: tmpfs below a guarded root. For what does not depend on
+//! the filesystem, without a cluster.
 
 use anyhow::Result;
 
@@ -19,8 +19,8 @@ pub const FILES: usize = 400;
 /// The policy that guards it, in some tier.
 pub fn policy(tier: &str) -> String {
     format!(
-        "version = 1\n[[root]]\npath = \"{ROOT}\"\nfilesystems = [\"tmpfs\"]\nactors = [{{ executable = \"{ACTOR}\" }}]\n\
-         [enforcement]\ntier = \"{tier}\"\n"
+        "version = 1\n[[root]]\npath = \"{ROOT}\"\nfilesystems = [\"tmpfs\"]\nactors = [{{ \
+         executable = \"{ACTOR}\" }}]\n[enforcement]\ntier = \"{tier}\"\n"
     )
 }
 
@@ -53,7 +53,8 @@ pub fn guard(host: &Machine, tier: &str) -> Result<()> {
     if tier == "fanotify" { guard.answers() } else { guard.enforces() }
 }
 
-/// How many of the files are there, without what a test has added. In the tier `fanotify` only an actor may list them.
+/// How many of the files are there, without what a test has added. In the tier `fanotify` only an
+/// actor may list them.
 pub fn files(host: &Machine) -> Result<usize> {
     Ok(host.run(&format!("{ACTOR} find {POOL} -type f -name 'f*' | wc -l"))?.trim().parse()?)
 }

@@ -46,7 +46,10 @@ impl State {
 
     /// Where it is kept; makes it first if need be.
     pub(super) fn made(self, settings: &Settings) -> Result<PathBuf> {
-        let lock = fs::File::create(settings.states.join("lock")).context("create the lock of the states")?;
+        let lock = fs::File::create(settings.states.join("lock")).context(
+            "create the lock of the \
+             states",
+        )?;
         let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
         self.made_locked(settings)
     }
@@ -65,9 +68,16 @@ impl State {
         };
         let start = Instant::now();
         if directory.exists() {
-            fs::remove_dir_all(&directory).with_context(|| format!("remove {}", directory.display()))?;
+            fs::remove_dir_all(&directory).with_context(|| {
+                format!(
+                    "remove \
+                     {}",
+                    directory.display()
+                )
+            })?;
         }
-        fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("create {}", directory.display()))?;
         match below {
             None => boot(settings, &directory),
             Some(below) if self == Self::Seed => seed(settings, &below, &directory),
@@ -76,7 +86,12 @@ impl State {
         .with_context(|| format!("make the state {}", self.name()))?;
         // Last: a state without its key is not whole.
         fs::write(&key, &settings.key).context("write the state's key")?;
-        println!("note: the state {} was made in {:.0} s", self.name(), start.elapsed().as_secs_f64());
+        println!(
+            "note: the state {} was made in {:.0} \
+             s",
+            self.name(),
+            start.elapsed().as_secs_f64()
+        );
         Ok(directory)
     }
 }
@@ -86,10 +101,14 @@ fn boot(settings: &Settings, target: &Path) -> Result<()> {
     let directory = &place.path;
     let network = [ALONE.to_owned()];
     let disk = From::Disk(&settings.disk);
-    let machine = Machine::start("host", settings, directory, disk, &network, &payload(directory)?)?;
+    let machine =
+        Machine::start("host", settings, directory, disk, &network, &payload(directory)?)?;
     machine.wait_up(0)?;
-    machine
-        .attempt_within("systemctl is-system-running --wait; systemctl --failed", Duration::from_secs(300))?;
+    machine.attempt_within(
+        "systemctl is-system-running --wait; systemctl \
+         --failed",
+        Duration::from_secs(300),
+    )?;
     tidy(&machine)?;
     machine.pause()?;
     machine.save(target)
@@ -99,7 +118,13 @@ fn seed(settings: &Settings, booted: &Path, target: &Path) -> Result<()> {
     let lab = Lab::of_saved(settings, &Name::ALL, |_| (booted.to_owned(), "host".to_owned()))?;
     on_each(&lab, |name, machine| {
         let (address, mac) = (name.address(), name.mac());
-        machine.run(&format!("/usr/local/lib/lab/become {} {address} {mac}", name.as_str())).map(drop)
+        machine
+            .run(&format!(
+                "/usr/local/lib/lab/become {} {address} \
+                 {mac}",
+                name.as_str()
+            ))
+            .map(drop)
     })?;
     cluster::found(&lab)?;
     on_each(&lab, |_, machine| tidy(machine))?;
@@ -107,7 +132,8 @@ fn seed(settings: &Settings, booted: &Path, target: &Path) -> Result<()> {
 }
 
 fn members(settings: &Settings, seed: &Path, target: &Path) -> Result<()> {
-    let lab = Lab::of_saved(settings, &Name::ALL, |name| (seed.to_owned(), name.as_str().to_owned()))?;
+    let lab =
+        Lab::of_saved(settings, &Name::ALL, |name| (seed.to_owned(), name.as_str().to_owned()))?;
     cluster::join(&lab, Name::N2)?.succeeds()?;
     on_each(&lab, |_, machine| tidy(machine))?;
     lab.save(target)
@@ -132,8 +158,8 @@ pub(super) fn on_each(lab: &Lab, act: impl Fn(Name, &Machine) -> Result<()> + Sy
                 })
             })
             .collect();
-        started
-            .into_iter()
-            .try_for_each(|thread| thread.join().map_err(|_| anyhow!("a host's thread panicked"))?)
+        started.into_iter().try_for_each(|thread| {
+            thread.join().map_err(|_| anyhow!("a host's thread panicked"))?
+        })
     })
 }

@@ -69,8 +69,9 @@ fn remove_cgroup(cgroup: &Path) -> Result<()> {
 fn remains() -> Result<Vec<PathBuf>> {
     let table = fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
     let mountpoints = table.lines().filter_map(|line| line.split(' ').nth(4));
-    let own =
-        |path: &&str| ["/var/lib/incus", "/tmp/incus_cephfs_"].iter().any(|prefix| path.starts_with(prefix));
+    let own = |path: &&str| {
+        ["/var/lib/incus", "/tmp/incus_cephfs_"].iter().any(|prefix| path.starts_with(prefix))
+    };
     Ok(mountpoints.filter(own).map(PathBuf::from).collect())
 }
 

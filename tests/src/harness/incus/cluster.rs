@@ -23,13 +23,14 @@ pub const ON_CEPH: &str = "pool-a";
 const VOLUME: &str = "custom/default_vol1";
 /// The cluster's files before anything happens.
 pub const FILES: usize = 200;
-/// The seed's directory right after its bootstrap: what it needs of Ceph then takes an emulated machine a
-/// minute, so that the next scenarios begin with a copy.
+/// The seed's directory right after its bootstrap: what it needs of Ceph then takes an emulated
+/// machine a minute, so that the next scenarios begin with a copy.
 const KEPT: &str = "/var/lib/kept-seed";
 /// For the seed to notice that a member is away.
 const OFFLINE_LIMIT: Duration = Duration::from_secs(60);
 
-/// A cluster of one node with a pool and files in it, on a clean machine, and the independent mount.
+/// A cluster of one node with a pool and files in it, on a clean machine, and the independent
+/// mount.
 pub fn found() -> Result<(Node, CephMount)> {
     machine::prepare()?;
     clean::all()?;
@@ -44,9 +45,9 @@ pub fn found() -> Result<(Node, CephMount)> {
 /// Makes the seed know an offline member, as one whose machine was reinstalled.
 pub fn remember_old_member(seed: &Node, name: &str, address: &str) -> Result<()> {
     let row = format!(
-        "INSERT INTO nodes (name, address, schema, api_extensions, heartbeat, arch, description) SELECT \
-         '{name}', '{address}:8443', schema, api_extensions, '2020-01-01T00:00:00Z', arch, '' FROM nodes WHERE \
-         id = 1"
+        "INSERT INTO nodes (name, address, schema, api_extensions, heartbeat, arch, description) \
+         SELECT '{name}', '{address}:8443', schema, api_extensions, '2020-01-01T00:00:00Z', arch, \
+         '' FROM nodes WHERE id = 1"
     );
     seed.client(&["admin", "sql", "global", &row])?;
     wait::until("the seed sees the old member offline", OFFLINE_LIMIT, || {
@@ -60,14 +61,17 @@ fn bootstrap() -> Result<Node> {
     let seed = Node::start(Role::Seed)?;
     let user = Cluster::from_environment()?;
     let preseed = format!(
-        "config: {{core.https_address: \"{}:8443\"}}\nstorage_pools:\n- name: {POOL}\n  driver: cephfs\n  config: \
-         {{source: {}/{ON_CEPH}, cephfs.cluster_name: ceph, cephfs.user.name: {}}}\ncluster: {{server_name: node1, \
-         enabled: true}}\n",
+        "config: {{core.https_address: \"{}:8443\"}}\nstorage_pools:\n- name: {POOL}\n  driver: \
+         cephfs\n  config: {{source: {}/{ON_CEPH}, cephfs.cluster_name: ceph, cephfs.user.name: \
+         {}}}\ncluster: {{server_name: node1, enabled: true}}\n",
         Role::Seed.address(),
         user.filesystem,
         user.user
     );
-    let output = initialise(Role::Seed, &preseed)?.wait_with_output().context("wait for incus admin init")?;
+    let output = initialise(Role::Seed, &preseed)?.wait_with_output().context(
+        "wait for incus \
+         admin init",
+    )?;
     if !output.status.success() {
         bail!("bootstrap: {}\n{}", command::text(&output).trim(), log_tail(Role::Seed));
     }
@@ -88,7 +92,8 @@ fn bootstrap() -> Result<Node> {
 fn start_again(pool: &Path) -> Result<Node> {
     for directory in [VOLUME, "custom-snapshots"] {
         let directory = pool.join(directory);
-        fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("create {}", directory.display()))?;
     }
     command::run("cp", &["-aT", KEPT, &Role::Seed.directory().to_string_lossy()])?;
     Node::start(Role::Seed)

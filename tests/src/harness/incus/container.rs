@@ -1,7 +1,7 @@
 //! A container with a volume of the pool: a real guest, started by incusd and liblxc.
 //!
-//! Instances cannot live on CephFS, so that its own root filesystem is on a pool of the kind `dir`. It is this
-//! machine's busybox and nothing else; nothing is fetched, and it has no network.
+//! Instances cannot live on CephFS, so that its own root filesystem is on a pool of the kind `dir`.
+//! It is this machine's busybox and nothing else; nothing is fetched, and it has no network.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -22,10 +22,13 @@ const OWN_POOL: &str = "local";
 const BUSYBOX: &str = "/bin/busybox";
 /// The host's user 0 may map these; without them incusd starts privileged containers only.
 const SUBORDINATE_IDS: &str = "root:1000000:1000000000\n";
-/// Where liblxc puts the container and its monitor, which outlive the daemon. The monitor tidies up when the
-/// container ends, and moves to the last of them for it: it is to go first.
-pub const CGROUPS: [&str; 3] =
-    ["/sys/fs/cgroup/lxc.monitor.guest", "/sys/fs/cgroup/lxc.pivot", "/sys/fs/cgroup/lxc.payload.guest"];
+/// Where liblxc puts the container and its monitor, which outlive the daemon. The monitor tidies up
+/// when the container ends, and moves to the last of them for it: it is to go first.
+pub const CGROUPS: [&str; 3] = [
+    "/sys/fs/cgroup/lxc.monitor.guest",
+    "/sys/fs/cgroup/lxc.pivot",
+    "/sys/fs/cgroup/lxc.payload.guest",
+];
 /// liblxc's locks.
 pub const LOCKS: &str = "/run/lxc";
 
@@ -70,7 +73,8 @@ impl Container {
 
     /// Attaches a volume at `/data`, at once if it runs.
     pub fn attach(&self, node: &Node, pool: &str, volume: &str) -> Result<()> {
-        let attached = node.client(&["storage", "volume", "attach", pool, volume, NAME, "data", "/data"]);
+        let attached =
+            node.client(&["storage", "volume", "attach", pool, volume, NAME, "data", "/data"]);
         attached.with_context(|| log(node)).map(drop)
     }
 
@@ -96,7 +100,12 @@ impl Container {
 
 /// What Incus says of a container that does not start.
 fn log(node: &Node) -> String {
-    node.client(&["info", NAME, "--show-log"]).unwrap_or_else(|error| format!("and no log: {error:#}"))
+    node.client(&["info", NAME, "--show-log"]).unwrap_or_else(|error| {
+        format!(
+            "and no log: \
+             {error:#}"
+        )
+    })
 }
 
 /// Packs `metadata.yaml` and `rootfs` into an image; returns its path.
@@ -108,16 +117,27 @@ fn build_image(directory: &Path) -> Result<String> {
     }
     fs::copy(BUSYBOX, root.join("bin/busybox")).with_context(|| format!("copy {BUSYBOX}"))?;
     for applet in ["sh", "sleep", "rm", "mv"] {
-        symlink("busybox", root.join("bin").join(applet)).with_context(|| format!("link {applet}"))?;
+        symlink("busybox", root.join("bin").join(applet)).with_context(|| {
+            format!(
+                "link \
+                 {applet}"
+            )
+        })?;
     }
     let init = root.join("sbin/init");
     fs::write(&init, "#!/bin/sh\nexec sleep 1000000\n").context("write the guest's init")?;
-    fs::set_permissions(&init, Permissions::from_mode(0o755)).context("make the guest's init executable")?;
+    fs::set_permissions(&init, Permissions::from_mode(0o755)).context(
+        "make the guest's init \
+         executable",
+    )?;
     let metadata = "architecture: x86_64\ncreation_date: 1\nproperties: {description: busybox}\n";
     fs::write(directory.join("metadata.yaml"), metadata).context("write metadata.yaml")?;
     let file = directory.join("image.tar").to_string_lossy().into_owned();
     let place = directory.to_string_lossy();
-    command::run("tar", &["-C", &place, "--owner=0", "--group=0", "-cf", &file, "metadata.yaml", "rootfs"])?;
+    command::run(
+        "tar",
+        &["-C", &place, "--owner=0", "--group=0", "-cf", &file, "metadata.yaml", "rootfs"],
+    )?;
     remove(&root)?;
     Ok(file)
 }

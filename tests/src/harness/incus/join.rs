@@ -61,8 +61,8 @@ pub fn preseed(seed: &Node, name: &str) -> Result<String> {
     let text = seed.client(&["cluster", "add", name, "--quiet"])?;
     let token = text.lines().last().context("the seed gave no token")?;
     Ok(format!(
-        "cluster:\n  enabled: true\n  server_name: {name}\n  server_address: {}:8443\n  cluster_token: {token}\n  \
-         member_config: []\n",
+        "cluster:\n  enabled: true\n  server_name: {name}\n  server_address: {}:8443\n  \
+         cluster_token: {token}\n  member_config: []\n",
         Role::Joiner.address()
     ))
 }
@@ -77,7 +77,10 @@ impl Joining {
     /// Waits for its end.
     pub fn end(self) -> Result<Joined> {
         let output = self.child.wait_with_output().context("wait for incus admin init")?;
-        Ok(Joined { success: output.status.success(), text: command::text(&output).trim().to_owned() })
+        Ok(Joined {
+            success: output.status.success(),
+            text: command::text(&output).trim().to_owned(),
+        })
     }
 
     /// It must succeed.
@@ -98,7 +101,10 @@ impl Joining {
 }
 
 /// Does `act` the moment the joiner reaches `step`. To be called before the join begins.
-pub fn at(step: Step, act: impl FnOnce() -> Result<()> + Send + 'static) -> Result<JoinHandle<Result<()>>> {
+pub fn at(
+    step: Step,
+    act: impl FnOnce() -> Result<()> + Send + 'static,
+) -> Result<JoinHandle<Result<()>>> {
     let mut follow = Follow::new(step)?;
     let follower = move || {
         follow.until_reached()?;
@@ -121,7 +127,8 @@ impl Follow {
         let path = log_path(Role::Joiner);
         let mut log = File::open(&path).with_context(|| format!("open {}", path.display()))?;
         log.seek(SeekFrom::End(0))?;
-        let changes = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).context("inotify")?;
+        let changes =
+            Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).context("inotify")?;
         for (path, what) in [
             (path.as_path(), AddWatchFlags::IN_MODIFY),
             (Role::Joiner.directory(), AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO),

@@ -1,5 +1,6 @@
-//! The machine under both nodes: Incus's programs where its packages put them, Ceph's configuration, and a
-//! bridge that joins the seed's network namespace, the joiner and QEMU's network.
+//! The machine under both nodes: Incus's programs where its packages put them, Ceph's
+//! configuration, and a bridge that joins the seed's network namespace, the joiner and QEMU's
+//! network.
 
 use std::env;
 use std::fs;
@@ -18,7 +19,8 @@ pub const JOINER_ADDRESS: &str = "10.0.2.15";
 /// The seed's network namespace.
 pub const SEED_NETWORK: &str = "/run/netns/seed";
 const BRIDGE: &str = "incus-bridge";
-/// The bridge's end of the seed's link. Without it the nodes cannot reach each other; Ceph they can.
+/// The bridge's end of the seed's link. Without it the nodes cannot reach each other; Ceph they
+/// can.
 const SEED_LINK: &str = "seed-link";
 
 static PREPARED: Mutex<bool> = Mutex::new(false);
@@ -41,8 +43,8 @@ pub fn link(up: bool) -> Result<()> {
     command::run("ip", &["link", "set", SEED_LINK, if up { "up" } else { "down" }]).map(drop)
 }
 
-/// Lays the unpacked packages over the guest's root. The daemon is copied: its executable's path is what it
-/// is on a host, and it can be replaced as an upgrade does.
+/// Lays the unpacked packages over the guest's root. The daemon is copied: its executable's path is
+/// what it is on a host, and it can be replaced as an upgrade does.
 fn programs() -> Result<()> {
     let root = env::var("GUARD_INCUS")
         .context("GUARD_INCUS is not set: run this with `cargo xtask test --suite incus`")?;
@@ -59,8 +61,11 @@ fn ceph_configuration() -> Result<()> {
     let monitor = cluster.monitor.split(':').next().unwrap_or_default();
     let directory = Path::new("/etc/ceph");
     fs::create_dir_all(directory).context("create /etc/ceph")?;
-    let text =
-        format!("[global]\nfsid = {}\nmon_host = [v2:{monitor}:3300,v1:{monitor}:6789]\n", cluster.fsid);
+    let text = format!(
+        "[global]\nfsid = {}\nmon_host = \
+         [v2:{monitor}:3300,v1:{monitor}:6789]\n",
+        cluster.fsid
+    );
     fs::write(directory.join("ceph.conf"), text).context("write ceph.conf")?;
     let name = format!("ceph.client.{}.keyring", cluster.user);
     let text = format!("[client.{}]\n\tkey = {}\n", cluster.user, cluster.secret);

@@ -62,12 +62,14 @@ impl Role {
         }
     }
 
-    /// What enters the node's namespaces, in front of its daemon. A process keeps its id through all of it.
+    /// What enters the node's namespaces, in front of its daemon. A process keeps its id through
+    /// all of it.
     fn entrance(self) -> &'static str {
         match self {
             Self::Joiner => "exec sh -c",
             Self::Seed => {
-                "exec nsenter --net=/run/netns/seed unshare --mount --uts --propagation private sh -c"
+                "exec nsenter --net=/run/netns/seed unshare --mount --uts --propagation private sh \
+                 -c"
             }
         }
     }
@@ -104,22 +106,34 @@ impl Node {
     /// Starts it, and waits for nothing.
     pub fn spawn(role: Role) -> Result<Self> {
         for directory in [role.directory(), role.logs(), role.cgroup()] {
-            fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
+            fs::create_dir_all(directory).with_context(|| {
+                format!(
+                    "create \
+                     {}",
+                    directory.display()
+                )
+            })?;
         }
         let script = format!(
-            "{} '{} && echo $$ >{}/cgroup.procs && exec {DAEMON} --group root --debug --logfile {}'",
+            "{} '{} && echo $$ >{}/cgroup.procs && exec {DAEMON} --group root --debug --logfile \
+             {}'",
             role.entrance(),
             role.furniture(),
             role.cgroup().display(),
             log_path(role).display(),
         );
         let printed = role.logs().join("printed");
-        let output =
-            File::options().create(true).append(true).open(&printed).context("open incusd's output")?;
+        let output = File::options().create(true).append(true).open(&printed).context(
+            "open incusd's \
+             output",
+        )?;
         let mut command = Command::new("sh");
         command.args(["-c", &script]).current_dir("/").stdin(Stdio::null());
         environment(&mut command, role);
-        let child = command.stdout(output.try_clone()?).stderr(output).spawn().context("start incusd")?;
+        let child = command.stdout(output.try_clone()?).stderr(output).spawn().context(
+            "start \
+             incusd",
+        )?;
         Ok(Self { role, child })
     }
 
@@ -130,7 +144,8 @@ impl Node {
             if let Some(status) = self.child.try_wait()? {
                 bail!("incusd of the {role:?} ended before it was ready: {status}");
             }
-            Ok(ask(role, "/internal/ready", ANSWER_LIMIT).is_ok_and(|answer| answer["status_code"] == 200))
+            Ok(ask(role, "/internal/ready", ANSWER_LIMIT)
+                .is_ok_and(|answer| answer["status_code"] == 200))
         })
         .with_context(|| log_tail(role))
     }
@@ -182,7 +197,12 @@ impl Node {
     pub fn client_failing(&self, arguments: &[&str], limit: Duration) -> Result<String> {
         let output = client(self.role, arguments, limit)?;
         let text = command::text(&output);
-        ensure!(!output.status.success(), "incus {} succeeded, but had to fail", arguments.join(" "));
+        ensure!(
+            !output.status.success(),
+            "incus {} succeeded, but had to \
+             fail",
+            arguments.join(" ")
+        );
         Ok(text)
     }
 
@@ -204,7 +224,13 @@ impl Drop for Node {
 /// Runs the client on a node.
 fn client(role: Role, arguments: &[&str], limit: Duration) -> Result<Output> {
     let mut command = client_command(role, arguments, limit);
-    command.stdin(Stdio::null()).output().with_context(|| format!("start incus {}", arguments.join(" ")))
+    command.stdin(Stdio::null()).output().with_context(|| {
+        format!(
+            "start incus \
+             {}",
+            arguments.join(" ")
+        )
+    })
 }
 
 /// The client on a node, in its network: a joining client itself fetches the seed's certificate.
@@ -234,7 +260,10 @@ pub fn initialise(role: Role, preseed: &str) -> Result<Child> {
 
 fn environment(command: &mut Command, role: Role) {
     // The cluster's own configuration is for the tests' commands; incusd finds /etc/ceph.
-    command.env_remove("CEPH_CONF").env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env_remove("INCUS_DIR");
+    command
+        .env_remove("CEPH_CONF")
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .env_remove("INCUS_DIR");
     if role == Role::Seed {
         command.env("INCUS_DIR", role.directory());
     }
@@ -272,5 +301,9 @@ pub fn log_tail(role: Role) -> String {
         .filter(|line| !line.contains("msg=\"WriteJSON") && !line.contains("msg=\"API Request"))
         .map(|line| line.chars().take(WIDTH).collect())
         .collect();
-    format!("the end of the {role:?}'s log:\n{}", lines[lines.len().saturating_sub(LINES)..].join("\n"))
+    format!(
+        "the end of the {role:?}'s \
+         log:\n{}",
+        lines[lines.len().saturating_sub(LINES)..].join("\n")
+    )
 }

@@ -1,5 +1,5 @@
-//! A cluster of one node with a pool and files in it, a joiner that may come in, a guard-agent, and the
-//! independent mount. Made anew for each scenario.
+//! A cluster of one node with a pool and files in it, a joiner that may come in, a guard-agent, and
+//! the independent mount. Made anew for each scenario.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -76,8 +76,20 @@ impl Stage {
         let preseed = join::preseed(&self.seed, name)?;
         let acting = join::at(step, act)?;
         let joined = join::begin(name, &preseed)?.end()?;
-        let acted = acting.join().map_err(|_| anyhow!("the thread that follows the join panicked"))?;
-        acted.with_context(|| format!("the join said: {}\n{}", joined.text, log_tail(Role::Joiner)))?;
+        let acted = acting.join().map_err(|_| {
+            anyhow!(
+                "the thread that follows the join \
+                 panicked"
+            )
+        })?;
+        acted.with_context(|| {
+            format!(
+                "the join said: \
+                 {}\n{}",
+                joined.text,
+                log_tail(Role::Joiner)
+            )
+        })?;
         Ok(joined)
     }
 
@@ -122,7 +134,8 @@ impl Stage {
         own.cloned().context("status does not name the node")
     }
 
-    /// Waits until the agent holds the node to be in one of these states; its pools' mode must be `mode` then.
+    /// Waits until the agent holds the node to be in one of these states; its pools' mode must be
+    /// `mode` then.
     pub fn becomes(&self, wanted: &[&str], mode: &str) -> Result<()> {
         let node = self.await_state(wanted)?;
         ensure!(node["mode"] == mode, "wanted the mode {mode}: {node}");
@@ -167,12 +180,16 @@ impl Stage {
     fn agent_log(&self) -> String {
         let log = self.installation.log();
         let lines: Vec<&str> = log.lines().collect();
-        format!("the end of the agent's log:\n{}", lines[lines.len().saturating_sub(12)..].join("\n"))
+        format!(
+            "the end of the agent's \
+             log:\n{}",
+            lines[lines.len().saturating_sub(12)..].join("\n")
+        )
     }
 
-    /// What an operator does to a failed node that is to start afresh: asks Incus to delete the pool, stops
-    /// Incus, removes its directory. Each of it has cost clusters their data; here nothing may be lost. A daemon
-    /// that does not come up any more cannot be asked.
+    /// What an operator does to a failed node that is to start afresh: asks Incus to delete the
+    /// pool, stops Incus, removes its directory. Each of it has cost clusters their data; here
+    /// nothing may be lost. A daemon that does not come up any more cannot be asked.
     pub fn clean_up(&mut self) -> Result<()> {
         if !self.joiner()?.runs()? {
             self.joiner = None;

@@ -20,7 +20,8 @@ pub const TESTS: &[Test] = &[
         .within_seconds(900)
         .only_in_full(),
 ];
-/// Debian's default order without `bpf`, as hosts have it on which the strongest tier cannot be had.
+/// Debian's default order without `bpf`, as hosts have it on which the strongest tier cannot be
+/// had.
 const WITHOUT_BPF: &str =
     "lsm=landlock,lockdown,yama,loadpin,safesetid,integrity,apparmor,selinux,smack,tomoyo";
 
@@ -81,14 +82,22 @@ fn commands(tier: &str) -> Result<()> {
         let lease = host.run("guardctl lease list --json | jq -r '.[0].id // empty'")?;
         row(&command.replace("LEASE", lease.trim()).replace("POOL", POOL), *expected)?;
     }
-    ensure!(standin::files(host)? == FILES - 1, "only the command with a lease may have deleted one file");
+    ensure!(
+        standin::files(host)? == FILES - 1,
+        "only the command with a lease may have deleted \
+         one file"
+    );
     let denied = host.attempt(&format!("rm -rf {POOL}/d2"))?;
     ensure!(denied.status != 0, "the host could delete in tier {tier}");
 
     let refused = host.attempt("guard-agent unload")?;
     host.run("systemctl stop guard-agent")?;
     let unloaded = host.attempt_within("guard-agent unload", Duration::from_secs(60))?;
-    println!("note: {tier}: guard-agent unload: {} while it runs, {} after", refused.status, unloaded.status);
+    println!(
+        "note: {tier}: guard-agent unload: {} while it runs, {} \
+         after",
+        refused.status, unloaded.status
+    );
     ensure!(refused.status != 0 && unloaded.status == 0, "unload: {refused:?}, then {unloaded:?}");
     host.run(&format!("rm -rf {POOL}/d2 && test ! -e {POOL}/d2"))?;
     let warnings = host.run("journalctl -b --no-pager | grep -i 'left-over process' || true")?;

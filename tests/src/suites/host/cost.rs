@@ -18,8 +18,8 @@ const WHILE: Duration = Duration::from_secs(120);
 const REQUESTS_A_MINUTE: usize = 60;
 /// In the address of a request of the test's own.
 const KNOWN: &str = "counted=1";
-/// What Incus's log says because of who asks it: that it leaves out members it takes for offline when a question goes to all,
-/// and that nobody is there for an event stream.
+/// What Incus's log says because of who asks it: that it leaves out members it takes for offline
+/// when a question goes to all, and that nobody is there for an event stream.
 const BECAUSE_OF_US: &[&str] = &["Excluding offline member", "Failed upgrading event connection"];
 
 fn cost() -> Result<()> {
@@ -36,10 +36,16 @@ fn cost() -> Result<()> {
         let lines = lines_because_of_us(host)?;
         let requests = requests(host)?;
         println!(
-            "note: {}: {requests} requests in a minute; {lines} lines of its log since the join began",
+            "note: {}: {requests} requests in a minute; {lines} lines of its log since the join \
+             began",
             name.as_str()
         );
-        ensure!(lines == 0, "{lines} lines of {}'s log are there because it was asked", name.as_str());
+        ensure!(
+            lines == 0,
+            "{lines} lines of {}'s log are there because it was \
+             asked",
+            name.as_str()
+        );
         ensure!(
             requests <= REQUESTS_A_MINUTE,
             "{}'s Incus is asked {requests} times in a minute",
@@ -49,8 +55,8 @@ fn cost() -> Result<()> {
     Ok(())
 }
 
-/// Requests of this host's own programs in a minute, by Incus's own word. The one that listens for it is not counted, and
-/// one that is made meanwhile shows that requests are seen.
+/// Requests of this host's own programs in a minute, by Incus's own word. The one that listens for
+/// it is not counted, and one that is made meanwhile shows that requests are seen.
 fn requests(host: &Machine) -> Result<usize> {
     let listen = format!(
         "(sleep 10; incus query '/1.0?{KNOWN}') >/root/known 2>&1 & \
@@ -60,7 +66,8 @@ fn requests(host: &Machine) -> Result<usize> {
         WHILE.as_secs()
     );
     let said = host.attempt_within(&listen, WHILE + Duration::from_secs(60))?;
-    let counts: Vec<usize> = said.output.lines().filter_map(|line| line.trim().parse().ok()).collect();
+    let counts: Vec<usize> =
+        said.output.lines().filter_map(|line| line.trim().parse().ok()).collect();
     let [known, counted] = counts[..] else { bail!("count the requests: {}", said.output) };
     if known == 0 {
         bail!(
@@ -75,7 +82,8 @@ fn lines_because_of_us(host: &Machine) -> Result<usize> {
     let mut lines = 0;
     for text in BECAUSE_OF_US {
         let count = format!(
-            "(cat /var/log/incus/incusd.log; journalctl -u incus --no-pager) 2>/dev/null | grep -c '{text}' || true"
+            "(cat /var/log/incus/incusd.log; journalctl -u incus --no-pager) 2>/dev/null | grep -c \
+             '{text}' || true"
         );
         lines += host.run(&count)?.trim().parse::<usize>().context("count lines of the log")?;
     }

@@ -1,5 +1,5 @@
-//! A healthy node's life: joins by Debian's own units, uses the pool in every way that Incus has, is evacuated,
-//! leaves. Nothing of it is denied, and the host beside it is denied all the time.
+//! A healthy node's life: joins by Debian's own units, uses the pool in every way that Incus has,
+//! is evacuated, leaves. Nothing of it is denied, and the host beside it is denied all the time.
 
 use anyhow::{Result, ensure};
 
@@ -23,7 +23,11 @@ fn a_healthy_life() -> Result<()> {
     }
     let denied = |expected: u64| {
         let seen = [guards[0].denied()?, guards[1].denied()?];
-        ensure!(seen == [0, expected], "denials on the two members: {seen:?}, expected 0 and {expected}");
+        ensure!(
+            seen == [0, expected],
+            "denials on the two members: {seen:?}, expected 0 and \
+             {expected}"
+        );
         Ok(())
     };
     volumes(n2)?;
@@ -55,8 +59,10 @@ fn volumes(host: &Machine) -> Result<()> {
     for line in [
         "storage volume create POOL one",
         "storage volume snapshot create POOL one first",
-        "storage volume restore POOL one first || incus storage volume snapshot restore POOL one first",
-        "storage volume snapshot delete POOL one first || incus storage volume delete POOL one/first",
+        "storage volume restore POOL one first || incus storage volume snapshot restore POOL one \
+         first",
+        "storage volume snapshot delete POOL one first || incus storage volume delete POOL \
+         one/first",
         "storage volume copy POOL/one POOL/two",
         "storage volume rename POOL two three",
         "storage volume export POOL three /root/three.tar.gz",

@@ -1,5 +1,5 @@
-//! The incident on a real host: our package by apt, Incus by its own units, a join that fails with the pool
-//! mounted, and everything that an operator does to try again.
+//! The incident on a real host: our package by apt, Incus by its own units, a join that fails with
+//! the pool mounted, and everything that an operator does to try again.
 
 use anyhow::{Result, ensure};
 
@@ -9,7 +9,8 @@ use crate::harness::host::{Lab, Name, State};
 use crate::harness::registry::Test;
 
 pub const TESTS: &[Test] =
-    &[Test::new("incident_loses_nothing_and_the_next_join_succeeds", the_incident).within_seconds(900)];
+    &[Test::new("incident_loses_nothing_and_the_next_join_succeeds", the_incident)
+        .within_seconds(900)];
 
 fn the_incident() -> Result<()> {
     let lab = Lab::start(State::Seed, &[Name::Store, Name::N1, Name::N2])?;
@@ -31,7 +32,11 @@ fn the_incident() -> Result<()> {
     ensure!(removed.status != 0, "rm -rf of the directory succeeded");
     is_intact(&lab)?;
     ensure!(guard.denied()? > 0, "nothing was denied");
-    ensure!(guard.control("status")?.status == 7, "status does not tell of the failed node by its exit code");
+    ensure!(
+        guard.control("status")?.status == 7,
+        "status does not tell of the failed node by its \
+         exit code"
+    );
 
     guard.direct("rollback")?;
     ensure!(

@@ -1,4 +1,5 @@
-//! A cluster of three, an agent on every member: what one node does, or what is done to it, is nothing to the others.
+//! A cluster of three, an agent on every member: what one node does, or what is done to it, is
+//! nothing to the others.
 
 use std::time::Duration;
 
@@ -86,7 +87,8 @@ fn removed_by_force(lab: &Lab, n1: &Machine, n3: &Machine, guard: &Guard<'_>) ->
     incus(
         n1,
         &format!(
-            "storage volume create {POOL} victim --target n3 || incus storage volume create {POOL} victim"
+            "storage volume create {POOL} victim --target n3 || incus storage volume create {POOL} \
+             victim"
         ),
     )?;
     cluster::forget_member(n1, "n3")?;
@@ -105,7 +107,8 @@ fn deletes_nothing(lab: &Lab, n3: &Machine, guard: &Guard<'_>) -> Result<()> {
         Duration::from_secs(90),
     )?;
     ensure!(deleted.status != 0, "a removed member has deleted a volume: {}", deleted.output);
-    // Incus 6.0 waits for the others and says nothing else, so nobody knows that it is a member no more.
+    // Incus 6.0 waits for the others and says nothing else, so nobody knows that it is a member no
+    // more.
     let state = guard.wait_for_state(&["join-partial", "unconfirmed"])?;
     let mode = guard.node()?["mode"].clone();
     let denies_incus = if state == "join-partial" { mode == "sealed" } else { mode == "held" };

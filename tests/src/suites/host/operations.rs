@@ -1,5 +1,5 @@
-//! What an operator's day has: a policy that is wrong, a reload, a rotation of the log with a reader in group
-//! guard, and the package removed and purged.
+//! What an operator's day has: a policy that is wrong, a reload, a rotation of the log with a
+//! reader in group guard, and the package removed and purged.
 
 use std::time::Duration;
 
@@ -33,9 +33,17 @@ fn rejected_policy(host: &Machine, guard: &Guard<'_>) -> Result<()> {
     let status = guard.control("status")?;
     ensure!(status.status == 7 && status.output.contains("policy-rejected"), "status: {status:?}");
     let errors = host.run("journalctl -b -p err -u guard-agent --no-pager")?;
-    ensure!(errors.contains("policy"), "journalctl -p err does not show the rejected policy: {errors}");
+    ensure!(
+        errors.contains("policy"),
+        "journalctl -p err does not show the rejected policy: \
+         {errors}"
+    );
     let unit = host.attempt("systemctl status guard-agent --no-pager")?.output;
-    ensure!(unit.contains("policy"), "systemctl status does not tell of the rejected policy: {unit}");
+    ensure!(
+        unit.contains("policy"),
+        "systemctl status does not tell of the rejected policy: \
+         {unit}"
+    );
     let denied = host.attempt(&format!("rm -rf {POOL}/d1"))?;
     ensure!(denied.status != 0 && standin::files(host)? == FILES, "the old policy is not in force");
 
@@ -48,14 +56,27 @@ fn rejected_policy(host: &Machine, guard: &Guard<'_>) -> Result<()> {
 /// logrotate for real, and a reader who is in group guard and not root.
 fn rotation(host: &Machine, guard: &Guard<'_>) -> Result<()> {
     host.run("useradd --groups guard reader")?;
-    host.run("logrotate --force /etc/logrotate.d/guard-agent && test -s /var/log/guard-agent/audit.jsonl.1")?;
+    host.run(
+        "logrotate --force /etc/logrotate.d/guard-agent && test -s \
+         /var/log/guard-agent/audit.jsonl.1",
+    )?;
     host.attempt(&format!("rm -rf {POOL}/d2"))?;
-    host.wait_for("a new audit log", Duration::from_secs(30), "test -s /var/log/guard-agent/audit.jsonl")?;
-    let modes =
-        host.run("stat -c '%a %U:%G' /var/log/guard-agent/audit.jsonl /var/log/guard-agent/audit.jsonl.1")?;
+    host.wait_for(
+        "a new audit \
+         log",
+        Duration::from_secs(30),
+        "test -s /var/log/guard-agent/audit.jsonl",
+    )?;
+    let modes = host.run(
+        "stat -c '%a %U:%G' /var/log/guard-agent/audit.jsonl \
+         /var/log/guard-agent/audit.jsonl.1",
+    )?;
     ensure!(modes.lines().all(|line| line == "640 root:guard"), "the audit log's modes: {modes}");
     host.run("runuser -u reader -- head -n 1 /var/log/guard-agent/audit.jsonl")?;
-    host.run("logrotate --force /etc/logrotate.d/guard-agent && ls /var/log/guard-agent/audit.jsonl.2.gz")?;
+    host.run(
+        "logrotate --force /etc/logrotate.d/guard-agent && ls \
+         /var/log/guard-agent/audit.jsonl.2.gz",
+    )?;
     let events = host.run("runuser -u reader -- guardctl events -n 1000 --json")?;
     let sequence = |line: &str| serde_json::from_str::<Value>(line).ok()?["sequence"].as_u64();
     let numbers: Vec<u64> = events.lines().filter_map(sequence).collect();
@@ -100,9 +121,10 @@ fn removed_and_purged(host: &Machine, guard: &Guard<'_>) -> Result<()> {
     host.run(&format!("umount {POOL}; rm -rf {ROOT}"))?;
     // (Debian's AppArmor has a profile of a program called rssguard.)
     let left = host.run(
-        "find / -xdev \\( -path /root -o -path /proc -o -path /var/log/journal \\) -prune -o -iname '*guard*' -print \
-         | grep -v -e rssguard -e /usr/lib/modules -e /usr/include -e /usr/lib/python3 -e /usr/share/perl; \
-         ls -d /sys/fs/bpf/guard-agent /run/guard-agent 2>/dev/null; getent group guard; getent passwd guard; true",
+        "find / -xdev \\( -path /root -o -path /proc -o -path /var/log/journal \\) -prune -o \
+         -iname '*guard*' -print | grep -v -e rssguard -e /usr/lib/modules -e /usr/include -e \
+         /usr/lib/python3 -e /usr/share/perl; ls -d /sys/fs/bpf/guard-agent /run/guard-agent \
+         2>/dev/null; getent group guard; getent passwd guard; true",
     )?;
     ensure!(left.trim().is_empty(), "purging has left:\n{left}");
     Ok(())

@@ -1,4 +1,5 @@
-//! A server that is alone, a member, alone again, and a member again: what is its own it deletes, at each time.
+//! A server that is alone, a member, alone again, and a member again: what is its own it deletes,
+//! at each time.
 
 use std::time::Duration;
 
@@ -27,8 +28,8 @@ fn alone_and_not() -> Result<()> {
         guard.becomes("joined", "guarded")?;
         cluster::leave(&lab, Name::N2)?;
         guard.wait_for_state(&["left"])?;
-        let alone =
-            "timeout 20 incus storage list --format csv && ! incus storage list --format csv | grep shared";
+        let alone = "timeout 20 incus storage list --format csv && ! incus storage list --format \
+                     csv | grep shared";
         n2.wait_for("Incus is alone", Duration::from_secs(200), alone)?;
         a_pool_of_its_own(n2, &guard, time)?;
     }
@@ -38,7 +39,8 @@ fn alone_and_not() -> Result<()> {
 /// Makes a pool, works in it and deletes it, as Incus's own tests of its CephFS driver do.
 fn a_pool_of_its_own(host: &Machine, guard: &Guard<'_>, when: &str) -> Result<()> {
     let create = format!(
-        "storage create own cephfs source={FILESYSTEM}/own cephfs.cluster_name=ceph cephfs.user.name=admin"
+        "storage create own cephfs source={FILESYSTEM}/own cephfs.cluster_name=ceph \
+         cephfs.user.name=admin"
     );
     incus(host, &create)?;
     incus(host, "storage delete own")?;

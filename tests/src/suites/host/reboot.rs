@@ -1,4 +1,5 @@
-//! Reboots: enforcement stands before the first mount, also for who deletes from earliest userspace on.
+//! Reboots: enforcement stands before the first mount, also for who deletes from earliest userspace
+//! on.
 
 use std::time::Duration;
 
@@ -10,7 +11,9 @@ use crate::harness::host::{Lab, Machine, Name, State};
 use crate::harness::registry::Test;
 
 pub const TESTS: &[Test] = &[
-    Test::new("reboot_of_a_failed_node_deletes_nothing", a_failed_node).within_seconds(1200).only_in_full(),
+    Test::new("reboot_of_a_failed_node_deletes_nothing", a_failed_node)
+        .within_seconds(1200)
+        .only_in_full(),
     Test::new("reboot_of_a_member_deletes_nothing", a_member).within_seconds(1200).only_in_full(),
 ];
 /// From the reboot to Incus's first mount, on an emulated machine.
@@ -40,16 +43,20 @@ fn a_member() -> Result<()> {
     is_intact(&lab)?;
     // Its own daemon deletes.
     n2.run("systemctl stop lab-deleter")?;
-    n2.run(&format!("incus storage volume create {POOL} own && incus storage volume delete {POOL} own"))?;
+    n2.run(&format!(
+        "incus storage volume create {POOL} own && incus storage volume delete {POOL} \
+         own"
+    ))?;
     is_intact(&lab)
 }
 
-/// Reboots a host on which something deletes the pool's content from the first moment of userspace on.
+/// Reboots a host on which something deletes the pool's content from the first moment of userspace
+/// on.
 fn reboot_under_a_deleter(lab: &Lab, host: &Machine) -> Result<()> {
     let unit = format!(
         "[Unit]\nDefaultDependencies=no\nAfter=local-fs.target\n[Service]\nEnvironment=LANG=C\n\
-         ExecStart=/bin/sh -c 'while :; do rm -rf {MOUNTPOINT}/*; mkdir -p /run/deleter; touch /run/deleter/tried; done'\n\
-         StandardError=null\n[Install]\nWantedBy=sysinit.target\n"
+         ExecStart=/bin/sh -c 'while :; do rm -rf {MOUNTPOINT}/*; mkdir -p /run/deleter; touch \
+         /run/deleter/tried; done'\nStandardError=null\n[Install]\nWantedBy=sysinit.target\n"
     );
     host.run(&format!(
         "printf %s '{}' >/etc/systemd/system/lab-deleter.service; systemctl enable lab-deleter",
@@ -69,17 +76,31 @@ fn reboot_under_a_deleter(lab: &Lab, host: &Machine) -> Result<()> {
     Ok(())
 }
 
-/// When systemd took note that the agent is ready: enforcement is proven then. In seconds since the boot.
+/// When systemd took note that the agent is ready: enforcement is proven then. In seconds since the
+/// boot.
 fn enforcing_since(host: &Machine) -> Result<f64> {
     let said = host.run("systemctl show guard-agent -P ActiveEnterTimestampMonotonic")?;
-    let microseconds: f64 = said.trim().parse().with_context(|| format!("a time of systemd: {said}"))?;
+    let microseconds: f64 = said.trim().parse().with_context(|| {
+        format!(
+            "a time of systemd: \
+             {said}"
+        )
+    })?;
     Ok(microseconds / 1e6)
 }
 
-/// When the kernel's CephFS client opened its first session, which is before anything can be mounted.
+/// When the kernel's CephFS client opened its first session, which is before anything can be
+/// mounted.
 fn first_session(host: &Machine) -> Result<f64> {
-    let said =
-        host.run("journalctl -k -b -o short-monotonic --no-pager | grep -m1 'libceph.*session established'")?;
-    let time = said.split(['[', ']']).nth(1).with_context(|| format!("a line of the journal: {said}"))?;
+    let said = host.run(
+        "journalctl -k -b -o short-monotonic --no-pager | grep -m1 'libceph.*session \
+         established'",
+    )?;
+    let time = said.split(['[', ']']).nth(1).with_context(|| {
+        format!(
+            "a line of the journal: \
+             {said}"
+        )
+    })?;
     time.trim().parse().with_context(|| format!("a time of the journal: {said}"))
 }

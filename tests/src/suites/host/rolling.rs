@@ -1,5 +1,6 @@
-//! A cluster whose members get a newer Incus one after the other, with time between: until the last one has it, those
-//! that have it answer nothing. They are held, no guest notices, and all is as before when they answer.
+//! A cluster whose members get a newer Incus one after the other, with time between: until the last
+//! one has it, those that have it answer nothing. They are held, no guest notices, and all is as
+//! before when they answer.
 
 use std::time::{Duration, Instant};
 
@@ -20,8 +21,8 @@ pub const TESTS: &[Test] =
         .only_with_incus("6.0")];
 /// From the upgrade of one member to that of the next.
 const BETWEEN: Duration = Duration::from_secs(600);
-/// For apt and a start of Incus that waits for the other members: twice the time between, and their upgrades on emulated
-/// machines.
+/// For apt and a start of Incus that waits for the other members: twice the time between, and their
+/// upgrades on emulated machines.
 const UPGRADE_LIMIT: Duration = Duration::from_secs(3000);
 /// For the members to find each other once all are upgraded, on emulated machines.
 const ANSWER_LIMIT: Duration = Duration::from_secs(400);
@@ -46,7 +47,12 @@ fn one_after_the_other() -> Result<()> {
         guards.iter().map(|guard| Ok(guard.transitions()?.len())).collect::<Result<_>>()?;
     let nothing_denied = || {
         for guard in &guards {
-            ensure!(guard.denied()? == 0, "something was denied on a member: {}", guard.json("pools")?);
+            ensure!(
+                guard.denied()? == 0,
+                "something was denied on a member: \
+                 {}",
+                guard.json("pools")?
+            );
         }
         work.goes_on()?;
         is_intact(&lab)
@@ -58,8 +64,13 @@ fn one_after_the_other() -> Result<()> {
         let next = Instant::now() + BETWEEN;
         while name != ORDER[2] && Instant::now() < next {
             // Each look waits until the guest has deleted once more.
-            nothing_denied()
-                .with_context(|| format!("while {} is upgraded and others are not", name.as_str()))?;
+            nothing_denied().with_context(|| {
+                format!(
+                    "while {} is upgraded and others are \
+                     not",
+                    name.as_str()
+                )
+            })?;
         }
         if name != ORDER[2] {
             Guard::of(lab.host(name)).becomes("unconfirmed", "held")?;
@@ -102,7 +113,10 @@ fn one_after_the_other() -> Result<()> {
 fn upgrade(host: &Machine) -> Result<Running> {
     let packages = "/usr/local/lib/lab/next-incus/*.deb";
     host.begin(
-        &format!("DEBIAN_FRONTEND=noninteractive apt-get --yes --no-install-recommends install {packages}"),
+        &format!(
+            "DEBIAN_FRONTEND=noninteractive apt-get --yes --no-install-recommends install \
+             {packages}"
+        ),
         UPGRADE_LIMIT,
     )
 }

@@ -1,5 +1,5 @@
-//! docs/RUNBOOK.md, typed line by line by an operator who has nothing else, after each kind of failure. It ends with a
-//! member each time.
+//! docs/RUNBOOK.md, typed line by line by an operator who has nothing else, after each kind of
+//! failure. It ends with a member each time.
 
 use std::time::Duration;
 
@@ -43,7 +43,8 @@ fn each_kind() -> Result<()> {
     let (n1, n2) = (lab.host(Name::N1), lab.host(Name::N2));
     let guard = Guard::install(n2)?;
     n2.run(&format!(
-        "ip address add {OTHER_ADDRESS}/24 dev $(ip -o route show 10.0.3.0/24 | sed 's/.*dev //; s/ .*//; q')"
+        "ip address add {OTHER_ADDRESS}/24 dev $(ip -o route show 10.0.3.0/24 | sed 's/.*dev //; \
+         s/ .*//; q')"
     ))?;
     let operator = Operator { lab: &lab, guard: &guard };
     let refused = |old: &str| -> Result<()> {
@@ -61,7 +62,12 @@ fn each_kind() -> Result<()> {
 
     operator.leaves()?;
     refused("old2")?;
-    let failure = Failure { what: "a known address, corrected", state: "join-failed", ..Failure::default() };
+    let failure = Failure {
+        what: "a known address, \
+               corrected",
+        state: "join-failed",
+        ..Failure::default()
+    };
     operator.recovers(Failure { entry: Some("old2"), ..failure })?;
 
     operator.leaves()?;
@@ -77,19 +83,30 @@ fn each_kind() -> Result<()> {
     }
     let mounted = format!("grep {MOUNTPOINT} /proc/1/mountinfo");
     operator.kills_a_join("the pool is mounted", &mounted)?;
-    let failure = Failure { what: "Incus killed in the join", state: "join-failed", ..Failure::default() };
+    let failure = Failure {
+        what: "Incus killed in the \
+               join",
+        state: "join-failed",
+        ..Failure::default()
+    };
     operator.recovers(Failure { wipe: true, entry: Some("n2"), ..failure })?;
 
     operator.leaves()?;
     let member = "python3 -c 'import sqlite3; \
-                  d = sqlite3.connect(\"file:/var/lib/incus/database/local.db?mode=ro\", uri=True); \
-                  exit(not d.execute(\"SELECT count(*) FROM raft_nodes\").fetchone()[0])'";
+                  d = sqlite3.connect(\"file:/var/lib/incus/database/local.db?mode=ro\", \
+                  uri=True); exit(not d.execute(\"SELECT count(*) FROM \
+                  raft_nodes\").fetchone()[0])'";
     operator.kills_a_join("the node's database says that it is a member", member)?;
     // It may be one: then Incus, started again, goes on as a member.
     let state = guard.wait_for_state(&["joined", "join-failed", "join-partial"])?;
     println!("note: killed late: {state}");
     if state != "joined" {
-        let failure = Failure { what: "Incus killed late in the join", state: &state, ..Failure::default() };
+        let failure = Failure {
+            what: "Incus killed late in the \
+                   join",
+            state: &state,
+            ..Failure::default()
+        };
         operator.recovers(Failure { wipe: true, entry: Some("n2"), ..failure })?;
     }
     is_intact(&lab)
@@ -114,7 +131,12 @@ impl Operator<'_> {
     fn follows_the_document(&self, failure: Failure<'_>) -> Result<()> {
         self.guard.wait_for_state(&[failure.state])?;
         let status = self.line("guardctl status")?;
-        ensure!(status.contains(failure.state), "guardctl status does not say {}: {status}", failure.state);
+        ensure!(
+            status.contains(failure.state),
+            "guardctl status does not say {}: \
+             {status}",
+            failure.state
+        );
         for block in blocks("1.")? {
             self.block(&block)?;
         }
@@ -175,7 +197,12 @@ impl Operator<'_> {
         let command = command.trim();
         let n2 = self.lab.host(Name::N2);
         if comment.trim() == "on a member" {
-            let (command, file) = command.split_once(" > ").context("a member's line without a file")?;
+            let (command, file) = command
+                .split_once(
+                    " > \
+                     ",
+                )
+                .context("a member's line without a file")?;
             let said = self.lab.host(Name::N1).run(command)?;
             return n2.run(&format!("cat >/root/{file} <<'E'\n{said}\nE"));
         }
@@ -205,7 +232,15 @@ impl Operator<'_> {
         cluster::leave(self.lab, Name::N2)?;
         self.guard.wait_for_state(&["left", "standalone"])?;
         let alone = "timeout 20 incus cluster list 2>&1 | grep -q \"isn't part of a cluster\"";
-        self.lab.host(Name::N2).wait_for("Incus is alone", Duration::from_secs(120), alone).map(drop)
+        self.lab
+            .host(Name::N2)
+            .wait_for(
+                "Incus is \
+                 alone",
+                Duration::from_secs(120),
+                alone,
+            )
+            .map(drop)
     }
 
     /// Starts a join, and kills Incus as soon as something holds.
@@ -221,9 +256,15 @@ impl Operator<'_> {
 /// The lines of each shell block of a section, such as `2.`.
 fn blocks(section: &str) -> Result<Vec<Vec<String>>> {
     let start = format!("\n## {section} ");
-    let (_, text) = RUNBOOK.split_once(&start).with_context(|| format!("there is no section {section}"))?;
+    let (_, text) = RUNBOOK.split_once(&start).with_context(|| {
+        format!(
+            "there is no section \
+             {section}"
+        )
+    })?;
     let text = text.split("\n## ").next().unwrap_or_default();
-    let blocks = text.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap_or_default());
+    let blocks =
+        text.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap_or_default());
     let blocks: Vec<Vec<String>> = blocks
         .map(|block| block.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect())
         .collect();

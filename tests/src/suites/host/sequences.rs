@@ -1,4 +1,5 @@
-//! What Incus's own tests of CephFS and of joining do, on a host without us and with us: each step ends the same way.
+//! What Incus's own tests of CephFS and of joining do, on a host without us and with us: each step
+//! ends the same way.
 
 use std::time::Duration;
 
@@ -9,9 +10,10 @@ use crate::harness::host::guard::Guard;
 use crate::harness::host::{Lab, Machine, Name, State};
 use crate::harness::registry::Test;
 
-pub const TESTS: &[Test] = &[Test::new("sequences_of_incus_own_tests_end_as_without_us", as_without_us)
-    .within_seconds(2400)
-    .only_in_full()];
+pub const TESTS: &[Test] =
+    &[Test::new("sequences_of_incus_own_tests_end_as_without_us", as_without_us)
+        .within_seconds(2400)
+        .only_in_full()];
 
 /// Steps with a pool, here `POOL`, between its creation and its deletion: volumes, then snapshots.
 const WITH_A_POOL: &[&str] = &[
@@ -59,11 +61,12 @@ fn as_without_us() -> Result<()> {
     // A join by the API alone.
     let token = n1.run("incus cluster add n2 --quiet")?;
     let token = token.lines().last().unwrap_or_default();
-    let quoted = "python3 -c 'import json; print(json.dumps(open(\"/var/lib/incus/cluster.crt\").read()))'";
+    let quoted = "python3 -c 'import json; \
+                  print(json.dumps(open(\"/var/lib/incus/cluster.crt\").read()))'";
     let join = format!(
-        "cat >/root/join.json <<'E'\n{{\"server_name\": \"n2\", \"enabled\": true, \"member_config\": [], \
-         \"server_address\": \"{}:8443\", \"cluster_address\": \"{}:8443\", \"cluster_certificate\": {}, \
-         \"cluster_token\": \"{token}\"}}\nE\n\
+        "cat >/root/join.json <<'E'\n{{\"server_name\": \"n2\", \"enabled\": true, \
+         \"member_config\": [], \"server_address\": \"{}:8443\", \"cluster_address\": \"{}:8443\", \
+         \"cluster_certificate\": {}, \"cluster_token\": \"{token}\"}}\nE\n\
          incus query --request PUT --wait --data \"$(cat /root/join.json)\" /1.0/cluster",
         Name::N2.address(),
         Name::N1.address(),
@@ -95,7 +98,13 @@ fn sequence(host: &Machine) -> Result<Vec<(String, i64)>> {
     }
     let mut ended = Vec::new();
     for line in lines {
-        let done = host.attempt_within(&format!("timeout 280 incus {line}"), Duration::from_secs(300))?;
+        let done = host.attempt_within(
+            &format!(
+                "timeout 280 incus \
+                 {line}"
+            ),
+            Duration::from_secs(300),
+        )?;
         ended.push((line, done.status));
     }
     Ok(ended)

@@ -1,5 +1,5 @@
-//! An agent that does not answer: stopped, killed, standing still. What can be known is told all the same, at
-//! once, and it is true.
+//! An agent that does not answer: stopped, killed, standing still. What can be known is told all
+//! the same, at once, and it is true.
 
 use anyhow::{Result, ensure};
 
@@ -8,9 +8,10 @@ use crate::harness::host::standin::{self, POOL};
 use crate::harness::host::{Machine, Name};
 use crate::harness::registry::Test;
 
-pub const TESTS: &[Test] = &[Test::new("silent_agent_is_told_of_at_once_and_truly", a_silent_agent)
-    .within_seconds(900)
-    .only_in_full()];
+pub const TESTS: &[Test] =
+    &[Test::new("silent_agent_is_told_of_at_once_and_truly", a_silent_agent)
+        .within_seconds(900)
+        .only_in_full()];
 
 fn a_silent_agent() -> Result<()> {
     let lab = standin::start("auto")?;
@@ -18,7 +19,10 @@ fn a_silent_agent() -> Result<()> {
     let guard = Guard::of(host);
     // Its watchdog would end an agent that stands still, which is another test.
     host.run("mkdir -p /run/systemd/system/guard-agent.service.d")?;
-    host.run("printf '[Service]\\nRestart=no\\nWatchdogSec=0\\n' >/run/systemd/system/guard-agent.service.d/lab.conf")?;
+    host.run(
+        "printf '[Service]\\nRestart=no\\nWatchdogSec=0\\n' \
+         >/run/systemd/system/guard-agent.service.d/lab.conf",
+    )?;
     host.run("systemctl daemon-reload; systemctl restart guard-agent")?;
     guard.enforces()?;
     for (what, silence, voice) in [
@@ -40,13 +44,25 @@ fn a_silent_agent() -> Result<()> {
 
 /// Each of the reading commands answers, names what is pinned, and knows the pool.
 fn tells(host: &Machine, what: &str) -> Result<()> {
-    for (command, wanted) in [("status", "pinned and attached"), ("pools", POOL), ("events -n 5", "agent")] {
+    for (command, wanted) in [
+        (
+            "status",
+            "pinned and \
+             attached",
+        ),
+        ("pools", POOL),
+        ("events -n 5", "agent"),
+    ] {
         let script = format!(
             "start=$(date +%s%N); guardctl {command} 2>&1; code=$?; end=$(date +%s%N)
              echo \"took $(( (end - start) / 1000000 )) ms, exit code $code\""
         );
         let said = host.run(&script)?;
-        ensure!(said.contains(wanted), "agent {what}: guardctl {command} does not say {wanted:?}:\n{said}");
+        ensure!(
+            said.contains(wanted),
+            "agent {what}: guardctl {command} does not say \
+             {wanted:?}:\n{said}"
+        );
         let took = said.lines().last().unwrap_or_default();
         println!("note: agent {what}: guardctl {command} {took}");
     }

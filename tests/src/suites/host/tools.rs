@@ -1,5 +1,5 @@
-//! `guardctl rollback` and `guardctl wipe` where something on the host would be harmed: it is refused, named, and lives
-//! on; or it is done right.
+//! `guardctl rollback` and `guardctl wipe` where something on the host would be harmed: it is
+//! refused, named, and lives on; or it is done right.
 
 use std::time::Duration;
 
@@ -19,8 +19,9 @@ pub const TESTS: &[Test] = &[
         .within_seconds(1200)
         .only_in_full(),
 ];
-/// Stands for what Incus starts for a virtual machine, which an emulated host cannot run: a process of that name,
-/// outside of the daemon's cgroup, with the machine's disk open, whose arguments do not name the root.
+/// Stands for what Incus starts for a virtual machine, which an emulated host cannot run: a process
+/// of that name, outside of the daemon's cgroup, with the machine's disk open, whose arguments do
+/// not name the root.
 const VIRTUAL_MACHINE: &str =
     "disk=/var/lib/incus/storage-pools/local/virtual-machines/v1/root.img; mkdir -p $(dirname $disk); truncate -s 1M $disk
     systemd-run --quiet --unit=lab-vm bash -c \"exec 3<>$disk; exec -a qemu-system-x86_64 sleep 100000\"";
@@ -49,7 +50,12 @@ fn nothing_is_harmed() -> Result<()> {
     ensure!(!is_mounted(n2)?, "the pool is still mounted");
     refuses(&guard, "wipe --yes", "container own")?;
     n2.run(&format!("kill -KILL $({CONTAINER})"))?;
-    n2.wait_for("the container is gone", Duration::from_secs(30), "! pgrep -f 'lxc monitor.* own$'")?;
+    n2.wait_for(
+        "the container is \
+         gone",
+        Duration::from_secs(30),
+        "! pgrep -f 'lxc monitor.* own$'",
+    )?;
 
     n2.run(VIRTUAL_MACHINE)?;
     refuses(&guard, "wipe --yes", "virtual machine v1")?;
@@ -58,12 +64,21 @@ fn nothing_is_harmed() -> Result<()> {
     let image = "/var/lib/incus/disks/tank.img";
     // The mark of a physical volume of LVM.
     n2.run(&format!(
-        "mkdir -p $(dirname {image}); truncate -s 2M {image}; printf LABELONE | dd of={image} bs=1 seek=512 conv=notrunc status=none"
+        "mkdir -p $(dirname {image}); truncate -s 2M {image}; printf LABELONE | dd of={image} bs=1 \
+         seek=512 conv=notrunc status=none"
     ))?;
     refuses(&guard, "wipe --yes", "tank.img")?;
     n2.run(&format!("test -s {image}"))?;
     let plan = guard.control("wipe")?;
-    ensure!(plan.output.contains("IN THE WAY") && plan.output.contains("LVM"), "the plan: {}", plan.output);
+    ensure!(
+        plan.output.contains(
+            "IN THE \
+             WAY"
+        ) && plan.output.contains("LVM"),
+        "the plan: \
+         {}",
+        plan.output
+    );
     guard.direct("wipe --yes --despite-local-pools")?;
     n2.run("test -d /var/lib/incus && test ! -e /var/lib/incus/disks")?;
     is_intact(&lab)
@@ -97,7 +112,10 @@ fn a_linked_root() -> Result<()> {
     guard.direct("rollback --stop-incus")?;
     ensure!(!is_mounted(n2)?, "the pool is still mounted");
     guard.direct("wipe --yes")?;
-    n2.run("test -L /var/lib/incus && test -d /srv/incus && ! ls -A /srv/incus | grep -v unix.socket")?;
+    n2.run(
+        "test -L /var/lib/incus && test -d /srv/incus && ! ls -A /srv/incus | grep -v \
+         unix.socket",
+    )?;
     is_intact(&lab)?;
     cluster::forget_member(n1, "old")?;
     n2.run("systemctl start incus.socket incus.service")?;

@@ -1,5 +1,6 @@
-//! The way back from a failed join and the next join, as a transaction: whoever does it is killed at each step, and the
-//! same command goes on. Nothing stays mounted, and the cluster keeps no half of a member.
+//! The way back from a failed join and the next join, as a transaction: whoever does it is killed
+//! at each step, and the same command goes on. Nothing stays mounted, and the cluster keeps no half
+//! of a member.
 
 use std::time::Duration;
 
@@ -10,13 +11,15 @@ use crate::harness::host::guard::Guard;
 use crate::harness::host::{Lab, Machine, Name, State};
 use crate::harness::registry::Test;
 
-pub const TESTS: &[Test] = &[Test::new("transaction_killed_at_each_step_is_resumed", killed_at_each_step)
-    .within_seconds(2400)
-    .only_in_full()];
+pub const TESTS: &[Test] =
+    &[Test::new("transaction_killed_at_each_step_is_resumed", killed_at_each_step)
+        .within_seconds(2400)
+        .only_in_full()];
 const HOLD: &str = "/etc/systemd/system/incus.service.d/90-guard-agent-hold.conf";
 /// For one command of guardctl.
 const LIMIT: Duration = Duration::from_secs(700);
-/// Number of files in the node's directory. With so many a wipe takes long enough to be killed in it.
+/// Number of files in the node's directory. With so many a wipe takes long enough to be killed in
+/// it.
 const MANY: usize = 20_000;
 
 fn killed_at_each_step() -> Result<()> {
@@ -35,7 +38,11 @@ fn killed_at_each_step() -> Result<()> {
         ("Incus is kept from starting", format!("test -e {HOLD}")),
         ("the socket is closed", "! systemctl --quiet is-active incus.socket".to_owned()),
         ("Incus is stopped", "! pgrep -x incusd".to_owned()),
-        ("the rollback runs", "guardctl status --json | grep -q 'rolling-back\\|released'".to_owned()),
+        (
+            "the rollback \
+             runs",
+            "guardctl status --json | grep -q 'rolling-back\\|released'".to_owned(),
+        ),
     ] {
         killed(n2, rollback, step, &holds)?;
         safe(&lab, &guard).with_context(|| format!("guardctl was killed when {step}"))?;
@@ -47,9 +54,20 @@ fn killed_at_each_step() -> Result<()> {
     guard.answers()?;
     ends_well(n2, rollback)?;
     gone(n2)?;
-    ensure!(n2.attempt(&format!("test -e {HOLD}"))?.status != 0, "Incus is still kept from starting");
+    ensure!(
+        n2.attempt(&format!(
+            "test -e \
+             {HOLD}"
+        ))?
+        .status
+            != 0,
+        "Incus is still kept from starting"
+    );
 
-    n2.run(&format!("mkdir -p /var/lib/incus/many; cd /var/lib/incus/many; seq 1 {MANY} | xargs touch"))?;
+    n2.run(&format!(
+        "mkdir -p /var/lib/incus/many; cd /var/lib/incus/many; seq 1 {MANY} | xargs \
+         touch"
+    ))?;
     let some = format!("test $(ls /var/lib/incus/many | wc -l) -lt {MANY}");
     killed(n2, "guardctl wipe --yes", "some of it is deleted", &some)?;
     safe(&lab, &guard).context("guardctl was killed in a wipe")?;
@@ -65,7 +83,8 @@ fn killed_at_each_step() -> Result<()> {
         "the wipe left something"
     );
 
-    // The stale entry goes before anything is mounted. Then guardctl and Incus are killed in the join.
+    // The stale entry goes before anything is mounted. Then guardctl and Incus are killed in the
+    // join.
     join_preseed(&lab)?;
     let join = "guardctl join --remote member --remove-stale-member --preseed /root/preseed.yaml";
     killed(n2, join, "the pool is mounted", &format!("grep -q {MOUNTPOINT} /proc/1/mountinfo"))?;
