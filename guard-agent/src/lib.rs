@@ -24,6 +24,7 @@ pub mod control;
 pub mod daemon;
 pub mod doctor;
 pub mod durable;
+mod errors;
 pub mod events;
 pub mod exit;
 pub mod fanotify;

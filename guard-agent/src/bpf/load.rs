@@ -20,7 +20,7 @@ use super::object::ObjectError;
 use super::pins::{Generation, PinError, Pins, Standby};
 use super::program::{self, Constants, Loader, ProgramError, Target};
 use super::{attach, object, offsets, sys, tree};
-use crate::daemon::chain;
+use crate::errors::chain;
 
 const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
 

@@ -274,7 +274,7 @@ impl Join<'_> {
         match rollback::ask(self.global, Some(&self.node.root)) {
             // Nothing is stopped for a rollback that the node's state refuses.
             Err(refusal) if refusal.exit() == Exit::Refused => {
-                let why = super::explained(&refusal);
+                let why = super::chain(&refusal);
                 return say(&format!(
                     "no rollback: {why}. Incus was left as it is: correct what failed, join again"
                 ));

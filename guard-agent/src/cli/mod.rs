@@ -38,6 +38,7 @@ use serde::Serialize;
 
 use crate::control::client::PATIENCE;
 use crate::control::{Client, ClientError, Reply, Request};
+use crate::errors::chain;
 use crate::exit::Exit;
 use crate::offline::Places;
 use crate::paths;
@@ -230,23 +231,12 @@ pub fn run(cli: &Cli, out: &mut impl Write) -> Result<Exit, CliError> {
 }
 
 fn explain(error: &CliError, out: &mut impl Write) {
-    let mut message = format!("guardctl: {}", text::safe(&explained(error)));
+    let mut message = format!("guardctl: {}", text::safe(&chain(error)));
     if let Some(fix) = error.fix() {
         message.push_str(&format!("\n  fix: {}", text::safe(&fix)));
     }
     // Nobody is left to be told.
     let _ = writeln!(out, "{message}");
-}
-
-/// An error with its causes, in one line.
-fn explained(error: &CliError) -> String {
-    let mut message = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        message.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    message
 }
 
 impl Global {

@@ -10,8 +10,8 @@ use super::stop::{self, Stop, StopArgs};
 use super::text::safe;
 use super::{CliError, Global, expect_reply, write_json};
 use crate::control::{Reply, Request};
-use crate::daemon;
 use crate::doctor::{self, Check, CheckState};
+use crate::errors;
 use crate::exit::Exit;
 use crate::join::Daemon;
 use crate::policy;
@@ -111,7 +111,7 @@ pub fn check(global: &Global, args: &PreflightArgs) -> Result<Checked, CliError>
         address: args.address.clone().or(known.server_address),
         members: members.clone(),
         token,
-        preseed: preseed.map(|preseed| preseed.map_err(|error| daemon::chain(&error))),
+        preseed: preseed.map(|preseed| preseed.map_err(|error| errors::chain(&error))),
     });
     if let (true, Source::Remote(mut remote)) = (args.remove_stale_member, members) {
         facts.stale =
@@ -150,7 +150,7 @@ fn node_and_agent(global: &Global, root: Option<&Path>) -> Result<(Node, Agent),
         Ok(Reply::Status(status)) => status,
         Ok(_) => return Err(crate::control::ClientError::OtherAnswer { request: "status" }.into()),
         Err(error) if error.exit() == Exit::Unreachable => {
-            return Ok((preset(root)?, Agent::Unreachable(super::explained(&error))));
+            return Ok((preset(root)?, Agent::Unreachable(errors::chain(&error))));
         }
         Err(error) => return Err(error),
     };

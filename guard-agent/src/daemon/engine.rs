@@ -10,10 +10,11 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::owner::{Owner, now};
-use super::{DaemonError, chain, failed, posture};
+use super::{DaemonError, failed, posture};
 use crate::audit::origin;
 use crate::audit::record::{AgentChange, LeaseKind};
 use crate::bpf::load::BareMaps;
+use crate::errors::chain;
 use crate::events::clock;
 use crate::fanotify::order::Special;
 use crate::fanotify::{self, Engine};

@@ -18,9 +18,10 @@ use super::owner::Owner;
 use super::report::lease_report;
 use super::requester::{GRANT, requester};
 use super::state::{CommandTree, Lease};
-use super::{DaemonError, chain, posture};
+use super::{DaemonError, posture};
 use crate::audit::record::{LeaseChange, LeaseKind};
 use crate::control::{Peer, Refusal, Reply};
+use crate::errors::chain;
 use crate::events::process;
 use crate::reactor;
 

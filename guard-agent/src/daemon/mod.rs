@@ -46,6 +46,7 @@ use crate::bpf::logs::KernelLog;
 use crate::bpf::{CanaryError, MapAccessError, maps};
 use crate::control::access::{GROUP, reader_group};
 use crate::control::{Command, Server, ServerOptions, SocketError};
+use crate::errors::chain;
 use crate::exit::Exit;
 use crate::fanotify::{self, EngineError};
 use crate::host_view;
@@ -411,18 +412,6 @@ async fn forward(log: Option<&mut KernelLog>) -> io::Result<()> {
 async fn stopped(mut stopping: watch::Receiver<bool>) {
     // An error means that the sender is gone, which is a stop too.
     let _ = stopping.wait_for(|stop| *stop).await;
-}
-
-/// An error with everything below it, for one line of the log.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        source = inner.source();
-    }
-    text
 }
 
 /// Whether a posture is one to start with.

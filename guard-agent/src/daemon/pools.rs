@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use guard_common::{Mode, PoolEntry, PoolKey};
 
-use super::chain;
 use super::owner::Owner;
 use crate::audit::record::{
     LeaseChange, ModeBody, ModeCause, PoolBody, PoolChange, device_text, pool_id_text,
@@ -13,6 +12,7 @@ use crate::audit::record::{
 use crate::audit::{Body, Place};
 use crate::classify::Pool;
 use crate::control::Peer;
+use crate::errors::chain;
 use crate::events::Name;
 use crate::plan;
 

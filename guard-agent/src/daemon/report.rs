@@ -4,7 +4,6 @@ use guard_common::Mode;
 
 use std::path::Path;
 
-use super::chain;
 use super::node::Node;
 use super::owner::{Owner, now};
 use super::pools::KnownPool;
@@ -17,6 +16,7 @@ use crate::control::report::{
     PoolCountersReport, PoolReport, PostureReport, Reconciled, RootReport, StatusReport,
     TransitionReport,
 };
+use crate::errors::chain;
 use crate::events::{Name, Time, clock};
 use crate::hints::{self, Hint};
 use crate::join::{Kept, State, Transition};

@@ -7,8 +7,8 @@
 
 use std::path::Path;
 
+use super::DaemonError;
 use super::owner::Owner;
-use super::{DaemonError, chain};
 use crate::audit::Body;
 use crate::audit::record::IncidentBody;
 use crate::bpf::foreign::{Estate, ForeignError, ForeignMaps};
@@ -16,6 +16,7 @@ use crate::bpf::layouts::{Layout, Layouts, boot_ns};
 use crate::bpf::load::LoadError;
 use crate::bpf::pins::{PinError, Pins, wait_for_the_end};
 use crate::bpf::{MapAccessError, Maps};
+use crate::errors::chain;
 use crate::events::{Summary, clock};
 use guard_common::Counter;
 
@@ -170,7 +171,7 @@ impl Succession {
     }
 }
 
-fn note(layout: &Layout, error: &dyn std::error::Error, what: &'static str) {
+fn note(layout: &Layout, error: &(dyn std::error::Error + 'static), what: &'static str) {
     tracing::warn!(layout = layout.name.version, error = chain(error), what, "another map layout");
 }
 

@@ -7,9 +7,10 @@ use aya::maps::{MapData, RingBuf};
 use guard_common::{Counter, IncidentKey};
 
 use super::owner::{Owner, now};
-use super::{chain, posture};
+use super::posture;
 use crate::audit::record::{DecisionBody, IncidentBody};
 use crate::audit::{Body, Place};
+use crate::errors::chain;
 use crate::events::process::{is_alive, ticks_per_second};
 use crate::events::{BootOffset, Decision, clock, decode};
 

@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use guard_common::Tier;
 
 use super::owner::Owner;
-use super::{DaemonError, chain, posture};
+use super::{DaemonError, posture};
 use crate::bpf::load::{self, BareMaps, LoadError, Prepared};
 use crate::bpf::pins::Pins;
 use crate::bpf::{CanaryError, Maps, Programs, canary};
 use crate::doctor;
+use crate::errors::chain;
 use crate::events::Name;
 use crate::policy::TierChoice;
 
@@ -99,7 +100,7 @@ impl Ladder {
         !self.untried.is_empty() && error.is_of_the_tier()
     }
 
-    fn pass_over(&mut self, tier: Tier, error: &dyn std::error::Error, in_brief: &str) {
+    fn pass_over(&mut self, tier: Tier, error: &(dyn std::error::Error + 'static), in_brief: &str) {
         let (name, why) = (tier.name(), chain(error));
         tracing::warn!(tier = name, why, "this tier cannot be had, the next one is tried");
         // The verifier's words are for the log. What is known to stand against the tier says more.

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::HostFacts;
 use crate::bpf::load;
-use crate::{daemon, fanotify};
+use crate::{errors, fanotify};
 
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 
@@ -56,7 +56,7 @@ fn attempt(tier: Tier) -> Trial {
     if tier == Tier::Fanotify
         && let Err(error) = fanotify::try_marks()
     {
-        return Trial { refusal: Some(daemon::chain(&error)), ..passed };
+        return Trial { refusal: Some(errors::chain(&error)), ..passed };
     }
     passed
 }

@@ -147,7 +147,7 @@ impl Engine {
                 for mount in steps.mounts.iter_mut().filter(|mount| new(mount)) {
                     mount.read_only = None;
                 }
-                Some(crate::daemon::chain(&error))
+                Some(crate::errors::chain(&error))
             }
         };
         let mut wanted = steps.mounts;
@@ -217,7 +217,7 @@ impl Engine {
         let left =
             self.seals.mounts().iter().filter(|record| !is_restored(record)).cloned().collect();
         if let Err(error) = self.seals.record(left) {
-            self.seals_problem = Some(crate::daemon::chain(&error));
+            self.seals_problem = Some(crate::errors::chain(&error));
         }
     }
 
@@ -317,7 +317,7 @@ impl Engine {
                 self.order();
             }
             // The next tick tries again.
-            Err(error) => tracing::error!(error = crate::daemon::chain(&error), "no responder"),
+            Err(error) => tracing::error!(error = crate::errors::chain(&error), "no responder"),
         }
     }
 

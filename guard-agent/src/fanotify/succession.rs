@@ -30,7 +30,7 @@ impl Succession {
             if !self.refused && !present.is_apart() && self.going.is_none() {
                 match Responder::begin_apart(maps_directory, records) {
                     Ok(coming) => self.coming = coming,
-                    Err(error) => self.give_up(&crate::daemon::chain(&error)),
+                    Err(error) => self.give_up(&crate::errors::chain(&error)),
                 }
             }
             return None;

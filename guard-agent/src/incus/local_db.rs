@@ -304,7 +304,7 @@ impl From<&Result<LocalDb, LocalDbError>> for Config {
                 name: database.own_name().map(str::to_owned),
             },
             Err(LocalDbError::Absent { .. }) => Self::Absent,
-            Err(error) => Self::Unreadable { why: super::look::chain(error) },
+            Err(error) => Self::Unreadable { why: crate::errors::chain(error) },
         }
     }
 }

@@ -1,7 +1,6 @@
 //! One look at a node: process and `local.db`, then, only if the daemon runs and listens, its
 //! answers. Every part has its own time-out and says by itself what it could not see.
 
-use std::error::Error;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +13,7 @@ use super::answers;
 use super::api::Socket;
 use super::process::{self, Listener, Sighting};
 use super::{Options, local_db};
+use crate::errors::chain;
 use crate::events::process::ticks_per_second;
 use crate::join::{Config, Daemon, Evidence, JoinOperation, Membership};
 use crate::mounts::{self, Snapshot};
@@ -235,10 +235,4 @@ impl Looker {
 
 fn snapshot(options: &Options) -> std::io::Result<Snapshot> {
     mounts::read(&File::open(options.proc_root.join("1/mountinfo"))?)
-}
-
-/// An error with its sources.
-pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
-    let sources = std::iter::successors(Some(error), |error| (*error).source());
-    sources.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

@@ -16,7 +16,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use super::Options;
 use super::events::{Streamed, follow};
 use super::frames::{Meaning, News, Own, Report};
-use super::look::{Limits, Looker, Seen, Served, chain};
+use super::look::{Limits, Looker, Seen, Served};
+use crate::errors::chain;
 use crate::join::{Config, Daemon, Epoch, Event, Evidence, Incarnation, Membership};
 use crate::watch::PathWatcher;
 

@@ -110,7 +110,7 @@ impl Why {
             is_forbidden |= io.is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
             source = inner.source();
         }
-        Self::Other { detail: crate::daemon::chain(error), is_forbidden }
+        Self::Other { detail: crate::errors::chain(error), is_forbidden }
     }
 
     /// Whether root could have had it.

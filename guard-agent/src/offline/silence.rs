@@ -54,7 +54,7 @@ impl Silence {
             ) => Cause::NoAnswer,
             _ => return None,
         };
-        Some(Self { cause, detail: crate::daemon::chain(error), pid })
+        Some(Self { cause, detail: crate::errors::chain(error), pid })
     }
 
     /// For people, in a few words.

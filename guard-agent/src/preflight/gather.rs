@@ -19,7 +19,7 @@ use crate::join::{Config, Daemon};
 use crate::mounts::{self, MountEntry, Snapshot};
 use crate::policy::Policy;
 use crate::rollback::{MountPlace, NamespaceTable, all_namespaces};
-use crate::{daemon, events};
+use crate::{errors, events};
 
 /// Where Ceph's clients look for their files.
 const CEPH: &str = "/etc/ceph";
@@ -67,7 +67,7 @@ pub fn gather(question: Question) -> Facts {
     let own_table = File::open(proc.join("self/mountinfo")).and_then(|table| mounts::read(&table));
     let leftovers = all_namespaces(proc)
         .map(|tables| leftovers(&tables, &question.place, &question.policy))
-        .map_err(|error| daemon::chain(&error));
+        .map_err(|error| errors::chain(&error));
     let (config, core_address, sighting) = match &own_table {
         Ok(snapshot) => {
             let database = local_db::read(&question.incus.local_db(), snapshot);

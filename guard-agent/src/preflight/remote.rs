@@ -12,7 +12,7 @@ use super::ceph::CephPool;
 use super::members::{self, Member};
 use super::stale::Cluster;
 use super::version::Version;
-use crate::daemon;
+use crate::errors;
 use crate::rollback::helper::{self, HelperError};
 
 /// How long the client may take to ask a remote.
@@ -92,7 +92,7 @@ fn ask(arguments: &[&str], limit: Duration) -> Result<String, String> {
         Err(HelperError::Start { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             Err("there is no incus client on this host".to_owned())
         }
-        Err(error) => Err(format!("incus {}: {}", arguments.join(" "), daemon::chain(&error))),
+        Err(error) => Err(format!("incus {}: {}", arguments.join(" "), errors::chain(&error))),
     }
 }
 

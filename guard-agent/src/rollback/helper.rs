@@ -75,7 +75,7 @@ fn answer(args: &responder::AnswerArgs) -> Exit {
     match responder::run(args) {
         Ok(()) => Exit::Ok,
         Err(error) => {
-            tracing::error!(error = crate::daemon::chain(&error), "the responder ends");
+            tracing::error!(error = crate::errors::chain(&error), "the responder ends");
             Exit::Failure
         }
     }
@@ -85,7 +85,7 @@ fn find_holders() -> Result<Vec<holders::Holder>, String> {
     let wanted: Vec<Wanted> =
         serde_json::from_reader(io::stdin().lock()).map_err(|error| error.to_string())?;
     holders::find(Path::new("/proc"), Path::new("/sys"), &wanted)
-        .map_err(|error| crate::daemon::chain(&error))
+        .map_err(|error| crate::errors::chain(&error))
 }
 
 fn unmount(args: &UnmountArgs) -> UnmountOutcome {

@@ -17,7 +17,7 @@ use super::namespaces::{self, NamespaceTable};
 use super::plan::Step;
 use super::report::UnmountOutcome;
 use crate::bpf::maps::{self, Table};
-use crate::daemon::chain;
+use crate::errors::chain;
 
 const PROC: &str = "/proc";
 /// How often the kernel is asked whether a superblock has ended: removing an entry wakes nobody.
