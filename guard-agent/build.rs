@@ -14,29 +14,16 @@ fn main() {
     let build =
         env::var("GUARD_BUILD_LABEL").map_or(version.clone(), |label| format!("{version}+{label}"));
     println!("cargo::rustc-env=GUARD_BUILD={build}");
-    let target = PathBuf::from(env::var_os("OUT_DIR").expect(
-        "cargo sets \
-         OUT_DIR",
-    ))
-    .join("guard-ebpf.o");
+    let target =
+        PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("guard-ebpf.o");
     match env::var_os("GUARD_EBPF_OBJECT") {
         Some(object) => {
             let object = PathBuf::from(object);
             println!("cargo::rerun-if-changed={}", object.display());
-            fs::copy(&object, &target).unwrap_or_else(|error| {
-                panic!(
-                    "copy {}: \
-                     {error}",
-                    object.display()
-                )
-            });
+            fs::copy(&object, &target)
+                .unwrap_or_else(|error| panic!("copy {}: {error}", object.display()));
         }
-        None => fs::write(&target, []).unwrap_or_else(|error| {
-            panic!(
-                "write {}: \
-                 {error}",
-                target.display()
-            )
-        }),
+        None => fs::write(&target, [])
+            .unwrap_or_else(|error| panic!("write {}: {error}", target.display())),
     }
 }

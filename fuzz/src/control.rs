@@ -14,10 +14,8 @@ pub fn check(line: &[u8]) {
         let text = one_line(response.to_line());
         let again: Response = serde_json::from_str(&text).expect("an answer is read back");
         // A float need not come back to the last digit, but after that it must.
-        let third: Response = serde_json::from_str(&again.to_line()).expect(
-            "an answer is read \
-             back",
-        );
+        let third: Response =
+            serde_json::from_str(&again.to_line()).expect("an answer is read back");
         assert_eq!(again.to_line(), third.to_line());
     }
     if let Some(record) = Filter::default().select(line) {
@@ -45,12 +43,7 @@ fn is_part_of(asked: &Value, understood: &Value) {
                 let found = understood.get(key);
                 is_part_of(
                     value,
-                    found.unwrap_or_else(|| {
-                        panic!(
-                            "`{key}` was ignored in \
-                             {understood:?}"
-                        )
-                    }),
+                    found.unwrap_or_else(|| panic!("`{key}` was ignored in {understood:?}")),
                 );
             }
         }

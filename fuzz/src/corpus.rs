@@ -100,13 +100,8 @@ fn corpus_of(target: &str) -> PathBuf {
 }
 
 fn read(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {
-    let entries = fs::read_dir(directory).unwrap_or_else(|error| {
-        panic!(
-            "{}: \
-             {error}",
-            directory.display()
-        )
-    });
+    let entries =
+        fs::read_dir(directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
     let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
     paths.sort();
     assert!(!paths.is_empty(), "{} is empty", directory.display());

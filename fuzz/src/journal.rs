@@ -12,8 +12,7 @@ pub fn check(text: &[u8]) {
     assert!(Journal::parse(printed.as_bytes(), "/elsewhere").is_err());
     assert!(
         Journal::parse(&[text, b"x"].concat(), ROOT).is_err(),
-        "nothing may stand behind a \
-         journal"
+        "nothing may stand behind a journal"
     );
     // Cut off in the middle, it is none.
     let end = printed.trim_end().len();

@@ -52,7 +52,6 @@ fn is_untouched(directory: &Path, bytes: &[u8]) {
     assert_eq!(files, 1, "there are files beside it");
     assert!(
         fs::read(directory.join("local.db")).is_ok_and(|now| now == bytes),
-        "it was written \
-         to"
+        "it was written to"
     );
 }

@@ -37,11 +37,7 @@ fn say_where_and_what(text: &str, errors: &PolicyErrors) {
                 assert_eq!(place, (None, None));
                 let is_whole = WITHOUT_PLACE.iter().any(|what| problem.what.starts_with(what));
                 assert!(
-                    is_whole
-                        || problem.what.ends_with(
-                            " further problems are not \
-                             shown"
-                        ),
+                    is_whole || problem.what.ends_with(" further problems are not shown"),
                     "{problem:?}"
                 );
                 String::new()
@@ -73,8 +69,7 @@ fn is_sound(policy: &Policy) {
         assert_eq!(
             policy.root_of_actor_set(root.actor_set()),
             Some(root),
-            "actor sets are told \
-             apart"
+            "actor sets are told apart"
         );
         assert!(!root.filesystems().is_empty(), "{root:?} guards nothing");
         let is_known = |name: &String| policy.filesystems().iter().any(|kind| kind.name() == name);
@@ -154,13 +149,8 @@ fn print_root(root: &Root) -> String {
     setting("exported", root.exported().to_string());
     let actors = root.actors().iter().map(|actor| {
         let cgroup = actor.cgroup().map(|cgroup| format!("cgroup = {}", string(cgroup)));
-        let executable = actor.executable().map(|executable| {
-            format!(
-                "executable = \
-                 {}",
-                path(executable)
-            )
-        });
+        let executable =
+            actor.executable().map(|executable| format!("executable = {}", path(executable)));
         let keys: Vec<String> = cgroup.into_iter().chain(executable).collect();
         format!("{{ {} }}", keys.join(", "))
     });

@@ -24,11 +24,9 @@ pub fn check(bytes: &[u8]) {
         Err(DecodeError::Size { found, .. }) => {
             assert!(found == bytes.len() && found != size_of::<Record>());
         }
-        Err(DecodeError::Unknown { value, .. }) => assert_ne!(
-            value, 1,
-            "every list of values \
-             begins with 1"
-        ),
+        Err(DecodeError::Unknown { value, .. }) => {
+            assert_ne!(value, 1, "every list of values begins with 1")
+        }
         Err(DecodeError::PathLength { found, .. }) => assert!(found as usize > PATH_STORAGE),
     }
     if let Ok(bytes) = bytes.try_into() {

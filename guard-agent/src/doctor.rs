@@ -135,12 +135,8 @@ pub fn directory_checks(policy: &Policy, directories: &[&std::path::Path]) -> Ve
     let name = "directories";
     let inside = directories.iter().filter_map(|directory| {
         let root = policy.roots().iter().find(|root| directory.starts_with(root.path()))?;
-        let found = format!(
-            "{} is below the guarded root \
-             {}",
-            directory.display(),
-            root.path().display()
-        );
+        let found =
+            format!("{} is below the guarded root {}", directory.display(), root.path().display());
         let fix = "choose a directory outside every guarded root (--state-dir, --run-dir, \
                    --audit): whoever wipes the root would wipe the agent's state";
         Some(Check::fail("state-below-root", name, found, fix))
@@ -162,16 +158,12 @@ pub fn policy_checks(hints: &Result<Vec<Hint>, PolicyErrors>) -> Vec<Check> {
                 "policy-wrong",
                 NAME,
                 found,
-                "correct the file: guardctl policy \
-                 check",
+                "correct the file: guardctl policy check",
             )]
         }
-        Ok(hints) if hints.is_empty() => vec![Check::ok(
-            "policy",
-            NAME,
-            "nothing to look at \
-             again",
-        )],
+        Ok(hints) if hints.is_empty() => {
+            vec![Check::ok("policy", NAME, "nothing to look at again")]
+        }
         Ok(hints) => hints
             .iter()
             .map(|hint| Check::warn(&hint.code, NAME, hint.what.clone(), hint.fix.clone()))
@@ -395,8 +387,8 @@ fn pid_namespace(facts: &HostFacts) -> Check {
             code,
             name,
             format!(
-                "{found}, a container's: the agent would take the host for a guest, and does \
-                 not start"
+                "{found}, a container's: the agent would take the host for a guest, and does not \
+                 start"
             ),
             "run it on the host, or give its container the host's PID namespace (--pid=host, \
              hostPID: true) and mounts",
@@ -416,8 +408,7 @@ fn mount_namespace(facts: &HostFacts) -> Check {
         Some((own, host)) if own == host => Check::ok(code, name, "the host's"),
         Some((own, host)) => {
             let found = format!(
-                "{own}, while PID 1 is in {host}: paths would be looked up in the \
-                 wrong one"
+                "{own}, while PID 1 is in {host}: paths would be looked up in the wrong one"
             );
             let fix = "run the agent in the host's namespace: no PrivateMounts=, PrivateTmp= or \
                        Protect*= in its unit";

@@ -16,10 +16,9 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), (&'static str, io::Error
         .map_err(failed("write the successor of"))?;
     fs::rename(&temporary, path).map_err(failed("replace"))?;
     let directory = path.parent().unwrap_or(Path::new("/"));
-    File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed(
-        "sync the \
-         directory of",
-    ))
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(failed("sync the directory of"))
 }
 
 /// Puts a file that cannot be understood aside, for people. Returns where it is.

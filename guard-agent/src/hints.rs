@@ -66,11 +66,8 @@ fn has_glob(text: &str) -> bool {
 fn kinds(root: &Root) -> Vec<Hint> {
     let globs = root.filesystems().iter().filter(|name| has_glob(name));
     let hint = |name: &String| {
-        let what = format!(
-            "{}: `{name}` in filesystems is no pattern, and protects \
-             nothing",
-            place(root)
-        );
+        let what =
+            format!("{}: `{name}` in filesystems is no pattern, and protects nothing", place(root));
         Hint::new(
             "glob-in-filesystems",
             what,
@@ -86,8 +83,7 @@ fn cgroups(root: &Root) -> Vec<Hint> {
     let hint = |(who, path): (&str, &str)| {
         if let Some(inner) = path.strip_prefix("/sys/fs/cgroup") {
             let what = format!(
-                "{}: the cgroup `{path}` of {who} is a path of the file \
-                 system",
+                "{}: the cgroup `{path}` of {who} is a path of the file system",
                 place(root)
             );
             let inner = if inner.is_empty() { "/" } else { inner };
@@ -110,11 +106,8 @@ fn actors(root: &Root) -> Vec<Hint> {
         let anybodys = program.filter(|name| is_in(ANYBODYS, without_version(name)));
         let wide = actor.cgroup().filter(|path| WIDE.contains(path) || path.starts_with(PODS));
         if let Some(path) = wide.filter(|_| actor.executable().is_none() || anybodys.is_some()) {
-            let what = format!(
-                "{}: the actor `{path}` is far more than a storage \
-                 daemon",
-                place(root)
-            );
+            let what =
+                format!("{}: the actor `{path}` is far more than a storage daemon", place(root));
             let fix = match path.starts_with(PODS) {
                 true => {
                     "CSI plugins and debug pods would delete through the host's mounts: name pods \
@@ -198,14 +191,12 @@ pub fn unnamed_shares(policy: &Policy, snapshot: &Snapshot) -> Vec<Hint> {
         for (kind, count, mountpoint) in seen {
             let more = if count > 1 { format!(" (mounts of it: {count})") } else { String::new() };
             let what = format!(
-                "{}: {kind} at {}{more} is not \
-                 protected",
+                "{}: {kind} at {}{more} is not protected",
                 place(root),
                 mountpoint.display()
             );
             let fix = format!(
-                "policy does not name that kind there: add \"{kind}\" to the root's \
-                 filesystems"
+                "policy does not name that kind there: add \"{kind}\" to the root's filesystems"
             );
             hints.push(Hint::new("unnamed-share", what, fix));
         }

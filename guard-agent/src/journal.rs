@@ -59,8 +59,7 @@ impl Journal {
             let mut notice = Entry::new(Level::WARN);
             let _ = write!(
                 notice.message,
-                "{lost} lines of the log are lost: journald did not \
-                 take them"
+                "{lost} lines of the log are lost: journald did not take them"
             );
             if self.try_send(&notice).is_err() {
                 self.lost.fetch_add(lost + 1, Ordering::Relaxed);

@@ -114,8 +114,7 @@ const FANOTIFY_GAPS: &[(&str, &str)] = &[
     ),
     (
         "aliases",
-        "the same data under another superblock, outside the guarded roots, is not \
-         covered",
+        "the same data under another superblock, outside the guarded roots, is not covered",
     ),
     (
         "busy",

@@ -207,12 +207,7 @@ mod tests {
         async fn sees(&mut self) {
             let change = tokio::time::timeout(Duration::from_secs(5), self.watcher.changed()).await;
             assert_eq!(
-                change
-                    .expect(
-                        "a change is \
-                         seen"
-                    )
-                    .unwrap(),
+                change.expect("a change is seen").unwrap(),
                 std::slice::from_ref(&self.file)
             );
             while tokio::time::timeout(Duration::from_millis(20), self.watcher.changed())

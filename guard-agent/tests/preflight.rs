@@ -70,10 +70,7 @@ fn a_remote_is_asked_and_a_cloud_init_document_is_read() {
         assert_eq!(states.get(code).map(String::as_str), Some(state), "{code}: {text}");
     }
     assert!(
-        text.contains(
-            "write_files, \
-             /root/join.yaml"
-        ) && text.contains("6.0.4 here, 7.0.2"),
+        text.contains("write_files, /root/join.yaml") && text.contains("6.0.4 here, 7.0.2"),
         "{text}"
     );
     assert!(!text.contains("eyJzZXJ2ZX"), "the token is shown: {text}");

@@ -459,8 +459,7 @@ mod tests {
         assert_eq!(
             magic_slot(LOCAL[3]),
             magic_slot(FUSE_SUPER_MAGIC),
-            "why places hold whole \
-             magics"
+            "why places hold whole magics"
         );
     }
 

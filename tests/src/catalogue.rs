@@ -768,8 +768,7 @@ pub const NOT_REACHABLE: &[(&str, &str)] = &[
         "what comes after `vfs_unlink`, for a name whose deletion was allowed",
     ),
     (
-        "revoked capabilities, evicted sessions \
-         (CephFS)",
+        "revoked capabilities, evicted sessions (CephFS)",
         "what the server does: see the row on other hosts",
     ),
     (

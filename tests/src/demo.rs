@@ -234,8 +234,7 @@ impl Stage {
         let output = self.run(&line, Expect::Success, usize::MAX)?;
         ensure!(
             output.trim() == expected.to_string(),
-            "counted {} files, not \
-             {expected}",
+            "counted {} files, not {expected}",
             output.trim()
         );
         Ok(())

@@ -12,8 +12,7 @@ use guard_tests::{bench, catalogue, demo, harness, lab, native};
 #[derive(Parser)]
 #[command(
     name = "guard-tests",
-    about = "Runs in the VM: use `cargo xtask test` and `cargo xtask \
-             demo`"
+    about = "Runs in the VM: use `cargo xtask test` and `cargo xtask demo`"
 )]
 struct Arguments {
     #[command(subcommand)]

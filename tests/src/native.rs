@@ -43,8 +43,7 @@ impl Place {
         let path = PathBuf::from("/tmp/guard-demo");
         fs::create_dir(&path).with_context(|| {
             format!(
-                "create {}: is another demonstration running? else remove it \
-                 (rmdir)",
+                "create {}: is another demonstration running? else remove it (rmdir)",
                 path.display()
             )
         })?;
@@ -102,8 +101,7 @@ fn show(place: &Path) -> Result<()> {
     stage.run(&format!("rm -rf {}/storage-pools/*", root.display()), Expect::Failure, 3)?;
     stage.run(&format!("find {} -delete", root.display()), Expect::Failure, 3)?;
     let python = format!(
-        "python3 -c 'import shutil; shutil.rmtree(\"{}\")' 2>&1 | tail -n \
-         1",
+        "python3 -c 'import shutil; shutil.rmtree(\"{}\")' 2>&1 | tail -n 1",
         root.display()
     );
     stage.run(&python, Expect::Success, 3)?;
@@ -124,8 +122,7 @@ fn show(place: &Path) -> Result<()> {
 
     if tier == "fanotify" {
         stage.say(
-            "What this tier does not stop, as the status says: a single file whose path is \
-             known.",
+            "What this tier does not stop, as the status says: a single file whose path is known.",
         );
         let extra = pool.path().join("custom/volume0/extra");
         fs::write(&extra, "data\n").with_context(|| format!("write {}", extra.display()))?;
@@ -174,10 +171,8 @@ fn start(stage: &Stage, place: &Path, root: &Path) -> Result<(Agent, &'static st
     let file = place.join("policy.toml");
     fs::write(&file, policy).with_context(|| format!("write {}", file.display()))?;
     stage.run(&format!("cat {}", file.display()), Expect::Success, usize::MAX)?;
-    let agent = start_again(stage, place).context(
-        "no tier works on this machine: run `guardctl \
-         doctor`",
-    )?;
+    let agent = start_again(stage, place)
+        .context("no tier works on this machine: run `guardctl doctor`")?;
     Ok((agent, in_force(place)?))
 }
 

@@ -173,15 +173,9 @@ fn line(text: &str) -> Option<Entry> {
     let rest = text.trim().strip_prefix("deb")?;
     let rest = rest.strip_prefix([' ', '\t'])?.trim_start();
     let (options, rest) = match rest.strip_prefix('[') {
-        Some(bracketed) => bracketed.split_once(']').map(|(inner, rest)| {
-            (
-                format!(
-                    "[{inner}] \
-                     "
-                ),
-                rest,
-            )
-        })?,
+        Some(bracketed) => {
+            bracketed.split_once(']').map(|(inner, rest)| (format!("[{inner}] "), rest))?
+        }
         None => (String::new(), rest),
     };
     let mut words = rest.split('#').next()?.split_whitespace();

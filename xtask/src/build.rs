@@ -32,12 +32,8 @@ struct Variant {
     what: &'static str,
 }
 
-const UPGRADE: Variant = Variant {
-    label: "upgrade",
-    feature: None,
-    what: "build the upgraded \
-           agent",
-};
+const UPGRADE: Variant =
+    Variant { label: "upgrade", feature: None, what: "build the upgraded agent" };
 const OTHER_LAYOUT: Variant = Variant {
     label: "layout",
     feature: Some("other-layout"),

@@ -14,20 +14,12 @@ pub const FILE: &str = "SHA256SUMS";
 
 /// Records the sums of all files in `directory`.
 pub fn record(directory: &Path) -> Result<()> {
-    let sums = format!(
-        "find . -type f ! -name '{FILE}*' -print0 | sort -z | xargs -0 sha256sum > \
-         {FILE}"
-    );
+    let sums =
+        format!("find . -type f ! -name '{FILE}*' -print0 | sort -z | xargs -0 sha256sum > {FILE}");
     progress::run(
         &format!("record the checksums of {}", directory.display()),
         Command::new("bash")
-            .args([
-                "-ec",
-                &format!(
-                    "set -o pipefail; \
-                     {sums}"
-                ),
-            ])
+            .args(["-ec", &format!("set -o pipefail; {sums}")])
             .current_dir(directory),
     )
 }
@@ -55,13 +47,8 @@ pub fn verify(directory: &Path, names: &[&str]) -> Result<()> {
     }
     let scratch = workspace::process_directory(&std::env::temp_dir(), "guard-sums-")?;
     let list = scratch.join(FILE);
-    fs::write(&list, selected.join("\n") + "\n").with_context(|| {
-        format!(
-            "write \
-             {}",
-            list.display()
-        )
-    })?;
+    fs::write(&list, selected.join("\n") + "\n")
+        .with_context(|| format!("write {}", list.display()))?;
     let outcome = progress::capture(
         Command::new("sha256sum")
             .args(["--check", "--quiet", "--strict"])

@@ -57,8 +57,8 @@ const NAMESPACES: &[&str] = &[
 fn native() -> Result<ExitCode> {
     if !setup::is_root()? {
         bail!(
-            "the native demonstration makes mounts and asks the kernel to refuse things: run it \
-             as root"
+            "the native demonstration makes mounts and asks the kernel to refuse things: run it as \
+             root"
         );
     }
     let binaries = build::for_this_machine()?;

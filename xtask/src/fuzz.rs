@@ -50,8 +50,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     for name in &arguments.targets {
         ensure!(
             known.contains(name),
-            "there is no target `{name}`; there are \
-             {}",
+            "there is no target `{name}`; there are {}",
             known.join(", ")
         );
     }
@@ -85,13 +84,8 @@ fn home() -> PathBuf {
 
 fn targets() -> Result<Vec<String>> {
     let directory = home().join("fuzz_targets");
-    let entries = fs::read_dir(&directory).with_context(|| {
-        format!(
-            "list \
-             {}",
-            directory.display()
-        )
-    })?;
+    let entries =
+        fs::read_dir(&directory).with_context(|| format!("list {}", directory.display()))?;
     let mut names = Vec::new();
     for entry in entries {
         let path = entry?.path();
@@ -150,13 +144,8 @@ impl Target {
             log: workspace::target().join("fuzz").join(format!("{name}.log")),
         };
         for directory in [&target.found, &target.artifacts] {
-            fs::create_dir_all(directory).with_context(|| {
-                format!(
-                    "create \
-                     {}",
-                    directory.display()
-                )
-            })?;
+            fs::create_dir_all(directory)
+                .with_context(|| format!("create {}", directory.display()))?;
         }
         Ok(target)
     }
@@ -175,11 +164,7 @@ impl Target {
         command.arg(format!("-max_total_time={seconds}")).arg("-print_final_stats=1");
         command.arg(&self.found).arg(&self.corpus);
         progress::run_logged(
-            &format!(
-                "fuzz {} for {seconds} \
-                 s",
-                self.name
-            ),
+            &format!("fuzz {} for {seconds} s", self.name),
             &mut command,
             &self.log,
         )

@@ -67,13 +67,8 @@ pub fn fetch() -> Result<()> {
         fs::remove_dir_all(&directory)
             .with_context(|| format!("remove {}", directory.display()))?;
     }
-    fs::rename(&partial, &directory).with_context(|| {
-        format!(
-            "rename {} into \
-             place",
-            partial.display()
-        )
-    })?;
+    fs::rename(&partial, &directory)
+        .with_context(|| format!("rename {} into place", partial.display()))?;
     fs::remove_dir_all(&downloads).with_context(|| format!("remove {}", downloads.display()))?;
     eprintln!("xtask: Incus {version} is in {}", directory.display());
     Ok(())
@@ -135,10 +130,7 @@ mod tests {
         let new = "Inst incus-base (6.0.4-2~bpo12+1 Debian Backports:stable-backports [amd64])";
         assert_eq!(to_install(new).as_deref(), Some("incus-base=6.0.4-2~bpo12+1"));
         assert_eq!(
-            to_install(
-                "Inst passwd [1:4.13-1] (1:4.13-2 Debian-Security:12 \
-                 [amd64])"
-            ),
+            to_install("Inst passwd [1:4.13-1] (1:4.13-2 Debian-Security:12 [amd64])"),
             None
         );
         assert_eq!(to_install("Conf incus-base (6.0.4-2~bpo12+1 Debian [amd64])"), None);

@@ -36,17 +36,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let binaries = build::for_tests()?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let seed = arguments.seed.unwrap_or(now.as_secs());
-    let only: String = arguments
-        .only
-        .iter()
-        .map(|name| {
-            format!(
-                " --only \
-                 {}",
-                vm::quoted(name)
-            )
-        })
-        .collect();
+    let only: String =
+        arguments.only.iter().map(|name| format!(" --only {}", vm::quoted(name))).collect();
     let command = format!("lab --seconds {} --seed {seed}{only}", arguments.seconds);
     let mut boot = guest::machine(arguments.kernel, &binaries, &command);
     boot.limit = Some(Duration::from_secs(arguments.seconds) + BESIDE);

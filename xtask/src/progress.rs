@@ -69,8 +69,7 @@ pub fn capture(command: &mut Command) -> Result<String> {
         .with_context(|| format!("start {}", command.get_program().display()))?;
     if !output.status.success() {
         bail!(
-            "{command:?} failed ({}): \
-             {}",
+            "{command:?} failed ({}): {}",
             output.status,
             String::from_utf8_lossy(&output.stderr).trim()
         );

@@ -25,13 +25,8 @@ pub fn cache() -> Result<PathBuf> {
         .or_else(|| env::var_os("XDG_CACHE_HOME").map(|dir| Path::new(&dir).join("guard-agent")))
         .or_else(|| env::home_dir().map(|home| home.join(".cache/guard-agent")))
         .context("no place for the cache: set GUARD_CACHE, XDG_CACHE_HOME or HOME")?;
-    fs::create_dir_all(&directory).with_context(|| {
-        format!(
-            "create the cache \
-             {}",
-            directory.display()
-        )
-    })?;
+    fs::create_dir_all(&directory)
+        .with_context(|| format!("create the cache {}", directory.display()))?;
     Ok(directory)
 }
 

@@ -52,10 +52,8 @@ impl Record {
 
     /// The line, with its line feed.
     pub fn to_line(&self) -> String {
-        let mut line = serde_json::to_string(self).expect(
-            "a record has string keys and finite \
-             numbers",
-        );
+        let mut line =
+            serde_json::to_string(self).expect("a record has string keys and finite numbers");
         line.push('\n');
         line
     }

@@ -148,8 +148,7 @@ fn one_a_kind() -> Vec<Body> {
             to: "join-failed".to_owned(),
             mode: Name(Mode::Sealed),
             because:
-                "cluster.https_address is 10.0.0.2:8443, and there are no raft nodes; no join \
-                 runs"
+                "cluster.https_address is 10.0.0.2:8443, and there are no raft nodes; no join runs"
                     .to_owned(),
         }),
     ]

@@ -82,11 +82,9 @@ impl<'a> Btf<'a> {
         let part = |field: usize| -> Result<&'a [u8], BtfError> {
             let start = header + u32_at(bytes, field)? as usize;
             let length = u32_at(bytes, field + 4)? as usize;
-            bytes.get(start..start.saturating_add(length)).ok_or(malformed(
-                field,
-                "section beyond \
-                 the end",
-            ))
+            bytes
+                .get(start..start.saturating_add(length))
+                .ok_or(malformed(field, "section beyond the end"))
         };
         let mut btf = Self {
             types: part(8)?,

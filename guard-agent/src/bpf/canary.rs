@@ -85,11 +85,8 @@ const DIRECTORY: &CStr = c"directory";
 
 impl Ground {
     fn new() -> Result<Self, CanaryError> {
-        let mount = detached_ramfs().map_err(|source| CanaryError::Setup {
-            operation: "mount a \
-                        ramfs",
-            source,
-        })?;
+        let mount = detached_ramfs()
+            .map_err(|source| CanaryError::Setup { operation: "mount a ramfs", source })?;
         let status = fstat(&mount).map_err(setup("stat the ramfs"))?;
         let dev = guard_common::policy::kernel_dev(
             nix::sys::stat::major(status.st_dev) as u32,

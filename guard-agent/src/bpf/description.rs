@@ -30,8 +30,8 @@ pub enum DescriptionError {
     #[error("their map {map} has no field `{field}`")]
     NoField { map: &'static str, field: &'static str },
     #[error(
-        "their map {map} has a field `{field}` that enforcement depends on and this agent does \
-         not know"
+        "their map {map} has a field `{field}` that enforcement depends on and this agent does not \
+         know"
     )]
     UnknownField { map: &'static str, field: String },
     #[error("their map {map} is one that enforcement depends on and this agent does not know")]

@@ -30,8 +30,8 @@ pub enum LoadError {
     #[error("this binary was built without the kernel program: build it with `cargo xtask build`")]
     NoObject,
     #[error(
-        "read {VMLINUX_BTF}: the kernel was built without CONFIG_DEBUG_INFO_BTF, or /sys is \
-         not mounted"
+        "read {VMLINUX_BTF}: the kernel was built without CONFIG_DEBUG_INFO_BTF, or /sys is not \
+         mounted"
     )]
     NoBtf(#[source] std::io::Error),
     #[error(transparent)]

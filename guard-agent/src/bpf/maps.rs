@@ -125,8 +125,7 @@ impl<K: Pod, V: Stored<K>> Table<K, V> {
             }
         }
         let what = io::Error::other(format!(
-            "an entry was not whole {TRIES} times: something else writes \
-             it"
+            "an entry was not whole {TRIES} times: something else writes it"
         ));
         Err(self.error("read", MapError::IoError(what)))
     }

@@ -104,10 +104,7 @@ fn prefix(tier: Tier) -> &'static str {
     PREFIXES
         .iter()
         .find(|(known, _)| *known == tier)
-        .expect(
-            "only tiers of BPF programs have \
-             pins",
-        )
+        .expect("only tiers of BPF programs have pins")
         .1
 }
 

@@ -188,10 +188,8 @@ impl Loader {
         let failed = |error: EbpfError| ProgramError::Object(error);
         let mut object = parse(bytes, constants)?;
         let features = aya::features();
-        let types = features.btf().ok_or(ProgramError::Missing {
-            what: "kernel's support of \
-                   BTF",
-        })?;
+        let types =
+            features.btf().ok_or(ProgramError::Missing { what: "kernel's support of BTF" })?;
         let types = object
             .fixup_and_sanitize_btf(types)
             .map_err(|error| failed(error.into()))?
@@ -230,12 +228,9 @@ impl Loader {
         let mut loaded = thread::scope(|scope| {
             let others: Vec<_> = (1..workers).map(|_| scope.spawn(work)).collect();
             let mut loaded = work();
-            loaded.extend(others.into_iter().flat_map(|other| {
-                other.join().expect(
-                    "loading does \
-                     not panic",
-                )
-            }));
+            loaded.extend(
+                others.into_iter().flat_map(|other| other.join().expect("loading does not panic")),
+            );
             loaded
         });
         loaded.sort_by_key(|(index, _)| *index);
@@ -302,8 +297,7 @@ pub fn attach(program: BorrowedFd<'_>) -> Result<OwnedFd, ProgramError> {
         TracepointOpen { name: 0, prog_fd: program.as_raw_fd() as u32, reserved: 0 };
     let number = bpf(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attributes);
     number.map(owned).map_err(|source| ProgramError::System {
-        operation: "attach a program to its \
-                    function",
+        operation: "attach a program to its function",
         source,
     })
 }

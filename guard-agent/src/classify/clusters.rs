@@ -206,8 +206,7 @@ mod tests {
         clusters.learn_mounts(&Snapshot::parse(format!("{new}{old}").as_bytes()));
         assert!(
             !clusters.lacks(&Snapshot::parse(old.as_bytes())),
-            "also after the other mount is \
-             gone"
+            "also after the other mount is gone"
         );
         assert_eq!(clusters.fsid(&servers(&["10.0.0.1:6789"])), Some(F0));
     }

@@ -74,10 +74,7 @@ fn parse_since(text: &str) -> Result<Time, String> {
         return Ok(Time(at));
     }
     let back = parse_duration(text).map_err(|_| {
-        format!(
-            "`{text}` is neither a time (2026-09-21T14:00:00Z) nor a duration \
-             (10m)"
-        )
+        format!("`{text}` is neither a time (2026-09-21T14:00:00Z) nor a duration (10m)")
     })?;
     let back = SignedDuration::try_from(back).map_err(|error| error.to_string())?;
     Timestamp::now().checked_sub(back).map(Time).map_err(|error| error.to_string())
@@ -89,10 +86,9 @@ pub fn render_line(line: &str) -> String {
         return render(&record);
     }
     match serde_json::from_str::<Lagged>(line) {
-        Ok(Lagged { lagged }) => format!(
-            "({lagged} events were missed; they are in the audit \
-             log)"
-        ),
+        Ok(Lagged { lagged }) => {
+            format!("({lagged} events were missed; they are in the audit log)")
+        }
         Err(_) => safe(line),
     }
 }

@@ -49,14 +49,8 @@ impl Follow<'_> {
             shown = shown.min(report.steps.len());
             for step in &report.steps[shown..] {
                 let pool = step.pool.as_deref();
-                let pool = pool.map_or_else(
-                    || {
-                        "Incus's \
-                         own"
-                        .to_owned()
-                    },
-                    |pool| format!("pool {pool}"),
-                );
+                let pool =
+                    pool.map_or_else(|| "Incus's own".to_owned(), |pool| format!("pool {pool}"));
                 say(&format!("{}: {}", safe(&pool), safe(&step.to_string())))?;
                 told = Instant::now();
             }
@@ -65,8 +59,7 @@ impl Follow<'_> {
                 waited = true;
                 let count = report.waiting_for;
                 say(&format!(
-                    "{count} superblocks are unmounted everywhere; waiting for their \
-                     end"
+                    "{count} superblocks are unmounted everywhere; waiting for their end"
                 ))?;
             }
             if !report.running {
@@ -74,20 +67,15 @@ impl Follow<'_> {
             }
             let (passed, limit) = (start.elapsed(), self.limit);
             if passed >= limit {
-                return Err(NodeError::Overdue {
-                    what: "the \
-                           rollback",
-                    limit,
-                    next: next(&root),
-                }
-                .into());
+                return Err(
+                    NodeError::Overdue { what: "the rollback", limit, next: next(&root) }.into()
+                );
             }
             if told.elapsed() >= self.every {
                 told = Instant::now();
                 let (passed, limit) = (passed.as_secs(), limit.as_secs());
                 say(&format!(
-                    "rolling back: {passed} s of at most {limit} s (Ctrl-C: the agent \
-                     goes on)"
+                    "rolling back: {passed} s of at most {limit} s (Ctrl-C: the agent goes on)"
                 ))?;
             }
             if self.interrupt.sleep(BEAT) {
@@ -113,11 +101,8 @@ impl Follow<'_> {
                     if self.stopped && still_runs(&refusal) && Instant::now() < end =>
                 {
                     if self.interrupt.sleep(BEAT) {
-                        let (doing, next) = (
-                            "asking for the \
-                             rollback",
-                            "run the same command again",
-                        );
+                        let (doing, next) =
+                            ("asking for the rollback", "run the same command again");
                         return Err(NodeError::Interrupted { doing, next: next.to_owned() }.into());
                     }
                 }

@@ -56,29 +56,16 @@ fn render_histories(histories: &[NodeHistory]) -> String {
 pub fn render_nodes(nodes: &[NodeReport]) -> String {
     let mut shown = String::new();
     for node in nodes {
-        let kept = node
-            .kept
-            .as_ref()
-            .map(|kept| {
-                format!(
-                    " (was \
-                     {})",
-                    safe(kept)
-                )
-            })
-            .unwrap_or_default();
+        let kept =
+            node.kept.as_ref().map(|kept| format!(" (was {})", safe(kept))).unwrap_or_default();
         let row =
             vec![safe(&node.root), format!("{}{kept}", safe(&node.state)), node.mode.to_string()];
         shown.push_str(&text::table("  ", &[row]));
         if !node.unconfirmed.is_empty() {
-            let pools = node.unconfirmed.iter().map(|pool| safe(pool)).collect::<Vec<_>>().join(
-                ", \
-                 ",
-            );
-            let content = format!(
-                "not guarded before a look at local.db has spoken for them: \
-                 {pools}"
-            );
+            let pools =
+                node.unconfirmed.iter().map(|pool| safe(pool)).collect::<Vec<_>>().join(", ");
+            let content =
+                format!("not guarded before a look at local.db has spoken for them: {pools}");
             shown.push_str(&text::wrap("    ", 6, &content));
         }
         if let Some(because) = &node.because {

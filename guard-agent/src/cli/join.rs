@@ -227,8 +227,7 @@ impl Join<'_> {
                 told = Instant::now();
                 let (passed, limit) = (start.elapsed().as_secs(), self.args.wait.as_secs());
                 say(&format!(
-                    "the node is {last}: {passed} s of at most {limit} s (Ctrl-C ends the \
-                     wait)"
+                    "the node is {last}: {passed} s of at most {limit} s (Ctrl-C ends the wait)"
                 ))?;
             }
             if self.interrupt.sleep(BEAT) {
@@ -254,12 +253,10 @@ impl Join<'_> {
                 );
             }
             say(&format!("{root}: joined: its pools are guarded"))?;
-            return report.warning.iter().try_for_each(|warning| {
-                say(&format!(
-                    "warning: \
-                     {warning}"
-                ))
-            });
+            return report
+                .warning
+                .iter()
+                .try_for_each(|warning| say(&format!("warning: {warning}")));
         }
         let pools = rollback::pools(self.global, self.node)?;
         if self.interrupt.came() {

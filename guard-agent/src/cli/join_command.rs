@@ -73,8 +73,7 @@ pub fn run(
         drop(say(&format!("the command runs: {passed} s of at most {limit} s (Ctrl-C ends it)")));
     };
     let early = match wait::for_child(&mut child, patience, &mut alive)
-        .map_err(io("wait for the \
-                     command"))?
+        .map_err(io("wait for the command"))?
     {
         Ok(status) => return Ok(status.to_string()),
         Err(early) => early,

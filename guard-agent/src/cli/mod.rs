@@ -277,10 +277,6 @@ mod tests;
 
 /// A duration on the command line, such as `10m`.
 fn parse_duration(text: &str) -> Result<Duration, String> {
-    duration::parse(text).ok_or_else(|| {
-        format!(
-            "`{text}` is no duration: write it like 90s, 10m \
-             or 1h30m"
-        )
-    })
+    duration::parse(text)
+        .ok_or_else(|| format!("`{text}` is no duration: write it like 90s, 10m or 1h30m"))
 }

@@ -123,8 +123,7 @@ impl NodeError {
             Self::NotRoot => "run it as root (sudo guardctl …)",
             Self::OtherNamespace => "run it on the host: nsenter --mount --target 1 guardctl …",
             Self::OnNetwork { .. } => {
-                "what is below it belongs to others: this is nothing for \
-                 guardctl"
+                "what is below it belongs to others: this is nothing for guardctl"
             }
             Self::Instances { .. } => {
                 "stop them (incus stop --all --all-projects, or end the processes), then try \
@@ -231,11 +230,9 @@ pub fn require_host() -> Result<(), NodeError> {
     }
     // A container's PID 1 is in the container's mount namespace too.
     let foreign = host_view::foreign_pid_namespace();
-    match foreign.map_err(|source| NodeError::Io {
-        operation: "look at this PID \
-                    namespace",
-        source,
-    })? {
+    match foreign
+        .map_err(|source| NodeError::Io { operation: "look at this PID namespace", source })?
+    {
         Some(_) => Err(NodeError::OtherNamespace),
         None => Ok(()),
     }

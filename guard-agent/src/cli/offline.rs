@@ -178,14 +178,8 @@ pub fn render(report: &OfflineReport) -> String {
     }
     line(
         &mut text,
-        "in \
-         force",
-        report.in_force.as_ref().map_or(
-            "not known \
-             (below)"
-                .to_owned(),
-            in_force,
-        ),
+        "in force",
+        report.in_force.as_ref().map_or("not known (below)".to_owned(), in_force),
     );
     if let Some(policy) = &report.policy {
         line(&mut text, "policy", last_policy(policy));
@@ -199,11 +193,7 @@ pub fn render(report: &OfflineReport) -> String {
     line(
         &mut text,
         "answered",
-        format!(
-            "by pins and files, {}, not by an \
-             agent",
-            time(report.time)
-        ),
+        format!("by pins and files, {}, not by an agent", time(report.time)),
     );
     if let Some(pools) = &report.pools {
         section(&mut text, "pools", pool_table::render(pools));
@@ -281,8 +271,7 @@ fn last_agent(Known { time: at, what }: &Known<AgentBody>) -> String {
         AgentChange::Upgraded => "started (upgraded)",
     };
     format!(
-        "{} ({}), pid {}, {did} \
-         {}",
+        "{} ({}), pid {}, {did} {}",
         safe(&what.version),
         safe(&what.build),
         what.pid,

@@ -70,16 +70,10 @@ fn report() -> OfflineReport {
         records.iter().find(|record| format!("{:?}", record.kind) == kind).unwrap().clone()
     };
     let crate::audit::Body::Agent(agent) = find("Agent").body else {
-        panic!(
-            "no record of the \
-             agent"
-        )
+        panic!("no record of the agent")
     };
     let crate::audit::Body::Policy(policy) = find("Policy").body else {
-        panic!(
-            "no record of a \
-             policy"
-        )
+        panic!("no record of a policy")
     };
     OfflineReport {
         posture: Posture {
@@ -97,9 +91,7 @@ fn report() -> OfflineReport {
             state: "join-failed".to_owned(),
             since: at(40),
             because: Some(
-                "cluster.https_address is 10.0.0.2:8443, and there are no raft \
-                 nodes"
-                    .to_owned(),
+                "cluster.https_address is 10.0.0.2:8443, and there are no raft nodes".to_owned(),
             ),
         }]),
         counters: Some(Counters {

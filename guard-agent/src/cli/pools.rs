@@ -81,8 +81,7 @@ fn place(pool: &PoolReport) -> String {
         }
     };
     format!(
-        "{} {}, id {}, \
-         {mounted}",
+        "{} {}, id {}, {mounted}",
         safe(&pool.filesystem),
         safe(&pool.device),
         safe(&pool.pool_id)

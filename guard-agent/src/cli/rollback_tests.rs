@@ -55,8 +55,7 @@ fn what_remains_is_told_with_who_holds_it_and_what_to_do() {
     let report = report(Some(outcome));
     let text = verdict(&report);
     for part in [
-        "1 superblocks \
-         remain",
+        "1 superblocks remain",
         "/data in mount namespace 9 (of process 77)",
         "process 42",
         "fix: end",
@@ -162,10 +161,7 @@ fn a_container_in_the_way_is_told_while_incus_can_still_stop_it() {
     std::fs::write(container.join("mountinfo"), table).unwrap();
     let error = no_guests(&node, &[pool]).unwrap_err();
     assert!(
-        error.to_string().contains(
-            "c1 (process 70) has pool shared mounted at \
-             /data"
-        ),
+        error.to_string().contains("c1 (process 70) has pool shared mounted at /data"),
         "{error}"
     );
     assert_eq!(error.exit(), Exit::Refused);

@@ -56,10 +56,9 @@ fn still_sealed(pool: &PoolReport) -> Option<String> {
              release {} --reason TEXT",
             safe(&pool.name)
         )),
-        ModeCause::Policy => Some(format!(
-            "the policy of the root {root} seals it: mode = \
-             \"sealed\""
-        )),
+        ModeCause::Policy => {
+            Some(format!("the policy of the root {root} seals it: mode = \"sealed\""))
+        }
         ModeCause::Operator | ModeCause::Expiry => None,
     }
 }

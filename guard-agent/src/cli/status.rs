@@ -117,8 +117,7 @@ fn policy(report: &PolicyReport) -> String {
         &mut text,
         "policy",
         format!(
-            "{path}, generation {}, sha256 {}, loaded \
-             {loaded}",
+            "{path}, generation {}, sha256 {}, loaded {loaded}",
             report.generation,
             safe(&hash)
         ),

@@ -87,12 +87,8 @@ fn incus_is_held_before_it_is_stopped() {
     assert_eq!(result.unwrap().hold, machine.hold());
     assert_eq!(machine.hold().unwrap().ran, ["incus.socket", "incus.service"]);
     assert_eq!(machine.changes(), ["daemon-reload", STOP]);
-    for part in [
-        "kept from starting: \
-         ",
-        "instances run on",
-        "stopped: incus.socket, incus.service",
-    ] {
+    for part in ["kept from starting: ", "instances run on", "stopped: incus.socket, incus.service"]
+    {
         assert!(text.contains(part), "{part}: {text}");
     }
 }
@@ -112,13 +108,7 @@ fn a_join_starts_what_was_stopped() {
     assert_eq!(reach(&machine), Some(Reach::Up));
     assert_eq!(
         machine.changes(),
-        [
-            "daemon-reload",
-            STOP,
-            "daemon-reload",
-            "start -- \
-             incus.socket"
-        ]
+        ["daemon-reload", STOP, "daemon-reload", "start -- incus.socket"]
     );
 }
 
@@ -132,10 +122,7 @@ fn after_a_rollback_incus_may_start_again_and_the_operator_knows_how() {
         machine.with(limit, |stop, say| after(stop, hold.as_ref(), true, false, say));
     ended.unwrap();
     assert!(
-        text.contains(
-            "guardctl rollback \
-             --release-hold"
-        ) && machine.hold().is_some(),
+        text.contains("guardctl rollback --release-hold") && machine.hold().is_some(),
         "{text}"
     );
     let (ended, text) =

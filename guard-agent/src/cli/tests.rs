@@ -183,24 +183,17 @@ fn the_command_line_is_understood() {
     use clap::CommandFactory;
     Cli::command().debug_assert();
     let parse = |line: &str| Cli::try_parse_from(line.split(' '));
-    let cli = parse(
-        "guardctl release default --ttl 1h30m --reason why --json --run-dir \
-         /r",
-    )
-    .unwrap();
+    let cli =
+        parse("guardctl release default --ttl 1h30m --reason why --json --run-dir /r").unwrap();
     assert!(cli.global.json && cli.global.run_dir == Path::new("/r"));
     let Command::Release(args) = cli.command else { panic!("another command") };
     assert_eq!((args.ttl, args.reason.as_str()), (Some(Duration::from_secs(5_400)), "why"));
     let cli = parse("guardctl events -f -n 5 --kind lease --since 2026-09-21T14:13:20Z").unwrap();
     let Command::Events(args) = cli.command else { panic!("another command") };
     assert_eq!((args.follow, args.lines, args.since), (true, 5, Some(at(0))));
-    for wrong in [
-        "release default --ttl 10 --reason \
-         r",
-        "release default",
-        "events --since soon",
-        "frob",
-    ] {
+    for wrong in
+        ["release default --ttl 10 --reason r", "release default", "events --since soon", "frob"]
+    {
         assert!(parse(&format!("guardctl {wrong}")).is_err(), "{wrong}");
     }
 }
@@ -216,13 +209,7 @@ fn no_agent_is_exit_code_five_with_advice() {
     explain(&error, &mut text);
     let text = String::from_utf8(text).unwrap();
     assert!(
-        text.contains(
-            "No such \
-             file"
-        ) && text.contains(
-            "fix: is it running? systemctl \
-             status"
-        ),
+        text.contains("No such file") && text.contains("fix: is it running? systemctl status"),
         "{text}"
     );
 }

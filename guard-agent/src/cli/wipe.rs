@@ -146,17 +146,8 @@ fn may_wipe(global: &Global, args: &WipeArgs, node: &Node) -> Result<(), CliErro
     }
     let local = local_pools(node)?;
     if !local.is_empty() && !args.despite_local_pools {
-        let pools = local
-            .iter()
-            .map(|pool| {
-                format!(
-                    "{} (fix: \
-                     {})",
-                    pool.describe(),
-                    pool.fix()
-                )
-            })
-            .collect();
+        let pools =
+            local.iter().map(|pool| format!("{} (fix: {})", pool.describe(), pool.fix())).collect();
         return Err(NodeError::LocalPools { root: node.root.clone(), pools }.into());
     }
     let pools = pools(global, node)?;

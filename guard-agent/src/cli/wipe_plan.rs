@@ -66,17 +66,7 @@ pub fn plan(global: &Global, node: &Node) -> Result<Plan, CliError> {
         daemon: stop::daemon(node)?,
         pools: pools
             .iter()
-            .map(|pool| {
-                format!(
-                    "{} at \
-                     {}",
-                    pool.name,
-                    pool.mountpoints.join(
-                        ", \
-                         "
-                    )
-                )
-            })
+            .map(|pool| format!("{} at {}", pool.name, pool.mountpoints.join(", ")))
             .collect(),
         unmounts: own,
         obstacles,
@@ -89,38 +79,22 @@ pub fn plan(global: &Global, node: &Node) -> Result<Plan, CliError> {
 pub fn render(plan: &Plan) -> String {
     let root = safe(&plan.root.display().to_string());
     let mut text = format!("guardctl wipe --yes would empty {root}:\n");
-    let running = if matches!(plan.daemon, Daemon::Stopped) {
-        "Incus does not \
-         run"
-    } else {
-        "Incus runs"
-    };
+    let running =
+        if matches!(plan.daemon, Daemon::Stopped) { "Incus does not run" } else { "Incus runs" };
     let stop = match &plan.unit {
         Some(unit) => format!("keep {unit} from starting, stop it and its sockets"),
         None => "SIGTERM to incusd".to_owned(),
     };
     text.push_str(&format!("  1. {stop} ({running})\n"));
     let or_none = |list: Vec<String>| {
-        if list.is_empty() {
-            "none".to_owned()
-        } else {
-            list.join(
-                "; \
-                 ",
-            )
-        }
+        if list.is_empty() { "none".to_owned() } else { list.join("; ") }
     };
     text.push_str(&format!(
         "  2. roll back pools: {}\n",
         or_none(plan.pools.iter().map(|pool| safe(pool)).collect())
     ));
     let own = |mount: &OwnMount| {
-        format!(
-            "{} \
-             ({})",
-            safe(&mount.mountpoint.display().to_string()),
-            mount.fs_type
-        )
+        format!("{} ({})", safe(&mount.mountpoint.display().to_string()), mount.fs_type)
     };
     text.push_str(&format!(
         "  3. unmount Incus's own: {}\n",

@@ -60,9 +60,9 @@ impl ClientError {
             Self::Unreachable { .. } => {
                 "is it running? systemctl status guard-agent (another --run-dir?)".to_owned()
             }
-            Self::Permission { .. } => "run it as root, or as a member of the group \
-                                        `guard`"
-                .to_owned(),
+            Self::Permission { .. } => {
+                "run it as root, or as a member of the group `guard`".to_owned()
+            }
             Self::Broken { .. } | Self::Closed => {
                 "systemctl status guard-agent; journalctl -u guard-agent".to_owned()
             }

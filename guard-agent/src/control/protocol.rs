@@ -275,10 +275,8 @@ impl Lagged {
 }
 
 fn to_line(value: &impl Serialize) -> String {
-    let mut line = serde_json::to_string(value).expect(
-        "the protocol has string keys and finite \
-         numbers",
-    );
+    let mut line =
+        serde_json::to_string(value).expect("the protocol has string keys and finite numbers");
     line.push('\n');
     line
 }
@@ -338,8 +336,7 @@ mod tests {
             (r#"{"protocol":1,"request":"seal","pool":"a","force":true}"#, "unknown field `force`"),
             (
                 r#"{"protocol":1,"request":"policy-reload","dry_run":true}"#,
-                "unknown field \
-                 `dry_run`",
+                "unknown field `dry_run`",
             ),
             ("[1]", "JSON object"),
             ("", "EOF"),

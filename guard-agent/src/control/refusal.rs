@@ -94,24 +94,22 @@ impl Refusal {
     pub fn fix(&self) -> String {
         match self {
             Self::NotRoot { .. } => "run it as root (sudo guardctl …)".to_owned(),
-            Self::NotReader { group, .. } => format!(
-                "run it as root, or: usermod -aG {group} \
-                 <user>"
-            ),
-            Self::UnknownPool { .. } => "name the pool by name, mountpoint or id: guardctl \
-                                         pools"
-                .to_owned(),
-            Self::AmbiguousPool { .. } => "name it by id, mountpoint or device: guardctl \
-                                           pools"
-                .to_owned(),
+            Self::NotReader { group, .. } => {
+                format!("run it as root, or: usermod -aG {group} <user>")
+            }
+            Self::UnknownPool { .. } => {
+                "name the pool by name, mountpoint or id: guardctl pools".to_owned()
+            }
+            Self::AmbiguousPool { .. } => {
+                "name it by id, mountpoint or device: guardctl pools".to_owned()
+            }
             Self::TtlTooLong { max_seconds, .. } => {
                 format!("ask for --ttl {max_seconds}s at most, or raise the limit in the policy")
             }
             Self::TtlZero => "give --ttl, e.g. --ttl 10m".to_owned(),
             Self::ReasonMissing => "give --reason: it is written to the audit log".to_owned(),
             Self::TooManyLeases { .. } => {
-                "wait until one has ended, or end one: guardctl lease list, guardctl lease \
-                 revoke"
+                "wait until one has ended, or end one: guardctl lease list, guardctl lease revoke"
                     .to_owned()
             }
             Self::SharedCgroup { .. } => {
@@ -153,17 +151,15 @@ impl Refusal {
 fn node_fix(root: &str, refusal: &crate::join::Refusal) -> String {
     use crate::join::Refusal as Node;
     match refusal {
-        Node::NotFailed { state: "joining" } => "wait until the join has ended: guardctl \
-                                                 status"
-            .to_owned(),
+        Node::NotFailed { state: "joining" } => {
+            "wait until the join has ended: guardctl status".to_owned()
+        }
         Node::NotFailed { state: "joined" } => {
-            "a member leaves by `incus cluster remove`, on another member; its pools go with \
-             that"
+            "a member leaves by `incus cluster remove`, on another member; its pools go with that"
                 .to_owned()
         }
         Node::NotFailed { .. } => {
-            "no join has failed here: its pools are its own (incus admin shutdown unmounts \
-             them)"
+            "no join has failed here: its pools are its own (incus admin shutdown unmounts them)"
                 .to_owned()
         }
         Node::NotFitToJoin { state: "rolling-back" } | Node::RollingBack => {

@@ -77,11 +77,8 @@ fn bind_privately(private: &Path, path: &Path, group: Option<Gid>) -> Result<Bou
     if let Some(group) = group.filter(|_| geteuid().is_root()) {
         chown(&name, None, Some(group.as_raw())).map_err(failed("change the group of", &name))?;
     }
-    fs::set_permissions(&name, Permissions::from_mode(0o660)).map_err(failed(
-        "change the mode \
-         of",
-        &name,
-    ))?;
+    fs::set_permissions(&name, Permissions::from_mode(0o660))
+        .map_err(failed("change the mode of", &name))?;
     listener.set_nonblocking(true).map_err(failed("make non-blocking", &name))?;
     let identity = identity(&fs::symlink_metadata(&name).map_err(failed("look at", &name))?);
     fs::rename(&name, path).map_err(failed("rename the new socket to", path))?;

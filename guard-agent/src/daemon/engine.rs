@@ -40,10 +40,10 @@ impl Owner {
             &self.options.state_dir,
             &boot_id,
         )?;
-        self.answers = Some(reactor::watch(pipe, Interest::READABLE).map_err(failed(
-            "watch the responder's \
-             records",
-        ))?);
+        self.answers = Some(
+            reactor::watch(pipe, Interest::READABLE)
+                .map_err(failed("watch the responder's records"))?,
+        );
         self.engine = Some(engine);
         self.tier = Some(Tier::Fanotify);
         let why = match self.passed_over.is_empty() {

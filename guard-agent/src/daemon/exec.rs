@@ -129,8 +129,7 @@ impl Owner {
             tracing::error!(
                 lease = lease.id,
                 error,
-                "the pool's mounts are sealed again with the \
-                 next look"
+                "the pool's mounts are sealed again with the next look"
             );
         }
     }

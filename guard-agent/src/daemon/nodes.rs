@@ -142,8 +142,7 @@ impl Owner {
             if let Some(problem) = problem {
                 tracing::error!(
                     problem,
-                    "a node's journal could not be understood: its pools are \
-                     sealed"
+                    "a node's journal could not be understood: its pools are sealed"
                 );
                 self.troubles.set(posture::STATE_LOST, problem);
             }

@@ -37,17 +37,8 @@ impl Owner {
         }
         may_begin(&root, self.daemon_of(&root))?;
         self.nodes.rollbacks.allow(&root, allowed);
-        let asked = self.ask_node(
-            &root,
-            Event::RollbackAsked {
-                by: format!(
-                    "uid \
-                     {}",
-                    peer.uid
-                ),
-            },
-            mounts,
-        );
+        let asked =
+            self.ask_node(&root, Event::RollbackAsked { by: format!("uid {}", peer.uid) }, mounts);
         if asked.is_err() {
             self.nodes.rollbacks.allow_nothing(&root);
         }

@@ -237,11 +237,7 @@ impl Owner {
         let Some(programs) = &self.programs else { return };
         let pinned = programs.is_pinned();
         self.troubles.set_if(posture::UNPINNED, || {
-            (!pinned).then(|| {
-                "a link is no longer \
-                 pinned"
-                    .to_owned()
-            })
+            (!pinned).then(|| "a link is no longer pinned".to_owned())
         });
         match canary::prove(&mut self.maps, programs.tokens()) {
             Ok(()) => {
@@ -298,8 +294,7 @@ impl Owner {
         self.troubles.set_if(posture::MOUNT_TABLE, || {
             let problem = self.snapshot.problems().first()?;
             Some(format!(
-                "{} lines could not be read; the first: \
-                 {problem}",
+                "{} lines could not be read; the first: {problem}",
                 self.snapshot.problems().len()
             ))
         });
@@ -360,8 +355,7 @@ impl Owner {
             if self.overrides.sealed.insert(pool.pool_id) {
                 tracing::info!(
                     pool = pool.name,
-                    "the id of a sealed pool has changed: it stays \
-                     sealed"
+                    "the id of a sealed pool has changed: it stays sealed"
                 );
                 self.state.adopt_seals(&self.overrides.sealed);
             }

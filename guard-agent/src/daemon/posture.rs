@@ -267,8 +267,7 @@ pub(super) fn without_actor(
         };
         let absent: Vec<String> = absent.into_iter().map(path).collect();
         Some(format!(
-            "pool {}: none of its actors is on this host \
-             ({})",
+            "pool {}: none of its actors is on this host ({})",
             pool.name,
             absent.join(", ")
         ))
@@ -282,10 +281,9 @@ fn rejection(rejected: &RejectedPolicy) -> String {
     let first = rejected.errors.first().map_or("no reason was given", String::as_str);
     match rejected.errors.len() {
         0 | 1 => format!("the policy file on disk is not in force: {first}"),
-        lines => format!(
-            "the policy file on disk is not in force; the first of {lines} lines: \
-             {first}"
-        ),
+        lines => {
+            format!("the policy file on disk is not in force; the first of {lines} lines: {first}")
+        }
     }
 }
 

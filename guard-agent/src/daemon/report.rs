@@ -130,10 +130,7 @@ impl Owner {
                             .map(|p| chain(p))
                             .find(|p| p.contains(&path));
                         problem.unwrap_or_else(|| {
-                            format!(
-                                "{path} is not there: it is guarded when it \
-                                 appears"
-                            )
+                            format!("{path} is not there: it is guarded when it appears")
                         })
                     }),
                     filesystems: root.filesystems().to_vec(),

@@ -38,13 +38,8 @@ pub(super) fn requester(
         return Err(failed("the requester's process is not known".to_owned()));
     };
     let path = proc_root.join(pid.to_string()).join("cgroup");
-    let text = fs::read_to_string(&path).map_err(|error| {
-        failed(format!(
-            "read {}: \
-             {error}",
-            path.display()
-        ))
-    })?;
+    let text = fs::read_to_string(&path)
+        .map_err(|error| failed(format!("read {}: {error}", path.display())))?;
     let cgroup = text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/").to_owned();
     let directory = roots::cgroup_directory(&cgroup, snapshot)
         .ok_or_else(|| failed("no cgroup v2 hierarchy is mounted".to_owned()))?;

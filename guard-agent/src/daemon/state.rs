@@ -211,16 +211,8 @@ fn understand(texts: Vec<(PathBuf, Vec<u8>)>, boot_id: &str) -> Found {
     if state.is_some() || damaged.is_empty() {
         return Found { state, damaged, lost: None };
     }
-    let list: Vec<String> = damaged
-        .iter()
-        .map(|(path, why)| {
-            format!(
-                "{}: \
-                 {why}",
-                path.display()
-            )
-        })
-        .collect();
+    let list: Vec<String> =
+        damaged.iter().map(|(path, why)| format!("{}: {why}", path.display())).collect();
     let lost = format!("{} ({} seals found in what is left)", list.join("; "), salvaged.len());
     let state = State { sealed: salvaged, ..State::empty(boot_id) };
     Found { state: Some(state), damaged, lost: Some(lost) }

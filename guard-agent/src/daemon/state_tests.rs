@@ -223,8 +223,7 @@ fn of_two_good_files_the_newer_one_holds() {
     assert_eq!(
         found(&newer, &older).sealed.len(),
         1,
-        "an unseal, and a copy that was not written \
-         any more"
+        "an unseal, and a copy that was not written any more"
     );
     assert_eq!(found(&older, &newer).sealed.len(), 1);
 }

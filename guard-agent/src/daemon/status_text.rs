@@ -17,21 +17,10 @@ pub(super) struct Facts<'a> {
 
 impl Facts<'_> {
     pub fn running(&self) -> String {
-        let sealed = if self.sealed > 0 {
-            format!(
-                " ({} \
-                 sealed)",
-                self.sealed
-            )
-        } else {
-            String::new()
-        };
+        let sealed =
+            if self.sealed > 0 { format!(" ({} sealed)", self.sealed) } else { String::new() };
         let leases = if self.leases > 0 {
-            format!(
-                ", \
-                 {}",
-                counted(self.leases, "lease")
-            )
+            format!(", {}", counted(self.leases, "lease"))
         } else {
             String::new()
         };
@@ -42,8 +31,7 @@ impl Facts<'_> {
             None => format!("policy generation {}", self.policy),
         };
         format!(
-            "{}; {}{sealed}{leases}; \
-             {policy}",
+            "{}; {}{sealed}{leases}; {policy}",
             self.posture_text(),
             counted(self.pools, "pool")
         )
@@ -58,9 +46,9 @@ impl Facts<'_> {
                  unload)",
                 counted(self.pools, "pool")
             ),
-            (Some(State::AuditOnly), _) => "stopped; policy only observes: nothing is \
-                                            denied"
-                .to_owned(),
+            (Some(State::AuditOnly), _) => {
+                "stopped; policy only observes: nothing is denied".to_owned()
+            }
             _ => "stopped; nothing is enforced".to_owned(),
         }
     }
@@ -73,28 +61,11 @@ impl Facts<'_> {
             State::AuditOnly => "audit-only",
             State::Inactive => "inactive",
         };
-        let tier = posture
-            .tier
-            .map(|tier| {
-                format!(
-                    " in tier \
-                     {}",
-                    tier.0.name()
-                )
-            })
-            .unwrap_or_default();
+        let tier =
+            posture.tier.map(|tier| format!(" in tier {}", tier.0.name())).unwrap_or_default();
         let codes: Vec<&str> = posture.reasons.iter().map(|reason| reason.code.as_str()).collect();
-        let codes = if codes.is_empty() {
-            String::new()
-        } else {
-            format!(
-                " ({})",
-                codes.join(
-                    ", \
-                     "
-                )
-            )
-        };
+        let codes =
+            if codes.is_empty() { String::new() } else { format!(" ({})", codes.join(", ")) };
         format!("{state}{tier}{codes}")
     }
 }
@@ -132,8 +103,8 @@ mod tests {
         (facts.sealed, facts.leases, facts.rejected) = (1, 3, Some("/etc/p.toml:3:1: unknown key"));
         assert_eq!(
             facts.running(),
-            "enforcing in tier bpf-lsm; 2 pools (1 sealed), 3 leases; \
-             policy rejected, generation 1 stays: /etc/p.toml:3:1: unknown key"
+            "enforcing in tier bpf-lsm; 2 pools (1 sealed), 3 leases; policy rejected, generation \
+             1 stays: /etc/p.toml:3:1: unknown key"
         );
         let degraded = posture(State::Degraded, Some(Tier::Fanotify), "tier-fanotify");
         facts.posture = Some(&degraded);
@@ -148,10 +119,9 @@ mod tests {
             Facts { posture, pools: 2, sealed: 0, leases: 0, policy: 1, rejected: None }.stopped()
         };
         let enforcing = posture(State::Enforcing, Some(Tier::BpfLsm), "");
-        assert!(stopped(Some(&enforcing)).contains(
-            "enforcement goes on in tier bpf-lsm for 2 \
-             pools"
-        ));
+        assert!(
+            stopped(Some(&enforcing)).contains("enforcement goes on in tier bpf-lsm for 2 pools")
+        );
         for nothing in [None, Some(&posture(State::Inactive, None, ""))] {
             assert_eq!(stopped(nothing), "stopped; nothing is enforced");
         }

@@ -163,8 +163,7 @@ impl Succession {
             // They are detached all the same.
             tracing::warn!(
                 error = chain(&error),
-                "programs that have been replaced are still \
-                 held"
+                "programs that have been replaced are still held"
             );
         }
         Ok(retired)

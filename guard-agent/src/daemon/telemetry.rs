@@ -71,8 +71,7 @@ impl Owner {
             unrecorded.saturating_sub(std::mem::replace(&mut self.unrecorded_seen, unrecorded));
         self.troubles.set_if(posture::INCIDENTS, || {
             let detail = format!(
-                "{more} more decisions belong to incidents that found no place: \
-                 {unrecorded} by now"
+                "{more} more decisions belong to incidents that found no place: {unrecorded} by now"
             );
             (more > 0).then_some(detail)
         });

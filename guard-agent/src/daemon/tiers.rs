@@ -169,12 +169,7 @@ impl Owner {
         };
         self.troubles.set_if(posture::OTHER_TIER, || {
             (!choice.accepts(tier)).then(|| {
-                format!(
-                    "policy asks for {}, and {} is in \
-                     force",
-                    choice.name(),
-                    tier.name()
-                )
+                format!("policy asks for {}, and {} is in force", choice.name(), tier.name())
             })
         });
         let best = self.state.state.tier.map(|name| name.0);

@@ -15,14 +15,13 @@ pub(super) fn boot_parameter(facts: &HostFacts, list: &[String]) -> String {
     let steps = match facts.bootloader {
         Bootloader::ProxmoxBootTool => {
             format!(
-                "{replace} in the line of /etc/kernel/cmdline, then: proxmox-boot-tool refresh \
-                 && reboot"
+                "{replace} in the line of /etc/kernel/cmdline, then: proxmox-boot-tool refresh && \
+                 reboot"
             )
         }
         Bootloader::GrubDebian => {
             format!(
-                "{replace} in GRUB_CMDLINE_LINUX in /etc/default/grub, then: update-grub && \
-                 reboot"
+                "{replace} in GRUB_CMDLINE_LINUX in /etc/default/grub, then: update-grub && reboot"
             )
         }
         Bootloader::Grubby => match facts.lsm_parameter() {

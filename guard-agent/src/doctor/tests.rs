@@ -102,11 +102,7 @@ fn what_the_kernel_says_goes_before_what_the_host_looks_like() {
     // It looks fit, and the verifier refuses.
     let facts = tried(
         host(&[]),
-        &[(
-            Tier::BpfLsm,
-            "the kernel refused to load program guard_path_unlink: \
-             EACCES",
-        )],
+        &[(Tier::BpfLsm, "the kernel refused to load program guard_path_unlink: EACCES")],
     );
     let tier = check(&facts, "tier-bpf-lsm");
     assert_eq!(tier.state, CheckState::Warn);
@@ -209,8 +205,7 @@ fn the_fix_names_the_hosts_boot_loader() {
         ),
         (
             &[("usr/sbin/proxmox-boot-tool", ""), ("usr/sbin/update-grub", "")],
-            "update-grub && \
-             reboot",
+            "update-grub && reboot",
         ),
         (
             &[("usr/sbin/grubby", "")],

@@ -32,12 +32,8 @@ pub(super) fn tiers(facts: &HostFacts) -> [Check; 3] {
 
 fn available(facts: &HostFacts, tier: Tier) -> String {
     // Only a trial knows what the kernel says.
-    let word = if facts.trials.of(tier).is_some() {
-        "available"
-    } else {
-        "looks available (not \
-         tried)"
-    };
+    let word =
+        if facts.trials.of(tier).is_some() { "available" } else { "looks available (not tried)" };
     let rest = match tier {
         Tier::FmodRet => ": taken where bpf-lsm is not",
         Tier::Fanotify => ": taken where neither is, and leaves much open (README)",

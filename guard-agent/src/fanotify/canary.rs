@@ -89,13 +89,8 @@ impl Ground {
             Some(Err(errno)) => return Err(setup("open a directory that must be refused")(errno)),
             None => {
                 give_up();
-                let late = io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    format!(
-                        "no answer within \
-                         {bound:?}"
-                    ),
-                );
+                let late =
+                    io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {bound:?}"));
                 return Err(setup("open a directory that must be refused")(late));
             }
         }
@@ -103,13 +98,8 @@ impl Ground {
             Some(opened) => opened.map_err(setup("open a directory without an entry"))?,
             None => {
                 give_up();
-                let late = io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    format!(
-                        "no answer within \
-                         {bound:?}"
-                    ),
-                );
+                let late =
+                    io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {bound:?}"));
                 return Err(setup("open a directory without an entry")(late));
             }
         }
@@ -131,10 +121,9 @@ impl Ground {
     }
 
     fn prove_seal(&self) -> Result<(), CanaryError> {
-        let mount = File::from(self.mount.as_fd().try_clone_to_owned().map_err(setup(
-            "copy the \
-             descriptor",
-        ))?);
+        let mount = File::from(
+            self.mount.as_fd().try_clone_to_owned().map_err(setup("copy the descriptor"))?,
+        );
         marks::set_read_only(&mount, true).map_err(setup("make a mount read-only"))?;
         let created = self.create();
         marks::set_read_only(&mount, false).map_err(setup("make a mount writable"))?;
@@ -161,10 +150,9 @@ impl Ground {
 pub fn try_marks() -> Result<(), CanaryError> {
     let ground = Ground::new()?;
     ground.prove_seal()?;
-    let mount = File::from(ground.mount.as_fd().try_clone_to_owned().map_err(setup(
-        "copy the \
-         descriptor",
-    ))?);
+    let mount = File::from(
+        ground.mount.as_fd().try_clone_to_owned().map_err(setup("copy the descriptor"))?,
+    );
     let group = marks::group().map_err(setup("make a fanotify group for permission events"))?;
     marks::mark(&group, &mount).map_err(setup("mark a mount for permission events"))
 }

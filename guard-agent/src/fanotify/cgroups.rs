@@ -272,8 +272,7 @@ mod tests {
         assert_eq!(
             answers.kept(4, 1),
             None,
-            "nor does an earlier number bring back what was kept \
-             for it"
+            "nor does an earlier number bring back what was kept for it"
         );
     }
 
@@ -290,8 +289,7 @@ mod tests {
         assert_eq!(
             cgroups.find(Path::new("/gone")),
             None,
-            "its id speaks for no other of the \
-             name"
+            "its id speaks for no other of the name"
         );
     }
 }

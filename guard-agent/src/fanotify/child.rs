@@ -56,8 +56,7 @@ impl Responder {
                 return Ok(responder);
             }
             tracing::warn!(
-                "the responder gets no scope of its own: it stays in the agent's \
-                 cgroup"
+                "the responder gets no scope of its own: it stays in the agent's cgroup"
             );
             responder.kill();
             responder.reap();

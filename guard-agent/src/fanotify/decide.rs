@@ -158,8 +158,7 @@ mod tests {
             assert_eq!(
                 answer(entry, read_only, asker),
                 expected,
-                "{entry:?} {read_only} \
-                 {asker:?}"
+                "{entry:?} {read_only} {asker:?}"
             );
         }
     }

@@ -233,15 +233,8 @@ impl Engine {
                 .iter()
                 .flatten()
                 .filter_map(|outcome| Some((outcome.mount_id, which(outcome).as_ref()?)));
-            let texts: Vec<String> = found
-                .map(|(id, why)| {
-                    format!(
-                        "{}: \
-                         {why}",
-                        path(id)
-                    )
-                })
-                .collect();
+            let texts: Vec<String> =
+                found.map(|(id, why)| format!("{}: {why}", path(id))).collect();
             (!texts.is_empty()).then(|| texts.join("; "))
         };
         let waiting = self
@@ -249,18 +242,14 @@ impl Engine {
             .is_none()
             .then(|| "the responder has not carried out the last order yet".to_owned());
         let later = self.unwatched.as_ref().map(|why| {
-            format!(
-                "further mounts are marked by the agent alone, a little later: \
-                 {why}"
-            )
+            format!("further mounts are marked by the agent alone, a little later: {why}")
         });
         Problems {
             unmarked: list(|outcome| &outcome.unmarked).or(waiting).or(later),
             unsealed: self.seals_problem.clone().or_else(|| list(|outcome| &outcome.unsealed)),
             unseen: self.unseen.clone().or_else(|| {
                 (self.missed > self.missed_before).then(|| {
-                    "there were more at once than could be read: the audit log lacks \
-                     some"
+                    "there were more at once than could be read: the audit log lacks some"
                         .to_owned()
                 })
             }),
@@ -274,13 +263,10 @@ impl Engine {
         self.take_replies();
         let why = match self.responder.ended() {
             Some(why) => Some(why),
-            None => self.responder.is_overdue().then(|| {
-                format!(
-                    "it did not answer for {} \
-                     s",
-                    BOUND.as_secs()
-                )
-            }),
+            None => self
+                .responder
+                .is_overdue()
+                .then(|| format!("it did not answer for {} s", BOUND.as_secs())),
         };
         match why {
             Some(why) => self.replace(&why),

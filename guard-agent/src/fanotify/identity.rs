@@ -202,12 +202,9 @@ fn cgroup<'c>(
         if let Some(index) = cgroups.find(path) {
             return Ok(Some(cgroups.found(index)));
         }
-        tries.next().ok_or_else(|| {
-            io::Error::other(
-                "the process changes its cgroup all the \
-                 time",
-            )
-        })?;
+        tries
+            .next()
+            .ok_or_else(|| io::Error::other("the process changes its cgroup all the time"))?;
         cgroups.learn(path)?;
     }
 }

@@ -163,12 +163,8 @@ impl Descriptions {
         } else {
             read(&open()?, &mut self.buffer)?
         };
-        described(&self.buffer[..length]).ok_or_else(|| {
-            io::Error::other(
-                "fdinfo has no mnt_id and \
-                 ino",
-            )
-        })
+        described(&self.buffer[..length])
+            .ok_or_else(|| io::Error::other("fdinfo has no mnt_id and ino"))
     }
 }
 

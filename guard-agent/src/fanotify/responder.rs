@@ -138,23 +138,17 @@ pub fn run(args: &AnswerArgs) -> Result<(), ResponderError> {
         start: Instant::now(),
         own: std::process::id(),
     });
-    let records = io::stdout().as_fd().try_clone_to_owned().map_err(failed(
-        "take the pipe for \
-         records",
-    ))?;
-    let agent = io::stdin().as_fd().try_clone_to_owned().map_err(failed(
-        "take the agent's \
-         socket",
-    ))?;
+    let records =
+        io::stdout().as_fd().try_clone_to_owned().map_err(failed("take the pipe for records"))?;
+    let agent =
+        io::stdin().as_fd().try_clone_to_owned().map_err(failed("take the agent's socket"))?;
     let agent = UnixStream::from(agent);
     let (orders, wanted) = mpsc::channel();
     let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
         thread::Builder::new().name(name.to_owned()).spawn(body).map_err(failed("start a thread"))
     };
-    let replies = Arc::new(Mutex::new(agent.try_clone().map_err(failed(
-        "copy the agent's \
-         socket",
-    ))?));
+    let replies =
+        Arc::new(Mutex::new(agent.try_clone().map_err(failed("copy the agent's socket"))?));
     let (one, other) = (Arc::clone(&shared), Arc::clone(&replies));
     spawn("guard-orders", Box::new(move || carry_out_all(&one, &wanted, &other)))?;
     let other = Arc::clone(&shared);
@@ -369,8 +363,7 @@ fn converse(
         let bound = u64::try_from(BOUND.as_millis()).unwrap_or(u64::MAX);
         if busy_since != 0 && shared.milliseconds().saturating_sub(busy_since) > bound {
             tracing::error!(
-                "an answer is overdue: this process ends, and the kernel allows what \
-                 waits"
+                "an answer is overdue: this process ends, and the kernel allows what waits"
             );
             std::process::abort();
         }

@@ -79,10 +79,8 @@ impl Seals {
             return Ok(());
         }
         let content = Content { version: VERSION, boot_id: self.boot_id.clone(), mounts };
-        let bytes = serde_json::to_vec_pretty(&content).expect(
-            "the content has string keys and finite \
-             numbers",
-        );
+        let bytes = serde_json::to_vec_pretty(&content)
+            .expect("the content has string keys and finite numbers");
         durable::replace(&self.path, &bytes).map_err(|(operation, source)| SealsError {
             operation,
             path: self.path.clone(),

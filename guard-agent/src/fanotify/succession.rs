@@ -38,13 +38,8 @@ impl Succession {
         if coming.has_answered() {
             return Some(coming);
         }
-        let why = coming.ended().or_else(|| {
-            coming.is_overdue().then(|| {
-                "it does not \
-                 answer"
-                    .to_owned()
-            })
-        });
+        let why =
+            coming.ended().or_else(|| coming.is_overdue().then(|| "it does not answer".to_owned()));
         match why {
             Some(why) => {
                 coming.kill();
@@ -72,8 +67,7 @@ impl Succession {
         self.refused = true;
         tracing::warn!(
             why,
-            "the responder gets no scope of its own: it stays in the agent's \
-             cgroup"
+            "the responder gets no scope of its own: it stays in the agent's cgroup"
         );
     }
 }

@@ -105,10 +105,8 @@ impl Witness {
             .and_then(|()| nix::unistd::close(questions))
             .and_then(|()| self.watch(maps, ledger));
         if let Err(errno) = ended {
-            locked(&self.told).unseen = Some(format!(
-                "the thread that sees deletions has ended: \
-                 {errno}"
-            ));
+            locked(&self.told).unseen =
+                Some(format!("the thread that sees deletions has ended: {errno}"));
         }
     }
 

@@ -27,8 +27,7 @@ fn what_is_hardly_meant() {
         ("actors = [{ cgroup = \"/user.slice\" }]", "wide-actor", "`/user.slice`"),
         ("actors = [{ cgroup = \"/kubepods\" }]", "wide-actor", "`/kubepods`"),
         (
-            "actors = [{ cgroup = \"/kubepods.slice/kubepods-burstable.slice\" \
-             }]",
+            "actors = [{ cgroup = \"/kubepods.slice/kubepods-burstable.slice\" }]",
             "wide-actor",
             "kubepods-b",
         ),
@@ -43,11 +42,7 @@ fn what_is_hardly_meant() {
         let hints = lint(&policy(&format!("path = \"/a\"\n{root}")));
         assert_eq!(codes(&hints), [code], "{root}");
         assert!(
-            hints[0].what.contains(told)
-                && hints[0].what.starts_with(
-                    "root /a: \
-                     "
-                ),
+            hints[0].what.contains(told) && hints[0].what.starts_with("root /a: "),
             "{:?}",
             hints[0]
         );

@@ -46,8 +46,7 @@ fn this_server_is_found_by_its_address() {
     assert_eq!(
         membership(&two_members(), &config("10.0.2.15")),
         Membership::Member,
-        "the usual \
-         port"
+        "the usual port"
     );
     assert_eq!(membership(&two_members(), &config("10.0.2.1:8443")), Membership::NotListed);
     assert_eq!(membership(&two_members(), &config("10.0.2.15:8444")), Membership::NotListed);
@@ -75,14 +74,7 @@ fn what_is_no_list_says_what_it_says() {
     let own = config("10.0.2.15:8443");
     for code in [400, 500] {
         assert_eq!(
-            membership(
-                &failure(
-                    code,
-                    "Server is not \
-                     clustered"
-                ),
-                &own
-            ),
+            membership(&failure(code, "Server is not clustered"), &own),
             Membership::NotClustered
         );
     }
@@ -93,26 +85,18 @@ fn what_is_no_list_says_what_it_says() {
         other => panic!("{other:?}"),
     };
     assert!(
-        no_answer(
-            &failure(
-                500,
-                "Failed to begin \
-                 transaction"
-            ),
-            &own
-        )
-        .contains("Failed to begin transaction")
+        no_answer(&failure(500, "Failed to begin transaction"), &own)
+            .contains("Failed to begin transaction")
     );
     assert!(no_answer(&answer(200, "<html>Server is not clustered"), &own).contains("<html>"));
     assert!(no_answer(&success("null"), &own).contains("unexpected"));
-    assert!(no_answer(&success(r#"[{"server_name":"node2"}]"#), &own).contains(
-        "without \
-         addresses"
-    ));
-    assert!(no_answer(&success(r#"["/1.0/cluster/members/node2"]"#), &own).contains(
-        "without \
-         addresses"
-    ));
+    assert!(
+        no_answer(&success(r#"[{"server_name":"node2"}]"#), &own).contains("without addresses")
+    );
+    assert!(
+        no_answer(&success(r#"["/1.0/cluster/members/node2"]"#), &own)
+            .contains("without addresses")
+    );
     let unreadable = Config::Unreadable { why: "locked".to_owned() };
     let none = Config::cluster(None, 0);
     for config in [unreadable, none, Config::Absent] {
@@ -128,13 +112,8 @@ fn an_error_that_is_a_book_is_cut() {
         panic!("an error is no answer")
     };
     assert!(
-        why.starts_with(
-            "500: \
-             ää"
-        ) && why.ends_with("ä…")
-            && why.len() < 1100,
-        "{} \
-         bytes",
+        why.starts_with("500: ää") && why.ends_with("ä…") && why.len() < 1100,
+        "{} bytes",
         why.len()
     );
     let operations = joins(&failure(500, &book)).unwrap_err();

@@ -229,13 +229,12 @@ async fn serve(
             r#"{"running":[{"description":"Joining cluster","status_code":103,"location":"none"}]}"#,
         )
     } else {
-        answers.lock().unwrap().get(path.as_str()).cloned().unwrap_or_else(|| {
-            failure(
-                404,
-                "not \
-                 found",
-            )
-        })
+        answers
+            .lock()
+            .unwrap()
+            .get(path.as_str())
+            .cloned()
+            .unwrap_or_else(|| failure(404, "not found"))
     };
     let _ = match behaviour {
         Behaviour::Says(status, body) => {

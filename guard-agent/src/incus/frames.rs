@@ -159,16 +159,9 @@ mod tests {
                 Some(Event::JoinEnded { succeeded: false })
             );
         }
-        let failed = decode(
-            operation(
-                400,
-                "Failed to request to join the \
-                 cluster",
-                "none",
-            )
-            .as_bytes(),
-        )
-        .unwrap();
+        let failed =
+            decode(operation(400, "Failed to request to join the cluster", "none").as_bytes())
+                .unwrap();
         assert_eq!(
             failed.news,
             News::JoinFailed { error: "Failed to request to join the cluster".to_owned() }
@@ -209,8 +202,7 @@ mod tests {
             assert_eq!(
                 meaning(frame, Own::Unnamed),
                 Meaning::LookAgain,
-                "whose it is is not \
-                 known: {frame}"
+                "whose it is is not known: {frame}"
             );
         }
         assert_eq!(meaning(&forwarded, Own::Named("node3")), Meaning::Event(Event::JoinBegan));

@@ -142,8 +142,7 @@ fn absence_is_told_from_everything_else() {
     let nobody_writes = read(&place.path, &Snapshot::default());
     assert!(
         matches!(nobody_writes, Err(LocalDbError::NotFile { .. })),
-        "and it does not wait for \
-         a writer"
+        "and it does not wait for a writer"
     );
 }
 
@@ -192,10 +191,7 @@ fn a_transaction_that_a_crash_has_cut_off() {
     let writer = place.writer();
     // Small enough a cache that pages reach the file before the commit.
     writer
-        .execute_batch(
-            "PRAGMA cache_size = 1; BEGIN IMMEDIATE; DELETE FROM \
-             raft_nodes;",
-        )
+        .execute_batch("PRAGMA cache_size = 1; BEGIN IMMEDIATE; DELETE FROM raft_nodes;")
         .unwrap();
     let filler = "INSERT INTO config (key, value) VALUES (hex(randomblob(100)), \
                   hex(randomblob(3000)))";
@@ -209,18 +205,12 @@ fn a_transaction_that_a_crash_has_cut_off() {
     assert!(matches!(crashed.read(), Err(LocalDbError::Unfinished { .. })), "{:?}", crashed.read());
     let repaired: u32 = crashed
         .writer()
-        .query_row(
-            "SELECT count(*) FROM \
-             raft_nodes",
-            [],
-            |row| row.get(0),
-        )
+        .query_row("SELECT count(*) FROM raft_nodes", [], |row| row.get(0))
         .unwrap();
     assert_eq!(
         (repaired, crashed.read().unwrap().raft_nodes.len()),
         (2, 2),
-        "once a writer has \
-         opened it"
+        "once a writer has opened it"
     );
 }
 

@@ -108,10 +108,9 @@ impl Looker {
                          incus_socket is another",
                         socket.display()
                     ),
-                    None => format!(
-                        "process {pid} listens on no unix.socket: it is starting or \
-                         ending"
-                    ),
+                    None => {
+                        format!("process {pid} listens on no unix.socket: it is starting or ending")
+                    }
                 };
                 unasked(Some(why), sighting)
             }
@@ -222,13 +221,8 @@ impl Looker {
             });
             read.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
         };
-        let hangs = |_| {
-            Err(format!(
-                "reading takes longer than {} \
-                 s",
-                self.limits.files.as_secs_f32()
-            ))
-        };
+        let hangs =
+            |_| Err(format!("reading takes longer than {} s", self.limits.files.as_secs_f32()));
         timeout(self.limits.files, limited).await.unwrap_or_else(hangs)
     }
 }

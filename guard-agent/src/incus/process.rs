@@ -146,12 +146,8 @@ impl Host<'_> {
     /// `None` if there is no such process, or no more.
     fn stat(&self, pid: u32) -> io::Result<Option<Stat>> {
         let Some(text) = unless_gone(fs::read(self.path(pid, "stat")))? else { return Ok(None) };
-        let stat = Stat::parse(&text).ok_or_else(|| {
-            io::Error::other(format!(
-                "stat of {pid} is no such \
-                 text"
-            ))
-        })?;
+        let stat = Stat::parse(&text)
+            .ok_or_else(|| io::Error::other(format!("stat of {pid} is no such text")))?;
         Ok(Some(stat).filter(|stat| !stat.has_ended()))
     }
 

@@ -204,13 +204,7 @@ mod tests {
         let path = |path: &str| PathBuf::from(path);
         let expected = [
             (20001, path("/var/lib/incus/unix.socket")),
-            (
-                20003,
-                path(
-                    "/var/lib/incus/unix \
-                     socket",
-                ),
-            ),
+            (20003, path("/var/lib/incus/unix socket")),
         ];
         assert_eq!(listeners(table), expected);
     }

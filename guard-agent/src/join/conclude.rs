@@ -109,13 +109,9 @@ fn absent(machine: &Machine) -> Conclusion {
     let (state, because) = match (machine.alive(), now) {
         // Not told yet of the pools.
         (None, _) => (now.clone(), NONE.to_owned()),
-        (Some(alive), State::Released) if alive.is_empty() => (
-            now.clone(),
-            format!(
-                "{NONE}, and \
-                 no pool"
-            ),
-        ),
+        (Some(alive), State::Released) if alive.is_empty() => {
+            (now.clone(), format!("{NONE}, and no pool"))
+        }
         (Some(alive), _) if alive.is_empty() => {
             (State::Unknown { kept: Kept::Nothing }, format!("{NONE}, and no pool"))
         }
@@ -189,8 +185,7 @@ fn unclustered(machine: &Machine, evidence: &Evidence) -> Conclusion {
             machine.memory().join_failed && machine.has_strangers(quiet_stream(evidence));
         return if doubtful {
             let because = format!(
-                "{CLEAN}, but a join has failed here, and nobody has seen whose pool is \
-                 mounted"
+                "{CLEAN}, but a join has failed here, and nobody has seen whose pool is mounted"
             );
             Conclusion::new(State::JoinFailed, because)
         } else {

@@ -156,8 +156,7 @@ fn looks() -> Vec<(Cause, Evidence)> {
     vec![
         ("no cluster", look(config(false, 0), runs(9), none, Membership::NotClustered)),
         (
-            "join \
-             runs",
+            "join runs",
             look(config(true, 0), runs(9), JoinOperation::Running, Membership::NotClustered),
         ),
         ("no join runs", look(config(true, 0), runs(9), none, Membership::NotClustered)),
@@ -203,8 +202,7 @@ mod tests {
         let drawn = format!("```mermaid\n{}```\n", draw(Format::Mermaid));
         assert_eq!(
             shown, drawn,
-            "docs/JOIN.md is stale: put there what `guardctl state-machine` \
-             prints"
+            "docs/JOIN.md is stale: put there what `guardctl state-machine` prints"
         );
     }
 

@@ -64,10 +64,8 @@ impl Journal {
 
     /// The file's text.
     pub fn to_text(&self) -> String {
-        let mut text = serde_json::to_string_pretty(self).expect(
-            "a journal has string keys and no \
-             floats",
-        );
+        let mut text =
+            serde_json::to_string_pretty(self).expect("a journal has string keys and no floats");
         text.push('\n');
         text
     }

@@ -230,8 +230,7 @@ impl Machine {
                     let state = State::Joining { seen: JoinSeen::Running };
                     self.change(
                         state,
-                        "the prepared join has ended, or did not come in \
-                         time",
+                        "the prepared join has ended, or did not come in time",
                         effects,
                     );
                 }

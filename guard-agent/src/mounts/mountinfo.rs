@@ -210,15 +210,7 @@ mod tests {
             problems.iter().map(|problem| (problem.line, problem.problem)).collect();
         assert_eq!(
             found,
-            [
-                (
-                    2,
-                    "mount id is no \
-                     number"
-                ),
-                (3, "minor is no number"),
-                (4, "no separator")
-            ]
+            [(2, "mount id is no number"), (3, "minor is no number"), (4, "no separator")]
         );
     }
 

@@ -178,14 +178,8 @@ mod tests {
     #[test]
     fn a_reused_mount_id_is_removed_and_added() {
         let before = Snapshot::parse(TABLE.as_bytes());
-        let text = TABLE
-            .replace(
-                "41 40 \
-                 0:43",
-                "41 40 \
-                 0:99",
-            )
-            .replace("/var/library rw", "/var/library ro");
+        let text =
+            TABLE.replace("41 40 0:43", "41 40 0:99").replace("/var/library rw", "/var/library ro");
         let diff = before.diff(&Snapshot::parse(text.as_bytes()));
         assert_eq!((diff.added[0].minor, diff.removed[0].minor), (99, 43));
         assert_eq!((diff.added.len(), diff.removed.len(), diff.changed.len()), (1, 1, 1));

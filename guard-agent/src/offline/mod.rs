@@ -68,13 +68,9 @@ pub fn report(places: &Places, silence: Silence) -> OfflineReport {
 /// The pools alone, for `pools`.
 pub fn pools(places: &Places) -> Result<Vec<PoolReport>, Unknown> {
     let now = clock::now().expect("CLOCK_BOOTTIME and CLOCK_REALTIME exist");
-    pins::pools(places, now).map(|(pools, _)| pools).map_err(|why| {
-        Unknown::of(
-            "pools and their \
-             modes",
-            &why,
-        )
-    })
+    pins::pools(places, now)
+        .map(|(pools, _)| pools)
+        .map_err(|why| Unknown::of("pools and their modes", &why))
 }
 
 /// What could be had; what could not is noted.

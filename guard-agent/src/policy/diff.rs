@@ -39,11 +39,7 @@ pub fn diff(before: &Policy, after: &Policy) -> PolicyDiff {
     for root in before.roots() {
         let other = after.roots().iter().find(|other| other.path == root.path);
         compare(
-            &format!(
-                "root \
-                 {}",
-                root.path.display()
-            ),
+            &format!("root {}", root.path.display()),
             value(Some(root)),
             value(other),
             &mut changes,
@@ -52,11 +48,7 @@ pub fn diff(before: &Policy, after: &Policy) -> PolicyDiff {
     for root in after.roots() {
         if before.roots().iter().all(|other| other.path != root.path) {
             compare(
-                &format!(
-                    "root \
-                     {}",
-                    root.path.display()
-                ),
+                &format!("root {}", root.path.display()),
                 None,
                 value(Some(root)),
                 &mut changes,
@@ -85,10 +77,7 @@ fn compare(what: &str, before: Option<Value>, after: Option<Value>, changes: &mu
         (Some(Value::Object(old)), Some(Value::Object(new))) => {
             for key in old.keys() {
                 compare(
-                    &format!(
-                        "{what}: \
-                         {key}"
-                    ),
+                    &format!("{what}: {key}"),
                     old.get(key).cloned(),
                     new.get(key).cloned(),
                     changes,

@@ -34,10 +34,7 @@ fn text(path: &Path) -> Result<String, (String, Option<String>)> {
         let valid = error.utf8_error().valid_up_to();
         let line = error.as_bytes()[..valid].iter().filter(|byte| **byte == b'\n').count() + 1;
         (
-            format!(
-                "is not UTF-8 (line {line}, byte \
-                 {valid})"
-            ),
+            format!("is not UTF-8 (line {line}, byte {valid})"),
             Some("save the file as UTF-8".to_owned()),
         )
     })

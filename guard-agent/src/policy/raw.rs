@@ -247,12 +247,8 @@ impl<'t> Table<'t> {
         place: &'t str,
         problems: &mut Problems<'_>,
     ) -> Option<Vec<(Range<usize>, Table<'t>)>> {
-        let expected = if key == "root" {
-            "a list of tables: \
-             [[root]]"
-        } else {
-            "a list of tables"
-        };
+        let expected =
+            if key == "root" { "a list of tables: [[root]]" } else { "a list of tables" };
         let array = self.read(key, expected, problems, DeValue::as_array)?.into_inner();
         let tables = array.iter().filter_map(|value| {
             let table = value.get_ref().as_table();

@@ -283,12 +283,7 @@ fn guests_and_namespaces() {
     assert_eq!(good(&root(&format!("guests = [{}]", many(64)))).roots()[0].guests().len(), 64);
     assert!(refusal(&root(&format!("guests = [{}]", many(65)))).contains("more than 64 guests"));
     assert!(
-        refusal(&root(&format!(
-            "namespaces = \
-             [{}]",
-            many(17)
-        )))
-        .contains("more than 16 namespaces")
+        refusal(&root(&format!("namespaces = [{}]", many(17)))).contains("more than 16 namespaces")
     );
 }
 
@@ -385,24 +380,14 @@ fn a_megabyte_of_anything_is_read_and_its_problems_are_few() {
         (
             "actors",
             filled(
-                &format!(
-                    "{root}actors = \
-                     ["
-                ),
+                &format!("{root}actors = ["),
                 &|at| format!("{{ executable = \"/{at}\" }},"),
                 "]\n",
             ),
         ),
         (
             "kinds",
-            filled(
-                &format!(
-                    "{root}filesystems = \
-                     ["
-                ),
-                &|at| format!("\"fuse.{at}\","),
-                "]\n",
-            ),
+            filled(&format!("{root}filesystems = ["), &|at| format!("\"fuse.{at}\","), "]\n"),
         ),
         ("no kinds", filled(&format!("{root}filesystems = ["), &|_| "1,".to_owned(), "]\n")),
         ("brackets", "[".repeat(1 << 20)),

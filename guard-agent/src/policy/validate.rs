@@ -63,8 +63,7 @@ fn validate(raw: &RawPolicy, text: &str, problems: &mut Problems<'_>) -> Policy 
         lease: lease(raw, problems),
         canary_interval: interval(
             raw.canary_interval.as_ref(),
-            "canary \
-             interval",
+            "canary interval",
             seconds(60),
             problems,
         ),
@@ -90,11 +89,9 @@ fn version(raw: &RawPolicy, problems: &mut Problems<'_>) {
             let what = format!("version {} of the policy format is not known", version.get_ref());
             problems.at(version.span(), what, "this agent reads version = 1".to_owned());
         }
-        None => problems.whole(
-            "`version` is \
-             missing",
-            "begin the file with version = 1".to_owned(),
-        ),
+        None => {
+            problems.whole("`version` is missing", "begin the file with version = 1".to_owned())
+        }
     }
 }
 

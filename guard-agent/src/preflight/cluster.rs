@@ -23,10 +23,8 @@ pub(super) fn checks(facts: &Facts) -> Vec<Check> {
 /// A member's address is reached by all others: Incus takes none that stands for several.
 fn wildcard(facts: &Facts) -> Option<Check> {
     let address = Address::parse(facts.address.as_deref()?);
-    let found = format!(
-        "{address} stands for all addresses of this host: Incus refuses it for a \
-         member"
-    );
+    let found =
+        format!("{address} stands for all addresses of this host: Incus refuses it for a member");
     let fix = "give the one address by which the other members reach this node";
     address.is_wildcard().then(|| Check::fail("address-wildcard", "server address", found, fix))
 }
@@ -49,12 +47,11 @@ fn core_address(facts: &Facts) -> Option<Check> {
     Some(match core.covers(&address) {
         Covered::Yes if core.is_wildcard() && copied => {
             let found = format!(
-                "it is {core}, which this version of Incus takes over as the member's address, \
-                 and then refuses"
+                "it is {core}, which this version of Incus takes over as the member's address, and \
+                 then refuses"
             );
             let fix = format!(
-                "incus config set core.https_address={address} (or to 6.0.5, 6.14 or \
-                 later)"
+                "incus config set core.https_address={address} (or to 6.0.5, 6.14 or later)"
             );
             Check::fail(code, name, found, fix)
         }
@@ -62,10 +59,7 @@ fn core_address(facts: &Facts) -> Option<Check> {
         Covered::No | Covered::Unknown => Check::ok(
             code,
             name,
-            format!(
-                "{core} does not cover {address}: Incus will listen \
-                 there as well"
-            ),
+            format!("{core} does not cover {address}: Incus will listen there as well"),
         ),
     })
 }
@@ -75,15 +69,9 @@ fn stale(facts: &Facts) -> Option<Check> {
     let (code, name) = ("stale-member", "stale member");
     Some(match facts.stale.as_ref()? {
         Ok(removed) if removed.is_empty() => Check::ok(code, name, "none: nothing was removed"),
-        Ok(removed) => Check::ok(
-            code,
-            name,
-            format!(
-                "removed from the cluster: \
-                 {}",
-                removed.join(", ")
-            ),
-        ),
+        Ok(removed) => {
+            Check::ok(code, name, format!("removed from the cluster: {}", removed.join(", ")))
+        }
         Err(why) => {
             let fix = "look at incus cluster list; what is certainly dead: incus cluster remove \
                        --force NAME, on a member";
@@ -176,15 +164,14 @@ fn condition(conflicting: &[&Member], members: &[Member]) -> Vec<Check> {
     let blocked = names("Blocked");
     if !blocked.is_empty() {
         let found = format!(
-            "the cluster is being upgraded (Blocked: {blocked}): it takes no member until all \
-             have one version"
+            "the cluster is being upgraded (Blocked: {blocked}): it takes no member until all have \
+             one version"
         );
         checks.push(Check::fail(
             "members-blocked",
             name,
             found,
-            "upgrade the rest of the cluster \
-             first",
+            "upgrade the rest of the cluster first",
         ));
     }
     let offline = names("Offline");
@@ -210,8 +197,7 @@ fn version(facts: &Facts) -> Option<Check> {
                 code,
                 name,
                 why,
-                "compare it by hand: incus version, \
-                 on both",
+                "compare it by hand: incus version, on both",
             ));
         }
     };
@@ -249,8 +235,7 @@ fn ceph(facts: &Facts) -> Option<Check> {
                 code,
                 name,
                 why,
-                "see that /etc/ceph has configuration and \
-                 keyring",
+                "see that /etc/ceph has configuration and keyring",
             ));
         }
     };

@@ -177,8 +177,7 @@ fn leftovers(tables: &[NamespaceTable], root: &Path, policy: &Policy) -> Vec<Lef
 fn list(directory: &Path, snapshot: Option<&Snapshot>) -> Result<Vec<String>, String> {
     if snapshot.is_none_or(|snapshot| crate::roots::is_on_network(directory, snapshot)) {
         return Err(format!(
-            "{} lies on a network filesystem, which is not \
-             touched",
+            "{} lies on a network filesystem, which is not touched",
             directory.display()
         ));
     }
@@ -276,8 +275,7 @@ mod tests {
         assert_eq!(
             leftovers(&tables, &link, &policy),
             [],
-            "as policy spells it, nothing is below \
-             it"
+            "as policy spells it, nothing is below it"
         );
     }
 }

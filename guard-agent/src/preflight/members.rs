@@ -73,12 +73,8 @@ pub fn decode_token(text: &str) -> Result<Token, ReadError> {
     let expires = raw.expires_at.filter(|time| !time.starts_with("0001-"));
     let expires_at = match expires {
         Some(time) => {
-            let parsed = time.parse().map_err(|error| {
-                token(format!(
-                    "expires_at {time}: \
-                     {error}"
-                ))
-            })?;
+            let parsed =
+                time.parse().map_err(|error| token(format!("expires_at {time}: {error}")))?;
             Some(Time(parsed))
         }
         None => None,

@@ -131,8 +131,7 @@ fn agent(facts: &Facts) -> Vec<Check> {
         }
         Agent::Unguarded(posture) => {
             let found = format!(
-                "{} is no guarded root with join = \"incus\" in its \
-                 policy",
+                "{} is no guarded root with join = \"incus\" in its policy",
                 facts.root.display()
             );
             let fix = "add [[root]] preset = \"incus\" (or path and join = \"incus\") to the \
@@ -145,8 +144,7 @@ fn agent(facts: &Facts) -> Vec<Check> {
                 true => Check::ok("root-in-force", "guarded root", format!("{root} is guarded")),
                 false => {
                     let found = format!(
-                        "{root} is in the policy, and not in force: does the directory \
-                         exist?"
+                        "{root} is in the policy, and not in force: does the directory exist?"
                     );
                     Check::warn(
                         "root-in-force",
@@ -160,13 +158,8 @@ fn agent(facts: &Facts) -> Vec<Check> {
         }
     };
     let reasons = || {
-        let reasons = posture.reasons.iter().map(|reason| {
-            format!(
-                "{}: \
-                 {}",
-                reason.code, reason.detail
-            )
-        });
+        let reasons =
+            posture.reasons.iter().map(|reason| format!("{}: {}", reason.code, reason.detail));
         reasons.collect::<Vec<_>>().join("; ")
     };
     let (code, fix) = ("posture", "see guardctl status and guardctl doctor");
@@ -193,8 +186,7 @@ fn leftover_mounts(facts: &Facts) -> Check {
                 .map(|Leftover { place, fs_type, source }| format!("{fs_type} {source} at {place}"))
                 .collect();
             let fix = format!(
-                "{ROLLBACK} unmounts them and proves that they are gone (Incus must be \
-                 stopped)"
+                "{ROLLBACK} unmounts them and proves that they are gone (Incus must be stopped)"
             );
             Check::fail(code, name, list.join("; "), fix)
         }
@@ -216,10 +208,8 @@ fn membership(facts: &Facts) -> Check {
         }
         Config::Read { raft_nodes: 0, cluster_address: Some(address), .. } => begun(facts, address),
         Config::Read { raft_nodes, .. } => {
-            let found = format!(
-                "{raft_nodes} raft nodes: this node is a member, or a join broke \
-                 off late"
-            );
+            let found =
+                format!("{raft_nodes} raft nodes: this node is a member, or a join broke off late");
             let fix = format!(
                 "a member does not join again. If the cluster does not list it: there, incus \
                  cluster remove --force {}; here, guardctl wipe",
@@ -234,13 +224,10 @@ fn membership(facts: &Facts) -> Check {
 fn begun(facts: &Facts, set: &str) -> Check {
     let (code, name) = ("cluster-address", "local database");
     let found = format!(
-        "cluster.https_address is {set}, without raft nodes: a join was begun and has \
-         failed"
+        "cluster.https_address is {set}, without raft nodes: a join was begun and has failed"
     );
-    let again = format!(
-        "{ROLLBACK}, then the join can be tried again; or guardctl wipe for a \
-         fresh start"
-    );
+    let again =
+        format!("{ROLLBACK}, then the join can be tried again; or guardctl wipe for a fresh start");
     let unset = format!(
         "while Incus runs: incus config unset cluster.https_address; then {ROLLBACK} --stop-incus, \
          and join; or guardctl wipe for a fresh start"
@@ -255,8 +242,7 @@ fn begun(facts: &Facts, set: &str) -> Check {
         }
         (covered, Some(version)) => {
             let found = format!(
-                "{found}; Incus {version} joins with that address only, not with \
-                 {address}"
+                "{found}; Incus {version} joins with that address only, not with {address}"
             );
             match covered {
                 Covered::No => Check::fail(code, name, found, unset),
@@ -289,11 +275,8 @@ fn certificates(facts: &Facts) -> Check {
     let found = format!("{}: an earlier join was accepted by a cluster", of_cluster.join(", "));
     let list: Vec<String> =
         of_cluster.iter().map(|file| facts.root.join(file).display().to_string()).collect();
-    let fix = format!(
-        "if it joins another cluster now: rm {} (with Incus \
-         stopped)",
-        list.join(" ")
-    );
+    let fix =
+        format!("if it joins another cluster now: rm {} (with Incus stopped)", list.join(" "));
     Check::warn(code, name, found, fix)
 }
 
@@ -353,22 +336,14 @@ fn pool_directories(facts: &Facts) -> Check {
 fn daemon(facts: &Facts) -> Check {
     let (code, name) = ("daemon", "incus daemon");
     match &facts.daemon {
-        Daemon::Unknown => Check::warn(
-            code,
-            name,
-            "could not be told whether it \
-             runs",
-            "run it as root",
-        ),
+        Daemon::Unknown => {
+            Check::warn(code, name, "could not be told whether it runs", "run it as root")
+        }
         Daemon::Stopped => Check::ok(code, name, "stopped: the join starts it"),
         Daemon::Running { incarnation, age_seconds } => Check::ok(
             code,
             name,
-            format!(
-                "running (process {}, for {age_seconds} \
-                 s)",
-                incarnation.pid
-            ),
+            format!("running (process {}, for {age_seconds} s)", incarnation.pid),
         ),
     }
 }
@@ -396,16 +371,8 @@ fn preseed(facts: &Facts) -> Option<Check> {
         let found = "no server_address: Incus refuses such a join";
         return Some(Check::fail(code, name, found, "add cluster: server_address: ADDRESS:8443"));
     }
-    let place = preseed
-        .inside
-        .as_deref()
-        .map(|place| {
-            format!(
-                " (inside: \
-                 {place})"
-            )
-        })
-        .unwrap_or_default();
+    let place =
+        preseed.inside.as_deref().map(|place| format!(" (inside: {place})")).unwrap_or_default();
     Some(Check::ok(code, name, format!("asks for a join{place}")))
 }
 
@@ -418,20 +385,12 @@ fn token(facts: &Facts) -> Option<Check> {
             Some(expires) if expires.0 <= facts.now.0 => Check::fail(
                 "token-expired",
                 name,
-                format!(
-                    "it has expired at \
-                     {:.0}",
-                    expires.0
-                ),
+                format!("it has expired at {:.0}", expires.0),
                 fix,
             ),
             expires => {
-                let until = expires.map_or(
-                    "without \
-                     end"
-                    .to_owned(),
-                    |expires| format!("until {:.0}", expires.0),
-                );
+                let until = expires
+                    .map_or("without end".to_owned(), |expires| format!("until {:.0}", expires.0));
                 let (server, addresses) = (&token.server_name, token.addresses.join(", "));
                 Check::ok(code, name, format!("for {server}, {until}, by {addresses}"))
             }

@@ -200,11 +200,8 @@ fn options() -> Options {
 fn embedded(document: Document) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for file in document.write_files.into_iter().flatten() {
-        let place = format!(
-            "write_files, \
-             {}",
-            file.path.as_deref().unwrap_or("a file without path")
-        );
+        let place =
+            format!("write_files, {}", file.path.as_deref().unwrap_or("a file without path"));
         let encoding = file.encoding.as_deref().unwrap_or("text/plain").to_lowercase();
         let content = file.content.and_then(|content| match encoding.as_str() {
             "b64" | "base64" => {

@@ -67,8 +67,7 @@ fn shapes_that_incus_itself_prints_or_documents() {
 #[test]
 fn empty_values_are_none_and_scalars_stay_as_they_are_written() {
     let preseed = parse(
-        "cluster: {server_name: 0x10, server_address: ~, cluster_token: '', cluster_address: \
-         null}",
+        "cluster: {server_name: 0x10, server_address: ~, cluster_token: '', cluster_address: null}",
     )
     .unwrap();
     assert_eq!(preseed.server_name.as_deref(), Some("0x10"));

@@ -39,8 +39,7 @@ impl Remote {
         let bare = name.trim_end_matches(':');
         if bare == "local" || bare.is_empty() || bare.starts_with('-') {
             return Err(format!(
-                "{name} is no remote: it must be a member of the cluster to be \
-                 joined"
+                "{name} is no remote: it must be a member of the cluster to be joined"
             ));
         }
         Ok(Self { name: bare.to_owned() })
@@ -110,12 +109,8 @@ fn parse_server(text: &str) -> Result<Server, String> {
     let answer: Answer = serde_json::from_str(text)
         .map_err(|error| format!("its answer to /1.0 is not understood: {error}"))?;
     let version = answer.environment.server_version;
-    let version = Version::parse(&version).ok_or_else(|| {
-        format!(
-            "its version is not understood: \
-             {version}"
-        )
-    })?;
+    let version = Version::parse(&version)
+        .ok_or_else(|| format!("its version is not understood: {version}"))?;
     Ok(Server { version, api_extensions: answer.api_extensions.len() })
 }
 

@@ -15,8 +15,7 @@ pub fn check(reach: &Reach) -> Check {
                 code,
                 name,
                 format!(
-                    "stopped: guardctl join starts {units} (by hand: systemctl start \
-                     {by_hand})"
+                    "stopped: guardctl join starts {units} (by hand: systemctl start {by_hand})"
                 ),
             )
         }
@@ -63,8 +62,7 @@ mod tests {
             (
                 Reach::Down(units.clone()),
                 CheckState::Ok,
-                "systemctl start incus.socket \
-                 incus.service",
+                "systemctl start incus.socket incus.service",
             ),
             (Reach::Masked(units), CheckState::Fail, "systemctl unmask incus.socket incus.service"),
             (Reach::Held(hold), CheckState::Fail, "--release-hold"),

@@ -34,12 +34,9 @@ pub fn remove(
     if stale.is_empty() {
         return Ok((Vec::new(), members));
     }
-    let members = cluster.members().map_err(|why| {
-        format!(
-            "removed, but whether it is gone is not known: \
-             {why}"
-        )
-    })?;
+    let members = cluster
+        .members()
+        .map_err(|why| format!("removed, but whether it is gone is not known: {why}"))?;
     let removed: Vec<String> = stale.into_iter().map(|member| member.server_name).collect();
     match members.iter().find(|member| removed.contains(&member.server_name)) {
         Some(member) => Err(format!("{} is still listed after its removal", member.server_name)),
@@ -63,9 +60,10 @@ fn may_remove(facts: &Facts) -> Result<(), String> {
     }
     match &facts.leftovers {
         Ok(mounts) if mounts.is_empty() => Ok(()),
-        Ok(_) => Err("pools of an earlier join are still mounted here: guardctl rollback \
-                      first"
-            .to_owned()),
+        Ok(_) => {
+            Err("pools of an earlier join are still mounted here: guardctl rollback first"
+                .to_owned())
+        }
         Err(why) => Err(format!("whether pools are mounted here cannot be told: {why}")),
     }
 }

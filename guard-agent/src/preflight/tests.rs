@@ -96,9 +96,7 @@ fn each_finding_by_itself() {
             facts.leftovers = Ok(vec![leftover()]);
         }),
         ("leftover-mounts", CheckState::Fail, |facts| {
-            facts.leftovers = Err("no \
-                                   permission"
-                .to_owned())
+            facts.leftovers = Err("no permission".to_owned())
         }),
         ("raft-nodes", CheckState::Fail, |facts| {
             facts.config = Config::cluster(Some("a"), 2);
@@ -231,10 +229,7 @@ fn a_preseed_that_incus_would_refuse_is_told() {
         |text: &str| Facts { preseed: Some(Ok(super::preseed::parse(text).unwrap())), ..fit() };
     assert_eq!(found(&preseed(include_str!("samples/preseed-new-cluster.yaml"))), fail("preseed"));
     assert_eq!(
-        found(&preseed(
-            "cluster: {cluster_address: \
-             10.0.0.1}"
-        )),
+        found(&preseed("cluster: {cluster_address: 10.0.0.1}")),
         fail("preseed"),
         "no server_address"
     );

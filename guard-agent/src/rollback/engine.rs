@@ -157,11 +157,9 @@ impl<H: Host> Engine<'_, H> {
                 return Ok(busy);
             }
         }
-        self.outcome.problems.push(
-            "something mounts again and again what is unmounted \
-             here"
-                .to_owned(),
-        );
+        self.outcome
+            .problems
+            .push("something mounts again and again what is unmounted here".to_owned());
         Ok(false)
     }
 
@@ -307,10 +305,9 @@ impl<H: Host> Engine<'_, H> {
             })
             .collect();
         self.host.holders(&wanted).unwrap_or_else(|problem| {
-            self.outcome.problems.push(format!(
-                "who uses the pools could not be found out: \
-                 {problem}"
-            ));
+            self.outcome
+                .problems
+                .push(format!("who uses the pools could not be found out: {problem}"));
             Vec::new()
         })
     }

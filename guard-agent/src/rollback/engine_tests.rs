@@ -209,10 +209,7 @@ fn who_mounts_again_and_again_is_not_raced_for_ever() {
     machine.remounts = u32::MAX;
     let outcome = machine.roll_back(false);
     assert!(
-        outcome.problems.iter().any(|problem| problem.contains(
-            "again and \
-             again"
-        )),
+        outcome.problems.iter().any(|problem| problem.contains("again and again")),
         "{outcome:?}"
     );
 }
@@ -305,10 +302,7 @@ fn nothing_is_unmounted_from_under_a_guest_without_force() {
     assert_eq!(guests, ["c200 (process 200) has pool pool1 mounted at /data"]);
     assert_eq!(outcome.remaining.len(), 2);
     assert!(
-        outcome.remaining[0].fix.contains(
-            "end c200 (process \
-             200)"
-        ),
+        outcome.remaining[0].fix.contains("end c200 (process 200)"),
         "{}",
         outcome.remaining[0].fix
     );

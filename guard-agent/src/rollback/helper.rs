@@ -89,12 +89,8 @@ fn find_holders() -> Result<Vec<holders::Holder>, String> {
 }
 
 fn unmount(args: &UnmountArgs) -> UnmountOutcome {
-    let failed = |what: &str, error: io::Error| UnmountOutcome::Failed {
-        error: format!(
-            "{what}: \
-             {error}"
-        ),
-    };
+    let failed =
+        |what: &str, error: io::Error| UnmountOutcome::Failed { error: format!("{what}: {error}") };
     // Opened before: the other namespace's /proc, if it has one, need not know this process.
     let proc = match File::open("/proc") {
         Ok(proc) => proc,

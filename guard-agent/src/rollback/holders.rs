@@ -69,11 +69,9 @@ impl std::fmt::Display for Via {
         match self {
             Self::WorkingDirectory { path } => write!(out, "working directory {path}"),
             Self::RootDirectory { path } => write!(out, "root directory {path}"),
-            Self::OpenFile { descriptor, path } => write!(
-                out,
-                "open file {path} (descriptor \
-                 {descriptor})"
-            ),
+            Self::OpenFile { descriptor, path } => {
+                write!(out, "open file {path} (descriptor {descriptor})")
+            }
             Self::Mapping { path } => write!(out, "mapped file {path}"),
             Self::LoopDevice { device, path } => write!(out, "loop device {device} on {path}"),
             Self::Overlay { mountpoint, path } => {
@@ -315,11 +313,7 @@ mod tests {
             found.iter().flat_map(|holder| &holder.via).map(ToString::to_string).collect();
         assert_eq!(
             ways,
-            [
-                "loop device loop3 on \
-                 /pool/disk.img",
-                "overlay at /o with a layer in /pool/l"
-            ]
+            ["loop device loop3 on /pool/disk.img", "overlay at /o with a layer in /pool/l"]
         );
     }
 

@@ -97,10 +97,7 @@ fn enter(namespace: u64) -> Result<Option<File>, UnmountOutcome> {
         return Ok(None);
     }
     let failed = |error: String| UnmountOutcome::Failed {
-        error: format!(
-            "open the mount namespace: \
-             {error}"
-        ),
+        error: format!("open the mount namespace: {error}"),
     };
     let processes = namespaces::processes(proc).map_err(|error| failed(chain(&error)))?;
     for pid in processes {

@@ -95,8 +95,7 @@ fn what_is_not_incus_own_is_named_and_everything_below_it_stays() {
     // Outside the root a tmpfs is somebody's.
     let plan = planned(&[
         HOST,
-        "92 1 0:44 / /srv/b rw - ceph b \
-         rw",
+        "92 1 0:44 / /srv/b rw - ceph b rw",
         "93 92 0:52 / /srv/b/t rw - tmpfs t rw",
     ]);
     assert_eq!((steps(&plan).len(), plan.obstacles.len()), (0, 1));
@@ -129,11 +128,7 @@ fn the_hosts_namespace_comes_first_and_all_of_them_come() {
     let guest = table(
         2,
         false,
-        &[
-            "50 0 8:9 / / rw - ext4 /dev/vdc \
-             rw",
-            "51 50 0:43 /v /data rw - ceph a rw",
-        ],
+        &["50 0 8:9 / / rw - ext4 /dev/vdc rw", "51 50 0:43 /v /data rw - ceph a rw"],
     );
     let copy = table(
         3,

@@ -47,11 +47,9 @@ impl fmt::Display for UnmountOutcome {
             Self::Busy => write!(out, "busy"),
             Self::Covered { by } => write!(out, "covered by the mount at {by}"),
             Self::Locked => write!(out, "locked in this mount namespace"),
-            Self::TimedOut => write!(
-                out,
-                "no answer from the filesystem's servers in time; it \
-                 goes on"
-            ),
+            Self::TimedOut => {
+                write!(out, "no answer from the filesystem's servers in time; it goes on")
+            }
             Self::Failed { error } => write!(out, "failed: {error}"),
         }
     }
@@ -142,8 +140,7 @@ impl RollbackOutcome {
             mounts: Vec::new(),
             obstacles: Vec::new(),
             holders: Vec::new(),
-            fix: "see the agent's log (journalctl -u guard-agent), then guardctl rollback \
-                  again"
+            fix: "see the agent's log (journalctl -u guard-agent), then guardctl rollback again"
                 .to_owned(),
         };
         let (remaining, problems) =
@@ -193,8 +190,7 @@ pub(super) fn fix(
         obstacles.first()
     {
         return format!(
-            "unmount {} if it may go, then guardctl rollback \
-             again",
+            "unmount {} if it may go, then guardctl rollback again",
             mountpoint.display()
         );
     }
@@ -213,13 +209,11 @@ pub(super) fn fix(
         let detach = if mounts.is_empty() {
             ""
         } else {
-            "; or detach it from the tree: guardctl rollback \
-             --lazy"
+            "; or detach it from the tree: guardctl rollback --lazy"
         };
         let list = pids.join(" ");
         return format!(
-            "end the processes that hold it ({list}), then guardctl rollback \
-             again{detach}"
+            "end the processes that hold it ({list}), then guardctl rollback again{detach}"
         );
     }
     if let Some(place) = mounts.iter().find(|place| !place.in_host) {

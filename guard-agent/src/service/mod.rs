@@ -131,8 +131,7 @@ pub enum ServiceError {
     #[error("stopping {unit} would stop its instances: it has ExecStop={command}")]
     StopsInstances { unit: String, command: String },
     #[error(
-        "stopping {unit} would kill {instances} instances: it has KillMode={kill_mode}, not \
-         process"
+        "stopping {unit} would kill {instances} instances: it has KillMode={kill_mode}, not process"
     )]
     KillsInstances { unit: String, kill_mode: String, instances: usize },
     #[error("process {pid} is supervised by {supervisor}, which would start it again at once")]

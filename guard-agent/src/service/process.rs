@@ -38,8 +38,7 @@ pub fn terminate(
     let mut line = |passed: std::time::Duration| {
         let (passed, limit) = (passed.as_secs(), limit.as_secs());
         alive(&format!(
-            "waiting for {what}: {passed} s of at most {limit} s (Ctrl-C ends the \
-             wait)"
+            "waiting for {what}: {passed} s of at most {limit} s (Ctrl-C ends the wait)"
         ));
     };
     match wait::until_readable(process.as_fd(), patience, &mut line).map_err(failed("wait for"))? {

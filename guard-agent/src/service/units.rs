@@ -33,8 +33,7 @@ impl Systemctl for LiveSystemctl<'_> {
         let mut alive = |passed: Duration| {
             let (passed, limit) = (passed.as_secs(), limit.as_secs());
             (self.alive)(&format!(
-                "{what}: {passed} s of at most {limit} s (Ctrl-C ends the \
-                 wait)"
+                "{what}: {passed} s of at most {limit} s (Ctrl-C ends the wait)"
             ));
         };
         let failed = |source: io::Error| ServiceError::Run { program: "systemctl", source };

@@ -104,10 +104,9 @@ fn fix(error: &io::Error, path: &Path) -> String {
     let path = path.display();
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EPERM) => format!("is it immutable? lsattr -d {path}; chattr -i {path}"),
-        Some(Errno::EROFS) => format!(
-            "a read-only subvolume? btrfs property set -ts {path} ro \
-             false"
-        ),
+        Some(Errno::EROFS) => {
+            format!("a read-only subvolume? btrfs property set -ts {path} ro false")
+        }
         Some(Errno::ENOTEMPTY | Errno::EEXIST) => "somebody writes there: end that".to_owned(),
         Some(Errno::EACCES) => "run it as root".to_owned(),
         _ => "correct that, then guardctl wipe again".to_owned(),

@@ -55,11 +55,9 @@ impl std::fmt::Display for Instance {
         let Self { name, kind, pid, command, uses } = self;
         let uses = uses.display();
         match kind {
-            InstanceKind::Container => write!(
-                out,
-                "container {name} (process {pid}, {command}) \
-                 uses {uses}"
-            ),
+            InstanceKind::Container => {
+                write!(out, "container {name} (process {pid}, {command}) uses {uses}")
+            }
             InstanceKind::VirtualMachine => {
                 write!(out, "virtual machine {name} (process {pid}, {command}) uses {uses}")
             }

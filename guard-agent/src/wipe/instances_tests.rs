@@ -67,10 +67,7 @@ fn a_virtual_machine_is_told_by_its_files() {
     proc.add(60, 10, HOST, ".qemu-system-x8", "/system.slice/incus.service", &["/dev/null", disk]);
     assert_eq!(
         proc.found(),
-        [format!(
-            "virtual machine v2 (process 60, .qemu-system-x8) uses \
-             {disk}"
-        )]
+        [format!("virtual machine v2 (process 60, .qemu-system-x8) uses {disk}")]
     );
 }
 
@@ -120,11 +117,7 @@ fn what_is_no_instance_of_this_root_is_not_found() {
     proc.add(
         22,
         14,
-        &HOST.replace(
-            "1 0 \
-             ",
-            "90 0 ",
-        ),
+        &HOST.replace("1 0 ", "90 0 "),
         "resolved",
         "/system.slice/resolved.service",
         &[],
@@ -141,10 +134,7 @@ fn lines_of_sockets() {
     let line = b"ffff: 00000002 00000000 00010000 0001 01 777 /run/incus/a b/qemu.monitor";
     assert_eq!(named_socket(line), Some((777, PathBuf::from("/run/incus/a b/qemu.monitor"))));
     assert_eq!(
-        named_socket(
-            b"ffff: 2 0 10000 1 1 9 \
-             @/x/command"
-        ),
+        named_socket(b"ffff: 2 0 10000 1 1 9 @/x/command"),
         Some((9, PathBuf::from("/x/command")))
     );
     assert_eq!(named_socket(b"ffff: 2 0 10000 1 1 9"), None);

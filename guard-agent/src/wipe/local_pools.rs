@@ -83,14 +83,12 @@ impl LocalPool {
             }
             Self::Zfs { name } => {
                 format!(
-                    "if its data is needed: zpool export {name} (import it again later); \
-                     {go_on}"
+                    "if its data is needed: zpool export {name} (import it again later); {go_on}"
                 )
             }
             Self::Lvm { group, .. } => {
                 format!(
-                    "if its data is needed: vgchange -an {group} (activate it again later); \
-                     {go_on}"
+                    "if its data is needed: vgchange -an {group} (activate it again later); {go_on}"
                 )
             }
         }

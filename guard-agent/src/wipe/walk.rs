@@ -53,9 +53,9 @@ impl WipeError {
                      wipe again"
                 )
             }
-            Self::Moved { .. } => "end who moves directories in there, then guardctl wipe \
-                                   again"
-                .to_owned(),
+            Self::Moved { .. } => {
+                "end who moves directories in there, then guardctl wipe again".to_owned()
+            }
             Self::Stopped => "guardctl wipe again goes on where it stopped".to_owned(),
             Self::Io { .. } => {
                 "correct that, then guardctl wipe again: it goes on where it stopped".to_owned()
@@ -207,14 +207,8 @@ impl Walk<'_> {
             }
         };
         let directory = File::from(directory);
-        let identity = Identity::of(&directory).map_err(|source| {
-            io_error(
-                "look \
-                 at",
-                &path,
-                source,
-            )
-        })?;
+        let identity =
+            Identity::of(&directory).map_err(|source| io_error("look at", &path, source))?;
         if identity.mount_id != self.root.identity.mount_id {
             return Err(WipeError::OtherMount { path });
         }
@@ -234,14 +228,8 @@ impl Walk<'_> {
         let above = openat2(self.current.as_fd(), c"..", how)
             .map_err(|error| failed("open", &self.path, error))?;
         let above = File::from(above);
-        let identity = Identity::of(&above).map_err(|source| {
-            io_error(
-                "look \
-                 at",
-                &self.path,
-                source,
-            )
-        })?;
+        let identity =
+            Identity::of(&above).map_err(|source| io_error("look at", &self.path, source))?;
         if identity != parent.identity {
             return Err(WipeError::Moved { path: self.path.clone() });
         }

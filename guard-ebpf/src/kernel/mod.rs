@@ -246,11 +246,7 @@ impl Trusted {
     fn file_path(self) -> Self {
         #[cfg_attr(
             not(target_arch = "bpf"),
-            expect(
-                unused_mut,
-                reason = "the instruction changes \
-                          it"
-            )
+            expect(unused_mut, reason = "the instruction changes it")
         )]
         let mut path = self.0;
         #[cfg(target_arch = "bpf")]

@@ -41,13 +41,8 @@ fn main() -> ExitCode {
 
 fn run(policy: &Path, directory: &Path) -> Result<()> {
     let edition = edition()?;
-    let markdown = fs::read_to_string(policy).with_context(|| {
-        format!(
-            "read \
-             {}",
-            policy.display()
-        )
-    })?;
+    let markdown =
+        fs::read_to_string(policy).with_context(|| format!("read {}", policy.display()))?;
     let programs = [guard_agent::command_line::Cli::command(), guard_agent::cli::Cli::command()];
     for program in programs {
         for (name, text) in pages::of_program(&program, &edition)? {

@@ -64,15 +64,8 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    let text = |path: &Path| {
-        fs::read_to_string(path).with_context(|| {
-            format!(
-                "read \
-                 {}",
-                path.display()
-            )
-        })
-    };
+    let text =
+        |path: &Path| fs::read_to_string(path).with_context(|| format!("read {}", path.display()));
     let mut package = PackageBuilder::new(
         NAME,
         &arguments.version,
@@ -101,13 +94,9 @@ fn run(arguments: &Arguments) -> Result<()> {
         .requires(Dependency::any("logrotate"));
     add_files(&mut package, arguments)?;
     let built = package.build().context("put the package together")?;
-    built.write_file(&arguments.output).with_context(|| {
-        format!(
-            "write \
-             {}",
-            arguments.output.display()
-        )
-    })
+    built
+        .write_file(&arguments.output)
+        .with_context(|| format!("write {}", arguments.output.display()))
 }
 
 fn add_files(package: &mut PackageBuilder, arguments: &Arguments) -> Result<()> {

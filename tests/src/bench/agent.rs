@@ -58,8 +58,7 @@ pub fn run(results: &mut Results) -> Result<()> {
     wait::until("the denials are in the audit log", SOON, || Ok(lines()? >= before + RECORDED))?;
     let spent = cpu_time_of(agent.pid())? - busy;
     results.agent(
-        "CPU for a record in the audit \
-         log",
+        "CPU for a record in the audit log",
         spent.as_secs_f64() * 1e6 / RECORDED as f64,
         "µs",
     );

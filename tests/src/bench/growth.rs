@@ -73,8 +73,7 @@ pub fn run(guarded: &Guarded, results: &mut Results) -> Result<()> {
         results.growth("depth", "allowed as actor", depth, &cost);
         results.growth(
             "depth",
-            "denied, \
-             aggregated",
+            "denied, aggregated",
             depth,
             &unlinks(&directory, FILES, May::NotDelete)?,
         );
@@ -95,12 +94,8 @@ fn in_threads(guarded: &Guarded, threads: usize) -> Result<Cost> {
             let running: Vec<_> = parts.map(|part| scope.spawn(move || delete(part))).collect();
             let mut sum = (0, Duration::ZERO);
             for thread in running {
-                let (removed, took) = thread.join().map_err(|_| {
-                    anyhow!(
-                        "a deleting thread \
-                         panicked"
-                    )
-                })?;
+                let (removed, took) =
+                    thread.join().map_err(|_| anyhow!("a deleting thread panicked"))?;
                 sum = (sum.0 + removed, sum.1 + took);
             }
             Ok(sum)

@@ -48,10 +48,8 @@ pub enum Part {
 /// Runs the named parts, or all of them if none is named.
 pub fn run(only: &[Part]) -> Result<()> {
     let wants = |part| only.is_empty() || only.contains(&part);
-    let _statistics = aya::sys::enable_stats(aya::sys::Stats::RunTime).context(
-        "enable BPF \
-         statistics",
-    )?;
+    let _statistics =
+        aya::sys::enable_stats(aya::sys::Stats::RunTime).context("enable BPF statistics")?;
     let mut results = Results::new();
     let grounds = unlink::Grounds::new()?;
     if wants(Part::Unlink) {

@@ -24,12 +24,9 @@ use crate::harness::command;
 
 /// Loads and attaches an LSM program of an object that the environment names.
 fn attach(ebpf: &mut Ebpf, program: &str, hook: &str, btf: &Btf) -> Result<()> {
-    let found = ebpf.program_mut(program).with_context(|| {
-        format!(
-            "the object has no program \
-             {program}"
-        )
-    })?;
+    let found = ebpf
+        .program_mut(program)
+        .with_context(|| format!("the object has no program {program}"))?;
     let lsm: &mut Lsm = found.try_into()?;
     lsm.load(hook, btf).with_context(|| format!("load {program}"))?;
     lsm.attach().with_context(|| format!("attach {program}"))?;
@@ -46,10 +43,8 @@ pub struct Empty(#[expect(dead_code, reason = "held, not read")] Ebpf);
 
 impl Empty {
     pub fn load() -> Result<Self> {
-        let mut ebpf = Ebpf::load_file(object("GUARD_EMPTY_OBJECT")?).context(
-            "load the empty \
-             programs",
-        )?;
+        let mut ebpf =
+            Ebpf::load_file(object("GUARD_EMPTY_OBJECT")?).context("load the empty programs")?;
         let btf = Btf::from_sys_fs()?;
         for hook in ["path_unlink", "inode_unlink"] {
             attach(&mut ebpf, &format!("empty_{hook}"), hook, &btf)?;
@@ -117,13 +112,8 @@ impl Monitor {
         let built = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
         let fitted = with_offsets(&built, &offsets)?;
         let mut loader = EbpfLoader::new();
-        let mut ebpf = loader.btf(None).load(&fitted).with_context(|| {
-            format!(
-                "load \
-                 {}",
-                path.display()
-            )
-        })?;
+        let mut ebpf =
+            loader.btf(None).load(&fitted).with_context(|| format!("load {}", path.display()))?;
         attach(&mut ebpf, "monitor_path_unlink", "path_unlink", &Btf::from_sys_fs()?)?;
         let map = ebpf.take_map("MONITORED").context("the monitor has no ring buffer")?;
         let mut ring = RingBuf::try_from(map)?;
@@ -178,8 +168,7 @@ impl Fanotify {
             };
             ensure!(
                 marked == 0,
-                "fanotify_mark {}: \
-                 {}",
+                "fanotify_mark {}: {}",
                 place.display(),
                 io::Error::last_os_error()
             );
@@ -189,10 +178,7 @@ impl Fanotify {
         let reader = Reader::start(move || {
             let waiting = OwnedFd::from(group.try_clone()?);
             Ok(if is_ready(&waiting)? {
-                group.read(&mut buffer).context(
-                    "read \
-                     events",
-                )? as u64
+                group.read(&mut buffer).context("read events")? as u64
             } else {
                 0
             })

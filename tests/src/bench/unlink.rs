@@ -126,13 +126,8 @@ impl Grounds {
         }
         for (_, pool) in self.pools() {
             let directory = listed(pool);
-            fs::create_dir_all(&directory).with_context(|| {
-                format!(
-                    "create \
-                     {}",
-                    directory.display()
-                )
-            })?;
+            fs::create_dir_all(&directory)
+                .with_context(|| format!("create {}", directory.display()))?;
             make_files(&directory, NAMES)?;
             listings(&directory, LISTINGS, May::Delete)?;
         }
@@ -256,15 +251,7 @@ impl Grounds {
         };
         let before = allowed()?;
         as_actor(&actors(), || {
-            self.listed(
-                results,
-                &ours(
-                    tier,
-                    "pool, allowed as \
-                     actor",
-                ),
-                May::Delete,
-            )
+            self.listed(results, &ours(tier, "pool, allowed as actor"), May::Delete)
         })?;
         // They are counted in the process that answers, and written down a little later.
         let asked = (QUESTIONS * LISTINGS * RUNS * self.pools().count()) as u64;
@@ -276,12 +263,9 @@ impl Grounds {
         self.listed(results, &ours(tier, "pool, denied, aggregated"), May::NotDelete)?;
         installation.write_policy(&policy(tier, KINDS, "sealed", FEW_RECORDED))?;
         for (name, pool, files) in made {
-            wait::until(
-                "the pool is \
-                 sealed",
-                SOON,
-                || Ok(fs::write(pool.join("probe"), "").is_err()),
-            )?;
+            wait::until("the pool is sealed", SOON, || {
+                Ok(fs::write(pool.join("probe"), "").is_err())
+            })?;
             let cost = unlinks_of(&files, May::NotDelete)?;
             results.unlink(name, &ours(tier, "pool, sealed: mounted read-only"), &cost);
         }
@@ -333,12 +317,9 @@ fn start(tier: Tier) -> Result<(Installation, Agent)> {
 fn set_policy(installation: &Installation, text: &str, full_records: u32) -> Result<()> {
     installation.write_policy(text)?;
     let maps = installation.maps()?;
-    wait::until(
-        "the policy is in \
-         force",
-        SOON,
-        || Ok(maps.config.read()?.full_records == full_records),
-    )
+    wait::until("the policy is in force", SOON, || {
+        Ok(maps.config.read()?.full_records == full_records)
+    })
 }
 
 /// Runs `work` in the actors' cgroup.

@@ -42,13 +42,8 @@ impl Installation {
         let pin_dir = Path::new("/sys/fs/bpf").join(own_name);
         let installation = Self { pin_dir, scratch, keeps_pins: false };
         for directory in [installation.state_dir(), installation.run_dir()] {
-            fs::create_dir_all(&directory).with_context(|| {
-                format!(
-                    "create \
-                     {}",
-                    directory.display()
-                )
-            })?;
+            fs::create_dir_all(&directory)
+                .with_context(|| format!("create {}", directory.display()))?;
         }
         installation.write_policy(policy)?;
         Ok(installation)
@@ -112,13 +107,8 @@ impl Installation {
     pub fn write_policy(&self, text: &str) -> Result<()> {
         let new = self.scratch.join("policy.toml.new");
         fs::write(&new, text).with_context(|| format!("write {}", new.display()))?;
-        fs::rename(&new, self.policy()).with_context(|| {
-            format!(
-                "rename {} into \
-                 place",
-                new.display()
-            )
-        })
+        fs::rename(&new, self.policy())
+            .with_context(|| format!("rename {} into place", new.display()))
     }
 
     /// The audit log's lines, parsed. A line that is just being written is none yet, and one that a
@@ -169,26 +159,17 @@ impl Installation {
     pub fn spawn_command(&self, mut command: Command, more_arguments: &[&str]) -> Result<Agent> {
         let notify_path = self.scratch.join("notify");
         if notify_path.exists() {
-            fs::remove_file(&notify_path).with_context(|| {
-                format!(
-                    "remove \
-                     {}",
-                    notify_path.display()
-                )
-            })?;
+            fs::remove_file(&notify_path)
+                .with_context(|| format!("remove {}", notify_path.display()))?;
         }
-        let notify = UnixDatagram::bind(&notify_path).with_context(|| {
-            format!(
-                "bind \
-                 {}",
-                notify_path.display()
-            )
-        })?;
+        let notify = UnixDatagram::bind(&notify_path)
+            .with_context(|| format!("bind {}", notify_path.display()))?;
         let log_path = self.scratch.join(LOG);
-        let log = File::options().create(true).append(true).open(&log_path).context(
-            "open the agent's \
-             log",
-        )?;
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(&log_path)
+            .context("open the agent's log")?;
         let child = command
             .arg("run")
             .arg("--policy")
@@ -256,12 +237,8 @@ impl Installation {
         if !output.status.success() {
             bail!("guardctl {}: {}: {}", all.join(" "), output.status, text.trim());
         }
-        serde_json::from_slice(&output.stdout).with_context(|| {
-            format!(
-                "parse what guardctl said: \
-                 {text}"
-            )
-        })
+        serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("parse what guardctl said: {text}"))
     }
 }
 
@@ -291,10 +268,8 @@ impl Agent {
 
     /// Resident memory in KiB.
     pub fn memory_kib(&self) -> Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).context(
-            "read its \
-             status",
-        )?;
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))
+            .context("read its status")?;
         let value = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let number = value.and_then(|value| value.trim().strip_suffix(" kB")?.parse().ok());
         number.context("no VmRSS in its status")
@@ -357,10 +332,8 @@ impl Agent {
         let children = format!("/proc/{0}/task/{0}/children", self.pid());
         let children = fs::read_to_string(&children).with_context(|| format!("read {children}"))?;
         let pid = children.split_whitespace().next().context("strace has no child")?.parse()?;
-        kill(Pid::from_raw(pid), Signal::SIGTERM).context(
-            "send SIGTERM to the agent below \
-             strace",
-        )?;
+        kill(Pid::from_raw(pid), Signal::SIGTERM)
+            .context("send SIGTERM to the agent below strace")?;
         self.wait(STOP_LIMIT)?;
         Ok(())
     }

@@ -36,8 +36,7 @@ impl Ground {
             entries.map(|entry| entry.path()).filter(|path| is_ours(path)).collect();
         ensure!(
             found.len() == 1,
-            "{} responders run on {}: \
-             {found:?}",
+            "{} responders run on {}: {found:?}",
             found.len(),
             maps.display()
         );

@@ -41,10 +41,8 @@ impl Guarded {
     }
 
     fn with(installation: Installation, root: PathBuf) -> Result<Self> {
-        let now = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).context(
-            "read the boot \
-             clock",
-        )?);
+        let now =
+            Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).context("read the boot clock")?);
         let made_boot_ns = u64::try_from(now.as_nanos()).context("the boot clock")?;
         Ok(Self { installation, root, made_boot_ns })
     }
@@ -104,12 +102,9 @@ impl Guarded {
 
     /// One of the kernel's counters.
     pub fn counter(&self, name: &str) -> Result<u64> {
-        self.status()?["counters"][name].as_u64().with_context(|| {
-            format!(
-                "the status has no \
-                 counter {name}"
-            )
-        })
+        self.status()?["counters"][name]
+            .as_u64()
+            .with_context(|| format!("the status has no counter {name}"))
     }
 
     /// Runs guardctl, which must succeed.
@@ -118,8 +113,7 @@ impl Guarded {
         let text = command::text(&output);
         ensure!(
             output.status.success(),
-            "guardctl {}: {}: \
-             {text}",
+            "guardctl {}: {}: {text}",
             arguments.join(" "),
             output.status
         );

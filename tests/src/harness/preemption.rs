@@ -29,12 +29,8 @@ impl Full {
         };
         // Like `none (voluntary) full`.
         let choices = fs::read_to_string(CHOICE).with_context(|| format!("read {CHOICE}"))?;
-        let before = choices.split(['(', ')']).nth(1).with_context(|| {
-            format!(
-                "{CHOICE} says \
-                 {choices}"
-            )
-        })?;
+        let before =
+            choices.split(['(', ')']).nth(1).with_context(|| format!("{CHOICE} says {choices}"))?;
         fs::write(CHOICE, "full").with_context(|| format!("write to {CHOICE}"))?;
         Ok(Self { before: before.to_owned(), _debugfs: debugfs })
     }

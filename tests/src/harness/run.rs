@@ -90,13 +90,9 @@ fn in_time(test: Test) -> Ended {
     let spawned = thread::Builder::new().name(test.name.to_owned()).spawn(move || {
         let outcome = panic::catch_unwind(AssertUnwindSafe(test.body));
         // The receiver is gone only after this test was reported as hanging.
-        let _ = sender.send(outcome.unwrap_or_else(|payload| {
-            Err(anyhow!(
-                "panicked: \
-                 {}",
-                message(&*payload)
-            ))
-        }));
+        let _ = sender.send(
+            outcome.unwrap_or_else(|payload| Err(anyhow!("panicked: {}", message(&*payload)))),
+        );
     });
     if let Err(error) = spawned {
         return Ended::Failed(anyhow!(error).context("start the test's thread"));
@@ -117,11 +113,8 @@ fn in_time(test: Test) -> Ended {
 
 fn message(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| {
-        "(no \
-         message)"
-            .to_owned()
-    })
+    text.or_else(|| payload.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "(no message)".to_owned())
 }
 
 /// Where the threads of this process and all other processes with a user's memory stand in the
@@ -156,11 +149,8 @@ mod tests {
 
     #[test]
     fn a_result_starts_its_own_line_whatever_a_killed_child_has_left() {
-        let output = format!(
-            "rm: cannot \
-             remove{}",
-            result("s::t", "FAILED", 1.25, Some("why\nand how"))
-        );
+        let output =
+            format!("rm: cannot remove{}", result("s::t", "FAILED", 1.25, Some("why\nand how")));
         assert_eq!(
             output,
             "rm: cannot remove\ntest s::t ... FAILED (1.2 s)\n  | why\n  | and \

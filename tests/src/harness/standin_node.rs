@@ -65,13 +65,8 @@ impl StandinNode {
             daemon: None,
             scratch,
         };
-        fs::create_dir_all(node.cgroup()).with_context(|| {
-            format!(
-                "create \
-                 {}",
-                node.cgroup().display()
-            )
-        })?;
+        fs::create_dir_all(node.cgroup())
+            .with_context(|| format!("create {}", node.cgroup().display()))?;
         node.write_config(None, 0)?;
         node.lay_down_standalone()?;
         Ok(node)
@@ -125,13 +120,8 @@ impl StandinNode {
         let path = self.local_db();
         let directory = path.parent().context("no directory")?;
         fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
-        let mut database = Connection::open(&path).with_context(|| {
-            format!(
-                "open \
-                 {}",
-                path.display()
-            )
-        })?;
+        let mut database =
+            Connection::open(&path).with_context(|| format!("open {}", path.display()))?;
         let transaction = database.transaction()?;
         transaction.execute_batch(
             "CREATE TABLE IF NOT EXISTS config (id INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL,

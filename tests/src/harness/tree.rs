@@ -15,13 +15,8 @@ pub fn fill(root: &Path, files: usize, per_directory: usize) -> Result<()> {
             fs::create_dir_all(&place).with_context(|| format!("create {}", place.display()))?;
         }
         let file = place.join(format!("f{number}"));
-        fs::write(&file, format!("{number}\n")).with_context(|| {
-            format!(
-                "write \
-                 {}",
-                file.display()
-            )
-        })?;
+        fs::write(&file, format!("{number}\n"))
+            .with_context(|| format!("write {}", file.display()))?;
     }
     Ok(())
 }
@@ -31,13 +26,8 @@ pub fn count(root: &Path) -> Result<usize> {
     let mut files = 0;
     for entry in fs::read_dir(root).with_context(|| format!("list {}", root.display()))? {
         let entry = entry.with_context(|| format!("list {}", root.display()))?;
-        let kind = entry.file_type().with_context(|| {
-            format!(
-                "look at \
-                 {}",
-                entry.path().display()
-            )
-        })?;
+        let kind =
+            entry.file_type().with_context(|| format!("look at {}", entry.path().display()))?;
         files += if kind.is_dir() { count(&entry.path())? } else { 1 };
     }
     Ok(files)
@@ -57,13 +47,8 @@ pub fn contents(root: &Path) -> Result<Contents> {
 fn collect(root: &Path, directory: &Path, all: &mut Contents) -> Result<()> {
     for entry in fs::read_dir(directory).with_context(|| format!("list {}", directory.display()))? {
         let path = entry.with_context(|| format!("list {}", directory.display()))?.path();
-        let metadata = fs::symlink_metadata(&path).with_context(|| {
-            format!(
-                "look at \
-                 {}",
-                path.display()
-            )
-        })?;
+        let metadata =
+            fs::symlink_metadata(&path).with_context(|| format!("look at {}", path.display()))?;
         let name = path.strip_prefix(root).unwrap_or(&path).to_owned();
         all.insert(name, (!metadata.is_dir()).then_some(metadata.len()));
         if metadata.is_dir() {

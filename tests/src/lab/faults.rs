@@ -128,11 +128,8 @@ fn disk_full(ground: &mut Ground, _: &mut Rng) -> Result<()> {
     let troubled =
         || -> Result<bool> { Ok(ground.guarded.status()?.to_string().contains("state-file")) };
     let told = troubled();
-    let held = denied(
-        "a deletion on a full \
-         disk",
-        fs::remove_file(ground.pool.path().join("file0")),
-    );
+    let held =
+        denied("a deletion on a full disk", fs::remove_file(ground.pool.path().join("file0")));
     fs::remove_file(&ballast).context("remove the ballast")?;
     held?;
     ensure!(told?, "the posture does not tell of the full disk");
@@ -211,12 +208,8 @@ fn suspended(ground: &mut Ground, _: &mut Rng) -> Result<()> {
         "--reason",
         "lab",
     ])?;
-    let now = || {
-        clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).context(
-            "read the \
-             clock",
-        )
-    };
+    let now =
+        || clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).context("read the clock");
     let before = now()?;
     fs::write("/sys/power/pm_test", "freezer").context("ask for a test of suspending")?;
     let suspended = fs::write("/sys/power/state", "mem").context("suspend");
@@ -225,8 +218,7 @@ fn suspended(ground: &mut Ground, _: &mut Rng) -> Result<()> {
     let took = now()?.saturating_sub(before);
     ensure!(took >= TTL, "the suspension took only {took:?}");
     denied(
-        "a deletion after a release that ended \
-         meanwhile",
+        "a deletion after a release that ended meanwhile",
         fs::remove_file(pool.path().join("file0")),
     )?;
     ground.holds()?;

@@ -25,8 +25,7 @@ pub fn run(time: Duration, seed: u64, only: &[String]) -> Result<()> {
     for name in only {
         ensure!(
             known.contains(&name.as_str()),
-            "there is no fault `{name}`; known are \
-             {}",
+            "there is no fault `{name}`; known are {}",
             known.join(", ")
         );
     }
@@ -78,15 +77,8 @@ pub fn long_mount_table(lines: usize) -> Result<()> {
 fn report(ground: Ground, injected: &BTreeMap<&str, u32>) -> Result<()> {
     let faults: u32 = injected.values().sum();
     let (checks, decisions) = ground.end()?;
-    let each: Vec<String> = injected
-        .iter()
-        .map(|(name, count)| {
-            format!(
-                "{name} \
-                 {count}"
-            )
-        })
-        .collect();
+    let each: Vec<String> =
+        injected.iter().map(|(name, count)| format!("{name} {count}")).collect();
     println!(
         "note: {faults} faults injected ({}); {checks} times every invariant held; {decisions} \
          decisions accounted for",

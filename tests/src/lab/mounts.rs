@@ -127,13 +127,8 @@ pub(super) fn long_mount_table(ground: &mut Ground, count: usize) -> Result<()> 
     for number in 1..count.div_ceil(BLOCK) {
         bind(&block, &directory(&format!("copy{number}"))?, MsFlags::MS_REC)?;
     }
-    let lines = fs::read_to_string("/proc/1/mountinfo")
-        .context(
-            "read the mount \
-             table",
-        )?
-        .lines()
-        .count();
+    let lines =
+        fs::read_to_string("/proc/1/mountinfo").context("read the mount table")?.lines().count();
     ensure!(lines > count, "the mount table has {lines} lines");
     println!("note: the mount table has {lines} lines");
     let began = Instant::now();

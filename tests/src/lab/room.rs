@@ -98,11 +98,7 @@ pub(super) fn leases_full(ground: &mut Ground, _: &mut Rng) -> Result<()> {
     let refused = exec(ground)?;
     let text = command::text(&refused);
     ensure!(
-        exit_code(&refused)? == 6
-            && text.contains(
-                "as many as there may \
-                 be"
-            ),
+        exit_code(&refused)? == 6 && text.contains("as many as there may be"),
         "not refused: {text}"
     );
     let listed = ground.guarded.installation.guardctl_json(&["lease", "list"])?;
@@ -139,12 +135,8 @@ pub(super) fn actors_full(ground: &mut Ground, _: &mut Rng) -> Result<()> {
     }
     // The actor that the invariants ask for is one of them.
     let policy = |numbers: std::ops::Range<usize>| {
-        let list = numbers.map(|number| {
-            format!(
-                ", {{ executable = \"/run/guard-lab/{number}\" \
-                 }}"
-            )
-        });
+        let list =
+            numbers.map(|number| format!(", {{ executable = \"/run/guard-lab/{number}\" }}"));
         let settings = SETTINGS.replacen(" }]", &format!(" }}{}]", list.collect::<String>()), 1);
         ground.guarded.policy(&settings)
     };
@@ -156,10 +148,9 @@ pub(super) fn actors_full(ground: &mut Ground, _: &mut Rng) -> Result<()> {
 
     installation.write_policy(&one_too_many)?;
     wait::until("the policy is refused", SOON, || {
-        Ok(ground.guarded.status()?["policy"]["rejected"].to_string().contains(
-            "more than 1024 \
-             actors",
-        ))
+        Ok(ground.guarded.status()?["policy"]["rejected"]
+            .to_string()
+            .contains("more than 1024 actors"))
     })?;
     ground.holds()?;
     ground.guarded.installation.write_policy(&most)?;
@@ -306,8 +297,7 @@ fn pin_maps_with_a_small_ring(pin_dir: &Path) -> Result<()> {
     pins.provide()?;
     let directory = &pins.maps();
     let object = object::bytes().context(
-        "the tests were built without the kernel program: build them with `cargo xtask \
-         test`",
+        "the tests were built without the kernel program: build them with `cargo xtask test`",
     )?;
     let mut loader = EbpfLoader::new();
     loader.btf(None).map_max_entries(map::RECORDS, 4096);

@@ -49,10 +49,8 @@ pub fn serve() -> Result<()> {
 
 fn audit_socket() -> Result<OwnedFd> {
     let kind = (AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC);
-    let socket = socket(kind.0, kind.1, kind.2, Some(SockProtocol::NetlinkAudit)).context(
-        "open an audit \
-         socket",
-    )?;
+    let socket = socket(kind.0, kind.1, kind.2, Some(SockProtocol::NetlinkAudit))
+        .context("open an audit socket")?;
     bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0)).context("bind the audit socket")?;
     Ok(socket)
 }

@@ -82,12 +82,8 @@ fn furnish(rootfs: &Path) -> Result<()> {
         bind(&Path::new("/").join(part), &rootfs.join(part))?;
     }
     for link in ["bin", "sbin", "lib", "lib64"] {
-        let target = fs::read_link(Path::new("/").join(link)).with_context(|| {
-            format!(
-                "read the link \
-                 /{link}"
-            )
-        })?;
+        let target = fs::read_link(Path::new("/").join(link))
+            .with_context(|| format!("read the link /{link}"))?;
         symlink(target, rootfs.join(link))?;
     }
     Ok(fs::create_dir(rootfs.join("tmp"))?)

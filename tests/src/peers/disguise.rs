@@ -121,13 +121,8 @@ pub fn unlink(
 
 /// The other side: disguises itself, unlinks and exits.
 pub fn disguise(by: By, executable: &Path, file: &Path) -> Result<()> {
-    let executable = File::open(executable).with_context(|| {
-        format!(
-            "open \
-             {}",
-            executable.display()
-        )
-    })?;
+    let executable =
+        File::open(executable).with_context(|| format!("open {}", executable.display()))?;
     let descriptor = executable.as_raw_fd() as u64;
     let map = Box::new(Map {
         addresses: addresses()?,
@@ -195,12 +190,8 @@ fn addresses() -> Result<[u64; 11]> {
     // The third field is the first here.
     let fields: Vec<&str> = fields.split_whitespace().collect();
     let field = |number: usize| -> Result<u64> {
-        let field = fields.get(number - 3).with_context(|| {
-            format!(
-                "no field {number} in \
-                 {stat:?}"
-            )
-        })?;
+        let field =
+            fields.get(number - 3).with_context(|| format!("no field {number} in {stat:?}"))?;
         Ok(field.parse()?)
     };
     // SAFETY: asks where the heap ends, and moves nothing.

@@ -16,12 +16,7 @@ impl Holder {
     pub fn of_file(file: &Path) -> Result<Self> {
         Self::start(
             "sh",
-            &[
-                "-c",
-                "exec 9<\"$1\"; cd /; echo ready; exec sleep \
-                 1000",
-                "sh",
-            ],
+            &["-c", "exec 9<\"$1\"; cd /; echo ready; exec sleep 1000", "sh"],
             &[file],
         )
     }

@@ -36,13 +36,8 @@ pub fn serve(socket: &Path) -> Result<()> {
     let mut orders = io::stdin().lock().lines();
     daemon.take(&orders.next().context("no first order")??)?;
     let _ = fs::remove_file(socket);
-    let listener = UnixListener::bind(socket).with_context(|| {
-        format!(
-            "bind \
-             {}",
-            socket.display()
-        )
-    })?;
+    let listener =
+        UnixListener::bind(socket).with_context(|| format!("bind {}", socket.display()))?;
     let accepting = Arc::clone(&daemon);
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
@@ -70,12 +65,8 @@ fn locked<T>(mutex: &Mutex<T>) -> Result<MutexGuard<'_, T>> {
 
 impl Daemon {
     fn take(&self, order: &str) -> Result<()> {
-        let mut order: Value = serde_json::from_str(order).with_context(|| {
-            format!(
-                "parse \
-                 {order}"
-            )
-        })?;
+        let mut order: Value =
+            serde_json::from_str(order).with_context(|| format!("parse {order}"))?;
         if let Value::Object(answers) = order["answers"].take() {
             *locked(&self.answers)? = answers.into_iter().collect();
         }
@@ -135,8 +126,7 @@ impl Daemon {
             }
             None => respond(
                 &mut stream,
-                &json!({"type": "error", "error": "Not \
-                                                   Found", "error_code": 404}),
+                &json!({"type": "error", "error": "Not Found", "error_code": 404}),
             ),
         }
     }

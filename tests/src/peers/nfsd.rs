@@ -33,10 +33,8 @@ impl Server {
             command::run("modprobe", &[module]).context("the kernel's NFS server and client")?;
         }
         let server = Self {
-            _control: Mount::new("nfsd", "nfsd", CONTROL, "").context(
-                "mount the server's \
-                 controls",
-            )?,
+            _control: Mount::new("nfsd", "nfsd", CONTROL, "")
+                .context("mount the server's controls")?,
         };
         // Version 3 would look for a portmapper.
         tell("versions", "-2 -3 +4 +4.1 +4.2")?;

@@ -80,12 +80,8 @@ impl Obedient {
         self.begin(if polled { "polled-ring" } else { "ring" }, path)?;
         let mut line = String::new();
         BufReader::new(&self.socket).read_line(&mut line).context("wait for a ring")?;
-        let (ring, address) = line.trim().split_once(' ').with_context(|| {
-            format!(
-                "it said \
-                 {line:?}"
-            )
-        })?;
+        let (ring, address) =
+            line.trim().split_once(' ').with_context(|| format!("it said {line:?}"))?;
         let ring = calls::descriptor_of(self.pid(), ring.parse().context("the ring's number")?);
         let address: usize = address.parse().context("the path's address")?;
         Ok((ring.context("take a ring out of its process")?, address as *const c_char))
@@ -133,14 +129,8 @@ pub fn obey() -> Result<()> {
                 let ring =
                     uring::for_another(verb == "polled-ring").context("set up an io_uring")?;
                 let name = CString::new(path)?;
-                writeln!(
-                    socket,
-                    "{} \
-                     {}",
-                    ring.as_raw_fd(),
-                    name.as_ptr() as usize
-                )
-                .context("answer")?;
+                writeln!(socket, "{} {}", ring.as_raw_fd(), name.as_ptr() as usize)
+                    .context("answer")?;
                 rings.push((ring, name));
                 continue;
             }

@@ -65,11 +65,7 @@ fn replace(file: &Path, times: u64) -> Result<()> {
         File::create(file).with_context(|| format!("make {}", file.display()))?;
         let deleted = fs::remove_file(file);
         deleted.with_context(|| {
-            format!(
-                "deletion {number} of {}, which had to \
-                 pass",
-                file.display()
-            )
+            format!("deletion {number} of {}, which had to pass", file.display())
         })?;
     }
     Ok(())

@@ -44,11 +44,9 @@ impl Traced {
             let memory = File::options().write(true).open(format!("/proc/{}/mem", self.pid));
             let mut text = path.as_os_str().as_bytes().to_vec();
             text.push(0);
-            return memory.and_then(|memory| memory.write_all_at(&text, address)).context(
-                "write \
-                 its \
-                 memory",
-            );
+            return memory
+                .and_then(|memory| memory.write_all_at(&text, address))
+                .context("write its memory");
         }
         bail!("it made a thousand system calls, and no unlink")
     }

@@ -128,10 +128,8 @@ unsafe fn one(entry: squeue::Entry) -> Result<Result<i32, Errno>> {
 }
 
 fn ring() -> Result<IoUring> {
-    IoUring::new(DEPTH as u32).context(
-        "set up an io_uring (see \
-         /proc/sys/kernel/io_uring_disabled)",
-    )
+    IoUring::new(DEPTH as u32)
+        .context("set up an io_uring (see /proc/sys/kernel/io_uring_disabled)")
 }
 
 fn outcome(result: i32) -> Result<i32, Errno> {

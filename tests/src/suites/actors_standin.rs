@@ -59,8 +59,7 @@ fn actors() -> Result<()> {
     ensure!(in_cgroup(&named.0, &rm, &at("file0"))?, "the actor's cgroup was denied");
     ensure!(
         in_cgroup(&named.0.join("child"), &rm, &at("file1"))?,
-        "a child of the cgroup was \
-         denied"
+        "a child of the cgroup was denied"
     );
     ensure!(!in_cgroup(&other.0, &rm, &at("file2"))?, "another cgroup passed");
     // By executable, in any cgroup; its copy is another executable.
@@ -70,8 +69,7 @@ fn actors() -> Result<()> {
     // Both together: each half alone is nobody.
     ensure!(
         in_cgroup(&both.0, &combined, &at("file5"))?,
-        "cgroup and executable together were \
-         denied"
+        "cgroup and executable together were denied"
     );
     ensure!(!in_cgroup(&both.0, &rm, &at("file6"))?, "the cgroup alone passed");
     ensure!(!in_cgroup(&other.0, &combined, &at("file6"))?, "the executable alone passed");

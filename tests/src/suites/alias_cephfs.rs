@@ -41,19 +41,13 @@ fn temporary_mount() -> Result<()> {
         fs::write(at("pool-b/new"), "new").context("write beside the pool")?;
         denied_to_actor(
             host,
-            &format!(
-                "mv -f {TEMPORARY}/pool-b/new \
-                 {TEMPORARY}/{file}"
-            ),
+            &format!("mv -f {TEMPORARY}/pool-b/new {TEMPORARY}/{file}"),
             &at(file),
         )?;
         denied_to_actor(host, &format!("truncate -s 0 {TEMPORARY}/{file}"), &at(file))?;
         host.is_intact()?;
-        as_actor(&format!(
-            "rm -rf \
-             {TEMPORARY}/pool-b"
-        ))
-        .context("another pool, by the storage daemon")?;
+        as_actor(&format!("rm -rf {TEMPORARY}/pool-b"))
+            .context("another pool, by the storage daemon")?;
         ensure!(!at("pool-b").exists(), "the other pool is still there");
         // An administrator's own work is nobody's business.
         fs::remove_dir_all(at("beside")).context("an administrator's deletion")?;
@@ -70,11 +64,8 @@ fn temporary_mount() -> Result<()> {
         host.direct(&["unseal", "shared"])?;
         fs::create_dir_all(Path::new(WITNESS).join("pool-empty")).context("make an empty pool")?;
         let root = CephMount::new(TEMPORARY)?;
-        as_actor(&format!(
-            "rmdir \
-             {TEMPORARY}/pool-empty"
-        ))
-        .context("the actor, when nothing is sealed")?;
+        as_actor(&format!("rmdir {TEMPORARY}/pool-empty"))
+            .context("the actor, when nothing is sealed")?;
         drop(root);
         let own = host.scratch("actors-own")?;
         as_actor(&format!("rm -rf {}", own.display()))
@@ -100,16 +91,11 @@ fn unrelated_path() -> Result<()> {
         ensure!(count == 1, "guardctl pools shows {count} pools: {pools}");
         denied_to_actor(
             host,
-            &format!(
-                "rm -rf \
-                 {WITNESS}/pool-a/custom"
-            ),
+            &format!("rm -rf {WITNESS}/pool-a/custom"),
             &host.on_ceph().join("custom"),
         )?;
         host.direct(&["unseal", "shared"])?;
-        fs::remove_dir_all(Path::new(WITNESS).join("unrelated")).context(
-            "remove the unrelated \
-             path",
-        )
+        fs::remove_dir_all(Path::new(WITNESS).join("unrelated"))
+            .context("remove the unrelated path")
     })
 }

@@ -42,8 +42,7 @@ fn truncated_by_daemon(path: &Path) -> Result<bool> {
     let status = std::process::Command::new("sh")
         .args([
             "-c",
-            "echo 0 >\"$1/cgroup.procs\" && truncate -s 0 \"$2\" \
-             2>/dev/null",
+            "echo 0 >\"$1/cgroup.procs\" && truncate -s 0 \"$2\" 2>/dev/null",
             "sh",
             DAEMON,
         ])
@@ -53,8 +52,7 @@ fn truncated_by_daemon(path: &Path) -> Result<bool> {
     let is_empty = fs::metadata(path)?.len() == 0;
     ensure!(
         status.success() == is_empty,
-        "truncate ended with {status}, and the file is empty: \
-         {is_empty}"
+        "truncate ended with {status}, and the file is empty: {is_empty}"
     );
     Ok(is_empty)
 }
@@ -78,18 +76,18 @@ fn actors_only() -> Result<()> {
         as_daemon(&at("file1"), false)?;
         rm_passes(&at("file2"))?;
         ensure!(!truncated_by_daemon(&at("file1"))?, "the daemon truncated it");
-        fs::File::options().write(true).truncate(true).open(at("file3")).context(
-            "truncate as \
-             another",
-        )?;
+        fs::File::options()
+            .write(true)
+            .truncate(true)
+            .open(at("file3"))
+            .context("truncate as another")?;
         let moved = fs::rename(at("file3"), at("file4"));
         ensure!(moved.is_ok(), "another's rename over a file: {moved:?}");
         rm_passes(&at("volume"))?;
     }
     ensure!(
         ground.counter("denied_alias")? - denied == 4,
-        "denied on two mounts: one rm, one \
-         truncate each"
+        "denied on two mounts: one rm, one truncate each"
     );
     ground.wait_for_decision("alias", "/file1")?;
     // Unmounted lazily, with a directory still open: reached by nobody's path, and by the daemon's.

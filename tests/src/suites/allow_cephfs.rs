@@ -41,8 +41,7 @@ fn below_the_root_on_other_filesystems() -> Result<()> {
         tree::fill(&tree, 50, 7)?;
         ensure!(
             go::remove_all(&tree).is_ok() && !tree.exists(),
-            "{} is still \
-             there",
+            "{} is still there",
             tree.display()
         );
         let denied = host.counted("denied")? - before;
@@ -114,19 +113,15 @@ fn creating_and_writing_in_the_pool() -> Result<()> {
         fs::create_dir(place.join("directory"))?;
         let seen = host.on_ceph().join("written");
         ensure!(
-            fs::read_to_string(seen.join("link"))?
-                == "first, \
-                    second",
-            "another client reads \
-             otherwise"
+            fs::read_to_string(seen.join("link"))? == "first, second",
+            "another client reads otherwise"
         );
         // Truncation is no deletion in guarded mode, unless policy says so.
         fs::write(place.join("renamed"), "short")?;
         OpenOptions::new().write(true).open(place.join("renamed"))?.set_len(2)?;
         ensure!(
             fs::read_to_string(seen.join("other-name"))? == "sh",
-            "another client reads \
-             otherwise"
+            "another client reads otherwise"
         );
         ensure!(Path::new(POOL).join("written").exists(), "the pool is gone");
         let denied = host.counted("denied")? - before;

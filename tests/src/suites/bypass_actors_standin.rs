@@ -97,8 +97,7 @@ fn executable() -> Result<()> {
     let link = host.scratch.join("link");
     fs::hard_link(host.scratch.join("actor"), &link).context("link the actor's executable")?;
     passes(
-        "unlink by a link to the actor's \
-         executable",
+        "unlink by a link to the actor's executable",
         Obedient::start(&link)?.unlink(&at("file4"))?,
     )?;
     passes("unlink outside", host.other()?.unlink(&link)?)?;
@@ -200,10 +199,8 @@ fn set_by_prctl() -> Result<()> {
     let at = |name: &str| pool.path().join(name);
     let (program, actor) = (host.scratch.join("other"), host.scratch.join("actor"));
     // What its files' permissions let a user delete.
-    chown(pool.path().join("volume"), Some(NOBODY), Some(NOBODY)).context(
-        "give a user a \
-         directory",
-    )?;
+    chown(pool.path().join("volume"), Some(NOBODY), Some(NOBODY))
+        .context("give a user a directory")?;
     let as_user = [
         "setpriv",
         "--reuid=65534",

@@ -58,8 +58,7 @@ fn rename_flags() -> Result<()> {
     // Both stay: the kernel leaves two names of one file alone.
     fs::hard_link(at("file5"), at("link5"))?;
     passes(
-        "to another name of the same \
-         file",
+        "to another name of the same file",
         rename(&at("file5"), &at("link5"), RenameFlags::empty()),
     )?;
     rm_is_denied(&at("link5"))?;
@@ -83,8 +82,7 @@ fn io_uring() -> Result<()> {
     denied("renameat, exchange", io(swapped))?;
     denied("openat, O_TRUNC", io(uring::open(&at("file0"), libc::O_TRUNC)?))?;
     denied(
-        "openat, O_TRUNC and \
-         O_CREAT",
+        "openat, O_TRUNC and O_CREAT",
         io(uring::open(&at("file0"), libc::O_TRUNC | libc::O_CREAT)?),
     )?;
     match uring::truncate(&at("file0"))? {
@@ -141,10 +139,7 @@ fn writing() -> Result<()> {
     for flags in [FallocateFlags::FALLOC_FL_COLLAPSE_RANGE, FallocateFlags::FALLOC_FL_ZERO_RANGE] {
         let outcome = fallocate(open("file5")?, flags, 0, length);
         failed_with(
-            &format!(
-                "fallocate, \
-                 {flags:?}"
-            ),
+            &format!("fallocate, {flags:?}"),
             outcome.map_err(Into::into),
             Errno::EOPNOTSUPP,
         )?;
@@ -190,23 +185,18 @@ fn core_dump() -> Result<()> {
     fs::set_permissions(&old, Permissions::from_mode(0o600))?;
     let crash = |directory: &Path| -> Result<()> {
         let line = "ulimit -c unlimited && cd \"$1\" && kill -SEGV $$";
-        let status = Command::new("sh").args(["-c", line, "sh"]).arg(directory).status().context(
-            "start \
-             sh",
-        )?;
+        let status = Command::new("sh")
+            .args(["-c", line, "sh"])
+            .arg(directory)
+            .status()
+            .context("start sh")?;
         ensure!(!status.success(), "sh did not crash");
         Ok(())
     };
     let dumped = |directory: &Path| -> Result<bool> {
         let file = directory.join("filesh");
         Ok(fs::read(&file)
-            .with_context(|| {
-                format!(
-                    "read \
-                     {}",
-                    file.display()
-                )
-            })?
+            .with_context(|| format!("read {}", file.display()))?
             .starts_with(b"\x7fELF"))
     };
     crash(pool.path())?;

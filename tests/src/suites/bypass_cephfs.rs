@@ -50,12 +50,10 @@ fn no_deletion() -> Result<()> {
         let beyond = fs::write(at("d1/more"), "x");
         ensure!(
             beyond.is_err(),
-            "the quota forbids nothing: it was to be shown that it only \
-             forbids"
+            "the quota forbids nothing: it was to be shown that it only forbids"
         );
         passes(
-            "a directory's \
-             layout",
+            "a directory's layout",
             calls::set_attribute(&at("d2"), "ceph.dir.layout.stripe_count", "1"),
         )?;
         // CephFS itself changes no layout of a file that has content.

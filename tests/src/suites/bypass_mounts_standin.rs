@@ -138,14 +138,10 @@ fn chroot() -> Result<()> {
     has_content(&pool.path().join("new"), "x\n")?;
     let above = command::text(&run(
         ground.root(),
-        "/bin/busybox rm -rf /pool/volume 2>&1; echo x >/own; rm \
-         /own",
+        "/bin/busybox rm -rf /pool/volume 2>&1; echo x >/own; rm /own",
     )?);
     ensure!(
-        above.contains(
-            "not \
-             permitted"
-        ) && tree::count(&pool.path().join("volume"))? == 10,
+        above.contains("not permitted") && tree::count(&pool.path().join("volume"))? == 10,
         "{above}"
     );
     fs::remove_dir_all(ground.root().join("bin")).context("what is below the root and in no pool")
@@ -177,8 +173,7 @@ fn open_by_handle() -> Result<()> {
             |name: &str| unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir).map_err(Into::into);
         passes("unlinkat by a guest, beside its volume", unlink("file2"))?;
         denied(
-            "unlinkat by the guest, through the host's \
-             mount",
+            "unlinkat by the guest, through the host's mount",
             fs::remove_file(whole.join("file3")),
         )
     })?;
@@ -258,10 +253,8 @@ fn detached_and_idmapped() -> Result<()> {
             denied(&format!("{what}: in the host's namespace"), unlink())?;
             denied(&format!("{what}: by path"), fs::remove_file(place.join("file1")))?;
             passes(&what, fs::write(place.join("new"), "x"))?;
-            nix::mount::umount2(&place, nix::mount::MntFlags::MNT_DETACH).context(
-                "unmount the \
-                 copy",
-            )?;
+            nix::mount::umount2(&place, nix::mount::MntFlags::MNT_DETACH)
+                .context("unmount the copy")?;
         }
     }
     ensure!(tree::count(pool.path())? == 22, "{} of 22 files are left", tree::count(pool.path())?);
@@ -275,11 +268,7 @@ fn detached_and_idmapped() -> Result<()> {
         calls::attach(copy.as_fd(), place).context("move_mount")
     };
     container::with_brought(attach, |data| {
-        passes(
-            "unlink by a \
-             guest",
-            fs::remove_file(data.join("file1")),
-        )
+        passes("unlink by a guest", fs::remove_file(data.join("file1")))
     })
 }
 
@@ -321,8 +310,8 @@ struct Worker(Child);
 
 impl Worker {
     fn start(directory: &Path) -> Result<Self> {
-        let script = "cd \"$1\" && echo ready && read -r _; \
-                      if rm -f file0 2>/dev/null; then exit; fi; echo refused; cat file0";
+        let script = "cd \"$1\" && echo ready && read -r _; if rm -f file0 2>/dev/null; then exit; \
+                      fi; echo refused; cat file0";
         let mut command = Command::new("sh");
         command
             .args(["-c", script, "sh"])
@@ -335,15 +324,9 @@ impl Worker {
             .0
             .stdout
             .as_mut()
-            .context(
-                "no \
-                 output",
-            )?
+            .context("no output")?
             .read_exact(&mut line)
-            .context(
-                "wait for a \
-                 worker",
-            )?;
+            .context("wait for a worker")?;
         Ok(worker)
     }
 
@@ -353,15 +336,9 @@ impl Worker {
         self.0
             .stdout
             .as_mut()
-            .context(
-                "no \
-                 output",
-            )?
+            .context("no output")?
             .read_to_string(&mut said)
-            .context(
-                "hear a \
-                 worker",
-            )?;
+            .context("hear a worker")?;
         Ok(said)
     }
 }

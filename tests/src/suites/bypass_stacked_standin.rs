@@ -108,8 +108,7 @@ fn encrypted() -> Result<()> {
     denied("truncate", truncate(&at("other")))?;
     ensure!(
         fs::metadata(lower.join("other"))?.len() == stored.len() as u64,
-        "the pool's file has \
-         been cut"
+        "the pool's file has been cut"
     );
     has_content(&at("other"), "")?;
 
@@ -120,8 +119,7 @@ fn encrypted() -> Result<()> {
     passes("truncate", truncate(&at("one")))?;
     ensure!(
         fs::metadata(lower.join("one"))?.len() < stored.len() as u64,
-        "the pool's file has not \
-         been cut"
+        "the pool's file has not been cut"
     );
     passes("rename over", fs::rename(at("other"), at("one")))?;
     passes("unlink", fs::remove_file(at("one")))?;
@@ -197,22 +195,15 @@ fn nfs() -> Result<()> {
     let pool = Exported::new(server.path(), &ground.root().join("pool"))?;
     let at = |name: &str| pool.path().join(name);
     ground.wait_for_mode(pool.path(), "guarded")?;
-    let forget = || {
-        fs::write("/proc/sys/vm/drop_caches", "2\n").context(
-            "drop the caches of \
-             names",
-        )
-    };
+    let forget =
+        || fs::write("/proc/sys/vm/drop_caches", "2\n").context("drop the caches of names");
     for mode in ["guarded", "sealed"] {
         if mode == "sealed" {
             ground.guardctl(&["seal", "pool"])?;
         }
         forget()?;
         denied(
-            &format!(
-                "rename over, not looked up, \
-                 {mode}"
-            ),
+            &format!("rename over, not looked up, {mode}"),
             fs::rename(at("file0"), at("file1")),
         )?;
         has_content(&server.path().join("file1"), CONTENT)?;
@@ -236,10 +227,7 @@ fn nfs() -> Result<()> {
             RenameFlags::RENAME_NOREPLACE,
         );
         failed_with(
-            &format!(
-                "RENAME_NOREPLACE, \
-                 {mode}"
-            ),
+            &format!("RENAME_NOREPLACE, {mode}"),
             cautious.map_err(Into::into),
             Errno::EINVAL,
         )?;

@@ -46,8 +46,7 @@ fn one_tree() -> Result<()> {
     ground.guardctl(&["seal", "pool"])?;
     ensure!(
         in_cgroup(Path::new(TREE), &rm, &at("file3"))?,
-        "the lease does not hold in a sealed \
-         pool"
+        "the lease does not hold in a sealed pool"
     );
     rm_is_denied(&at("file2"))?;
     ground.wait_for_decision("lease", "/file3")?;
@@ -57,8 +56,7 @@ fn one_tree() -> Result<()> {
     grant(generation + 1, u64::MAX)?;
     ensure!(
         !in_cgroup(Path::new(TREE), &rm, &at("file2"))?,
-        "a lease for another superblock lets \
-         through"
+        "a lease for another superblock lets through"
     );
     maps.leases.remove(&key)?;
     ground.guardctl(&["unseal", "pool"])?;

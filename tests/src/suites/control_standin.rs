@@ -83,8 +83,7 @@ fn audit_log() -> Result<()> {
     let read = read_as_nobody(GROUP, &log)?;
     ensure!(
         read.status.success() && !read.stdout.is_empty(),
-        "the group: \
-         {}",
+        "the group: {}",
         command::text(&read)
     );
     let read = read_as_nobody(NOBODY, &log)?;
@@ -105,8 +104,7 @@ fn audit_log() -> Result<()> {
     let lines = String::from_utf8_lossy(&output.stdout).lines().count();
     ensure!(
         output.status.success() && lines == wanted,
-        "{lines} of {wanted}: \
-         {}",
+        "{lines} of {wanted}: {}",
         command::text(&output)
     );
     ensure!(agent.stop()?.success(), "the agent did not end well");
@@ -115,8 +113,7 @@ fn audit_log() -> Result<()> {
     let lines = String::from_utf8_lossy(&output.stdout).lines().count();
     ensure!(
         exit_code(&output)? == 5 && lines == wanted,
-        "{lines} of {wanted}: \
-         {}",
+        "{lines} of {wanted}: {}",
         command::text(&output)
     );
 
@@ -145,8 +142,7 @@ fn control() -> Result<()> {
     let found = fs::metadata(&socket)?;
     ensure!(
         found.mode() & 0o777 == 0o660 && found.uid() == 0,
-        "the socket has mode \
-         {:o}",
+        "the socket has mode {:o}",
         found.mode()
     );
     ensure!(found.gid().to_string() == GROUP, "the socket's group is {}", found.gid());
@@ -168,11 +164,7 @@ fn control() -> Result<()> {
         let output = as_nobody(&ground, GROUP, change)?;
         let text = command::text(&output);
         ensure!(
-            exit_code(&output)? == 6
-                && text.contains(
-                    "changes need uid \
-                     0"
-                ),
+            exit_code(&output)? == 6 && text.contains("changes need uid 0"),
             "{change:?}: {text}"
         );
     }

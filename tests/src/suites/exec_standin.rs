@@ -48,11 +48,8 @@ struct Waiting {
 
 impl Waiting {
     fn start(ground: &Guarded, ttl: &str, file: &Path) -> Result<Self> {
-        let line = format!(
-            "echo ready; cat >/dev/null; rm -f {} 2>/dev/null; echo \
-             $?",
-            file.display()
-        );
+        let line =
+            format!("echo ready; cat >/dev/null; rm -f {} 2>/dev/null; echo $?", file.display());
         let mut command = exec(ground, ttl, &line)?;
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().context("start guardctl exec")?;
@@ -120,14 +117,8 @@ fn one_tree() -> Result<()> {
 
     // From its first instruction, with what it starts, also in a sealed pool.
     ground.guardctl(&["seal", "pool"])?;
-    let output = run(
-        &ground,
-        &format!(
-            "sh -c 'rm {}' && cat \
-             /proc/self/cgroup",
-            at("file1").display()
-        ),
-    )?;
+    let output =
+        run(&ground, &format!("sh -c 'rm {}' && cat /proc/self/cgroup", at("file1").display()))?;
     ensure!(output.status.success() && !at("file1").exists(), "{}", command::text(&output));
     ensure!(command::text(&output).contains("/guard-agent.exec/"), "{}", command::text(&output));
     rm_is_denied(&at("file2"))?;
@@ -147,8 +138,7 @@ fn one_tree() -> Result<()> {
     let guardctl = ["exec", "--pool", "pool", "--reason", "test", "--", "/no/such/command"];
     ensure!(
         exit_code(&ground.installation.guardctl(&guardctl)?)? == 127,
-        "a command that is not \
-         there"
+        "a command that is not there"
     );
     let guardctl = ["exec", "--pool", "pool", "--reason", " ", "--", "true"];
     ensure!(exit_code(&ground.installation.guardctl(&guardctl)?)? == 6, "a lease without a reason");
@@ -159,8 +149,7 @@ fn one_tree() -> Result<()> {
     let status = child.wait()?;
     ensure!(
         status.signal() == Some(Signal::SIGTERM as i32),
-        "SIGTERM did not reach the command: \
-         {status}"
+        "SIGTERM did not reach the command: {status}"
     );
     nothing_is_left(&ground)?;
     rm_is_denied(&at("file4"))
@@ -222,11 +211,8 @@ fn own_cgroup_alone() -> Result<()> {
         Ok(())
     };
     refused(&output)?;
-    let beside = format!(
-        "sleep 60 & \"$@\" rm {}; code=$?; kill $!; exit \
-         $code",
-        at("file0").display()
-    );
+    let beside =
+        format!("sleep 60 & \"$@\" rm {}; code=$?; kill $!; exit $code", at("file0").display());
     refused(&in_new_cgroup(&ground, &beside)?)?;
     // Alone, it may, and nobody in another cgroup.
     let alone = format!("exec \"$@\" rm {}", at("file0").display());
@@ -257,11 +243,11 @@ fn same_process() -> Result<()> {
     let line = "echo $$; pwd; tr '\\0' '\\n' </proc/$$/environ | sort; grep -E '^Sig(Blk|Ign|Cgt)' \
                 /proc/$$/status";
     let prepared = |mut command: Command| -> Result<(u32, String)> {
-        command.current_dir("/tmp").env_clear().env("PATH", "/usr/bin:/bin").env(
-            "WORD",
-            "two \
-             words",
-        );
+        command
+            .current_dir("/tmp")
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .env("WORD", "two words");
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let pid = child.id();
         Ok((pid, command::text(&child.wait_with_output()?)))

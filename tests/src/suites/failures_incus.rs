@@ -35,8 +35,7 @@ fn killed_after_mount() -> Result<()> {
     let mut stage = Stage::new("SIGKILL after the mount")?;
     ensure!(
         stage.join_killed_at("node2", Step::Mounted)?,
-        "the pool is not mounted after the \
-         kill"
+        "the pool is not mounted after the kill"
     );
     stage.becomes(&["join-failed"], "sealed")?;
     stage.clean_up()?;

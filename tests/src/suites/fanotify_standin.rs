@@ -58,11 +58,7 @@ fn guarded() -> Result<()> {
     copy_rm(&actor)?;
     let ground = Ground::new(
         "fanotify-guarded",
-        &format!(
-            "actors = [{{ executable = \"{}\" \
-             }}]",
-            actor.display()
-        ),
+        &format!("actors = [{{ executable = \"{}\" }}]", actor.display()),
     )?;
     let agent = ground.0.installation.start()?;
     let pool = ground.0.pool("pool")?;
@@ -94,8 +90,7 @@ fn guarded() -> Result<()> {
     for code in ["single-deletions", "listing", "other-namespaces", "responder"] {
         ensure!(
             gaps.iter().any(|gap| gap["code"] == code),
-            "{code} is not among the gaps: \
-             {posture}"
+            "{code} is not among the gaps: {posture}"
         );
     }
     let told = command::text(&ground.0.installation.guardctl(&["status"])?);
@@ -146,8 +141,7 @@ fn judged_anew() -> Result<()> {
     fs::copy(shell.trim(), &actor).with_context(|| format!("copy {}", shell.trim()))?;
     fs::create_dir_all(cgroup).with_context(|| format!("create {}", cgroup.display()))?;
     let actors = format!(
-        "actors = [{{ executable = \"{}\" }}, {{ cgroup = \"/fanotify-anew\" \
-         }}]",
+        "actors = [{{ executable = \"{}\" }}, {{ cgroup = \"/fanotify-anew\" }}]",
         actor.display()
     );
     let ground = Ground::new("fanotify-anew", &actors)?;
@@ -156,10 +150,8 @@ fn judged_anew() -> Result<()> {
     let exit_code = |script: &str| -> Result<Option<i32>> {
         let mut command = Command::new("sh");
         command.args(["-c", script]).env("LISTS", LISTS).env("POOL", pool.path());
-        let status = command.env("ACTOR", &actor).env("CGROUP", cgroup).status().context(
-            "start \
-             sh",
-        )?;
+        let status =
+            command.env("ACTOR", &actor).env("CGROUP", cgroup).status().context("start sh")?;
         Ok(status.code())
     };
     let code = exit_code(BY_EXECUTABLE)?;
@@ -204,12 +196,8 @@ fn command_lease() -> Result<()> {
     };
     let rm = |name: &str| format!("rm -rf {}", pool.path().join(name).display());
     wipe(ground.0.root(), pool.path())?;
-    let output = exec(&format!(
-        "{} && mkdir \
-         {}",
-        rm("volume"),
-        pool.path().join("volume").display()
-    ))?;
+    let output =
+        exec(&format!("{} && mkdir {}", rm("volume"), pool.path().join("volume").display()))?;
     ensure!(output.status.success(), "guarded: {}", command::text(&output));
     for number in 0..10 {
         passes("make a file", fs::write(pool.path().join(format!("volume/file{number}")), "x"))?;
@@ -218,12 +206,9 @@ fn command_lease() -> Result<()> {
     ensure!(options(pool.path())?[0].starts_with("ro"), "sealed, and writable");
     let output = exec(&rm("volume/file0"))?;
     ensure!(output.status.success(), "sealed: {}", command::text(&output));
-    wait::until(
-        "the mount is sealed \
-         again",
-        SOON,
-        || Ok(options(pool.path())?[0].starts_with("ro")),
-    )?;
+    wait::until("the mount is sealed again", SOON, || {
+        Ok(options(pool.path())?[0].starts_with("ro"))
+    })?;
     failed_with("without a lease", fs::remove_file(pool.path().join("file0")), Errno::EROFS)
 }
 
@@ -238,16 +223,14 @@ fn sealed() -> Result<()> {
     let before = (options(pool.path())?, options(second.path())?);
     ensure!(
         before.0[0].starts_with("rw") && before.1[0].starts_with("ro"),
-        "the mounts begin as \
-         {before:?}"
+        "the mounts begin as {before:?}"
     );
 
     let seals = ground.0.installation.state_dir().join("seals.json");
     ground.0.guardctl(&["seal", "pool"])?;
     ensure!(
         options(pool.path())?[0].starts_with("ro"),
-        "sealed, and writable: \
-         {:?}",
+        "sealed, and writable: {:?}",
         options(pool.path())?
     );
     ensure!(fs::read_to_string(&seals)?.contains("pool"), "what it was before is not on disk");
@@ -266,12 +249,9 @@ fn sealed() -> Result<()> {
     let agent = ground.0.installation.start()?;
     ground.0.wait_for_mode(pool.path(), "sealed")?;
     refused("a single deletion after the restart")?;
-    wait::until(
-        "there is the new agent's responder, and it \
-         alone",
-        SOON,
-        || Ok(ground.responder().is_ok()),
-    )?;
+    wait::until("there is the new agent's responder, and it alone", SOON, || {
+        Ok(ground.responder().is_ok())
+    })?;
     ground.0.guardctl(&["unseal", "pool"])?;
     wait::until("the mounts are what they were", SOON, || {
         Ok((options(pool.path())?, options(second.path())?) == before)
@@ -287,8 +267,7 @@ fn sealed() -> Result<()> {
     ground.unload()?;
     ensure!(
         (options(pool.path())?, options(second.path())?) == before,
-        "unload leaves the mounts \
-         sealed"
+        "unload leaves the mounts sealed"
     );
     rm_passes(&pool.path().join("volume"))
 }
@@ -304,12 +283,9 @@ fn busy() -> Result<()> {
     wipe(ground.0.root(), pool.path())?;
     ground.0.wait_for_decision("sealed", "/")?;
     drop(writer);
-    wait::until(
-        "it is sealed once nobody \
-         writes",
-        SOON,
-        || Ok(options(pool.path())?[0].starts_with("ro")),
-    )?;
+    wait::until("it is sealed once nobody writes", SOON, || {
+        Ok(options(pool.path())?[0].starts_with("ro"))
+    })?;
     wait::until("the posture says so", SOON, || {
         Ok(!ground.reasons()?.contains(&"mounts-not-sealed".to_owned()))
     })

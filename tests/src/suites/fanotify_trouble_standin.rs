@@ -78,11 +78,7 @@ fn seen() -> Result<()> {
     // As it calls itself: the path may have a script of some version manager.
     let python = command::run(
         "python3",
-        &[
-            "-c",
-            "import os, sys; \
-             print(os.path.realpath(sys.executable))",
-        ],
+        &["-c", "import os, sys; print(os.path.realpath(sys.executable))"],
     )?;
     fs::copy(python.trim(), &actor).context("copy python3")?;
     let actors = format!("actors = [{{ executable = \"{}\" }}]", actor.display());
@@ -124,8 +120,7 @@ fn seen() -> Result<()> {
     );
     ensure!(
         ground.0.counter("would_deny")? == 2,
-        "{} deletions were \
-         seen",
+        "{} deletions were seen",
         ground.0.counter("would_deny")?
     );
     by_stranger.end()?;
@@ -195,10 +190,8 @@ impl MaxGroups {
     const PATH: &str = "/proc/sys/fs/fanotify/max_user_groups";
 
     fn set(count: &str) -> Result<Self> {
-        let before = fs::read_to_string(Self::PATH).context(
-            "read how many groups a user may \
-             have",
-        )?;
+        let before =
+            fs::read_to_string(Self::PATH).context("read how many groups a user may have")?;
         fs::write(Self::PATH, count).context("set how many groups a user may have")?;
         Ok(Self(before))
     }
@@ -270,25 +263,12 @@ fn succeeded(children: Vec<Child>) -> Result<usize> {
 fn crowd() -> Result<()> {
     let scratch = Scratch::new("fanotify-crowd")?;
     let actor = scratch.join("ls");
-    let host = PathBuf::from(
-        command::run(
-            "sh",
-            &[
-                "-c",
-                "readlink -f \"$(command -v \
-                 ls)\"",
-            ],
-        )?
-        .trim(),
-    );
+    let host =
+        PathBuf::from(command::run("sh", &["-c", "readlink -f \"$(command -v ls)\""])?.trim());
     fs::copy(&host, &actor).with_context(|| format!("copy {}", host.display()))?;
     let ground = Ground::new(
         "fanotify-crowd",
-        &format!(
-            "actors = [{{ executable = \"{}\" \
-             }}]",
-            actor.display()
-        ),
+        &format!("actors = [{{ executable = \"{}\" }}]", actor.display()),
     )?;
     let agent = ground.0.installation.start()?;
     let pool = ground.0.pool("pool")?;
@@ -306,13 +286,11 @@ fn crowd() -> Result<()> {
         let (strangers, actors) = (succeeded(strangers)?, succeeded(actors)?);
         ensure!(
             strangers == 0,
-            "{strangers} of 64 strangers could list the pool (agent stalled: \
-             {stalled})"
+            "{strangers} of 64 strangers could list the pool (agent stalled: {stalled})"
         );
         ensure!(
             actors == 16,
-            "{actors} of 16 actors could list the pool (agent stalled: \
-             {stalled})"
+            "{actors} of 16 actors could list the pool (agent stalled: {stalled})"
         );
     }
     agent.signal(Signal::SIGCONT)?;
@@ -341,8 +319,7 @@ fn stalled_responder() -> Result<()> {
     kill(first, Signal::SIGKILL).context("kill the responder")?;
     ensure!(
         succeeded(waiting)? == 1,
-        "the kernel's answer for a responder that is gone is to \
-         allow"
+        "the kernel's answer for a responder that is gone is to allow"
     );
     agent.signal(Signal::SIGCONT)?;
     wait::until("the posture says so", SOON, is_replaced)?;
@@ -353,12 +330,9 @@ fn stalled_responder() -> Result<()> {
     let second = ground.responder()?;
     kill(second, Signal::SIGSTOP).context("stop the responder")?;
     succeeded(listings(1, Path::new("ls"), &volume)?)?;
-    wait::until(
-        "another responder \
-         answers",
-        SOON,
-        || Ok(ground.responder().is_ok_and(|pid| pid != second)),
-    )?;
+    wait::until("another responder answers", SOON, || {
+        Ok(ground.responder().is_ok_and(|pid| pid != second))
+    })?;
     wait::until("listing is denied again", SOON, || Ok(fs::read_dir(&volume).is_err()))?;
     // Without an agent it goes on answering.
     agent.kill()?;

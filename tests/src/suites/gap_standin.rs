@@ -27,8 +27,7 @@ fn first_moment(ground: &Guarded, name: &str) -> Result<Mount> {
     rm_is_denied(&pool.path().join("volume"))?;
     ensure!(tree::count(pool.path())? == 21, "{} of 21 files are left", tree::count(pool.path())?);
     passes(
-        "rename without \
-         replacing",
+        "rename without replacing",
         fs::rename(pool.path().join("file0"), pool.path().join("moved")),
     )?;
     let elsewhere = Mount::tmpfs("/var/lib/guard-standin-gap")?;

@@ -43,8 +43,7 @@ fn bpf_lsm_is_inactive() -> Result<()> {
     let lsms = active_lsms()?;
     ensure!(
         !lsms.is_empty() && lsms.split(',').all(|lsm| lsm != "bpf"),
-        "the active LSMs are \
-         {lsms}"
+        "the active LSMs are {lsms}"
     );
     Ok(())
 }

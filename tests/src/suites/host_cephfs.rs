@@ -127,12 +127,9 @@ impl Host {
 
     /// `denied`, `allowed` or `would_deny` of the pool.
     pub fn counted(&self, what: &str) -> Result<u64> {
-        self.report()?["counters"][what].as_u64().with_context(|| {
-            format!(
-                "the pool has no count \
-                 {what}"
-            )
-        })
+        self.report()?["counters"][what]
+            .as_u64()
+            .with_context(|| format!("the pool has no count {what}"))
     }
 
     /// One of the kernel program's counters.

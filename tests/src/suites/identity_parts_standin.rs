@@ -71,10 +71,8 @@ impl Nas {
     }
 
     fn pool_id(&self, mount: &Mount) -> Result<String> {
-        let report = self.ground.report(mount.path())?.context(
-            "the agent does not know the \
-             export",
-        )?;
+        let report =
+            self.ground.report(mount.path())?.context("the agent does not know the export")?;
         Ok(report["pool_id"].as_str().context("its id")?.to_owned())
     }
 }
@@ -100,10 +98,7 @@ fn each_its_own() -> Result<()> {
         rm_is_denied(&file(pool, "file0"))?;
         ensure!(!deletes_in_a_copy(&file(pool, "file0"))?, "deleted in a copy of the mounts");
     }
-    let shown = ground.report(one.path())?.context(
-        "the \
-         export",
-    )?["mountpoints"]
+    let shown = ground.report(one.path())?.context("the export")?["mountpoints"]
         .as_array()
         .map_or(0, Vec::len);
     ensure!(shown == 1, "{shown} mounts of one export");

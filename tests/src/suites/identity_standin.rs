@@ -66,8 +66,7 @@ fn without_an_agent() -> Result<()> {
     rm_is_denied(&part.path().join("file1"))?;
     container::with_own_root(&volume, |data| {
         denied(
-            "unlink by a guest of a pool that will be \
-             sealed",
+            "unlink by a guest of a pool that will be sealed",
             fs::remove_file(data.join("file3")),
         )
     })?;
@@ -127,10 +126,10 @@ impl Cgroup {
 
     /// Its file of processes, for a place where it cannot be seen.
     fn door(&self) -> Result<File> {
-        OpenOptions::new().write(true).open(self.0.join("cgroup.procs")).context(
-            "open \
-             cgroup.procs",
-        )
+        OpenOptions::new()
+            .write(true)
+            .open(self.0.join("cgroup.procs"))
+            .context("open cgroup.procs")
     }
 }
 
@@ -167,8 +166,7 @@ fn guests() -> Result<()> {
         );
         ensure!(
             removes(&pod, &data.join("file1"))?,
-            "a guest was denied in its own view of the \
-             whole pool"
+            "a guest was denied in its own view of the whole pool"
         );
         Ok(())
     })?;
@@ -182,8 +180,7 @@ fn guests() -> Result<()> {
     })?;
     ensure!(
         !pool.path().join("file1").exists() && pool.path().join("file0").exists(),
-        "another \
-         file went"
+        "another file went"
     );
     rm_is_denied(&pool.path().join("file2"))
 }
@@ -233,25 +230,14 @@ fn own_namespace() -> Result<()> {
     ensure!(!pool.join("a").exists(), "the host sees the daemon's pool");
     ensure!(
         !inside(&format!("{}/a", shown("rm")))?,
-        "a stranger in the daemon's namespace \
-         deleted"
+        "a stranger in the daemon's namespace deleted"
     );
     ensure!(
-        !inside(&format!(
-            "rm \
-             {}/a",
-            disk.display()
-        ))?,
-        "a stranger deleted by another mount \
-         there"
+        !inside(&format!("rm {}/a", disk.display()))?,
+        "a stranger deleted by another mount there"
     );
     ensure!(
-        inside(&format!(
-            "{} -f \
-             {}/a",
-            actor.display(),
-            pool.display()
-        ))?,
+        inside(&format!("{} -f {}/a", actor.display(), pool.display()))?,
         "the daemon was denied"
     );
     ground.guardctl(&["seal", &pool.to_string_lossy()])?;
@@ -291,14 +277,8 @@ fn inode_used_again() -> Result<()> {
     let rm = command::run("sh", &["-c", "readlink -f \"$(command -v rm)\""])?.trim().to_owned();
     fs::copy(&rm, &actor).context("copy rm")?;
     let ino = fs::metadata(&actor)?.ino();
-    let ground = Guarded::new(
-        "inode",
-        &format!(
-            "actors = [{{ executable = \"{}\" \
-             }}]",
-            actor.display()
-        ),
-    )?;
+    let ground =
+        Guarded::new("inode", &format!("actors = [{{ executable = \"{}\" }}]", actor.display()))?;
     let agent = ground.installation.start()?;
     let pool = ground.pool("pool")?;
     let runs = |program: &Path, file: &str| -> Result<bool> {
@@ -322,8 +302,7 @@ fn inode_used_again() -> Result<()> {
     fs::copy(&rm, &actor).context("copy rm")?;
     ensure!(
         !runs(&actor, "file2")?,
-        "another file at the actor's place deleted before it was \
-         looked at"
+        "another file at the actor's place deleted before it was looked at"
     );
     let _agent = ground.installation.start()?;
     ensure!(runs(&actor, "file2")?, "the actor was denied");

@@ -149,8 +149,7 @@ fn doctor_agrees() -> Result<()> {
     let expected = if tier == "bpf-lsm" { "ok" } else { "warn" };
     ensure!(
         check.is_some_and(|check| check["state"] == expected),
-        "{expected} is wanted: \
-         {checks}"
+        "{expected} is wanted: {checks}"
     );
     let tiers = checks.as_array().into_iter().flatten().filter(|check| check["state"] == "ok");
     let tiers =
@@ -158,8 +157,7 @@ fn doctor_agrees() -> Result<()> {
     let found: Vec<&str> = tiers.filter_map(|check| check["found"].as_str()).collect();
     ensure!(
         found.iter().all(|found| found.starts_with("available")),
-        "a tier was not tried: \
-         {found:?}"
+        "a tier was not tried: {found:?}"
     );
     let tried = if tier == "bpf-lsm" { 3 } else { 2 };
     ensure!(found.len() == tried, "{tried} tiers can be had, and doctor says {found:?}");
@@ -200,12 +198,9 @@ fn unpinned() -> Result<()> {
             removed => removed.with_context(|| format!("unpin {name}"))?,
         }
     }
-    wait::until(
-        "the canary \
-         notices",
-        SOON,
-        || Ok(ground.status()?["posture"]["state"] == "inactive"),
-    )?;
+    wait::until("the canary notices", SOON, || {
+        Ok(ground.status()?["posture"]["state"] == "inactive")
+    })?;
     let codes: Vec<Value> = ground.status()?["posture"]["reasons"]
         .as_array()
         .map(|reasons| reasons.iter().map(|reason| reason["code"].clone()).collect())
@@ -216,8 +211,7 @@ fn unpinned() -> Result<()> {
     );
     ensure!(
         exit_code(&ground.installation.guardctl(&["status"])?)? == 4,
-        "status does not end \
-         with 4"
+        "status does not end with 4"
     );
     // What still answers still denies; the posture did not exaggerate about the rest.
     fs::create_dir(pool.path().join("empty"))?;

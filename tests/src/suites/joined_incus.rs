@@ -31,8 +31,7 @@ fn healthy_join() -> Result<()> {
     only_the_host_was_denied(&stage, before, HOST_ATTEMPTS)?;
     stage.is_intact()?;
     stage.note(
-        "volumes, snapshots, copies, an import, a container and SFTP; only the host was \
-         denied",
+        "volumes, snapshots, copies, an import, a container and SFTP; only the host was denied",
     )?;
 
     if let Some(agent) = stage.agent.take() {
@@ -61,8 +60,7 @@ fn only_the_host_was_denied(stage: &Stage, before: u64, attempts: u64) -> Result
 /// A file's deletion by a process that incusd has started.
 fn delete_as_descendant(file: &Path) -> Result<()> {
     let line = format!(
-        "echo 0 >{}/cgroup.procs && rm \
-         {}",
+        "echo 0 >{}/cgroup.procs && rm {}",
         Role::Joiner.cgroup().display(),
         file.display()
     );
@@ -130,8 +128,7 @@ fn guest(node: &Node, container: &mut Container, data: &Path) -> Result<()> {
     for gone in ["file", "tree", "new", "sftp"] {
         ensure!(
             !data.join(gone).exists(),
-            "{gone} was deleted in the container, and is still \
-             there"
+            "{gone} was deleted in the container, and is still there"
         );
     }
     let replaced = fs::read_to_string(data.join("replaced")).context("read what was replaced")?;

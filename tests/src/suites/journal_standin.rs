@@ -87,13 +87,8 @@ fn killed_at_each_write() -> Result<()> {
 /// Where the journal's next content is written before it replaces it.
 fn successor_of_journal(ground: &Guarded) -> Result<PathBuf> {
     let directory = ground.installation.state_dir().join("nodes");
-    let mut entries = fs::read_dir(&directory).with_context(|| {
-        format!(
-            "read \
-             {}",
-            directory.display()
-        )
-    })?;
+    let mut entries =
+        fs::read_dir(&directory).with_context(|| format!("read {}", directory.display()))?;
     let journal = entries.next().context("no node has a journal")??.path();
     ensure!(entries.next().is_none(), "more than one file in {}", directory.display());
     let mut new = journal.into_os_string();

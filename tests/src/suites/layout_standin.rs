@@ -151,13 +151,9 @@ struct Facts {
 fn facts(ground: &Guarded) -> Result<Facts> {
     let listed = |what: &[&str]| -> Result<Vec<Value>> {
         let list = ground.installation.guardctl_json(what)?;
-        list.as_array().cloned().with_context(|| {
-            format!(
-                "guardctl {} printed no \
-                 list",
-                what.join(" ")
-            )
-        })
+        list.as_array()
+            .cloned()
+            .with_context(|| format!("guardctl {} printed no list", what.join(" ")))
     };
     let second = |value: &Value| value.as_str().and_then(|time| time.get(..19)).map(str::to_owned);
     let pool = |pool: Value| {
@@ -165,15 +161,8 @@ fn facts(ground: &Guarded) -> Result<Facts> {
         let ends = second(&pool["release_ends"]);
         (pool["name"].to_string(), format!("{} {} {ends:?}", pool["generation"], pool["mode"]))
     };
-    let lease = |lease: Value| {
-        format!(
-            "{} {} \
-             {:?}",
-            lease["id"],
-            lease["kind"],
-            second(&lease["ends"])
-        )
-    };
+    let lease =
+        |lease: Value| format!("{} {} {:?}", lease["id"], lease["kind"], second(&lease["ends"]));
     Ok(Facts {
         pools: listed(&["pools"])?.into_iter().map(pool).collect(),
         leases: listed(&["lease", "list"])?.into_iter().map(lease).collect(),
@@ -303,8 +292,7 @@ fn under_load(count: usize) -> Result<()> {
         let told = ground.status()?["agent"]["layout"].clone();
         ensure!(
             versions.last().is_some_and(|version| told == *version),
-            "the status says layout \
-             {told}"
+            "the status says layout {told}"
         );
         let change = last_change(&ground)?;
         ensure!(change == "upgraded", "the agent says {change}");
@@ -314,12 +302,9 @@ fn under_load(count: usize) -> Result<()> {
         pools.hold()?;
         leased.goes_on()?;
         let before = denials()?;
-        wait::until(
-            "the loops are denied by the new \
-             programs",
-            SOON,
-            || Ok(denials()? > before + 100),
-        )?;
+        wait::until("the loops are denied by the new programs", SOON, || {
+            Ok(denials()? > before + 100)
+        })?;
     }
     ensure!(versions[0] == versions[2] && versions[0] != versions[1], "layouts were {versions:?}");
     for tree in &trees {
@@ -502,8 +487,7 @@ fn refused() -> Result<()> {
     let log = refused.log();
     ensure!(status.code() == Some(8), "it ended with {status}:\n{log}");
     for told in [
-        "cannot carry \
-         over",
+        "cannot carry over",
         "nothing was changed",
         "has version 2",
         "start the version of guard-agent",

@@ -50,8 +50,7 @@ fn on_time() -> Result<()> {
     // A whole second is for the machine, which may be busy: the kernel decides to the nanosecond.
     ensure!(late < Duration::from_secs(1), "it ended {late:?} late");
     println!(
-        "note: a lease of {TTL:?} was over between {shortest:?} and {longest:?} after it \
-         began"
+        "note: a lease of {TTL:?} was over between {shortest:?} and {longest:?} after it began"
     );
     // Over is over for everyone, truncation included, until an agent says what holds now.
     denied("truncation after the lease", fs::write(&file, "y"))?;
@@ -59,11 +58,9 @@ fn on_time() -> Result<()> {
 
     agent.signal(Signal::SIGCONT)?;
     ground.wait_for_decision("release-expired", "/again")?;
-    ground.wait_for_record(
-        "the \
-         end",
-        |r| r["kind"] == "lease" && r["lease"]["change"] == "expired",
-    )?;
+    ground.wait_for_record("the end", |r| {
+        r["kind"] == "lease" && r["lease"]["change"] == "expired"
+    })?;
     ground.wait_for_mode(pool.path(), "guarded")?;
     passes("truncation in guarded mode", fs::write(&file, "y"))?;
     rm_is_denied(&file)

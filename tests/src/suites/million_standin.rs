@@ -24,14 +24,8 @@ const IDLE_MEMORY: u64 = 16 * 1024;
 
 fn reconciled(ground: &Guarded) -> Result<[u64; 4]> {
     let status = ground.status()?;
-    let number = |name: &str| {
-        status["reconciled"][name].as_u64().with_context(|| {
-            format!(
-                "no \
-                 {name}"
-            )
-        })
-    };
+    let number =
+        |name: &str| status["reconciled"][name].as_u64().with_context(|| format!("no {name}"));
     Ok([number("decisions")?, number("emitted")?, number("aggregated")?, number("lost")?])
 }
 
@@ -78,8 +72,7 @@ fn million() -> Result<()> {
     ensure!(decisions == TIMES, "{decisions} of {TIMES} decisions were counted");
     ensure!(
         emitted + aggregated + lost == TIMES,
-        "{emitted} + {aggregated} + {lost} is not \
-         {TIMES}"
+        "{emitted} + {aggregated} + {lost} is not {TIMES}"
     );
     let told = |name: &str| incident[name].as_u64().unwrap_or(u64::MAX);
     let counts = [told("count"), told("emitted"), told("aggregated"), told("lost")];

@@ -48,8 +48,7 @@ fn guarded() -> Result<()> {
     passes("ftruncate", truncate_open(&at("renamed")))?;
     ensure!(
         !ground.root().join("outside").exists(),
-        "rm left what is below the root and in no \
-         pool"
+        "rm left what is below the root and in no pool"
     );
     Ok(())
 }
@@ -101,8 +100,7 @@ fn sealed() -> Result<()> {
     rm_passes(&outside)?;
     ensure!(
         ground.wait_for_decision("sealed", "/file0")?["mode"] == "sealed",
-        "recorded with \
-         another mode"
+        "recorded with another mode"
     );
     Ok(())
 }
@@ -124,8 +122,7 @@ fn observed() -> Result<()> {
     let decision = ground.wait_for_decision("guarded", "/file0")?;
     ensure!(
         decision["verdict"] == "would-deny" && decision["mode"] == "observed",
-        "recorded as \
-         {decision}"
+        "recorded as {decision}"
     );
     // Ten files and their directory, one file, one replaced: exactly so many would have been
     // denied.
@@ -151,27 +148,21 @@ fn released() -> Result<()> {
     let decision = ground.wait_for_decision("released", "/file0")?;
     ensure!(
         decision["verdict"] == "allowed" && decision["pool"] == "pool",
-        "recorded as \
-         {decision}"
+        "recorded as {decision}"
     );
-    let granted = ground.wait_for_record(
-        "the \
-         lease",
-        |r| r["kind"] == "lease" && r["lease"]["change"] == "granted",
-    )?;
+    let granted = ground.wait_for_record("the lease", |r| {
+        r["kind"] == "lease" && r["lease"]["change"] == "granted"
+    })?;
     ensure!(
         granted["lease"]["reason"] == "test" && granted["lease"]["uid"] == 0,
-        "recorded as \
-         {granted}"
+        "recorded as {granted}"
     );
 
     ground.guardctl(&["lease", "revoke", lease["id"].as_str().unwrap_or_default()])?;
     rm_is_denied(&at("file1"))?;
-    ground.wait_for_record(
-        "the \
-         end",
-        |r| r["kind"] == "lease" && r["lease"]["change"] == "revoked",
-    )?;
+    ground.wait_for_record("the end", |r| {
+        r["kind"] == "lease" && r["lease"]["change"] == "revoked"
+    })?;
     ensure!(
         ground.installation.guardctl_json(&["lease", "list"])? == serde_json::json!([]),
         "still listed"

@@ -43,8 +43,7 @@ pub fn is_sealed(node: &StandinNode, pool: &Path) -> Result<()> {
     rm_is_denied(&pool.join("file0"))?;
     ensure!(
         !node.deletes(&pool.join("file1"))?,
-        "the daemon of a node that has to be sealed may \
-         delete"
+        "the daemon of a node that has to be sealed may delete"
     );
     ensure!(pool.join("file1").exists(), "it was denied, and is gone");
     Ok(())
@@ -80,12 +79,8 @@ fn becomes_a_member() -> Result<()> {
     // The pool that the join mounts is sealed from the first moment on.
     let shared = ground.mount("shared")?;
     is_sealed(&node, shared.path())?;
-    let report = wait::until_some(
-        "the agent knows the \
-         pool",
-        SOON,
-        || ground.report(shared.path()),
-    )?;
+    let report =
+        wait::until_some("the agent knows the pool", SOON, || ground.report(shared.path()))?;
     ensure!(report["mode"] == "sealed" && report["mode_cause"] == "join", "{report}");
 
     // A member is one, also while its operation still runs.
@@ -105,10 +100,8 @@ fn becomes_a_member() -> Result<()> {
     ensure!(record["node"]["from"] == "joining" && record["node"]["mode"] == "guarded", "{record}");
     ensure!(because.contains("list of members"), "{record}");
     let history = ground.installation.guardctl_json(&["history"])?;
-    let transitions = history[0]["transitions"].as_array().context(
-        "a history without \
-         transitions",
-    )?;
+    let transitions =
+        history[0]["transitions"].as_array().context("a history without transitions")?;
     let last = transitions.last().context("an empty history")?;
     ensure!(last["to"] == "joined" && last["because"] == because, "{history}");
     Ok(())
@@ -204,8 +197,7 @@ fn late_failure() -> Result<()> {
     let history = ground.installation.guardctl_json(&["history"])?;
     ensure!(
         !history.to_string().contains("\"join-failed\""),
-        "it was taken for a failed join: \
-         {history}"
+        "it was taken for a failed join: {history}"
     );
     Ok(())
 }

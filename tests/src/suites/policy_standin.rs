@@ -89,16 +89,13 @@ fn posture_is(ground: &Guarded, code: i32, reasons: &[&str]) -> Result<bool> {
 fn without_actor() -> Result<()> {
     let ground = Guarded::new("no-actor", "")?;
     let daemon = ground.root().with_extension("incusd");
-    ground.installation.write_policy(&ground.policy(&format!(
-        "actors = [{{ executable = \"{}\" \
-         }}]",
-        daemon.display()
-    )))?;
+    ground.installation.write_policy(
+        &ground.policy(&format!("actors = [{{ executable = \"{}\" }}]", daemon.display())),
+    )?;
     let _agent = ground.installation.start()?;
     ensure!(
         posture_is(&ground, 0, &[])?,
-        "without a pool nobody misses it: \
-         {}",
+        "without a pool nobody misses it: {}",
         ground.status()?["posture"]
     );
     let pool = ground.pool("pool")?;
@@ -125,10 +122,7 @@ fn rejected_degrades() -> Result<()> {
     let text = command::text(&ground.installation.guardctl(&["status"])?);
     ensure!(text.contains("posture    degraded") && text.contains("policy.toml:5:"), "{text}");
     ensure!(
-        text.contains(
-            "did you mean \
-             `guarded`?"
-        ) && text.contains("guardctl policy check"),
+        text.contains("did you mean `guarded`?") && text.contains("guardctl policy check"),
         "{text}"
     );
     ensure!(text.lines().all(|line| line.chars().count() <= 80), "a line is too long:\n{text}");
@@ -216,13 +210,11 @@ fn bad_edits() -> Result<()> {
         })?;
         ensure!(
             in_force(&status) == in_force(&before),
-            "edit {number} changed what is in force: \
-             {status}"
+            "edit {number} changed what is in force: {status}"
         );
         ensure!(
             status["pools"][0]["mode"] == "guarded",
-            "edit {number} changed the pool: \
-             {status}"
+            "edit {number} changed the pool: {status}"
         );
         rm_is_denied(&pool.path().join("file0"))?;
         // The file can be checked by hand, and says the same.
@@ -243,12 +235,9 @@ fn bad_edits() -> Result<()> {
     // A good one is taken, and the rejection is over.
     ground.installation.write_policy(&ground.policy("mode = \"observed\""))?;
     until_answer(&pool, true)?;
-    wait::until(
-        "the rejection is \
-         over",
-        SOON,
-        || Ok(ground.status()?["policy"]["rejected"].is_null()),
-    )?;
+    wait::until("the rejection is over", SOON, || {
+        Ok(ground.status()?["policy"]["rejected"].is_null())
+    })?;
     let records = ground.installation.audit_records()?;
     let rejected = records.iter().filter(|record| record["policy"]["change"] == "rejected").count();
     ensure!(rejected == count + 1, "{} rejections, {rejected} in the audit log", count + 1);

@@ -67,8 +67,7 @@ fn under_load() -> Result<()> {
     drop((rm, unlink));
     ensure!(
         tree::count(pool.path())? == 220,
-        "{} of 220 files are \
-         left",
+        "{} of 220 files are left",
         tree::count(pool.path())?
     );
     populate(elsewhere.path())?;

@@ -73,8 +73,7 @@ fn must_be_refused(ground: &Guarded, code: &str) -> Result<()> {
     let text = command::text(&output);
     ensure!(
         exit_code(&output)? == 6 && text.contains(code) && text.contains("fix:"),
-        "no {code}: \
-         {text}"
+        "no {code}: {text}"
     );
     Ok(())
 }
@@ -243,8 +242,7 @@ fn wiped() -> Result<()> {
     ensure!(mountinfo_of(pool.path())?.is_empty(), "the pool was to be rolled back first: {text}");
     ensure!(
         ground.root().join("containers/file0").exists(),
-        "deleted although something is in the \
-         way"
+        "deleted although something is in the way"
     );
     drop(disk);
 
@@ -337,8 +335,7 @@ fn join_is_late() -> Result<()> {
     let scratch = Scratch::new("join-late")?;
     let (started, go) = (scratch.join("started"), scratch.join("go"));
     let script = format!(
-        "touch {}; while ! test -e {}; do sleep 0.1; done; exit \
-         1",
+        "touch {}; while ! test -e {}; do sleep 0.1; done; exit 1",
         started.display(),
         go.display()
     );
@@ -350,8 +347,7 @@ fn join_is_late() -> Result<()> {
     ground.wait_for_mode(pool.path(), "sealed")?;
     ensure!(
         !node.deletes(&pool.path().join("file0"))?,
-        "the daemon deletes in a pool that is \
-         being joined"
+        "the daemon deletes in a pool that is being joined"
     );
     node.become_member()?;
     node.end_join(400)?;

@@ -44,13 +44,8 @@ fn damaged() -> Result<()> {
         ["state.json", "state.json.copy"].map(|name| ground.installation.state_dir().join(name));
     let cut = |file: &PathBuf| {
         let text = fs::read(file).with_context(|| format!("read {}", file.display()))?;
-        fs::write(file, &text[..text.len() / 8]).with_context(|| {
-            format!(
-                "write \
-                 {}",
-                file.display()
-            )
-        })
+        fs::write(file, &text[..text.len() / 8])
+            .with_context(|| format!("write {}", file.display()))
     };
     cut(&files[0])?;
     let agent = ground.installation.start()?;

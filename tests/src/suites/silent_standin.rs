@@ -93,8 +93,7 @@ fn is_answered_for(ground: &Guarded, cause: &str, guarded: &Path, released: &Pat
     let lines: Vec<&str> = log.lines().collect();
     ensure!(
         text.lines().collect::<Vec<&str>>() == lines[lines.len() - 3..],
-        "not the last events: \
-         {text}"
+        "not the last events: {text}"
     );
     println!(
         "note: {cause}: status {took:.1?} and {took_text:.1?}, pools {took_pools:.1?}, events \
@@ -118,8 +117,7 @@ fn silent() -> Result<()> {
     ensure!(told.contains(&format!("kill -CONT {}", agent.pid())), "{told}");
     agent.signal(Signal::SIGCONT)?;
     wait::until(
-        "the agent answers \
-         again",
+        "the agent answers again",
         SOON,
         || Ok(ground.status()?["answered_by"] == "agent"),
     )?;

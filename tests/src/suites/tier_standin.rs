@@ -62,8 +62,7 @@ fn decides() -> Result<()> {
     ensure!(decision["tier"] == "fmod-ret", "the record names another tier: {decision}");
     fs::rename(pool.path().join("file0"), pool.path().join("renamed"))?;
     denied(
-        "a rename onto a \
-         file",
+        "a rename onto a file",
         fs::rename(pool.path().join("renamed"), pool.path().join("file1")),
     )?;
     let elsewhere = Mount::tmpfs("/var/lib/guard-standin-tier")?;
@@ -97,12 +96,8 @@ fn standby() -> Result<()> {
     let loads = ground.installation.loads()?;
     let load = loads.first().context("no load is pinned")?;
     for program in ["guard_path_unlink", "guard_path_rmdir", "guard_path_rename"] {
-        fs::remove_file(load.join(format!("{program}_link"))).with_context(|| {
-            format!(
-                "unpin \
-                 {program}"
-            )
-        })?;
+        fs::remove_file(load.join(format!("{program}_link")))
+            .with_context(|| format!("unpin {program}"))?;
     }
     let before = ground.counter("denied_guarded")?;
     rm_is_denied(&pool.path().join("file0"))?;
@@ -184,28 +179,21 @@ fn lost() -> Result<()> {
     ensure!(reason["code"] == "tier-lost", "{posture}");
     let detail = reason["detail"].as_str().unwrap_or_default();
     ensure!(
-        detail.contains(
-            "bpf is not among the kernel's active \
-             LSMs"
-        ),
+        detail.contains("bpf is not among the kernel's active LSMs"),
         "it does not say why: {detail}"
     );
     ensure!(
         exit_code(&ground.installation.guardctl(&["status"])?)? == 7,
-        "status does not end \
-         with 7"
+        "status does not end with 7"
     );
     ground.wait_for_record("the posture", |record| {
         record["kind"] == "posture" && record["posture"]["reasons"][0]["code"] == "tier-lost"
     })?;
     // Who asks for it by name has taken note.
     ground.installation.write_policy(&ground.policy("[enforcement]\ntier = \"fmod-ret\""))?;
-    wait::until(
-        "policy takes the \
-         tier",
-        SOON,
-        || Ok(ground.status()?["posture"]["state"] == "enforcing"),
-    )
+    wait::until("policy takes the tier", SOON, || {
+        Ok(ground.status()?["posture"]["state"] == "enforcing")
+    })
 }
 
 fn locked_down() -> Result<()> {
@@ -215,11 +203,7 @@ fn locked_down() -> Result<()> {
     let reason = &posture["reasons"][0];
     let detail = reason["detail"].as_str().unwrap_or_default();
     ensure!(
-        reason["code"] == "tier-fanotify"
-            && detail.contains(
-                "lockdown: \
-                 confidentiality"
-            ),
+        reason["code"] == "tier-fanotify" && detail.contains("lockdown: confidentiality"),
         "{posture}"
     );
     ensure!(!detail.contains('\n'), "it is no line: {detail}");
@@ -233,8 +217,7 @@ fn locked_down() -> Result<()> {
     );
     ensure!(
         doctor.contains("lockdown=integrity"),
-        "it does not say what would raise the tier: \
-         {doctor}"
+        "it does not say what would raise the tier: {doctor}"
     );
 
     let pool = ground.pool("pool")?;

@@ -245,8 +245,7 @@ fn storm() -> Result<()> {
     let (attempts, changes) = raged.with_context(|| {
         let counts = Counter::ALL.iter().map(|&counter| (counter.name(), counted(counter)));
         format!(
-            "counted meanwhile: \
-             {:?}",
+            "counted meanwhile: {:?}",
             counts.filter(|(_, count)| *count > 0).collect::<Vec<_>>()
         )
     })?;

@@ -146,12 +146,8 @@ fn hang_and_damage() -> Result<()> {
     stage.joiner()?.signal(Signal::SIGSTOP)?;
     answers_and_keeps(&stage, "sealed").context("with incusd stopped by a signal")?;
     stage.joiner()?.kill()?;
-    fs::write(
-        "/var/lib/incus/database/local.db",
-        "this is no \
-         database",
-    )
-    .context("damage local.db")?;
+    fs::write("/var/lib/incus/database/local.db", "this is no database")
+        .context("damage local.db")?;
     answers_and_keeps(&stage, "sealed").context("with a damaged local.db")?;
     stage.remove_directory()?;
     stage.note("SIGSTOP, local.db damaged, rm -rf")

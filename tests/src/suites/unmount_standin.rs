@@ -80,8 +80,7 @@ fn everywhere() -> Result<()> {
         outcome.steps.iter().map(|step| step.place.namespace).collect();
     ensure!(
         namespaces.len() == 2,
-        "unmounted in {} mount namespaces, not 2: \
-         {outcome:#?}",
+        "unmounted in {} mount namespaces, not 2: {outcome:#?}",
         namespaces.len()
     );
     ensure!(outcome.steps.len() >= 7, "fewer unmounts than mounts: {outcome:#?}");
@@ -105,16 +104,12 @@ fn holders() -> Result<()> {
 
     let outcome = unmount(&ground, &target, false)?;
     let [remaining] = &outcome.remaining[..] else {
-        anyhow::bail!(
-            "the pool is held: \
-             {outcome:#?}"
-        )
+        anyhow::bail!("the pool is held: {outcome:#?}")
     };
     let pids: Vec<u32> = remaining.holders.iter().map(|holder| holder.pid).collect();
     ensure!(
         pids.contains(&file.pid()) && pids.contains(&directory.pid()),
-        "not named: \
-         {remaining:#?}"
+        "not named: {remaining:#?}"
     );
     let via =
         |pid| remaining.holders.iter().filter(move |h| h.pid == pid).flat_map(|holder| &holder.via);
@@ -133,10 +128,7 @@ fn holders() -> Result<()> {
     let outcome = unmount(&ground, &target, true)?;
     ensure!(mountinfo_of(pool.path())?.is_empty(), "it was to be detached");
     let [remaining] = &outcome.remaining[..] else {
-        anyhow::bail!(
-            "the superblock lives: \
-             {outcome:#?}"
-        )
+        anyhow::bail!("the superblock lives: {outcome:#?}")
     };
     ensure!(remaining.mounts.is_empty() && remaining.holders.len() == 2, "{remaining:#?}");
     // Still denied, through the directory that is held.

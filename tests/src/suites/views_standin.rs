@@ -54,26 +54,17 @@ fn views() -> Result<()> {
         denied("unlink in a container that has the whole pool", fs::remove_file(data.join("file1")))
     })?;
     // A private copy of the host's mounts is no guest: nothing in it, however it came there.
-    let whole = in_new_namespace(
-        "mount --bind \"$1\" \"$2\" && rm \
-         \"$2/file1\"",
-        &[pool.path(), &place],
-    )?;
+    let whole =
+        in_new_namespace("mount --bind \"$1\" \"$2\" && rm \"$2/file1\"", &[pool.path(), &place])?;
     must_be_denied("the whole pool in another namespace", &whole)?;
     must_be_denied("a private copy", &in_new_namespace("rm \"$1/file1\"", &[&volume])?)?;
     let below = ground.root().join("below");
     fs::create_dir(&below)?;
-    let bound = in_new_namespace(
-        "mount --bind \"$1\" \"$2\" && rm \
-         \"$2/file1\"",
-        &[&volume, &below],
-    )?;
+    let bound =
+        in_new_namespace("mount --bind \"$1\" \"$2\" && rm \"$2/file1\"", &[&volume, &below])?;
     must_be_denied("a volume bound below the root in a private copy", &bound)?;
-    let part = in_new_namespace(
-        "mount --bind \"$1\" \"$2\" && rm \
-         \"$2/file1\"",
-        &[&volume, &place],
-    )?;
+    let part =
+        in_new_namespace("mount --bind \"$1\" \"$2\" && rm \"$2/file1\"", &[&volume, &place])?;
     must_be_denied("a volume bound in a private copy", &part)?;
     // The same volume at the same place, in the host's namespace, and in copies that follow it:
     // what a unit with `PrivateTmp=` or `ProtectSystem=` has, and what any user can make.

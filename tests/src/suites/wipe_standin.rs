@@ -132,10 +132,8 @@ fn file_mounted() -> Result<()> {
     .context("bind a file")?;
     let (_, result) = place.delete(&mut |_| true)?;
     let stopped = must_stop_at(result, &place.at("file"));
-    nix::mount::umount2(&place.at("file"), nix::mount::MntFlags::empty()).context(
-        "unmount the \
-         file",
-    )?;
+    nix::mount::umount2(&place.at("file"), nix::mount::MntFlags::empty())
+        .context("unmount the file")?;
     stopped?;
     ensure!(fs::read(&precious)? == b"precious", "the file below the mount was changed");
     must_be_empty(&place)?;

@@ -199,10 +199,8 @@ fn postgresql() -> Result<()> {
             fs::create_dir(&volume).context("make a volume")?;
             sh("chown 65534:65534 /data; as initdb -D /data/db -A trust --no-locale -N \
                 --wal-segsize=1 >/dev/null")?;
-            fs::write(volume.join("db/postgresql.auto.conf"), SETTINGS).context(
-                "write its \
-                 settings",
-            )?;
+            fs::write(volume.join("db/postgresql.auto.conf"), SETTINGS)
+                .context("write its settings")?;
             sh("as pg_ctl -D /data/db -l /data/log -w -t 300 start >/dev/null")?;
             server.runs(host)?;
         }
@@ -222,7 +220,7 @@ fn postgresql() -> Result<()> {
             sql -d postgres -c 'DROP DATABASE work' -c CHECKPOINT; sql -d postgres -c 'SELECT 1' >/dev/null")?;
         if when == When::Upgraded {
             sh("as pg_ctl -D /data/db -w -t 300 -m fast stop >/dev/null; as rm -r /data/*; test \
-                -z \"$(ls -A /data)\"")?;
+                 -z \"$(ls -A /data)\"")?;
             server.0.set(None);
             host.clear("guest")?;
         }

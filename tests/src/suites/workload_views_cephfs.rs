@@ -56,10 +56,9 @@ fn mapped_owners() -> Result<()> {
         };
         if old_kernel {
             let refused = container::with_mapped_owners(&volume, &owners, |_| Ok(()));
-            let why = refused.err().context(
-                "6.1 has mapped owners on CephFS: the test is out of \
-                 date",
-            )?;
+            let why = refused
+                .err()
+                .context("6.1 has mapped owners on CephFS: the test is out of date")?;
             let errno =
                 why.root_cause().downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
             ensure!(errno == Some(libc::EINVAL), "mount_setattr failed otherwise: {why:#}");
@@ -149,8 +148,7 @@ fn layers() -> Result<()> {
             );
             ensure!(
                 refused.is_err(),
-                "the kernel takes CephFS as an upper layer: the test is out \
-                 of date"
+                "the kernel takes CephFS as an upper layer: the test is out of date"
             );
             let merged = Mount::new(
                 "overlay",
@@ -158,21 +156,15 @@ fn layers() -> Result<()> {
                 "/tmp/a",
                 "lowerdir=/data,upperdir=/tmp/upper,workdir=/tmp/work",
             )?;
-            fs::remove_dir_all(merged.path().join("d0")).context(
-                "remove what is in the lower \
-                 layer",
-            )?;
+            fs::remove_dir_all(merged.path().join("d0"))
+                .context("remove what is in the lower layer")?;
             fs::rename(merged.path().join("d1/e1/f4"), merged.path().join("d1/e1/f5"))
                 .context("rename over")?;
             drop(merged);
             ensure!(tree::count(data)? == 12, "the lower layer has {} files", tree::count(data)?);
             let all = ["d0", "d1", "d2", "upper", "work"].map(|name| data.join(name));
-            all.iter().try_for_each(|path| {
-                fs::remove_dir_all(path).context(
-                    "remove the lower \
-                     layer",
-                )
-            })
+            all.iter()
+                .try_for_each(|path| fs::remove_dir_all(path).context("remove the lower layer"))
         })?;
         host.clear("guest")
     })

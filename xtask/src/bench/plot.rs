@@ -20,8 +20,7 @@ pub fn unlink(results: &Results) -> Result<String> {
         area.fill(&WHITE).map_err(failed)?;
         let style = |size: i32| (FONT, size).into_font().color(&BLACK);
         area.draw_text(
-            "Instructions of the deleting thread, one unlink on \
-             tmpfs",
+            "Instructions of the deleting thread, one unlink on tmpfs",
             &style(18),
             (10, 10),
         )
@@ -107,12 +106,7 @@ mod tests {
         assert!(bars.starts_with("<svg") && bars.contains("guard: x") && bars.contains("nothing"));
         let lines = growth(&run(100.0)).unwrap();
         assert!(
-            lines.starts_with("<svg")
-                && lines.contains(
-                    "pools: \
-                     a"
-                )
-                && lines.contains("<polyline")
+            lines.starts_with("<svg") && lines.contains("pools: a") && lines.contains("<polyline")
         );
     }
 }

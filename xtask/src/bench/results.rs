@@ -95,14 +95,8 @@ impl Results {
             let (text, met) = figure.unwrap_or_else(|| ("not measured".to_owned(), false));
             bars.push((name, text, met));
         };
-        let (nothing, empty) = (
-            self.case("tmpfs", "nothing"),
-            self.case(
-                "tmpfs",
-                "empty BPF LSM \
-                 programs",
-            ),
-        );
+        let (nothing, empty) =
+            (self.case("tmpfs", "nothing"), self.case("tmpfs", "empty BPF LSM programs"));
         let unprotected = self.case("tmpfs", "guard: kind of filesystem not guarded");
         let ratio = |ratio: f64, bar: f64| (format!("{ratio:.2}"), ratio <= bar);
         let percent = |share: f64, bar: f64| (format!("{:.2} %", 100.0 * share), share <= bar);
@@ -119,11 +113,8 @@ impl Results {
                 percent((ours.programs() - empty.programs()) / nothing.whole, 0.02)
             }),
         );
-        let cephfs = self.case("cephfs", "nothing").zip(self.case(
-            "cephfs",
-            "empty BPF LSM \
-             programs",
-        ));
+        let cephfs =
+            self.case("cephfs", "nothing").zip(self.case("cephfs", "empty BPF LSM programs"));
         for (name, case) in [
             (
                 "allowed as actor: our programs ≤ 5 % of a CephFS unlink on the client",
@@ -155,11 +146,8 @@ impl Results {
         add(
             "fanotify: listing a directory as actor takes the answering process ≤ 120,000 \
              instructions",
-            answering(
-                "guard, fanotify: pool, allowed as \
-                 actor",
-            )
-            .map(|count| instructions(count, 120_000.0)),
+            answering("guard, fanotify: pool, allowed as actor")
+                .map(|count| instructions(count, 120_000.0)),
         );
         for (name, axis) in [
             ("1 to 10,000 pools: cost grows ≤ 10 %", "pools"),
@@ -170,36 +158,18 @@ impl Results {
         let figure = |name: &str| self.agent.iter().find(|figure| figure.name == name);
         add(
             "agent: start to enforcing ≤ 3,000 ms",
-            figure(
-                "start to \
-                 enforcing",
-            )
-            .map(|took| (format!("{:.0} ms", took.value), took.value <= 3000.0)),
+            figure("start to enforcing")
+                .map(|took| (format!("{:.0} ms", took.value), took.value <= 3000.0)),
         );
         add(
             "agent: idle memory ≤ 16 MiB",
-            figure(
-                "idle \
-                 VmRSS",
-            )
-            .map(|memory| {
-                (
-                    format!(
-                        "{:.1} \
-                         MiB",
-                        memory.value
-                    ),
-                    memory.value <= 16.0,
-                )
-            }),
+            figure("idle VmRSS")
+                .map(|memory| (format!("{:.1} MiB", memory.value), memory.value <= 16.0)),
         );
         add(
             "agent: CPU for denials ≤ 5 % of the deleter's own",
-            figure(
-                "the same beside the deleter's \
-                 own",
-            )
-            .map(|share| percent(share.value / 100.0, 0.05)),
+            figure("the same beside the deleter's own")
+                .map(|share| percent(share.value / 100.0, 0.05)),
         );
         bars
     }
@@ -253,18 +223,13 @@ impl Results {
             let responder = shown(*responder);
             let _ = writeln!(
                 text,
-                "| {filesystem} | {case} | {whole:.0} | {with_kernel:.0} | \
-                 {responder} |"
+                "| {filesystem} | {case} | {whole:.0} | {with_kernel:.0} | {responder} |"
             );
         }
         text += "\n## Bars\n\n| Bar | This run | Met |\n|---|--:|---|\n";
         for (name, figure, met) in self.bars() {
-            let _ = writeln!(
-                text,
-                "| {name} | {figure} | {} \
-                 |",
-                if met { "yes" } else { "**no**" }
-            );
+            let _ =
+                writeln!(text, "| {name} | {figure} | {} |", if met { "yes" } else { "**no**" });
         }
         text += "\n## Growth\n\n![Growth](growth.svg)\n\n| Axis | At | Case | Programs on \
                  path_unlink | Deleting thread |\n|---|--:|---|--:|--:|\n";
@@ -303,15 +268,13 @@ pub mod tests {
         let baseline = run(100.0);
         assert!(
             run(107.0).slower_than(&baseline, true).is_empty(),
-            "within five percent of the \
-             sum"
+            "within five percent of the sum"
         );
         assert!(run(10.0).slower_than(&baseline, true).is_empty());
         let slower = run(108.0).slower_than(&baseline, true);
         assert_eq!(
             slower,
-            ["guard: x on tmpfs: 158 instructions in our programs, 150 in the \
-              committed run"]
+            ["guard: x on tmpfs: 158 instructions in our programs, 150 in the committed run"]
         );
         let mut shorter = run(100.0);
         shorter.unlink.pop();

@@ -96,10 +96,7 @@ fn paragraph(name: &str, texts: &BTreeMap<String, String>) -> Result<String> {
     } else {
         let text = texts.get(name);
         text.with_context(|| {
-            format!(
-                "no text of the licence {name}: add \
-                 packaging/licenses/{name}"
-            )
+            format!("no text of the licence {name}: add packaging/licenses/{name}")
         })?
         .clone()
     };
@@ -149,10 +146,8 @@ pub fn linked() -> Result<BTreeSet<Crate>> {
     }
     let mut cargo = workspace::cargo();
     cargo.args(["metadata", "--locked", "--format-version", "1"]);
-    let metadata: Metadata = serde_json::from_str(&progress::capture(&mut cargo)?).context(
-        "understand `cargo \
-         metadata`",
-    )?;
+    let metadata: Metadata = serde_json::from_str(&progress::capture(&mut cargo)?)
+        .context("understand `cargo metadata`")?;
     let ours = |package: &Package| package.manifest_path.starts_with(workspace::root());
     let found = metadata.packages.into_iter().filter(|package| {
         !ours(package) && names.contains(&(package.name.clone(), package.version.clone()))

@@ -97,13 +97,8 @@ fn changes() -> Result<Vec<String>> {
 fn license_texts() -> Result<BTreeMap<String, String>> {
     let mut texts = BTreeMap::from([("MIT".to_owned(), read("LICENSE-MIT")?)]);
     let directory = workspace::root().join("packaging/licenses");
-    let entries = fs::read_dir(&directory).with_context(|| {
-        format!(
-            "list \
-             {}",
-            directory.display()
-        )
-    })?;
+    let entries =
+        fs::read_dir(&directory).with_context(|| format!("list {}", directory.display()))?;
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         texts.insert(name.clone(), read(&format!("packaging/licenses/{name}"))?);
@@ -132,10 +127,7 @@ fn about() -> Result<About> {
     let mut cargo = workspace::cargo();
     cargo.args(["metadata", "--locked", "--no-deps", "--format-version", "1"]);
     let mut found: serde_json::Value = serde_json::from_str(&progress::capture(&mut cargo)?)
-        .context(
-            "understand `cargo \
-             metadata`",
-        )?;
+        .context("understand `cargo metadata`")?;
     let packages = found["packages"].as_array_mut().context("`cargo metadata` lists packages")?;
     let agent = packages.iter_mut().find(|package| package["name"] == "guard-agent");
     let agent = agent.context("the workspace has no package guard-agent")?;
@@ -152,10 +144,8 @@ fn mail_date(date: u64) -> Result<String> {
 fn manual(binaries: &Path, generated: &Path, date: u64) -> Result<()> {
     let mut command = Command::new(binaries.join("guard-manual"));
     command.arg(workspace::root().join("docs/POLICY.md")).arg(generated);
-    progress::capture(command.env(EPOCH, date.to_string())).context(
-        "make man pages and \
-         completions",
-    )?;
+    progress::capture(command.env(EPOCH, date.to_string()))
+        .context("make man pages and completions")?;
     Ok(())
 }
 

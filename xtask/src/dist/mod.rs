@@ -72,19 +72,13 @@ fn date() -> Result<u64> {
             let mut git = Command::new("git");
             git.args(["log", "-1", "--format=%ct"]).current_dir(workspace::root());
             progress::capture(&mut git).with_context(|| {
-                format!(
-                    "the time of the last commit is not known here: set \
-                     {EPOCH}"
-                )
+                format!("the time of the last commit is not known here: set {EPOCH}")
             })?
         }
     };
-    text.trim().parse().with_context(|| {
-        format!(
-            "{EPOCH} is {text:?}, which is no number of \
-             seconds"
-        )
-    })
+    text.trim()
+        .parse()
+        .with_context(|| format!("{EPOCH} is {text:?}, which is no number of seconds"))
 }
 
 /// Makes the .deb alone, in `directory`, for what installs it in tests. Not checked.

@@ -59,13 +59,8 @@ fn collect() -> Result<Vec<(&'static str, String)>> {
             continue;
         }
         if SHIPPED.contains(&member) {
-            let text = fs::read_to_string(&path).with_context(|| {
-                format!(
-                    "read \
-                     {}",
-                    path.display()
-                )
-            })?;
+            let text =
+                fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
             texts.push((member, text));
         }
         fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;

@@ -131,8 +131,7 @@ impl Tree {
     /// Files with the name of ours, but for what dpkg and rpm write about themselves.
     fn leftovers(&self) -> Result<String> {
         self.run(
-            "find / -xdev -name '*guard*' ! -path '/proc/*' ! -path '/sys/*' ! -path \
-             '/trial/*'",
+            "find / -xdev -name '*guard*' ! -path '/proc/*' ! -path '/sys/*' ! -path '/trial/*'",
         )
     }
 }
@@ -160,8 +159,7 @@ fn debian(tree: &Tree, deb: &Path, place: &Path) -> Result<()> {
     ensure!(left.is_empty(), "after the purge of the .deb these are left:\n{left}");
     ensure!(tree.run("getent group guard").is_err(), "after the purge the group guard is left");
     eprintln!(
-        "xtask: dist check: .deb installed, upgraded, removed and purged in a Debian tree: \
-         ok"
+        "xtask: dist check: .deb installed, upgraded, removed and purged in a Debian tree: ok"
     );
     Ok(())
 }
@@ -176,13 +174,8 @@ fn renumbered(deb: &Path, place: &Path, output: &Path) -> Result<()> {
         Some(version) => format!("Version: {version}.1\n"),
         None => format!("{line}\n"),
     });
-    fs::write(&control, lines.collect::<String>()).with_context(|| {
-        format!(
-            "write \
-             {}",
-            control.display()
-        )
-    })?;
+    fs::write(&control, lines.collect::<String>())
+        .with_context(|| format!("write {}", control.display()))?;
     let mut build = Command::new("dpkg-deb");
     build.args(["--root-owner-group", "--build"]).arg(place).arg(output);
     progress::capture(&mut build).map(|_| ())
@@ -210,8 +203,7 @@ fn rpm(tree: &Tree, package: &Path) -> Result<()> {
     }
     tree.expect("the removal of the .rpm", "etc/guard-agent/policy.toml.rpmsave", true)?;
     eprintln!(
-        "xtask: dist check: .rpm installed, upgraded and removed by rpm in a Debian tree: \
-         ok"
+        "xtask: dist check: .rpm installed, upgraded and removed by rpm in a Debian tree: ok"
     );
     Ok(())
 }

@@ -29,8 +29,8 @@ fn second(place: &Path, date: u64) -> Result<()> {
     let root = place.join(FOLDER);
     fs::create_dir_all(&root).with_context(|| format!("create {}", root.display()))?;
     let copy = format!(
-        "set -o pipefail; git ls-files -z --cached --others --exclude-standard | \
-         tar --null --files-from=- --create | tar --extract --directory {}",
+        "set -o pipefail; git ls-files -z --cached --others --exclude-standard | tar --null \
+         --files-from=- --create | tar --extract --directory {}",
         root.display()
     );
     progress::capture(Command::new("bash").args(["-ec", &copy]).current_dir(workspace::root()))

@@ -17,9 +17,7 @@ use crate::{checksums, progress};
 
 /// What a host has beside Incus: what Debian's own installations have, a Ceph cluster's daemons
 /// (one of the hosts is the store), and what tests run.
-const PACKAGES: &str = "systemd,systemd-sysv,dbus,udev,kmod,iproute2,procps,psmisc,python3,jq,curl,ceph-common,ceph-mon,\
-                        ceph-osd,ceph-mds,rsync,logrotate,cron-daemon-common,e2fsprogs,apparmor,dnsmasq-base,passwd,util-linux,attr,acl,\
-                        less,sudo,busybox-static,strace,zstd,xz-utils";
+const PACKAGES: &str = "systemd,systemd-sysv,dbus,udev,kmod,iproute2,procps,psmisc,python3,jq,curl,ceph-common,ceph-mon,ceph-osd,ceph-mds,rsync,logrotate,cron-daemon-common,e2fsprogs,apparmor,dnsmasq-base,passwd,util-linux,attr,acl,less,sudo,busybox-static,strace,zstd,xz-utils";
 /// The daemon and its client, without what only virtual machines need: none runs inside an emulated
 /// one.
 const INCUS: [&str; 2] = ["incus-base", "incus-client"];
@@ -150,8 +148,7 @@ fn bootstrap(incus: Incus, tree: &Path) -> Result<()> {
     mmdebstrap
         .args(["--mode=root", "--variant=minbase", "--format=directory", "--skip=check/empty"])
         .args([
-            "--aptopt=Apt::Install-Recommends \
-             \"false\"",
+            "--aptopt=Apt::Install-Recommends \"false\"",
             "--aptopt=Acquire::Languages \"none\"",
         ])
         .args(

@@ -64,10 +64,9 @@ pub fn kernel(kernel: Kernel) -> Result<Kernel> {
     match kernel {
         Kernel::V6_12 | Kernel::Trixie => Ok(Kernel::Trixie),
         Kernel::V7 => Ok(Kernel::V7),
-        Kernel::V6_1 => bail!(
-            "Debian 13 has no kernel 6.1: the suite host takes --kernel 6.12, 7 \
-             or all"
-        ),
+        Kernel::V6_1 => {
+            bail!("Debian 13 has no kernel 6.1: the suite host takes --kernel 6.12, 7 or all")
+        }
     }
 }
 

@@ -36,13 +36,9 @@ pub fn fetch(kernel: Kernel) -> Result<()> {
         apt.command("apt-get").arg("download").args(&packages).current_dir(&downloads),
     )?;
     let unpacked = fresh_directory(apt_directory.join("unpacked"))?;
-    for entry in fs::read_dir(&downloads).with_context(|| {
-        format!(
-            "list \
-             {}",
-            downloads.display()
-        )
-    })? {
+    for entry in
+        fs::read_dir(&downloads).with_context(|| format!("list {}", downloads.display()))?
+    {
         let package = entry?.path();
         let name = package.file_name().unwrap_or_default().display().to_string();
         progress::run(
@@ -57,13 +53,8 @@ pub fn fetch(kernel: Kernel) -> Result<()> {
         fs::remove_dir_all(&directory)
             .with_context(|| format!("remove {}", directory.display()))?;
     }
-    fs::rename(&partial, &directory).with_context(|| {
-        format!(
-            "rename {} into \
-             place",
-            partial.display()
-        )
-    })?;
+    fs::rename(&partial, &directory)
+        .with_context(|| format!("rename {} into place", partial.display()))?;
     for litter in [&downloads, &unpacked] {
         fs::remove_dir_all(litter).with_context(|| format!("remove {}", litter.display()))?;
     }
@@ -123,13 +114,8 @@ fn lay_out(unpacked: &Path, partial: &Path, release: &str) -> Result<()> {
     vmlinux::extract(&image_file("vmlinuz")?, &partial.join("vmlinux"))?;
     let place = partial.join("lib/modules");
     fs::create_dir_all(&place).with_context(|| format!("create {}", place.display()))?;
-    fs::rename(&modules, place.join(release)).with_context(|| {
-        format!(
-            "move \
-             {}",
-            modules.display()
-        )
-    })?;
+    fs::rename(&modules, place.join(release))
+        .with_context(|| format!("move {}", modules.display()))?;
     progress::run(
         &format!("index the modules of {release}"),
         Command::new("depmod")
@@ -139,9 +125,7 @@ fn lay_out(unpacked: &Path, partial: &Path, release: &str) -> Result<()> {
             .arg(partial.join("System.map"))
             .arg(release),
     )?;
-    fs::write(partial.join("release"), format!("{release}\n")).context(
-        "write the kernel's \
-         release",
-    )?;
+    fs::write(partial.join("release"), format!("{release}\n"))
+        .context("write the kernel's release")?;
     checksums::record(partial)
 }

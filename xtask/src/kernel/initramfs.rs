@@ -30,12 +30,7 @@ pub fn write(kernel: &Layout, target: &Path, init: &str, modules: &[&str]) -> Re
     archive.add(
         "bin/busybox",
         0o100_755,
-        &fs::read(BUSYBOX).with_context(|| {
-            format!(
-                "read \
-                 {BUSYBOX}"
-            )
-        })?,
+        &fs::read(BUSYBOX).with_context(|| format!("read {BUSYBOX}"))?,
     );
     for (number, module) in load_order(kernel, modules)?.iter().enumerate() {
         archive.add(&format!("modules/{:02}.ko", number), 0o100_644, &unpacked(module)?);
@@ -57,12 +52,7 @@ fn load_order(kernel: &Layout, modules: &[&str]) -> Result<Vec<String>> {
         // Built-in ones are listed as "builtin NAME": nothing to load.
         let needed = shown
             .lines()
-            .filter_map(|line| {
-                line.strip_prefix(
-                    "insmod \
-                     ",
-                )
-            })
+            .filter_map(|line| line.strip_prefix("insmod "))
             .map(|path| path.trim().to_owned());
         for file in needed {
             if !files.contains(&file) {
@@ -79,16 +69,13 @@ fn unpacked(module: &str) -> Result<Vec<u8>> {
         Some("zst") => "zstd",
         _ => return fs::read(module).with_context(|| format!("read {module}")),
     };
-    let output = Command::new(tool).args(["-dcq", module]).output().with_context(|| {
-        format!(
-            "start \
-             {tool}"
-        )
-    })?;
+    let output = Command::new(tool)
+        .args(["-dcq", module])
+        .output()
+        .with_context(|| format!("start {tool}"))?;
     anyhow::ensure!(
         output.status.success(),
-        "{tool} could not unpack {module} \
-         ({})",
+        "{tool} could not unpack {module} ({})",
         output.status
     );
     Ok(output.stdout)

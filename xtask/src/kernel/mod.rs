@@ -107,13 +107,8 @@ impl Layout {
         let directory = kernel.directory()?;
         checksums::verify(&directory, &CHECKED_AT_BOOT)?;
         let path = directory.join("release");
-        let release = fs::read_to_string(&path).with_context(|| {
-            format!(
-                "read \
-                 {}",
-                path.display()
-            )
-        })?;
+        let release =
+            fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
         Ok(Self { directory, release: release.trim().to_owned() })
     }
 

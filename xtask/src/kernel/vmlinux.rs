@@ -70,11 +70,6 @@ fn decompress(tool: &str, arguments: &[&str], payload: &[u8], target: &Path) -> 
         bail!("{tool} could not unpack the kernel ({status})");
     }
     written
-        .map_err(|_| {
-            anyhow::anyhow!(
-                "feeding {tool} \
-                 panicked"
-            )
-        })?
+        .map_err(|_| anyhow::anyhow!("feeding {tool} panicked"))?
         .with_context(|| format!("feed {tool}"))
 }

@@ -56,8 +56,7 @@ pub fn run() -> Result<ExitCode> {
             Ok(Some(outcome)) => check("advisories", outcome),
             Ok(None) => {
                 eprintln!(
-                    "xtask: lint advisories: NOT RUN, their database cannot be reached from \
-                     here"
+                    "xtask: lint advisories: NOT RUN, their database cannot be reached from here"
                 )
             }
             Err(error) => check("advisories", Err(error)),
@@ -129,10 +128,6 @@ fn ensure_components() -> Result<()> {
         Command::new("rustup").args(["component", "add"]).args(&missing),
     )
     .with_context(|| {
-        format!(
-            "{} not installed: install it for your Rust \
-             toolchain",
-            missing.join(", ")
-        )
+        format!("{} not installed: install it for your Rust toolchain", missing.join(", "))
     })
 }

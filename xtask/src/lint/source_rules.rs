@@ -70,8 +70,7 @@ pub fn check(root: &Path) -> Result<()> {
         let name = path.strip_prefix(root).unwrap_or(&path);
         if !text.starts_with("//!") {
             problems.push(format!(
-                "{}:1: does not open with `//!`: say what the file \
-                 does",
+                "{}:1: does not open with `//!`: say what the file does",
                 name.display()
             ));
         }
@@ -95,10 +94,8 @@ fn impurities(name: &Path, text: &str) -> Vec<String> {
         let line = line.split("//").next().unwrap_or_default();
         for (word, what) in FORBIDDEN.iter().filter(|(word, _)| names(line, word)) {
             let place = format!("{}:{}", name.display(), number + 1);
-            found.push(format!(
-                "{place}: a pure module names {word} ({what}): make it an \
-                 argument"
-            ));
+            found
+                .push(format!("{place}: a pure module names {word} ({what}): make it an argument"));
         }
     }
     found

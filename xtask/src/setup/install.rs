@@ -46,8 +46,7 @@ pub fn packages(missing: &[&Requirement]) -> Result<()> {
     }
     finish_interrupted()?;
     progress::run(
-        "update the list of packages (apt-get \
-         update)",
+        "update the list of packages (apt-get update)",
         apt_get().args(["update", "-q"]),
     )?;
     let unknown: Vec<&str> = names.iter().copied().filter(|name| !is_available(name)).collect();
@@ -84,8 +83,7 @@ fn install_qemu() -> Result<()> {
     let sources = Sources::of_this_machine()?;
     let suite = format!("{}-backports", sources.codename());
     eprintln!(
-        "xtask: the release's {QEMU} would remove installed packages; taking it from \
-         {suite}"
+        "xtask: the release's {QEMU} would remove installed packages; taking it from {suite}"
     );
     let directory = workspace::cache()?.join("apt/backports");
     let apt = PrivateApt::installing(&directory, &sources, std::slice::from_ref(&suite))?;

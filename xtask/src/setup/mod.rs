@@ -135,8 +135,7 @@ impl Plan {
         if self.bpf_linker {
             let place = toolchain::linker_root()?;
             let what = format!(
-                "bpf-linker {}, built by cargo into \
-                 {}",
+                "bpf-linker {}, built by cargo into {}",
                 toolchain::LINKER_VERSION,
                 place.display()
             );
@@ -144,13 +143,8 @@ impl Plan {
         }
         for &tool in &self.cargo_tools {
             let place = cargo_tool::root()?;
-            let what = format!(
-                "{} {}, built by cargo into \
-                 {}",
-                tool.name,
-                tool.version,
-                place.display()
-            );
+            let what =
+                format!("{} {}, built by cargo into {}", tool.name, tool.version, place.display());
             tasks.push(Task::new(2, what, || tool.install()));
         }
         for kernel in &self.kernels {
@@ -175,8 +169,7 @@ impl Plan {
         for (number, task) in tasks.iter().enumerate() {
             let (number, all) = (number + 1, tasks.len());
             eprintln!(
-                "xtask: setup, {number} of {all}: {} (about {left} minutes left in \
-                 all)",
+                "xtask: setup, {number} of {all}: {} (about {left} minutes left in all)",
                 task.what
             );
             (task.act)()?;

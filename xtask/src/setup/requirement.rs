@@ -107,15 +107,13 @@ pub const ALL: &[Requirement] = &[
         Use::Bpf,
         "llvm-22-dev",
         File("/usr/lib/llvm-22/bin/llvm-config"),
-        "LLVM for \
-         bpf-linker",
+        "LLVM for bpf-linker",
     ),
     requirement(
         Use::Bpf,
         "libpolly-22-dev",
         File("/usr/lib/llvm-22/lib/libPolly.a"),
-        "LLVM for \
-         bpf-linker",
+        "LLVM for bpf-linker",
     ),
     requirement(Use::Bpf, "zlib1g-dev", File("/usr/include/zlib.h"), "LLVM's compression"),
     requirement(Use::Bpf, "libzstd-dev", File("/usr/include/zstd.h"), "LLVM's compression"),
@@ -138,8 +136,7 @@ pub const ALL: &[Requirement] = &[
         Use::Suites,
         "strace",
         Command("strace"),
-        "an agent killed at a system call of its \
-         own",
+        "an agent killed at a system call of its own",
     ),
     requirement(Use::Workloads, "git", Command("git"), "version control in a guest's volume"),
     requirement(Use::Workloads, "gcc", Command("cc"), "a compiler in a guest's volume"),
@@ -160,8 +157,7 @@ pub const ALL: &[Requirement] = &[
         Use::Host,
         "qemu-utils",
         Command("qemu-img"),
-        "disks and saved states of real \
-         hosts",
+        "disks and saved states of real hosts",
     ),
     requirement(Use::Host, "e2fsprogs", Command("mke2fs"), "the disk's filesystem"),
     requirement(Use::Host, "socat", Command("socat"), "a shell on a real host"),
@@ -169,22 +165,19 @@ pub const ALL: &[Requirement] = &[
         Use::Incus,
         "util-linux",
         Command("nsenter"),
-        "a second node in namespaces of its \
-         own",
+        "a second node in namespaces of its own",
     ),
     requirement(
         Use::Dist,
         "dpkg-dev",
         Command("dpkg-shlibdeps"),
-        "which libraries a .deb depends \
-         on",
+        "which libraries a .deb depends on",
     ),
     requirement(
         Use::Dist,
         "rpm",
         Command("rpm"),
-        "which libraries an .rpm depends on; its scripts \
-         on trial",
+        "which libraries an .rpm depends on; its scripts on trial",
     ),
     requirement(Use::DistCheck, "lintian", Command("lintian"), "checks the .deb"),
     requirement(Use::DistCheck, "rpmlint", Command("rpmlint"), "checks the .rpm"),

@@ -53,14 +53,8 @@ fn environment(binaries: &TestBinaries, kernel: Kernel, profile: &str) -> Vec<(S
 
 /// A machine that runs a command of `guard-tests`.
 pub fn machine(kernel: Kernel, binaries: &TestBinaries, command: &str) -> Boot {
-    let mut boot = Boot::new(
-        kernel,
-        format!(
-            "exec {} \
-             {command}",
-            quoted(&binaries.tests.to_string_lossy())
-        ),
-    );
+    let mut boot =
+        Boot::new(kernel, format!("exec {} {command}", quoted(&binaries.tests.to_string_lossy())));
     boot.environment = environment(binaries, kernel, "default");
     boot
 }
@@ -224,10 +218,8 @@ fn run_beside_hosts(
     command.envs(host::environment(incus, part.kernel)?).env("RUST_BACKTRACE", "0");
     command.env("GUARD_HOST_PAYLOAD", host::run::payload());
     eprintln!("xtask: {}: {} tests …", part.name(), part.tests.len());
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context(
-        "start \
-         unshare",
-    )?;
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("start unshare")?;
     let mut output = child.stdout.take().context("the tests' output is a pipe")?;
     let mut reader = Reader::new(part.name(), part.suite.name(), report);
     let mut buffer = [0; 16 * 1024];
@@ -251,10 +243,9 @@ fn boot_of_profile(kernel: Kernel, profile: &str, script: String) -> Result<Boot
             boot.script = boot.script.map(|script| format!("{lock}\n{script}"));
         }
         "icount" => boot.icount = true,
-        other => bail!(
-            "guard-tests asks for the boot profile {other:?}, which xtask does not \
-             know"
-        ),
+        other => {
+            bail!("guard-tests asks for the boot profile {other:?}, which xtask does not know")
+        }
     }
     Ok(boot)
 }

@@ -89,13 +89,8 @@ impl Report {
             .collect();
         let report = json!({ "passed": self.passed(), "failed": self.failed(), "tests": tests });
         let path = workspace::target().join("test-report.json");
-        fs::write(&path, format!("{report:#}\n")).with_context(|| {
-            format!(
-                "write \
-                 {}",
-                path.display()
-            )
-        })?;
+        fs::write(&path, format!("{report:#}\n"))
+            .with_context(|| format!("write {}", path.display()))?;
         Ok(path)
     }
 }

@@ -61,12 +61,8 @@ impl Parser {
             self.target = target_name(target);
         } else if let Some(name) = trimmed.strip_prefix("Doc-tests ") {
             self.target = format!("{name}::doc");
-        } else if let Some(count) = line
-            .strip_prefix(
-                "running \
-                 ",
-            )
-            .and_then(|rest| rest.split(' ').next())
+        } else if let Some(count) =
+            line.strip_prefix("running ").and_then(|rest| rest.split(' ').next())
         {
             self.expected = count.parse().unwrap_or_default();
             self.seen = 0;
@@ -116,12 +112,8 @@ impl Parser {
     fn missing(&mut self, report: &mut Report) {
         if self.seen < self.expected {
             self.any_failed = true;
-            let why = format!(
-                "{} of {} tests gave no \
-                 result",
-                self.expected - self.seen,
-                self.expected
-            );
+            let why =
+                format!("{} of {} tests gave no result", self.expected - self.seen, self.expected);
             report.part_did_not_run(
                 &format!("unit::{}", self.target),
                 &format!("{why}\n{}", self.failures.join("\n")),

@@ -59,8 +59,7 @@ fn no_answer_is_found_that_was_not_true_since_its_reader_began() {
     for &bounds in BOUNDS {
         let checker = Lab { fault: Fault::None, bounds }.checker().threads(2).spawn_bfs().join();
         println!(
-            "note: model of kept answers: {} states within \
-             {bounds:?}",
+            "note: model of kept answers: {} states within {bounds:?}",
             checker.unique_state_count()
         );
         states += checker.unique_state_count();
@@ -78,8 +77,7 @@ fn no_answer_is_found_that_was_not_true_since_its_reader_began() {
     // The model gets to where it matters.
     assert_eq!(seen.len(), 3, "only seen: {seen:?}");
     println!(
-        "note: model of kept answers: {states} states explored, longest history {depth} \
-         steps"
+        "note: model of kept answers: {states} states explored, longest history {depth} steps"
     );
 }
 

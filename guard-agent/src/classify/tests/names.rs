@@ -65,12 +65,8 @@ fn ceph_csi_with_an_id_of_zeros() {
 /// Shape: the EFS driver's mounts, each through a tunnel of its own on the node.
 #[test]
 fn tunnels_on_the_node() {
-    let source = |port: u16| {
-        format!(
-            "nfs4 127.0.0.1:/ \
-             rw,vers=4.1,proto=tcp,port={port},addr=127.0.0.1"
-        )
-    };
+    let source =
+        |port: u16| format!("nfs4 127.0.0.1:/ rw,vers=4.1,proto=tcp,port={port},addr=127.0.0.1");
     let (a, b) = (source(20100), source(20101));
     let found = pools(&[&pod(50, 71, "efs-a", &a), &pod(51, 72, "efs-b", &b)]);
     assert_eq!(names(&found), ["efs-a", "efs-b"]);
@@ -79,11 +75,7 @@ fn tunnels_on_the_node() {
     assert_eq!(swapped[0].pool_id, found[0].pool_id, "the helper takes whatever port is free");
     // Where no volume names them, the ports have to.
     let bare = |id: u32, port: u16| {
-        format!(
-            "{id} 22 0:{id} / /var/lib/kubelet/p{id} rw - \
-             {}",
-            source(port)
-        )
+        format!("{id} 22 0:{id} / /var/lib/kubelet/p{id} rw - {}", source(port))
     };
     let found = pools(&[&bare(52, 20100), &bare(53, 20101)]);
     assert_ne!(found[0].pool_id, found[1].pool_id);
@@ -109,12 +101,8 @@ fn smb_shares() {
 /// made again.
 #[test]
 fn nfs_by_a_name() {
-    let source = |address: &str| {
-        format!(
-            "nfs4 nfs.default.svc.cluster.local:/ \
-             rw,vers=4.1,addr={address}"
-        )
-    };
+    let source =
+        |address: &str| format!("nfs4 nfs.default.svc.cluster.local:/ rw,vers=4.1,addr={address}");
     let found = pools(&[&pod(80, 91, "pv-web", &source("10.152.183.7"))]);
     assert_eq!(names(&found), ["pv-web"]);
     let later = pools(&[&pod(99, 92, "pv-web", &source("10.152.183.200"))]);
@@ -127,8 +115,7 @@ fn docker_volumes() {
     let volume = |id: u32, name: &str, address: &str| {
         let place = format!("/var/lib/docker/volumes/{name}/_data");
         format!(
-            "{id} 22 0:{id} / {place} rw,relatime - nfs4 :/srv/media \
-             rw,vers=4.2,addr={address}"
+            "{id} 22 0:{id} / {place} rw,relatime - nfs4 :/srv/media rw,vers=4.2,addr={address}"
         )
     };
     let found = pools(&[&volume(1, "web_media", "10.0.0.8"), &volume(2, "old_media", "10.0.0.9")]);

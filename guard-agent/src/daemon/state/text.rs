@@ -111,13 +111,8 @@ pub(super) fn read(bytes: &[u8]) -> Result<State, String> {
 pub(super) fn unknown_seals(state: &State) -> Option<String> {
     let unknown = &state.foreign.sealed;
     let list: Vec<String> = unknown.iter().map(Value::to_string).collect();
-    (!list.is_empty()).then(|| {
-        format!(
-            "seals of a form that is not known here: \
-             {}",
-            list.join(", ")
-        )
-    })
+    (!list.is_empty())
+        .then(|| format!("seals of a form that is not known here: {}", list.join(", ")))
 }
 
 /// What two copies of one file say together. Of two that differ after the same save one is damaged,

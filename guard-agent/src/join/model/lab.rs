@@ -137,8 +137,7 @@ impl Model for Lab {
                 later.release.is_none_or(|left| left == 0)
             }),
             Property::always(
-                "4: after a rollback nothing stays \
-                 blocked",
+                "4: after a rollback nothing stays blocked",
                 |lab: &Lab, world: &World| {
                     if !world.is_quiet()
                         || (world.journal != State::Released && world.journal != State::RollingBack)
@@ -151,8 +150,7 @@ impl Model for Lab {
                 },
             ),
             Property::always(
-                "5: a healthy member comes back to \
-                 guarded",
+                "5: a healthy member comes back to guarded",
                 |lab: &Lab, world: &World| {
                     let healthy = world.member
                         && world.raft
@@ -198,11 +196,9 @@ impl Model for Lab {
                 world.must_be_sealed()
                     && world.entry().is_some_and(|entry| entry.mode == NodeMode::Sealed)
             }),
-            Property::sometimes(
-                "a rollback has \
-                 ended",
-                |_, world: &World| world.journal == State::Released,
-            ),
+            Property::sometimes("a rollback has ended", |_, world: &World| {
+                world.journal == State::Released
+            }),
         ]
     }
 }

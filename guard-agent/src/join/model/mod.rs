@@ -109,10 +109,8 @@ fn breaks(fault: Fault, invariant: &str) {
     let is_caught = BOUNDS.iter().rev().any(|&bounds| {
         let lab = Lab { fault, bounds };
         let names = lab.properties().into_iter().map(|property| property.name);
-        let name = names.into_iter().find(|name| name.starts_with(invariant)).expect(
-            "it is a \
-             property",
-        );
+        let name =
+            names.into_iter().find(|name| name.starts_with(invariant)).expect("it is a property");
         let wanted = HasDiscoveries::AnyOf([name].into());
         let checker = lab.checker().threads(2).finish_when(wanted).spawn_bfs().join();
         checker.discovery(name).is_some()

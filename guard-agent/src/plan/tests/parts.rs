@@ -51,8 +51,7 @@ fn a_pool_goes_on_when_another_export_comes_to_its_superblock() {
     assert_eq!(
         (after.generation, after.pool_id),
         (before.generation, before.pool_id),
-        "leases go \
-         on"
+        "leases go on"
     );
     assert_eq!(Mode::from_u32(after.mode), Some(Mode::Sealed));
     assert_ne!(flags(&maps, whole(50)) & POOL_PARTS, 0);

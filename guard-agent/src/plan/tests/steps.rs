@@ -42,8 +42,7 @@ fn check_steps(before: &Observed, after: &Observed, operations: &[MapOperation])
                 let key = RootKey::alias(pool_root(pool.dev));
                 assert!(
                     maps.roots.contains_key(&key),
-                    "the names do not tell {pool:?} at \
-                     {operation:?}"
+                    "the names do not tell {pool:?} at {operation:?}"
                 );
             }
         }
@@ -65,8 +64,7 @@ fn check_steps(before: &Observed, after: &Observed, operations: &[MapOperation])
                 .collect();
             assert!(
                 actors(&maps, now.actor_set).is_subset(&allowed),
-                "new actors at \
-                 {operation:?}"
+                "new actors at {operation:?}"
             );
         }
         for (key, new) in after.pools.iter().filter(|(key, entry)| key.is_part() && is_pool(entry))
@@ -82,12 +80,8 @@ fn check_steps(before: &Observed, after: &Observed, operations: &[MapOperation])
                 }
             };
             let Some(old) = met(before).filter(is_pool) else { continue };
-            let now = met(&maps).unwrap_or_else(|| {
-                panic!(
-                    "{key:?} without entry at \
-                     {operation:?}"
-                )
-            });
+            let now =
+                met(&maps).unwrap_or_else(|| panic!("{key:?} without entry at {operation:?}"));
             let weaker = pools::strength(old.mode).min(pools::strength(new.mode));
             assert!(pools::strength(now.mode) >= weaker, "{key:?} weaker at {operation:?}");
         }

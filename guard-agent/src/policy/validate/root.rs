@@ -99,9 +99,7 @@ fn incus(raw: &RawRoot, preset: Option<&Preset>, problems: &mut Problems<'_>) ->
                 problems.at(
                     value.span(),
                     what,
-                    "add join = \"incus\", or leave the key \
-                     out"
-                    .to_owned(),
+                    "add join = \"incus\", or leave the key out".to_owned(),
                 );
             }
         }
@@ -166,15 +164,9 @@ fn kinds(
         match Filesystem::named(name.get_ref()) {
             Ok(kind) if kinds.contains(&kind) => {}
             Ok(kind) => kinds.push(kind),
-            Err(hint) => problems.at(
-                name.span(),
-                format!(
-                    "unknown filesystem \
-                     `{}`",
-                    name.get_ref()
-                ),
-                hint,
-            ),
+            Err(hint) => {
+                problems.at(name.span(), format!("unknown filesystem `{}`", name.get_ref()), hint)
+            }
         }
     }
     kinds
@@ -272,9 +264,8 @@ fn actors(raw: &[RawActor], problems: &mut Problems<'_>) -> Vec<Actor> {
         let cgroup = path(entry.cgroup.as_ref(), "cgroup");
         let executable = path(entry.executable.as_ref(), "executable");
         if entry.cgroup.is_none() && entry.executable.is_none() {
-            let hint = "write { cgroup = \"/…\" }, { executable = \"/…\" }, or both in \
-                        one"
-            .to_owned();
+            let hint =
+                "write { cgroup = \"/…\" }, { executable = \"/…\" }, or both in one".to_owned();
             problems.at(entry.span.clone(), "an actor without cgroup and executable", hint);
         }
         if cgroup.as_deref() == Some(Path::new("/")) {
@@ -282,9 +273,7 @@ fn actors(raw: &[RawActor], problems: &mut Problems<'_>) -> Vec<Actor> {
             problems.at(
                 entry.span.clone(),
                 what,
-                "use mode = \"observed\" to only \
-                 watch"
-                    .to_owned(),
+                "use mode = \"observed\" to only watch".to_owned(),
             );
         }
         let cgroup = cgroup.map(|path| path.to_string_lossy().into_owned());
@@ -306,9 +295,8 @@ fn guests(named: &At<Vec<At<String>>>, problems: &mut Problems<'_>) -> Vec<Strin
         if path == Path::new("/") {
             let what = "the root cgroup as a guest: every container could delete whatever is \
                         mounted in it";
-            let hint = "name the cgroup that the guests are in, as in guests = \
-                        [\"/kubepods\"]"
-                .to_owned();
+            let hint =
+                "name the cgroup that the guests are in, as in guests = [\"/kubepods\"]".to_owned();
             problems.at(entry.span(), what, hint);
         }
         let path = path.to_string_lossy().into_owned();

@@ -27,10 +27,7 @@ pub(super) fn found(lab: &Lab) -> Result<()> {
     let store = lab.host(Name::Store);
     let address = Name::Store.address();
     let started = store.attempt_within(
-        &format!(
-            "/usr/local/lib/lab/ceph-store {address} \
-             {FILESYSTEM}"
-        ),
+        &format!("/usr/local/lib/lab/ceph-store {address} {FILESYSTEM}"),
         CLUSTER_LIMIT,
     )?;
     ensure!(started.status == 0, "Ceph did not start on the store: {}", started.output);
@@ -138,10 +135,8 @@ fn preseeding(preseed: &str) -> String {
 
 /// What the daemon of a host said last.
 pub fn log(machine: &Machine) -> String {
-    let said = machine.attempt(
-        "tail -n 15 /var/log/incus/incusd.log; journalctl -u incus \
-         --no-pager -n 15",
-    );
+    let said = machine
+        .attempt("tail -n 15 /var/log/incus/incusd.log; journalctl -u incus --no-pager -n 15");
     said.map_or_else(|error| format!("and no log: {error:#}"), |ended| ended.output)
 }
 
@@ -183,12 +178,7 @@ pub fn remember_old_member(member: &Machine, name: &str, address: Name) -> Resul
     member.run(&format!("incus admin sql global \"{row}\""))?;
     let offline = format!("incus cluster list --format csv | grep '^{name},.*OFFLINE'");
     member
-        .wait_for(
-            "the member sees the old one \
-             offline",
-            Duration::from_secs(90),
-            &offline,
-        )
+        .wait_for("the member sees the old one offline", Duration::from_secs(90), &offline)
         .map(drop)
 }
 
@@ -202,10 +192,7 @@ pub fn leave(lab: &Lab, node: Name) -> Result<()> {
     let name = node.as_str();
     incus(
         lab.host(Name::N1),
-        &format!(
-            "cluster remove {name} --yes || incus cluster remove \
-             {name}"
-        ),
+        &format!("cluster remove {name} --yes || incus cluster remove {name}"),
     )?;
     let gone = format!("! grep -q {MOUNTPOINT} /proc/1/mountinfo");
     lab.host(node)
@@ -215,13 +202,8 @@ pub fn leave(lab: &Lab, node: Name) -> Result<()> {
 
 /// Runs the client, which must succeed.
 pub fn incus(host: &Machine, line: &str) -> Result<()> {
-    let ended = host.attempt_within(
-        &format!(
-            "timeout 280 incus \
-             {line}"
-        ),
-        Duration::from_secs(300),
-    )?;
+    let ended =
+        host.attempt_within(&format!("timeout 280 incus {line}"), Duration::from_secs(300))?;
     ensure!(ended.status == 0, "incus {line}: {}\n{}", ended.output.trim(), log(host));
     Ok(())
 }

@@ -55,8 +55,7 @@ impl<'a> Work<'a> {
         let failed = self.host.run(&format!("wc -l 2>/dev/null <{HOME}/failed || echo 0"))?;
         ensure!(
             failed.trim() == "0",
-            "a deletion in the guest's volume failed {} \
-             times",
+            "a deletion in the guest's volume failed {} times",
             failed.trim()
         );
         Ok(())

@@ -81,10 +81,8 @@ impl<'a> Guard<'a> {
 
     /// `apt-get`, which must succeed.
     pub fn apt(&self, arguments: &str) -> Result<String> {
-        let script = format!(
-            "DEBIAN_FRONTEND=noninteractive apt-get --yes --allow-downgrades \
-             {arguments}"
-        );
+        let script =
+            format!("DEBIAN_FRONTEND=noninteractive apt-get --yes --allow-downgrades {arguments}");
         let ended = self.host.attempt_within(&script, INSTALL_LIMIT)?;
         ensure!(ended.status == 0, "apt-get {arguments}: {}", ended.output);
         Ok(ended.output)
@@ -193,10 +191,8 @@ impl<'a> Guard<'a> {
 
     /// The agent's last lines in the journal.
     pub fn journal(&self) -> String {
-        let said = self.host.attempt(
-            "journalctl -b -u guard-agent --no-pager -n 25 -o \
-             short-monotonic",
-        );
+        let said =
+            self.host.attempt("journalctl -b -u guard-agent --no-pager -n 25 -o short-monotonic");
         said.map_or_else(|error| format!("and no journal: {error:#}"), |ended| ended.output)
     }
 }

@@ -138,15 +138,8 @@ impl Place {
     /// was killed has left, which nobody holds any more, is removed.
     pub fn new() -> Result<Self> {
         let parent = std::env::temp_dir();
-        for entry in fs::read_dir(&parent)
-            .with_context(|| {
-                format!(
-                    "list \
-                     {}",
-                    parent.display()
-                )
-            })?
-            .flatten()
+        for entry in
+            fs::read_dir(&parent).with_context(|| format!("list {}", parent.display()))?.flatten()
         {
             let is_ours = entry.file_name().to_string_lossy().starts_with(Self::PREFIX);
             if is_ours
@@ -161,10 +154,8 @@ impl Place {
             fs::read_to_string("/proc/sys/kernel/random/uuid").context("read a new uuid")?;
         let path = parent.join(format!("{}{}", Self::PREFIX, &unique[..8]));
         fs::create_dir(&path).with_context(|| format!("create {}", path.display()))?;
-        let lock = fs::File::create(path.join("lock")).context(
-            "create the lock of the machines' \
-             directory",
-        )?;
+        let lock = fs::File::create(path.join("lock"))
+            .context("create the lock of the machines' directory")?;
         let lock = hold(lock).map_err(|error| anyhow!("lock {}: {error}", path.display()))?;
         Ok(Self { path, _lock: lock })
     }
@@ -218,19 +209,18 @@ pub(super) fn payload(directory: &Path) -> Result<PathBuf> {
         let output = tar.output().context("start tar")?;
         anyhow::ensure!(
             output.status.success(),
-            "tar: \
-             {}",
+            "tar: {}",
             String::from_utf8_lossy(&output.stderr).trim()
         );
     }
-    let file = fs::File::options().create(true).append(true).open(&disk).context(
-        "create the payload's \
-         disk",
-    )?;
+    let file = fs::File::options()
+        .create(true)
+        .append(true)
+        .open(&disk)
+        .context("create the payload's disk")?;
     anyhow::ensure!(
         file.metadata()?.len() < SIZE,
-        "the payload does not fit its disk of {} \
-         MB",
+        "the payload does not fit its disk of {} MB",
         SIZE >> 20
     );
     file.set_len(SIZE).context("size the payload's disk")?;

@@ -139,10 +139,8 @@ impl Machine {
         self.qmp().execute("quit", json!({}))?;
         self.child.wait().context("wait for QEMU")?;
         let disk = format!("{}.qcow2", self.name);
-        fs::rename(self.directory.join(&disk), directory.join(&disk)).context(
-            "move the machine's \
-             disk",
-        )
+        fs::rename(self.directory.join(&disk), directory.join(&disk))
+            .context("move the machine's disk")
     }
 
     /// Cuts its power, and switches it on again.
@@ -250,8 +248,7 @@ fn make_overlay(overlay: &Path, below: &Path) -> Result<()> {
     let output = command.output().context("start qemu-img")?;
     ensure!(
         output.status.success(),
-        "qemu-img: \
-         {}",
+        "qemu-img: {}",
         String::from_utf8_lossy(&output.stderr).trim()
     );
     Ok(())

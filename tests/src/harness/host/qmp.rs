@@ -34,12 +34,8 @@ impl Qmp {
     /// Executes a command and returns its answer.
     pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
         let request = json!({"execute": command, "arguments": arguments});
-        writeln!(self.stream.get_mut(), "{request}").with_context(|| {
-            format!(
-                "send {command} to \
-                 QEMU"
-            )
-        })?;
+        writeln!(self.stream.get_mut(), "{request}")
+            .with_context(|| format!("send {command} to QEMU"))?;
         loop {
             let answer = self.line().with_context(|| format!("QEMU's answer to {command}"))?;
             if let Some(error) = answer.get("error") {

@@ -41,13 +41,8 @@ pub struct Runner {
 
 impl Runner {
     pub fn connect(socket: &Path) -> Result<Self> {
-        let stream = UnixStream::connect(socket).with_context(|| {
-            format!(
-                "connect to \
-                 {}",
-                socket.display()
-            )
-        })?;
+        let stream = UnixStream::connect(socket)
+            .with_context(|| format!("connect to {}", socket.display()))?;
         let shared = Arc::new(Shared::default());
         let (reader, heard) = (BufReader::new(stream.try_clone()?), shared.clone());
         thread::Builder::new().name("runner".to_owned()).spawn(move || listen(reader, &heard))?;

@@ -29,10 +29,8 @@ impl Settings {
             std::env::var(name)
                 .with_context(|| format!("{name} is not set: run `cargo xtask test --suite host`"))
         };
-        let version = Command::new(super::machine::QEMU).arg("--version").output().context(
-            "start \
-             QEMU",
-        )?;
+        let version =
+            Command::new(super::machine::QEMU).arg("--version").output().context("start QEMU")?;
         let mut key = Sha256::new();
         key.update(value("GUARD_HOST_RECIPE")?);
         key.update(&version.stdout);

@@ -46,10 +46,8 @@ impl State {
 
     /// Where it is kept; makes it first if need be.
     pub(super) fn made(self, settings: &Settings) -> Result<PathBuf> {
-        let lock = fs::File::create(settings.states.join("lock")).context(
-            "create the lock of the \
-             states",
-        )?;
+        let lock = fs::File::create(settings.states.join("lock"))
+            .context("create the lock of the states")?;
         let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
         self.made_locked(settings)
     }
@@ -68,13 +66,8 @@ impl State {
         };
         let start = Instant::now();
         if directory.exists() {
-            fs::remove_dir_all(&directory).with_context(|| {
-                format!(
-                    "remove \
-                     {}",
-                    directory.display()
-                )
-            })?;
+            fs::remove_dir_all(&directory)
+                .with_context(|| format!("remove {}", directory.display()))?;
         }
         fs::create_dir_all(&directory)
             .with_context(|| format!("create {}", directory.display()))?;
@@ -87,8 +80,7 @@ impl State {
         // Last: a state without its key is not whole.
         fs::write(&key, &settings.key).context("write the state's key")?;
         println!(
-            "note: the state {} was made in {:.0} \
-             s",
+            "note: the state {} was made in {:.0} s",
             self.name(),
             start.elapsed().as_secs_f64()
         );
@@ -105,8 +97,7 @@ fn boot(settings: &Settings, target: &Path) -> Result<()> {
         Machine::start("host", settings, directory, disk, &network, &payload(directory)?)?;
     machine.wait_up(0)?;
     machine.attempt_within(
-        "systemctl is-system-running --wait; systemctl \
-         --failed",
+        "systemctl is-system-running --wait; systemctl --failed",
         Duration::from_secs(300),
     )?;
     tidy(&machine)?;
@@ -119,11 +110,7 @@ fn seed(settings: &Settings, booted: &Path, target: &Path) -> Result<()> {
     on_each(&lab, |name, machine| {
         let (address, mac) = (name.address(), name.mac());
         machine
-            .run(&format!(
-                "/usr/local/lib/lab/become {} {address} \
-                 {mac}",
-                name.as_str()
-            ))
+            .run(&format!("/usr/local/lib/lab/become {} {address} {mac}", name.as_str()))
             .map(drop)
     })?;
     cluster::found(&lab)?;

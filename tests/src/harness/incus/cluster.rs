@@ -68,10 +68,9 @@ fn bootstrap() -> Result<Node> {
         user.filesystem,
         user.user
     );
-    let output = initialise(Role::Seed, &preseed)?.wait_with_output().context(
-        "wait for incus \
-         admin init",
-    )?;
+    let output = initialise(Role::Seed, &preseed)?
+        .wait_with_output()
+        .context("wait for incus admin init")?;
     if !output.status.success() {
         bail!("bootstrap: {}\n{}", command::text(&output).trim(), log_tail(Role::Seed));
     }

@@ -100,12 +100,8 @@ impl Container {
 
 /// What Incus says of a container that does not start.
 fn log(node: &Node) -> String {
-    node.client(&["info", NAME, "--show-log"]).unwrap_or_else(|error| {
-        format!(
-            "and no log: \
-             {error:#}"
-        )
-    })
+    node.client(&["info", NAME, "--show-log"])
+        .unwrap_or_else(|error| format!("and no log: {error:#}"))
 }
 
 /// Packs `metadata.yaml` and `rootfs` into an image; returns its path.
@@ -117,19 +113,13 @@ fn build_image(directory: &Path) -> Result<String> {
     }
     fs::copy(BUSYBOX, root.join("bin/busybox")).with_context(|| format!("copy {BUSYBOX}"))?;
     for applet in ["sh", "sleep", "rm", "mv"] {
-        symlink("busybox", root.join("bin").join(applet)).with_context(|| {
-            format!(
-                "link \
-                 {applet}"
-            )
-        })?;
+        symlink("busybox", root.join("bin").join(applet))
+            .with_context(|| format!("link {applet}"))?;
     }
     let init = root.join("sbin/init");
     fs::write(&init, "#!/bin/sh\nexec sleep 1000000\n").context("write the guest's init")?;
-    fs::set_permissions(&init, Permissions::from_mode(0o755)).context(
-        "make the guest's init \
-         executable",
-    )?;
+    fs::set_permissions(&init, Permissions::from_mode(0o755))
+        .context("make the guest's init executable")?;
     let metadata = "architecture: x86_64\ncreation_date: 1\nproperties: {description: busybox}\n";
     fs::write(directory.join("metadata.yaml"), metadata).context("write metadata.yaml")?;
     let file = directory.join("image.tar").to_string_lossy().into_owned();

@@ -79,10 +79,10 @@ impl Role {
         match self {
             Self::Joiner => "hostname node2",
             Self::Seed => {
-                "mkdir -p /run/seed-sys && mount -t sysfs sysfs /run/seed-sys \
-                 && mount --rbind /sys/fs/cgroup /run/seed-sys/fs/cgroup \
-                 && mount --rbind /sys/kernel/security /run/seed-sys/kernel/security \
-                 && mount --rbind /run/seed-sys /sys && hostname node1"
+                "mkdir -p /run/seed-sys && mount -t sysfs sysfs /run/seed-sys && mount --rbind \
+                 /sys/fs/cgroup /run/seed-sys/fs/cgroup && mount --rbind /sys/kernel/security \
+                 /run/seed-sys/kernel/security && mount --rbind /run/seed-sys /sys && hostname \
+                 node1"
             }
         }
     }
@@ -106,13 +106,8 @@ impl Node {
     /// Starts it, and waits for nothing.
     pub fn spawn(role: Role) -> Result<Self> {
         for directory in [role.directory(), role.logs(), role.cgroup()] {
-            fs::create_dir_all(directory).with_context(|| {
-                format!(
-                    "create \
-                     {}",
-                    directory.display()
-                )
-            })?;
+            fs::create_dir_all(directory)
+                .with_context(|| format!("create {}", directory.display()))?;
         }
         let script = format!(
             "{} '{} && echo $$ >{}/cgroup.procs && exec {DAEMON} --group root --debug --logfile \
@@ -123,17 +118,16 @@ impl Node {
             log_path(role).display(),
         );
         let printed = role.logs().join("printed");
-        let output = File::options().create(true).append(true).open(&printed).context(
-            "open incusd's \
-             output",
-        )?;
+        let output = File::options()
+            .create(true)
+            .append(true)
+            .open(&printed)
+            .context("open incusd's output")?;
         let mut command = Command::new("sh");
         command.args(["-c", &script]).current_dir("/").stdin(Stdio::null());
         environment(&mut command, role);
-        let child = command.stdout(output.try_clone()?).stderr(output).spawn().context(
-            "start \
-             incusd",
-        )?;
+        let child =
+            command.stdout(output.try_clone()?).stderr(output).spawn().context("start incusd")?;
         Ok(Self { role, child })
     }
 
@@ -199,8 +193,7 @@ impl Node {
         let text = command::text(&output);
         ensure!(
             !output.status.success(),
-            "incus {} succeeded, but had to \
-             fail",
+            "incus {} succeeded, but had to fail",
             arguments.join(" ")
         );
         Ok(text)
@@ -224,13 +217,10 @@ impl Drop for Node {
 /// Runs the client on a node.
 fn client(role: Role, arguments: &[&str], limit: Duration) -> Result<Output> {
     let mut command = client_command(role, arguments, limit);
-    command.stdin(Stdio::null()).output().with_context(|| {
-        format!(
-            "start incus \
-             {}",
-            arguments.join(" ")
-        )
-    })
+    command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("start incus {}", arguments.join(" ")))
 }
 
 /// The client on a node, in its network: a joining client itself fetches the seed's certificate.

@@ -76,12 +76,8 @@ impl Stage {
         let preseed = join::preseed(&self.seed, name)?;
         let acting = join::at(step, act)?;
         let joined = join::begin(name, &preseed)?.end()?;
-        let acted = acting.join().map_err(|_| {
-            anyhow!(
-                "the thread that follows the join \
-                 panicked"
-            )
-        })?;
+        let acted =
+            acting.join().map_err(|_| anyhow!("the thread that follows the join panicked"))?;
         acted.with_context(|| {
             format!(
                 "the join said: \

@@ -84,8 +84,7 @@ fn commands(tier: &str) -> Result<()> {
     }
     ensure!(
         standin::files(host)? == FILES - 1,
-        "only the command with a lease may have deleted \
-         one file"
+        "only the command with a lease may have deleted one file"
     );
     let denied = host.attempt(&format!("rm -rf {POOL}/d2"))?;
     ensure!(denied.status != 0, "the host could delete in tier {tier}");
@@ -94,8 +93,7 @@ fn commands(tier: &str) -> Result<()> {
     host.run("systemctl stop guard-agent")?;
     let unloaded = host.attempt_within("guard-agent unload", Duration::from_secs(60))?;
     println!(
-        "note: {tier}: guard-agent unload: {} while it runs, {} \
-         after",
+        "note: {tier}: guard-agent unload: {} while it runs, {} after",
         refused.status, unloaded.status
     );
     ensure!(refused.status != 0 && unloaded.status == 0, "unload: {refused:?}, then {unloaded:?}");

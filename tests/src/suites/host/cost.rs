@@ -42,8 +42,7 @@ fn cost() -> Result<()> {
         );
         ensure!(
             lines == 0,
-            "{lines} lines of {}'s log are there because it was \
-             asked",
+            "{lines} lines of {}'s log are there because it was asked",
             name.as_str()
         );
         ensure!(
@@ -59,10 +58,10 @@ fn cost() -> Result<()> {
 /// it is not counted, and one that is made meanwhile shows that requests are seen.
 fn requests(host: &Machine) -> Result<usize> {
     let listen = format!(
-        "(sleep 10; incus query '/1.0?{KNOWN}') >/root/known 2>&1 & \
-         timeout {} incus monitor --type logging --format json >/root/requests 2>&1; \
-         grep 'Handling API request' /root/requests | grep unix >/root/ours; \
-         grep -c '{KNOWN}' /root/ours; grep -vc '{KNOWN}' /root/ours || true",
+        "(sleep 10; incus query '/1.0?{KNOWN}') >/root/known 2>&1 & timeout {} incus monitor \
+         --type logging --format json >/root/requests 2>&1; grep 'Handling API request' \
+         /root/requests | grep unix >/root/ours; grep -c '{KNOWN}' /root/ours; grep -vc '{KNOWN}' \
+         /root/ours || true",
         WHILE.as_secs()
     );
     let said = host.attempt_within(&listen, WHILE + Duration::from_secs(60))?;

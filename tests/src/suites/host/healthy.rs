@@ -25,8 +25,7 @@ fn a_healthy_life() -> Result<()> {
         let seen = [guards[0].denied()?, guards[1].denied()?];
         ensure!(
             seen == [0, expected],
-            "denials on the two members: {seen:?}, expected 0 and \
-             {expected}"
+            "denials on the two members: {seen:?}, expected 0 and {expected}"
         );
         Ok(())
     };

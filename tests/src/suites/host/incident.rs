@@ -34,8 +34,7 @@ fn the_incident() -> Result<()> {
     ensure!(guard.denied()? > 0, "nothing was denied");
     ensure!(
         guard.control("status")?.status == 7,
-        "status does not tell of the failed node by its \
-         exit code"
+        "status does not tell of the failed node by its exit code"
     );
 
     guard.direct("rollback")?;

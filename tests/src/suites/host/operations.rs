@@ -35,14 +35,12 @@ fn rejected_policy(host: &Machine, guard: &Guard<'_>) -> Result<()> {
     let errors = host.run("journalctl -b -p err -u guard-agent --no-pager")?;
     ensure!(
         errors.contains("policy"),
-        "journalctl -p err does not show the rejected policy: \
-         {errors}"
+        "journalctl -p err does not show the rejected policy: {errors}"
     );
     let unit = host.attempt("systemctl status guard-agent --no-pager")?.output;
     ensure!(
         unit.contains("policy"),
-        "systemctl status does not tell of the rejected policy: \
-         {unit}"
+        "systemctl status does not tell of the rejected policy: {unit}"
     );
     let denied = host.attempt(&format!("rm -rf {POOL}/d1"))?;
     ensure!(denied.status != 0 && standin::files(host)? == FILES, "the old policy is not in force");
@@ -62,14 +60,12 @@ fn rotation(host: &Machine, guard: &Guard<'_>) -> Result<()> {
     )?;
     host.attempt(&format!("rm -rf {POOL}/d2"))?;
     host.wait_for(
-        "a new audit \
-         log",
+        "a new audit log",
         Duration::from_secs(30),
         "test -s /var/log/guard-agent/audit.jsonl",
     )?;
     let modes = host.run(
-        "stat -c '%a %U:%G' /var/log/guard-agent/audit.jsonl \
-         /var/log/guard-agent/audit.jsonl.1",
+        "stat -c '%a %U:%G' /var/log/guard-agent/audit.jsonl /var/log/guard-agent/audit.jsonl.1",
     )?;
     ensure!(modes.lines().all(|line| line == "640 root:guard"), "the audit log's modes: {modes}");
     host.run("runuser -u reader -- head -n 1 /var/log/guard-agent/audit.jsonl")?;

@@ -44,8 +44,7 @@ fn a_member() -> Result<()> {
     // Its own daemon deletes.
     n2.run("systemctl stop lab-deleter")?;
     n2.run(&format!(
-        "incus storage volume create {POOL} own && incus storage volume delete {POOL} \
-         own"
+        "incus storage volume create {POOL} own && incus storage volume delete {POOL} own"
     ))?;
     is_intact(&lab)
 }
@@ -80,12 +79,8 @@ fn reboot_under_a_deleter(lab: &Lab, host: &Machine) -> Result<()> {
 /// boot.
 fn enforcing_since(host: &Machine) -> Result<f64> {
     let said = host.run("systemctl show guard-agent -P ActiveEnterTimestampMonotonic")?;
-    let microseconds: f64 = said.trim().parse().with_context(|| {
-        format!(
-            "a time of systemd: \
-             {said}"
-        )
-    })?;
+    let microseconds: f64 =
+        said.trim().parse().with_context(|| format!("a time of systemd: {said}"))?;
     Ok(microseconds / 1e6)
 }
 
@@ -93,14 +88,9 @@ fn enforcing_since(host: &Machine) -> Result<f64> {
 /// mounted.
 fn first_session(host: &Machine) -> Result<f64> {
     let said = host.run(
-        "journalctl -k -b -o short-monotonic --no-pager | grep -m1 'libceph.*session \
-         established'",
+        "journalctl -k -b -o short-monotonic --no-pager | grep -m1 'libceph.*session established'",
     )?;
-    let time = said.split(['[', ']']).nth(1).with_context(|| {
-        format!(
-            "a line of the journal: \
-             {said}"
-        )
-    })?;
+    let time =
+        said.split(['[', ']']).nth(1).with_context(|| format!("a line of the journal: {said}"))?;
     time.trim().parse().with_context(|| format!("a time of the journal: {said}"))
 }

@@ -49,8 +49,7 @@ fn one_after_the_other() -> Result<()> {
         for guard in &guards {
             ensure!(
                 guard.denied()? == 0,
-                "something was denied on a member: \
-                 {}",
+                "something was denied on a member: {}",
                 guard.json("pools")?
             );
         }
@@ -65,11 +64,7 @@ fn one_after_the_other() -> Result<()> {
         while name != ORDER[2] && Instant::now() < next {
             // Each look waits until the guest has deleted once more.
             nothing_denied().with_context(|| {
-                format!(
-                    "while {} is upgraded and others are \
-                     not",
-                    name.as_str()
-                )
+                format!("while {} is upgraded and others are not", name.as_str())
             })?;
         }
         if name != ORDER[2] {

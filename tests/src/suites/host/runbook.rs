@@ -62,12 +62,8 @@ fn each_kind() -> Result<()> {
 
     operator.leaves()?;
     refused("old2")?;
-    let failure = Failure {
-        what: "a known address, \
-               corrected",
-        state: "join-failed",
-        ..Failure::default()
-    };
+    let failure =
+        Failure { what: "a known address, corrected", state: "join-failed", ..Failure::default() };
     operator.recovers(Failure { entry: Some("old2"), ..failure })?;
 
     operator.leaves()?;
@@ -83,30 +79,21 @@ fn each_kind() -> Result<()> {
     }
     let mounted = format!("grep {MOUNTPOINT} /proc/1/mountinfo");
     operator.kills_a_join("the pool is mounted", &mounted)?;
-    let failure = Failure {
-        what: "Incus killed in the \
-               join",
-        state: "join-failed",
-        ..Failure::default()
-    };
+    let failure =
+        Failure { what: "Incus killed in the join", state: "join-failed", ..Failure::default() };
     operator.recovers(Failure { wipe: true, entry: Some("n2"), ..failure })?;
 
     operator.leaves()?;
-    let member = "python3 -c 'import sqlite3; \
-                  d = sqlite3.connect(\"file:/var/lib/incus/database/local.db?mode=ro\", \
-                  uri=True); exit(not d.execute(\"SELECT count(*) FROM \
-                  raft_nodes\").fetchone()[0])'";
+    let member = "python3 -c 'import sqlite3; d = \
+                  sqlite3.connect(\"file:/var/lib/incus/database/local.db?mode=ro\", uri=True); \
+                  exit(not d.execute(\"SELECT count(*) FROM raft_nodes\").fetchone()[0])'";
     operator.kills_a_join("the node's database says that it is a member", member)?;
     // It may be one: then Incus, started again, goes on as a member.
     let state = guard.wait_for_state(&["joined", "join-failed", "join-partial"])?;
     println!("note: killed late: {state}");
     if state != "joined" {
-        let failure = Failure {
-            what: "Incus killed late in the \
-                   join",
-            state: &state,
-            ..Failure::default()
-        };
+        let failure =
+            Failure { what: "Incus killed late in the join", state: &state, ..Failure::default() };
         operator.recovers(Failure { wipe: true, entry: Some("n2"), ..failure })?;
     }
     is_intact(&lab)
@@ -133,8 +120,7 @@ impl Operator<'_> {
         let status = self.line("guardctl status")?;
         ensure!(
             status.contains(failure.state),
-            "guardctl status does not say {}: \
-             {status}",
+            "guardctl status does not say {}: {status}",
             failure.state
         );
         for block in blocks("1.")? {
@@ -197,12 +183,8 @@ impl Operator<'_> {
         let command = command.trim();
         let n2 = self.lab.host(Name::N2);
         if comment.trim() == "on a member" {
-            let (command, file) = command
-                .split_once(
-                    " > \
-                     ",
-                )
-                .context("a member's line without a file")?;
+            let (command, file) =
+                command.split_once(" > ").context("a member's line without a file")?;
             let said = self.lab.host(Name::N1).run(command)?;
             return n2.run(&format!("cat >/root/{file} <<'E'\n{said}\nE"));
         }
@@ -234,12 +216,7 @@ impl Operator<'_> {
         let alone = "timeout 20 incus cluster list 2>&1 | grep -q \"isn't part of a cluster\"";
         self.lab
             .host(Name::N2)
-            .wait_for(
-                "Incus is \
-                 alone",
-                Duration::from_secs(120),
-                alone,
-            )
+            .wait_for("Incus is alone", Duration::from_secs(120), alone)
             .map(drop)
     }
 
@@ -256,12 +233,8 @@ impl Operator<'_> {
 /// The lines of each shell block of a section, such as `2.`.
 fn blocks(section: &str) -> Result<Vec<Vec<String>>> {
     let start = format!("\n## {section} ");
-    let (_, text) = RUNBOOK.split_once(&start).with_context(|| {
-        format!(
-            "there is no section \
-             {section}"
-        )
-    })?;
+    let (_, text) =
+        RUNBOOK.split_once(&start).with_context(|| format!("there is no section {section}"))?;
     let text = text.split("\n## ").next().unwrap_or_default();
     let blocks =
         text.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap_or_default());

@@ -98,13 +98,8 @@ fn sequence(host: &Machine) -> Result<Vec<(String, i64)>> {
     }
     let mut ended = Vec::new();
     for line in lines {
-        let done = host.attempt_within(
-            &format!(
-                "timeout 280 incus \
-                 {line}"
-            ),
-            Duration::from_secs(300),
-        )?;
+        let done =
+            host.attempt_within(&format!("timeout 280 incus {line}"), Duration::from_secs(300))?;
         ended.push((line, done.status));
     }
     Ok(ended)

@@ -44,15 +44,9 @@ fn a_silent_agent() -> Result<()> {
 
 /// Each of the reading commands answers, names what is pinned, and knows the pool.
 fn tells(host: &Machine, what: &str) -> Result<()> {
-    for (command, wanted) in [
-        (
-            "status",
-            "pinned and \
-             attached",
-        ),
-        ("pools", POOL),
-        ("events -n 5", "agent"),
-    ] {
+    for (command, wanted) in
+        [("status", "pinned and attached"), ("pools", POOL), ("events -n 5", "agent")]
+    {
         let script = format!(
             "start=$(date +%s%N); guardctl {command} 2>&1; code=$?; end=$(date +%s%N)
              echo \"took $(( (end - start) / 1000000 )) ms, exit code $code\""

@@ -51,8 +51,7 @@ fn nothing_is_harmed() -> Result<()> {
     refuses(&guard, "wipe --yes", "container own")?;
     n2.run(&format!("kill -KILL $({CONTAINER})"))?;
     n2.wait_for(
-        "the container is \
-         gone",
+        "the container is gone",
         Duration::from_secs(30),
         "! pgrep -f 'lxc monitor.* own$'",
     )?;
@@ -71,12 +70,8 @@ fn nothing_is_harmed() -> Result<()> {
     n2.run(&format!("test -s {image}"))?;
     let plan = guard.control("wipe")?;
     ensure!(
-        plan.output.contains(
-            "IN THE \
-             WAY"
-        ) && plan.output.contains("LVM"),
-        "the plan: \
-         {}",
+        plan.output.contains("IN THE WAY") && plan.output.contains("LVM"),
+        "the plan: {}",
         plan.output
     );
     guard.direct("wipe --yes --despite-local-pools")?;
@@ -113,8 +108,7 @@ fn a_linked_root() -> Result<()> {
     ensure!(!is_mounted(n2)?, "the pool is still mounted");
     guard.direct("wipe --yes")?;
     n2.run(
-        "test -L /var/lib/incus && test -d /srv/incus && ! ls -A /srv/incus | grep -v \
-         unix.socket",
+        "test -L /var/lib/incus && test -d /srv/incus && ! ls -A /srv/incus | grep -v unix.socket",
     )?;
     is_intact(&lab)?;
     cluster::forget_member(n1, "old")?;

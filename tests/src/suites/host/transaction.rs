@@ -39,8 +39,7 @@ fn killed_at_each_step() -> Result<()> {
         ("the socket is closed", "! systemctl --quiet is-active incus.socket".to_owned()),
         ("Incus is stopped", "! pgrep -x incusd".to_owned()),
         (
-            "the rollback \
-             runs",
+            "the rollback runs",
             "guardctl status --json | grep -q 'rolling-back\\|released'".to_owned(),
         ),
     ] {
@@ -55,18 +54,12 @@ fn killed_at_each_step() -> Result<()> {
     ends_well(n2, rollback)?;
     gone(n2)?;
     ensure!(
-        n2.attempt(&format!(
-            "test -e \
-             {HOLD}"
-        ))?
-        .status
-            != 0,
+        n2.attempt(&format!("test -e {HOLD}"))?.status != 0,
         "Incus is still kept from starting"
     );
 
     n2.run(&format!(
-        "mkdir -p /var/lib/incus/many; cd /var/lib/incus/many; seq 1 {MANY} | xargs \
-         touch"
+        "mkdir -p /var/lib/incus/many; cd /var/lib/incus/many; seq 1 {MANY} | xargs touch"
     ))?;
     let some = format!("test $(ls /var/lib/incus/many | wc -l) -lt {MANY}");
     killed(n2, "guardctl wipe --yes", "some of it is deleted", &some)?;

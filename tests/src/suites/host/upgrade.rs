@@ -60,34 +60,30 @@ fn upgrade(to: Package) -> Result<()> {
     let after = known(&guard)?;
     host.run("test -s /run/lease-works && : >/run/lease-works")?;
     host.wait_for(
-        "the command goes \
-         on",
+        "the command goes on",
         std::time::Duration::from_secs(60),
         "test -s /run/lease-works",
     )?;
     host.run("test ! -e /run/lease-denied && systemctl is-active lab-command")?;
     host.run(
-        "systemctl stop lab-command; for n in 1 2 3 4 5 6 7 8; do systemctl stop \
-         lab-deleter$n; done",
+        "systemctl stop lab-command; for n in 1 2 3 4 5 6 7 8; do systemctl stop lab-deleter$n; \
+         done",
     )?;
     ensure!(before.build != after.build, "the same agent runs as before");
     ensure!(
         standin::files(host)? == FILES,
-        "LOST: {} of {FILES} files are \
-         left",
+        "LOST: {} of {FILES} files are left",
         standin::files(host)?
     );
     ensure!(
         after.sealed == before.sealed,
-        "sealed before: {:?}, after: \
-         {:?}",
+        "sealed before: {:?}, after: {:?}",
         before.sealed,
         after.sealed
     );
     ensure!(
         after.leases == before.leases,
-        "leases before: {:?}, after: \
-         {:?}",
+        "leases before: {:?}, after: {:?}",
         before.leases,
         after.leases
     );
@@ -98,8 +94,7 @@ fn upgrade(to: Package) -> Result<()> {
         after.denied
     );
     println!(
-        "note: upgrade under 8 deleters: {} denials before, {} \
-         after",
+        "note: upgrade under 8 deleters: {} denials before, {} after",
         before.denied, after.denied
     );
     works_as_before(host)
@@ -118,12 +113,7 @@ struct Known {
 fn known(guard: &Guard<'_>) -> Result<Known> {
     let status = guard.json("status")?;
     let list = |name: &str| {
-        status[name].as_array().cloned().with_context(|| {
-            format!(
-                "status has \
-                 no {name}"
-            )
-        })
+        status[name].as_array().cloned().with_context(|| format!("status has no {name}"))
     };
     let text = |value: &Value| value.to_string();
     let sealed = list("pools")?
@@ -142,15 +132,8 @@ fn known(guard: &Guard<'_>) -> Result<Known> {
 fn works_as_before(host: &Machine) -> Result<()> {
     host.run(&format!("rm {RELEASED}/file"))?;
     ensure!(
-        host.attempt(&format!(
-            "{} rm \
-             {SEALED}/file",
-            standin::ACTOR
-        ))?
-        .status
-            != 0,
-        "the seal is \
-         gone"
+        host.attempt(&format!("{} rm {SEALED}/file", standin::ACTOR))?.status != 0,
+        "the seal is gone"
     );
     host.run(&format!("{} rm {POOL}/d1/f1", standin::ACTOR)).map(drop)
 }
