@@ -1,4 +1,4 @@
-//! Exit codes of both binaries. Documented in the README; never renumbered.
+//! Exit codes of both binaries. Documented in docs/OPERATIONS.md; never renumbered.
 
 use std::process::ExitCode;
 

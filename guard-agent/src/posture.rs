@@ -52,7 +52,7 @@ pub struct Posture {
     pub gaps: Vec<Gap>,
 }
 
-/// What a tier leaves open, beyond what no tier covers (README). Pure.
+/// What a tier leaves open, beyond what no tier covers (docs/LIMITS.md). Pure.
 pub fn gaps(tier: Tier) -> Vec<Gap> {
     let list: &[(&str, &str)] = match tier {
         // The yardstick.

@@ -11,7 +11,7 @@ pub enum Verdict {
     Blocked,
     /// Passes, and is meant to: no deletion, or somebody who may.
     AllowedByDesign,
-    /// Passes, and is not meant to: stated in the README, or here.
+    /// Passes, and is not meant to: stated in docs/LIMITS.md, or here.
     Limit,
 }
 

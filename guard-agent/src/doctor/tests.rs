@@ -63,7 +63,7 @@ ok    PID namespace         the host's
 ok    mount namespace       the host's
 ok    tier bpf-lsm          looks available (not tried)
 ok    tier fmod-ret         looks available (not tried): taken where bpf-lsm is not
-ok    tier fanotify         looks available (not tried): taken where neither is, and leaves much open (README)
+ok    tier fanotify         looks available (not tried): taken where neither is, and leaves much open (docs/TIERS.md)
 ";
     let checks = checks(&host(&[]));
     assert_eq!(Report(&checks).to_string(), expected);

@@ -36,7 +36,7 @@ fn available(facts: &HostFacts, tier: Tier) -> String {
         if facts.trials.of(tier).is_some() { "available" } else { "looks available (not tried)" };
     let rest = match tier {
         Tier::FmodRet => ": taken where bpf-lsm is not",
-        Tier::Fanotify => ": taken where neither is, and leaves much open (README)",
+        Tier::Fanotify => ": taken where neither is, and leaves much open (docs/TIERS.md)",
         Tier::BpfLsm => "",
     };
     format!("{word}{rest}")
