@@ -582,7 +582,7 @@ pub const CATALOGUE: &[Group] = &[
                  not exist yet",
                 "`guarded_root`",
                 LIMIT,
-                "see the README's limits; counted as `error_walk_bound`",
+                "see docs/LIMITS.md; counted as `error_walk_bound`",
                 Stated,
             ),
         ],
