@@ -12,13 +12,15 @@
 
 mod actors;
 mod aliases;
+mod entries;
 mod kinds;
 mod magics;
 mod parts;
 mod pools;
 
 pub use actors::absent as absent_actors;
-pub use pools::{is_own, is_pool, is_visitor, seals_to_keep};
+pub use entries::{is_own, is_pool, is_visitor};
+pub use pools::seals_to_keep;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;

@@ -4,7 +4,7 @@
 use guard_common::Mode;
 use serde::{Deserialize, Serialize};
 
-use super::record::Place;
+use super::place::Place;
 use crate::events::{Name, Time};
 use crate::posture;
 

@@ -3,7 +3,7 @@
 use guard_common::{Hook, Mode, Operation, Reason, Tier, Verdict};
 use serde::{Deserialize, Serialize};
 
-use super::record::{Place, device_text, pool_id_text};
+use super::place::{Place, device_text, pool_id_text};
 use crate::events::{BootOffset, Decision, Name, Summary, Time};
 
 /// One decision: the fields of `guard_common::Record`, with names.

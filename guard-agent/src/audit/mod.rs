@@ -8,6 +8,7 @@ pub mod file;
 pub mod filter;
 pub mod history;
 pub mod origin;
+pub mod place;
 pub mod queue;
 pub mod record;
 pub mod rotated;

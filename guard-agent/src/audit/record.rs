@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 pub use super::changes::*;
 pub use super::decisions::*;
+pub use super::place::{Place, device_text, pool_id_text};
 use crate::events::{Stamp, Time};
 
 /// Name and version of the schema.
@@ -125,27 +126,6 @@ impl Body {
             Self::Policy(_) | Self::Posture(_) | Self::Agent(_) | Self::Node(_) => None,
         }
     }
-}
-
-/// A pool id as it is written: sixteen hexadecimal digits.
-pub fn pool_id_text(pool_id: u64) -> String {
-    format!("{pool_id:016x}")
-}
-
-/// `s_dev` as `major:minor`.
-pub fn device_text(dev: u32) -> String {
-    format!("{}:{}", dev >> 20, dev & 0xf_ffff)
-}
-
-/// The pool that a line is about. Everything is null for a superblock without an entry.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
-    /// Sixteen hexadecimal digits.
-    pub pool_id: Option<String>,
-    /// The pool's name.
-    pub pool: Option<String>,
-    pub mountpoint: Option<String>,
-    pub generation: Option<u64>,
 }
 
 #[cfg(test)]

@@ -6,14 +6,20 @@ use guard_common::Tier;
 use guard_common::names::PROGRAMS;
 
 use super::btf::Btf;
-use super::load::LoadError;
 use super::offsets;
 use super::pins::{Generation, Standby};
 use super::program::{self, Loader, Place, ProgramError, Target};
 
+/// This kernel lacks a function that a program which is not optional is for.
+#[derive(Debug)]
+pub struct NoFunction {
+    pub hook: &'static str,
+    pub function: String,
+}
+
 /// The programs whose functions this kernel has, and where they belong. A function that is missing
 /// is an error unless the program is optional.
-pub fn targets(btf: &Btf<'_>, tier: Tier) -> Result<Vec<Target>, LoadError> {
+pub fn targets(btf: &Btf<'_>, tier: Tier) -> Result<Vec<Target>, NoFunction> {
     let mut targets = Vec::new();
     for name in PROGRAMS {
         let function = offsets::function(tier, name.hook);
@@ -34,12 +40,7 @@ pub fn targets(btf: &Btf<'_>, tier: Tier) -> Result<Vec<Target>, LoadError> {
                 });
             }
             None if name.optional => {}
-            None => {
-                return Err(match tier {
-                    Tier::FmodRet => LoadError::NoFunction { function },
-                    Tier::BpfLsm | Tier::Fanotify => LoadError::NoHook { hook: name.hook },
-                });
-            }
+            None => return Err(NoFunction { hook: name.hook, function }),
         }
     }
     Ok(targets)

@@ -12,6 +12,7 @@ use guard_common::names::{PROGRAMS, ProgramName, global, map};
 use guard_common::{LAYOUT_VERSION, Meta, Tier};
 use thiserror::Error;
 
+use super::attach::{self, NoFunction};
 use super::btf::{Btf, BtfError};
 use super::description::Description;
 use super::foreign::ForeignError;
@@ -19,7 +20,7 @@ use super::maps::{self, MapAccessError, Maps};
 use super::object::ObjectError;
 use super::pins::{Generation, PinError, Pins, Standby};
 use super::program::{self, Constants, Loader, ProgramError, Target};
-use super::{attach, object, offsets, sys, tree};
+use super::{object, offsets, sys, tree};
 use crate::errors::chain;
 
 const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -156,7 +157,7 @@ pub fn prepare(pins: &Pins, tier: Tier) -> Result<Prepared, LoadError> {
     pins.provide()?;
     let raw = fs::read(VMLINUX_BTF).map_err(LoadError::NoBtf)?;
     let btf = Btf::parse(&raw)?;
-    let targets = attach::targets(&btf, tier)?;
+    let targets = targets(&btf, tier)?;
     let names = || targets.iter().map(|target| target.program);
     let identity = object::identity();
 
@@ -205,7 +206,7 @@ pub fn try_tier(tier: Tier) -> Result<(), LoadError> {
     }
     let raw = fs::read(VMLINUX_BTF).map_err(LoadError::NoBtf)?;
     let btf = Btf::parse(&raw)?;
-    let targets = attach::targets(&btf, tier)?;
+    let targets = targets(&btf, tier)?;
     let object = object::with_offsets(object, &offsets::resolve(&btf, tier)?)?;
     let tier = (tier as u32).to_ne_bytes();
     // Or the kernel would not look at what is only done with them.
@@ -268,6 +269,13 @@ fn write_layout(pins: &Pins) -> Result<(), MapAccessError> {
         })?;
     }
     Ok(())
+}
+
+fn targets(btf: &Btf<'_>, tier: Tier) -> Result<Vec<Target>, LoadError> {
+    attach::targets(btf, tier).map_err(|NoFunction { hook, function }| match tier {
+        Tier::FmodRet => LoadError::NoFunction { function },
+        Tier::BpfLsm | Tier::Fanotify => LoadError::NoHook { hook },
+    })
 }
 
 /// Clears what a start that was cut short has left.

@@ -4,7 +4,6 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::clusters::Clusters;
 use super::options::option;
 use super::server::{Server, normal_path};
 use crate::mounts::MountEntry;
@@ -24,15 +23,6 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// The same for every mount of the same path, whatever monitors it names. Where nothing on the
-    /// host knows the cluster, it is left out: then two clusters' pools of one name and path share
-    /// an id, and a seal holds for both.
-    pub fn canonical(&self, clusters: &Clusters) -> String {
-        let cluster =
-            self.fsid.as_deref().or_else(|| clusters.fsid(&self.monitors)).unwrap_or_default();
-        format!("{cluster}\0{}\0{}", self.filesystem.as_deref().unwrap_or_default(), self.path)
-    }
-
     /// Whether both are certainly of one Ceph filesystem: equal ids, or a monitor in common where
     /// one of them does not tell its id.
     pub fn same_filesystem(&self, other: &Self) -> bool {
@@ -68,7 +58,7 @@ pub fn identity(entry: &MountEntry) -> Option<Identity> {
 }
 
 /// Reads `user@fsid.fs=/path` or `monitor,monitor:/path`. `None` if it is neither.
-fn read(source: &OsStr, super_options: &str) -> Option<Identity> {
+pub(super) fn read(source: &OsStr, super_options: &str) -> Option<Identity> {
     let source = String::from_utf8_lossy(source.as_bytes());
     let given = |name: &str| option(super_options, name).map(str::to_owned);
     let (named, fsid) = (given("fs").or_else(|| given("mds_namespace")), given("fsid"));
@@ -192,35 +182,6 @@ mod tests {
         let new =
             read("admin@00000000-0000-0000-0000-000000000000.fs=/", "fsid=F0,mon_addr=10.0.0.1");
         assert_eq!(new.fsid.as_deref(), Some("f0"));
-    }
-
-    #[test]
-    fn one_id_whatever_monitors_a_mount_names() {
-        const FS: &str = "mds_namespace=fs";
-        let first = read("10.0.0.1:6789,10.0.0.2:6789:/pool", FS);
-        let (reordered, subset) =
-            (read("10.0.0.2,10.0.0.1:/pool", FS), read("10.0.0.3:6789:/pool/", FS));
-        let new = read("admin@f0.fs=/pool", "mon_addr=10.0.0.1:3300");
-        let unknown = Clusters::default();
-        assert_eq!(first.canonical(&unknown), reordered.canonical(&unknown));
-        assert_eq!(first.canonical(&unknown), subset.canonical(&unknown));
-        assert_ne!(first.canonical(&unknown), read("10.0.0.1:/other", FS).canonical(&unknown));
-        let mut known = Clusters::default();
-        known.learn_configuration("fsid = f0\nmon_host = 10.0.0.1,10.0.0.2,10.0.0.3");
-        for old in [&first, &reordered, &subset] {
-            assert_eq!(old.canonical(&known), new.canonical(&unknown));
-        }
-        assert_ne!(first.canonical(&known), read("10.7.0.1:/pool", FS).canonical(&known));
-        // A configuration file may be out of date. So a cluster's id from there names a pool, but
-        // sets no two apart.
-        assert!(!first.certainly_apart(&read("admin@f1.fs=/pool", "")));
-    }
-
-    #[test]
-    fn ids_with_a_cluster_are_what_they_were() {
-        let canonical = |source, options| read(source, options).canonical(&Clusters::default());
-        assert_eq!(canonical("admin@f0.fs=/pool", "mon_addr=10.0.0.1:3300"), "f0\0fs\0/pool");
-        assert_eq!(canonical("10.0.0.1:/pool", "fsid=f0"), "f0\0\0/pool");
     }
 
     proptest::proptest! {

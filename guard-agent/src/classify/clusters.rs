@@ -19,6 +19,17 @@ pub struct Clusters {
     configured: Monitors,
 }
 
+impl ceph::Identity {
+    /// The same for every mount of the same path, whatever monitors it names. Where nothing on the
+    /// host knows the cluster, it is left out: then two clusters' pools of one name and path share
+    /// an id, and a seal holds for both.
+    pub fn canonical(&self, clusters: &Clusters) -> String {
+        let cluster =
+            self.fsid.as_deref().or_else(|| clusters.fsid(&self.monitors)).unwrap_or_default();
+        format!("{cluster}\0{}\0{}", self.filesystem.as_deref().unwrap_or_default(), self.path)
+    }
+}
+
 type Monitors = BTreeMap<Server, BTreeSet<String>>;
 
 impl Clusters {
@@ -132,8 +143,41 @@ mod tests {
     const F0: &str = "f0f0f0f0-0000-4000-8000-000000000001";
     const F1: &str = "f1f1f1f1-0000-4000-8000-000000000002";
 
+    fn identity(source: &str, options: &str) -> ceph::Identity {
+        ceph::read(std::ffi::OsStr::new(source), options).unwrap()
+    }
+
     fn servers(listed: &[&str]) -> Vec<Server> {
         listed.iter().filter_map(|address| Server::parse(address)).collect()
+    }
+
+    #[test]
+    fn one_id_whatever_monitors_a_mount_names() {
+        const FS: &str = "mds_namespace=fs";
+        let first = identity("10.0.0.1:6789,10.0.0.2:6789:/pool", FS);
+        let (reordered, subset) =
+            (identity("10.0.0.2,10.0.0.1:/pool", FS), identity("10.0.0.3:6789:/pool/", FS));
+        let new = identity("admin@f0.fs=/pool", "mon_addr=10.0.0.1:3300");
+        let unknown = Clusters::default();
+        assert_eq!(first.canonical(&unknown), reordered.canonical(&unknown));
+        assert_eq!(first.canonical(&unknown), subset.canonical(&unknown));
+        assert_ne!(first.canonical(&unknown), identity("10.0.0.1:/other", FS).canonical(&unknown));
+        let mut known = Clusters::default();
+        known.learn_configuration("fsid = f0\nmon_host = 10.0.0.1,10.0.0.2,10.0.0.3");
+        for old in [&first, &reordered, &subset] {
+            assert_eq!(old.canonical(&known), new.canonical(&unknown));
+        }
+        assert_ne!(first.canonical(&known), identity("10.7.0.1:/pool", FS).canonical(&known));
+        // A configuration file may be out of date. So a cluster's id from there names a pool, but
+        // sets no two apart.
+        assert!(!first.certainly_apart(&identity("admin@f1.fs=/pool", "")));
+    }
+
+    #[test]
+    fn ids_with_a_cluster_are_what_they_were() {
+        let canonical = |source, options| identity(source, options).canonical(&Clusters::default());
+        assert_eq!(canonical("admin@f0.fs=/pool", "mon_addr=10.0.0.1:3300"), "f0\0fs\0/pool");
+        assert_eq!(canonical("10.0.0.1:/pool", "fsid=f0"), "f0\0\0/pool");
     }
 
     #[test]

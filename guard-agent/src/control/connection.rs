@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use super::access::{Access, Peer, login_uid};
 use super::protocol::{HISTORY_LIMIT, LINE_LIMIT, Lagged, Reply, Request, Response};
 use super::refusal::Refusal;
-use super::server::{Command, Shared};
+use super::shared::{Command, Shared};
 use crate::audit::Filter;
 use crate::audit::history::{HistoryLine, SEARCH_BOUND, read_tail};
 use crate::events::process;

@@ -11,6 +11,7 @@ pub mod protocol;
 pub mod refusal;
 pub mod report;
 pub mod server;
+pub mod shared;
 pub mod socket;
 
 pub use access::{Access, Peer};
@@ -18,5 +19,6 @@ pub use client::{Client, ClientError};
 pub use protocol::{PROTOCOL, Reply, Request, Response};
 pub use refusal::{Refusal, RefusalReport};
 pub use report::StatusReport;
-pub use server::{Command, Server, ServerOptions};
+pub use server::Server;
+pub use shared::{Command, ServerOptions};
 pub use socket::SocketError;

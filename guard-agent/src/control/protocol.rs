@@ -175,6 +175,7 @@ impl Request {
         let version = object.remove("protocol");
         if version.as_ref().and_then(Value::as_u64) != Some(u64::from(PROTOCOL)) {
             return Err(Refusal::Protocol {
+                spoken: PROTOCOL,
                 found: version.map_or("none".to_owned(), |v| v.to_string()),
             });
         }

@@ -50,8 +50,8 @@ pub enum Refusal {
     AuditUnreadable { detail: String },
     #[error("not a request: {detail}")]
     Malformed { detail: String },
-    #[error("this agent speaks protocol {}, the request says {found}", super::protocol::PROTOCOL)]
-    Protocol { found: String },
+    #[error("this agent speaks protocol {spoken}, the request says {found}")]
+    Protocol { spoken: u32, found: String },
     #[error("a request has at most {limit} bytes")]
     LineTooLong { limit: usize },
     #[error("too many connections ({limit})")]

@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::*;
 use crate::audit::record::{AgentBody, AgentChange, Body, Origin};
 use crate::audit::{AuditFile, AuditOptions};
+use crate::control::access::Access;
 use crate::control::client::PATIENCE;
-use crate::control::protocol::Response;
+use crate::control::protocol::{Reply, Request, Response};
 use crate::control::{Client, ClientError};
 use crate::events::BootOffset;
 use crate::exit::Exit;

@@ -21,7 +21,7 @@ use nix::sys::fanotify::Fanotify;
 
 use super::marks;
 use super::order::{PathText, Wanted};
-use super::responder::{Marked, Shared};
+use super::shared::{Marked, Shared};
 use super::statmount::{self, Attached};
 use crate::bpf::Maps;
 use crate::mounts::{self, Snapshot};

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use super::attached;
 use super::marks;
 use super::order::{Order, Outcome, Reply, Wanted};
-use super::responder::{Marked, Shared, send};
+use super::shared::{Marked, Shared, send};
 use crate::mounts::Snapshot;
 
 /// Carries out each order until the agent's last one.

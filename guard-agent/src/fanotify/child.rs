@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::engine::{EngineError, failed};
+use super::error::{EngineError, failed};
 use super::order::{Line, Reply};
 use super::responder::{BOUND, COMM};
 use crate::systemd;

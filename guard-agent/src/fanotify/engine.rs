@@ -15,38 +15,19 @@ use guard_common::{PoolEntry, PoolKey};
 use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, pipe2};
-use thiserror::Error;
 
 use super::canary::Ground;
 use super::child::{PATIENCE, Responder, responders};
+use super::error::{EngineError, failed};
 use super::order::{self, Line, Order, Outcome, Reply, SealedMount, Special, Wanted};
 use super::responder::BOUND;
-use super::seals::{Seals, SealsError};
+use super::seals::Seals;
 use super::succession::Succession;
 use crate::bpf::{CanaryError, Maps};
 use crate::mounts::Snapshot;
 
 /// Between two looks whether a responder has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-
-/// The tier could not be brought into force.
-#[derive(Debug, Error)]
-pub enum EngineError {
-    #[error("{operation}")]
-    Io {
-        operation: &'static str,
-        #[source]
-        source: io::Error,
-    },
-    #[error(transparent)]
-    Seals(#[from] SealsError),
-    #[error(transparent)]
-    Canary(#[from] CanaryError),
-}
-
-pub(super) fn failed<E: Into<io::Error>>(operation: &'static str) -> impl FnOnce(E) -> EngineError {
-    move |source| EngineError::Io { operation, source: source.into() }
-}
 
 /// What is not as it should be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

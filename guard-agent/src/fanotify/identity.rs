@@ -9,11 +9,9 @@
 //! ([`Life`]), which cannot change, and what is proven unchanged each time that it is used
 //! ([`Cgroups`]).
 
-use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -83,12 +81,6 @@ impl Process {
             kernel_thread: life.kernel_thread,
         })
     }
-}
-
-/// The cgroup of version 2 in `/proc/PID/cgroup`.
-pub fn cgroup_of(text: &[u8]) -> Option<&Path> {
-    let path = text.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"0::"))?;
-    Some(Path::new(OsStr::from_bytes(path)))
 }
 
 /// Looks processes up, and compares them with what policy names.
@@ -258,14 +250,6 @@ mod tests {
         assert!(!process.kernel_thread);
         let thread = Process::parse(2, &stat("nfsd", 0x0020_0001), STATUS, "4294967295").unwrap();
         assert!(thread.kernel_thread && thread.login_uid == u32::MAX);
-    }
-
-    #[test]
-    fn a_cgroup_of_version_2_is_found_among_others() {
-        let cgroup = cgroup_of(b"1:cpu:/x\n0::/system.slice/incus.service\n");
-        assert_eq!(cgroup, Some(Path::new("/system.slice/incus.service")));
-        assert_eq!(cgroup_of(b"0::/\n"), Some(Path::new("/")));
-        assert_eq!((cgroup_of(b"1:cpu:/0::/x\n"), cgroup_of(b"")), (None, None));
     }
 
     #[test]

@@ -5,16 +5,17 @@
 //! changes ([`Life`]).
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::sys::stat::Mode;
 
-use super::identity::cgroup_of;
 use crate::events::process::{start_boot_ns, stat_field};
 
 /// So many processes' files stay open; with one more all are closed, and opened as they are asked
@@ -201,6 +202,12 @@ fn read(file: &File, buffer: &mut Vec<u8>) -> io::Result<usize> {
     }
 }
 
+/// The cgroup of version 2 in `/proc/PID/cgroup`.
+fn cgroup_of(text: &[u8]) -> Option<&Path> {
+    let path = text.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"0::"))?;
+    Some(Path::new(OsStr::from_bytes(path)))
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -211,6 +218,14 @@ mod tests {
 
     fn sleeper() -> Child {
         Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap()
+    }
+
+    #[test]
+    fn a_cgroup_of_version_2_is_found_among_others() {
+        let cgroup = cgroup_of(b"1:cpu:/x\n0::/system.slice/incus.service\n");
+        assert_eq!(cgroup, Some(Path::new("/system.slice/incus.service")));
+        assert_eq!(cgroup_of(b"0::/\n"), Some(Path::new("/")));
+        assert_eq!((cgroup_of(b"1:cpu:/0::/x\n"), cgroup_of(b"")), (None, None));
     }
 
     #[test]

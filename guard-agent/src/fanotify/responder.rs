@@ -10,14 +10,13 @@
 //! Without an agent it goes on: modes, releases and leases are in the maps, and end by the boot
 //! clock.
 
-use std::collections::HashMap;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use std::{fs, panic, thread};
 
@@ -26,7 +25,7 @@ use guard_common::{Hook, Operation, PoolEntry, Verdict};
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::fanotify::{Fanotify, FanotifyResponse, Response};
+use nix::sys::fanotify::{FanotifyResponse, Response};
 use thiserror::Error;
 
 use super::attached;
@@ -36,7 +35,8 @@ use super::event::{self, Head};
 use super::identity::{Identities, Process};
 use super::ledger::{Answered, Ledger, incident};
 use super::marks;
-use super::order::{Line, Order, Reply, Wanted};
+use super::order::{Line, Order, Reply};
+use super::shared::{Marked, Shared, send};
 use super::tally::Tally;
 use super::witness::{Told, Witness};
 use crate::bpf::{MapAccessError, Maps};
@@ -75,51 +75,6 @@ pub enum ResponderError {
 
 fn failed<E: Into<io::Error>>(operation: &'static str) -> impl FnOnce(E) -> ResponderError {
     move |source| ResponderError::Io { operation, source: source.into() }
-}
-
-/// What the threads share.
-pub(super) struct Shared {
-    pub group: Fanotify,
-    /// The marked mounts, by id.
-    pub mounts: Mutex<HashMap<u32, Marked>>,
-    pub witness: Witness,
-    /// Why the mount table cannot be watched.
-    unwatched: Mutex<Option<String>>,
-    /// When the answering thread began what it is at, in milliseconds of `start`; 0: it waits for a
-    /// question.
-    busy_since: AtomicU64,
-    /// Grows with each order: the mount table may be another one.
-    pub orders: AtomicU64,
-    start: Instant,
-    /// The number of this process: asking for it is a system call.
-    own: u32,
-}
-
-#[derive(Clone)]
-pub(super) struct Marked {
-    pub wanted: Arc<Wanted>,
-    /// It has been sealed: nothing can be deleted through it.
-    pub read_only: bool,
-}
-
-impl Shared {
-    pub fn mounts(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Marked>> {
-        // Entries are replaced whole: a panic leaves none half-written.
-        self.mounts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Returns whether there was a reason before.
-    pub fn set_unwatched(&self, why: Option<String>) -> bool {
-        std::mem::replace(&mut *self.unwatched(), why).is_some()
-    }
-
-    fn unwatched(&self) -> std::sync::MutexGuard<'_, Option<String>> {
-        self.unwatched.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn milliseconds(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)
-    }
 }
 
 /// Answers until it is ended.
@@ -395,13 +350,6 @@ fn converse(
             },
         };
     }
-}
-
-pub(super) fn send(replies: &Mutex<UnixStream>, reply: &Reply) {
-    let Ok(mut line) = serde_json::to_string(reply) else { return };
-    line.push('\n');
-    // The agent may be gone.
-    let _ = replies.lock().unwrap_or_else(PoisonError::into_inner).write_all(line.as_bytes());
 }
 
 /// Whether something can be read; waits for it, or for so long.

@@ -16,7 +16,8 @@ use guard_common::names::capacity;
 use guard_common::policy::{ALIAS_ACTORS, CONFIG_ALIASES, CONFIG_ALIASES_BY_INODE, POOL_NO_ALIAS};
 use guard_common::{Mode, PoolEntry, PoolKey, RootEntry, RootKey};
 
-use super::pools::{self, is_pool};
+use super::entries::{self, is_pool, is_visitor};
+use super::pools;
 use super::{Desired, MapOperation, Observed};
 use crate::classify::{Outsider, ceph::Identity};
 use crate::join::NodeMode;
@@ -76,7 +77,7 @@ impl Changes {
 pub(super) fn changes(
     desired: &Desired<'_>,
     observed: &Observed,
-    pools: &mut pools::Changes,
+    pools: &mut entries::Changes,
     roots: usize,
 ) -> Changes {
     let Decided { sealed, exempt, inodes } = decide(desired, &pools.after);
@@ -141,8 +142,7 @@ fn decide<'a>(desired: &Desired<'a>, after: &BTreeMap<PoolKey, PoolEntry>) -> De
     // Held too: the daemon may not delete, by whatever mount.
     // A visitor's data is its host's own, by whatever mount.
     let is_sealed = |entry: &&PoolEntry| {
-        pools::strength(entry.mode) >= pools::strength(Mode::Held as u32)
-            && !pools::is_visitor(entry)
+        pools::strength(entry.mode) >= pools::strength(Mode::Held as u32) && !is_visitor(entry)
     };
     // A root without a live pool has no data that could be reached: its actors, which may be
     // another root's too, are left alone.

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use guard_common::policy::{POOL_OUTSIDE, POOL_PARTS};
 use guard_common::{Mode, PoolEntry, PoolKey};
 
-use super::pools::{Changes, is_canary, is_pool};
+use super::entries::{Changes, is_canary, is_pool};
 use super::{Desired, MapOperation, Observed};
 use crate::classify::{Classification, Outsider, Pool};
 

@@ -1,50 +1,16 @@
 //! Which entries pools get, and which changes of entries strengthen.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use guard_common::policy::{
-    POOL_CANARY, POOL_EXPORTED, POOL_GUARD_TRUNCATE, POOL_NONE, POOL_OPERATOR, POOL_VISITOR,
-};
+use guard_common::policy::{POOL_EXPORTED, POOL_GUARD_TRUNCATE, POOL_OPERATOR, POOL_VISITOR};
 use guard_common::{Mode, PoolEntry, PoolKey};
 
+use super::entries::{Changes, is_canary, is_pool, is_visitor};
 use super::parts::Parts;
 use super::{Desired, MapOperation, Observed, flag, node_mode};
 use crate::classify::{Classification, Pool};
 use crate::join::NodeMode;
 use crate::policy::{Policy, Root};
-
-/// Operations on `POOLS`, by when they are due.
-#[derive(Debug, Default)]
-pub(super) struct Changes {
-    /// Updates that weaken nothing.
-    pub(super) strengthened: Vec<MapOperation>,
-    pub(super) created: Vec<MapOperation>,
-    /// All other updates.
-    pub(super) weakened: Vec<MapOperation>,
-    pub(super) removed: Vec<MapOperation>,
-    /// Magics of all pools that remain.
-    pub(super) kept_magics: BTreeSet<u64>,
-    pub(super) next_generation: u64,
-    /// The pools that remain, as they will be.
-    pub(super) after: BTreeMap<PoolKey, PoolEntry>,
-}
-
-/// Whether an entry speaks for a pool: it may also be the canary's, or say that something is none.
-pub fn is_pool(entry: &PoolEntry) -> bool {
-    entry.flags & POOL_NONE == 0
-}
-
-/// Whether a pool may be a join's: neither a host's own filesystem of which something is bound
-/// below a root, nor one that shares its superblock with others.
-pub fn is_own(key: PoolKey, entry: &PoolEntry) -> bool {
-    is_pool(entry) && !is_visitor(entry) && !key.is_part()
-}
-
-/// Whether only mounts below a root are protected. An entry keeps saying so, or not, for as long as
-/// its superblock lives: a pool that has lost its oldest mount does not become free elsewhere.
-pub fn is_visitor(entry: &PoolEntry) -> bool {
-    entry.flags & POOL_VISITOR != 0
-}
 
 /// Pools that an operator has sealed under another id than they have now.
 pub fn seals_to_keep<'c>(
@@ -58,10 +24,6 @@ pub fn seals_to_keep<'c>(
         })
     };
     classification.pools.iter().filter(is_sealed_otherwise)
-}
-
-pub(super) fn is_canary(entry: &PoolEntry) -> bool {
-    entry.flags & POOL_CANARY != 0
 }
 
 pub(super) fn changes(desired: &Desired<'_>, observed: &Observed) -> Changes {

@@ -2,7 +2,7 @@
 
 use super::Facts;
 use super::members::Member;
-use super::remote::Server;
+use super::version::Server;
 use crate::address::{Address, Covered};
 use crate::doctor::Check;
 

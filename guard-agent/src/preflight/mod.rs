@@ -28,8 +28,8 @@ pub use ceph::Missing;
 pub use gather::{Question, Source, TokenText, gather};
 use members::{Member, Token};
 use preseed::Preseed;
-pub use remote::{Remote, Server};
-pub use version::Version;
+pub use remote::Remote;
+pub use version::{Server, Version};
 
 /// Everything that the checks look at. Whatever could not be had says so by itself.
 #[derive(Clone, Debug)]

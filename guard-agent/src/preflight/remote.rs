@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::ceph::CephPool;
 use super::members::{self, Member};
 use super::stale::Cluster;
-use super::version::Version;
+use super::version::{Server, Version};
 use crate::errors;
 use crate::rollback::helper::{self, HelperError};
 
@@ -24,13 +24,6 @@ const REMOVAL: Duration = Duration::from_secs(120);
 #[derive(Clone, Debug)]
 pub struct Remote {
     name: String,
-}
-
-/// What a server says of itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Server {
-    pub version: Version,
-    pub api_extensions: usize,
 }
 
 impl Remote {

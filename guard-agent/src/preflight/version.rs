@@ -51,6 +51,13 @@ impl fmt::Display for Version {
     }
 }
 
+/// What a server says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    pub version: Version,
+    pub api_extensions: usize,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

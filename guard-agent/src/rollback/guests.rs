@@ -105,18 +105,6 @@ pub fn part_below(table: &NamespaceTable, host: &NamespaceTable, root: &Path) ->
     })
 }
 
-/// The name of a container, from one of its processes' `/proc/PID/cgroup`: liblxc makes a cgroup
-/// `lxc.payload.NAME` for what runs inside and `lxc.monitor.NAME` for what watches it.
-pub fn container_of(cgroup: &str) -> Option<&str> {
-    let parts =
-        cgroup.lines().flat_map(|line| line.splitn(3, ':').nth(2)).flat_map(|path| path.split('/'));
-    // The first one: a container within it has one of its own further down.
-    let mut names = parts.filter_map(|part| {
-        part.strip_prefix("lxc.payload.").or_else(|| part.strip_prefix("lxc.monitor."))
-    });
-    names.next()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -185,19 +173,5 @@ mod tests {
         let snap = "50 0 7:1 / / rw - squashfs a rw\n\
                     51 50 0:44 / /var/lib/snapd/hostfs/var/lib/incus/devices rw - tmpfs t rw\n";
         assert_eq!(part(snap), None);
-    }
-
-    #[test]
-    fn containers_are_told_by_their_cgroup() {
-        for (cgroup, name) in [
-            ("0::/lxc.payload.c1/system.slice/x.service\n", Some("c1")),
-            ("0::/lxc.monitor.web_c2\n", Some("web_c2")),
-            ("1:name=systemd:/lxc.payload.c3/init.scope\n0::/\n", Some("c3")),
-            ("0::/lxc.payload.outer/lxc.payload.inner\n", Some("outer")),
-            ("0::/system.slice/incus.service\n", None),
-            ("", None),
-        ] {
-            assert_eq!(container_of(cgroup), name, "{cgroup}");
-        }
     }
 }

@@ -25,6 +25,8 @@ pub use engine::{Allowed, Host, Limits, Progress, run};
 pub use guests::Guest;
 pub use holders::{Holder, Via};
 pub use host::LiveHost;
-pub use namespaces::{NamespaceError, NamespaceTable, all as all_namespaces, name_of};
+pub use namespaces::{
+    NamespaceError, NamespaceTable, all as all_namespaces, container_of, name_of,
+};
 pub use plan::{Obstacle, Step, StepKind, Target, UnmountPlan, plan};
 pub use report::{MountPlace, Remaining, RollbackOutcome, StepReport, UnmountOutcome};

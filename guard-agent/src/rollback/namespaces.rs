@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use super::guests::container_of;
 use crate::mounts::{self, Snapshot};
 
 /// What is mounted in one mount namespace.
@@ -107,6 +106,18 @@ pub(super) fn namespace_of(proc_root: &Path, pid: u32) -> io::Result<u64> {
     inode.ok_or_else(|| io::Error::other(format!("{text} is no mount namespace")))
 }
 
+/// The name of a container, from one of its processes' `/proc/PID/cgroup`: liblxc makes a cgroup
+/// `lxc.payload.NAME` for what runs inside and `lxc.monitor.NAME` for what watches it.
+pub fn container_of(cgroup: &str) -> Option<&str> {
+    let parts =
+        cgroup.lines().flat_map(|line| line.splitn(3, ':').nth(2)).flat_map(|path| path.split('/'));
+    // The first one: a container within it has one of its own further down.
+    let mut names = parts.filter_map(|part| {
+        part.strip_prefix("lxc.payload.").or_else(|| part.strip_prefix("lxc.monitor."))
+    });
+    names.next()
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
@@ -154,5 +165,19 @@ mod tests {
         let proc = Proc(tempfile::tempdir().unwrap());
         proc.add(7, 10, "/", "");
         assert!(all(proc.0.path()).is_err());
+    }
+
+    #[test]
+    fn containers_are_told_by_their_cgroup() {
+        for (cgroup, name) in [
+            ("0::/lxc.payload.c1/system.slice/x.service\n", Some("c1")),
+            ("0::/lxc.monitor.web_c2\n", Some("web_c2")),
+            ("1:name=systemd:/lxc.payload.c3/init.scope\n0::/\n", Some("c3")),
+            ("0::/lxc.payload.outer/lxc.payload.inner\n", Some("outer")),
+            ("0::/system.slice/incus.service\n", None),
+            ("", None),
+        ] {
+            assert_eq!(container_of(cgroup), name, "{cgroup}");
+        }
     }
 }

@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::rollback::guests::{container_of, is_host_view, part_below};
+use crate::rollback::container_of;
+use crate::rollback::guests::{is_host_view, part_below};
 use crate::rollback::{NamespaceTable, all_namespaces};
 
 /// What is asked about.

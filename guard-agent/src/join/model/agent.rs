@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 
+use super::message::OWN;
 use super::message::{Frame, Message};
-use super::world::{CLUSTERS_POOL, Entry, Fault, Join, OWN, OWN_POOL, Pool, World};
+use super::world::{CLUSTERS_POOL, Entry, Fault, Join, OWN_POOL, Pool, World};
 use crate::incus::frames::{Meaning, Own};
 use crate::join::{
     Config, Daemon, Effect, Epoch, Event, Evidence, JoinOperation, Machine, Membership, NodeMode,

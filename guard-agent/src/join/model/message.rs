@@ -1,8 +1,11 @@
 //! What is under way to the agent in the model's world.
 
-use super::world::{OTHER, OWN};
 use crate::incus::frames::{News, Report};
 use crate::join::{Event, Evidence};
+
+/// Names of this node, and of another member.
+pub(super) const OWN: &str = "node2";
+pub(super) const OTHER: &str = "node3";
 
 /// What is under way to the agent.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

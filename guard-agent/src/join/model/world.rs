@@ -1,6 +1,6 @@
 //! The true node, what can be seen of it, and the kernel's entry of the pool.
 
-use super::message::{Frame, Message, Other};
+use super::message::{Frame, Message, OWN, Other};
 use crate::join::{
     Config, Daemon, Event, Evidence, HOLD_SECONDS, Incarnation, JoinOperation, Machine, Membership,
     Memory, NodeMode, Pools, State,
@@ -191,8 +191,6 @@ pub(super) struct Bounds {
 }
 
 pub(super) const ADDRESS: &str = "10.0.0.2:8443";
-pub(super) const OWN: &str = "node2";
-pub(super) const OTHER: &str = "node3";
 /// Lasting ids of the node's own pool, and of the cluster's.
 pub(super) const OWN_POOL: u64 = 11;
 pub(super) const CLUSTERS_POOL: u64 = 22;

@@ -1,0 +1,27 @@
+//! Why the tier `fanotify` could not be brought into force.
+
+use std::io;
+
+use thiserror::Error;
+
+use super::seals::SealsError;
+use crate::bpf::CanaryError;
+
+/// The tier could not be brought into force.
+#[derive(Debug, Error)]
+pub enum EngineError {
+    #[error("{operation}")]
+    Io {
+        operation: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Seals(#[from] SealsError),
+    #[error(transparent)]
+    Canary(#[from] CanaryError),
+}
+
+pub(super) fn failed<E: Into<io::Error>>(operation: &'static str) -> impl FnOnce(E) -> EngineError {
+    move |source| EngineError::Io { operation, source: source.into() }
+}
