@@ -1,20 +1,13 @@
 //! `guardctl events`: the audit log as it was, and as it grows.
 
-use std::io::Write;
-
 use jiff::{SignedDuration, Timestamp};
 
-use super::offline::{self, Reached};
 use super::parse_duration;
 use super::text::{duration, safe, time};
-use super::{CliError, Global};
+use crate::audit::Kind;
 use crate::audit::record::{Body, DecisionBody, IncidentBody, Place, Record};
-use crate::audit::{Filter, Kind};
-use crate::control::client::PATIENCE;
 use crate::control::protocol::Lagged;
-use crate::control::{ClientError, Reply, Request};
 use crate::events::Time;
-use crate::exit::Exit;
 use crate::offline::Places;
 
 #[derive(Debug, clap::Args)]
@@ -36,37 +29,6 @@ pub struct EventsArgs {
     pub since: Option<Time>,
     #[command(flatten)]
     pub places: Places,
-}
-
-/// Shows events until there are no more; followed, until the agent or the reader ends it.
-pub fn run(global: &Global, args: &EventsArgs, out: &mut impl Write) -> Result<Exit, CliError> {
-    let filter = Filter { pool: args.pool.clone(), kind: args.kind, since: args.since };
-    // Searching the log may take long; whether there is an agent that answers must not.
-    let mut client = match offline::reach(global, &args.places)? {
-        Reached::Agent(client) => client,
-        Reached::Silence(silence) => return offline::events(global, args, filter, &silence, out),
-    };
-    client.wait_at_most(Some(global.timeout.unwrap_or(PATIENCE)))?;
-    let request = Request::Events { follow: args.follow, history: args.lines, filter };
-    let lines = match client.request(&request)? {
-        Reply::Events { lines, .. } => lines,
-        _ => return Err(ClientError::OtherAnswer { request: request.name() }.into()),
-    };
-    let mut shown = 0;
-    while args.follow || shown < lines {
-        if shown == lines {
-            out.flush()?;
-            client.wait_at_most(None)?;
-        }
-        let Some(line) = client.line()? else { return Err(ClientError::Closed.into()) };
-        let line = if global.json { line } else { render_line(&line) };
-        writeln!(out, "{line}")?;
-        shown += 1;
-        if shown > lines {
-            out.flush()?;
-        }
-    }
-    Ok(Exit::Ok)
 }
 
 fn parse_since(text: &str) -> Result<Time, String> {

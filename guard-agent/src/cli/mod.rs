@@ -19,6 +19,7 @@ pub mod policy;
 pub mod pools;
 pub mod preflight;
 pub mod release;
+mod reports;
 pub mod rollback;
 pub mod seal;
 pub mod state_machine;
@@ -209,8 +210,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
 pub fn run(cli: &Cli, out: &mut impl Write) -> Result<Exit, CliError> {
     let global = &cli.global;
     match &cli.command {
-        Command::Status(places) => status::run(global, places, out),
-        Command::Pools(places) => pools::run(global, places, out),
+        Command::Status(places) => reports::status(global, places, out),
+        Command::Pools(places) => reports::pools(global, places, out),
         Command::Seal(args) => seal::run(global, args, out),
         Command::Unseal(args) => seal::unseal(global, args, out),
         Command::Release(args) => release::run(global, args, out),
@@ -219,7 +220,7 @@ pub fn run(cli: &Cli, out: &mut impl Write) -> Result<Exit, CliError> {
         Command::History(args) => history::run(global, args, out),
         Command::StateMachine(args) => state_machine::run(args, out),
         Command::Node(command) => operator_word::run(global, command, out),
-        Command::Events(args) => events::run(global, args, out),
+        Command::Events(args) => reports::events(global, args, out),
         Command::Doctor(args) => doctor::run(global, args, out),
         Command::Policy(command) => policy::run(global, command, out),
         Command::Preflight(args) => preflight::run(global, args, out),

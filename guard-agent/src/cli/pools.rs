@@ -2,26 +2,10 @@
 
 use std::io::Write;
 
-use super::offline::{self, Answer};
 use super::text::{duration, safe};
 use super::{CliError, Global, text, write_json};
 use crate::audit::record::ModeCause;
 use crate::control::report::PoolReport;
-use crate::control::{ClientError, Reply, Request};
-use crate::exit::Exit;
-use crate::offline::Places;
-
-/// Shows the pools.
-pub fn run(global: &Global, places: &Places, out: &mut impl Write) -> Result<Exit, CliError> {
-    match offline::ask(global, places, &Request::Pools)? {
-        Answer::Agent(Reply::Pools(pools)) => {
-            show(global, &pools, out)?;
-            Ok(Exit::Ok)
-        }
-        Answer::Agent(_) => Err(ClientError::OtherAnswer { request: Request::Pools.name() }.into()),
-        Answer::Silence(silence) => offline::pools(global, places, &silence, out),
-    }
-}
 
 /// The pools, whoever has told of them.
 pub(super) fn show(

@@ -2,36 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::Write;
 
-use super::offline::{self, Answer};
 use super::policy::render_hints;
 use super::text::{safe, time};
-use super::{CliError, Global, history, lease, pools, text, write_json};
+use super::{history, lease, pools, text};
 use crate::control::report::{
     AuditReport, PolicyReport, PostureReport, Reconciled, RootReport, StatusReport,
 };
-use crate::control::{ClientError, Reply, Request};
 use crate::exit::Exit;
-use crate::offline::Places;
 use crate::posture::State;
-
-/// Shows the status; the exit code is the posture's.
-pub fn run(global: &Global, places: &Places, out: &mut impl Write) -> Result<Exit, CliError> {
-    let status = match offline::ask(global, places, &Request::Status)? {
-        Answer::Agent(Reply::Status(status)) => status,
-        Answer::Agent(_) => {
-            return Err(ClientError::OtherAnswer { request: Request::Status.name() }.into());
-        }
-        Answer::Silence(silence) => return offline::status(global, places, silence, out),
-    };
-    if global.json {
-        write_json(out, &status)?;
-    } else {
-        out.write_all(render(&status).as_bytes())?;
-    }
-    Ok(exit(status.posture.posture.state))
-}
 
 /// What a posture ends `status` with.
 pub fn exit(state: State) -> Exit {

@@ -1,6 +1,6 @@
 //! What a look at a node means, given where it stood. Pure, and without memory of its own.
 
-use super::machine::Machine;
+use super::machine::{Conclusion, Machine};
 use super::{
     Config, Daemon, Evidence, Incarnation, JoinOperation, JoinSeen, Kept, Membership, State,
 };
@@ -9,45 +9,29 @@ use super::{
 /// and a slow answer take less; a member that was removed while nobody listened answers never.
 pub const HOLD_SECONDS: u64 = 60;
 
-/// What a look means.
-pub(super) struct Conclusion {
-    pub state: State,
-    pub because: String,
-    /// Whether it says whose the pools are that it can have seen.
-    pub speaks: bool,
-}
-
-impl Conclusion {
-    fn new(state: State, because: impl Into<String>) -> Self {
-        Self { state, because: because.into(), speaks: false }
-    }
-
-    fn speaking(state: State, because: impl Into<String>) -> Self {
-        Self { speaks: true, ..Self::new(state, because) }
-    }
-}
-
-/// The state that a look leads to, and why.
-pub(super) fn conclude(machine: &Machine, evidence: &Evidence) -> Conclusion {
-    let now = machine.state();
-    if runs_here(now, evidence) {
-        let running = State::Joining { seen: JoinSeen::Running };
-        return Conclusion::new(running, "the operation \"Joining cluster\" runs");
-    }
-    match (now, &evidence.config) {
-        (State::RollingBack, _) => Conclusion::new(now.clone(), "a rollback runs"),
-        (State::Joining { seen: JoinSeen::Prepared }, _) => {
-            Conclusion::new(now.clone(), "a join is prepared")
+impl Machine {
+    /// The state that a look leads to, and why.
+    pub(super) fn conclude(&self, evidence: &Evidence) -> Conclusion {
+        let now = self.state();
+        if runs_here(now, evidence) {
+            let running = State::Joining { seen: JoinSeen::Running };
+            return Conclusion::new(running, "the operation \"Joining cluster\" runs");
         }
-        (_, Config::Unreadable { why }) => unreadable(now, why, evidence),
-        (_, Config::Absent) => absent(machine),
-        (_, Config::Read { raft_nodes: 0, cluster_address: Some(address), .. }) => {
-            begun(machine, address, evidence)
+        match (now, &evidence.config) {
+            (State::RollingBack, _) => Conclusion::new(now.clone(), "a rollback runs"),
+            (State::Joining { seen: JoinSeen::Prepared }, _) => {
+                Conclusion::new(now.clone(), "a join is prepared")
+            }
+            (_, Config::Unreadable { why }) => unreadable(now, why, evidence),
+            (_, Config::Absent) => absent(self),
+            (_, Config::Read { raft_nodes: 0, cluster_address: Some(address), .. }) => {
+                begun(self, address, evidence)
+            }
+            (_, Config::Read { raft_nodes: 0, cluster_address: None, .. }) => {
+                unclustered(self, evidence)
+            }
+            (_, Config::Read { raft_nodes, .. }) => clustered(self, *raft_nodes, evidence),
         }
-        (_, Config::Read { raft_nodes: 0, cluster_address: None, .. }) => {
-            unclustered(machine, evidence)
-        }
-        (_, Config::Read { raft_nodes, .. }) => clustered(machine, *raft_nodes, evidence),
     }
 }
 

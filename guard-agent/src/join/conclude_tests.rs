@@ -259,7 +259,7 @@ fn a_standalone_server_gets_its_own_pool_back_after_a_mistaken_join() {
 fn a_host_without_incus_is_no_news() {
     let nothing =
         || Evidence { config: Config::Absent, daemon: Daemon::Stopped, ..Evidence::none() };
-    let Conclusion { state, because, .. } = conclude(&Machine::unknown(), &nothing());
+    let Conclusion { state, because, .. } = Machine::unknown().conclude(&nothing());
     assert_eq!(state, State::Unknown { kept: Kept::Nothing });
     assert!(!because.contains("deletion"), "{because}");
     let machine =
@@ -272,13 +272,13 @@ fn what_was_rolled_back_stays_so_until_a_pool_or_a_daemon_comes() {
     let rolled_back = Machine::at(State::Released, Pools::new());
     for raft_nodes in [0, 2] {
         let evidence = evidence(ADDRESS, raft_nodes, Daemon::Stopped);
-        let Conclusion { state, because, .. } = conclude(&rolled_back, &evidence);
+        let Conclusion { state, because, .. } = rolled_back.conclude(&evidence);
         assert_eq!(state, State::Released, "{because}");
     }
-    let conclusion = conclude(&at(State::Released), &evidence(ADDRESS, 2, Daemon::Stopped));
+    let conclusion = at(State::Released).conclude(&evidence(ADDRESS, 2, Daemon::Stopped));
     assert_eq!(conclusion.state, State::JoinPartial);
-    let conclusion = conclude(&rolled_back, &evidence(ADDRESS, 2, runs(7)));
+    let conclusion = rolled_back.conclude(&evidence(ADDRESS, 2, runs(7)));
     assert_eq!(conclusion.state, State::JoinPartial);
-    let conclusion = conclude(&at(State::Released), &evidence(None, 0, runs(7)));
+    let conclusion = at(State::Released).conclude(&evidence(None, 0, runs(7)));
     assert_eq!(conclusion.state, State::JoinFailed, "the pool may be the cluster's, mounted again");
 }

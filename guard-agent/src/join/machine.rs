@@ -8,7 +8,6 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::conclude::{Conclusion, conclude};
 use super::{
     Config, Effect, Epoch, Event, JoinSeen, Kept, Memory, NodeMode, PoolModes, Pools, Refusal,
     State,
@@ -28,6 +27,24 @@ pub struct Machine {
     memory: Memory,
     /// The event stream that the last look found connected, if it has not broken since.
     followed: Option<u64>,
+}
+
+/// What a look means.
+pub(super) struct Conclusion {
+    pub state: State,
+    pub because: String,
+    /// Whether it says whose the pools are that it can have seen.
+    pub speaks: bool,
+}
+
+impl Conclusion {
+    pub(super) fn new(state: State, because: impl Into<String>) -> Self {
+        Self { state, because: because.into(), speaks: false }
+    }
+
+    pub(super) fn speaking(state: State, because: impl Into<String>) -> Self {
+        Self { speaks: true, ..Self::new(state, because) }
+    }
 }
 
 impl Machine {
@@ -180,7 +197,7 @@ impl Machine {
             Event::Looked { asked, evidence } => {
                 // What has broken since it was asked is not whole by its answer.
                 let followed = evidence.stream.filter(|_| asked >= self.epoch);
-                let conclusion = conclude(self, &evidence);
+                let conclusion = self.conclude(&evidence);
                 if asked >= self.epoch && evidence.config == Config::Absent && !self.has_pools() {
                     self.void(effects);
                 }

@@ -1,0 +1,72 @@
+//! `guardctl status`, `pools` and `events`: from the agent, or without one from what it has left.
+
+use std::io::Write;
+
+use super::events::EventsArgs;
+use super::offline::{self, Answer, Reached};
+use super::{CliError, Global, events, pools, status, write_json};
+use crate::audit::Filter;
+use crate::control::client::PATIENCE;
+use crate::control::{ClientError, Reply, Request};
+use crate::exit::Exit;
+use crate::offline::Places;
+
+/// Shows the status; the exit code is the posture's.
+pub fn status(global: &Global, places: &Places, out: &mut impl Write) -> Result<Exit, CliError> {
+    let report = match offline::ask(global, places, &Request::Status)? {
+        Answer::Agent(Reply::Status(report)) => report,
+        Answer::Agent(_) => {
+            return Err(ClientError::OtherAnswer { request: Request::Status.name() }.into());
+        }
+        Answer::Silence(silence) => return offline::status(global, places, silence, out),
+    };
+    if global.json {
+        write_json(out, &report)?;
+    } else {
+        out.write_all(status::render(&report).as_bytes())?;
+    }
+    Ok(status::exit(report.posture.posture.state))
+}
+
+/// Shows the pools.
+pub fn pools(global: &Global, places: &Places, out: &mut impl Write) -> Result<Exit, CliError> {
+    match offline::ask(global, places, &Request::Pools)? {
+        Answer::Agent(Reply::Pools(report)) => {
+            pools::show(global, &report, out)?;
+            Ok(Exit::Ok)
+        }
+        Answer::Agent(_) => Err(ClientError::OtherAnswer { request: Request::Pools.name() }.into()),
+        Answer::Silence(silence) => offline::pools(global, places, &silence, out),
+    }
+}
+
+/// Shows events until there are no more; followed, until the agent or the reader ends it.
+pub fn events(global: &Global, args: &EventsArgs, out: &mut impl Write) -> Result<Exit, CliError> {
+    let filter = Filter { pool: args.pool.clone(), kind: args.kind, since: args.since };
+    // Searching the log may take long; whether there is an agent that answers must not.
+    let mut client = match offline::reach(global, &args.places)? {
+        Reached::Agent(client) => client,
+        Reached::Silence(silence) => return offline::events(global, args, filter, &silence, out),
+    };
+    client.wait_at_most(Some(global.timeout.unwrap_or(PATIENCE)))?;
+    let request = Request::Events { follow: args.follow, history: args.lines, filter };
+    let lines = match client.request(&request)? {
+        Reply::Events { lines, .. } => lines,
+        _ => return Err(ClientError::OtherAnswer { request: request.name() }.into()),
+    };
+    let mut shown = 0;
+    while args.follow || shown < lines {
+        if shown == lines {
+            out.flush()?;
+            client.wait_at_most(None)?;
+        }
+        let Some(line) = client.line()? else { return Err(ClientError::Closed.into()) };
+        let line = if global.json { line } else { events::render_line(&line) };
+        writeln!(out, "{line}")?;
+        shown += 1;
+        if shown > lines {
+            out.flush()?;
+        }
+    }
+    Ok(Exit::Ok)
+}
