@@ -59,7 +59,9 @@ impl Report {
             (News::Removed { member }, Own::Named(own)) if own == member => {
                 Meaning::Event(Event::MemberRemoved)
             }
-            (News::Removed { .. }, Own::Named(_) | Own::Alone) => Meaning::Nothing,
+            (News::Removed { .. }, Own::Named(_)) => Meaning::Nothing,
+            // It may be this server: an answer that is under way may be from before.
+            (News::Removed { .. }, Own::Unnamed | Own::Alone) => Meaning::Event(Event::EventsLost),
             (_, Own::Named(own)) if own != self.sender => Meaning::Nothing,
             (_, Own::Unnamed) | (News::LookAgain, _) => Meaning::LookAgain,
             (News::Event(event), _) => Meaning::Event(event.clone()),
@@ -214,10 +216,12 @@ mod tests {
         // The sender is the member that was asked for it.
         let frame = lifecycle("cluster-member-removed", "node1");
         assert_eq!(meaning(&frame, Own::Named("node2")), Meaning::Event(Event::MemberRemoved));
-        for other in [Own::Named("node1"), Own::Named("node3"), Own::Alone] {
+        for other in [Own::Named("node1"), Own::Named("node3")] {
             assert_eq!(meaning(&frame, other), Meaning::Nothing);
         }
-        assert_eq!(meaning(&frame, Own::Unnamed), Meaning::LookAgain);
+        for nameless in [Own::Unnamed, Own::Alone] {
+            assert_eq!(meaning(&frame, nameless), Meaning::Event(Event::EventsLost));
+        }
     }
 
     proptest! {

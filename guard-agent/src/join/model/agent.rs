@@ -248,9 +248,14 @@ impl World {
                     evidence.membership = Membership::NotListed;
                 }
                 if let Config::Read { raft_nodes, .. } = evidence.config {
-                    self.clustered = raft_nodes > 0;
+                    // Looks are made one at a time: no older answer takes back a newer one.
+                    self.clustered = raft_nodes > 0 || self.clustered && self.raft;
                 }
-                if current && survives && evidence.unanswered_seconds > 0 {
+                // A silence from before the removal says nothing of it: word of it, or of the end of
+                // the stream that would have told, is still under way then.
+                let word = [Message::Frame(Frame::Removed), Message::Lost];
+                let is_due = word.iter().any(|word| self.under_way.contains(word));
+                if current && survives && evidence.unanswered_seconds > 0 && !is_due {
                     self.unheard = false;
                 }
                 Event::Looked { asked, evidence }

@@ -308,6 +308,9 @@ impl World {
             }
             // The operator's own doing.
             Action::RollBack | Action::Release | Action::Forget => true,
+            // An agent that was killed before it had written the membership down starts from what
+            // is written (see "Limits" in docs/JOIN.md).
+            Action::StartAgent => !self.journal.is_member(),
             _ => false,
         };
         let had_guests = self.has_guests();
