@@ -78,7 +78,7 @@ fn one_after_the_other() -> Result<()> {
     for name in Name::NODES {
         let host = lab.host(name);
         host.wait_for("Incus answers", ANSWER_LIMIT, "timeout 20 incus list")?;
-        let version = host.run("incusd --version")?;
+        let version = host.run("incus query /1.0 | jq -r .environment.server_version")?;
         ensure!(version.starts_with("7.0"), "{} has Incus {version}", name.as_str());
         Guard::of(host).becomes("joined", "guarded")?;
     }
