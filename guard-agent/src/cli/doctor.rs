@@ -4,8 +4,9 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use super::error::CliError;
+use super::global::{Global, write_json};
 use super::policy::mount_table;
-use super::{CliError, Global, write_json};
 use crate::doctor::{Check, CheckState, HostFacts, Report, checks, policy_checks, summary};
 use crate::exit::Exit;
 use crate::{hints, paths, policy, roots};

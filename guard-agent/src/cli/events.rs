@@ -2,7 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::parse_duration;
+use super::global::parse_duration;
 use super::text::{duration, safe, time};
 use crate::audit::Kind;
 use crate::audit::record::{Body, DecisionBody, IncidentBody, Place, Record};

@@ -7,14 +7,15 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::SigSet;
 use nix::unistd::Uid;
 
-use super::{CliError, Global, expect_reply, own_cgroup, parse_duration};
+use super::error::{CliError, ExecError};
+use super::global::{Global, expect_reply, parse_duration};
+use super::own_cgroup;
 use crate::control::{Reply, Request};
 use crate::exit::Exit;
 
@@ -37,15 +38,6 @@ pub struct ExecArgs {
     /// The command and its arguments, after `--`.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
-}
-
-/// The command could not be run.
-#[derive(Debug, thiserror::Error)]
-#[error("start {}", program.display())]
-pub struct ExecError {
-    program: PathBuf,
-    #[source]
-    source: io::Error,
 }
 
 /// Becomes the command. Returns only if that fails; the lease then ends with guardctl.

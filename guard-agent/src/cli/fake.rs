@@ -10,10 +10,11 @@ use std::sync::{Arc, Mutex};
 use clap::Parser as _;
 use guard_common::Mode;
 
+use super::global::Global;
 use super::join::JoinArgs;
 use super::node::Node;
 use super::wipe::WipeArgs;
-use super::{Cli, Command, Global};
+use super::{Cli, Command};
 use crate::control::report::{AnsweredBy, PoolCountersReport, PoolReport, RollbackReport};
 use crate::control::{RefusalReport, Reply, Request, Response};
 use crate::events::Name;

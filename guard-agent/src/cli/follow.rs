@@ -4,10 +4,10 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::node::NodeError;
+use super::error::{CliError, NodeError};
+use super::global::Global;
 use super::stop::Say;
 use super::text::safe;
-use super::{CliError, Global};
 use crate::control::report::RollbackReport;
 use crate::control::{ClientError, RefusalReport, Reply, Request};
 use crate::exit::Exit;

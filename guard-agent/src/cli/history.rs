@@ -2,8 +2,10 @@
 
 use std::io::Write;
 
+use super::error::CliError;
+use super::global::{Global, expect_reply, write_json};
+use super::text;
 use super::text::{safe, time};
-use super::{CliError, Global, expect_reply, text, write_json};
 use crate::control::report::{NodeHistory, NodeReport};
 use crate::control::{Reply, Request};
 use crate::exit::Exit;

@@ -12,13 +12,15 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::error::{CliError, NodeError};
 use super::follow::Follow;
-use super::node::{self, Node, NodeError};
+use super::global::{Global, expect_reply, parse_duration, write_json};
+use super::join_command;
+use super::node::{self, Node};
 use super::preflight::{self, Checked, PreflightArgs};
 use super::rollback;
 use super::stop::{Say, Stop, StopArgs};
 use super::text::safe;
-use super::{CliError, Global, expect_reply, join_command, parse_duration, write_json};
 use crate::control::report::{PoolReport, RollbackReport};
 use crate::control::{Reply, Request};
 use crate::doctor::Check;
@@ -271,7 +273,7 @@ impl Join<'_> {
         match rollback::ask(self.global, Some(&self.node.root)) {
             // Nothing is stopped for a rollback that the node's state refuses.
             Err(refusal) if refusal.exit() == Exit::Refused => {
-                let why = super::chain(&refusal);
+                let why = crate::errors::chain(&refusal);
                 return say(&format!(
                     "no rollback: {why}. Incus was left as it is: correct what failed, join again"
                 ));

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::CliError;
-use super::node::{Node, NodeError};
+use super::error::{CliError, NodeError};
+use super::node::Node;
 use super::stop::Say;
 use crate::wait::{self, Patience, Waited};
 

@@ -4,9 +4,11 @@
 //! one a line). A reader that has seen enough (`| head`) ends it quietly.
 
 pub mod doctor;
+pub mod error;
 pub mod events;
 pub mod exec;
 pub mod follow;
+pub mod global;
 pub mod history;
 pub mod join;
 mod join_command;
@@ -29,24 +31,18 @@ pub mod text;
 pub mod wipe;
 pub mod wipe_plan;
 
+pub use error::CliError;
+pub use global::Global;
+
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::path::PathBuf;
-use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
-use serde::Serialize;
+use clap::{Parser, Subcommand};
 
-use crate::control::client::PATIENCE;
-use crate::control::{Client, ClientError, Reply, Request};
 use crate::errors::chain;
 use crate::exit::Exit;
 use crate::offline::Places;
-use crate::paths;
-use crate::policy::duration;
-use crate::rollback::helper::{self, HelperCommand, HelperError};
-use crate::service::ServiceError;
-use crate::wipe::WipeError;
+use crate::rollback::helper::{self, HelperCommand};
 
 /// Asks and directs the guard-agent of this host.
 #[derive(Debug, Parser)]
@@ -62,21 +58,6 @@ const EXIT_CODES: &str = "Exit codes: 0 done (status: enforcing), 1 failure, 2 w
                           3 policy file missing or wrong, 4 inactive, 5 agent unreachable (status, \
                           pools and events have answered from pins and files), 6 refused, 7 \
                           degraded, audit-only, or a failed check";
-
-/// Options of every subcommand.
-#[derive(Debug, Args)]
-pub struct Global {
-    /// Directory of the agent's control socket.
-    #[arg(long, global = true, value_name = "DIR", default_value = paths::RUN_DIR)]
-    pub run_dir: PathBuf,
-    /// JSON instead of text.
-    #[arg(long, global = true)]
-    pub json: bool,
-    /// How long to wait for the agent, such as 10s. Without it 35s; `status`, `pools` and `events`,
-    /// which can answer without the agent, 1s.
-    #[arg(long, global = true, value_name = "DURATION", value_parser = parse_duration, env = "GUARDCTL_TIMEOUT")]
-    pub timeout: Option<Duration>,
-}
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -127,58 +108,6 @@ pub enum Command {
     /// What guardctl runs beside itself.
     #[command(subcommand, hide = true)]
     Helper(HelperCommand),
-}
-
-/// Why a command has no result.
-#[derive(Debug, thiserror::Error)]
-pub enum CliError {
-    #[error(transparent)]
-    Client(#[from] ClientError),
-    #[error("cannot write the output")]
-    Output(#[from] io::Error),
-    #[error("the policy that the agent has in force is not understood by this guardctl")]
-    ForeignPolicy(#[source] crate::policy::PolicyErrors),
-    #[error("the command was not run")]
-    Exec(#[from] exec::ExecError),
-    #[error("there is no cgroup for the command")]
-    OwnCgroup(#[from] own_cgroup::CgroupError),
-    #[error(transparent)]
-    Node(#[from] node::NodeError),
-    #[error(transparent)]
-    Service(#[from] ServiceError),
-    #[error(transparent)]
-    Wipe(#[from] WipeError),
-    #[error("the helper process did not do its work")]
-    Helper(#[source] HelperError),
-}
-
-impl CliError {
-    /// What the process ends with.
-    pub fn exit(&self) -> Exit {
-        match self {
-            Self::Client(error) => error.exit(),
-            Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Ok,
-            Self::Node(error) => error.exit(),
-            Self::Service(error) => error.exit(),
-            Self::Output(_)
-            | Self::ForeignPolicy(_)
-            | Self::Exec(_)
-            | Self::OwnCgroup(_)
-            | Self::Wipe(_)
-            | Self::Helper(_) => Exit::Failure,
-        }
-    }
-
-    fn fix(&self) -> Option<String> {
-        match self {
-            Self::Client(error) => Some(error.fix()),
-            Self::Node(error) => Some(error.fix()),
-            Self::OwnCgroup(error) => Some(error.fix().to_owned()),
-            Self::Wipe(error) => Some(error.fix()),
-            Self::Service(error) => Some(error.fix()),
-            Self::Output(_) | Self::ForeignPolicy(_) | Self::Helper(_) | Self::Exec(_) => None,
-        }
-    }
 }
 
 /// The whole program: parses the command line, runs it, and says on standard error what went wrong.
@@ -240,44 +169,8 @@ fn explain(error: &CliError, out: &mut impl Write) {
     let _ = writeln!(out, "{message}");
 }
 
-impl Global {
-    /// One request on a connection of its own.
-    fn ask(&self, request: &Request) -> Result<Reply, CliError> {
-        let limit = self.timeout.unwrap_or(PATIENCE);
-        Ok(Client::connect(&self.run_dir, limit)?.request(request)?)
-    }
-}
-
-/// The one kind of reply that answers `request`.
-macro_rules! expect_reply {
-    ($global:expr, $request:expr, $pattern:pat => $value:expr) => {{
-        let request = $request;
-        match $global.ask(&request)? {
-            $pattern => $value,
-            _ => {
-                return Err(
-                    $crate::control::ClientError::OtherAnswer { request: request.name() }.into()
-                );
-            }
-        }
-    }};
-}
-use expect_reply;
-
-/// One JSON document, for people's eyes too.
-fn write_json(out: &mut impl Write, value: &impl Serialize) -> Result<(), CliError> {
-    serde_json::to_writer_pretty(&mut *out, value).map_err(io::Error::from)?;
-    Ok(writeln!(out)?)
-}
-
 #[cfg(test)]
 mod fake;
 #[cfg(test)]
 #[path = "tests.rs"]
 mod tests;
-
-/// A duration on the command line, such as `10m`.
-fn parse_duration(text: &str) -> Result<Duration, String> {
-    duration::parse(text)
-        .ok_or_else(|| format!("`{text}` is no duration: write it like 90s, 10m or 1h30m"))
-}

@@ -9,10 +9,12 @@
 use std::io::Write;
 use std::time::Duration;
 
+use super::error::CliError;
 use super::events::EventsArgs;
+use super::global::{Global, write_json};
 use super::status::{counters, decisions, line, section, state_name};
 use super::text::{safe, time};
-use super::{CliError, Global, events, lease, pools as pool_table, text, write_json};
+use super::{events, lease, pools as pool_table, text};
 use crate::audit::Filter;
 use crate::audit::history::{SEARCH_BOUND, read_tail};
 use crate::audit::record::{AgentBody, AgentChange, PolicyBody, PolicyChange};

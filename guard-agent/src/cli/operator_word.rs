@@ -4,8 +4,9 @@
 use std::io::Write;
 use std::path::PathBuf;
 
+use super::error::CliError;
+use super::global::{Global, expect_reply, write_json};
 use super::text::safe;
-use super::{CliError, Global, expect_reply, write_json};
 use crate::control::{Reply, Request};
 use crate::exit::Exit;
 

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::error::CliError;
+use super::global::{Global, expect_reply, write_json};
 use super::text::{self, safe};
-use super::{CliError, Global, expect_reply, write_json};
 use crate::control::report::PolicyText;
 use crate::control::{Reply, Request};
 use crate::exit::Exit;

@@ -2,8 +2,10 @@
 
 use std::io::Write;
 
+use super::error::CliError;
+use super::global::{Global, write_json};
+use super::text;
 use super::text::{duration, safe};
-use super::{CliError, Global, text, write_json};
 use crate::audit::record::ModeCause;
 use crate::control::report::PoolReport;
 

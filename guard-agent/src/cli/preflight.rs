@@ -5,10 +5,11 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use super::node::{self, Node, NodeError};
+use super::error::{CliError, NodeError};
+use super::global::{Global, expect_reply, write_json};
+use super::node::{self, Node};
 use super::stop::{self, Stop, StopArgs};
 use super::text::safe;
-use super::{CliError, Global, expect_reply, write_json};
 use crate::control::{Reply, Request};
 use crate::doctor::{self, Check, CheckState};
 use crate::errors;

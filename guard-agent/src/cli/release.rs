@@ -3,9 +3,10 @@
 use std::io::Write;
 use std::time::Duration;
 
-use super::parse_duration;
+use super::error::CliError;
+use super::global::parse_duration;
+use super::global::{Global, expect_reply, write_json};
 use super::text::{duration, safe, time};
-use super::{CliError, Global, expect_reply, write_json};
 use crate::control::{Reply, Request};
 use crate::exit::Exit;
 

@@ -2,9 +2,11 @@
 
 use std::io::Write;
 
+use super::error::CliError;
 use super::events::EventsArgs;
+use super::global::{Global, write_json};
 use super::offline::{self, Answer, Reached};
-use super::{CliError, Global, events, pools, status, write_json};
+use super::{events, pools, status};
 use crate::audit::Filter;
 use crate::control::client::PATIENCE;
 use crate::control::{ClientError, Reply, Request};

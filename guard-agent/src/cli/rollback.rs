@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use guard_common::policy::kernel_dev;
 
+use super::error::{CliError, NodeError};
 use super::follow::Follow;
-use super::node::{Node, NodeError};
+use super::global::{Global, expect_reply, parse_duration, write_json};
+use super::node::Node;
 use super::stop::{Say, Stop, StopArgs, held};
 use super::text::safe;
-use super::{CliError, Global, expect_reply, parse_duration, write_json};
 use crate::control::report::{PoolReport, RollbackReport};
 use crate::control::{ClientError, Reply, Request};
 use crate::exit::Exit;

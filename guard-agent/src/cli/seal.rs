@@ -4,8 +4,9 @@ use std::io::Write;
 
 use guard_common::Mode;
 
+use super::error::CliError;
+use super::global::{Global, expect_reply, write_json};
 use super::text::safe;
-use super::{CliError, Global, expect_reply, write_json};
 use crate::audit::record::ModeCause;
 use crate::control::report::PoolReport;
 use crate::control::{Reply, Request};

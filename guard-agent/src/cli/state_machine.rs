@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use super::CliError;
+use super::error::CliError;
 use crate::exit::Exit;
 use crate::join::diagram::{Format, draw};
 

@@ -4,9 +4,10 @@
 use std::process::Command;
 use std::time::Duration;
 
-use super::node::{self, Node, NodeError};
+use super::error::{CliError, NodeError};
+use super::global::parse_duration;
+use super::node::{self, Node};
 use super::text::safe;
-use super::{CliError, parse_duration};
 use crate::events::process::ticks_per_second;
 use crate::incus;
 use crate::join::Daemon;

@@ -11,13 +11,14 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::error::{CliError, NodeError};
 use super::follow::Follow;
-use super::node::{self, Node, NodeError};
+use super::global::{Global, parse_duration, write_json};
+use super::node::{self, Node};
 use super::rollback::{self, pools};
 use super::stop::{self, Say, Stop, StopArgs};
 use super::text::safe;
 use super::wipe_plan::{local_pools, plan, render};
-use super::{CliError, Global, parse_duration, write_json};
 use crate::control::report::RollbackReport;
 use crate::exit::Exit;
 use crate::rollback::helper::{Helper, UnmountArgs};

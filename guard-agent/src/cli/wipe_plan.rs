@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::node::{self, Node, NodeError};
+use super::error::{CliError, NodeError};
+use super::global::Global;
+use super::node::{self, Node};
 use super::rollback::pools;
+use super::stop;
 use super::text::{self, safe};
-use super::{CliError, Global, stop};
 use crate::join::Daemon;
 use crate::service::Manager;
 use crate::wipe::instances::Instance;

@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use guard_common::policy::{ACTOR_GENERATION, ACTOR_GUEST, ALIAS_ACTORS, COMBINED_ACTORS};
 use guard_common::{ActorMask, CgroupKey, ExecutableKey};
 
-use super::{Desired, MapOperation, Observed, Resolved};
+use super::content::{MapOperation, Observed, Resolved};
+use super::desired::Desired;
 use crate::policy::{Actor, Root};
 
 /// Operations on `ACTOR_CGROUPS` and `ACTOR_EXES`, by when they are due.

@@ -16,9 +16,10 @@ use guard_common::names::capacity;
 use guard_common::policy::{ALIAS_ACTORS, CONFIG_ALIASES, CONFIG_ALIASES_BY_INODE, POOL_NO_ALIAS};
 use guard_common::{Mode, PoolEntry, PoolKey, RootEntry, RootKey};
 
+use super::content::{MapOperation, Observed};
+use super::desired::Desired;
 use super::entries::{self, is_pool, is_visitor};
 use super::pools;
-use super::{Desired, MapOperation, Observed};
 use crate::classify::{Outsider, ceph::Identity};
 use crate::join::NodeMode;
 

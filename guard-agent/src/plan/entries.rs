@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use guard_common::policy::{POOL_CANARY, POOL_NONE, POOL_VISITOR};
 use guard_common::{PoolEntry, PoolKey};
 
-use super::MapOperation;
+use super::content::MapOperation;
 
 /// Operations on `POOLS`, by when they are due.
 #[derive(Debug, Default)]

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use guard_common::{FilesystemKey, RootEntry};
 
-use super::{MapOperation, Observed};
+use super::content::{MapOperation, Observed};
 use crate::policy::{Policy, Root};
 
 /// The number of every kind that some root guards.

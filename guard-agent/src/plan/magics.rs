@@ -8,7 +8,8 @@ use std::collections::BTreeSet;
 use guard_common::names::capacity;
 use guard_common::policy::{RAMFS_MAGIC, SEVERAL_MAGICS, magic_slot};
 
-use super::{Desired, MapOperation, Observed};
+use super::content::{MapOperation, Observed};
+use super::desired::Desired;
 
 /// Operations on `MAGICS`, by when they are due.
 #[derive(Debug, Default)]

@@ -9,8 +9,9 @@ use std::collections::BTreeSet;
 use guard_common::policy::{POOL_OUTSIDE, POOL_PARTS};
 use guard_common::{Mode, PoolEntry, PoolKey};
 
+use super::content::{MapOperation, Observed};
+use super::desired::Desired;
 use super::entries::{Changes, is_canary, is_pool};
-use super::{Desired, MapOperation, Observed};
 use crate::classify::{Classification, Outsider, Pool};
 
 /// The superblocks that have parts, or will have.

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use guard_common::policy::{POOL_EXPORTED, POOL_GUARD_TRUNCATE, POOL_OPERATOR, POOL_VISITOR};
 use guard_common::{Mode, PoolEntry, PoolKey};
 
+use super::content::{MapOperation, Observed, flag};
+use super::desired::{Desired, node_mode};
 use super::entries::{Changes, is_canary, is_pool, is_visitor};
 use super::parts::Parts;
-use super::{Desired, MapOperation, Observed, flag, node_mode};
 use crate::classify::{Classification, Pool};
 use crate::join::NodeMode;
 use crate::policy::{Policy, Root};

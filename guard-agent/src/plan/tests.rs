@@ -4,6 +4,7 @@ mod aliases;
 mod parts;
 mod steps;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use guard_common::names::capacity;
@@ -12,12 +13,14 @@ use guard_common::policy::{
     FUSE_SUPER_MAGIC, POOL_CANARY, POOL_NO_ALIAS, POOL_OPERATOR, POOL_OUTSIDE, POOL_PARTS,
     RAMFS_MAGIC, SEVERAL_MAGICS, magic_slot,
 };
+use guard_common::{FilesystemKey, PoolEntry, PoolKey};
 
 use super::*;
 use crate::classify::classify;
 use crate::classify::clusters::Clusters;
+use crate::join::{NodeMode, PoolModes};
 use crate::mounts::Snapshot;
-use crate::policy::parse;
+use crate::policy::{Policy, parse};
 
 const INCUS: &str = "version = 1\n[[root]]\npreset = \"incus\"\n";
 const POOL: &str = "78 31 0:43 / /var/lib/incus/pool rw - ceph m:/a rw\n";
