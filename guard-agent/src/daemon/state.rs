@@ -5,6 +5,7 @@
 //! neither: a release ends by the kernel's clock, and an operator's seal is marked in the pool's
 //! entry until the next boot.
 
+mod content;
 mod text;
 
 use std::collections::BTreeSet;
@@ -12,13 +13,11 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use guard_common::Tier;
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::audit::record::LeaseKind;
 use crate::durable;
-use crate::events::{Name, Time};
+
+pub use content::{CommandTree, Lease, State};
 
 const NAME: &str = "state.json";
 const COPY: &str = "state.json.copy";
@@ -31,56 +30,6 @@ pub struct StateError {
     path: PathBuf,
     #[source]
     source: io::Error,
-}
-
-/// A granted lease.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Lease {
-    pub id: String,
-    pub kind: LeaseKind,
-    pub generation: u64,
-    pub pool_id: u64,
-    pub pool: String,
-    pub mountpoint: String,
-    pub reason: String,
-    pub uid: u32,
-    pub login_uid: Option<u32>,
-    pub granted: Time,
-    pub ends: Time,
-    pub ends_boot_ns: u64,
-    pub ttl_seconds: u64,
-    /// Of a lease for a command tree: its cgroup and first process.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub command: Option<CommandTree>,
-}
-
-/// The cgroup that a lease is bound to, and the process that it ends with.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CommandTree {
-    pub cgroup_id: u64,
-    /// `s_dev` of the pool.
-    pub dev: u32,
-    pub pid: u32,
-    /// When the process started, in ticks of the boot clock.
-    pub start_ticks: u64,
-}
-
-/// The content of the file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct State {
-    /// Leases are of this boot: generations and the boot clock begin anew with the next.
-    boot_id: String,
-    /// Pool ids that an operator has sealed.
-    pub sealed: BTreeSet<u64>,
-    pub leases: Vec<Lease>,
-    /// Number of the next lease.
-    pub next_lease: u64,
-    /// The best tier that has proven itself on this host, unless policy has taken a weaker one by
-    /// name.
-    pub tier: Option<Name<Tier>>,
-    /// How often it was saved.
-    saved: u64,
-    foreign: text::Foreign,
 }
 
 /// The file.
@@ -172,7 +121,7 @@ impl State {
             next_lease: 1,
             tier: None,
             saved: 0,
-            foreign: text::Foreign::default(),
+            foreign: content::Foreign::default(),
         }
     }
 }

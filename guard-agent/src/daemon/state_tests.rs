@@ -1,6 +1,10 @@
 //! Restarts, other versions, and damage.
 
+use guard_common::Tier;
+
 use super::*;
+use crate::audit::record::LeaseKind;
+use crate::events::{Name, Time};
 
 fn lease() -> Lease {
     let time: Time = serde_json::from_str("\"2026-01-02T03:04:05Z\"").unwrap();

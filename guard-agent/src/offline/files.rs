@@ -3,8 +3,8 @@
 use std::fs;
 use std::io;
 
+use super::places::{Places, Why};
 use super::report::{Known, LastPosture, NodeOnFile};
-use super::{Places, Why};
 use crate::audit::history::read_tail;
 use crate::audit::record::{AgentBody, Body, PolicyBody, Record};
 use crate::audit::{Filter, Kind};

@@ -7,12 +7,12 @@
 
 mod files;
 mod pins;
+mod places;
 mod report;
 mod silence;
 
-use std::io;
-use std::path::{Path, PathBuf};
-
+pub use places::Places;
+pub(crate) use places::Why;
 pub use report::{
     Counters, InForce, Known, LastPosture, Load, NodeOnFile, OfflineReport, Posture, Responder,
     Unknown,
@@ -21,21 +21,6 @@ pub use silence::{Cause, Silence, agent_pid, is_stopped};
 
 use crate::control::report::{AnsweredBy, PoolReport};
 use crate::events::clock;
-use crate::paths;
-
-/// Where an agent that cannot be asked has its things.
-#[derive(Clone, Debug, clap::Args)]
-pub struct Places {
-    /// Without an agent: its pins, on a bpffs.
-    #[arg(long, value_name = "DIR", default_value = paths::PIN_DIR)]
-    pub pin_dir: PathBuf,
-    /// Without an agent: its state directory.
-    #[arg(long, value_name = "DIR", default_value = paths::STATE_DIR)]
-    pub state_dir: PathBuf,
-    /// Without an agent: its audit log.
-    #[arg(long, value_name = "FILE", default_value = paths::AUDIT)]
-    pub audit: PathBuf,
-}
 
 /// Everything that is known, for `status`.
 pub fn report(places: &Places, silence: Silence) -> OfflineReport {
@@ -76,45 +61,4 @@ pub fn pools(places: &Places) -> Result<Vec<PoolReport>, Unknown> {
 /// What could be had; what could not is noted.
 fn note<T>(unknown: &mut Vec<Unknown>, what: &str, result: Result<T, Why>) -> Option<T> {
     result.map_err(|why| unknown.push(Unknown::of(what, &why))).ok()
-}
-
-/// Why something is not known.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Why {
-    #[error("{path}: {source}")]
-    Io { path: PathBuf, source: io::Error },
-    #[error("{path}: it is of layout {found}, which this guardctl does not know")]
-    Layout { path: PathBuf, found: u32 },
-    #[error("{path}: nothing is pinned there")]
-    NoPins { path: PathBuf },
-    #[error("{detail}")]
-    Other { detail: String, is_forbidden: bool },
-}
-
-impl Why {
-    fn io(path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Io { path, source }
-    }
-
-    /// Of an error whose cause may be that only root may do this.
-    fn of(error: &(dyn std::error::Error + 'static)) -> Self {
-        let mut source = Some(error);
-        let mut is_forbidden = false;
-        while let Some(inner) = source {
-            let io = inner.downcast_ref::<io::Error>();
-            is_forbidden |= io.is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
-            source = inner.source();
-        }
-        Self::Other { detail: crate::errors::chain(error), is_forbidden }
-    }
-
-    /// Whether root could have had it.
-    pub(crate) fn needs_root(&self) -> bool {
-        match self {
-            Self::Io { source, .. } => source.kind() == io::ErrorKind::PermissionDenied,
-            Self::Other { is_forbidden, .. } => *is_forbidden,
-            Self::Layout { .. } | Self::NoPins { .. } => false,
-        }
-    }
 }

@@ -7,9 +7,9 @@ use std::path::Path;
 use guard_common::names::PROGRAMS;
 use guard_common::{Mode, PoolEntry, PoolKey};
 
+use super::places::{Places, Why};
 use super::report::{Counters, InForce, Load, Responder};
 use super::silence::is_stopped;
-use super::{Places, Why};
 use crate::audit::record::{device_text, pool_id_text};
 use crate::bpf::Maps;
 use crate::bpf::layouts::Layouts;

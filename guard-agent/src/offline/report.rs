@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use guard_common::{Counter, Tier};
 use serde::Serialize;
 
-use super::{Silence, Why};
+use super::places::Why;
+use super::silence::Silence;
 use crate::audit::record::{AgentBody, PolicyBody, Record};
 use crate::control::report::{AnsweredBy, LeaseReport, PoolReport, Reconciled};
 use crate::events::{Name, Time};

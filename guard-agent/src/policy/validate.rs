@@ -1,5 +1,6 @@
 //! What the file says → a valid [`Policy`], or every problem at once.
 
+mod choices;
 mod root;
 
 use std::path::Path;
@@ -7,12 +8,12 @@ use std::time::Duration;
 
 use guard_common::names::capacity;
 use sha2::{Digest, Sha256};
-use toml::Spanned;
 
+use choices::one_of;
 pub(super) use root::preset_actors;
 use root::root;
 
-use super::error::{Problems, nearest};
+use super::error::Problems;
 use super::raw::{At, RawPolicy};
 use super::{
     Filesystem, LeaseLimits, MAX_TTL, Policy, PolicyErrors, Root, TierChoice, duration, raw,
@@ -172,28 +173,5 @@ fn full_records(value: Option<&At<i64>>, problems: &mut Problems<'_>) -> u32 {
             problems.at(value.span(), what, "1 to 1024".to_owned());
             DEFAULT
         }
-    }
-}
-
-/// Index of the value in the list.
-fn one_of(
-    value: Option<&Spanned<String>>,
-    key: &str,
-    names: &[&str],
-    problems: &mut Problems<'_>,
-) -> Option<usize> {
-    let value = value?;
-    let found = names.iter().position(|name| name == value.get_ref());
-    if found.is_none() {
-        let what = format!("unknown {key} `{}`", value.get_ref());
-        problems.at(value.span(), what, choices(value.get_ref(), names));
-    }
-    found
-}
-
-fn choices(word: &str, names: &[&str]) -> String {
-    match nearest(word, names.iter().copied()) {
-        Some(near) => format!("did you mean `{near}`?"),
-        None => format!("known are {}", names.join(", ")),
     }
 }

@@ -14,25 +14,9 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Lease, State};
+use super::content::{Foreign, Lease, State};
 
 const VERSION: u64 = 1;
-
-/// Whatever a file holds that this version does not know.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Foreign {
-    fields: Map<String, Value>,
-    sealed: Vec<Value>,
-    leases: Vec<Value>,
-    tier: Option<Value>,
-}
-
-impl Foreign {
-    /// Leases are of one boot.
-    pub(super) fn forget_leases(&mut self) {
-        self.leases.clear();
-    }
-}
 
 /// The file. Seals come first: a file that is cut has them longest.
 #[derive(Serialize, Deserialize)]

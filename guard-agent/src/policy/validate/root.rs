@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use guard_common::names::capacity;
 use guard_common::policy::ALIAS_ACTORS;
 
-use super::{choices, one_of};
+use super::choices::{choices, one_of};
 use crate::policy::error::Problems;
 use crate::policy::preset::{self, PRESETS, Preset};
 use crate::policy::raw::{At, RawActor, RawRoot, RawSettings};
