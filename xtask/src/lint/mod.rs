@@ -1,6 +1,7 @@
 //! Everything that is checked without running the product: formatting, clippy, licences and
 //! advisories, and the project's own rules about its sources.
 
+mod imports;
 mod source_rules;
 
 use std::process::{Command, ExitCode};
@@ -68,6 +69,12 @@ pub fn run() -> Result<ExitCode> {
         );
     }
     check("rules about the sources", source_rules::check(workspace::root()));
+    let imports = imports::check(workspace::root());
+    let name = match &imports {
+        Ok(counts) => format!("imports of the agent's files ({counts})"),
+        Err(_) => "imports of the agent's files".to_owned(),
+    };
+    check(&name, imports.map(drop));
     if failures.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }

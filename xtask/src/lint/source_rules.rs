@@ -109,7 +109,7 @@ fn names(line: &str, word: &str) -> bool {
     })
 }
 
-fn sources(directory: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn sources(directory: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let entries =
         fs::read_dir(directory).with_context(|| format!("list {}", directory.display()))?;
