@@ -59,12 +59,14 @@ fn every_target_has_a_file_a_corpus_and_a_test() {
         bytes <= BYTES,
         "the corpora have {bytes} bytes: leave out the largest, or those that reach least"
     );
+    let names_of_tests: Vec<&str> = tests.split(|letter: char| !is_of_a_name(letter)).collect();
     for target in targets {
-        assert!(
-            tests.contains(&format!("{target},")) || tests.contains(&format!("{target});")),
-            "{target}"
-        );
+        assert!(names_of_tests.contains(&target.as_str()), "{target}");
     }
+}
+
+fn is_of_a_name(letter: char) -> bool {
+    letter.is_alphanumeric() || letter == '_'
 }
 
 fn replay(target: &str, check: fn(&[u8])) {

@@ -35,8 +35,10 @@ fn check_steps(before: &Observed, after: &Observed, operations: &[MapOperation])
             );
         }
         if maps.config.flags & CONFIG_ALIASES_BY_INODE != 0 {
+            // A visitor's data is its host's own: other mounts of it are no aliases.
             let sealed = |entry: &PoolEntry| {
                 pools::strength(entry.mode) >= pools::strength(Mode::Held as u32)
+                    && !is_visitor(entry)
             };
             for (pool, _) in maps.pools.iter().filter(|(_, entry)| sealed(entry)) {
                 let key = RootKey::alias(pool_root(pool.dev));
