@@ -184,14 +184,9 @@ impl Owner {
 
     /// Takes what an observer has seen.
     pub fn observed(&mut self, root: &Path, observation: Observation, mounts: &MountWatch) {
-        let sealed =
-            self.nodes.of(root).is_some_and(|node| node.machine().mode() > NodeMode::Policy);
         if let Observation::Looked { evidence, .. } = &observation
-            && (sealed || evidence.stream.is_some())
+            && self.nodes.of(root).is_some_and(|node| node.machine().wants_pools_before(evidence))
         {
-            // A look can only speak for pools that the node has been told of, and a pool that was
-            // there before the event stream is not taken for one that came after: the node is told
-            // of them before the look.
             self.reconcile(mounts);
         }
         if self.observe(root, observation) {

@@ -9,8 +9,8 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Config, Effect, Epoch, Event, JoinSeen, Kept, Memory, NodeMode, PoolModes, Pools, Refusal,
-    State,
+    Config, Effect, Epoch, Event, Evidence, JoinSeen, Kept, Memory, NodeMode, PoolModes, Pools,
+    Refusal, State,
 };
 
 /// The machine. One owner holds it; everybody else sends events.
@@ -131,6 +131,18 @@ impl Machine {
             confirmed: self.confirmed.clone(),
             others: self.state.mode_of_others(),
         }
+    }
+
+    /// Whether the node has to be told which pools live before it is told of a look.
+    ///
+    /// A look can only speak for pools that the node knows of; a pool that was there before the
+    /// event stream is not taken for one that came after; and a pool that is gone by now is not
+    /// taken for the node's own.
+    pub fn wants_pools_before(&self, look: &Evidence) -> bool {
+        look.stream.is_some()
+            || self.mode() > NodeMode::Policy
+            || self.alive.is_none()
+            || !self.unconfirmed().is_empty()
     }
 
     /// Generations that wait for a look that speaks for them, in a state that would give them

@@ -223,12 +223,10 @@ impl World {
         dies_after: Option<usize>,
     ) -> Option<()> {
         let mut message = message;
-        let followed =
-            matches!(&message, Message::Evidence { evidence, .. } if evidence.stream.is_some());
-        let sealed = self.agent.as_ref()?.mode() > NodeMode::Policy;
-        if followed || (sealed && matches!(message, Message::Evidence { .. })) {
-            // What the look can speak for was mounted before it. It may be overtaken by what is
-            // found.
+        if let Message::Evidence { evidence, .. } = &message
+            && self.agent.as_ref()?.wants_pools_before(evidence)
+        {
+            // The look may be overtaken by what is found.
             self.under_way.push(message);
             self.reconcile(fault, None);
             message = self.under_way.pop()?;
