@@ -1,5 +1,5 @@
-//! What must hold for any bytes that come from outside: one module a source of bytes, each with one
-//! function `check`, which panics if it does not hold.
+//! Properties that hold for any bytes from outside: one module for each source of bytes, with one
+//! function `check` that panics where its property fails.
 //!
 //! The same functions run in three ways: by libFuzzer (`cargo xtask fuzz`, or `cargo fuzz run
 //! TARGET`), over the committed corpora and random changes of them (`cargo test`), and over single

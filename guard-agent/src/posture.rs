@@ -26,7 +26,7 @@ pub struct Reason {
     pub code: String,
     /// What was found.
     pub detail: String,
-    /// What to do about it.
+    /// The advice to the operator.
     pub fix: String,
 }
 

@@ -1,4 +1,4 @@
-//! What crosses the line between the kernel program (`guard-ebpf`) and the agent (`guard-agent`):
+//! The interface between the kernel program (`guard-ebpf`) and the agent (`guard-agent`):
 //! map keys and values, the record of the ring buffer, counters, and every name that both sides
 //! use.
 //!
@@ -60,9 +60,8 @@ pub(crate) use wire_enum;
 /// Implements aya's `Pod` (plain old data) on the agent's side.
 macro_rules! pod {
     ($($name:ident),+ $(,)?) => { $(
-        // SAFETY: repr(C), integers only, no padding (asserted beside the type), valid for any
-        // bits.
         #[cfg(feature = "user")]
+        // SAFETY: repr(C), integers only, no padding (asserted beside the type), any bits valid.
         unsafe impl aya::Pod for $name {}
     )+ };
 }

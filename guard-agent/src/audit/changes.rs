@@ -1,4 +1,4 @@
-//! What changed on the agent's side, as the audit log tells it: pools, modes, leases, policy,
+//! Changes on the agent's side, as the audit log tells them: pools, modes, leases, policy,
 //! posture, and the agent itself. Pure.
 
 use guard_common::Mode;

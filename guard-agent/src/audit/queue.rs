@@ -1,7 +1,7 @@
 //! The lines that wait to be written: each goes out whole, in order, by one `write`.
 //!
-//! What cannot be written now (disk full, I/O error) waits and is tried again; what no longer fits
-//! is dropped and counted. The writer is an argument: no file is known here.
+//! Lines that cannot be written now (disk full, I/O error) wait and are tried again; lines that no
+//! longer fit are dropped and counted. The writer is an argument: no file is known here.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write};

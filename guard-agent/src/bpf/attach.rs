@@ -1,6 +1,8 @@
 //! Attaches the programs of a load to the functions of a tier, and pins programs and links.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use guard_common::Tier;
 use guard_common::names::PROGRAMS;
@@ -8,7 +10,8 @@ use guard_common::names::PROGRAMS;
 use super::btf::Btf;
 use super::offsets;
 use super::pins::{Generation, Standby};
-use super::program::{self, Loader, Place, ProgramError, Target};
+use super::program::{Loader, Place, ProgramError, Target};
+use super::program_calls;
 
 /// This kernel lacks a function that a program which is not optional is for.
 #[derive(Debug)]
@@ -55,9 +58,18 @@ pub fn attach(
 ) -> Result<(), ProgramError> {
     let programs: Vec<OwnedFd> = loader.load_all(targets)?;
     for (target, loaded) in targets.iter().zip(&programs) {
-        program::pin(loaded.as_fd(), &generation.program(target.program, standby))?;
-        let link = program::attach(loaded.as_fd())?;
-        program::pin(link.as_fd(), &generation.link(target.program, standby))?;
+        pin(loaded.as_fd(), &generation.program(target.program, standby))?;
+        let link = program_calls::attach(loaded.as_fd())
+            .map_err(failed("attach a program to its function"))?;
+        pin(link.as_fd(), &generation.link(target.program, standby))?;
     }
     Ok(())
+}
+
+fn pin(object: BorrowedFd<'_>, path: &Path) -> Result<(), ProgramError> {
+    program_calls::pin(object, path).map_err(failed("pin a program or its link"))
+}
+
+fn failed(operation: &'static str) -> impl FnOnce(io::Error) -> ProgramError {
+    move |source| ProgramError::System { operation, source }
 }

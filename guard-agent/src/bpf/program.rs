@@ -8,23 +8,22 @@
 //! through aya's object layer and makes the maps by aya; the system calls for programs are its own.
 
 use std::collections::{HashMap, HashSet};
-use std::ffi::CString;
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::{io, iter};
 
 use aya::EbpfError;
 use aya::maps::{MapData, MapError};
 use aya::pin::PinError;
-use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_prog_type};
+use aya_obj::generated::{bpf_attach_type, bpf_prog_type};
 use aya_obj::{EbpfSectionKind, Object};
 use guard_common::names::map;
 use thiserror::Error;
 
-use super::sys::{self, attributes, bpf};
+use super::program_calls::{self as calls, ProgramLoad, Refused};
+use super::sys;
 
 /// The kernel program could not be loaded, attached or pinned.
 #[derive(Debug, Error)]
@@ -78,10 +77,6 @@ pub enum ProgramError {
     },
 }
 
-/// How much of the verifier's log an error shows.
-const SHOWN_LOG: usize = 2000;
-const LOG_BYTES: usize = 1 << 20;
-
 /// A program of the object, and where in the kernel it belongs.
 #[derive(Clone, Debug)]
 pub struct Target {
@@ -106,7 +101,7 @@ pub enum Place {
     Entry,
 }
 
-/// What an object's programs read as constants, by the names of its symbols.
+/// The constants of an object's programs, by the names of its symbols.
 pub type Constants<'a> = HashMap<&'a str, &'a [u8]>;
 
 /// Makes the maps of an object, or opens those that are pinned in `directory`, and pins there what
@@ -195,7 +190,8 @@ impl Loader {
             .map_err(|error| failed(error.into()))?
             .ok_or(ProgramError::Missing { what: "BTF" })?
             .to_bytes();
-        let types = load_types(&types)?;
+        let types = calls::load_types(&types)
+            .map_err(|Refused { verifier, source }| ProgramError::Types { verifier, source })?;
         let maps = maps_of(&mut object, directory)?;
         let joined = maps
             .iter()
@@ -214,23 +210,18 @@ impl Loader {
     pub fn load_all(&self, targets: &[Target]) -> Result<Vec<OwnedFd>, ProgramError> {
         let next = AtomicUsize::new(0);
         let work = || {
-            let mut loaded = Vec::new();
-            while let Some((index, target)) = {
-                let index = next.fetch_add(1, Ordering::Relaxed);
-                targets.get(index).map(|target| (index, target))
-            } {
-                loaded.push((index, self.load(target)));
-            }
-            loaded
+            let indices = iter::repeat_with(|| next.fetch_add(1, Ordering::Relaxed));
+            let mine = indices.map_while(|index| Some((index, targets.get(index)?)));
+            mine.map(|(index, target)| (index, self.load(target))).collect::<Vec<_>>()
         };
         let workers =
             thread::available_parallelism().map_or(1, |count| count.get().min(targets.len()));
         let mut loaded = thread::scope(|scope| {
             let others: Vec<_> = (1..workers).map(|_| scope.spawn(work)).collect();
             let mut loaded = work();
-            loaded.extend(
-                others.into_iter().flat_map(|other| other.join().expect("loading does not panic")),
-            );
+            for other in others {
+                loaded.extend(other.join().expect("loading does not panic"));
+            }
             loaded
         });
         loaded.sort_by_key(|(index, _)| *index);
@@ -261,7 +252,7 @@ impl Loader {
             insn_cnt: code.instructions.len() as u32,
             insns: code.instructions.as_ptr() as u64,
             license: head.license.as_ptr() as u64,
-            prog_name: short_name(target.program),
+            prog_name: calls::short_name(target.program),
             expected_attach_type: attach as u32,
             prog_btf_fd: self.types.as_raw_fd() as u32,
             func_info_rec_size: code.func_info_rec_size as u32,
@@ -273,160 +264,9 @@ impl Loader {
             attach_btf_id: target.function_id,
             ..ProgramLoad::default()
         };
-        if let Ok(number) = bpf(bpf_cmd::BPF_PROG_LOAD, &mut attributes) {
-            return Ok(owned(number));
-        }
-        // Once more, for the reason.
-        let mut log = vec![0_u8; LOG_BYTES];
-        (attributes.log_level, attributes.log_size) = (1, log.len() as u32);
-        attributes.log_buf = log.as_mut_ptr() as u64;
-        bpf(bpf_cmd::BPF_PROG_LOAD, &mut attributes).map(owned).map_err(|source| {
-            ProgramError::Load {
-                program: target.program,
-                function: target.function.clone(),
-                verifier: last_lines(&log),
-                source,
-            }
+        calls::load_program(&mut attributes).map_err(|Refused { verifier, source }| {
+            let function = target.function.clone();
+            ProgramError::Load { program: target.program, function, verifier, source }
         })
-    }
-}
-
-/// Attaches a loaded program to its function. It stays attached as long as the link lives.
-pub fn attach(program: BorrowedFd<'_>) -> Result<OwnedFd, ProgramError> {
-    let mut attributes =
-        TracepointOpen { name: 0, prog_fd: program.as_raw_fd() as u32, reserved: 0 };
-    let number = bpf(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attributes);
-    number.map(owned).map_err(|source| ProgramError::System {
-        operation: "attach a program to its function",
-        source,
-    })
-}
-
-/// Pins a program or a link.
-pub fn pin(object: BorrowedFd<'_>, path: &Path) -> Result<(), ProgramError> {
-    let failed = |source| ProgramError::System { operation: "pin a program or its link", source };
-    let path = CString::new(path.as_os_str().as_bytes()).map_err(|error| failed(error.into()))?;
-    let mut attributes = ObjectPin {
-        pathname: path.as_ptr() as u64,
-        bpf_fd: object.as_raw_fd() as u32,
-        file_flags: 0,
-    };
-    bpf(bpf_cmd::BPF_OBJ_PIN, &mut attributes).map(drop).map_err(failed)
-}
-
-fn load_types(types: &[u8]) -> Result<OwnedFd, ProgramError> {
-    let mut attributes = TypesLoad {
-        btf: types.as_ptr() as u64,
-        btf_size: types.len() as u32,
-        ..TypesLoad::default()
-    };
-    if let Ok(number) = bpf(bpf_cmd::BPF_BTF_LOAD, &mut attributes) {
-        return Ok(owned(number));
-    }
-    // Once more, for the reason.
-    let mut log = vec![0_u8; LOG_BYTES];
-    (attributes.log_level, attributes.log_size) = (1, log.len() as u32);
-    attributes.log_buf = log.as_mut_ptr() as u64;
-    bpf(bpf_cmd::BPF_BTF_LOAD, &mut attributes)
-        .map(owned)
-        .map_err(|source| ProgramError::Types { verifier: last_lines(&log), source })
-}
-
-/// The kernel takes 15 bytes of a name.
-fn short_name(name: &str) -> [u8; 16] {
-    let mut short = [0; 16];
-    let length = name.len().min(15);
-    short[..length].copy_from_slice(&name.as_bytes()[..length]);
-    short
-}
-
-fn last_lines(log: &[u8]) -> String {
-    let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
-    String::from_utf8_lossy(&log[end.saturating_sub(SHOWN_LOG)..end]).trim().to_owned()
-}
-
-/// Attributes of `BPF_PROG_LOAD`, as far as they are used.
-#[repr(C)]
-#[derive(Debug, Default)]
-struct ProgramLoad {
-    prog_type: u32,
-    insn_cnt: u32,
-    insns: u64,
-    license: u64,
-    log_level: u32,
-    log_size: u32,
-    log_buf: u64,
-    kern_version: u32,
-    prog_flags: u32,
-    prog_name: [u8; 16],
-    prog_ifindex: u32,
-    expected_attach_type: u32,
-    prog_btf_fd: u32,
-    func_info_rec_size: u32,
-    func_info: u64,
-    func_info_cnt: u32,
-    line_info_rec_size: u32,
-    line_info: u64,
-    line_info_cnt: u32,
-    attach_btf_id: u32,
-}
-
-/// Attributes of `BPF_RAW_TRACEPOINT_OPEN`.
-#[repr(C)]
-#[derive(Debug)]
-struct TracepointOpen {
-    name: u64,
-    prog_fd: u32,
-    reserved: u32,
-}
-
-/// Attributes of `BPF_OBJ_PIN`.
-#[repr(C)]
-#[derive(Debug)]
-struct ObjectPin {
-    pathname: u64,
-    bpf_fd: u32,
-    file_flags: u32,
-}
-
-/// Attributes of `BPF_BTF_LOAD`.
-#[repr(C)]
-#[derive(Debug, Default)]
-struct TypesLoad {
-    btf: u64,
-    log_buf: u64,
-    btf_size: u32,
-    log_size: u32,
-    log_level: u32,
-    reserved: u32,
-}
-
-attributes!(ProgramLoad: 112, TracepointOpen: 16, ObjectPin: 16, TypesLoad: 32);
-
-/// Takes a descriptor that [`bpf`] has returned.
-fn owned(number: i32) -> OwnedFd {
-    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
-    unsafe { OwnedFd::from_raw_fd(number) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_and_logs_are_cut() {
-        assert_eq!(&short_name("guard_path_unlink")[..], b"guard_path_unli\0");
-        assert_eq!(&short_name("ab")[..3], b"ab\0");
-        assert_eq!(last_lines(b"why\n\0\0"), "why");
-        assert_eq!(last_lines(&[b'x'; 3000]).len(), SHOWN_LOG);
-    }
-
-    #[test]
-    fn attributes_lie_where_the_kernel_expects_them() {
-        use std::mem::offset_of;
-        assert_eq!(offset_of!(ProgramLoad, prog_name), 48);
-        assert_eq!(offset_of!(ProgramLoad, prog_btf_fd), 72);
-        assert_eq!(offset_of!(ProgramLoad, line_info), 96);
-        assert_eq!(offset_of!(ProgramLoad, attach_btf_id), 108);
     }
 }

@@ -1,4 +1,4 @@
-//! Why a command of guardctl has no result, what the process ends with, and what to do about it.
+//! Errors of guardctl's commands, with exit codes and advice.
 
 use std::io;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use crate::rollback::helper::HelperError;
 use crate::service::ServiceError;
 use crate::wipe::WipeError;
 
-/// Why a command has no result.
+/// A command has no result.
 #[derive(Debug, Error)]
 pub enum CliError {
     #[error(transparent)]
@@ -36,7 +36,7 @@ pub enum CliError {
 }
 
 impl CliError {
-    /// What the process ends with.
+    /// The exit code.
     pub fn exit(&self) -> Exit {
         match self {
             Self::Client(error) => error.exit(),
@@ -73,7 +73,7 @@ pub struct ExecError {
     pub(super) source: io::Error,
 }
 
-/// Why guardctl does not do it.
+/// A command that works on a node was not carried out.
 #[derive(Debug, Error)]
 pub enum NodeError {
     #[error("no root of the policy has join = \"incus\"")]
@@ -119,7 +119,7 @@ pub enum NodeError {
 }
 
 impl NodeError {
-    /// What the process ends with.
+    /// The exit code.
     pub fn exit(&self) -> Exit {
         match self {
             Self::NoNode | Self::Unknown { .. } | Self::Ambiguous { .. } | Self::NotRoot => {
@@ -142,7 +142,7 @@ impl NodeError {
         }
     }
 
-    /// What to do about it.
+    /// The advice to the operator.
     pub fn fix(&self) -> String {
         match self {
             Self::NotStarted { command } => return format!("start it first: {command}"),

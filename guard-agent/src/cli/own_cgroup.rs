@@ -42,7 +42,7 @@ pub enum CgroupError {
 }
 
 impl CgroupError {
-    /// What to do about it.
+    /// The advice to the operator.
     pub fn fix(&self) -> &'static str {
         match self {
             Self::NoSystemdRun => "install it: Debian's package systemd has it",

@@ -42,7 +42,7 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    /// What the process ends with.
+    /// The exit code.
     pub fn exit(&self) -> Exit {
         match self {
             Self::Unreachable { .. }
@@ -54,7 +54,7 @@ impl ClientError {
         }
     }
 
-    /// What to do about it.
+    /// The advice to the operator.
     pub fn fix(&self) -> String {
         match self {
             Self::Unreachable { .. } => {

@@ -90,7 +90,7 @@ impl Refusal {
         }
     }
 
-    /// What to do about it.
+    /// The advice to the operator.
     pub fn fix(&self) -> String {
         match self {
             Self::NotRoot { .. } => "run it as root (sudo guardctl …)".to_owned(),

@@ -1,4 +1,4 @@
-//! What the server of the control socket shares with its connections.
+//! State and types that the control socket's server shares with its connections.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ pub struct ServerOptions {
     pub audit: PathBuf,
     /// Group of the socket.
     pub group: Option<Gid>,
-    /// What a peer may ask. Called where blocking is all right.
+    /// The access of a peer. May block.
     pub access: fn(&Peer) -> Access,
     /// Connections of others than root, at the same time.
     pub connections: usize,
@@ -58,7 +58,7 @@ impl ServerOptions {
     }
 }
 
-/// What all connections share.
+/// Shared by all connections.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub options: ServerOptions,

@@ -41,9 +41,8 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::audit::{AuditError, AuditFile, AuditOptions, origin};
-use crate::bpf::load::LoadError;
 use crate::bpf::logs::KernelLog;
-use crate::bpf::{CanaryError, MapAccessError, maps};
+use crate::bpf::{CanaryError, LoadError, MapAccessError, maps};
 use crate::control::access::{GROUP, reader_group};
 use crate::control::{Command, Server, ServerOptions, SocketError};
 use crate::errors::chain;

@@ -10,7 +10,8 @@ use guard_common::Tier;
 
 use super::owner::Owner;
 use super::{DaemonError, posture};
-use crate::bpf::load::{self, BareMaps, LoadError, Prepared};
+use crate::bpf::LoadError;
+use crate::bpf::load::{self, BareMaps, Prepared};
 use crate::bpf::pins::Pins;
 use crate::bpf::{CanaryError, Maps, Programs, canary};
 use crate::doctor;

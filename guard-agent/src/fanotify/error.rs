@@ -1,4 +1,4 @@
-//! Why the tier `fanotify` could not be brought into force.
+//! Errors of the tier `fanotify` on the agent's side.
 
 use std::io;
 

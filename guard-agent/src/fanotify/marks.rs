@@ -114,8 +114,7 @@ pub fn open_by_handle(path: &Path, mount_id: u32, handle: &Handle) -> io::Result
     }
     let mut raw = handle.to_raw();
     let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
-    // SAFETY: an open descriptor, and a `struct file_handle` whose first field tells how long it
-    // is.
+    // SAFETY: an open descriptor, and a `struct file_handle` that begins with its length.
     let opened =
         unsafe { libc::open_by_handle_at(mount.as_raw_fd(), raw.as_mut_ptr().cast(), flags) };
     // SAFETY: a new descriptor that nobody else owns.

@@ -1,4 +1,4 @@
-//! What the threads of the responder share.
+//! State that the responder's threads share.
 
 use std::collections::HashMap;
 use std::io::Write as _;
@@ -12,13 +12,13 @@ use nix::sys::fanotify::Fanotify;
 use super::order::{Reply, Wanted};
 use super::witness::Witness;
 
-/// What the threads share.
+/// Shared by the responder's threads.
 pub(super) struct Shared {
     pub group: Fanotify,
     /// The marked mounts, by id.
     pub mounts: Mutex<HashMap<u32, Marked>>,
     pub witness: Witness,
-    /// Why the mount table cannot be watched.
+    /// The reason, if the mount table cannot be watched.
     pub unwatched: Mutex<Option<String>>,
     /// When the answering thread began what it is at, in milliseconds of `start`; 0: it waits for a
     /// question.

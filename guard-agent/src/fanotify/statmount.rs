@@ -77,8 +77,7 @@ pub fn of(unique_id: u64) -> io::Result<Attached> {
     let size = u32::try_from(size_of::<Request>()).expect("a small structure");
     let request = Request { size, spare: 0, mount_id: unique_id, mask: ASKED };
     let mut room = vec![0_u8; ROOM];
-    // SAFETY: the request has the size that it tells, and the kernel writes no more than the length
-    // that is given.
+    // SAFETY: the request has the size that it tells; no more than the given length is written.
     let result =
         unsafe { libc::syscall(STATMOUNT, &raw const request, room.as_mut_ptr(), room.len(), 0) };
     if result < 0 {

@@ -1,11 +1,11 @@
-//! Where the things of an agent are, and why something of them is not known.
+//! The places of an agent's pins and files, and the reasons for which one cannot be read.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::paths;
 
-/// Where an agent that cannot be asked has its things.
+/// The pins and files of an agent that does not answer.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Places {
     /// Without an agent: its pins, on a bpffs.
@@ -19,7 +19,7 @@ pub struct Places {
     pub audit: PathBuf,
 }
 
-/// Why something is not known.
+/// The reason for which something is not known.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Why {
     #[error("{path}: {source}")]

@@ -67,7 +67,7 @@ impl Silence {
         }
     }
 
-    /// What to do about it.
+    /// The advice to the operator.
     pub fn fix(&self) -> String {
         match (self.cause, self.pid) {
             (Cause::StoppedBySignal, Some(pid)) => format!("kill -CONT {pid}"),

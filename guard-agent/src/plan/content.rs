@@ -1,4 +1,4 @@
-//! What the maps hold, what the policy's paths are, and the operations on the maps.
+//! The content of the maps, the policy's resolved paths, and operations on the maps.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -50,7 +50,7 @@ pub struct Plan {
     pub next_generation: u64,
 }
 
-/// What the maps hold.
+/// The content of the maps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
     pub config: Config,
@@ -67,7 +67,7 @@ pub struct Observed {
     pub leases: bool,
 }
 
-/// What the paths in the policy are on this host. Made by `roots`.
+/// The policy's paths, resolved on this host. Made by `roots`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resolved {
     /// In the order of the policy's roots; `None` where the directory is absent or cannot be looked

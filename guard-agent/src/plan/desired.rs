@@ -1,4 +1,4 @@
-//! What the maps should hold: everything that it follows from, and what goes before the policy.
+//! Everything that the desired content of the maps follows from, and the overrides of the policy.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,8 +11,8 @@ use crate::classify::Classification;
 use crate::join::{NodeMode, PoolModes};
 use crate::policy::{DefaultMode, Policy};
 
-/// What operators decided about single pools, and what nodes' states make of their pools, beside
-/// the policy.
+/// Decisions beside the policy: operators' on single pools, and those that follow from the states
+/// of nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overrides {
     /// Pool ids that an operator has sealed, also after a remount.
@@ -55,10 +55,10 @@ impl Overrides {
             || !self.released.is_empty()
     }
 
-    /// What a starting agent finds in force. Releases go on until they end, an operator's seal
-    /// holds whatever became of the state file, and a pool that is sealed although policy says
-    /// otherwise stays sealed: weakening needs an operator, not a restart. (Where an Incus is
-    /// followed, its state says whether it stays sealed.)
+    /// The overrides that a starting agent finds in force. Releases go on until they end, an
+    /// operator's seal holds whatever became of the state file, and a pool that is sealed although
+    /// policy says otherwise stays sealed: weakening needs an operator, not a restart. (Where an
+    /// Incus is followed, its state says whether it stays sealed.)
     pub fn adopt(observed: &Observed, policy: &Policy, now_boot_ns: u64) -> Self {
         let mut overrides = Self::default();
         for entry in observed.pools.values().filter(|entry| is_pool(entry)) {

@@ -1,4 +1,4 @@
-//! What an entry of `POOLS` stands for, and the operations on them by when they are due.
+//! The meaning of an entry of `POOLS`, and operations on entries by when they are due.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -108,7 +108,7 @@ pub struct Remaining {
     pub obstacles: Vec<String>,
     /// Who uses it.
     pub holders: Vec<Holder>,
-    /// What to do about it.
+    /// The advice to the operator.
     pub fix: String,
 }
 

@@ -151,7 +151,7 @@ impl ServiceError {
         }
     }
 
-    /// What the process ends with.
+    /// The exit code.
     pub fn exit(&self) -> Exit {
         match self {
             Self::StopsInstances { .. } | Self::KillsInstances { .. } | Self::Supervised { .. } => {
@@ -161,7 +161,7 @@ impl ServiceError {
         }
     }
 
-    /// What to do about it.
+    /// The advice to the operator.
     pub fn fix(&self) -> String {
         let again = "then run the same command again";
         match self {

@@ -68,7 +68,7 @@ impl LocalPool {
         }
     }
 
-    /// What to do about it.
+    /// The advice to the operator.
     pub fn fix(&self) -> String {
         let go_on = "to go on all the same: --despite-local-pools";
         match self {

@@ -43,7 +43,7 @@ pub enum WipeError {
 }
 
 impl WipeError {
-    /// What to do about it.
+    /// The advice to the operator.
     pub fn fix(&self) -> String {
         match self {
             Self::Mountpoint { path } | Self::OtherMount { path } => {

@@ -1,4 +1,4 @@
-//! What the state file holds.
+//! The content of the state file.
 
 use std::collections::BTreeSet;
 
@@ -59,7 +59,7 @@ pub struct State {
     pub(super) foreign: Foreign,
 }
 
-/// Whatever a file holds that this version does not know.
+/// Parts of a file that this version does not know.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Foreign {
     pub(super) fields: Map<String, Value>,
