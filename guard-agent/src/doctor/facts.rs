@@ -8,9 +8,9 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use flate2::read::GzDecoder;
+use guard_common::Tier;
 use serde::Serialize;
 
-use super::trial::Trials;
 use crate::mounts::Snapshot;
 
 /// An option of the kernel's configuration.
@@ -219,5 +219,27 @@ fn bootloader(root: &Path) -> Bootloader {
         () if has("etc/default/grub") => Bootloader::Grub,
         () if has("etc/kernel/cmdline") => Bootloader::SystemdBoot,
         () => Bootloader::Unknown,
+    }
+}
+
+/// How a tier's trial came out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Trial {
+    /// Name of the tier.
+    pub tier: &'static str,
+    /// Why it failed; `None`: the kernel takes it.
+    pub refusal: Option<String>,
+    /// The kernel's own words about that.
+    pub log: Option<String>,
+}
+
+/// One for each tier that was tried.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Trials(pub Vec<Trial>);
+
+impl Trials {
+    /// That of a tier, if it was tried.
+    pub fn of(&self, tier: Tier) -> Option<&Trial> {
+        self.0.iter().find(|trial| trial.tier == tier.name())
     }
 }

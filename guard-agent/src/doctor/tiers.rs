@@ -2,9 +2,10 @@
 
 use guard_common::Tier;
 
-use super::{
-    Check, CheckState, HostFacts, KernelOption, Trial, active_lsm, bpffs, btf, config_bpf_lsm,
-    kernel_version, lockdown, security_path,
+use super::check::{Check, CheckState};
+use super::facts::{HostFacts, KernelOption, Trial};
+use super::host::{
+    active_lsm, bpffs, btf, config_bpf_lsm, kernel_version, lockdown, security_path,
 };
 
 /// One line a tier, the strongest first.

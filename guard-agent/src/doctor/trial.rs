@@ -6,35 +6,12 @@
 //! capabilities.
 
 use guard_common::Tier;
-use serde::Serialize;
 
-use super::HostFacts;
+use super::facts::{HostFacts, Trial, Trials};
 use crate::bpf::load;
 use crate::{errors, fanotify};
 
 const CAP_SYS_ADMIN: u64 = 1 << 21;
-
-/// How a tier's trial came out.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Trial {
-    /// Name of the tier.
-    pub tier: &'static str,
-    /// Why it failed; `None`: the kernel takes it.
-    pub refusal: Option<String>,
-    /// The kernel's own words about that.
-    pub log: Option<String>,
-}
-
-/// One for each tier that was tried.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Trials(pub Vec<Trial>);
-
-impl Trials {
-    /// That of a tier, if it was tried.
-    pub fn of(&self, tier: Tier) -> Option<&Trial> {
-        self.0.iter().find(|trial| trial.tier == tier.name())
-    }
-}
 
 impl HostFacts {
     /// Tries every tier, if this process may. It takes as long as the kernel's verifier does.

@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
+use guard_common::Tier;
+
 use super::diff::diff;
 use super::validate::MAX_ACTORS;
 use super::*;

@@ -10,7 +10,6 @@ use guard_common::names::capacity;
 use sha2::{Digest, Sha256};
 
 use choices::one_of;
-pub(super) use root::preset_actors;
 use root::root;
 
 use super::error::Problems;

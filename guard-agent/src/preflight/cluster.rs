@@ -1,6 +1,6 @@
 //! The node against the cluster to be joined: names, addresses, versions, members. Pure.
 
-use super::Facts;
+use super::facts::Facts;
 use super::members::Member;
 use super::version::Server;
 use crate::address::{Address, Covered};

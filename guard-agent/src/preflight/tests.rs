@@ -1,9 +1,15 @@
 //! Nodes in all conditions, and what is found.
 
+use std::path::PathBuf;
+
+use super::members::{Member, Token};
 use super::*;
 use crate::doctor::{CheckState, worst};
+use crate::events::Time;
 use crate::join::Incarnation;
+use crate::posture::Posture;
 use crate::posture::Reason;
+use crate::rollback::MountPlace;
 
 fn time(text: &str) -> Time {
     Time(text.parse().unwrap())

@@ -22,8 +22,10 @@ const PURE: &[&str] = &[
     "guard-agent/src/incus/answers.rs",
     "guard-agent/src/incus/frames.rs",
     "guard-agent/src/incus/procfs.rs",
+    "guard-agent/src/audit/changes.rs",
+    "guard-agent/src/audit/decisions.rs",
+    "guard-agent/src/audit/place.rs",
     "guard-agent/src/audit/record.rs",
-    "guard-agent/src/audit/record",
     "guard-agent/src/fanotify/decide.rs",
     "guard-agent/src/fanotify/order.rs",
     "guard-agent/src/rollback/plan.rs",
@@ -38,12 +40,20 @@ const PURE: &[&str] = &[
     "guard-agent/src/preflight/service.rs",
     "guard-agent/src/preflight/version.rs",
     "guard-agent/src/control/protocol.rs",
-    "guard-agent/src/control/protocol",
+    "guard-agent/src/control/refusal.rs",
+    "guard-agent/src/daemon/state/content.rs",
+    "guard-agent/src/daemon/state/text.rs",
+    "guard-agent/src/doctor/check.rs",
+    "guard-agent/src/doctor/host.rs",
+    "guard-agent/src/errors.rs",
+    "guard-agent/src/fanotify/deletion.rs",
+    "guard-agent/src/fanotify/event.rs",
+    "guard-agent/src/fanotify/tally.rs",
+    "guard-agent/src/preflight/facts.rs",
 ];
 /// The parts of them that act.
 const ACTING: &[&str] = &[
     "guard-agent/src/mounts/watch.rs",
-    "guard-agent/src/mounts/watch",
     "guard-agent/src/mounts/foreign.rs",
     "guard-agent/src/policy/file.rs",
     "guard-agent/src/events/clock.rs",
@@ -65,6 +75,9 @@ const SKIPPED: &[&str] = &["target", ".git"];
 /// Checks every source file below `root` and names all that break a rule.
 pub fn check(root: &Path) -> Result<()> {
     let mut problems = Vec::new();
+    for listed in PURE.iter().chain(ACTING).filter(|listed| !root.join(listed).exists()) {
+        problems.push(format!("{listed}: is listed in lint/source_rules.rs and does not exist"));
+    }
     for path in sources(root)? {
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
         let name = path.strip_prefix(root).unwrap_or(&path);

@@ -324,3 +324,10 @@ fn namespaces(named: &At<Vec<At<String>>>, problems: &mut Problems<'_>) -> Vec<P
     }
     namespaces
 }
+
+impl Root {
+    /// Whether its actors are a preset's: those of several distributions, of which a host has one.
+    pub fn has_preset_actors(&self) -> bool {
+        preset::PRESETS.iter().any(|preset| preset_actors(preset) == self.actors)
+    }
+}
