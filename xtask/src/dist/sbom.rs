@@ -91,8 +91,9 @@ mod tests {
     #[test]
     fn each_member_of_the_workspace_is_cleaned_up_after() {
         let manifest = fs::read_to_string(workspace::root().join("Cargo.toml")).unwrap();
-        let members = manifest.lines().find(|line| line.starts_with("members")).unwrap();
-        let listed: Vec<&str> = members.split('"').skip(1).step_by(2).collect();
+        let manifest: toml::Table = manifest.parse().unwrap();
+        let members = manifest["workspace"]["members"].as_array().unwrap();
+        let listed: Vec<&str> = members.iter().filter_map(toml::Value::as_str).collect();
         assert_eq!(listed, MEMBERS);
     }
 }
