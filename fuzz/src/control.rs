@@ -1,8 +1,8 @@
 //! A line on the control socket: a request as the agent reads it, an answer as `guardctl` reads it,
 //! and a line of the audit log as both do.
 
-use guard_agent::audit::{Filter, Record};
-use guard_agent::control::{Refusal, Request, Response};
+use guard_agent::model::audit::{Filter, Record};
+use guard_agent::model::control::{Refusal, Request, Response};
 use serde_json::Value;
 
 pub fn check(line: &[u8]) {

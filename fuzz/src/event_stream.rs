@@ -1,7 +1,7 @@
 //! A frame of Incus's event stream.
 
-use guard_agent::incus::frames::{Meaning, News, Own, decode};
-use guard_agent::join::Event;
+use guard_agent::model::incus::frames::{Meaning, News, Own, decode};
+use guard_agent::model::join::Event;
 use serde_json::Value;
 
 /// Bytes of an error's text.

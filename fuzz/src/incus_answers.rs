@@ -1,8 +1,8 @@
 //! An answer of Incus: a line with the HTTP status, a line with the server's own cluster address
 //! (empty: none is set), then the body.
 
-use guard_agent::incus::answers::{Answer, joins, members};
-use guard_agent::join::{Config, Evidence, JoinOperation, Membership};
+use guard_agent::model::incus::answers::{Answer, joins, members};
+use guard_agent::model::join::{Config, Evidence, JoinOperation, Membership};
 
 /// What is shown of an answer that was not expected.
 const SHOWN: usize = 1100;

@@ -1,6 +1,6 @@
 //! The text of a node's journal.
 
-use guard_agent::join::Journal;
+use guard_agent::model::join::Journal;
 
 const ROOT: &str = "/var/lib/incus";
 

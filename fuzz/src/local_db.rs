@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use guard_agent::incus::local_db::{LocalDb, LocalDbError, read};
-use guard_agent::join::Config;
-use guard_agent::mounts::Snapshot;
+use guard_agent::host::incus::local_db::{LocalDb, LocalDbError, read};
+use guard_agent::model::join::Config;
+use guard_agent::model::mounts::Snapshot;
 
 const MAGIC: &[u8] = b"SQLite format 3\0";
 const ROWS: usize = 4096;

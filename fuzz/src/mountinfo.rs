@@ -6,16 +6,16 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::LazyLock;
 
-use guard_agent::classify::classify;
-use guard_agent::classify::clusters::Clusters;
-use guard_agent::mounts::{MountEntry, Snapshot, parse};
-use guard_agent::policy::Policy;
+use guard_agent::model::classify::classify;
+use guard_agent::model::classify::clusters::Clusters;
+use guard_agent::model::mounts::{MountEntry, Snapshot, parse};
+use guard_agent::model::policy::Policy;
 
 static POLICY: LazyLock<Policy> = LazyLock::new(|| {
     let text = "version = 1\n[[root]]\npreset = \"incus\"\n[[root]]\npath = \
                 \"/var/lib/incus/storage-pools/inner\"\nfilesystems = [\"nfs\", \
                 \"fuse.ceph-fuse\", \"tmpfs\"]\n";
-    guard_agent::policy::parse(text, Path::new("policy.toml")).expect("the policy is right")
+    guard_agent::model::policy::parse(text, Path::new("policy.toml")).expect("the policy is right")
 });
 
 pub fn check(text: &[u8]) {

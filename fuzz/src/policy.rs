@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
-use guard_agent::policy::diff::diff;
-use guard_agent::policy::{
+use guard_agent::model::policy::diff::diff;
+use guard_agent::model::policy::{
     DefaultMode, MAX_TTL, OnJoinFailure, Policy, PolicyErrors, Root, duration, parse,
 };
 

@@ -1,8 +1,8 @@
 //! A preseed, also inside a document for cloud-init.
 
-use guard_agent::address::Address;
-use guard_agent::preflight::members;
-use guard_agent::preflight::preseed::{Preseed, parse};
+use guard_agent::cli::preflight::members;
+use guard_agent::cli::preflight::preseed::{Preseed, parse};
+use guard_agent::model::address::Address;
 
 pub fn check(text: &[u8]) {
     let text = String::from_utf8_lossy(text);

@@ -4,9 +4,10 @@
 use std::mem::{offset_of, size_of};
 use std::time::Duration;
 
-use guard_agent::audit::record::{DecisionBody, IncidentBody};
-use guard_agent::audit::{Body, Filter, Kind, Origin, Place, Record as Line};
-use guard_agent::events::{BootOffset, Decision, DecodeError, Summary, decode};
+use guard_agent::model::audit::record::{DecisionBody, IncidentBody};
+use guard_agent::model::audit::{Body, Filter, Kind, Origin, Place, Record as Line};
+use guard_agent::model::events::{Decision, DecodeError, Summary, decode};
+use guard_agent::model::time::BootOffset;
 use guard_common::record::{
     PATH_STORAGE, RECORD_KERNEL_THREAD, RECORD_MOUNT_KNOWN, RECORD_PATH_TRUNCATED, Record,
 };

@@ -8,10 +8,11 @@ use std::sync::mpsc::channel;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use guard_agent::audit::record::{AgentBody, AgentChange};
-use guard_agent::audit::{AuditFile, AuditOptions, Body, Origin};
-use guard_agent::control::{Access, Server, ServerOptions};
-use guard_agent::events::BootOffset;
+use guard_agent::daemon::control::{Access, Server, ServerOptions};
+use guard_agent::host::audit_log::{AuditFile, AuditOptions};
+use guard_agent::model::audit::record::{AgentBody, AgentChange};
+use guard_agent::model::audit::{Body, Origin};
+use guard_agent::model::time::BootOffset;
 
 fn guardctl(run_dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_guardctl"));

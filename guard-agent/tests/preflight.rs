@@ -27,7 +27,7 @@ fn preflight(directory: &Path, arguments: &[&str]) -> (BTreeMap<String, String>,
     let client = directory.join("incus");
     fs::write(&client, CLIENT).unwrap();
     fs::set_permissions(&client, fs::Permissions::from_mode(0o755)).unwrap();
-    let members = include_str!("../src/preflight/samples/members-conflict-address.json");
+    let members = include_str!("../src/cli/preflight/samples/members-conflict-address.json");
     fs::write(directory.join("incus.members"), members).unwrap();
     let path = format!("{}:{}", directory.display(), std::env::var("PATH").unwrap());
     let root = directory.join("root");
@@ -50,7 +50,7 @@ fn preflight(directory: &Path, arguments: &[&str]) -> (BTreeMap<String, String>,
 }
 
 fn sample(name: &str) -> String {
-    format!("{}/src/preflight/samples/{name}", env!("CARGO_MANIFEST_DIR"))
+    format!("{}/src/cli/preflight/samples/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
 #[test]

@@ -4,11 +4,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use guard_agent::command_line::{Cli, Command};
+use guard_agent::daemon::command_line::{Cli, Command};
 use guard_agent::daemon::{self, DaemonError, Options};
-use guard_agent::exit::Exit;
-use guard_agent::logging;
-use guard_agent::rollback::helper;
+use guard_agent::host::logging;
+use guard_agent::host::rollback::helper;
+use guard_agent::model::exit::Exit;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 

@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use super::error::CliError;
 use super::global::{Global, write_json};
 use super::policy::mount_table;
-use crate::doctor::{Check, CheckState, HostFacts, Report, checks, policy_checks, summary};
-use crate::exit::Exit;
-use crate::{hints, paths, policy, roots};
+use crate::host::doctor::{Check, CheckState, HostFacts, Report, checks, policy_checks, summary};
+use crate::host::policy_file;
+use crate::host::{paths, roots};
+use crate::model::exit::Exit;
+use crate::model::hints;
 
 #[derive(Debug, clap::Args)]
 pub struct DoctorArgs {
@@ -45,7 +47,7 @@ fn of_policy(file: &Path) -> Vec<Check> {
     if !file.exists() {
         return Vec::new();
     }
-    let policy = match policy::load(file) {
+    let policy = match policy_file::load(file) {
         Ok(policy) => policy,
         Err(errors) => return policy_checks(&Err(errors)),
     };

@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use super::own_cgroup::CgroupError;
-use crate::control::ClientError;
-use crate::exit::Exit;
-use crate::rollback::helper::HelperError;
-use crate::service::ServiceError;
-use crate::wipe::WipeError;
+use crate::cli::client::ClientError;
+use crate::host::rollback::helper::HelperError;
+use crate::host::service::ServiceError;
+use crate::host::wipe::WipeError;
+use crate::model::exit::Exit;
 
 /// A command has no result.
 #[derive(Debug, Error)]
@@ -20,7 +20,7 @@ pub enum CliError {
     #[error("cannot write the output")]
     Output(#[from] io::Error),
     #[error("the policy that the agent has in force is not understood by this guardctl")]
-    ForeignPolicy(#[source] crate::policy::PolicyErrors),
+    ForeignPolicy(#[source] crate::model::policy::PolicyErrors),
     #[error("the command was not run")]
     Exec(#[from] ExecError),
     #[error("there is no cgroup for the command")]

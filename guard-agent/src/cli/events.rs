@@ -4,11 +4,11 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::global::parse_duration;
 use super::text::{duration, safe, time};
-use crate::audit::Kind;
-use crate::audit::record::{Body, DecisionBody, IncidentBody, Place, Record};
-use crate::control::protocol::Lagged;
-use crate::events::Time;
-use crate::offline::Places;
+use crate::cli::offline::Places;
+use crate::model::audit::Kind;
+use crate::model::audit::record::{Body, DecisionBody, IncidentBody, Place, Record};
+use crate::model::control::protocol::Lagged;
+use crate::model::time::Time;
 
 #[derive(Debug, clap::Args)]
 pub struct EventsArgs {

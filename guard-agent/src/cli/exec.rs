@@ -16,8 +16,8 @@ use nix::unistd::Uid;
 use super::error::{CliError, ExecError};
 use super::global::{Global, expect_reply, parse_duration};
 use super::own_cgroup;
-use crate::control::{Reply, Request};
-use crate::exit::Exit;
+use crate::model::control::{Reply, Request};
+use crate::model::exit::Exit;
 
 /// What a shell says of a command that is not there, and of one that cannot be run.
 const NOT_FOUND: i32 = 127;

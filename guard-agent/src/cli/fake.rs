@@ -15,11 +15,11 @@ use super::join::JoinArgs;
 use super::node::Node;
 use super::wipe::WipeArgs;
 use super::{Cli, Command};
-use crate::control::report::{AnsweredBy, PoolCountersReport, PoolReport, RollbackReport};
-use crate::control::{RefusalReport, Reply, Request, Response};
-use crate::events::Name;
-use crate::paths::SOCKET_NAME;
-use crate::wait::Interrupt;
+use crate::host::paths::SOCKET_NAME;
+use crate::host::wait::Interrupt;
+use crate::model::control::report::{AnsweredBy, PoolCountersReport, PoolReport, RollbackReport};
+use crate::model::control::{RefusalReport, Reply, Request, Response};
+use crate::model::events::Name;
 
 /// Lives until the test's process ends.
 pub(super) struct FakeAgent {
@@ -150,8 +150,8 @@ fn node_at(root: &Path) -> Node {
          {:?}\n",
         root.display().to_string()
     );
-    let policy = crate::policy::parse(&text, Path::new("test")).unwrap();
-    Node::of(policy, None, &crate::mounts::Snapshot::parse(b"")).unwrap()
+    let policy = crate::model::policy::parse(&text, Path::new("test")).unwrap();
+    Node::of(policy, None, &crate::model::mounts::Snapshot::parse(b"")).unwrap()
 }
 
 pub(super) fn join_args(arguments: &[&str]) -> JoinArgs {

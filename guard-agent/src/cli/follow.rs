@@ -8,11 +8,12 @@ use super::error::{CliError, NodeError};
 use super::global::Global;
 use super::stop::Say;
 use super::text::safe;
-use crate::control::report::RollbackReport;
-use crate::control::{ClientError, RefusalReport, Reply, Request};
-use crate::exit::Exit;
-use crate::rollback::Allowed;
-use crate::wait::Interrupt;
+use crate::cli::client::ClientError;
+use crate::host::wait::Interrupt;
+use crate::model::control::report::RollbackReport;
+use crate::model::control::{RefusalReport, Reply, Request};
+use crate::model::exit::Exit;
+use crate::model::rollback::Allowed;
 
 /// How often the agent is asked how it goes.
 const BEAT: Duration = Duration::from_millis(200);

@@ -8,10 +8,11 @@ use clap::Args;
 use serde::Serialize;
 
 use super::error::CliError;
-use crate::control::client::PATIENCE;
-use crate::control::{Client, Reply, Request};
-use crate::paths;
-use crate::policy::duration;
+use crate::cli::client::Client;
+use crate::cli::client::PATIENCE;
+use crate::host::paths;
+use crate::model::control::{Reply, Request};
+use crate::model::policy::duration;
 
 /// Options of every subcommand.
 #[derive(Debug, Args)]
@@ -43,9 +44,10 @@ macro_rules! expect_reply {
         match $global.ask(&request)? {
             $pattern => $value,
             _ => {
-                return Err(
-                    $crate::control::ClientError::OtherAnswer { request: request.name() }.into()
-                );
+                return Err($crate::cli::client::ClientError::OtherAnswer {
+                    request: request.name(),
+                }
+                .into());
             }
         }
     }};

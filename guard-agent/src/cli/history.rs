@@ -6,10 +6,10 @@ use super::error::CliError;
 use super::global::{Global, expect_reply, write_json};
 use super::text;
 use super::text::{safe, time};
-use crate::control::report::{NodeHistory, NodeReport};
-use crate::control::{Reply, Request};
-use crate::exit::Exit;
-use crate::join::{Config, Daemon, Evidence, JoinOperation, Membership};
+use crate::model::control::report::{NodeHistory, NodeReport};
+use crate::model::control::{Reply, Request};
+use crate::model::exit::Exit;
+use crate::model::join::{Config, Daemon, Evidence, JoinOperation, Membership};
 
 #[derive(Debug, clap::Args)]
 pub struct HistoryArgs {
@@ -132,7 +132,7 @@ mod tests {
     use guard_common::Mode;
 
     use super::*;
-    use crate::events::Name;
+    use crate::model::events::Name;
 
     #[test]
     fn a_node_is_shown_with_its_evidence() {

@@ -17,17 +17,17 @@ use super::follow::Follow;
 use super::global::{Global, expect_reply, parse_duration, write_json};
 use super::join_command;
 use super::node::{self, Node};
-use super::preflight::{self, Checked, PreflightArgs};
 use super::rollback;
 use super::stop::{Say, Stop, StopArgs};
 use super::text::safe;
-use crate::control::report::{PoolReport, RollbackReport};
-use crate::control::{Reply, Request};
-use crate::doctor::Check;
-use crate::exit::Exit;
-use crate::rollback::Allowed;
-use crate::service::{Host, Reach, Scope};
-use crate::wait::{EVERY, Interrupt, Patience};
+use crate::cli::preflight::command::{self as preflight, Checked, PreflightArgs};
+use crate::host::doctor::Check;
+use crate::host::service::{Host, Reach, Scope};
+use crate::host::wait::{EVERY, Interrupt, Patience};
+use crate::model::control::report::{PoolReport, RollbackReport};
+use crate::model::control::{Reply, Request};
+use crate::model::exit::Exit;
+use crate::model::rollback::Allowed;
 
 #[derive(Debug, clap::Args)]
 pub struct JoinArgs {
@@ -273,7 +273,7 @@ impl Join<'_> {
         match rollback::ask(self.global, Some(&self.node.root)) {
             // Nothing is stopped for a rollback that the node's state refuses.
             Err(refusal) if refusal.exit() == Exit::Refused => {
-                let why = crate::errors::chain(&refusal);
+                let why = crate::model::errors::chain(&refusal);
                 return say(&format!(
                     "no rollback: {why}. Incus was left as it is: correct what failed, join again"
                 ));

@@ -11,7 +11,8 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use super::error::{CliError, NodeError};
 use super::node::Node;
 use super::stop::Say;
-use crate::wait::{self, Patience, Waited};
+use crate::host::wait;
+use crate::host::wait::{Patience, Waited};
 
 /// The operator's command, or `incus admin init` with a preseed. Its output is the operator's; with
 /// `json` both go to standard error.

@@ -17,7 +17,7 @@ fn concluded(state: &'static str, pools: Vec<PoolReport>) -> (String, Vec<&'stat
     let global = agent.global();
     let args = fake::join_args(&["--on-failure", "rollback", "--", "true"]);
     let (node, interrupt) = (fake::node(), fake::uninterrupted());
-    let host = crate::service::Host::this();
+    let host = crate::host::service::Host::this();
     let (args, preseed, interrupt) = (&args, None, &interrupt.0);
     let join = Join { global: &global, args, preseed, node: &node, host: &host, interrupt };
     let mut report = Report {

@@ -6,10 +6,10 @@ use super::error::CliError;
 use super::global::{Global, expect_reply, write_json};
 use super::text;
 use super::text::{duration, safe, time};
-use crate::audit::record::LeaseKind;
-use crate::control::report::LeaseReport;
-use crate::control::{Reply, Request};
-use crate::exit::Exit;
+use crate::model::audit::record::LeaseKind;
+use crate::model::control::report::LeaseReport;
+use crate::model::control::{Reply, Request};
+use crate::model::exit::Exit;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum LeaseCommand {

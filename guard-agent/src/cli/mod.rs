@@ -3,6 +3,7 @@
 //! Output goes to a writer and is text for people, or one JSON document with `--json` (`events`:
 //! one a line). A reader that has seen enough (`| head`) ends it quietly.
 
+pub mod client;
 pub mod doctor;
 pub mod error;
 pub mod events;
@@ -39,10 +40,11 @@ use std::io::{self, Write};
 
 use clap::{Parser, Subcommand};
 
-use crate::errors::chain;
-use crate::exit::Exit;
-use crate::offline::Places;
-use crate::rollback::helper::{self, HelperCommand};
+use crate::cli::offline::Places;
+use crate::host::rollback::helper;
+use crate::host::rollback::helper::HelperCommand;
+use crate::model::errors::chain;
+use crate::model::exit::Exit;
 
 /// Asks and directs the guard-agent of this host.
 #[derive(Debug, Parser)]
@@ -98,7 +100,7 @@ pub enum Command {
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
     /// Is this node fit to join a cluster? Every finding, with what to do.
-    Preflight(preflight::PreflightArgs),
+    Preflight(preflight::command::PreflightArgs),
     /// Join a cluster: checked before, sealed meanwhile, guarded once the node is a member.
     Join(join::JoinArgs),
     /// Unmount what a failed join has left, in every mount namespace, and prove that it is gone.
@@ -152,7 +154,7 @@ pub fn run(cli: &Cli, out: &mut impl Write) -> Result<Exit, CliError> {
         Command::Events(args) => reports::events(global, args, out),
         Command::Doctor(args) => doctor::run(global, args, out),
         Command::Policy(command) => policy::run(global, command, out),
-        Command::Preflight(args) => preflight::run(global, args, out),
+        Command::Preflight(args) => preflight::command::run(global, args, out),
         Command::Join(args) => join::run(global, args, out),
         Command::Rollback(args) => rollback::run(global, args, out),
         Command::Wipe(args) => wipe::run(global, args, out),

@@ -1,18 +1,19 @@
 //! The node that an operator means, and what guardctl may do to it from where it runs.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::error::{CliError, NodeError};
 use super::global::{Global, expect_reply};
-use crate::control::{Reply, Request};
-use crate::host_view;
-use crate::incus;
-use crate::mounts::{self, Snapshot};
-use crate::policy::{self, Policy};
-use crate::roots;
-use crate::wipe::instances::Instance;
+use crate::host::host_view;
+use crate::host::incus;
+use crate::host::mount_table;
+use crate::host::roots;
+use crate::host::wipe::instances::Instance;
+use crate::model::control::{Reply, Request};
+use crate::model::mounts::Snapshot;
+use crate::model::policy;
+use crate::model::policy::Policy;
 
 /// A guarded root whose joins are followed.
 #[derive(Clone, Debug)]
@@ -119,7 +120,7 @@ pub fn require_host() -> Result<(), NodeError> {
 /// This process's mount table, as it is now.
 pub fn mount_table() -> Result<Snapshot, NodeError> {
     let operation = "read /proc/self/mountinfo";
-    let table = File::open("/proc/self/mountinfo").and_then(|table| mounts::read(&table));
+    let table = mount_table::open(mount_table::OWN);
     table.map_err(|source| NodeError::Io { operation, source })
 }
 

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use super::error::CliError;
 use super::global::{Global, expect_reply, write_json};
 use super::text::safe;
-use crate::control::{Reply, Request};
-use crate::exit::Exit;
+use crate::model::control::{Reply, Request};
+use crate::model::exit::Exit;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum NodeCommand {

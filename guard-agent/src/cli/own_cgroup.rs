@@ -13,8 +13,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::mounts::Snapshot;
-use crate::{roots, systemd};
+use crate::host::mount_table;
+use crate::host::{roots, systemd};
 
 /// Set for the guardctl in the scope, never for the command: the value of `INVOCATION_ID` before
 /// systemd-run set its own.
@@ -93,8 +93,8 @@ fn become_scope() -> Result<(), CgroupError> {
 }
 
 fn make() -> Result<(), CgroupError> {
-    let table = Path::new("/proc/self/mountinfo");
-    let snapshot = Snapshot::parse(&fs::read(table).map_err(failed("read", table))?);
+    let table = Path::new(mount_table::OWN);
+    let snapshot = mount_table::open(table).map_err(failed("read", table))?;
     let parent = roots::cgroup_directory(PARENT, &snapshot).ok_or(CgroupError::NoHierarchy)?;
     fs::create_dir_all(&parent).map_err(failed("make", &parent))?;
     sweep(&parent);

@@ -1,6 +1,5 @@
 //! `guardctl policy`: check a file, show what is in force, compare the two.
 
-use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -9,14 +8,18 @@ use serde::Serialize;
 use super::error::CliError;
 use super::global::{Global, expect_reply, write_json};
 use super::text::{self, safe};
-use crate::control::report::PolicyText;
-use crate::control::{Reply, Request};
-use crate::exit::Exit;
-use crate::hints::{self, Hint};
-use crate::mounts::{self, Snapshot};
-use crate::paths;
-use crate::policy::{self, Policy, PolicyErrors, Problem};
-use crate::roots;
+use crate::host::mount_table;
+use crate::host::paths;
+use crate::host::policy_file;
+use crate::host::roots;
+use crate::model::control::report::PolicyText;
+use crate::model::control::{Reply, Request};
+use crate::model::exit::Exit;
+use crate::model::hints;
+use crate::model::hints::Hint;
+use crate::model::mounts::Snapshot;
+use crate::model::policy;
+use crate::model::policy::{Policy, PolicyErrors, Problem};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum PolicyCommand {
@@ -43,7 +46,7 @@ pub fn run(
     out: &mut impl Write,
 ) -> Result<Exit, CliError> {
     match command {
-        PolicyCommand::Check { file } => match policy::load(file) {
+        PolicyCommand::Check { file } => match policy_file::load(file) {
             Ok(policy) => good(global, file, &policy, out),
             Err(errors) => wrong(global, file, &errors, out),
         },
@@ -83,7 +86,7 @@ fn good(
 
 /// That of this process, which is in the host's mount namespace or sees no roots.
 pub(super) fn mount_table() -> io::Result<Snapshot> {
-    mounts::read(&File::open("/proc/self/mountinfo")?)
+    mount_table::open(mount_table::OWN)
 }
 
 /// Hints as text, each with what to do.
@@ -128,7 +131,7 @@ fn show(global: &Global, out: &mut impl Write) -> Result<Exit, CliError> {
 }
 
 fn diff(global: &Global, file: &Path, out: &mut impl Write) -> Result<Exit, CliError> {
-    let wanted = match policy::load(file) {
+    let wanted = match policy_file::load(file) {
         Ok(policy) => policy,
         Err(errors) => return wrong(global, file, &errors, out),
     };

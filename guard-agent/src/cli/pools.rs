@@ -6,8 +6,8 @@ use super::error::CliError;
 use super::global::{Global, write_json};
 use super::text;
 use super::text::{duration, safe};
-use crate::audit::record::ModeCause;
-use crate::control::report::PoolReport;
+use crate::model::audit::record::ModeCause;
+use crate::model::control::report::PoolReport;
 
 /// The pools, whoever has told of them.
 pub(super) fn show(

@@ -7,8 +7,8 @@ use super::error::CliError;
 use super::global::parse_duration;
 use super::global::{Global, expect_reply, write_json};
 use super::text::{duration, safe, time};
-use crate::control::{Reply, Request};
-use crate::exit::Exit;
+use crate::model::control::{Reply, Request};
+use crate::model::exit::Exit;
 
 #[derive(Debug, clap::Args)]
 pub struct ReleaseArgs {

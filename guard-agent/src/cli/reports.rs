@@ -5,13 +5,14 @@ use std::io::Write;
 use super::error::CliError;
 use super::events::EventsArgs;
 use super::global::{Global, write_json};
-use super::offline::{self, Answer, Reached};
 use super::{events, pools, status};
-use crate::audit::Filter;
-use crate::control::client::PATIENCE;
-use crate::control::{ClientError, Reply, Request};
-use crate::exit::Exit;
-use crate::offline::Places;
+use crate::cli::client::ClientError;
+use crate::cli::client::PATIENCE;
+use crate::cli::offline::Places;
+use crate::cli::offline::command::{self as offline, Answer, Reached};
+use crate::model::audit::Filter;
+use crate::model::control::{Reply, Request};
+use crate::model::exit::Exit;
 
 /// Shows the status; the exit code is the posture's.
 pub fn status(global: &Global, places: &Places, out: &mut impl Write) -> Result<Exit, CliError> {

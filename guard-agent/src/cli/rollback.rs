@@ -13,13 +13,15 @@ use super::global::{Global, expect_reply, parse_duration, write_json};
 use super::node::Node;
 use super::stop::{Say, Stop, StopArgs, held};
 use super::text::safe;
-use crate::control::report::{PoolReport, RollbackReport};
-use crate::control::{ClientError, Reply, Request};
-use crate::exit::Exit;
-use crate::rollback::guests::guests;
-use crate::rollback::{Allowed, Remaining, RollbackOutcome, Target, all_namespaces, name_of};
-use crate::service::{Hold, Host, Places, Scope};
-use crate::wait::{EVERY, Interrupt};
+use crate::cli::client::ClientError;
+use crate::host::rollback::{all_namespaces, name_of};
+use crate::host::service::{Hold, Host, Places, Scope};
+use crate::host::wait::{EVERY, Interrupt};
+use crate::model::control::report::{PoolReport, RollbackReport};
+use crate::model::control::{Reply, Request};
+use crate::model::exit::Exit;
+use crate::model::rollback::guests::guests;
+use crate::model::rollback::{Allowed, Remaining, RollbackOutcome, Target};
 
 #[derive(Debug, clap::Args)]
 pub struct RollbackArgs {

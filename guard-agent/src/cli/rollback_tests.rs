@@ -2,7 +2,7 @@
 
 use super::super::fake::{self, FakeAgent};
 use super::*;
-use crate::rollback::{Guest, Holder, MountPlace, StepReport, UnmountOutcome, Via};
+use crate::model::rollback::{Guest, Holder, MountPlace, StepReport, UnmountOutcome, Via};
 
 fn report(outcome: Option<RollbackOutcome>) -> RollbackReport {
     let place = MountPlace {

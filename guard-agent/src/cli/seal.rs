@@ -7,10 +7,10 @@ use guard_common::Mode;
 use super::error::CliError;
 use super::global::{Global, expect_reply, write_json};
 use super::text::safe;
-use crate::audit::record::ModeCause;
-use crate::control::report::PoolReport;
-use crate::control::{Reply, Request};
-use crate::exit::Exit;
+use crate::model::audit::record::ModeCause;
+use crate::model::control::report::PoolReport;
+use crate::model::control::{Reply, Request};
+use crate::model::exit::Exit;
 
 #[derive(Debug, clap::Args)]
 pub struct SealArgs {
@@ -67,8 +67,8 @@ fn still_sealed(pool: &PoolReport) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::report::{AnsweredBy, PoolCountersReport};
-    use crate::events::Name;
+    use crate::model::control::report::{AnsweredBy, PoolCountersReport};
+    use crate::model::events::Name;
 
     #[test]
     fn an_unseal_that_leaves_a_pool_sealed_says_why() {

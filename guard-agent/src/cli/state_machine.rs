@@ -3,8 +3,8 @@
 use std::io::Write;
 
 use super::error::CliError;
-use crate::exit::Exit;
-use crate::join::diagram::{Format, draw};
+use crate::model::exit::Exit;
+use crate::model::join::diagram::{Format, draw};
 
 #[derive(Debug, clap::Args)]
 pub struct StateMachineArgs {

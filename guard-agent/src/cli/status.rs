@@ -6,11 +6,11 @@ use std::fmt::Write as _;
 use super::policy::render_hints;
 use super::text::{safe, time};
 use super::{history, lease, pools, text};
-use crate::control::report::{
+use crate::model::control::report::{
     AuditReport, PolicyReport, PostureReport, Reconciled, RootReport, StatusReport,
 };
-use crate::exit::Exit;
-use crate::posture::State;
+use crate::model::exit::Exit;
+use crate::model::posture::State;
 
 /// What a posture ends `status` with.
 pub fn exit(state: State) -> Exit {

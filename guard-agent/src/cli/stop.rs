@@ -8,14 +8,17 @@ use super::error::{CliError, NodeError};
 use super::global::parse_duration;
 use super::node::{self, Node};
 use super::text::safe;
-use crate::events::process::ticks_per_second;
-use crate::incus;
-use crate::join::Daemon;
-use crate::service::{
-    self, Consent, Hold, Host, LiveSystemctl, Manager, Reach, Scope, ServiceError, Unit,
+use crate::host::incus;
+use crate::host::process::ticks_per_second;
+use crate::host::service;
+use crate::host::service::{
+    Consent, Hold, Host, LiveSystemctl, Manager, Reach, Scope, ServiceError, Unit,
 };
-use crate::wait::{self, Interrupt, Patience};
-use crate::wipe::instances::{self, Instance, Question};
+use crate::host::wait;
+use crate::host::wait::{Interrupt, Patience};
+use crate::host::wipe::instances;
+use crate::host::wipe::instances::{Instance, Question};
+use crate::model::join::Daemon;
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct StopArgs {

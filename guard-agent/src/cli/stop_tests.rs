@@ -6,7 +6,7 @@ use std::path::Path;
 use super::super::fake;
 use super::super::rollback::after;
 use super::*;
-use crate::service::Places;
+use crate::host::service::Places;
 
 /// A host with Debian's units, and what its `systemctl` was asked.
 struct Machine {

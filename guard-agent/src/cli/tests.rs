@@ -7,12 +7,13 @@ use std::time::Duration;
 use guard_common::{Mode, Tier};
 
 use super::*;
-use crate::audit::record::{LeaseKind, ModeCause};
-use crate::control::report::*;
-use crate::events::{BootOffset, Name, Time};
-use crate::hints::Hint;
-use crate::join::{Config, Daemon, Evidence};
-use crate::posture::{Gap, Posture, Reason, State};
+use crate::model::audit::record::{LeaseKind, ModeCause};
+use crate::model::control::report::*;
+use crate::model::events::Name;
+use crate::model::hints::Hint;
+use crate::model::join::{Config, Daemon, Evidence};
+use crate::model::posture::{Gap, Posture, Reason, State};
+use crate::model::time::{BootOffset, Time};
 
 fn at(second: u64) -> Time {
     BootOffset::between(Duration::from_secs(1_790_000_000), Duration::ZERO)
@@ -170,7 +171,7 @@ fn the_exit_code_is_the_postures() {
 
 #[test]
 fn every_event_reads_as_the_golden_file_says() {
-    let mut text: String = include_str!("../audit/golden.jsonl")
+    let mut text: String = include_str!("../model/audit/golden.jsonl")
         .lines()
         .map(|line| events::render_line(line) + "\n")
         .collect();

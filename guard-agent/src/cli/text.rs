@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::events::Time;
+use crate::model::time::Time;
 
 /// A name that someone else chose (a path, a process), made harmless: control characters, and those
 /// that reorder text, are shown as escapes.

@@ -19,14 +19,15 @@ use super::rollback::{self, pools};
 use super::stop::{self, Say, Stop, StopArgs};
 use super::text::safe;
 use super::wipe_plan::{local_pools, plan, render};
-use crate::control::report::RollbackReport;
-use crate::exit::Exit;
-use crate::rollback::helper::{Helper, UnmountArgs};
-use crate::rollback::{Allowed, UnmountOutcome};
-use crate::roots;
-use crate::service::{Hold, Host, Scope};
-use crate::wait::{EVERY, Interrupt};
-use crate::wipe::{self, Deleted, OwnMount, Root};
+use crate::host::rollback::helper::{Helper, UnmountArgs};
+use crate::host::roots;
+use crate::host::service::{Hold, Host, Scope};
+use crate::host::wait::{EVERY, Interrupt};
+use crate::host::wipe;
+use crate::host::wipe::{Deleted, OwnMount, Root};
+use crate::model::control::report::RollbackReport;
+use crate::model::exit::Exit;
+use crate::model::rollback::{Allowed, UnmountOutcome};
 
 #[derive(Debug, clap::Args)]
 pub struct WipeArgs {
@@ -189,7 +190,7 @@ fn empty(
 
 fn unmount_own(root: &Path, say: &mut Say<'_>) -> Result<Vec<PathBuf>, CliError> {
     let helper = Helper::this_program();
-    let limit = crate::rollback::Limits::default().unmount;
+    let limit = crate::model::rollback::Limits::default().unmount;
     let mut unmounted = Vec::new();
     for mount in wipe::below(&node::mount_table()?, root).own {
         let OwnMount { mount_id, dev, mountpoint, .. } = mount;

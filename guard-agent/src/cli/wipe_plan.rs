@@ -10,11 +10,13 @@ use super::node::{self, Node};
 use super::rollback::pools;
 use super::stop;
 use super::text::{self, safe};
-use crate::join::Daemon;
-use crate::service::Manager;
-use crate::wipe::instances::Instance;
-use crate::wipe::local_pools::{self, LocalPool};
-use crate::wipe::{self, Census, InTheWay, MountsBelow, OwnMount, Root};
+use crate::host::service::Manager;
+use crate::host::wipe;
+use crate::host::wipe::instances::Instance;
+use crate::host::wipe::local_pools;
+use crate::host::wipe::local_pools::LocalPool;
+use crate::host::wipe::{Census, InTheWay, MountsBelow, OwnMount, Root};
+use crate::model::join::Daemon;
 
 /// What would be done.
 #[derive(Debug, Serialize)]

@@ -3,11 +3,11 @@
 use super::super::fake::{self, FakeAgent};
 use super::super::wipe_plan::{Obstacle, Plan, size};
 use super::*;
-use crate::control::{Reply, Request};
-use crate::join::Daemon;
-use crate::wipe::instances::{Instance, InstanceKind};
-use crate::wipe::local_pools::LocalPool;
-use crate::wipe::{Census, InTheWay, Part};
+use crate::host::wipe::instances::{Instance, InstanceKind};
+use crate::host::wipe::local_pools::LocalPool;
+use crate::host::wipe::{Census, InTheWay, Part};
+use crate::model::control::{Reply, Request};
+use crate::model::join::Daemon;
 
 fn asked(
     state: &'static str,

@@ -5,8 +5,8 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use crate::classify::clusters::Clusters;
-use crate::mounts::Snapshot;
+use crate::model::classify::clusters::Clusters;
+use crate::model::mounts::Snapshot;
 
 /// Longest beginning of a file that is read.
 const MAX_BYTES: u64 = 1 << 20;
@@ -53,8 +53,8 @@ fn text(path: &Path) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::classify::classify;
-    use crate::policy::parse;
+    use crate::model::classify::classify;
+    use crate::model::policy::parse;
 
     const FSID: &str = "f0f0f0f0-0000-4000-8000-000000000001";
 

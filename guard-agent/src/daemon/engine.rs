@@ -1,4 +1,4 @@
-//! The tier that answers from user space: wiring between the owner and [`crate::fanotify`].
+//! The tier that answers from user space: wiring between the owner and [`crate::host::fanotify`].
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -11,15 +11,18 @@ use tokio::io::unix::AsyncFd;
 
 use super::owner::{Owner, now};
 use super::{DaemonError, failed, posture};
-use crate::audit::origin;
-use crate::audit::record::{AgentChange, LeaseKind};
-use crate::bpf::load::BareMaps;
-use crate::errors::chain;
-use crate::events::clock;
-use crate::fanotify::order::Special;
-use crate::fanotify::{self, Engine};
-use crate::mounts::{MountEntry, MountWatch, Snapshot};
-use crate::{plan, reactor};
+use crate::host::audit_log::origin;
+use crate::host::bpf::load::BareMaps;
+use crate::host::clock;
+use crate::host::fanotify;
+use crate::host::fanotify::Engine;
+use crate::host::fanotify::order::Special;
+use crate::host::mount_table::MountWatch;
+use crate::host::reactor;
+use crate::model::audit::record::{AgentChange, LeaseKind};
+use crate::model::errors::chain;
+use crate::model::mounts::{MountEntry, Snapshot};
+use crate::model::plan;
 
 fn boot_id() -> Result<String, DaemonError> {
     Ok(origin::of_this_host().map_err(failed("read the boot id"))?.boot_id)
@@ -132,7 +135,7 @@ impl Owner {
         if self.engine.is_none() {
             return Ok(());
         }
-        let text = |error: crate::bpf::MapAccessError| chain(&error);
+        let text = |error: crate::host::bpf::MapAccessError| chain(&error);
         let tables = std::iter::once(&self.snapshot).chain(self.foreign.values());
         let mounted: BTreeSet<u32> =
             tables.flat_map(Snapshot::entries).map(MountEntry::dev).collect();

@@ -14,16 +14,17 @@ use guard_common::{LeaseEntry, LeaseKey};
 use tokio::io::Interest;
 use tokio::sync::Notify;
 
-use super::owner::Owner;
-use super::report::lease_report;
+use super::owner::{Owner, now};
 use super::requester::{GRANT, requester};
-use super::state::{CommandTree, Lease};
 use super::{DaemonError, posture};
-use crate::audit::record::{LeaseChange, LeaseKind};
-use crate::control::{Peer, Refusal, Reply};
-use crate::errors::chain;
-use crate::events::process;
-use crate::reactor;
+use crate::daemon::control::Peer;
+use crate::host::process;
+use crate::host::reactor;
+use crate::model::audit::record::{LeaseChange, LeaseKind};
+use crate::model::control::report::LeaseReport;
+use crate::model::control::{Refusal, Reply};
+use crate::model::errors::chain;
+use crate::model::state::{CommandTree, Lease};
 
 const PROC: &str = "/proc";
 
@@ -68,7 +69,10 @@ impl Owner {
             cgroup = requester.cgroup,
             "lease for a command"
         );
-        Ok(Reply::ExecLeased { lease: Box::new(lease_report(&lease)), cgroup: requester.cgroup })
+        Ok(Reply::ExecLeased {
+            lease: Box::new(LeaseReport::of(&lease, now().boot_ns)),
+            cgroup: requester.cgroup,
+        })
     }
 
     /// Tells the owner's loop when the process of a lease has ended. Without that the next tick

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
-use crate::watch::PathWatcher;
+use crate::host::watch::PathWatcher;
 
 pub struct Following {
     /// `None`: files cannot be watched on this host.

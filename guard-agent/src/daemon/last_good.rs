@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::durable::replace;
+use crate::host::durable::replace;
 
 /// Where it is.
 pub fn path(state_dir: &Path) -> PathBuf {

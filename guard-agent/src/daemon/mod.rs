@@ -5,6 +5,8 @@
 //! here decides what to protect.
 
 mod clusters;
+pub mod command_line;
+pub mod control;
 mod engine;
 mod exec;
 mod following;
@@ -21,7 +23,6 @@ mod report;
 mod requester;
 mod requests;
 mod rollback;
-mod state;
 mod status_text;
 mod succession;
 mod telemetry;
@@ -33,6 +34,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::host::mount_table;
+use crate::host::state_file::{StateError, StateFile};
 use nix::fcntl::{Flock, FlockArg};
 use thiserror::Error;
 use tokio::io::Interest;
@@ -40,24 +43,22 @@ use tokio::io::unix::{AsyncFd, AsyncFdReadyMutGuard};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use crate::audit::{AuditError, AuditFile, AuditOptions, origin};
-use crate::bpf::logs::KernelLog;
-use crate::bpf::{CanaryError, LoadError, MapAccessError, maps};
-use crate::control::access::{GROUP, reader_group};
-use crate::control::{Command, Server, ServerOptions, SocketError};
-use crate::errors::chain;
-use crate::exit::Exit;
-use crate::fanotify::{self, EngineError};
-use crate::host_view;
-use crate::mounts::MountWatch;
-use crate::paths;
-use crate::policy::PolicyErrors;
-use crate::posture::State;
-use crate::reactor;
-use crate::watch::PathWatcher;
-
-pub use report::lease_report;
-pub use state::{StateError, read_leases};
+use crate::daemon::control::access::{GROUP, reader_group};
+use crate::daemon::control::{Command, Server, ServerOptions, SocketError};
+use crate::host::audit_log::{AuditError, AuditFile, AuditOptions, origin};
+use crate::host::bpf::logs::KernelLog;
+use crate::host::bpf::{CanaryError, LoadError, MapAccessError, maps};
+use crate::host::fanotify;
+use crate::host::fanotify::EngineError;
+use crate::host::host_view;
+use crate::host::mount_table::MountWatch;
+use crate::host::paths;
+use crate::host::reactor;
+use crate::host::watch::PathWatcher;
+use crate::model::errors::chain;
+use crate::model::exit::Exit;
+use crate::model::policy::PolicyErrors;
+use crate::model::posture::State;
 
 /// Where everything is.
 #[derive(Clone, Debug, clap::Args)]
@@ -126,7 +127,7 @@ pub enum DaemonError {
     #[error(transparent)]
     Load(#[from] LoadError),
     #[error(transparent)]
-    Pins(#[from] crate::bpf::pins::PinError),
+    Pins(#[from] crate::host::bpf::pins::PinError),
     #[error(transparent)]
     Map(#[from] MapAccessError),
     #[error(transparent)]
@@ -168,8 +169,6 @@ fn failed(operation: &'static str) -> impl FnOnce(io::Error) -> DaemonError {
     move |source| DaemonError::Io { operation, source }
 }
 
-/// The host's mount table: that of PID 1, whatever namespace the agent runs in.
-const MOUNT_TABLE: &str = "/proc/1/mountinfo";
 /// Beat of everything that is not driven by an event: leases, incidents, the audit log, the
 /// watchdog.
 const TICK: Duration = Duration::from_secs(1);
@@ -198,10 +197,10 @@ pub async fn run(
         return Err(DaemonError::StateBelowRoot { directory: options.state_dir.clone(), root });
     }
     let _lock = lock(&options.state_dir)?;
-    let mut mounts = MountWatch::open(Path::new(MOUNT_TABLE))
-        .map_err(|source| DaemonError::NoMountTable { path: MOUNT_TABLE.into(), source })?;
+    let mut mounts = MountWatch::open(Path::new(mount_table::HOST))
+        .map_err(|source| DaemonError::NoMountTable { path: mount_table::HOST.into(), source })?;
     let origin = origin::of_this_host().map_err(failed("read the host's name and boot id"))?;
-    let (state, state_problem) = state::StateFile::open(&options.state_dir, &origin.boot_id)?;
+    let (state, state_problem) = StateFile::open(&options.state_dir, &origin.boot_id)?;
     let readers = reader_group();
     if readers.is_none() {
         tracing::info!(
@@ -359,7 +358,7 @@ pub fn tell_failure(exit: Exit, message: &str) {
 /// afterwards.
 pub fn unload(pin_dir: &Path, state_dir: &Path) -> Result<(), DaemonError> {
     let _lock = lock(state_dir)?;
-    let layouts = crate::bpf::layouts::Layouts::open(pin_dir).map_err(LoadError::Pins)?;
+    let layouts = crate::host::bpf::layouts::Layouts::open(pin_dir).map_err(LoadError::Pins)?;
     let origin = origin::of_this_host().map_err(failed("read the host's name and boot id"))?;
     fanotify::unload(pin_dir, state_dir, &origin.boot_id)?;
     Ok(layouts.unload().map_err(LoadError::Pins)?)

@@ -7,14 +7,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::owner::now;
-use crate::durable;
-use crate::events::Time;
-use crate::incus::{self, Observer};
-use crate::join::journal::file_name;
-use crate::join::{
+use crate::host::durable;
+use crate::host::incus;
+use crate::host::incus::Observer;
+use crate::model::join::journal::file_name;
+use crate::model::join::{
     Effect, Event, Evidence, Journal, Machine, NodeMode, Refusal, State, Transition,
 };
-use crate::policy::Root;
+use crate::model::policy::Root;
+use crate::model::time::Time;
 
 /// How often to look at a node without any reason: while its state may change soon, and else.
 const OFTEN: Duration = Duration::from_secs(2);
@@ -99,7 +100,7 @@ impl Node {
     }
 
     /// Whether a rollback may begin in this state.
-    pub fn may_roll_back(&self) -> Result<(), crate::join::Refusal> {
+    pub fn may_roll_back(&self) -> Result<(), crate::model::join::Refusal> {
         self.machine().may_roll_back()
     }
 
@@ -142,11 +143,11 @@ impl Node {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::join::{Config, Daemon, JoinOperation};
+    use crate::model::join::{Config, Daemon, JoinOperation};
 
     fn node(directory: &Path) -> (Node, Option<String>) {
         let text = "version = 1\n[[root]]\npreset = \"incus\"\n";
-        let policy = crate::policy::parse(text, Path::new("policy.toml")).unwrap();
+        let policy = crate::model::policy::parse(text, Path::new("policy.toml")).unwrap();
         let root = &policy.roots()[0];
         Node::open(
             directory,

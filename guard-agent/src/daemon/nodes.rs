@@ -14,14 +14,17 @@ use super::node::Node;
 use super::owner::{Owner, now};
 use super::posture;
 use super::rollback::Rollbacks;
-use crate::audit::Body;
-use crate::audit::record::NodeBody;
-use crate::incus::{self, Observation, Observer};
-use crate::join::{self, Effect, Event, NodeMode, Refusal, State};
-use crate::mounts::MountWatch;
-use crate::paths;
-use crate::plan::{self, Overrides};
-use crate::policy::{DefaultMode, Policy, Root};
+use crate::host::incus;
+use crate::host::incus::{Observation, Observer};
+use crate::host::mount_table::MountWatch;
+use crate::host::paths;
+use crate::model::audit::Body;
+use crate::model::audit::record::NodeBody;
+use crate::model::join;
+use crate::model::join::{Effect, Event, NodeMode, Refusal, State};
+use crate::model::plan;
+use crate::model::plan::Overrides;
+use crate::model::policy::{DefaultMode, Policy, Root};
 
 /// How long a start waits for a first look at its nodes, so that a healthy one is guarded from the
 /// first moment.
@@ -294,9 +297,12 @@ impl Owner {
         &self,
         root: &Path,
         mode: NodeMode,
-    ) -> crate::events::Name<guard_common::Mode> {
+    ) -> crate::model::events::Name<guard_common::Mode> {
         let policy = root_at(&self.policy.policy, root).map(|root| root.default_mode());
-        crate::events::Name(crate::plan::node_mode(policy.unwrap_or(DefaultMode::Guarded), mode))
+        crate::model::events::Name(crate::model::plan::node_mode(
+            policy.unwrap_or(DefaultMode::Guarded),
+            mode,
+        ))
     }
 
     /// Tells each node which of its pools live. Returns whether the maps have to follow.

@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 use super::node::Node;
 use super::owner::Owner;
 use super::rollback::{Happening, What, begins_by_itself, may_begin};
-use crate::control::report::RollbackReport;
-use crate::control::{Peer, Refusal, Reply};
-use crate::join::{Daemon, Event, JoinSeen, State};
-use crate::mounts::MountWatch;
-use crate::plan;
-use crate::policy::OnJoinFailure;
-use crate::rollback::{Allowed, RollbackOutcome, Target};
+use crate::daemon::control::Peer;
+use crate::host::mount_table::MountWatch;
+use crate::model::control::report::RollbackReport;
+use crate::model::control::{Refusal, Reply};
+use crate::model::join::{Daemon, Event, JoinSeen, State};
+use crate::model::plan;
+use crate::model::policy::OnJoinFailure;
+use crate::model::rollback::{Allowed, RollbackOutcome, Target};
 
 /// How long what was prepared may let wait for itself. Afterwards evidence alone decides.
 const PREPARATION: Duration = Duration::from_secs(600);

@@ -16,24 +16,30 @@ use super::nodes::Nodes;
 use super::policy::{LoadedPolicy, interval_ns};
 use super::pools::KnownPool;
 use super::posture::Troubles;
-use super::state::StateFile;
 use super::status_text::Facts;
 use super::succession::Succession;
 use super::tiers::{Foundation, Ladder, Reached};
 use super::{DaemonError, Options, clusters, posture, publish};
-use crate::audit::record::{AgentBody, AgentChange, LeaseChange, PolicyChange};
-use crate::audit::{AuditFile, Body, Place};
-use crate::bpf::{CanaryError, Maps, Programs, canary, object};
-use crate::classify::clusters::Clusters;
-use crate::classify::{self, Classification};
-use crate::control::Peer;
-use crate::errors::chain;
-use crate::events::{IncidentTracker, Stamp, Time, clock};
-use crate::fanotify::Engine;
-use crate::mounts::{MountWatch, Snapshot, foreign};
-use crate::plan::{self, Desired, MapOperation, Overrides};
-use crate::posture::{Posture, Reason};
-use crate::roots;
+use crate::daemon::control::Peer;
+use crate::host::audit_log::AuditFile;
+use crate::host::bpf::{CanaryError, Maps, Programs, canary, object};
+use crate::host::clock;
+use crate::host::fanotify::Engine;
+use crate::host::mount_table::{MountWatch, foreign};
+use crate::host::roots;
+use crate::host::state_file::StateFile;
+use crate::model::audit::record::{AgentBody, AgentChange, LeaseChange, PolicyChange};
+use crate::model::audit::{Body, Place};
+use crate::model::classify;
+use crate::model::classify::Classification;
+use crate::model::classify::clusters::Clusters;
+use crate::model::errors::chain;
+use crate::model::events::IncidentTracker;
+use crate::model::mounts::Snapshot;
+use crate::model::plan;
+use crate::model::plan::{Desired, MapOperation, Overrides};
+use crate::model::posture::{Posture, Reason};
+use crate::model::time::{Stamp, Time};
 
 /// Everything the agent knows.
 pub struct Owner {
@@ -288,7 +294,7 @@ impl Owner {
     }
 
     fn try_reconcile(&mut self, mounts: &MountWatch) -> Result<(), String> {
-        let text = |error: crate::bpf::MapAccessError| chain(&error);
+        let text = |error: crate::host::bpf::MapAccessError| chain(&error);
         let ended = self.maps.superblocks_ended().map_err(text)?;
         self.snapshot = mounts.read().map_err(|error| format!("read the mount table: {error}"))?;
         self.troubles.set_if(posture::MOUNT_TABLE, || {
@@ -430,7 +436,7 @@ impl Owner {
         let audit = self.audit.status();
         self.troubles.set_if(posture::AUDIT, || {
             (audit.pending > 0)
-                .then(|| format!("{} records wait for {}", audit.pending, audit.path.display()))
+                .then(|| format!("{} records wait for {}", audit.pending, audit.path))
         });
         self.judge_posture();
     }

@@ -1,16 +1,17 @@
 //! The policy in force: taken at start, on edit, and kept for the next start.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use super::owner::{Owner, now};
 use super::{last_good, posture};
-use crate::audit::Body;
-use crate::audit::record::{PolicyBody, PolicyChange};
-use crate::control::report::RejectedPolicy;
-use crate::events::Time;
-use crate::policy::{Policy, PolicyErrors, file};
-use crate::{mounts, roots};
+use crate::host::mount_table;
+use crate::host::policy_file;
+use crate::host::roots;
+use crate::model::audit::Body;
+use crate::model::audit::record::{PolicyBody, PolicyChange};
+use crate::model::control::report::RejectedPolicy;
+use crate::model::policy::{Policy, PolicyErrors};
+use crate::model::time::Time;
 
 /// The policy in force.
 #[derive(Debug)]
@@ -39,12 +40,12 @@ impl LoadedPolicy {
     /// Reads and validates a policy file. A file that is wrong comes with its text, as far as it
     /// could be read.
     fn load(path: &Path) -> Result<Self, (PolicyErrors, Result<String, String>)> {
-        let text = file::read(path).map_err(|errors| {
+        let text = policy_file::read(path).map_err(|errors| {
             let why = errors.to_string();
             (errors, Err(why))
         })?;
-        let policy =
-            crate::policy::parse(&text, path).map_err(|errors| (errors, Ok(text.clone())))?;
+        let policy = crate::model::policy::parse(&text, path)
+            .map_err(|errors| (errors, Ok(text.clone())))?;
         let (loaded, seen) = (now().time, Ok(text.clone()));
         Ok(Self { policy, text, generation: 1, loaded, rejected: None, seen })
     }
@@ -67,7 +68,7 @@ impl LoadedPolicy {
 
     /// Whether the file says something else than at the last look, whatever came of that.
     pub fn has_changed(&self, path: &Path) -> bool {
-        file::read(path).map_err(|errors| errors.to_string()) != self.seen
+        policy_file::read(path).map_err(|errors| errors.to_string()) != self.seen
     }
 
     /// Reads the file again. A bad one changes nothing but the report.
@@ -171,7 +172,7 @@ pub(super) fn interval_ns(policy: &Policy) -> u64 {
 pub(super) fn root_above(policy: &Policy, directory: &Path) -> Option<PathBuf> {
     // Without a mount table nothing is known to be safe to look at: paths are compared as they are
     // written.
-    let table = File::open("/proc/self/mountinfo").and_then(|table| mounts::read(&table)).ok();
+    let table = mount_table::open(mount_table::OWN).ok();
     let place = |path: &Path| match &table {
         Some(snapshot) => roots::resolve_root(path, snapshot).0,
         None => path.to_owned(),

@@ -6,15 +6,15 @@ use std::path::PathBuf;
 use guard_common::{Mode, PoolEntry, PoolKey};
 
 use super::owner::Owner;
-use crate::audit::record::{
+use crate::daemon::control::Peer;
+use crate::model::audit::record::{
     LeaseChange, ModeBody, ModeCause, PoolBody, PoolChange, device_text, pool_id_text,
 };
-use crate::audit::{Body, Place};
-use crate::classify::Pool;
-use crate::control::Peer;
-use crate::errors::chain;
-use crate::events::Name;
-use crate::plan;
+use crate::model::audit::{Body, Place};
+use crate::model::classify::Pool;
+use crate::model::errors::chain;
+use crate::model::events::Name;
+use crate::model::plan;
 
 /// Places of ended pools that are remembered.
 const PAST: usize = 1024;

@@ -6,15 +6,16 @@ use std::path::Path;
 use guard_common::Tier;
 
 use super::owner::Owner;
-use crate::audit::Body;
-use crate::audit::record::PostureBody;
-use crate::classify::Classification;
-use crate::control::report::RejectedPolicy;
-use crate::events::Name;
-use crate::plan::{Resolved, absent_actors};
-use crate::policy::{Actor, DefaultMode, Policy, Root, TierChoice};
-use crate::posture::{Posture, Reason, State, gaps};
-use crate::{doctor, join};
+use crate::host::doctor;
+use crate::model::audit::Body;
+use crate::model::audit::record::PostureBody;
+use crate::model::classify::Classification;
+use crate::model::control::report::RejectedPolicy;
+use crate::model::events::Name;
+use crate::model::join;
+use crate::model::plan::{Resolved, absent_actors};
+use crate::model::policy::{Actor, DefaultMode, Policy, Root, TierChoice};
+use crate::model::posture::{Posture, Reason, State, gaps};
 
 /// A stable code, and what to do about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

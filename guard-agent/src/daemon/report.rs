@@ -7,20 +7,23 @@ use std::path::Path;
 use super::node::Node;
 use super::owner::{Owner, now};
 use super::pools::KnownPool;
-use super::state::Lease;
-use crate::audit::record::{device_text, pool_id_text};
-use crate::bpf::object;
-use crate::control::Refusal;
-use crate::control::report::{
+use crate::host::bpf::object;
+use crate::host::clock;
+use crate::model::audit::record::{device_text, pool_id_text};
+use crate::model::control::Refusal;
+use crate::model::control::report::{
     AgentReport, AnsweredBy, LeaseReport, NodeHistory, NodeReport, PolicyReport, PolicyText,
     PoolCountersReport, PoolReport, PostureReport, Reconciled, RootReport, StatusReport,
     TransitionReport,
 };
-use crate::errors::chain;
-use crate::events::{Name, Time, clock};
-use crate::hints::{self, Hint};
-use crate::join::{Kept, State, Transition};
-use crate::posture::{self, Posture};
+use crate::model::errors::chain;
+use crate::model::events::Name;
+use crate::model::hints;
+use crate::model::hints::Hint;
+use crate::model::join::{Kept, State, Transition};
+use crate::model::posture;
+use crate::model::posture::Posture;
+use crate::model::time::Time;
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -63,7 +66,7 @@ impl Owner {
                 .iter()
                 .map(|(counter, value)| (counter.name().to_owned(), *value))
                 .collect(),
-            audit: self.audit.status().into(),
+            audit: self.audit.status(),
             answered_by: AnsweredBy::Agent,
         }
     }
@@ -185,7 +188,8 @@ impl Owner {
 
     /// All leases that run.
     pub(super) fn lease_reports(&self) -> Vec<LeaseReport> {
-        self.state.state.leases.iter().map(lease_report).collect()
+        let moment = now().boot_ns;
+        self.state.state.leases.iter().map(|lease| LeaseReport::of(lease, moment)).collect()
     }
 
     /// The policy in force.
@@ -212,21 +216,6 @@ fn history(root: &Path, node: &Node) -> NodeHistory {
         state: node.state().name().to_owned(),
         since: node.journal.since,
         transitions: node.journal.history.iter().map(transition).collect(),
-    }
-}
-
-/// How a lease is reported, now.
-pub fn lease_report(lease: &Lease) -> LeaseReport {
-    LeaseReport {
-        id: lease.id.clone(),
-        pool: lease.pool.clone(),
-        kind: lease.kind,
-        reason: lease.reason.clone(),
-        uid: lease.uid,
-        login_uid: lease.login_uid,
-        granted: lease.granted,
-        ends: lease.ends,
-        remaining_seconds: lease.ends_boot_ns.saturating_sub(now().boot_ns) / SECOND,
     }
 }
 

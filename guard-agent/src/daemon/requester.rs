@@ -10,10 +10,11 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::control::{Peer, Refusal};
-use crate::events::process;
-use crate::mounts::Snapshot;
-use crate::roots;
+use crate::daemon::control::Peer;
+use crate::host::process;
+use crate::host::roots;
+use crate::model::control::Refusal;
+use crate::model::mounts::Snapshot;
 
 /// How a refusal names what was wanted.
 pub(super) const GRANT: &str = "grant a lease to a command";

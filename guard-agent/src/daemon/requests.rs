@@ -5,17 +5,19 @@ use std::time::Duration;
 
 use super::owner::{Owner, now};
 use super::pools::KnownPool;
-use super::report::{lease_report, wall};
-use super::state::Lease;
+use super::report::wall;
 use super::{is_active, posture};
-use crate::audit::record::{LeaseBody, LeaseChange, LeaseKind, device_text, pool_id_text};
-use crate::audit::{Body, Place};
-use crate::control::pool_name::{PoolAddress, find_pool};
-use crate::control::{Command, Peer, Refusal, Reply, Request};
-use crate::errors::chain;
-use crate::join::Event;
-use crate::mounts::MountWatch;
-use crate::rollback::Allowed;
+use crate::daemon::control::{Command, Peer};
+use crate::host::mount_table::MountWatch;
+use crate::model::audit::record::{LeaseBody, LeaseChange, LeaseKind, device_text, pool_id_text};
+use crate::model::audit::{Body, Place};
+use crate::model::control::pool_name::{PoolAddress, find_pool};
+use crate::model::control::report::LeaseReport;
+use crate::model::control::{Refusal, Reply, Request};
+use crate::model::errors::chain;
+use crate::model::join::Event;
+use crate::model::rollback::Allowed;
+use crate::model::state::Lease;
 
 impl Owner {
     /// Answers one request.
@@ -139,7 +141,7 @@ impl Owner {
             self.reconcile(mounts);
             return Err(refusal);
         }
-        Ok(Reply::Released(Box::new(lease_report(&lease))))
+        Ok(Reply::Released(Box::new(LeaseReport::of(&lease, now().boot_ns))))
     }
 
     /// Whether a lease may be granted at all.
@@ -214,7 +216,7 @@ impl Owner {
         if let Some(known) = self.pools.get(&lease.generation).cloned() {
             self.change_mode(&known, peer, mounts, "revoke the lease")?;
         }
-        Ok(Reply::LeaseRevoked(Box::new(lease_report(&lease))))
+        Ok(Reply::LeaseRevoked(Box::new(LeaseReport::of(&lease, now().boot_ns))))
     }
 
     /// The pool that an operator means.

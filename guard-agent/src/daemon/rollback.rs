@@ -12,12 +12,11 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use crate::control::Refusal;
-use crate::join::{Daemon, State};
-use crate::rollback::helper::Helper;
-use crate::rollback::{
-    Allowed, Limits, LiveHost, Progress, RollbackOutcome, StepReport, Target, run,
-};
+use crate::host::rollback::LiveHost;
+use crate::host::rollback::helper::Helper;
+use crate::model::control::Refusal;
+use crate::model::join::{Daemon, State};
+use crate::model::rollback::{Allowed, Limits, Progress, RollbackOutcome, StepReport, Target, run};
 
 /// All rollbacks that this agent has begun, by the node's root.
 #[derive(Debug)]
@@ -164,8 +163,8 @@ pub fn may_begin(root: &Path, daemon: &Daemon) -> Result<(), Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::join::{Incarnation, Kept};
-    use crate::rollback::Guest;
+    use crate::model::join::{Incarnation, Kept};
+    use crate::model::rollback::Guest;
 
     #[test]
     fn a_rollback_begins_by_itself_only_when_that_is_certain() {

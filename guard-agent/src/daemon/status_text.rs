@@ -1,6 +1,6 @@
 //! One line about the agent for `systemctl status`. Pure.
 
-use crate::posture::{Posture, State};
+use crate::model::posture::{Posture, State};
 
 /// What the line is about.
 #[derive(Debug)]
@@ -79,8 +79,8 @@ mod tests {
     use guard_common::Tier;
 
     use super::*;
-    use crate::events::Name;
-    use crate::posture::Reason;
+    use crate::model::events::Name;
+    use crate::model::posture::Reason;
 
     fn posture(state: State, tier: Option<Tier>, code: &str) -> Posture {
         let reason = Reason { code: code.to_owned(), detail: String::new(), fix: String::new() };

@@ -9,15 +9,16 @@ use std::path::Path;
 
 use super::DaemonError;
 use super::owner::Owner;
-use crate::audit::Body;
-use crate::audit::record::IncidentBody;
-use crate::bpf::LoadError;
-use crate::bpf::foreign::{Estate, ForeignError, ForeignMaps};
-use crate::bpf::layouts::{Layout, Layouts, boot_ns};
-use crate::bpf::pins::{PinError, Pins, wait_for_the_end};
-use crate::bpf::{MapAccessError, Maps};
-use crate::errors::chain;
-use crate::events::{Summary, clock};
+use crate::host::bpf::LoadError;
+use crate::host::bpf::foreign::{Estate, ForeignError, ForeignMaps};
+use crate::host::bpf::layouts::{Layout, Layouts, boot_ns};
+use crate::host::bpf::pins::{PinError, Pins, wait_for_the_end};
+use crate::host::bpf::{MapAccessError, Maps};
+use crate::host::clock;
+use crate::model::audit::Body;
+use crate::model::audit::record::IncidentBody;
+use crate::model::errors::chain;
+use crate::model::events::Summary;
 use guard_common::Counter;
 
 /// The layout of this agent, and those whose place it takes.

@@ -8,11 +8,13 @@ use guard_common::{Counter, IncidentKey};
 
 use super::owner::{Owner, now};
 use super::posture;
-use crate::audit::record::{DecisionBody, IncidentBody};
-use crate::audit::{Body, Place};
-use crate::errors::chain;
-use crate::events::process::{is_alive, ticks_per_second};
-use crate::events::{BootOffset, Decision, clock, decode};
+use crate::host::clock;
+use crate::host::process::{is_alive, ticks_per_second};
+use crate::model::audit::record::{DecisionBody, IncidentBody};
+use crate::model::audit::{Body, Place};
+use crate::model::errors::chain;
+use crate::model::events::{Decision, decode};
+use crate::model::time::BootOffset;
 
 impl Owner {
     /// Writes down every record that waits in the ring.

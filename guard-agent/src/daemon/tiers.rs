@@ -10,14 +10,15 @@ use guard_common::Tier;
 
 use super::owner::Owner;
 use super::{DaemonError, posture};
-use crate::bpf::LoadError;
-use crate::bpf::load::{self, BareMaps, Prepared};
-use crate::bpf::pins::Pins;
-use crate::bpf::{CanaryError, Maps, Programs, canary};
-use crate::doctor;
-use crate::errors::chain;
-use crate::events::Name;
-use crate::policy::TierChoice;
+use crate::host::bpf::LoadError;
+use crate::host::bpf::load;
+use crate::host::bpf::load::{BareMaps, Prepared};
+use crate::host::bpf::pins::Pins;
+use crate::host::bpf::{CanaryError, Maps, Programs, canary};
+use crate::host::doctor;
+use crate::model::errors::chain;
+use crate::model::events::Name;
+use crate::model::policy::TierChoice;
 
 const ACTIVE_LSMS: &str = "/sys/kernel/security/lsm";
 

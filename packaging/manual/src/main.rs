@@ -43,7 +43,8 @@ fn run(policy: &Path, directory: &Path) -> Result<()> {
     let edition = edition()?;
     let markdown =
         fs::read_to_string(policy).with_context(|| format!("read {}", policy.display()))?;
-    let programs = [guard_agent::command_line::Cli::command(), guard_agent::cli::Cli::command()];
+    let programs =
+        [guard_agent::daemon::command_line::Cli::command(), guard_agent::cli::Cli::command()];
     for program in programs {
         for (name, text) in pages::of_program(&program, &edition)? {
             write(&directory.join("man8").join(name), &text)?;

@@ -5,8 +5,8 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
-use guard_agent::bpf::maps::Write;
-use guard_agent::plan::is_pool;
+use guard_agent::host::bpf::maps::Write;
+use guard_agent::model::plan::is_pool;
 use guard_common::{ActorMask, CgroupKey, PoolEntry, PoolKey};
 
 use super::measure::{Cost, May, delete, make_files, measured, unlinks};

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::programs::{ProgramInfo, loaded_programs};
-use guard_agent::fanotify::responder::COMM;
+use guard_agent::host::fanotify::responder::COMM;
 use nix::time::{ClockId, clock_gettime};
 
 /// Instructions for one unlink, or for one listing of a directory.

@@ -8,8 +8,8 @@ use std::time::Duration;
 use std::{env, io};
 
 use anyhow::{Context as _, Result, bail};
-use guard_agent::bpf::Maps;
-use guard_agent::bpf::layouts::{Layout, Layouts};
+use guard_agent::host::bpf::Maps;
+use guard_agent::host::bpf::layouts::{Layout, Layouts};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 

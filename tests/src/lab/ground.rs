@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use fastrand::Rng;
-use guard_agent::bpf::maps::Maps;
+use guard_agent::host::bpf::maps::Maps;
 
 use super::faults::Fault;
 use crate::harness::agent::Agent;

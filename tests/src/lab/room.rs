@@ -8,10 +8,10 @@ use std::process::Output;
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{EbpfLoader, Pod};
 use fastrand::Rng;
-use guard_agent::bpf::Maps;
-use guard_agent::bpf::layouts::Layouts;
-use guard_agent::bpf::maps::{Stored, Table, Write};
-use guard_agent::bpf::object;
+use guard_agent::host::bpf::Maps;
+use guard_agent::host::bpf::layouts::Layouts;
+use guard_agent::host::bpf::maps::{Stored, Table, Write};
+use guard_agent::host::bpf::object;
 use guard_common::names::{capacity, map};
 use guard_common::policy::{POOL_CANARY, RAMFS_MAGIC};
 use guard_common::{

@@ -7,7 +7,8 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use guard_agent::audit::{AuditFile, AuditOptions, Origin};
+use guard_agent::host::audit_log::{AuditFile, AuditOptions};
+use guard_agent::model::audit::Origin;
 use nix::unistd::Gid;
 
 use crate::harness::agent::binary;

@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use guard_agent::bpf::maps::describe;
+use guard_agent::host::bpf::maps::describe;
 use serde_json::Value;
 
 use crate::harness::agent::{Agent, binary};

@@ -14,8 +14,8 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use guard_agent::bpf::Maps;
-use guard_agent::bpf::maps::Write;
+use guard_agent::host::bpf::Maps;
+use guard_agent::host::bpf::maps::Write;
 use guard_common::policy::{POOL_CANARY, kernel_dev};
 use guard_common::{ActorMask, Counter, ExecutableKey, Mode, PoolEntry, PoolKey};
 use nix::errno::Errno;

@@ -5,8 +5,9 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
-use guard_agent::rollback::helper::Helper;
-use guard_agent::rollback::{Allowed, Limits, LiveHost, RollbackOutcome, Target, Via, run};
+use guard_agent::host::rollback::LiveHost;
+use guard_agent::host::rollback::helper::Helper;
+use guard_agent::model::rollback::{Allowed, Limits, RollbackOutcome, Target, Via, run};
 
 use crate::harness::agent::binary;
 use crate::harness::attempt::rm_is_denied;

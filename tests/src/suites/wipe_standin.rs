@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use guard_agent::wipe::{Deleted, Root, WipeError, census, delete};
+use guard_agent::host::wipe::{Deleted, Root, WipeError, census, delete};
 
 use crate::harness::guarded::populate;
 use crate::harness::mount::Mount;

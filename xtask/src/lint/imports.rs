@@ -1,4 +1,5 @@
-//! Imports between the agent's files form no cycle: what a file rests on can be read before it.
+//! Imports between the agent's files form no cycle, and go down from wing to wing only: a file can be
+//! understood after those that it rests on.
 //!
 //! A file imports another if it names something in it, in a `use`, an expression or a macro's
 //! arguments. A module that only re-exports what its own parts hold (`pub use`) imports nothing.
@@ -13,6 +14,14 @@ use syn::visit::{self, Visit};
 use syn::{Attribute, ItemMod, ItemUse, Macro, UseTree, Visibility};
 
 const CRATE: &str = "guard-agent/src";
+
+/// The wings, and the wings that each may import.
+const WINGS: &[(&str, &[&str])] = &[
+    ("model", &[]),
+    ("host", &["model"]),
+    ("cli", &["model", "host"]),
+    ("daemon", &["model", "host"]),
+];
 
 /// The files that are still in a cycle: they know the daemon's owner and are known by it. No file
 /// comes to the list.
@@ -41,6 +50,8 @@ pub fn check(root: &Path) -> Result<String> {
         }
     }
     let imports = imports(&texts)?;
+    let upwards = upwards(&imports);
+    ensure!(upwards.is_empty(), "imports against the order of the wings: {upwards:?}");
     let in_cycle: BTreeSet<String> = imports
         .keys()
         .filter(|module| reached(&imports, module).contains(*module))
@@ -53,6 +64,23 @@ pub fn check(root: &Path) -> Result<String> {
     ensure!(gone.is_empty(), "in no cycle any more, so not for the list of lint/imports: {gone:?}");
     let count: usize = imports.values().map(BTreeSet::len).sum();
     Ok(format!("{} files, {count} imports, {} files still in cycles", texts.len(), known.len()))
+}
+
+/// Imports of a wing that the importing file's wing must not know.
+fn upwards(imports: &Imports) -> Vec<String> {
+    let allowed = |from: &str, to: &str| {
+        from == to || WINGS.iter().any(|(wing, below)| *wing == from && below.contains(&to))
+    };
+    let mut found = Vec::new();
+    for (from, targets) in imports {
+        for to in targets {
+            let (Some(wing), Some(other)) = (from.first(), to.first()) else { continue };
+            if !allowed(wing, other) {
+                found.push(format!("{} -> {}", from.join("::"), to.join("::")));
+            }
+        }
+    }
+    found
 }
 
 /// A module's path from the crate's root.
@@ -156,6 +184,9 @@ impl Reader<'_> {
 }
 
 impl<'ast> Visit<'ast> for Reader<'_> {
+    /// `pub(in crate::a)` imports nothing.
+    fn visit_visibility(&mut self, _: &'ast Visibility) {}
+
     fn visit_item_mod(&mut self, item: &'ast ItemMod) {
         if !is_for_tests(&item.attrs) {
             visit::visit_item_mod(self, item);
@@ -237,5 +268,20 @@ mod tests {
         ]);
         assert!(cycles(&found).is_empty(), "{found:?}");
         assert_eq!(found.values().map(BTreeSet::len).sum::<usize>(), 2);
+    }
+
+    #[test]
+    fn an_import_against_the_order_of_the_wings_is_named() {
+        let found = of(&[
+            ("model/mod.rs", ""),
+            ("host/mod.rs", ""),
+            ("cli/mod.rs", ""),
+            ("daemon/mod.rs", ""),
+            ("model/a.rs", "use crate::host::b::B;"),
+            ("host/b.rs", "pub struct B; use crate::model::a::A;"),
+            ("cli/c.rs", "use crate::host::b::B; fn f() { crate::daemon::d::g() }"),
+            ("daemon/d.rs", "use crate::model::a::A;"),
+        ]);
+        assert_eq!(upwards(&found), ["cli::c -> daemon::d", "model::a -> host::b"]);
     }
 }

@@ -1,0 +1,10 @@
+//! The mount table: text → entries → snapshot → what changed; and a watch on it.
+//!
+//! Pure but for `watch` and `foreign`. Nothing here ever touches a mountpoint: with its servers
+//! gone, a network filesystem blocks even a stat.
+
+mod mountinfo;
+mod snapshot;
+
+pub use mountinfo::{MountEntry, ParseProblem, parse};
+pub use snapshot::{Snapshot, SnapshotDiff};
