@@ -9,11 +9,12 @@ use guard_common::{PoolEntry, PoolKey, Record, Tier};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::owner::{Owner, now};
+use super::agent::Agent;
 use super::{DaemonError, failed, posture};
 use crate::host::audit_log::origin;
 use crate::host::bpf::load::BareMaps;
 use crate::host::clock;
+use crate::host::clock::now;
 use crate::host::fanotify;
 use crate::host::fanotify::Engine;
 use crate::host::fanotify::order::Special;
@@ -28,7 +29,7 @@ fn boot_id() -> Result<String, DaemonError> {
     Ok(origin::of_this_host().map_err(failed("read the boot id"))?.boot_id)
 }
 
-impl Owner {
+impl Agent {
     /// Starts the engine, brings marks and seals to what the maps say, and proves it before
     /// whatever was in force goes: an older agent's responder, or programs.
     pub(super) fn put_engine_in_force(
@@ -180,7 +181,7 @@ impl Owner {
 
     /// Writes down every record that waits in the responder's pipe. Each was written whole.
     pub fn drain_answers(&mut self, pipe: &mut File) {
-        let Ok((offset, _)) = clock::now() else { return };
+        let (offset, _) = clock::read();
         let mut bytes = [0; size_of::<Record>()];
         while pipe.read_exact(&mut bytes).is_ok() {
             self.write_decision(&bytes, offset);

@@ -14,10 +14,11 @@ use guard_common::{LeaseEntry, LeaseKey};
 use tokio::io::Interest;
 use tokio::sync::Notify;
 
-use super::owner::{Owner, now};
+use super::agent::Agent;
 use super::requester::{GRANT, requester};
 use super::{DaemonError, posture};
 use crate::daemon::control::Peer;
+use crate::host::clock::now;
 use crate::host::process;
 use crate::host::reactor;
 use crate::model::audit::record::{LeaseChange, LeaseKind};
@@ -28,7 +29,7 @@ use crate::model::state::{CommandTree, Lease};
 
 const PROC: &str = "/proc";
 
-impl Owner {
+impl Agent {
     /// Grants a lease to the cgroup in which the requester is alone.
     pub(super) fn exec_lease(
         &mut self,

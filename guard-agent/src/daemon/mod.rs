@@ -1,9 +1,10 @@
 //! The agent's process: wiring only.
 //!
-//! One task owns all state ([`owner::Owner`]); everything else sends it events: the mount table,
+//! One task owns all state ([`agent::Agent`]); everything else sends it events: the mount table,
 //! the watched paths, the kernel's records, requests from the control socket, and time. Nothing
 //! here decides what to protect.
 
+mod agent;
 mod clusters;
 pub mod command_line;
 pub mod control;
@@ -15,7 +16,6 @@ mod node;
 mod nodes;
 mod notify;
 mod operator;
-mod owner;
 mod policy;
 mod pools;
 mod posture;
@@ -228,7 +228,7 @@ pub async fn run(
         .map_err(failed("watch the records"))?;
     let (rollbacks, mut rolling) = rollback::Rollbacks::new(maps_directory);
     let (nodes, mut observations) = nodes::Nodes::new(&options.state_dir, rollbacks);
-    let mut owner = owner::Owner::new(
+    let mut agent = agent::Agent::new(
         &options,
         policy,
         (maps, succession),
@@ -237,18 +237,18 @@ pub async fn run(
         events.clone(),
         nodes,
     )?;
-    owner.note_state_problem(state_problem);
-    owner.keep_policy();
-    owner.adopt_commands()?;
+    agent.note_state_problem(state_problem);
+    agent.keep_policy();
+    agent.adopt_commands()?;
     // The policy is in the maps before anything is attached: the first decision already knows it.
-    owner.open_nodes(&mounts).await;
-    owner.check_reconciled()?;
-    owner.put_in_force(foundation, ladder, &mounts)?;
-    let mut answers = owner.take_answers();
-    let command_ended = owner.command_ended();
+    agent.open_nodes(&mounts).await;
+    agent.check_reconciled()?;
+    agent.put_in_force(foundation, ladder, &mounts)?;
+    let mut answers = agent.take_answers();
+    let command_ended = agent.command_ended();
 
-    let mut following = following::Following::begin(owner.watched_paths(), owner.canary_interval());
-    let mut followed = owner.reconciliations();
+    let mut following = following::Following::begin(agent.watched_paths(), agent.canary_interval());
+    let mut followed = agent.reconciliations();
     let open = |program: PathBuf| {
         KernelLog::open(&program)
             .inspect_err(|error| {
@@ -257,12 +257,12 @@ pub async fn run(
             })
             .ok()
     };
-    let mut kernel_log = owner.any_program().and_then(open);
+    let mut kernel_log = agent.any_program().and_then(open);
     let (commands, mut requests) = mpsc::channel::<Command>(64);
     let (stop, stopping) = watch::channel(false);
     let serving = tokio::spawn(server.run(commands, events, stopped(stopping)));
     let manager = notify::Notify::from_environment();
-    let mut told = owner.status_text();
+    let mut told = agent.status_text();
     manager.ready(&told);
 
     let mut tick = interval(TICK);
@@ -277,29 +277,29 @@ pub async fn run(
                 if let Err(error) = changed {
                     tracing::error!(%error, "the mount table cannot be watched");
                 }
-                owner.note_mounts_changed();
-                owner.reconcile(&mounts);
+                agent.note_mounts_changed();
+                agent.reconcile(&mounts);
             }
             ready = records.readable_mut() => {
                 let mut ready = ready.map_err(failed("wait for records"))?;
-                owner.drain_records(ready.get_inner_mut());
+                agent.drain_records(ready.get_inner_mut());
                 ready.clear_ready();
             }
             ready = answered(answers.as_mut()) => {
                 let mut ready = ready.map_err(failed("wait for the responder's records"))?;
-                owner.drain_answers(ready.get_inner_mut());
+                agent.drain_answers(ready.get_inner_mut());
                 ready.clear_ready();
             }
             Some((root, observation)) = observations.recv() => {
-                owner.observed(&root, observation, &mounts);
+                agent.observed(&root, observation, &mounts);
             }
             Some(()) = reloads.recv() => {
-                owner.reload_policy();
-                owner.reconcile(&mounts);
+                agent.reload_policy();
+                agent.reconcile(&mounts);
             }
-            () = command_ended.notified() => owner.watch_commands(),
-            Some(happening) = rolling.recv() => owner.rollback_happened(&happening, &mounts),
-            Some(command) = requests.recv() => owner.handle(command, &mounts),
+            () = command_ended.notified() => agent.watch_commands(),
+            Some(happening) = rolling.recv() => agent.rollback_happened(&happening, &mounts),
+            Some(command) = requests.recv() => agent.handle(command, &mounts),
             changed = watched(following.watcher.as_mut()) => match changed {
                 Ok(paths) => settle.get_or_insert((Instant::now() + SETTLE, Vec::new())).1.extend(paths),
                 Err(error) => tracing::error!(%error, "watched files"),
@@ -307,9 +307,9 @@ pub async fn run(
             () = settled(settle.as_ref()), if settle.is_some() => {
                 let (_, paths) = settle.take().unwrap_or((Instant::now(), Vec::new()));
                 if paths.contains(&options.policy) {
-                    owner.reload_policy();
+                    agent.reload_policy();
                 }
-                owner.reconcile(&mounts);
+                agent.reconcile(&mounts);
             }
             forwarded = forward(kernel_log.as_mut()), if kernel_log.is_some() => {
                 if let Err(error) = forwarded {
@@ -317,11 +317,11 @@ pub async fn run(
                     kernel_log = None;
                 }
             }
-            _ = following.canary.tick() => owner.prove(),
+            _ = following.canary.tick() => agent.prove(),
             _ = tick.tick() => {
-                owner.tick(&mounts);
+                agent.tick(&mounts);
                 manager.alive();
-                let text = owner.status_text();
+                let text = agent.status_text();
                 if text != told {
                     manager.status(&text);
                     told = text;
@@ -329,18 +329,18 @@ pub async fn run(
             }
         }
         // Whatever the event was, a policy that has come into force by it is followed.
-        if followed != owner.reconciliations() {
-            followed = owner.reconciliations();
-            following.follow(owner.watched_paths(), owner.canary_interval());
+        if followed != agent.reconciliations() {
+            followed = agent.reconciliations();
+            following.follow(agent.watched_paths(), agent.canary_interval());
         }
     }
-    manager.stopping(&owner.stopped_text());
+    manager.stopping(&agent.stopped_text());
     // Whatever is in the ring is written before the agent goes.
-    owner.drain_records(records.get_mut());
+    agent.drain_records(records.get_mut());
     if let Some(answers) = &mut answers {
-        owner.drain_answers(answers.get_mut());
+        agent.drain_answers(answers.get_mut());
     }
-    owner.stop();
+    agent.stop();
     let _ = stop.send(true);
     if let Ok(Err(error)) = serving.await {
         tracing::warn!(%error, "control socket");

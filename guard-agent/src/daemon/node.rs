@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::owner::now;
+use crate::host::clock::now;
 use crate::host::durable;
 use crate::host::incus;
 use crate::host::incus::Observer;

@@ -10,10 +10,11 @@ use guard_common::{Mode, PoolEntry};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::agent::Agent;
 use super::node::Node;
-use super::owner::{Owner, now};
 use super::posture;
 use super::rollback::Rollbacks;
+use crate::host::clock::now;
 use crate::host::incus;
 use crate::host::incus::{Observation, Observer};
 use crate::host::mount_table::MountWatch;
@@ -66,7 +67,7 @@ impl Nodes {
     }
 }
 
-impl Owner {
+impl Agent {
     /// Takes up the nodes of the policy, looks at each before anything is decided about its pools,
     /// and brings policy and nodes into the maps.
     pub async fn open_nodes(&mut self, mounts: &MountWatch) {

@@ -4,8 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::agent::Agent;
 use super::node::Node;
-use super::owner::Owner;
 use super::rollback::{Happening, What, begins_by_itself, may_begin};
 use crate::daemon::control::Peer;
 use crate::host::mount_table::MountWatch;
@@ -19,7 +19,7 @@ use crate::model::rollback::{Allowed, RollbackOutcome, Target};
 /// How long what was prepared may let wait for itself. Afterwards evidence alone decides.
 const PREPARATION: Duration = Duration::from_secs(600);
 
-impl Owner {
+impl Agent {
     /// Begins a rollback; one that runs already is shown.
     pub(super) fn roll_back(
         &mut self,

@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::owner::{Owner, now};
+use super::agent::Agent;
 use super::{last_good, posture};
+use crate::host::clock::now;
 use crate::host::mount_table;
 use crate::host::policy_file;
 use crate::host::roots;
@@ -103,7 +104,7 @@ impl LoadedPolicy {
     }
 }
 
-impl Owner {
+impl Agent {
     /// Reads the policy file again: the one way for the watch, the tick, requests and signals. Who
     /// calls it reconciles.
     pub fn reload_policy(&mut self) {

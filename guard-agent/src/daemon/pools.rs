@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use guard_common::{Mode, PoolEntry, PoolKey};
 
-use super::owner::Owner;
+use super::agent::Agent;
 use crate::daemon::control::Peer;
 use crate::model::audit::record::{
     LeaseChange, ModeBody, ModeCause, PoolBody, PoolChange, device_text, pool_id_text,
@@ -46,7 +46,7 @@ impl KnownPool {
     }
 }
 
-impl Owner {
+impl Agent {
     /// Compares the pools in the kernel with those known, and writes down the differences.
     pub(super) fn note_pools(&mut self) -> Result<(), String> {
         let entries = self.maps.observed().map_err(|error| chain(&error))?.pools;

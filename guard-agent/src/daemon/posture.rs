@@ -5,7 +5,7 @@ use std::path::Path;
 
 use guard_common::Tier;
 
-use super::owner::Owner;
+use super::agent::Agent;
 use crate::host::doctor;
 use crate::model::audit::Body;
 use crate::model::audit::record::PostureBody;
@@ -202,7 +202,7 @@ impl Troubles {
     }
 }
 
-impl Owner {
+impl Agent {
     /// Works the posture out, and writes it down if it is another one.
     pub(super) fn judge_posture(&mut self) {
         // Before the first canary nothing is known, and nothing is said.

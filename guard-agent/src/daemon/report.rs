@@ -4,11 +4,12 @@ use guard_common::Mode;
 
 use std::path::Path;
 
+use super::agent::Agent;
 use super::node::Node;
-use super::owner::{Owner, now};
 use super::pools::KnownPool;
 use crate::host::bpf::object;
 use crate::host::clock;
+use crate::host::clock::now;
 use crate::model::audit::record::{device_text, pool_id_text};
 use crate::model::control::Refusal;
 use crate::model::control::report::{
@@ -27,7 +28,7 @@ use crate::model::time::Time;
 
 const SECOND: u64 = 1_000_000_000;
 
-impl Owner {
+impl Agent {
     /// Everything that `guardctl status` shows.
     pub(super) fn status(&self) -> StatusReport {
         let counters = self.maps.counters().unwrap_or_default();
@@ -109,7 +110,7 @@ impl Owner {
             mode: Name(if expired { Mode::Sealed } else { known.mode }),
             mode_cause: Some(known.cause),
             generation: known.entry.generation,
-            release_ends: released.then(|| wall(known.entry.expires_boot_ns)).flatten(),
+            release_ends: released.then(|| wall(known.entry.expires_boot_ns)),
             remaining_seconds: released.then(|| (known.entry.expires_boot_ns - moment) / SECOND),
             counters: PoolCountersReport::from(counters),
             answered_by: AnsweredBy::Agent,
@@ -220,6 +221,6 @@ fn history(root: &Path, node: &Node) -> NodeHistory {
 }
 
 /// A moment of the boot clock, on the wall clock as it is set now.
-pub(super) fn wall(boot_ns: u64) -> Option<Time> {
-    clock::now().ok().map(|(offset, _)| offset.stamp(boot_ns).time)
+pub(super) fn wall(boot_ns: u64) -> Time {
+    clock::read().0.stamp(boot_ns).time
 }

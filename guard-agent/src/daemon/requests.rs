@@ -3,11 +3,12 @@
 
 use std::time::Duration;
 
-use super::owner::{Owner, now};
+use super::agent::Agent;
 use super::pools::KnownPool;
 use super::report::wall;
 use super::{is_active, posture};
 use crate::daemon::control::{Command, Peer};
+use crate::host::clock::now;
 use crate::host::mount_table::MountWatch;
 use crate::model::audit::record::{LeaseBody, LeaseChange, LeaseKind, device_text, pool_id_text};
 use crate::model::audit::{Body, Place};
@@ -19,7 +20,7 @@ use crate::model::join::Event;
 use crate::model::rollback::Allowed;
 use crate::model::state::Lease;
 
-impl Owner {
+impl Agent {
     /// Answers one request.
     pub fn handle(&mut self, command: Command, mounts: &MountWatch) {
         let Command { request, peer, reply } = command;
@@ -196,7 +197,7 @@ impl Owner {
             uid: peer.uid,
             login_uid: peer.login_uid,
             granted: moment.time,
-            ends: wall(ends_boot_ns).unwrap_or(moment.time),
+            ends: wall(ends_boot_ns),
             ends_boot_ns,
             ttl_seconds: ttl.as_secs(),
             command: None,

@@ -2,13 +2,13 @@
 //!
 //! The order is: [`Succession::begin`] reads all that must be carried, and refuses what it does not
 //! understand before anything is changed → [`Succession::carry_into`] → the caller writes the
-//! policy, attaches and proves → `Owner::settle` (from then on this layout speaks, whoever dies) →
-//! `Owner::take_over`, when everything else has been retired.
+//! policy, attaches and proves → `Agent::settle` (from then on this layout speaks, whoever dies) →
+//! `Agent::take_over`, when everything else has been retired.
 
 use std::path::Path;
 
 use super::DaemonError;
-use super::owner::Owner;
+use super::agent::Agent;
 use crate::host::bpf::LoadError;
 use crate::host::bpf::foreign::{Estate, ForeignError, ForeignMaps};
 use crate::host::bpf::layouts::{Layout, Layouts, boot_ns};
@@ -175,10 +175,10 @@ fn note(layout: &Layout, error: &(dyn std::error::Error + 'static), what: &'stat
     tracing::warn!(layout = layout.name.version, error = chain(error), what, "another map layout");
 }
 
-impl Owner {
+impl Agent {
     /// Writes down what waits in the rings of other layouts.
     pub(super) fn drain_old_records(&mut self) {
-        let Ok((offset, _)) = clock::now() else { return };
+        let (offset, _) = clock::read();
         for record in self.succession.records() {
             self.write_decision(&record, offset);
         }
@@ -228,7 +228,7 @@ impl Owner {
 
     /// An incident ends with its maps: what goes on is another one in ours.
     fn close_old_incidents(&mut self) {
-        let Ok((offset, _)) = clock::now() else { return };
+        let (offset, _) = clock::read();
         let mut ended = Vec::new();
         for (layout, maps) in self.succession.readable() {
             match maps.incidents() {

@@ -6,9 +6,10 @@ use std::path::Path;
 use aya::maps::{MapData, RingBuf};
 use guard_common::{Counter, IncidentKey};
 
-use super::owner::{Owner, now};
+use super::agent::Agent;
 use super::posture;
 use crate::host::clock;
+use crate::host::clock::now;
 use crate::host::process::{is_alive, ticks_per_second};
 use crate::model::audit::record::{DecisionBody, IncidentBody};
 use crate::model::audit::{Body, Place};
@@ -16,10 +17,10 @@ use crate::model::errors::chain;
 use crate::model::events::{Decision, decode};
 use crate::model::time::BootOffset;
 
-impl Owner {
+impl Agent {
     /// Writes down every record that waits in the ring.
     pub fn drain_records(&mut self, ring: &mut RingBuf<MapData>) {
-        let Ok((offset, _)) = clock::now() else { return };
+        let (offset, _) = clock::read();
         while let Some(bytes) = ring.next() {
             self.write_decision(&bytes, offset);
         }
@@ -98,7 +99,7 @@ impl Owner {
                     || is_alive(Path::new("/proc"), key.tgid, key.start_boot_ns, ticks))
         };
         let scan = self.incidents.scan(now().boot_ns, &entries, goes_on);
-        let Ok((offset, _)) = clock::now() else { return };
+        let (offset, _) = clock::read();
         for summary in &scan.summaries {
             let body = IncidentBody::new(summary, offset, self.place(summary.key.generation));
             self.write(Body::Incident(Box::new(body)));

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use guard_common::Tier;
 
-use super::owner::Owner;
+use super::agent::Agent;
 use super::{DaemonError, posture};
 use crate::host::bpf::LoadError;
 use crate::host::bpf::load;
@@ -128,7 +128,7 @@ fn candidates(choice: TierChoice, active_lsms: Option<&str>) -> (VecDeque<Tier>,
     }
 }
 
-impl Owner {
+impl Agent {
     /// Attaches the prepared tier, or the next one, until one answers the canary. The last one is
     /// returned with what the canary found.
     pub(super) fn attach_and_prove(

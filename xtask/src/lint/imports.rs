@@ -23,13 +23,12 @@ const WINGS: &[(&str, &[&str])] = &[
     ("daemon", &["model", "host"]),
 ];
 
-/// The files that are still in a cycle: they know the daemon's owner and are known by it. No file
+/// The files that are still in a cycle: they know the agent and are known by it. No file
 /// comes to the list.
 const KNOWN: &[&str] = &[
     "daemon",
-    "daemon::node",
     "daemon::nodes",
-    "daemon::owner",
+    "daemon::agent",
     "daemon::policy",
     "daemon::pools",
     "daemon::posture",

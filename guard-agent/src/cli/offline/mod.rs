@@ -25,7 +25,7 @@ use crate::model::control::report::{AnsweredBy, PoolReport};
 
 /// Everything that is known, for `status`.
 pub fn report(places: &Places, silence: Silence) -> OfflineReport {
-    let now = clock::now().expect("CLOCK_BOOTTIME and CLOCK_REALTIME exist");
+    let now = clock::read();
     let boot_id = files::boot_id();
     let mut unknown = Vec::new();
     let in_force = note(&mut unknown, "what is in force", pins::in_force(places, &boot_id));
@@ -53,7 +53,7 @@ pub fn report(places: &Places, silence: Silence) -> OfflineReport {
 
 /// The pools alone, for `pools`.
 pub fn pools(places: &Places) -> Result<Vec<PoolReport>, Unknown> {
-    let now = clock::now().expect("CLOCK_BOOTTIME and CLOCK_REALTIME exist");
+    let now = clock::read();
     pins::pools(places, now)
         .map(|(pools, _)| pools)
         .map_err(|why| Unknown::of("pools and their modes", &why))

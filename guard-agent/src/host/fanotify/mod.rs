@@ -15,33 +15,33 @@
 //! namespace refuse every change. What that leaves open: `posture::gaps`.
 //!
 //! `decide`, `order`, `event`, `deletion` and `tally` are pure; `identity` reads `/proc` (by `kept`
-//! files) and `cgroups`; `marks` has the system calls; `responder` is the process, `carry_out` its
-//! hands, `witness` its eyes for what it could not stop, `attached` (by `statmount`) those for new
-//! mounts, `ledger` what it writes down, at once or from a `tally`; `engine` is the agent's side,
+//! files) and `cgroups`; `marks` has the system calls; `responder` is the process, `apply_order` its
+//! hands, `deletion_monitor` its eyes for what it could not stop, `mount_watcher` (by `statmount`) those for new
+//! mounts, `recorder` what it writes down, at once or from a `tally`; `engine` is the agent's side,
 //! with `child` (the process as it sees it), `seals` and `canary`.
 
-mod attached;
+mod apply_order;
 mod canary;
-mod carry_out;
 mod cgroups;
 mod child;
 pub mod decide;
 pub mod deletion;
+mod deletion_monitor;
 mod engine;
 mod error;
 mod event;
 mod identity;
 mod kept;
-mod ledger;
 mod marks;
+mod mount_watcher;
 pub mod order;
+mod recorder;
 pub mod responder;
 mod seals;
 mod shared;
 mod statmount;
 mod succession;
 mod tally;
-mod witness;
 
 pub use canary::try_marks;
 pub use child::responders;

@@ -28,17 +28,17 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::fanotify::{FanotifyResponse, Response};
 use thiserror::Error;
 
-use super::attached;
-use super::carry_out::carry_out_all;
+use super::apply_order::apply_orders;
 use super::decide::{self, Outcome as Decided};
+use super::deletion_monitor::{DeletionMonitor, Told};
 use super::event::{self, Head};
 use super::identity::{Identities, Process};
-use super::ledger::{Answered, Ledger, incident};
 use super::marks;
+use super::mount_watcher;
 use super::order::{Line, Order, Reply};
+use super::recorder::{Answered, Recorder, incident};
 use super::shared::{Marked, Shared, send};
 use super::tally::Tally;
-use super::witness::{Told, Witness};
 use crate::host::bpf::{MapAccessError, Maps};
 use crate::host::clock;
 
@@ -86,7 +86,7 @@ pub fn run(args: &AnswerArgs) -> Result<(), ResponderError> {
     let shared = Arc::new(Shared {
         group: marks::group().map_err(failed("fanotify_init"))?,
         mounts: Mutex::default(),
-        witness: Witness::new().map_err(failed("make an eventfd"))?,
+        deletion_monitor: DeletionMonitor::new().map_err(failed("make an eventfd"))?,
         unwatched: Mutex::default(),
         busy_since: AtomicU64::new(0),
         orders: AtomicU64::new(0),
@@ -105,17 +105,19 @@ pub fn run(args: &AnswerArgs) -> Result<(), ResponderError> {
     let replies =
         Arc::new(Mutex::new(agent.try_clone().map_err(failed("copy the agent's socket"))?));
     let (one, other) = (Arc::clone(&shared), Arc::clone(&replies));
-    spawn("guard-orders", Box::new(move || carry_out_all(&one, &wanted, &other)))?;
+    spawn("guard-orders", Box::new(move || apply_orders(&one, &wanted, &other)))?;
     let other = Arc::clone(&shared);
     spawn("guard-watch", Box::new(move || converse(&other, agent, &orders, &replies)))?;
-    let ledger = Arc::new(Ledger::new(records));
-    let (other, its_ledger, mut its_maps) =
-        (Arc::clone(&shared), Arc::clone(&ledger), Maps::open(&args.maps)?);
-    let see = move || other.witness.see_all(&mut its_maps, &its_ledger, other.group.as_raw_fd());
-    spawn("guard-witness", Box::new(see))?;
+    let recorder = Arc::new(Recorder::new(records));
+    let (other, its_recorder, mut its_maps) =
+        (Arc::clone(&shared), Arc::clone(&recorder), Maps::open(&args.maps)?);
+    let see = move || {
+        other.deletion_monitor.see_all(&mut its_maps, &its_recorder, other.group.as_raw_fd())
+    };
+    spawn("guard-deletion_monitor", Box::new(see))?;
     let (other, its_maps) = (Arc::clone(&shared), Maps::open(&args.maps)?);
-    spawn("guard-attached", Box::new(move || attached::mark_all(&other, &its_maps)))?;
-    answer_all(&shared, &mut maps, &ledger)
+    spawn("guard-mounts", Box::new(move || mount_watcher::mark_all(&other, &its_maps)))?;
+    answer_all(&shared, &mut maps, &recorder)
 }
 
 /// A thread that panics takes the process with it: its work would be missing, and nobody told.
@@ -128,7 +130,7 @@ fn end_on_panic() {
 }
 
 /// The answering thread.
-fn answer_all(shared: &Shared, maps: &mut Maps, ledger: &Ledger) -> Result<(), ResponderError> {
+fn answer_all(shared: &Shared, maps: &mut Maps, recorder: &Recorder) -> Result<(), ResponderError> {
     let mut identities = Identities::default();
     let mut tally = Tally::default();
     let mut buffer = [0; BUFFER];
@@ -150,11 +152,11 @@ fn answer_all(shared: &Shared, maps: &mut Maps, ledger: &Ledger) -> Result<(), R
             let understood = event::first(events).ok_or(Errno::EPROTO);
             let (head, rest) = understood.map_err(failed("understand a question"))?;
             shared.busy_since.store(shared.milliseconds(), Ordering::SeqCst);
-            answer(shared, maps, ledger, &mut tally, &mut identities, &head)?;
+            answer(shared, maps, recorder, &mut tally, &mut identities, &head)?;
             events = rest;
         }
         if !is_asked || tally.is_full() {
-            ledger.settle(maps, &mut tally);
+            recorder.settle(maps, &mut tally);
         }
         shared.busy_since.store(0, Ordering::SeqCst);
     }
@@ -163,7 +165,7 @@ fn answer_all(shared: &Shared, maps: &mut Maps, ledger: &Ledger) -> Result<(), R
 fn answer(
     shared: &Shared,
     maps: &mut Maps,
-    ledger: &Ledger,
+    recorder: &Recorder,
     tally: &mut Tally,
     identities: &mut Identities,
     head: &Head<'_>,
@@ -196,7 +198,7 @@ fn answer(
         return respond(Response::FAN_ALLOW);
     };
     // Whoever asked goes on with the answer, and may end: what a record tells is read before.
-    let (process, path) = question.told(outcome, maps, ledger, identities, fd);
+    let (process, path) = question.told(outcome, maps, recorder, identities, fd);
     let denied = outcome.verdict == Verdict::Denied;
     respond(if denied { Response::FAN_DENY } else { Response::FAN_ALLOW })?;
     // It may unmount at once what this descriptor would hold.
@@ -221,7 +223,7 @@ fn answer(
         now_boot_ns: question.now_boot_ns,
     };
     // No line for the log: whoever reads that may be stuck. A map that is full has counted it.
-    let _ = ledger.enter(maps, &answered);
+    let _ = recorder.enter(maps, &answered);
     Ok(())
 }
 
@@ -277,12 +279,12 @@ impl Question {
         decide::decide(&self.entry, read_only, now, asker).map(|outcome| (outcome, cgroup_id))
     }
 
-    /// Whoever asks and the directory, as far as the ledger needs them for this outcome.
+    /// Whoever asks and the directory, as far as the recorder needs them for this outcome.
     fn told(
         &self,
         outcome: Decided,
         maps: &Maps,
-        ledger: &Ledger,
+        recorder: &Recorder,
         identities: &mut Identities,
         fd: BorrowedFd<'_>,
     ) -> (Process, PathBuf) {
@@ -292,7 +294,8 @@ impl Question {
         }
         let start_boot_ns = identities.life(self.tgid).unwrap_or_default().start_boot_ns;
         let named = Process { start_boot_ns, ..unknown.clone() };
-        if !ledger.is_recorded(maps, &incident(outcome, &self.entry, self.mark.wanted.dev, &named))
+        if !recorder
+            .is_recorded(maps, &incident(outcome, &self.entry, self.mark.wanted.dev, &named))
         {
             return (named, PathBuf::new());
         }
@@ -337,7 +340,7 @@ fn converse(
             Ok(0) | Err(_) => false,
             Ok(_) => match serde_json::from_str(&line) {
                 Ok(Line::Ping(number)) => {
-                    let Told { missed, unseen, .. } = shared.witness.told();
+                    let Told { missed, unseen, .. } = shared.deletion_monitor.told();
                     let unwatched = shared.unwatched().clone();
                     send(replies, &Reply::Pong { number, missed, unseen, unwatched });
                     true

@@ -9,15 +9,15 @@ use std::time::Instant;
 
 use nix::sys::fanotify::Fanotify;
 
+use super::deletion_monitor::DeletionMonitor;
 use super::order::{Reply, Wanted};
-use super::witness::Witness;
 
 /// Shared by the responder's threads.
 pub(super) struct Shared {
     pub group: Fanotify,
     /// The marked mounts, by id.
     pub mounts: Mutex<HashMap<u32, Marked>>,
-    pub witness: Witness,
+    pub deletion_monitor: DeletionMonitor,
     /// The reason, if the mount table cannot be watched.
     pub unwatched: Mutex<Option<String>>,
     /// When the answering thread began what it is at, in milliseconds of `start`; 0: it waits for a

@@ -30,14 +30,14 @@ pub struct Machine {
 }
 
 /// What a look means.
-pub(super) struct Conclusion {
+pub(super) struct Assessment {
     pub state: State,
     pub because: String,
     /// Whether it says whose the pools are that it can have seen.
     pub speaks: bool,
 }
 
-impl Conclusion {
+impl Assessment {
     pub(super) fn new(state: State, because: impl Into<String>) -> Self {
         Self { state, because: because.into(), speaks: false }
     }
@@ -209,11 +209,11 @@ impl Machine {
             Event::Looked { asked, evidence } => {
                 // What has broken since it was asked is not whole by its answer.
                 let followed = evidence.stream.filter(|_| asked >= self.epoch);
-                let conclusion = self.conclude(&evidence);
+                let assessment = self.assess(&evidence);
                 if asked >= self.epoch && evidence.config == Config::Absent && !self.has_pools() {
                     self.void(effects);
                 }
-                self.looked(asked, conclusion, effects);
+                self.looked(asked, assessment, effects);
                 self.set_followed(followed);
             }
             Event::Pools { alive } => self.pools(alive, effects),
@@ -289,8 +289,8 @@ impl Machine {
         }
     }
 
-    fn looked(&mut self, asked: Epoch, conclusion: Conclusion, effects: &mut Vec<Effect>) {
-        let Conclusion { state, because, speaks } = conclusion;
+    fn looked(&mut self, asked: Epoch, assessment: Assessment, effects: &mut Vec<Effect>) {
+        let Assessment { state, because, speaks } = assessment;
         let stronger = state.mode() > self.state.mode();
         // An answer to a question that is overtaken can only strengthen.
         if asked < self.epoch && !stronger {

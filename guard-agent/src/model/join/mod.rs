@@ -5,9 +5,9 @@
 //! weakening needs positive evidence that was asked for after the last sign of something stronger
 //! ([`Epoch`]). One task, the daemon's owner, holds the machine; everything else sends it events.
 
+mod assess;
 #[cfg(test)]
 mod checker;
-mod conclude;
 pub mod diagram;
 mod event;
 mod evidence;
@@ -16,7 +16,7 @@ mod machine;
 mod memory;
 mod state;
 
-pub use conclude::HOLD_SECONDS;
+pub use assess::HOLD_SECONDS;
 pub use event::{Effect, Epoch, Event, Pools, Refusal};
 pub use evidence::{Config, Daemon, Evidence, Incarnation, JoinOperation, Membership};
 pub use journal::{Journal, Transition};

@@ -150,7 +150,7 @@ impl State {
             // evidence decides.
             Self::Joining { .. } => Self::Joining { seen: JoinSeen::Running },
             // A rollback died with its agent, and the next one begins it anew
-            // (`Owner::drive_nodes`).
+            // (`Agent::drive_nodes`).
             Self::Unknown { .. }
             | Self::Unconfirmed { .. }
             | Self::Left

@@ -15,7 +15,7 @@ use crate::model::join::{
 impl World {
     pub(super) fn send(&mut self, message: Message) {
         // What does not fit is lost, as it would be if nobody read.
-        if self.agent.is_some() && self.under_way.len() < self.room {
+        if self.agent.is_some() && self.under_way.len() < self.capacity {
             self.under_way.push(message);
         }
     }
@@ -37,7 +37,7 @@ impl World {
     /// A frame reaches whoever is connected; else it is lost, and whoever comes back is told that
     /// something may be.
     pub(super) fn tell(&mut self, frame: Frame) {
-        if self.followed && self.under_way.len() < self.room {
+        if self.followed && self.under_way.len() < self.capacity {
             self.send(Message::Frame(frame));
         } else {
             self.lose();

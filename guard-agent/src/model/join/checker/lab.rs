@@ -83,7 +83,7 @@ impl Model for Lab {
         for other in [Other::Began, Other::Failed, Other::Disabled, Other::Removed] {
             when(hears && world.followed, Action::Tells(other));
         }
-        let free = world.agent.is_some() && world.under_way.len() < world.room;
+        let free = world.agent.is_some() && world.under_way.len() < world.capacity;
         for (config, answers) in [(true, true), (true, false), (false, false)] {
             when(free && (runs || answers), Action::Look { config, answers });
         }

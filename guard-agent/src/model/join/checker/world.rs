@@ -80,7 +80,7 @@ pub(super) struct World {
     pub(super) others: u8,
     pub(super) silences: u8,
     pub(super) mounts: u8,
-    pub(super) room: usize,
+    pub(super) capacity: usize,
 }
 
 /// What is broken in the machine or in its surroundings.
@@ -229,7 +229,7 @@ impl World {
             others: bounds.others,
             silences: bounds.silences,
             mounts: bounds.mounts,
-            room: bounds.under_way,
+            capacity: bounds.under_way,
         }
     }
 

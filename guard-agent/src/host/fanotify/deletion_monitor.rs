@@ -25,9 +25,9 @@ use nix::sys::fanotify::Fanotify;
 use super::decide::{self, Outcome};
 use super::deletion::{self, Deletion, Event, Handle};
 use super::identity::{Identities, Process, described, mount_namespace};
-use super::ledger::{Answered, Ledger};
 use super::marks;
 use super::order::Wanted;
+use super::recorder::{Answered, Recorder};
 use crate::host::bpf::Maps;
 use crate::host::clock;
 use crate::model::mounts::Snapshot;
@@ -42,7 +42,7 @@ const WAKE: u64 = u64::MAX;
 
 /// What the other threads have to do with it.
 #[derive(Debug)]
-pub struct Witness {
+pub struct DeletionMonitor {
     wake: EventFd,
     /// A mount of each superblock to be seen.
     wanted: Mutex<Vec<Wanted>>,
@@ -67,7 +67,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Witness {
+impl DeletionMonitor {
     pub fn new() -> nix::Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         Ok(Self {
@@ -100,17 +100,17 @@ impl Witness {
     /// thread's groups, if one has a mark on the same superblock: a process that is killed with
     /// both in one table may wait for ever to close the one, before it closes the other that would
     /// let the waiting go on.
-    pub fn see_all(&self, maps: &mut Maps, ledger: &Ledger, questions: RawFd) {
+    pub fn see_all(&self, maps: &mut Maps, recorder: &Recorder, questions: RawFd) {
         let ended = unshare(CloneFlags::CLONE_FILES)
             .and_then(|()| nix::unistd::close(questions))
-            .and_then(|()| self.watch(maps, ledger));
+            .and_then(|()| self.watch(maps, recorder));
         if let Err(errno) = ended {
             locked(&self.told).unseen =
                 Some(format!("the thread that sees deletions has ended: {errno}"));
         }
     }
 
-    fn watch(&self, maps: &mut Maps, ledger: &Ledger) -> nix::Result<()> {
+    fn watch(&self, maps: &mut Maps, recorder: &Recorder) -> nix::Result<()> {
         let ready = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         ready.add(&self.wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
         let mut watches: HashMap<u32, Watch> = HashMap::new();
@@ -140,7 +140,7 @@ impl Witness {
                 if deletions.contains(&Event::Missed) {
                     locked(&self.told).missed += 1;
                 }
-                Sight::new(maps, ledger, mount).take(deletions);
+                Sight::new(maps, recorder, mount).take(deletions);
             }
         }
     }
@@ -200,7 +200,7 @@ struct Deleter {
 /// What one read gave of one pool.
 struct Sight<'a> {
     maps: &'a mut Maps,
-    ledger: &'a Ledger,
+    recorder: &'a Recorder,
     mount: &'a Wanted,
     identities: Identities,
     deleters: HashMap<u32, Deleter>,
@@ -208,14 +208,14 @@ struct Sight<'a> {
 }
 
 impl<'a> Sight<'a> {
-    fn new(maps: &'a mut Maps, ledger: &'a Ledger, mount: &'a Wanted) -> Self {
+    fn new(maps: &'a mut Maps, recorder: &'a Recorder, mount: &'a Wanted) -> Self {
         let mut identities = Identities::default();
         // Without the table no executable and no cgroup is known: then whoever deletes cannot be
         // told.
         let _ = identities.refresh();
         Self {
             maps,
-            ledger,
+            recorder,
             mount,
             identities,
             deleters: HashMap::new(),
@@ -229,7 +229,7 @@ impl<'a> Sight<'a> {
         if !plan::is_pool(&entry) {
             return;
         }
-        let Ok((_, now)) = clock::now() else { return };
+        let now = clock::now();
         for event in events {
             if let Event::Deleted(deletion) = event {
                 self.deleted(&entry, now.boot_ns, &deletion);
@@ -269,7 +269,7 @@ impl<'a> Sight<'a> {
             now_boot_ns,
         };
         // A map that is full has counted it.
-        let _ = self.ledger.enter(self.maps, &answered);
+        let _ = self.recorder.enter(self.maps, &answered);
     }
 
     /// Looks at whoever has deleted something. It may have ended since: then nobody can tell who it
@@ -287,7 +287,7 @@ impl<'a> Sight<'a> {
         let asked = asked.filter(|(_, asker, _)| asker.actor || asker.lease || namespace != 0);
         let asker = asked.as_ref().map(|(_, asker, _)| *asker);
         let mode = Mode::from_u32(entry.mode);
-        let is_guest = || self.ledger.is_elsewhere(namespace) && self.sees_only_parts(tgid);
+        let is_guest = || self.recorder.is_elsewhere(namespace) && self.sees_only_parts(tgid);
         let outcome = match decide::decide(entry, false, now_boot_ns, asker) {
             Some(Outcome { verdict: Verdict::Denied | Verdict::WouldDeny, .. })
                 if matches!(mode, Some(Mode::Guarded | Mode::Observed))

@@ -53,7 +53,7 @@ pub fn incident(outcome: Outcome, entry: &PoolEntry, dev: u32, process: &Process
 }
 
 /// Where it is all written.
-pub struct Ledger {
+pub struct Recorder {
     /// A pipe that does not block; each record goes in whole or not at all.
     records: OwnedFd,
     host_mnt_ns: u32,
@@ -62,7 +62,7 @@ pub struct Ledger {
     turn: Mutex<()>,
 }
 
-impl Ledger {
+impl Recorder {
     pub fn new(records: OwnedFd) -> Self {
         Self { records, host_mnt_ns: mount_namespace(1), turn: Mutex::default() }
     }

@@ -6,26 +6,26 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 
-use super::attached;
 use super::marks;
+use super::mount_watcher;
 use super::order::{Order, Outcome, Reply, Wanted};
 use super::shared::{Marked, Shared, send};
 use crate::model::mounts::Snapshot;
 
 /// Carries out each order until the agent's last one.
-pub fn carry_out_all(shared: &Shared, orders: &Receiver<Order>, replies: &Mutex<UnixStream>) {
+pub fn apply_orders(shared: &Shared, orders: &Receiver<Order>, replies: &Mutex<UnixStream>) {
     while let Ok(mut order) = orders.recv() {
         // Only the newest counts.
         while let Ok(newer) = orders.try_recv() {
             order = newer;
         }
         let serial = order.serial;
-        let mounts = carry_out(shared, order);
+        let mounts = apply_order(shared, order);
         send(replies, &Reply::Done { serial, mounts });
     }
 }
 
-fn carry_out(shared: &Shared, order: Order) -> Vec<Outcome> {
+fn apply_order(shared: &Shared, order: Order) -> Vec<Outcome> {
     let unwanted: Vec<Marked> = {
         let mounts = shared.mounts();
         let wanted =
@@ -40,9 +40,11 @@ fn carry_out(shared: &Shared, order: Order) -> Vec<Outcome> {
         }
         shared.mounts().remove(&mount_id);
     }
-    shared.witness.want(order.mounts.iter().filter(|mount| mount.is_pool).cloned().collect());
+    shared
+        .deletion_monitor
+        .want(order.mounts.iter().filter(|mount| mount.is_pool).cloned().collect());
     // One that cannot be read says nothing: then everything is set.
-    let table = Snapshot::parse(&fs::read(attached::TABLE).unwrap_or_default());
+    let table = Snapshot::parse(&fs::read(mount_watcher::TABLE).unwrap_or_default());
     let outcomes =
         order.mounts.into_iter().map(|wanted| one_mount(shared, wanted, &table)).collect();
     shared.orders.fetch_add(1, Ordering::SeqCst);

@@ -1,6 +1,6 @@
 //! What a look at a node means, given where it stood. Pure, and without memory of its own.
 
-use super::machine::{Conclusion, Machine};
+use super::machine::{Assessment, Machine};
 use super::{
     Config, Daemon, Evidence, Incarnation, JoinOperation, JoinSeen, Kept, Membership, State,
 };
@@ -11,16 +11,16 @@ pub const HOLD_SECONDS: u64 = 60;
 
 impl Machine {
     /// The state that a look leads to, and why.
-    pub(super) fn conclude(&self, evidence: &Evidence) -> Conclusion {
+    pub(super) fn assess(&self, evidence: &Evidence) -> Assessment {
         let now = self.state();
         if runs_here(now, evidence) {
             let running = State::Joining { seen: JoinSeen::Running };
-            return Conclusion::new(running, "the operation \"Joining cluster\" runs");
+            return Assessment::new(running, "the operation \"Joining cluster\" runs");
         }
         match (now, &evidence.config) {
-            (State::RollingBack, _) => Conclusion::new(now.clone(), "a rollback runs"),
+            (State::RollingBack, _) => Assessment::new(now.clone(), "a rollback runs"),
             (State::Joining { seen: JoinSeen::Prepared }, _) => {
-                Conclusion::new(now.clone(), "a join is prepared")
+                Assessment::new(now.clone(), "a join is prepared")
             }
             (_, Config::Unreadable { why }) => unreadable(now, why, evidence),
             (_, Config::Absent) => absent(self),
@@ -65,7 +65,7 @@ fn unconfirmed(confirmed_by: Option<Incarnation>, held: bool, evidence: &Evidenc
 
 /// `local.db` cannot be read now: what was proven is kept, as what it is. It is locked for moments
 /// whenever Incus writes.
-fn unreadable(now: &State, why: &str, evidence: &Evidence) -> Conclusion {
+fn unreadable(now: &State, why: &str, evidence: &Evidence) -> Assessment {
     let patient = evidence.unanswered_seconds < HOLD_SECONDS;
     let state = match now {
         State::Standalone if !patient => State::Unknown { kept: Kept::Standalone },
@@ -77,7 +77,7 @@ fn unreadable(now: &State, why: &str, evidence: &Evidence) -> Conclusion {
         }
         other => other.clone(),
     };
-    Conclusion::new(state, format!("local.db cannot be read: {why}"))
+    Assessment::new(state, format!("local.db cannot be read: {why}"))
 }
 
 /// The daemon that has confirmed the membership before confirms it again.
@@ -87,7 +87,7 @@ fn is_confirmed(confirmed_by: &Incarnation, evidence: &Evidence) -> bool {
 }
 
 /// No `local.db`.
-fn absent(machine: &Machine) -> Conclusion {
+fn absent(machine: &Machine) -> Assessment {
     const NONE: &str = "there is no local.db";
     let now = machine.state();
     let (state, because) = match (machine.alive(), now) {
@@ -108,31 +108,31 @@ fn absent(machine: &Machine) -> Conclusion {
             format!("{NONE} any more while a pool is mounted: a deletion may be running"),
         ),
     };
-    Conclusion::new(state, because)
+    Assessment::new(state, because)
 }
 
 /// A cluster address, and no raft nodes: a join was begun and does not run, a cluster is about to
 /// be made, or the node has left one. The address alone is no sign of a failure: what a join has
 /// left is.
-fn begun(machine: &Machine, address: &str, evidence: &Evidence) -> Conclusion {
+fn begun(machine: &Machine, address: &str, evidence: &Evidence) -> Assessment {
     let now = machine.state();
     let set = format!("cluster.https_address is {address}, and there are no raft nodes");
     let may_run =
         evidence.operation == JoinOperation::Unknown && evidence.daemon != Daemon::Stopped;
-    let failed = || Conclusion::new(State::JoinFailed, format!("{set}; no join runs"));
+    let failed = || Assessment::new(State::JoinFailed, format!("{set}; no join runs"));
     match now {
         State::Joining { .. } if may_run => {
-            Conclusion::new(now.clone(), format!("{set}; whether the join runs is not known"))
+            Assessment::new(now.clone(), format!("{set}; whether the join runs is not known"))
         }
         _ if evidence.operation == JoinOperation::Failed => {
-            Conclusion::new(State::JoinFailed, format!("{set}; a join has just failed"))
+            Assessment::new(State::JoinFailed, format!("{set}; a join has just failed"))
         }
         State::Joining { .. } | State::JoinFailed | State::JoinPartial => failed(),
         State::Joined { .. } | State::Unconfirmed { confirmed_by: Some(_), .. } => {
-            Conclusion::speaking(State::Left, format!("{set} any more"))
+            Assessment::speaking(State::Left, format!("{set} any more"))
         }
         State::Released if !machine.has_pools() => {
-            Conclusion::new(State::Released, format!("{set}, and no pool"))
+            Assessment::new(State::Released, format!("{set}, and no pool"))
         }
         // One question without an answer is no evidence: the pool alone stays sealed until the next
         // look.
@@ -141,14 +141,14 @@ fn begun(machine: &Machine, address: &str, evidence: &Evidence) -> Conclusion {
                 && machine.has_strangers(None)
                 && !machine.has_strangers(evidence.stream) =>
         {
-            Conclusion::new(now.clone(), format!("{set}; whether a join runs is not known"))
+            Assessment::new(now.clone(), format!("{set}; whether a join runs is not known"))
         }
-        _ if machine.has_strangers(quiet_stream(evidence)) => Conclusion::new(
+        _ if machine.has_strangers(quiet_stream(evidence)) => Assessment::new(
             State::JoinFailed,
             format!("{set}; a pool is mounted, and nobody has seen that it is the node's own"),
         ),
-        State::Left => Conclusion::speaking(State::Left, set),
-        _ => Conclusion::speaking(State::Standalone, format!("{set}; no join has left a pool")),
+        State::Left => Assessment::speaking(State::Left, set),
+        _ => Assessment::speaking(State::Standalone, format!("{set}; no join has left a pool")),
     }
 }
 
@@ -158,11 +158,11 @@ fn quiet_stream(evidence: &Evidence) -> Option<u64> {
 }
 
 /// Neither address nor raft nodes.
-fn unclustered(machine: &Machine, evidence: &Evidence) -> Conclusion {
+fn unclustered(machine: &Machine, evidence: &Evidence) -> Assessment {
     const CLEAN: &str = "no cluster address is configured, and there are no raft nodes";
     let remains = || format!("{CLEAN}, but pools that came with a cluster are still there");
     if evidence.operation == JoinOperation::Failed {
-        return Conclusion::new(State::JoinFailed, format!("{CLEAN}; a join has just failed"));
+        return Assessment::new(State::JoinFailed, format!("{CLEAN}; a join has just failed"));
     }
     if !machine.has_remains() {
         let doubtful =
@@ -171,35 +171,35 @@ fn unclustered(machine: &Machine, evidence: &Evidence) -> Conclusion {
             let because = format!(
                 "{CLEAN}, but a join has failed here, and nobody has seen whose pool is mounted"
             );
-            Conclusion::new(State::JoinFailed, because)
+            Assessment::new(State::JoinFailed, because)
         } else {
-            Conclusion::speaking(State::Standalone, CLEAN)
+            Assessment::speaking(State::Standalone, CLEAN)
         };
     }
     match machine.state() {
         State::Joined { .. } | State::Unconfirmed { .. } | State::Left => {
-            Conclusion::speaking(State::Left, remains())
+            Assessment::speaking(State::Left, remains())
         }
         // A join that is over and left nothing but mounts.
         State::Joining { .. } | State::JoinFailed | State::Released => {
-            Conclusion::new(State::JoinFailed, remains())
+            Assessment::new(State::JoinFailed, remains())
         }
-        _ => Conclusion::new(State::JoinPartial, remains()),
+        _ => Assessment::new(State::JoinPartial, remains()),
     }
 }
 
 /// Raft nodes: in cluster mode at the daemon's next start at the latest.
-fn clustered(machine: &Machine, raft_nodes: u32, evidence: &Evidence) -> Conclusion {
+fn clustered(machine: &Machine, raft_nodes: u32, evidence: &Evidence) -> Assessment {
     let rows = format!("there are {raft_nodes} raft nodes");
-    let partial = |why: &str| Conclusion::new(State::JoinPartial, format!("{rows}, {why}"));
+    let partial = |why: &str| Assessment::new(State::JoinPartial, format!("{rows}, {why}"));
     match (&evidence.membership, &evidence.daemon) {
-        (Membership::Member, Daemon::Running { incarnation, .. }) => Conclusion::speaking(
+        (Membership::Member, Daemon::Running { incarnation, .. }) => Assessment::speaking(
             State::Joined { confirmed_by: incarnation.clone() },
             format!("{rows}, and this server is in the list of members"),
         ),
         (Membership::NotListed, _) => partial("and this server is not in the list of members"),
         // It is on its way out: its database has not been emptied yet.
-        (Membership::NotClustered, _) if *machine.state() == State::Left => Conclusion::new(
+        (Membership::NotClustered, _) if *machine.state() == State::Left => Assessment::new(
             State::Left,
             format!("{rows}, and the daemon says that it is not clustered any more"),
         ),
@@ -209,7 +209,7 @@ fn clustered(machine: &Machine, raft_nodes: u32, evidence: &Evidence) -> Conclus
 }
 
 /// Raft nodes, and nobody who says whether this server is a member.
-fn unanswered(machine: &Machine, rows: &str, evidence: &Evidence) -> Conclusion {
+fn unanswered(machine: &Machine, rows: &str, evidence: &Evidence) -> Assessment {
     let daemon = &evidence.daemon;
     let why = match (&evidence.membership, daemon) {
         (_, Daemon::Stopped) => "the daemon does not run".to_owned(),
@@ -256,7 +256,7 @@ fn unanswered(machine: &Machine, rows: &str, evidence: &Evidence) -> Conclusion 
         }
         _ => State::JoinPartial,
     };
-    Conclusion::new(state, format!("{rows}; {why}"))
+    Assessment::new(state, format!("{rows}; {why}"))
 }
 
 fn may_run(evidence: &Evidence) -> bool {
@@ -264,5 +264,5 @@ fn may_run(evidence: &Evidence) -> bool {
 }
 
 #[cfg(test)]
-#[path = "conclude_tests.rs"]
+#[path = "assess_tests.rs"]
 mod tests;

@@ -259,7 +259,7 @@ fn a_standalone_server_gets_its_own_pool_back_after_a_mistaken_join() {
 fn a_host_without_incus_is_no_news() {
     let nothing =
         || Evidence { config: Config::Absent, daemon: Daemon::Stopped, ..Evidence::none() };
-    let Conclusion { state, because, .. } = Machine::unknown().conclude(&nothing());
+    let Assessment { state, because, .. } = Machine::unknown().assess(&nothing());
     assert_eq!(state, State::Unknown { kept: Kept::Nothing });
     assert!(!because.contains("deletion"), "{because}");
     let machine =
@@ -272,13 +272,13 @@ fn what_was_rolled_back_stays_so_until_a_pool_or_a_daemon_comes() {
     let rolled_back = Machine::at(State::Released, Pools::new());
     for raft_nodes in [0, 2] {
         let evidence = evidence(ADDRESS, raft_nodes, Daemon::Stopped);
-        let Conclusion { state, because, .. } = rolled_back.conclude(&evidence);
+        let Assessment { state, because, .. } = rolled_back.assess(&evidence);
         assert_eq!(state, State::Released, "{because}");
     }
-    let conclusion = at(State::Released).conclude(&evidence(ADDRESS, 2, Daemon::Stopped));
-    assert_eq!(conclusion.state, State::JoinPartial);
-    let conclusion = rolled_back.conclude(&evidence(ADDRESS, 2, runs(7)));
-    assert_eq!(conclusion.state, State::JoinPartial);
-    let conclusion = at(State::Released).conclude(&evidence(None, 0, runs(7)));
-    assert_eq!(conclusion.state, State::JoinFailed, "the pool may be the cluster's, mounted again");
+    let assessment = at(State::Released).assess(&evidence(ADDRESS, 2, Daemon::Stopped));
+    assert_eq!(assessment.state, State::JoinPartial);
+    let assessment = rolled_back.assess(&evidence(ADDRESS, 2, runs(7)));
+    assert_eq!(assessment.state, State::JoinPartial);
+    let assessment = at(State::Released).assess(&evidence(None, 0, runs(7)));
+    assert_eq!(assessment.state, State::JoinFailed, "the pool may be the cluster's, mounted again");
 }

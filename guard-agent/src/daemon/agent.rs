@@ -1,6 +1,6 @@
 //! The one owner of the agent's state: policy, pools, leases, posture.
 //!
-//! [`Owner::reconcile`] is the heart: read the mount table and the maps, plan, apply, and write
+//! [`Agent::reconcile`] is the heart: read the mount table and the maps, plan, apply, and write
 //! down what became different. It may be called at any time and as often as one likes.
 
 use std::collections::BTreeMap;
@@ -23,7 +23,7 @@ use super::{DaemonError, Options, clusters, posture, publish};
 use crate::daemon::control::Peer;
 use crate::host::audit_log::AuditFile;
 use crate::host::bpf::{CanaryError, Maps, Programs, canary, object};
-use crate::host::clock;
+use crate::host::clock::now;
 use crate::host::fanotify::Engine;
 use crate::host::mount_table::{MountWatch, foreign};
 use crate::host::roots;
@@ -42,7 +42,7 @@ use crate::model::posture::{Posture, Reason};
 use crate::model::time::{Stamp, Time};
 
 /// Everything the agent knows.
-pub struct Owner {
+pub struct Agent {
     pub(super) options: Options,
     pub(super) policy: LoadedPolicy,
     pub(super) maps: Maps,
@@ -95,12 +95,7 @@ pub struct Owner {
 
 /// Ticks between two rounds that no event asked for.
 const ROUND: u64 = 5;
-/// Both clocks. They cannot fail on Linux with these arguments.
-pub fn now() -> Stamp {
-    clock::now().expect("CLOCK_BOOTTIME and CLOCK_REALTIME exist").1
-}
-
-impl Owner {
+impl Agent {
     /// Takes over what the maps hold, whatever layout they have come from.
     pub fn new(
         options: &Options,
