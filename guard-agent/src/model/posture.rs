@@ -1,4 +1,4 @@
-//! What is proven to be in force, with the reasons when it is less than everything.
+//! The proven state of enforcement, with the reasons when it is less than everything.
 
 use guard_common::Tier;
 use serde::{Deserialize, Serialize};
@@ -24,7 +24,7 @@ pub enum State {
 pub struct Reason {
     /// Stable code, e.g. `bpf-not-in-lsm-list`.
     pub code: String,
-    /// What was found.
+    /// The finding.
     pub detail: String,
     /// The advice to the operator.
     pub fix: String,
@@ -35,7 +35,7 @@ pub struct Reason {
 pub struct Gap {
     /// Stable code.
     pub code: String,
-    /// What is not covered, and when.
+    /// The operations that are not covered, and when.
     pub detail: String,
 }
 
@@ -47,12 +47,12 @@ pub struct Posture {
     /// The tier that has proven itself; null if none has.
     #[serde(default)]
     pub tier: Option<Name<Tier>>,
-    /// What this tier does not cover.
+    /// The gaps of this tier.
     #[serde(default)]
     pub gaps: Vec<Gap>,
 }
 
-/// What a tier leaves open, beyond what no tier covers (docs/LIMITS.md). Pure.
+/// The gaps of a tier, beyond those that every tier has (docs/LIMITS.md). Pure.
 pub fn gaps(tier: Tier) -> Vec<Gap> {
     let list: &[(&str, &str)] = match tier {
         // The yardstick.

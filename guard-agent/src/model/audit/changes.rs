@@ -9,7 +9,7 @@ use crate::model::events::Name;
 use crate::model::posture;
 use crate::model::time::Time;
 
-/// What happened to a pool.
+/// A change of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PoolChange {
@@ -29,7 +29,7 @@ pub struct PoolBody {
     pub mode: Option<Name<Mode>>,
 }
 
-/// Who or what changed a mode.
+/// The cause of a change of mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ModeCause {
@@ -48,12 +48,12 @@ pub struct ModeBody {
     pub from: Option<Name<Mode>>,
     pub to: Name<Mode>,
     pub cause: ModeCause,
-    /// Who asked, if someone did.
+    /// The requester, if there was one.
     pub uid: Option<u32>,
     pub login_uid: Option<u32>,
 }
 
-/// What happened to a lease.
+/// A change of a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LeaseChange {
@@ -65,7 +65,7 @@ pub enum LeaseChange {
     Ended,
 }
 
-/// What a lease permits.
+/// The permission that a lease gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LeaseKind {
@@ -85,13 +85,13 @@ pub struct LeaseBody {
     pub place: Place,
     pub ttl_seconds: u64,
     pub ends: Time,
-    /// What the requester gave as the reason.
+    /// The reason, as the requester gave it.
     pub reason: String,
     pub uid: u32,
     pub login_uid: Option<u32>,
 }
 
-/// What happened to a policy.
+/// A change of the policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PolicyChange {
@@ -120,7 +120,7 @@ pub struct PostureBody {
     pub posture: posture::Posture,
 }
 
-/// What the agent did.
+/// A change of the agent itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AgentChange {

@@ -1,4 +1,4 @@
-//! What the kernel program did, as the audit log tells it: decisions and incidents. Pure.
+//! Decisions of the kernel program and incidents, as the audit log has them. Pure.
 
 use guard_common::{Hook, Mode, Operation, Reason, Tier, Verdict};
 use serde::{Deserialize, Serialize};

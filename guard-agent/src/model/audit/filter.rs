@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::record::{Kind, Record};
 use crate::model::time::Time;
 
-/// What a line must have; what is `None` does not matter.
+/// The properties that a line must have. `None` matches every line.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Filter {

@@ -60,7 +60,7 @@ impl Record {
     }
 }
 
-/// What a line tells of.
+/// The kind of event that a line is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {

@@ -8,7 +8,7 @@ use super::options::option;
 use super::server::{Server, normal_path};
 use crate::model::mounts::MountEntry;
 
-/// What a CephFS mount shows.
+/// The part of a Ceph cluster that a CephFS mount shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// The cluster's id, if source or options tell it. Zeros are no id: they mean that it was not

@@ -62,7 +62,7 @@ pub struct Pool {
     pub visitor: bool,
     /// Index of the root in the policy.
     pub root: usize,
-    /// What the kernel client of Ceph says of it.
+    /// The kernel client's own data about a Ceph mount.
     #[serde(skip)]
     pub ceph: Option<ceph::Identity>,
 }

@@ -25,7 +25,7 @@ pub const LINE_LIMIT: usize = 64 * 1024;
 /// Lines of history at most in one answer.
 pub const HISTORY_LIMIT: usize = 10_000;
 
-/// What is asked of the agent.
+/// A request to the agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
@@ -92,7 +92,7 @@ pub enum Request {
         #[serde(default)]
         root: Option<String>,
     },
-    /// What was prepared is over, however it ended: evidence alone decides from here on.
+    /// The prepared join is over, however it ended: evidence alone decides from here on.
     JoinCommandEnded {
         #[serde(default)]
         root: Option<String>,
@@ -201,7 +201,7 @@ impl Request {
     }
 }
 
-/// What the agent answers.
+/// The agent's answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Response {

@@ -1,4 +1,4 @@
-//! What the agent reports of itself, as JSON on the socket and with `--json`. Pure.
+//! The agent's reports about itself, as JSON on the socket and with `--json`. Pure.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ use crate::model::time::Time;
 
 const SECOND: u64 = 1_000_000_000;
 
-/// Who has answered.
+/// The source of the answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AnsweredBy {
@@ -33,7 +33,7 @@ pub struct StatusReport {
     pub posture: PostureReport,
     pub agent: AgentReport,
     pub policy: PolicyReport,
-    /// What is valid in the policy and hardly meant, and what it leaves out.
+    /// Valid entries of the policy that are probably not meant, and shared filesystems without one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hints: Vec<Hint>,
     pub pools: Vec<PoolReport>,
@@ -115,7 +115,7 @@ pub struct PoolReport {
     /// The guarded root above it; only the agent knows it.
     pub root: Option<String>,
     pub mode: Name<Mode>,
-    /// Who or what set the mode; only the agent knows it.
+    /// The cause of the mode; only the agent knows it.
     pub mode_cause: Option<ModeCause>,
     pub generation: u64,
     /// In mode `released`: when that ends.

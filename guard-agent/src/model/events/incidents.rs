@@ -39,7 +39,7 @@ impl Summary {
         Reason::from_u32(self.key.reason)
     }
 
-    /// What was answered; `None` for a number that this version does not know.
+    /// The verdict; `None` for a number that this version does not know.
     pub fn verdict(&self) -> Option<Verdict> {
         Verdict::from_u32(self.key.verdict)
     }
@@ -50,7 +50,7 @@ impl Summary {
     }
 }
 
-/// What one scan found.
+/// The result of one scan.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IncidentScan {
     /// To be written down.

@@ -1,4 +1,4 @@
-//! What the kernel program reports: ring-buffer bytes become typed decisions, counts become
+//! Reports of the kernel program: ring-buffer bytes become typed decisions, counts become
 //! incidents.
 //!
 //! `decode`, `incidents` and `name` are pure. `clock` and `process` each have one function that

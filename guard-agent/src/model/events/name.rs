@@ -9,7 +9,7 @@ use serde::ser::{Serialize, Serializer};
 
 /// An enum of the kernel's contract that has a name for each value.
 pub trait WireName: Copy + Eq + fmt::Debug + 'static {
-    /// What the enum is called in an error message.
+    /// The enum's name in an error message.
     const WHAT: &'static str;
     /// Every value.
     const VALUES: &'static [Self];

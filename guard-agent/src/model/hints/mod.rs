@@ -1,5 +1,5 @@
-//! What is valid in a policy and still hardly meant, and what it leaves out on this host: told by
-//! `guardctl policy check`, `doctor` and `status`. Pure.
+//! Hints about a policy: entries that are valid but probably not meant, and shared filesystems of
+//! this host that it does not name. Shown by `guardctl policy check`, `doctor` and `status`. Pure.
 //!
 //! Nothing here is refused: a policy that was good yesterday stays good.
 
@@ -42,7 +42,7 @@ const LOCAL_FUSE: &str = "archivemount bindfs encfs exfat ext4 fuse-overlayfs fu
                           gocryptfs gvfsd-fuse lxcfs mergerfs ntfs ntfs-3g overlayfs portal \
                           snapfuse squashfuse squashfuse_ll";
 
-/// What the file alone shows.
+/// Hints from the file alone.
 pub fn lint(policy: &Policy) -> Vec<Hint> {
     policy
         .roots()

@@ -20,7 +20,7 @@ pub struct Answer {
     pub body: Vec<u8>,
 }
 
-/// What every body is wrapped in. Errors have `error` and `error_code`, others `status_code` and
+/// The wrapping of every body. Errors have `error` and `error_code`, others `status_code` and
 /// `metadata`.
 #[derive(Debug, Deserialize)]
 struct Envelope {
@@ -47,7 +47,7 @@ enum Content {
 impl Answer {
     fn content(&self) -> Content {
         let Ok(envelope) = serde_json::from_slice::<Envelope>(&self.body) else {
-            // Whatever the body is: a server that is starting may not answer in JSON.
+            // Any body will do: a server that is starting may not answer in JSON.
             return match self.status {
                 503 => Content::Error { code: 503, text: self.shown() },
                 _ => Content::Other,

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::answers::{JOINING, location, shortened};
 use crate::model::join::Event;
 
-/// What a frame says.
+/// The content of a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     pub news: News,
@@ -16,7 +16,7 @@ pub struct Report {
     pub sender: String,
 }
 
-/// What happened.
+/// The event that a frame tells of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum News {
     Event(Event),
@@ -32,7 +32,7 @@ pub enum News {
     LookAgain,
 }
 
-/// What this server is called, for whoever hears of several.
+/// The name of this server, to tell its reports from those of others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Own<'a> {
     /// It is in no cluster: all that it tells is its own.
@@ -42,7 +42,7 @@ pub enum Own<'a> {
     Named(&'a str),
 }
 
-/// What a report is to this server.
+/// The meaning of a report for this server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Meaning {
     Event(Event),
@@ -52,8 +52,8 @@ pub enum Meaning {
 }
 
 impl Report {
-    /// What it means for this server: members hear of each other, and what happens on another one
-    /// is nothing to this one, unless it is about this one.
+    /// The meaning for this server. Members hear of each other; an event on another member counts
+    /// only if it is about this server.
     pub fn meaning(&self, own: Own<'_>) -> Meaning {
         match (&self.news, own) {
             (News::Removed { member }, Own::Named(own)) if own == member => {

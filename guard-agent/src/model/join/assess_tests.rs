@@ -1,4 +1,4 @@
-//! What a look means: what seals, what holds, and what changes nothing.
+//! Assessments of looks: some seal, some hold, some change nothing.
 
 use super::super::{Effect, Event, NodeMode, Pools};
 use super::*;

@@ -16,7 +16,7 @@ pub enum Format {
     Dot,
 }
 
-/// What drives a transition, in a word.
+/// The cause of a transition, in a word.
 type Cause = &'static str;
 type Edges = BTreeMap<(&'static str, &'static str), BTreeSet<Cause>>;
 

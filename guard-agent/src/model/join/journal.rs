@@ -1,5 +1,5 @@
-//! What of a node survives its agent: the state, and how it came to be. Text ↔ value only; the file
-//! is the daemon's.
+//! A node's journal, which survives its agent: the state, and how it came to be. Text ↔ value only;
+//! the file is the daemon's.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};

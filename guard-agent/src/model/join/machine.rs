@@ -29,7 +29,7 @@ pub struct Machine {
     followed: Option<u64>,
 }
 
-/// What a look means.
+/// The meaning of a look.
 pub(super) struct Assessment {
     pub state: State,
     pub because: String,
@@ -53,7 +53,7 @@ impl Machine {
         Self::restored(State::Unknown { kept: Kept::Nothing }, Memory::default(), &BTreeMap::new())
     }
 
-    /// What an agent that starts makes of what was written down, and of the modes that the node's
+    /// The machine of an agent that starts, from the written state and from the modes that the node's
     /// pools have in the kernel's maps, by generation: the agent before it may have died between
     /// strengthening them and writing down why. It has to be followed by a look.
     pub fn restored(state: State, memory: Memory, found: &BTreeMap<u64, NodeMode>) -> Self {
@@ -104,7 +104,7 @@ impl Machine {
         &self.state
     }
 
-    /// What a look that is asked for now has to answer with.
+    /// The number that the answer to a look, asked for now, must carry.
     pub fn epoch(&self) -> Epoch {
         self.epoch
     }
@@ -114,7 +114,7 @@ impl Machine {
         self.alive.as_ref()
     }
 
-    /// What is to be remembered of the node's pools.
+    /// The memory of the node's pools.
     pub fn memory(&self) -> &Memory {
         &self.memory
     }
@@ -207,7 +207,7 @@ impl Machine {
     fn take(&mut self, event: Event, effects: &mut Vec<Effect>) -> Result<(), Refusal> {
         match event {
             Event::Looked { asked, evidence } => {
-                // What has broken since it was asked is not whole by its answer.
+                // An answer does not mend a stream that has broken since the question.
                 let followed = evidence.stream.filter(|_| asked >= self.epoch);
                 let assessment = self.assess(&evidence);
                 if asked >= self.epoch && evidence.config == Config::Absent && !self.has_pools() {
@@ -281,7 +281,7 @@ impl Machine {
         }
     }
 
-    /// What came while another stream was followed may have come with a join.
+    /// Pools that came while another stream was followed may have come with a join.
     fn set_followed(&mut self, stream: Option<u64>) {
         if stream != self.followed {
             self.followed = stream;

@@ -43,7 +43,7 @@ pub enum State {
     Released,
 }
 
-/// What an unknown node was last proven to be.
+/// The last proven state of an unknown node.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "was")]
 pub enum Kept {
@@ -63,13 +63,13 @@ pub enum JoinSeen {
     Running,
 }
 
-/// What a state makes of the node's pools.
+/// The mode that a state gives the node's pools.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum NodeMode {
-    /// What policy says: guarded, if it says nothing else.
+    /// The policy's mode: guarded, if it names none.
     Policy,
     /// Guests go on; everyone else is denied, the storage daemon included.
     Held,
@@ -138,7 +138,7 @@ impl State {
         }
     }
 
-    /// What an agent that starts may still believe of what the one before has written down.
+    /// The part of the written state that an agent may still believe when it starts.
     #[must_use]
     pub fn after_restart(self) -> Self {
         match self {
@@ -146,8 +146,8 @@ impl State {
                 Self::Unconfirmed { confirmed_by: Some(confirmed_by), held: false }
             }
             Self::Standalone => Self::Unknown { kept: Kept::Standalone },
-            // Whoever prepared it may be gone, and would have to say so again: sealed until
-            // evidence decides.
+            // The preparing command may be gone, and has to ask again: sealed until evidence
+            // decides.
             Self::Joining { .. } => Self::Joining { seen: JoinSeen::Running },
             // A rollback died with its agent, and the next one begins it anew
             // (`Agent::drive_nodes`).

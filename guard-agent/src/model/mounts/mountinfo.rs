@@ -17,7 +17,7 @@ pub struct MountEntry {
     /// Of `s_dev`, which on btrfs and overlay is not what `stat` says.
     pub major: u32,
     pub minor: u32,
-    /// What of the filesystem is mounted. CephFS says `/` for a subdirectory too.
+    /// The mounted directory of the filesystem. CephFS says `/` for a subdirectory too.
     pub root: PathBuf,
     /// Where, seen from the root directory of the process whose table this is.
     pub mountpoint: PathBuf,

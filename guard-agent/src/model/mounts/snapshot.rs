@@ -13,7 +13,7 @@ pub struct Snapshot {
     by_id: HashMap<u32, usize>,
 }
 
-/// What changed from one snapshot to the next.
+/// The changes from one snapshot to the next.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SnapshotDiff {
     pub added: Vec<MountEntry>,
@@ -107,7 +107,7 @@ impl Snapshot {
         Self::of(self.entries.iter().chain(more).cloned().collect(), self.problems.clone())
     }
 
-    /// What changed from here to `next`.
+    /// The changes from this snapshot to `next`.
     pub fn diff(&self, next: &Self) -> SnapshotDiff {
         let identity = |entry: &MountEntry| (entry.mount_id, entry.dev());
         let before: HashMap<_, _> =

@@ -24,7 +24,7 @@ use crate::model::classify::Outsider;
 use crate::model::classify::ceph::Identity;
 use crate::model::join::NodeMode;
 
-/// What follows from the pools that will be sealed.
+/// The consequences of the pools that will be sealed.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
     /// Actor sets of the roots that have a sealed or held pool.

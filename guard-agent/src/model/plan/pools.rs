@@ -28,7 +28,7 @@ pub fn seals_to_keep<'c>(
 }
 
 pub(super) fn changes(desired: &Desired<'_>, observed: &Observed) -> Changes {
-    // Whatever the counter says, no entry's generation is given out again.
+    // No entry's generation is given out again, also if the counter is too low.
     let used = observed.pools.values().map(|entry| entry.generation).max().unwrap_or(0);
     let next_generation = desired.next_generation.max(used + 1);
     let mut changes = Changes { next_generation, ..Changes::default() };

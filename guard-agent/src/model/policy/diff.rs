@@ -1,4 +1,4 @@
-//! What changes between two policies, for people and for JSON.
+//! The differences between two policies, for people and for JSON.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! What the operator sees when a policy file is refused: every problem, with place and hint.
+//! The refusal of a policy file: every problem, with place and hint.
 //!
 //! Knows nothing of what a policy means.
 
@@ -15,9 +15,9 @@ pub struct Problem {
     pub line: Option<usize>,
     /// Column in characters, from 1.
     pub column: Option<usize>,
-    /// What is wrong.
+    /// The problem.
     pub what: String,
-    /// What to write instead.
+    /// The correction.
     pub hint: Option<String>,
 }
 

@@ -30,7 +30,7 @@ const KINDS: &[(&[&str], u64)] = &[
     (&["tmpfs"], 0x0102_1994),
 ];
 
-/// What people call a filesystem, and what mountinfo calls it.
+/// People's names for a filesystem, and mountinfo's.
 const SYNONYMS: &[(&str, &str)] = &[
     ("cephfs", "ceph"),
     ("ceph-fuse", "fuse.ceph-fuse"),
@@ -97,7 +97,7 @@ impl Filesystem {
         self.magic
     }
 
-    /// What follows `fuse.`; empty for all else.
+    /// The part after `fuse.`; empty for all other kinds.
     pub fn subtype(&self) -> &str {
         &self.subtype
     }

@@ -106,7 +106,7 @@ pub enum TierChoice {
 }
 
 impl TierChoice {
-    /// What the file may say.
+    /// The values that the file may have.
     pub(super) const ALL: [Self; 4] = [
         Self::Auto,
         Self::Only(Tier::BpfLsm),
@@ -195,7 +195,7 @@ impl Root {
         self.filesystems.iter().any(|name| name == filesystem.name())
     }
 
-    /// Who may delete in its guarded pools.
+    /// The processes that may delete in its guarded pools.
     pub fn actors(&self) -> &[Actor] {
         &self.actors
     }
@@ -260,13 +260,13 @@ impl IncusNode {
         format!("/system.slice/{}", self.unit)
     }
 
-    /// What the agent does by itself when a join has failed.
+    /// The agent's own action after a failed join.
     pub fn on_join_failure(&self) -> OnJoinFailure {
         self.on_join_failure
     }
 }
 
-/// What the agent does by itself when a join has failed.
+/// The agent's own action after a failed join.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnJoinFailure {
@@ -299,7 +299,7 @@ impl DefaultMode {
     }
 }
 
-/// Who may delete. With both set, both must match; with one set, it alone suffices.
+/// Processes that may delete. With both set, both must match; with one set, it alone suffices.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Actor {
     #[serde(skip_serializing_if = "Option::is_none")]

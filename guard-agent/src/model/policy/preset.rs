@@ -1,4 +1,4 @@
-//! What policy knows about the storage daemons: their roots, their filesystems, who may delete.
+//! Presets for the storage daemons: their roots, their filesystems, their actors.
 
 /// Values that a root takes where the file says nothing.
 #[derive(Debug)]

@@ -43,7 +43,7 @@ pub(super) struct RawRoot {
     pub(super) settings: RawSettings,
 }
 
-/// What `[defaults]` can say for every root.
+/// The keys of `[defaults]`, which hold for every root.
 #[derive(Debug, Default)]
 pub(super) struct RawSettings {
     pub(super) filesystems: Option<At<Vec<At<String>>>>,
@@ -66,7 +66,7 @@ pub(super) fn read(text: &str, problems: &mut Problems<'_>) -> Option<RawPolicy>
         let span = error.span().unwrap_or(0..0);
         problems.at(span, format!("not TOML: {}", error.message()), None);
     }
-    // What is left after a syntax error would only give further errors that are none.
+    // After a syntax error, the rest of the file would only give errors that are none.
     errors.is_empty().then(|| policy(&Table::new("the file", document.get_ref()), problems))
 }
 

@@ -1,5 +1,5 @@
 //! Goes round until nothing is mounted any more or nothing moves: look, plan, unmount, look again.
-//! What can be done to the machine is behind [`Host`].
+//! [`Host`] is everything that it can do to the machine.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -21,7 +21,7 @@ pub trait Host {
     fn alive(&mut self) -> Result<BTreeSet<u64>, String>;
     /// Unmounts one mount if it still is what the step says.
     fn unmount(&mut self, step: &Step, lazy: bool) -> UnmountOutcome;
-    /// Who uses these superblocks.
+    /// The users of these superblocks.
     fn holders(&mut self, wanted: &[Wanted]) -> Result<Vec<Holder>, String>;
     /// Name of the container that a process belongs to, or of the process.
     fn name(&mut self, pid: u32) -> String;
@@ -29,12 +29,12 @@ pub trait Host {
     fn wait_for_end(&mut self, generations: &BTreeSet<u64>) -> Result<BTreeSet<u64>, String>;
 }
 
-/// What an operator allows. Nothing of it unless he says so.
+/// Steps that need the operator's word. The default allows none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Allowed {
-    /// What is busy is detached.
+    /// Detach mounts that are busy.
     pub lazy: bool,
-    /// What goes may go from under a guest, which then writes into the directory below.
+    /// Unmount also below a running guest, which then writes into the directory underneath.
     pub force: bool,
 }
 
@@ -53,7 +53,7 @@ impl Default for Limits {
     }
 }
 
-/// What happens meanwhile.
+/// An event during the rollback.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Progress {
     Step(StepReport),
@@ -101,8 +101,8 @@ struct Engine<'a, H> {
     outcome: RollbackOutcome,
     /// All mount ids that were seen, by generation: they name the mount also after it was detached.
     mount_ids: BTreeMap<u64, BTreeSet<u32>>,
-    /// Who held something before it was detached: afterwards a working directory cannot be told by
-    /// its path.
+    /// Holders from before the detaching: afterwards a working directory cannot be told by its
+    /// path.
     held: Vec<Holder>,
     timed_out: BTreeSet<u64>,
     /// Mounts whose unmount has not come back: they are not tried twice. By namespace and id.

@@ -52,7 +52,7 @@ pub enum Obstacle {
     Hidden { namespace: u64, mountpoint: PathBuf, by: PathBuf, fs_type: String },
 }
 
-/// What to do, in this order, and what is in the way.
+/// The steps in their order, and the obstacles.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UnmountPlan {
     pub steps: Vec<Step>,

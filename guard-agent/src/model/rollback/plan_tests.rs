@@ -82,7 +82,7 @@ fn what_is_not_incus_own_is_named_and_everything_below_it_stays() {
     let disk = "90 78 8:17 / /var/lib/incus/storage-pools/shared/disk rw - ext4 /dev/vdb rw";
     let above = "91 90 0:43 /v /var/lib/incus/storage-pools/shared/disk/v rw - ceph a rw";
     let plan = planned(&[HOST, POOL, disk, above, "92 1 0:44 / /srv/b rw - ceph b rw"]);
-    // What lies on the stranger can go, and so can the other pool.
+    // The mounts on the stranger can go, and so can the other pool.
     assert_eq!(steps(&plan), [(1, 92), (1, 91)]);
     let [Obstacle::Foreign { mountpoint, on, fs_type, .. }] = &plan.obstacles[..] else {
         panic!("{:?}", plan.obstacles)

@@ -1,4 +1,4 @@
-//! What a rollback did and what it could not do, as JSON on the socket and as text. Pure.
+//! The result of a rollback: steps done and mounts left, as JSON on the socket and as text. Pure.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use super::guests::Guest;
 use super::{Holder, Obstacle, Target};
 use crate::model::audit::record::device_text;
 
-/// What became of one unmount.
+/// The result of one unmount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "result", rename_all = "kebab-case")]
 pub enum UnmountOutcome {
@@ -104,9 +104,9 @@ pub struct Remaining {
     /// `major:minor`.
     pub device: String,
     pub mounts: Vec<MountPlace>,
-    /// What is in the way of its unmounts.
+    /// Obstacles to its unmounts.
     pub obstacles: Vec<String>,
-    /// Who uses it.
+    /// Its users.
     pub holders: Vec<Holder>,
     /// The advice to the operator.
     pub fix: String,
@@ -121,7 +121,7 @@ pub struct RollbackOutcome {
     /// Guests that have a pool mounted. Where there are some, nothing was unmounted.
     #[serde(default)]
     pub guests: Vec<Guest>,
-    /// What could not even be looked at.
+    /// Looks that failed.
     pub problems: Vec<String>,
 }
 
@@ -169,7 +169,7 @@ pub(super) fn describe(obstacle: &Obstacle) -> String {
     }
 }
 
-/// What an operator can do about a guest.
+/// The operator's next step for a guest.
 pub(super) fn fix_guest(guest: &Guest) -> String {
     let (name, pid) = (&guest.name, guest.pid);
     format!(
@@ -179,7 +179,7 @@ pub(super) fn fix_guest(guest: &Guest) -> String {
     )
 }
 
-/// What an operator can do about a superblock that lives on.
+/// The operator's next step for a superblock that lives on.
 pub(super) fn fix(
     obstacles: &[Obstacle],
     holders: &[Holder],

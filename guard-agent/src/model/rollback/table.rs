@@ -2,7 +2,7 @@
 
 use crate::model::mounts::Snapshot;
 
-/// What is mounted in one mount namespace.
+/// The mounts of one mount namespace.
 #[derive(Clone, Debug)]
 pub struct NamespaceTable {
     /// Inode of the namespace.

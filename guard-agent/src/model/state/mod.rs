@@ -1,4 +1,4 @@
-//! What survives a restart of the agent: seals of operators, and leases. Pure.
+//! The state that survives a restart of the agent: seals of operators, and leases. Pure.
 
 mod content;
 pub mod text;

@@ -99,7 +99,7 @@ pub(crate) fn unknown_seals(state: &State) -> Option<String> {
         .then(|| format!("seals of a form that is not known here: {}", list.join(", ")))
 }
 
-/// What two copies of one file say together. Of two that differ after the same save one is damaged,
+/// The state of two copies of one file. Of two that differ after the same save one is damaged,
 /// and which one cannot be told: then every seal and lease of both holds.
 pub(crate) fn merge(file: State, copy: State, boot_id: &str) -> State {
     if file.saved != copy.saved {

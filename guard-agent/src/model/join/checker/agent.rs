@@ -14,7 +14,7 @@ use crate::model::join::{
 
 impl World {
     pub(super) fn send(&mut self, message: Message) {
-        // What does not fit is lost, as it would be if nobody read.
+        // Messages that do not fit are lost, as they would be if nobody read.
         if self.agent.is_some() && self.under_way.len() < self.capacity {
             self.under_way.push(message);
         }
@@ -156,8 +156,8 @@ impl World {
         self.under_way.is_empty()
     }
 
-    /// What happens if nothing goes wrong any more: the agent runs, every message arrives, and it
-    /// looks.
+    /// The world in which nothing goes wrong any more: the agent runs, every message arrives, and
+    /// it looks.
     pub(super) fn settled(&self, fault: Fault) -> Self {
         let mut world = self.clone();
         world.silent = true;
@@ -182,7 +182,7 @@ impl World {
         world
     }
 
-    /// What a wipe leaves: nothing. A fresh daemon starts on it.
+    /// A wipe leaves nothing. A fresh daemon starts on it.
     pub(super) fn wiped(&self, fault: Fault) -> Self {
         let mut world = self.settled(fault);
         (world.address, world.raft, world.member, world.rows) = (false, false, false, false);

@@ -1,4 +1,4 @@
-//! What may happen in a world, and what must hold in it.
+//! Possible events in a world, and the invariants that hold in it.
 
 use stateright::{Model, Property};
 
@@ -178,7 +178,7 @@ impl Model for Lab {
                         return settled.actor_deletes()
                             || settled.adopted(lab.fault).actor_deletes();
                     }
-                    // What is left of a cluster can be unmounted.
+                    // The mounts that are left of a cluster can be unmounted.
                     let machine = settled.agent.as_ref().expect("it has been started");
                     !settled.must_be_sealed() || machine.may_roll_back().is_ok()
                 },

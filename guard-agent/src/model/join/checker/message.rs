@@ -1,4 +1,4 @@
-//! What is under way to the agent in the model's world.
+//! Messages on their way to the agent in the model's world.
 
 use crate::model::incus::frames::{News, Report};
 use crate::model::join::{Event, Evidence};
@@ -7,7 +7,7 @@ use crate::model::join::{Event, Evidence};
 pub(super) const OWN: &str = "node2";
 pub(super) const OTHER: &str = "node3";
 
-/// What is under way to the agent.
+/// A message on its way to the agent.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Message {
     /// `joins`: the node itself was joining, or had just failed to, when it was looked at.
@@ -20,7 +20,7 @@ pub(super) enum Message {
     Lost,
 }
 
-/// What the event stream tells.
+/// A message of the event stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Frame {
     Began,
@@ -33,7 +33,7 @@ pub(super) enum Frame {
     Other(Other),
 }
 
-/// What happens on another member.
+/// An event on another member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Other {
     Began,

@@ -56,7 +56,7 @@ pub(super) struct World {
     // The agent: its machine, what it has written down, and the mode for new entries.
     pub(super) agent: Option<Machine>,
     pub(super) journal: State,
-    /// What it has written down of the node's pools.
+    /// The node's pools, as it has written them down.
     pub(super) memory: Memory,
     pub(super) under_way: Vec<Message>,
     /// The event stream is connected, and which one: 1 and 2 in turn.
@@ -83,7 +83,7 @@ pub(super) struct World {
     pub(super) capacity: usize,
 }
 
-/// What is broken in the machine or in its surroundings.
+/// A fault in the machine or in its surroundings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
     None,
@@ -101,7 +101,7 @@ pub(super) enum Fault {
     DeafToRollback,
     /// Sealed is for ever.
     NeverWeakens,
-    /// What the event stream tells of other members counts as this one's.
+    /// Events of other members count as this one's.
     OthersFrames,
     /// The daemon is asked for the operations of the whole cluster.
     OthersOperations,
@@ -131,7 +131,7 @@ pub(super) enum Action {
     Kill,
     Start,
     GrowSilent,
-    /// What has failed is listed no more.
+    /// Failed operations are listed no more.
     Unlist,
     MountOwn,
     Unmount,
@@ -144,7 +144,7 @@ pub(super) enum Action {
         join: bool,
     },
     Tells(Other),
-    // What reaches the agent.
+    // The messages that reach the agent.
     Look {
         config: bool,
         answers: bool,
@@ -233,8 +233,8 @@ impl World {
         }
     }
 
-    /// What truth requires: the cluster's data on a node that is no member is for nobody to delete.
-    /// (Until it can be known that it is none any more.)
+    /// Whether the truth requires a seal: nobody may delete the cluster's data on a node that is no
+    /// member. (Until the agent can know that it is none any more.)
     pub(super) fn must_be_sealed(&self) -> bool {
         self.pool.is_some_and(|pool| pool.clusters) && !self.member && !self.unheard
     }
@@ -259,7 +259,7 @@ impl World {
                 Daemon::Running { incarnation: Self::incarnation(life), age_seconds: 0 };
             (evidence.operation, evidence.membership) = match (answers, self.member, self.raft) {
                 (false, ..) => (JoinOperation::Unknown, no_answer()),
-                // Whoever asks all members waits for the slowest.
+                // A question to all members takes as long as the slowest answer.
                 (true, true, _) if fault == Fault::OthersOperations && self.other_joins => {
                     (self.operation(fault), no_answer())
                 }

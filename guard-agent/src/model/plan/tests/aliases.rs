@@ -1,4 +1,4 @@
-//! Who is denied outside the roots while pools are sealed.
+//! Denials outside the roots while pools are sealed.
 
 use super::*;
 
@@ -17,7 +17,7 @@ fn while_a_pool_is_sealed_its_actors_are_denied_on_whatever_may_show_it() {
     host.apply(&mut maps);
     assert_eq!(sealed(&maps), (actors(&maps, actor_set), [51].into()));
     assert!(!alias_actors(&maps).is_empty());
-    // What was exempt becomes a pool; what was a pool stays one.
+    // The exempt superblock becomes a pool, and the pool stays one.
     let bound = format!("{table}83 31 0:51 / /var/lib/incus/other rw - ceph m:/b rw\n");
     host.table.clone_from(&bound);
     host.apply(&mut maps);

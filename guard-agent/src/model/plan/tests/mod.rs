@@ -413,7 +413,7 @@ fn unresolved_actors_are_left_out() {
     assert!(maps.actor_cgroups.is_empty() && maps.actor_executables.is_empty());
 }
 
-/// Who could delete in a guarded pool of a set: pairs of cgroup and executable, or one alone.
+/// The actors of a set: pairs of cgroup and executable, or one alone.
 fn actors(maps: &Observed, set: u32) -> BTreeSet<(u64, u64)> {
     let groups: Vec<_> =
         maps.actor_cgroups.iter().filter(|(key, _)| key.actor_set == set).collect();
@@ -431,7 +431,7 @@ fn actors(maps: &Observed, set: u32) -> BTreeSet<(u64, u64)> {
     actors
 }
 
-/// Who is denied outside the roots, on a superblock that has no entry.
+/// Actors that are denied outside the roots, on a superblock that has no entry.
 fn alias_actors(maps: &Observed) -> BTreeSet<(u64, u64)> {
     if maps.config.flags & CONFIG_ALIASES == 0 {
         BTreeSet::new()

@@ -1,4 +1,4 @@
-//! What must hold in every step of every plan.
+//! Properties that hold in every step of every plan.
 
 use proptest::prelude::*;
 
@@ -71,8 +71,8 @@ fn check_steps(before: &Observed, after: &Observed, operations: &[MapOperation])
         }
         for (key, new) in after.pools.iter().filter(|(key, entry)| key.is_part() && is_pool(entry))
         {
-            // What a mount of the part meets: the part's own entry, or the whole superblock's while
-            // that has no parts.
+            // A mount of the part meets the part's own entry, or the whole superblock's while that
+            // has no parts.
             let met = |maps: &Observed| {
                 let whole = maps.pools.get(&whole(key.dev)).copied()?;
                 if whole.flags & POOL_PARTS != 0 {

@@ -1,4 +1,4 @@
-//! What the file says → a valid [`Policy`], or every problem at once.
+//! The file's content → a valid [`Policy`], or every problem at once.
 
 mod choices;
 mod root;
