@@ -1,5 +1,5 @@
-//! Imports between the agent's files form no cycle, and go down from wing to wing only: a file can be
-//! understood after those that it rests on.
+//! Imports between the agent's files form no cycle, and go down from wing to wing only: a file can
+//! be understood after those that it rests on.
 //!
 //! A file imports another if it names something in it, in a `use`, an expression or a macro's
 //! arguments. A module that only re-exports what its own parts hold (`pub use`) imports nothing.

@@ -60,7 +60,32 @@ pub fn check(root: &Path) -> Result<()> {
             problems.extend(impurities(name, &text));
         }
     }
+    problems.extend(unreplayed(root)?);
     if problems.is_empty() { Ok(()) } else { bail!("\n  {}", problems.join("\n  ")) }
+}
+
+/// Kept regressions that proptest replays no more: it looks for them under the path of the source
+/// that has found them, so they must move with it.
+fn unreplayed(root: &Path) -> Result<Vec<String>> {
+    let (kept, sources) =
+        (root.join("guard-agent/proptest-regressions"), root.join("guard-agent/src"));
+    let (mut found, mut open) = (Vec::new(), vec![kept.clone()]);
+    while let Some(directory) = open.pop() {
+        let Ok(entries) = fs::read_dir(&directory) else { continue };
+        for entry in entries {
+            let path = entry.with_context(|| format!("list {}", directory.display()))?.path();
+            if path.is_dir() {
+                open.push(path);
+            } else if let Ok(place) = path.strip_prefix(&kept)
+                && !sources.join(place).with_extension("rs").exists()
+            {
+                let place = path.strip_prefix(root).unwrap_or(&path).display();
+                found
+                    .push(format!("{place}: no source file has this place, so it is not replayed"));
+            }
+        }
+    }
+    Ok(found)
 }
 
 fn is_pure(name: &Path) -> bool {
@@ -118,6 +143,21 @@ mod tests {
         let found = impurities(Path::new("p.rs"), text);
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(found[0].starts_with("p.rs:2:") && found[1].starts_with("p.rs:4:"), "{found:?}");
+    }
+
+    #[test]
+    fn regressions_without_their_source_are_named() {
+        let root = tempfile::tempdir().unwrap();
+        let agent = root.path().join("guard-agent");
+        for place in
+            ["src/a/mod.rs", "proptest-regressions/a/mod.txt", "proptest-regressions/b.txt"]
+        {
+            fs::create_dir_all(agent.join(place).parent().unwrap()).unwrap();
+            fs::write(agent.join(place), "").unwrap();
+        }
+        let found = unreplayed(root.path()).unwrap();
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].starts_with("guard-agent/proptest-regressions/b.txt:"), "{found:?}");
     }
 
     #[test]
