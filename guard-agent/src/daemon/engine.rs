@@ -1,4 +1,4 @@
-//! The tier that answers from user space: wiring between the owner and [`crate::host::fanotify`].
+//! The tier that answers from user space: wiring between the agent and [`crate::host::fanotify`].
 
 use std::collections::BTreeSet;
 use std::fs::File;

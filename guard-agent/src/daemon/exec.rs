@@ -76,7 +76,7 @@ impl Agent {
         })
     }
 
-    /// Tells the owner's loop when the process of a lease has ended. Without that the next tick
+    /// Tells the agent's loop when the process of a lease has ended. Without that the next tick
     /// finds it.
     fn await_end(&self, tree: &CommandTree) {
         let ended = Arc::clone(&self.command_ended);

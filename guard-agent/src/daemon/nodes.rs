@@ -30,7 +30,7 @@ use crate::model::policy::{DefaultMode, Policy, Root};
 /// How long a start waits for a first look at its nodes, so that a healthy one is guarded from the
 /// first moment.
 const FIRST_LOOK: Duration = Duration::from_secs(3);
-/// Observations that wait for the owner.
+/// Observations that wait for the agent.
 const WAITING: usize = 256;
 
 /// All nodes, by their guarded root.
@@ -45,7 +45,7 @@ pub struct Nodes {
 }
 
 impl Nodes {
-    /// The other end is for the owner's loop.
+    /// The other end is for the agent's loop.
     pub fn new(
         state_dir: &Path,
         rollbacks: Rollbacks,

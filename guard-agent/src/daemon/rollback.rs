@@ -1,5 +1,5 @@
-//! Rollbacks beside the owner: the engine blocks, so each has a thread of its own, and tells the
-//! owner what happens.
+//! Rollbacks beside the agent: the engine blocks, so each has a thread of its own, and tells the
+//! agent what happens.
 //!
 //! The state machine knows that a rollback runs, and its journal says so; a thread that dies with
 //! its agent is begun anew by the next one. Unmounting twice does no harm.
@@ -56,7 +56,7 @@ pub enum What {
 }
 
 impl Rollbacks {
-    /// With the directory of the pinned maps. The other end is for the owner's loop.
+    /// With the directory of the pinned maps. The other end is for the agent's loop.
     pub fn new(map_directory: PathBuf) -> (Self, UnboundedReceiver<Happening>) {
         let (sender, happenings) = unbounded_channel();
         (
@@ -87,7 +87,7 @@ impl Rollbacks {
         let (sender, map_directory, name) =
             (self.sender.clone(), self.map_directory.clone(), root.to_owned());
         std::thread::Builder::new().name("rollback".to_owned()).spawn(move || {
-            // The owner may have gone; then nobody has to be told.
+            // The agent may have gone; then nobody has to be told.
             let tell = |what| drop(sender.send(Happening { root: name.clone(), what }));
             let work = || {
                 let mut host =

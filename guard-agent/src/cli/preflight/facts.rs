@@ -43,9 +43,9 @@ pub struct Facts {
     pub api_extensions: Option<usize>,
     /// `None`: nobody was asked.
     pub members: Option<Result<Vec<Member>, String>>,
-    /// What a member says of itself, if a remote was given.
+    /// A member's report of itself, if a remote was given.
     pub cluster: Option<Result<Server, String>>,
-    /// What is missing for the cluster's pools on Ceph, if a remote was given.
+    /// Files that the cluster's pools on Ceph need and this host lacks, if a remote was given.
     pub ceph: Option<Result<Vec<Missing>, String>>,
     /// Stale entries that were removed, or why not, if that was asked for.
     pub stale: Option<Result<Vec<String>, String>>,
@@ -72,7 +72,7 @@ pub struct Leftover {
     pub source: String,
 }
 
-/// What the agent says.
+/// The agent's answer.
 #[derive(Clone, Debug)]
 pub enum Agent {
     /// Why it does not answer.

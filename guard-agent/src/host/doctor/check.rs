@@ -19,9 +19,9 @@ pub struct Check {
     /// For people.
     pub name: String,
     pub state: CheckState,
-    /// What was found.
+    /// The finding.
     pub found: String,
-    /// What to do; `None` if there is nothing to do.
+    /// The next step; `None` if there is nothing to do.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub fix: Option<String>,
     /// Stable: for scripts, and the code of the posture's reason.

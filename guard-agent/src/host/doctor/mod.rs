@@ -47,7 +47,7 @@ pub fn checks(facts: &HostFacts) -> Vec<Check> {
     checks
 }
 
-/// What only the strongest tier needs is no failure where the next one can be had.
+/// A lack that only the strongest tier has is no failure where the next tier is available.
 fn of_bpf_lsm_alone(facts: &HostFacts, check: Check) -> Check {
     match check.state {
         CheckState::Fail if tiers::is_available(facts, Tier::FmodRet) => {
@@ -103,7 +103,7 @@ pub fn worst(checks: &[Check]) -> CheckState {
     checks.iter().map(|check| check.state).max().unwrap_or(CheckState::Ok)
 }
 
-/// What all checks came to, in a line.
+/// The result of all checks, in a line.
 pub fn summary(checks: &[Check]) -> String {
     let count = |state| checks.iter().filter(|check| check.state == state).count();
     let (failed, warned) = (count(CheckState::Fail), count(CheckState::Warn));

@@ -15,10 +15,11 @@
 //! namespace refuse every change. What that leaves open: `posture::gaps`.
 //!
 //! `decide`, `order`, `event`, `deletion` and `tally` are pure; `identity` reads `/proc` (by `kept`
-//! files) and `cgroups`; `marks` has the system calls; `responder` is the process, `apply_order` its
-//! hands, `deletion_monitor` its eyes for what it could not stop, `mount_watcher` (by `statmount`) those for new
-//! mounts, `recorder` what it writes down, at once or from a `tally`; `engine` is the agent's side,
-//! with `child` (the process as it sees it), `seals` and `canary`.
+//! files) and `cgroups`; `marks` has the system calls. `responder` is the process that answers. In
+//! it, `apply_order` marks and seals mounts, `mount_watcher` (by `statmount`) finds new ones,
+//! `deletion_monitor` reports deletions that could not be stopped, and `recorder` writes counters
+//! and records, at once or from a `tally`. `engine` is the agent's side, with `child` (the process
+//! as it sees it), `seals` and `canary`.
 
 mod apply_order;
 mod canary;

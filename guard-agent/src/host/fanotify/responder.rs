@@ -279,7 +279,7 @@ impl Question {
         decide::decide(&self.entry, read_only, now, asker).map(|outcome| (outcome, cgroup_id))
     }
 
-    /// Whoever asks and the directory, as far as the recorder needs them for this outcome.
+    /// The requester and the directory, as far as the recorder needs them for this outcome.
     fn told(
         &self,
         outcome: Decided,

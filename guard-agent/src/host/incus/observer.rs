@@ -41,7 +41,7 @@ pub enum Observation {
     Event(Event),
 }
 
-/// What the owner wants: the newest request counts.
+/// The request of the daemon: the newest one counts.
 #[derive(Clone, Copy, Debug)]
 struct Request {
     asked: Epoch,

@@ -53,9 +53,9 @@ impl Machine {
         Self::restored(State::Unknown { kept: Kept::Nothing }, Memory::default(), &BTreeMap::new())
     }
 
-    /// The machine of an agent that starts, from the written state and from the modes that the node's
-    /// pools have in the kernel's maps, by generation: the agent before it may have died between
-    /// strengthening them and writing down why. It has to be followed by a look.
+    /// The machine of an agent that starts, from the written state and from the modes that the
+    /// node's pools have in the kernel's maps, by generation: the agent before it may have died
+    /// between strengthening them and writing down why. A look has to follow.
     pub fn restored(state: State, memory: Memory, found: &BTreeMap<u64, NodeMode>) -> Self {
         let believed = state.after_restart();
         let strongest = found.values().max().copied().unwrap_or(NodeMode::Policy);
