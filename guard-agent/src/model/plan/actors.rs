@@ -17,6 +17,18 @@ pub(super) struct Changes {
     pub(super) removed: Vec<MapOperation>,
 }
 
+impl Changes {
+    /// The actor sets that get actors, or others than they have.
+    pub(super) fn sets_with_new(&self) -> BTreeSet<u32> {
+        let set = |operation: &MapOperation| match operation {
+            MapOperation::PutActorCgroup(key, _) => Some(key.actor_set),
+            MapOperation::PutActorExecutable(key, _) => Some(key.actor_set),
+            _ => None,
+        };
+        self.put.iter().filter_map(set).collect()
+    }
+}
+
 type Pair = (CgroupKey, ExecutableKey);
 
 /// `sealed` are the actor sets of the roots that have a sealed pool.

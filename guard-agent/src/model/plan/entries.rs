@@ -16,6 +16,8 @@ pub(super) struct Changes {
     /// All other updates.
     pub(super) weakened: Vec<MapOperation>,
     pub(super) removed: Vec<MapOperation>,
+    /// Entries in mode guarded whose pools go over to another actor set, as they are now.
+    pub(super) moving: Vec<(PoolKey, PoolEntry)>,
     /// Magics of all pools that remain.
     pub(super) kept_magics: BTreeSet<u64>,
     pub(super) next_generation: u64,

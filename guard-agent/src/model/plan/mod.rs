@@ -44,6 +44,7 @@ pub fn plan(desired: &Desired<'_>, observed: &Observed) -> Plan {
     let mut pools = pools::changes(desired, observed);
     let aliases = aliases::changes(desired, observed, &mut pools, roots.len());
     let actors = actors::changes(desired, observed, &aliases.sealed);
+    pools.seal_for_a_moment(&actors.sets_with_new());
     let strict = pools.after.values().any(pools::is_strict);
     let config = Config {
         host_mnt_ns: desired.host_mnt_ns,

@@ -125,7 +125,15 @@ impl Parts {
                 changes.kept_magics.insert(magic);
                 // Both come after all parts have their entries.
                 match before {
-                    Some(_) => changes.weakened.push(MapOperation::UpdatePool { key, entry }),
+                    Some(before) => {
+                        // Until then all parts have the whole's actors.
+                        let stays = |part: &PoolEntry| part.actor_set == before.actor_set;
+                        let mut parts = changes.after.iter().filter(|(key, _)| key.dev == dev);
+                        if is_pool(before) && !parts.all(|(_, part)| stays(part)) {
+                            changes.moves(key, before);
+                        }
+                        changes.weakened.push(MapOperation::UpdatePool { key, entry });
+                    }
                     None => changes.created.push(MapOperation::CreatePool { key, entry }),
                 }
             }

@@ -1,6 +1,6 @@
 //! Which entries pools get, and which changes of entries strengthen.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use guard_common::policy::{POOL_EXPORTED, POOL_GUARD_TRUNCATE, POOL_OPERATOR, POOL_VISITOR};
 use guard_common::{Mode, PoolEntry, PoolKey};
@@ -82,7 +82,7 @@ pub(super) fn changes(desired: &Desired<'_>, observed: &Observed) -> Changes {
 }
 
 impl Changes {
-    /// Whether a pool is sealed on the way: see `update`.
+    /// Whether a pool is sealed on the way: see `seal_for_a_moment`.
     pub(super) fn seals_for_a_moment(&self) -> bool {
         self.strengthened
             .iter()
@@ -146,17 +146,33 @@ impl Changes {
         if *before == after {
             return;
         }
-        if before.actor_set != after.actor_set && Mode::from_u32(before.mode) == Some(Mode::Guarded)
-        {
-            // While both sets are being changed, the pool has no actors at all.
-            let entry = PoolEntry { mode: Mode::Sealed as u32, ..*before };
-            self.strengthened.push(MapOperation::UpdatePool { key, entry });
+        if before.actor_set != after.actor_set {
+            self.moves(key, before);
         }
         let operation = MapOperation::UpdatePool { key, entry: after };
         if weakens(before, &after) {
             self.weakened.push(operation);
         } else {
             self.strengthened.push(operation);
+        }
+    }
+
+    /// Notes that a pool leaves the actor set of this entry.
+    pub(super) fn moves(&mut self, key: PoolKey, before: &PoolEntry) {
+        if Mode::from_u32(before.mode) == Some(Mode::Guarded) {
+            self.moving.push((key, *before));
+        }
+    }
+
+    /// Seals each pool that leaves an actor set which is about to get new actors: until the pool
+    /// has left it, they could delete in a pool that is theirs neither before nor after. Where the
+    /// set gets none, nothing is sealed, and nobody is denied in between.
+    pub(super) fn seal_for_a_moment(&mut self, new_actors: &BTreeSet<u32>) {
+        for (key, before) in std::mem::take(&mut self.moving) {
+            if new_actors.contains(&before.actor_set) {
+                let entry = PoolEntry { mode: Mode::Sealed as u32, ..before };
+                self.strengthened.push(MapOperation::UpdatePool { key, entry });
+            }
         }
     }
 }

@@ -96,3 +96,38 @@ fn parts_are_no_joins_pools() {
     at(&mut alone, &mut host, &[FIRST]);
     assert!(is_own(whole(50), &alone.pools[&whole(50)]));
 }
+
+/// The modes that the whole superblock goes through.
+fn modes_of_the_whole(operations: &[MapOperation]) -> Vec<Mode> {
+    let mode = |operation: &MapOperation| match operation {
+        MapOperation::UpdatePool { key, entry } if *key == whole(50) && is_pool(entry) => {
+            Mode::from_u32(entry.mode)
+        }
+        _ => None,
+    };
+    operations.iter().filter_map(mode).collect()
+}
+
+#[test]
+fn a_part_of_another_root_never_meets_new_actors_of_the_whole() {
+    let policy = |actors: &str| {
+        format!(
+            "version = 1\n[[root]]\npath = \"/r\"\nfilesystems = [\"nfs\"]\nactors = [{actors}]\n\
+             [[root]]\npath = \"/s\"\nfilesystems = [\"nfs\"]\n"
+        )
+    };
+    let other = SECOND.replace("/r/two", "/s/two");
+    let both = format!("{FIRST}{other}");
+    let (mut host, started_maps) = started(&policy(""), FIRST);
+    let (next_generation, mut maps) = (host.next_generation, started_maps.clone());
+    host = Host { next_generation, ..Host::new(&policy("{cgroup=\"/g\"}"), &both) };
+    let operations = host.apply(&mut maps);
+    assert_eq!(modes_of_the_whole(&operations), [Mode::Sealed], "until the part has its entry");
+    let modes = [71, 72].map(|mount| Mode::from_u32(maps.pools[&part(mount)].mode));
+    assert_eq!(modes, [Some(Mode::Guarded); 2]);
+
+    // Where no actor is new, nobody is denied in between.
+    let mut maps = started_maps;
+    host = Host { next_generation, ..Host::new(&policy(""), &both) };
+    assert_eq!(modes_of_the_whole(&host.apply(&mut maps)), []);
+}

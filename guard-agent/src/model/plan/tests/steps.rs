@@ -21,6 +21,22 @@ fn check_aliases(before: &Observed, after: &Observed, now: &Observed, operation:
     assert!(exempt(now).is_subset(&either), "an alias exempt at {operation:?}");
 }
 
+/// Nobody deletes in a guarded pool who may neither before nor after.
+fn check_actors(
+    maps: &Observed,
+    now: &PoolEntry,
+    (before, old): (&Observed, &PoolEntry),
+    (after, new): (&Observed, &PoolEntry),
+    operation: &MapOperation,
+) {
+    if now.mode != Mode::Guarded as u32 || !is_pool(now) {
+        return;
+    }
+    let (old, new) = (actors(before, old.actor_set), actors(after, new.actor_set));
+    let allowed: BTreeSet<_> = old.union(&new).copied().collect();
+    assert!(actors(maps, now.actor_set).is_subset(&allowed), "new actors at {operation:?}");
+}
+
 fn check_steps(before: &Observed, after: &Observed, operations: &[MapOperation]) {
     let mut maps = before.clone();
     for operation in operations {
@@ -57,17 +73,9 @@ fn check_steps(before: &Observed, after: &Observed, operations: &[MapOperation])
             let now = maps.pools.get(key).unwrap_or_else(|| panic!("{key:?} without entry"));
             let weaker = pools::strength(old.mode).min(pools::strength(new.mode));
             assert!(pools::strength(now.mode) >= weaker, "{key:?} weaker at {operation:?}");
-            if now.mode != Mode::Guarded as u32 || !is_pool(now) {
-                continue;
+            if is_pool(new) {
+                check_actors(&maps, now, (before, old), (after, new), operation);
             }
-            let allowed: BTreeSet<_> = actors(before, old.actor_set)
-                .union(&actors(after, new.actor_set))
-                .copied()
-                .collect();
-            assert!(
-                actors(&maps, now.actor_set).is_subset(&allowed),
-                "new actors at {operation:?}"
-            );
         }
         for (key, new) in after.pools.iter().filter(|(key, entry)| key.is_part() && is_pool(entry))
         {
@@ -86,6 +94,7 @@ fn check_steps(before: &Observed, after: &Observed, operations: &[MapOperation])
                 met(&maps).unwrap_or_else(|| panic!("{key:?} without entry at {operation:?}"));
             let weaker = pools::strength(old.mode).min(pools::strength(new.mode));
             assert!(pools::strength(now.mode) >= weaker, "{key:?} weaker at {operation:?}");
+            check_actors(&maps, &now, (before, &old), (after, new), operation);
         }
         for key in before.roots.keys().filter(|key| after.roots.contains_key(*key)) {
             let (old, new) = (guarded_kinds(before, key), guarded_kinds(after, key));
