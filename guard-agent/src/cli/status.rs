@@ -10,24 +10,24 @@ use crate::model::control::report::{
     AuditReport, PolicyReport, PostureReport, Reconciled, RootReport, StatusReport,
 };
 use crate::model::exit::Exit;
-use crate::model::posture::State;
+use crate::model::posture::PostureState;
 
 /// What a posture ends `status` with.
-pub fn exit(state: State) -> Exit {
+pub fn exit(state: PostureState) -> Exit {
     match state {
-        State::Enforcing => Exit::Ok,
-        State::Degraded | State::AuditOnly => Exit::Degraded,
-        State::Inactive => Exit::Inactive,
+        PostureState::Enforcing => Exit::Ok,
+        PostureState::Degraded | PostureState::AuditOnly => Exit::Degraded,
+        PostureState::Inactive => Exit::Inactive,
     }
 }
 
 /// A posture's name.
-pub fn state_name(state: State) -> &'static str {
+pub fn state_name(state: PostureState) -> &'static str {
     match state {
-        State::Enforcing => "enforcing",
-        State::Degraded => "degraded",
-        State::AuditOnly => "audit-only",
-        State::Inactive => "inactive",
+        PostureState::Enforcing => "enforcing",
+        PostureState::Degraded => "degraded",
+        PostureState::AuditOnly => "audit-only",
+        PostureState::Inactive => "inactive",
     }
 }
 

@@ -12,7 +12,7 @@ use crate::model::control::report::*;
 use crate::model::events::Name;
 use crate::model::hints::Hint;
 use crate::model::join::{Config, Daemon, Evidence};
-use crate::model::posture::{Gap, Posture, Reason, State};
+use crate::model::posture::{Gap, Posture, PostureState, Reason};
 use crate::model::time::{BootOffset, Time};
 
 fn at(second: u64) -> Time {
@@ -29,7 +29,7 @@ fn pool(name: &str, mode: Mode) -> PoolReport {
     }
 }
 
-fn posture(state: State, reasons: Vec<Reason>) -> Posture {
+fn posture(state: PostureState, reasons: Vec<Reason>) -> Posture {
     let gap = Gap { code: "deaf".to_owned(), detail: "what nobody tells it".to_owned() };
     Posture { state, reasons, tier: Some(Name(Tier::BpfLsm)), gaps: vec![gap] }
 }
@@ -54,7 +54,7 @@ fn status() -> StatusReport {
     let counters = [("denied_sealed", 0), ("denied_guarded", 1_000_000), ("allowed_released", 5)];
     StatusReport {
         posture: PostureReport {
-            posture: posture(State::Degraded, vec![reason, failed]),
+            posture: posture(PostureState::Degraded, vec![reason, failed]),
             proven_at: Some(at(60)),
         },
         agent: AgentReport {
@@ -135,8 +135,10 @@ fn status() -> StatusReport {
 
 fn empty() -> StatusReport {
     let mut status = status();
-    status.posture =
-        PostureReport { posture: posture(State::Enforcing, Vec::new()), proven_at: Some(at(60)) };
+    status.posture = PostureReport {
+        posture: posture(PostureState::Enforcing, Vec::new()),
+        proven_at: Some(at(60)),
+    };
     status.policy.rejected = None;
     (status.pools, status.roots, status.leases) = (Vec::new(), Vec::new(), Vec::new());
     status.nodes = Vec::new();
@@ -162,9 +164,12 @@ fn a_status_is_the_same_after_a_trip_through_json() {
 
 #[test]
 fn the_exit_code_is_the_postures() {
-    for (state, code) in
-        [(State::Enforcing, 0), (State::Degraded, 7), (State::AuditOnly, 7), (State::Inactive, 4)]
-    {
+    for (state, code) in [
+        (PostureState::Enforcing, 0),
+        (PostureState::Degraded, 7),
+        (PostureState::AuditOnly, 7),
+        (PostureState::Inactive, 4),
+    ] {
         assert_eq!(status::exit(state) as u8, code);
     }
 }

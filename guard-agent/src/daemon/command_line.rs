@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::daemon::Options;
+use crate::daemon::options::Options;
 use crate::host::rollback::helper::HelperCommand;
 use crate::host::{bpf, paths};
 

@@ -17,7 +17,7 @@ pub fn save(state_dir: &Path, text: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::policy::LoadedPolicy;
+    use super::super::policy_store::PolicyStore;
     use super::*;
 
     #[test]
@@ -25,12 +25,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (file, state_dir) = (directory.path().join("policy.toml"), directory.path());
         std::fs::write(&file, "version = 1\n[[root]]\npreset = \"incuss\"\n").unwrap();
-        let refused = LoadedPolicy::load_or_last_good(&file, state_dir);
+        let refused = PolicyStore::open(&file, state_dir);
         assert!(refused.is_err(), "nothing was kept yet");
 
         save(state_dir, "version = 1\n[[root]]\npreset = \"incus\"\n").unwrap();
-        let loaded = LoadedPolicy::load_or_last_good(&file, state_dir).unwrap();
-        assert_eq!(loaded.policy.roots()[0].path(), Path::new("/var/lib/incus"));
+        let loaded = PolicyStore::open(&file, state_dir).unwrap();
+        assert_eq!(loaded.current.roots()[0].path(), Path::new("/var/lib/incus"));
         let rejected = loaded.rejected.expect("the problem is reported");
         assert!(rejected.errors[0].contains("policy.toml:3"), "{rejected:?}");
     }

@@ -2,24 +2,19 @@
 //!
 //! The order is: [`Succession::begin`] reads all that must be carried, and refuses what it does not
 //! understand before anything is changed → [`Succession::carry_into`] → the caller writes the
-//! policy, attaches and proves → `Agent::settle` (from then on this layout speaks, whoever dies) →
-//! `Agent::take_over`, when everything else has been retired.
+//! policy, attaches and proves → [`Succession::settle`] (from then on this layout speaks, whoever
+//! dies) → `Agent::take_over`, when everything else has been retired.
 
 use std::path::Path;
 
-use super::DaemonError;
-use super::agent::Agent;
+use super::error::DaemonError;
 use crate::host::bpf::LoadError;
 use crate::host::bpf::foreign::{Estate, ForeignError, ForeignMaps};
 use crate::host::bpf::layouts::{Layout, Layouts, boot_ns};
 use crate::host::bpf::pins::{PinError, Pins, wait_for_the_end};
 use crate::host::bpf::{MapAccessError, Maps};
-use crate::host::clock;
-use crate::model::audit::Body;
-use crate::model::audit::record::IncidentBody;
 use crate::model::errors::chain;
 use crate::model::events::Summary;
-use guard_common::Counter;
 
 /// The layout of this agent, and those whose place it takes.
 #[derive(Debug)]
@@ -128,7 +123,7 @@ impl Succession {
     }
 
     /// Records that wait in the others' rings, as ours.
-    fn records(&self) -> Vec<Vec<u8>> {
+    pub fn records(&self) -> Vec<Vec<u8>> {
         let mut records = Vec::new();
         for (layout, maps) in self.readable() {
             let mut ring = match maps.records() {
@@ -152,7 +147,7 @@ impl Succession {
 
     /// Unpins all loads of the others and waits until the kernel has ended them. Returns how many
     /// layouts had some.
-    fn retire(&self) -> Result<usize, PinError> {
+    pub fn retire(&self) -> Result<usize, PinError> {
         let mut ids = Vec::new();
         let mut retired = 0;
         for Old { layout, .. } in self.old() {
@@ -175,85 +170,52 @@ fn note(layout: &Layout, error: &(dyn std::error::Error + 'static), what: &'stat
     tracing::warn!(layout = layout.name.version, error = chain(error), what, "another map layout");
 }
 
-impl Agent {
-    /// Writes down what waits in the rings of other layouts.
-    pub(super) fn drain_old_records(&mut self) {
-        let (offset, _) = clock::read();
-        for record in self.succession.records() {
-            self.write_decision(&record, offset);
-        }
-    }
-
+impl Succession {
     /// From now on this agent's layout speaks. Only when it is proven, and before anything else is
     /// retired: whoever starts next takes over from the layout that was settled last.
-    pub(super) fn settle(&mut self) -> Result<(), DaemonError> {
-        let succession = &mut self.succession;
-        if let Some(Old { layout, maps: Ok(maps) }) = &succession.source {
-            match maps.pools() {
-                Ok(left) => self.maps.remove_ended(&succession.estate, &left)?,
+    pub fn settle(&mut self, maps: &mut Maps) -> Result<(), DaemonError> {
+        if let Some(Old { layout, maps: Ok(old) }) = &self.source {
+            match old.pools() {
+                Ok(left) => maps.remove_ended(&self.estate, &left)?,
                 Err(error) => note(layout, &error, "pools that have ended meanwhile are not told"),
             }
         }
-        if succession.own.settled.is_none() {
+        if self.own.settled.is_none() {
             let now = boot_ns();
-            succession.own.pins.settle(now)?;
-            succession.own.settled = Some(now);
+            self.own.pins.settle(now)?;
+            self.own.settled = Some(now);
         }
         Ok(())
     }
 
-    /// Ends all other layouts: their programs, then their maps, whose records and totals are taken
-    /// over. Returns how many of them had programs.
-    pub(super) fn take_over(&mut self) -> Result<usize, DaemonError> {
-        if self.succession.old().next().is_none() {
-            return Ok(0);
-        }
-        let retired = self.succession.retire()?;
-        self.drain_old_records();
-        self.close_old_incidents();
-        self.carry_totals();
-        for Old { layout, maps } in
-            self.succession.source.take().into_iter().chain(self.succession.leftovers.drain(..))
-        {
-            if let Err(error) = maps {
-                note(&layout, &error, "it goes, and what it has counted is not told");
-            }
-            layout.pins.remove()?;
-        }
-        // What came with the totals is no news.
-        self.unrecorded_seen = self.counter(Counter::ErrorIncidentsFull);
-        self.ended_seen = self.counter(Counter::PoolsEnded);
-        Ok(retired)
+    /// Whether there are other layouts.
+    pub fn has_others(&self) -> bool {
+        self.old().next().is_some()
     }
 
-    /// An incident ends with its maps: what goes on is another one in ours.
-    fn close_old_incidents(&mut self) {
-        let (offset, _) = clock::read();
+    /// What the incidents of other layouts still have to tell. An incident ends with its maps: what
+    /// goes on is another one in ours.
+    pub fn ended_incidents(&self) -> Vec<Summary> {
         let mut ended = Vec::new();
-        for (layout, maps) in self.succession.readable() {
+        for (layout, maps) in self.readable() {
             match maps.incidents() {
                 Ok(incidents) => ended.extend(incidents),
                 Err(error) => note(layout, &error, "its incidents are not told"),
             }
         }
-        for (key, value) in ended {
-            let summary = Summary { key, value, ended: true };
-            if summary.hidden() > 0 {
-                let body = IncidentBody::new(&summary, offset, self.place(key.generation));
-                self.write(Body::Incident(Box::new(body)));
-            }
-        }
+        let summaries = ended.into_iter().map(|(key, value)| Summary { key, value, ended: true });
+        summaries.filter(|summary| summary.hidden() > 0).collect()
     }
 
-    fn carry_totals(&mut self) {
-        let own = self.succession.own.name.token;
-        let tokens: Vec<u64> =
-            self.succession.old().map(|old| old.layout.name.token).chain([own]).collect();
-        for (layout, foreign) in self.succession.readable() {
+    /// Adds what other layouts have counted to our maps.
+    pub fn carry_totals(&self, maps: &mut Maps) {
+        let own = self.own.name.token;
+        let tokens: Vec<u64> = self.old().map(|old| old.layout.name.token).chain([own]).collect();
+        for (layout, foreign) in self.readable() {
             let carried =
                 foreign.totals(&tokens).map_err(|error| chain(&error)).and_then(|totals| {
                     let audited = &foreign.description.audited;
-                    let carried = self.maps.carry_totals(layout.name.token, &totals, audited);
+                    let carried = maps.carry_totals(layout.name.token, &totals, audited);
                     carried.map_err(|error| chain(&error))
                 });
             if let Err(error) = carried {
@@ -264,5 +226,16 @@ impl Agent {
                 );
             }
         }
+    }
+
+    /// Removes the pins of all other layouts.
+    pub fn remove_others(&mut self) -> Result<(), DaemonError> {
+        for Old { layout, maps } in self.source.take().into_iter().chain(self.leftovers.drain(..)) {
+            if let Err(error) = maps {
+                note(&layout, &error, "it goes, and what it has counted is not told");
+            }
+            layout.pins.remove()?;
+        }
+        Ok(())
     }
 }

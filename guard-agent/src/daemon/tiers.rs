@@ -8,16 +8,13 @@ use std::path::{Path, PathBuf};
 
 use guard_common::Tier;
 
-use super::agent::Agent;
-use super::{DaemonError, posture};
 use crate::host::bpf::LoadError;
 use crate::host::bpf::load;
 use crate::host::bpf::load::{BareMaps, Prepared};
 use crate::host::bpf::pins::Pins;
-use crate::host::bpf::{CanaryError, Maps, Programs, canary};
+use crate::host::bpf::{CanaryError, Maps, Programs};
 use crate::host::doctor;
 use crate::model::errors::chain;
-use crate::model::events::Name;
 use crate::model::policy::TierChoice;
 
 const ACTIVE_LSMS: &str = "/sys/kernel/security/lsm";
@@ -98,11 +95,22 @@ impl Ladder {
         }
     }
 
-    fn goes_on_after(&self, error: &LoadError) -> bool {
+    /// Whether there are tiers still to be tried.
+    pub(super) fn has_more(&self) -> bool {
+        !self.untried.is_empty()
+    }
+
+    pub(super) fn goes_on_after(&self, error: &LoadError) -> bool {
         !self.untried.is_empty() && error.is_of_the_tier()
     }
 
-    fn pass_over(&mut self, tier: Tier, error: &(dyn std::error::Error + 'static), in_brief: &str) {
+    /// Notes why a tier was not put in force.
+    pub(super) fn pass_over(
+        &mut self,
+        tier: Tier,
+        error: &(dyn std::error::Error + 'static),
+        in_brief: &str,
+    ) {
         let (name, why) = (tier.name(), chain(error));
         tracing::warn!(tier = name, why, "this tier cannot be had, the next one is tried");
         // The verifier's words are for the log. What is known to stand against the tier says more.
@@ -125,77 +133,6 @@ fn candidates(choice: TierChoice, active_lsms: Option<&str>) -> (VecDeque<Tier>,
         (TierChoice::Auto, _) => {
             (VecDeque::from([Tier::BpfLsm, Tier::FmodRet, Tier::Fanotify]), Vec::new())
         }
-    }
-}
-
-impl Agent {
-    /// Attaches the prepared tier, or the next one, until one answers the canary. The last one is
-    /// returned with what the canary found.
-    pub(super) fn attach_and_prove(
-        &mut self,
-        first: Foundation,
-        ladder: &mut Ladder,
-    ) -> Result<Reached, DaemonError> {
-        let mut next = first;
-        loop {
-            let prepared = match next {
-                Foundation::Programs(prepared) => prepared,
-                Foundation::Maps(bare) => return Ok(Reached::Maps(bare)),
-            };
-            let tier = prepared.tier();
-            match prepared.attach() {
-                Ok(programs) => match canary::prove(&mut self.maps, programs.tokens()) {
-                    Err(error) if !ladder.untried.is_empty() => {
-                        if !programs.adopted {
-                            programs.withdraw()?;
-                        }
-                        ladder.pass_over(tier, &error, &chain(&error));
-                    }
-                    outcome => return Ok(Reached::Programs(programs, outcome)),
-                },
-                Err(error) if ladder.goes_on_after(&error) => {
-                    ladder.pass_over(tier, &error, &error.in_brief());
-                }
-                Err(error) => return Err(error.into()),
-            }
-            next = ladder.next()?;
-        }
-    }
-
-    /// Compares the tier that has proven itself with what policy wants and what the host had, and
-    /// keeps the best one in mind.
-    pub(super) fn judge_tier(&mut self) {
-        let (Some(tier), choice) = (self.proven_at.and(self.tier), self.policy.policy.tier())
-        else {
-            return;
-        };
-        self.troubles.set_if(posture::OTHER_TIER, || {
-            (!choice.accepts(tier)).then(|| {
-                format!("policy asks for {}, and {} is in force", choice.name(), tier.name())
-            })
-        });
-        let best = self.state.state.tier.map(|name| name.0);
-        // Who asks for this one by name has taken note of it.
-        let lost = best.filter(|best| *best < tier && choice != TierChoice::Only(tier));
-        self.troubles.set_if(posture::TIER_LOST, || {
-            let best = lost?.name();
-            let why = self.passed_over.join("; ");
-            Some(format!("{best} was in force on this host, and now {} is ({why})", tier.name()))
-        });
-        if lost.is_none() && best != Some(tier) {
-            self.state.state.tier = Some(Name(tier));
-            self.save_state();
-        }
-    }
-
-    /// Looks for decisions that the kernel has skipped.
-    pub(super) fn note_skipped(&mut self) {
-        let skipped = self.programs.as_ref().map_or(0, Programs::skipped);
-        self.troubles.set_if(posture::SKIPPED, || {
-            let what = "decisions were skipped, each a deletion (on any filesystem) that was \
-                        allowed and not recorded";
-            (skipped > 0).then(|| format!("{skipped} {what}"))
-        });
     }
 }
 

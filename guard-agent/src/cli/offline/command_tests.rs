@@ -17,7 +17,7 @@ use crate::cli::{Cli, run};
 use crate::model::audit::record::Record;
 use crate::model::control::report::{AnsweredBy, PoolCountersReport, PoolReport, Reconciled};
 use crate::model::events::Name;
-use crate::model::posture::State;
+use crate::model::posture::PostureState;
 use crate::model::time::{BootOffset, Time};
 
 fn at(second: u64) -> Time {
@@ -60,7 +60,7 @@ fn report() -> OfflineReport {
         pid: None,
     };
     let last = LastPosture {
-        state: State::Degraded,
+        state: PostureState::Degraded,
         tier: Some(Name(Tier::BpfLsm)),
         reasons: vec!["node-failed".to_owned(), "policy-rejected".to_owned()],
     };

@@ -53,7 +53,7 @@ impl Posture {
 /// A posture that was written down.
 #[derive(Clone, Debug, Serialize)]
 pub struct LastPosture {
-    pub state: posture::State,
+    pub state: posture::PostureState,
     pub tier: Option<Name<Tier>>,
     /// Codes of its reasons.
     pub reasons: Vec<String>,

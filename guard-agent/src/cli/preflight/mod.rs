@@ -22,7 +22,7 @@ use std::path::Path;
 use crate::host::doctor::Check;
 use crate::model::address::{Address, Covered};
 use crate::model::join::{Config, Daemon};
-use crate::model::posture::State as PostureState;
+use crate::model::posture::PostureState;
 
 pub use ceph::Missing;
 pub use facts::{Agent, Facts, Leftover};

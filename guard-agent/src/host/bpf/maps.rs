@@ -27,6 +27,14 @@ pub struct MapAccessError {
 }
 
 impl MapAccessError {
+    /// An error of a map that has no room, for tests of those who write maps.
+    #[cfg(test)]
+    pub(crate) fn full(map: &'static str) -> Self {
+        let io_error = std::io::Error::from_raw_os_error(nix::libc::E2BIG);
+        let error = aya::sys::SyscallError { call: "bpf_map_update_elem", io_error };
+        Self { operation: "write", map, source: MapError::SyscallError(error) }
+    }
+
     /// Whether the map has no room for another entry.
     pub fn is_full(&self) -> bool {
         matches!(&self.source, MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(nix::libc::E2BIG))

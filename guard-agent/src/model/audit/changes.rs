@@ -115,7 +115,7 @@ pub struct PolicyBody {
 /// The posture changed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PostureBody {
-    pub from: Option<posture::State>,
+    pub from: Option<posture::PostureState>,
     #[serde(flatten)]
     pub posture: posture::Posture,
 }

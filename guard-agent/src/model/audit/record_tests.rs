@@ -128,9 +128,9 @@ fn one_a_kind() -> Vec<Body> {
             errors: vec!["policy.toml:3: unknown key `rots`".to_owned()],
         }),
         Body::Posture(PostureBody {
-            from: Some(posture::State::Enforcing),
+            from: Some(posture::PostureState::Enforcing),
             posture: posture::Posture {
-                state: posture::State::Inactive,
+                state: posture::PostureState::Inactive,
                 reasons: vec![reason],
                 tier: None,
                 gaps: Vec::new(),

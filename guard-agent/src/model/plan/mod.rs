@@ -163,4 +163,4 @@ fn removed_roots(roots: &BTreeMap<RootKey, RootEntry>, observed: &Observed) -> V
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

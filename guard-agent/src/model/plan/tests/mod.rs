@@ -26,7 +26,8 @@ const INCUS: &str = "version = 1\n[[root]]\npreset = \"incus\"\n";
 const POOL: &str = "78 31 0:43 / /var/lib/incus/pool rw - ceph m:/a rw\n";
 
 /// Applies one operation, with the kernel's flags.
-fn apply(maps: &mut Observed, operation: &MapOperation) {
+/// Applies one operation, as the kernel would.
+pub(crate) fn apply(maps: &mut Observed, operation: &MapOperation) {
     use MapOperation::*;
     match *operation {
         PutConfig(config) => maps.config = config,

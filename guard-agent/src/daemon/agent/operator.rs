@@ -4,15 +4,15 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::agent::Agent;
-use super::node::Node;
-use super::rollback::{Happening, What, begins_by_itself, may_begin};
+use super::{Agent, Cause};
 use crate::daemon::control::Peer;
+use crate::daemon::node::Node;
+use crate::daemon::pool_book::KnownPool;
+use crate::daemon::rollback::{Happening, What, begins_by_itself, may_begin};
 use crate::host::mount_table::MountWatch;
 use crate::model::control::report::RollbackReport;
 use crate::model::control::{Refusal, Reply};
 use crate::model::join::{Daemon, Event, JoinSeen, State};
-use crate::model::plan;
 use crate::model::policy::OnJoinFailure;
 use crate::model::rollback::{Allowed, RollbackOutcome, Target};
 
@@ -144,7 +144,7 @@ impl Agent {
     fn ask_node(&mut self, root: &Path, event: Event, mounts: &MountWatch) -> Result<(), Refusal> {
         let (changed, result) = self.tell_node(root, event);
         if changed {
-            self.reconcile(mounts);
+            self.follow(Cause::Node, mounts);
         }
         result.map_err(|refusal| Refusal::NodeState { root: root.display().to_string(), refusal })
     }
@@ -152,58 +152,46 @@ impl Agent {
     /// Begins to unmount what lives of a node's pools.
     pub(super) fn begin_rollback(&mut self, root: &Path) {
         let Some(node) = self.nodes.of(root) else { return };
-        let pools = self.pools.values().filter(|known| known.entry.actor_set == node.actor_set);
-        // A visitor is mounted elsewhere, by its host.
-        let pools = pools.filter(|known| plan::is_own(known.key, &known.entry));
-        let target = |known: &super::pools::KnownPool| Target {
+        let target = |known: &KnownPool| Target {
             dev: known.pool.dev,
             generation: known.entry.generation,
             name: known.pool.name.clone(),
         };
-        let targets: Vec<Target> = pools.map(target).collect();
+        // A visitor is mounted elsewhere, by its host.
+        let targets: Vec<Target> = self.book.own_pools(node.actor_set).map(target).collect();
         tracing::info!(root = %root.display(), pools = targets.len(), "rollback begins");
-        let path = self.followed(root);
+        let path = self.view.followed(&self.policy.current, root);
         if let Err(error) = self.nodes.rollbacks.start(root, path, targets) {
             // The next tick tries again.
             tracing::error!(root = %root.display(), %error, "the rollback could not be begun");
         }
     }
 
-    /// A root with links followed.
-    fn followed(&self, root: &Path) -> PathBuf {
-        let roots = self.policy.policy.roots().iter().zip(&self.resolution.root_paths);
-        let found = roots
-            .filter(|(policy, _)| policy.path() == root)
-            .map(|(_, followed)| followed.clone())
-            .next();
-        found.unwrap_or_else(|| root.to_owned())
-    }
-
     /// Takes what a rollback's thread tells.
-    pub fn rollback_happened(&mut self, happening: &Happening, mounts: &MountWatch) {
+    pub(super) fn rollback_happened(&mut self, happening: &Happening, mounts: &MountWatch) {
         self.nodes.rollbacks.note(happening);
         let What::Ended(outcome) = &happening.what else { return };
         let root = &happening.root;
         log_outcome(root, outcome);
         // What lives now is the kernel's word, not the thread's.
-        self.reconcile(mounts);
+        self.follow(Cause::Rollback, mounts);
         let Some(actor_set) = self.nodes.of(root).map(|node| node.actor_set) else { return };
-        let alive = self.alive(actor_set);
+        let alive = self.book.alive(actor_set);
         if self.tell_node(root, Event::RollbackEnded { alive }).0 {
-            self.reconcile(mounts);
+            self.follow(Cause::Rollback, mounts);
         }
     }
 
     /// What is due without anybody asking: rollbacks that an agent before this one has begun, those
     /// that policy wants, and preparations that nothing has followed.
-    pub fn drive_nodes(&mut self, mounts: &MountWatch) {
+    pub(super) fn drive_nodes(&mut self, mounts: &MountWatch) {
         let now = Instant::now();
         let roots: Vec<PathBuf> = self.nodes.iter().map(|(root, _)| root.to_owned()).collect();
         for root in roots {
             let Some(node) = self.nodes.of(&root) else { continue };
             let last = self.nodes.rollbacks.of(&root);
             let is_running = last.is_some_and(|last| last.running);
-            let has_pools = !self.alive(node.actor_set).is_empty();
+            let has_pools = self.book.own_pools(node.actor_set).next().is_some();
             if *node.state() == State::RollingBack && !is_running {
                 self.begin_rollback(&root);
             } else if self.wants_rollback(&root)
@@ -219,7 +207,7 @@ impl Agent {
     }
 
     fn wants_rollback(&self, root: &Path) -> bool {
-        let mut roots = self.policy.policy.roots().iter();
+        let mut roots = self.policy.current.roots().iter();
         let incus = roots.find(|known| known.path() == root).and_then(|known| known.incus());
         incus.is_some_and(|incus| incus.on_join_failure() == OnJoinFailure::Rollback)
     }

@@ -6,18 +6,17 @@
 //! cgroup: that goes on, and is denied like everybody else.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use guard_common::names::capacity;
 use guard_common::{LeaseEntry, LeaseKey};
 use tokio::io::Interest;
-use tokio::sync::Notify;
 
-use super::agent::Agent;
+use super::Agent;
 use super::requester::{GRANT, requester};
-use super::{DaemonError, posture};
 use crate::daemon::control::Peer;
+use crate::daemon::error::DaemonError;
+use crate::daemon::grants::LeaseTerms;
 use crate::host::clock::now;
 use crate::host::process;
 use crate::host::reactor;
@@ -25,6 +24,7 @@ use crate::model::audit::record::{LeaseChange, LeaseKind};
 use crate::model::control::report::LeaseReport;
 use crate::model::control::{Refusal, Reply};
 use crate::model::errors::chain;
+use crate::model::posture::trouble;
 use crate::model::state::{CommandTree, Lease};
 
 const PROC: &str = "/proc";
@@ -40,7 +40,7 @@ impl Agent {
     ) -> Result<Reply, Refusal> {
         self.may_grant(ttl, reason)?;
         let known = self.find(wanted)?;
-        let requester = requester(Path::new(PROC), peer, &self.snapshot)?;
+        let requester = requester(Path::new(PROC), peer, &self.view.snapshot)?;
         let tree = CommandTree {
             cgroup_id: requester.cgroup_id,
             dev: known.pool.dev,
@@ -51,12 +51,13 @@ impl Agent {
         let command =
             |lease: &Lease| lease.command.as_ref().is_some_and(|other| key(other) == key(&tree));
         self.close_leases(LeaseChange::Revoked, command);
-        let mut lease = self.new_lease(LeaseKind::Command, &known, ttl, reason, peer);
+        let terms = LeaseTerms { kind: LeaseKind::Command, ttl, reason, peer };
+        let mut lease = self.new_lease(&known, terms);
         let key = key(&tree);
         lease.command = Some(tree.clone());
-        self.state.state.leases.push(lease.clone());
+        self.grants.add(lease.clone());
         if let Err(refusal) = self.let_command_through(&lease, key) {
-            self.state.state.leases.retain(|other| other.id != lease.id);
+            self.grants.close(|other| other.id == lease.id);
             self.end_command(&lease);
             self.save_state();
             return Err(refusal);
@@ -79,7 +80,7 @@ impl Agent {
     /// Tells the agent's loop when the process of a lease has ended. Without that the next tick
     /// finds it.
     fn await_end(&self, tree: &CommandTree) {
-        let ended = Arc::clone(&self.command_ended);
+        let ended = self.command_ended();
         let opened = process::pidfd_open(tree.pid);
         match opened
             .and_then(|open| open.map(|fd| reactor::watch(fd, Interest::READABLE)).transpose())
@@ -97,18 +98,13 @@ impl Agent {
         }
     }
 
-    /// To be awaited: the process of a lease has ended.
-    pub fn command_ended(&self) -> Arc<Notify> {
-        Arc::clone(&self.command_ended)
-    }
-
     /// Puts a lease in force.
     fn let_command_through(&mut self, lease: &Lease, key: LeaseKey) -> Result<(), Refusal> {
         let failed = |detail| Refusal::Failed { operation: GRANT, detail };
         // On disk first: an agent that starts ends what it does not know.
-        self.state.save().map_err(|error| failed(chain(&error)))?;
+        self.grants.save().map_err(|error| failed(chain(&error)))?;
         let entry = LeaseEntry::new(lease.generation, lease.ends_boot_ns);
-        self.maps.grant(key, entry).map_err(|error| {
+        self.enforcement.maps.grant(key, entry).map_err(|error| {
             if error.is_full() {
                 Refusal::TooManyLeases { limit: capacity::LEASES }
             } else {
@@ -116,24 +112,24 @@ impl Agent {
             }
         })?;
         // Tier fanotify: a sealed pool's mounts are writable while a command has a lease on it.
-        self.order_marks().map_err(failed)
+        self.apply_marks().map_err(|error| failed(chain(&error)))
     }
 
     /// Ends a lease in the kernel, if it is one of a command tree.
     pub(super) fn end_command(&mut self, lease: &Lease) {
         let Some(tree) = &lease.command else { return };
-        if let Err(error) = self.maps.leases.remove(&key(tree)) {
+        if let Err(error) = self.enforcement.maps.leases.remove(&key(tree)) {
             tracing::error!(
                 lease = lease.id,
                 error = chain(&error),
                 "the lease goes on until its time is over"
             );
-            self.troubles.set(posture::RECONCILE, chain(&error));
+            self.posture.troubles.set(trouble::RECONCILE, chain(&error));
         }
-        if let Err(error) = self.order_marks() {
+        if let Err(error) = self.apply_marks() {
             tracing::error!(
                 lease = lease.id,
-                error,
+                error = chain(&error),
                 "the pool's mounts are sealed again with the next look"
             );
         }
@@ -142,8 +138,8 @@ impl Agent {
     /// Takes up the leases that the last agent has left, and ends those in the kernel that nobody
     /// knows.
     pub fn adopt_commands(&mut self) -> Result<(), DaemonError> {
-        let entries = self.maps.leases.sorted()?;
-        let leases = &self.state.state.leases;
+        let entries = self.enforcement.maps.leases.sorted()?;
+        let leases = self.grants.leases();
         let known = |wanted: &LeaseKey| {
             leases
                 .iter()
@@ -153,7 +149,7 @@ impl Agent {
             entries.keys().filter(|entry| !known(entry)).copied().collect();
         for entry in unknown {
             tracing::warn!(cgroup = entry.cgroup_id, "a lease that nobody knows is ended");
-            self.maps.leases.remove(&entry)?;
+            self.enforcement.maps.leases.remove(&entry)?;
         }
         // The maps are others than they were, and generations began anew.
         self.close_leases(LeaseChange::Ended, |lease| {
@@ -161,7 +157,7 @@ impl Agent {
             entry
                 .is_some_and(|entry| entry.is_none_or(|entry| entry.generation != lease.generation))
         });
-        let running = self.state.state.leases.iter();
+        let running = self.grants.leases().iter();
         running.filter_map(|lease| lease.command.as_ref()).for_each(|tree| self.await_end(tree));
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! One line about the agent for `systemctl status`. Pure.
 
-use crate::model::posture::{Posture, State};
+use crate::model::posture::{Posture, PostureState};
 
 /// What the line is about.
 #[derive(Debug)]
@@ -41,12 +41,12 @@ impl Facts<'_> {
     pub fn stopped(&self) -> String {
         let tier = self.posture.and_then(|posture| posture.tier).map(|tier| tier.0.name());
         match (self.posture.map(|posture| posture.state), tier) {
-            (Some(State::Enforcing | State::Degraded), Some(tier)) => format!(
+            (Some(PostureState::Enforcing | PostureState::Degraded), Some(tier)) => format!(
                 "stopped; enforcement goes on in tier {tier} for {} (to end it: guard-agent \
                  unload)",
                 counted(self.pools, "pool")
             ),
-            (Some(State::AuditOnly), _) => {
+            (Some(PostureState::AuditOnly), _) => {
                 "stopped; policy only observes: nothing is denied".to_owned()
             }
             _ => "stopped; nothing is enforced".to_owned(),
@@ -56,10 +56,10 @@ impl Facts<'_> {
     fn posture_text(&self) -> String {
         let Some(posture) = self.posture else { return "not proven yet".to_owned() };
         let state = match posture.state {
-            State::Enforcing => "enforcing",
-            State::Degraded => "degraded",
-            State::AuditOnly => "audit-only",
-            State::Inactive => "inactive",
+            PostureState::Enforcing => "enforcing",
+            PostureState::Degraded => "degraded",
+            PostureState::AuditOnly => "audit-only",
+            PostureState::Inactive => "inactive",
         };
         let tier =
             posture.tier.map(|tier| format!(" in tier {}", tier.0.name())).unwrap_or_default();
@@ -82,7 +82,7 @@ mod tests {
     use crate::model::events::Name;
     use crate::model::posture::Reason;
 
-    fn posture(state: State, tier: Option<Tier>, code: &str) -> Posture {
+    fn posture(state: PostureState, tier: Option<Tier>, code: &str) -> Posture {
         let reason = Reason { code: code.to_owned(), detail: String::new(), fix: String::new() };
         let reasons = if code.is_empty() { Vec::new() } else { vec![reason] };
         Posture { state, reasons, tier: tier.map(Name), gaps: Vec::new() }
@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn it_names_posture_tier_pools_and_policy() {
-        let enforcing = posture(State::Enforcing, Some(Tier::BpfLsm), "");
+        let enforcing = posture(PostureState::Enforcing, Some(Tier::BpfLsm), "");
         let mut facts = Facts {
             posture: Some(&enforcing),
             pools: 2,
@@ -106,7 +106,7 @@ mod tests {
             "enforcing in tier bpf-lsm; 2 pools (1 sealed), 3 leases; policy rejected, generation \
              1 stays: /etc/p.toml:3:1: unknown key"
         );
-        let degraded = posture(State::Degraded, Some(Tier::Fanotify), "tier-fanotify");
+        let degraded = posture(PostureState::Degraded, Some(Tier::Fanotify), "tier-fanotify");
         facts.posture = Some(&degraded);
         assert!(facts.running().starts_with("degraded in tier fanotify (tier-fanotify); 2 pools"));
         facts.posture = None;
@@ -118,11 +118,11 @@ mod tests {
         let stopped = |posture: Option<&Posture>| {
             Facts { posture, pools: 2, sealed: 0, leases: 0, policy: 1, rejected: None }.stopped()
         };
-        let enforcing = posture(State::Enforcing, Some(Tier::BpfLsm), "");
+        let enforcing = posture(PostureState::Enforcing, Some(Tier::BpfLsm), "");
         assert!(
             stopped(Some(&enforcing)).contains("enforcement goes on in tier bpf-lsm for 2 pools")
         );
-        for nothing in [None, Some(&posture(State::Inactive, None, ""))] {
+        for nothing in [None, Some(&posture(PostureState::Inactive, None, ""))] {
             assert_eq!(stopped(nothing), "stopped; nothing is enforced");
         }
     }

@@ -1,5 +1,10 @@
 //! The proven state of enforcement, with the reasons when it is less than everything.
 
+pub mod assess;
+pub mod trouble;
+
+pub use trouble::{Trouble, Troubles};
+
 use guard_common::Tier;
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +13,7 @@ use crate::model::events::Name;
 /// How much is enforced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum State {
+pub enum PostureState {
     /// The canary was answered at every point of the tier in force, and policy denies.
     Enforcing,
     /// Deletions are denied, but something is missing: see the reasons.
@@ -42,7 +47,7 @@ pub struct Gap {
 /// State and reasons.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Posture {
-    pub state: State,
+    pub state: PostureState,
     pub reasons: Vec<Reason>,
     /// The tier that has proven itself; null if none has.
     #[serde(default)]

@@ -6,8 +6,7 @@ use std::path::Path;
 use aya::maps::{MapData, RingBuf};
 use guard_common::{Counter, IncidentKey};
 
-use super::agent::Agent;
-use super::posture;
+use super::Agent;
 use crate::host::clock;
 use crate::host::clock::now;
 use crate::host::process::{is_alive, ticks_per_second};
@@ -15,11 +14,12 @@ use crate::model::audit::record::{DecisionBody, IncidentBody};
 use crate::model::audit::{Body, Place};
 use crate::model::errors::chain;
 use crate::model::events::{Decision, decode};
+use crate::model::posture::trouble;
 use crate::model::time::BootOffset;
 
 impl Agent {
     /// Writes down every record that waits in the ring.
-    pub fn drain_records(&mut self, ring: &mut RingBuf<MapData>) {
+    pub(super) fn drain_records(&mut self, ring: &mut RingBuf<MapData>) {
         let (offset, _) = clock::read();
         while let Some(bytes) = ring.next() {
             self.write_decision(&bytes, offset);
@@ -32,47 +32,39 @@ impl Agent {
             Ok(decision) => {
                 let place = self.place_of(&decision);
                 let body = DecisionBody::new(&decision, offset, place);
-                self.write_at(offset.stamp(decision.boot_ns), Body::Decision(Box::new(body)));
+                self.trail.write_at(offset.stamp(decision.boot_ns), Body::Decision(Box::new(body)));
             }
             Err(error) => {
                 tracing::error!(%error, "a record of a decision could not be read");
-                self.troubles.set(posture::RECORDS, error.to_string());
+                self.posture.troubles.set(trouble::RECORDS, error.to_string());
             }
         }
     }
 
     fn place_of(&self, decision: &Decision) -> Place {
         match decision.generation {
-            Some(generation) => self.place(generation),
+            Some(generation) => self.book.place(generation),
             // Unclassified: the mount table may know where it is.
             None => Place {
                 mountpoint: decision
                     .mount_id
-                    .and_then(|id| self.snapshot.mount(id))
+                    .and_then(|id| self.view.snapshot.mount(id))
                     .map(|mount| mount.mountpoint.display().to_string()),
                 ..Place::default()
             },
         }
     }
 
-    pub(super) fn place(&self, generation: u64) -> Place {
-        self.pools
-            .get(&generation)
-            .map(super::pools::KnownPool::place)
-            .or_else(|| self.past.get(&generation).cloned())
-            .unwrap_or_default()
-    }
-
     /// Sums up incidents that are due, and closes those whose process or pool is gone.
-    pub fn scan_incidents(&mut self) {
-        let entries = match self.maps.incidents.entries() {
+    pub(super) fn scan_incidents(&mut self) {
+        let entries = match self.enforcement.maps.incidents.entries() {
             Ok(entries) => entries,
             Err(error) => return tracing::error!(error = chain(&error), "incidents"),
         };
         let unrecorded = self.counter(Counter::ErrorIncidentsFull);
-        let more =
-            unrecorded.saturating_sub(std::mem::replace(&mut self.unrecorded_seen, unrecorded));
-        self.troubles.set_if(posture::INCIDENTS, || {
+        let more = unrecorded
+            .saturating_sub(std::mem::replace(&mut self.pulse.unrecorded_seen, unrecorded));
+        self.posture.troubles.set_if(trouble::INCIDENTS, || {
             let detail = format!(
                 "{more} more decisions belong to incidents that found no place: {unrecorded} by now"
             );
@@ -80,6 +72,7 @@ impl Agent {
         });
         let ticks = ticks_per_second();
         let living: Option<BTreeSet<u64>> = self
+            .enforcement
             .maps
             .pools
             .entries()
@@ -98,14 +91,14 @@ impl Agent {
                 && (key.tgid == 0
                     || is_alive(Path::new("/proc"), key.tgid, key.start_boot_ns, ticks))
         };
-        let scan = self.incidents.scan(now().boot_ns, &entries, goes_on);
+        let scan = self.trail.incidents.scan(now().boot_ns, &entries, goes_on);
         let (offset, _) = clock::read();
         for summary in &scan.summaries {
-            let body = IncidentBody::new(summary, offset, self.place(summary.key.generation));
+            let body = IncidentBody::new(summary, offset, self.book.place(summary.key.generation));
             self.write(Body::Incident(Box::new(body)));
         }
         for key in &scan.remove {
-            if let Err(error) = self.maps.incidents.remove(key) {
+            if let Err(error) = self.enforcement.maps.incidents.remove(key) {
                 tracing::warn!(error = chain(&error), "an incident stays");
             }
         }
@@ -113,6 +106,11 @@ impl Agent {
 
     /// One of the kernel's counters; 0 if it cannot be read.
     pub(super) fn counter(&self, counter: Counter) -> u64 {
-        self.maps.counters().ok().and_then(|counters| counters.get(&counter).copied()).unwrap_or(0)
+        self.enforcement
+            .maps
+            .counters()
+            .ok()
+            .and_then(|counters| counters.get(&counter).copied())
+            .unwrap_or(0)
     }
 }

@@ -3,26 +3,28 @@
 
 use std::time::Duration;
 
-use super::agent::Agent;
-use super::pools::KnownPool;
-use super::report::wall;
-use super::{is_active, posture};
+use super::{Agent, Cause};
 use crate::daemon::control::{Command, Peer};
+use crate::daemon::grants;
+use crate::daemon::grants::LeaseTerms;
+use crate::daemon::pool_book::{Asked, KnownPool};
+use crate::host::clock;
 use crate::host::clock::now;
 use crate::host::mount_table::MountWatch;
-use crate::model::audit::record::{LeaseBody, LeaseChange, LeaseKind, device_text, pool_id_text};
-use crate::model::audit::{Body, Place};
+use crate::model::audit::Body;
+use crate::model::audit::record::{LeaseChange, LeaseKind, device_text, pool_id_text};
 use crate::model::control::pool_name::{PoolAddress, find_pool};
 use crate::model::control::report::LeaseReport;
 use crate::model::control::{Refusal, Reply, Request};
 use crate::model::errors::chain;
 use crate::model::join::Event;
+use crate::model::posture::{PostureState, trouble};
 use crate::model::rollback::Allowed;
 use crate::model::state::Lease;
 
 impl Agent {
     /// Answers one request.
-    pub fn handle(&mut self, command: Command, mounts: &MountWatch) {
+    pub(super) fn answer_command(&mut self, command: Command, mounts: &MountWatch) {
         let Command { request, peer, reply } = command;
         let answer = self.answer(request, &peer, mounts);
         if let Err(refusal) = &answer {
@@ -47,12 +49,12 @@ impl Agent {
             Request::Seal { pool } => self.seal(&pool, peer, mounts),
             Request::Unseal { pool } => self.unseal(&pool, peer, mounts),
             Request::Release { pool, ttl_seconds, reason } => {
-                let default = self.policy.policy.lease().default_ttl();
+                let default = self.policy.current.lease().default_ttl();
                 let ttl = ttl_seconds.map_or(default, Duration::from_secs);
                 self.release(&pool, ttl, &reason, peer, mounts)
             }
             Request::ExecLease { pool, ttl_seconds, reason } => {
-                let default = self.policy.policy.lease().default_ttl();
+                let default = self.policy.current.lease().default_ttl();
                 self.exec_lease(
                     &pool,
                     ttl_seconds.map_or(default, Duration::from_secs),
@@ -63,14 +65,14 @@ impl Agent {
             Request::LeaseRevoke { id } => self.revoke(&id, peer, mounts),
             Request::PolicyReload => {
                 self.reload_policy();
-                self.reconcile(mounts);
+                self.follow(Cause::Policy, mounts);
                 match &self.policy.rejected {
                     Some(rejected) => {
                         Err(Refusal::PolicyRejected { errors: rejected.errors.clone() })
                     }
                     None => Ok(Reply::PolicyReloaded {
                         generation: self.policy.generation,
-                        hash: self.policy.policy.hash().to_owned(),
+                        hash: self.policy.current.hash().to_owned(),
                     }),
                 }
             }
@@ -98,10 +100,8 @@ impl Agent {
     fn seal(&mut self, wanted: &str, peer: &Peer, mounts: &MountWatch) -> Result<Reply, Refusal> {
         let known = self.find(wanted)?;
         let generation = known.entry.generation;
-        self.overrides.sealed.insert(known.pool.pool_id);
-        self.troubles.clear(posture::STATE_LOST);
-        self.overrides.released.remove(&generation);
-        self.state.state.sealed.insert(known.pool.pool_id);
+        self.posture.troubles.clear(trouble::STATE_LOST);
+        self.grants.seal(known.pool.pool_id, generation);
         self.close_leases(LeaseChange::Revoked, |lease| lease.generation == generation);
         let known = self.change_mode(&known, peer, mounts, "seal")?;
         Ok(Reply::Sealed(Box::new(self.pool_report(&known))))
@@ -109,10 +109,8 @@ impl Agent {
 
     fn unseal(&mut self, wanted: &str, peer: &Peer, mounts: &MountWatch) -> Result<Reply, Refusal> {
         let known = self.find(wanted)?;
-        self.overrides.sealed.remove(&known.pool.pool_id);
-        self.overrides.found_sealed.remove(&known.pool.pool_id);
-        self.troubles.clear(posture::STATE_LOST);
-        self.state.state.sealed.remove(&known.pool.pool_id);
+        self.posture.troubles.clear(trouble::STATE_LOST);
+        self.grants.unseal(known.pool.pool_id);
         let known = self.change_mode(&known, peer, mounts, "unseal")?;
         Ok(Reply::Unsealed(Box::new(self.pool_report(&known))))
     }
@@ -132,14 +130,13 @@ impl Agent {
         self.close_leases(LeaseChange::Revoked, |lease| {
             lease.generation == generation && lease.kind == LeaseKind::Release
         });
-        let lease = self.new_lease(LeaseKind::Release, &known, ttl, reason, peer);
-        self.state.state.leases.push(lease.clone());
-        self.overrides.released.insert(generation, lease.ends_boot_ns);
+        let terms = LeaseTerms { kind: LeaseKind::Release, ttl, reason, peer };
+        let lease = self.new_lease(&known, terms);
+        self.grants.add(lease.clone());
         self.write_lease(LeaseChange::Granted, &lease);
         if let Err(refusal) = self.change_mode(&known, peer, mounts, "release") {
-            self.overrides.released.remove(&generation);
             self.close_leases(LeaseChange::Revoked, |other| other.id == lease.id);
-            self.reconcile(mounts);
+            self.follow(Cause::Due, mounts);
             return Err(refusal);
         }
         Ok(Reply::Released(Box::new(LeaseReport::of(&lease, now().boot_ns))))
@@ -147,7 +144,7 @@ impl Agent {
 
     /// Whether a lease may be granted at all.
     pub(super) fn may_grant(&self, ttl: Duration, reason: &str) -> Result<(), Refusal> {
-        let limit = self.policy.policy.lease().max_ttl();
+        let limit = self.policy.current.lease().max_ttl();
         if reason.trim().is_empty() {
             return Err(Refusal::ReasonMissing);
         }
@@ -160,7 +157,8 @@ impl Agent {
                 max_seconds: limit.as_secs(),
             });
         }
-        if let Some(posture) = self.posture.as_ref().filter(|posture| !is_active(posture.state)) {
+        let posture = self.posture.posture();
+        if let Some(posture) = posture.filter(|known| known.state == PostureState::Inactive) {
             let detail = posture
                 .reasons
                 .iter()
@@ -172,49 +170,20 @@ impl Agent {
         Ok(())
     }
 
-    /// A lease from now on, with a number of its own. It is not in force by that.
-    pub(super) fn new_lease(
-        &mut self,
-        kind: LeaseKind,
-        known: &KnownPool,
-        ttl: Duration,
-        reason: &str,
-        peer: &Peer,
-    ) -> Lease {
-        let moment = now();
-        let ends_boot_ns =
-            moment.boot_ns.saturating_add(u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX));
-        let number = self.state.state.next_lease;
-        self.state.state.next_lease += 1;
-        Lease {
-            id: format!("lease-{number}"),
-            kind,
-            generation: known.entry.generation,
-            pool_id: known.pool.pool_id,
-            pool: known.pool.name.clone(),
-            mountpoint: known.pool.mountpoint.display().to_string(),
-            reason: reason.trim().to_owned(),
-            uid: peer.uid,
-            login_uid: peer.login_uid,
-            granted: moment.time,
-            ends: wall(ends_boot_ns),
-            ends_boot_ns,
-            ttl_seconds: ttl.as_secs(),
-            command: None,
-        }
+    /// A lease from now on. It is not in force by that.
+    pub(super) fn new_lease(&mut self, known: &KnownPool, terms: LeaseTerms<'_>) -> Lease {
+        let (offset, now) = clock::read();
+        self.grants.new_lease(known, terms, now, offset)
     }
 
     fn revoke(&mut self, id: &str, peer: &Peer, mounts: &MountWatch) -> Result<Reply, Refusal> {
-        let leases = &self.state.state.leases;
+        let leases = self.grants.leases();
         let Some(lease) = leases.iter().find(|lease| lease.id == id).cloned() else {
             let leases = leases.iter().map(|lease| lease.id.clone()).collect();
             return Err(Refusal::NoSuchLease { id: id.to_owned(), leases });
         };
-        if lease.kind == LeaseKind::Release {
-            self.overrides.released.remove(&lease.generation);
-        }
         self.close_leases(LeaseChange::Revoked, |other| other.id == lease.id);
-        if let Some(known) = self.pools.get(&lease.generation).cloned() {
+        if let Some(known) = self.book.get(lease.generation).cloned() {
             self.change_mode(&known, peer, mounts, "revoke the lease")?;
         }
         Ok(Reply::LeaseRevoked(Box::new(LeaseReport::of(&lease, now().boot_ns))))
@@ -222,7 +191,7 @@ impl Agent {
 
     /// The pool that an operator means.
     pub(super) fn find(&self, wanted: &str) -> Result<KnownPool, Refusal> {
-        let known: Vec<&KnownPool> = self.pools.values().collect();
+        let known: Vec<&KnownPool> = self.book.pools().collect();
         let texts: Vec<(String, String, Vec<String>)> = known
             .iter()
             .map(|known| {
@@ -253,24 +222,18 @@ impl Agent {
         operation: &'static str,
     ) -> Result<KnownPool, Refusal> {
         self.save_state();
-        self.asked_by = Some((known.entry.generation, *peer));
-        self.reconcile(mounts);
-        self.asked_by = None;
-        if let Some(detail) = self.troubles.detail(posture::RECONCILE) {
-            return Err(Refusal::Failed { operation, detail });
-        }
+        let generation = known.entry.generation;
+        let asked = Asked { generation, peer: *peer };
+        self.reconcile(Cause::Asked(asked), mounts)
+            .map_err(|error| Refusal::Failed { operation, detail: chain(&error) })?;
         let ended = || Refusal::Failed { operation, detail: "the pool has just ended".to_owned() };
-        self.pools.get(&known.entry.generation).cloned().ok_or_else(ended)
+        self.book.get(generation).cloned().ok_or_else(ended)
     }
 
     /// Takes leases off the list and writes down why. The kernel's side of a release is the
     /// caller's.
     pub(super) fn close_leases(&mut self, change: LeaseChange, which: impl Fn(&Lease) -> bool) {
-        let (over, running): (Vec<Lease>, Vec<Lease>) =
-            std::mem::take(&mut self.state.state.leases)
-                .into_iter()
-                .partition(|lease| which(lease));
-        self.state.state.leases = running;
+        let over = self.grants.close(which);
         for lease in &over {
             self.end_command(lease);
             tracing::info!(lease = lease.id, pool = lease.pool, ?change, "lease");
@@ -283,35 +246,20 @@ impl Agent {
 
     /// Writes what has changed; what cannot be written now is tried again with each tick.
     pub(super) fn save_state(&mut self) {
-        match self.state.save() {
-            Ok(()) => self.troubles.clear(posture::STATE),
+        let troubles = &mut self.posture.troubles;
+        match self.grants.save() {
+            Ok(()) => troubles.clear(trouble::STATE),
             Err(error) => {
                 // Once is enough: the posture says that it goes on.
-                if self.troubles.detail(posture::STATE).is_none() {
+                if troubles.detail(trouble::STATE).is_none() {
                     tracing::error!(error = chain(&error), "state");
                 }
-                self.troubles.set(posture::STATE, chain(&error));
+                troubles.set(trouble::STATE, chain(&error));
             }
         }
     }
 
     pub(super) fn write_lease(&mut self, change: LeaseChange, lease: &Lease) {
-        let place = Place {
-            pool_id: Some(pool_id_text(lease.pool_id)),
-            pool: Some(lease.pool.clone()),
-            mountpoint: Some(lease.mountpoint.clone()),
-            generation: Some(lease.generation),
-        };
-        self.write(Body::Lease(LeaseBody {
-            change,
-            id: lease.id.clone(),
-            lease_kind: lease.kind,
-            place,
-            ttl_seconds: lease.ttl_seconds,
-            ends: lease.ends,
-            reason: lease.reason.clone(),
-            uid: lease.uid,
-            login_uid: lease.login_uid,
-        }));
+        self.write(Body::Lease(grants::record(change, lease)));
     }
 }

@@ -4,9 +4,9 @@ use guard_common::Mode;
 
 use std::path::Path;
 
-use super::agent::Agent;
-use super::node::Node;
-use super::pools::KnownPool;
+use super::Agent;
+use crate::daemon::node::Node;
+use crate::daemon::pool_book::KnownPool;
 use crate::host::bpf::object;
 use crate::host::clock;
 use crate::host::clock::now;
@@ -31,29 +31,29 @@ const SECOND: u64 = 1_000_000_000;
 impl Agent {
     /// Everything that `guardctl status` shows.
     pub(super) fn status(&self) -> StatusReport {
-        let counters = self.maps.counters().unwrap_or_default();
+        let counters = self.enforcement.maps.counters().unwrap_or_default();
         let unknown = Posture {
-            state: posture::State::Inactive,
+            state: posture::PostureState::Inactive,
             reasons: Vec::new(),
             tier: None,
             gaps: Vec::new(),
         };
         StatusReport {
             posture: PostureReport {
-                posture: self.posture.clone().unwrap_or(unknown),
-                proven_at: self.proven_at,
+                posture: self.posture.posture().cloned().unwrap_or(unknown),
+                proven_at: self.enforcement.proven_at(),
             },
             agent: AgentReport {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 build: object::BUILD.to_owned(),
                 pid: std::process::id(),
-                started: self.started,
+                started: self.pulse.started,
                 layout: guard_common::LAYOUT_VERSION,
             },
             policy: PolicyReport {
-                path: self.options.policy.display().to_string(),
+                path: self.policy.file().display().to_string(),
                 generation: self.policy.generation,
-                hash: self.policy.policy.hash().to_owned(),
+                hash: self.policy.current.hash().to_owned(),
                 loaded: self.policy.loaded,
                 rejected: self.policy.rejected.clone(),
             },
@@ -67,23 +67,23 @@ impl Agent {
                 .iter()
                 .map(|(counter, value)| (counter.name().to_owned(), *value))
                 .collect(),
-            audit: self.audit.status(),
+            audit: self.trail.status(),
             answered_by: AnsweredBy::Agent,
         }
     }
 
     fn hints(&self) -> Vec<Hint> {
-        let effective = self.policy.policy.with_root_paths(&self.resolution.root_paths);
-        let mut found = hints::lint(&self.policy.policy);
-        found.extend(hints::unresolved(&self.policy.policy, &self.resolution.resolved));
-        found.extend(hints::unnamed_shares(&effective, &self.snapshot));
+        let effective = self.view.effective(&self.policy.current);
+        let mut found = hints::lint(&self.policy.current);
+        found.extend(hints::unresolved(&self.policy.current, &self.view.resolution.resolved));
+        found.extend(hints::unnamed_shares(&effective, &self.view.snapshot));
         found
     }
 
     /// All pools, in the order of their names.
     pub(super) fn pool_reports(&self) -> Vec<PoolReport> {
         let mut pools: Vec<PoolReport> =
-            self.pools.values().map(|known| self.pool_report(known)).collect();
+            self.book.pools().map(|known| self.pool_report(known)).collect();
         pools.sort_by(|a, b| (&a.name, a.generation).cmp(&(&b.name, b.generation)));
         pools
     }
@@ -93,7 +93,8 @@ impl Agent {
         // The kernel's clock decides: an entry may say `released` when its time is over.
         let expired = known.mode == Mode::Released && known.entry.expires_boot_ns <= moment;
         let released = known.mode == Mode::Released && !expired;
-        let counters = self.maps.pool_totals(known.entry.generation).unwrap_or_default();
+        let counters =
+            self.enforcement.maps.pool_totals(known.entry.generation).unwrap_or_default();
         PoolReport {
             name: known.pool.name.clone(),
             pool_id: pool_id_text(known.pool.pool_id),
@@ -118,21 +119,17 @@ impl Agent {
     }
 
     fn root_reports(&self) -> Vec<RootReport> {
-        let roots = self.policy.policy.roots().iter().enumerate();
+        let roots = self.policy.current.roots().iter().enumerate();
         roots
             .map(|(index, root)| {
-                let found = self.resolution.resolved.roots.get(index).copied().flatten();
+                let found = self.view.resolution.resolved.roots.get(index).copied().flatten();
                 RootReport {
                     path: root.path().display().to_string(),
                     in_force: found.is_some(),
                     detail: found.is_none().then(|| {
                         let path = root.path().display().to_string();
-                        let problem = self
-                            .resolution
-                            .problems
-                            .iter()
-                            .map(|p| chain(p))
-                            .find(|p| p.contains(&path));
+                        let mut problems = self.view.resolution.problems.iter().map(|p| chain(p));
+                        let problem = problems.find(|problem| problem.contains(&path));
                         problem.unwrap_or_else(|| {
                             format!("{path} is not there: it is guarded when it appears")
                         })
@@ -153,7 +150,7 @@ impl Agent {
                 _ => None,
             };
             let unconfirmed = node.machine().unconfirmed();
-            let waiting = unconfirmed.iter().filter_map(|generation| self.pools.get(generation));
+            let waiting = unconfirmed.iter().filter_map(|generation| self.book.get(*generation));
             NodeReport {
                 root: root.display().to_string(),
                 state: state.name().to_owned(),
@@ -190,17 +187,18 @@ impl Agent {
     /// All leases that run.
     pub(super) fn lease_reports(&self) -> Vec<LeaseReport> {
         let moment = now().boot_ns;
-        self.state.state.leases.iter().map(|lease| LeaseReport::of(lease, moment)).collect()
+        self.grants.leases().iter().map(|lease| LeaseReport::of(lease, moment)).collect()
     }
 
     /// The policy in force.
     pub(super) fn policy_text(&self) -> PolicyText {
         PolicyText {
-            path: self.options.policy.display().to_string(),
+            path: self.policy.file().display().to_string(),
             generation: self.policy.generation,
-            hash: self.policy.policy.hash().to_owned(),
+            hash: self.policy.current.hash().to_owned(),
             text: self.policy.text.clone(),
-            effective: serde_json::to_value(&self.policy.policy).unwrap_or(serde_json::Value::Null),
+            effective: serde_json::to_value(&self.policy.current)
+                .unwrap_or(serde_json::Value::Null),
         }
     }
 }
@@ -221,6 +219,6 @@ fn history(root: &Path, node: &Node) -> NodeHistory {
 }
 
 /// A moment of the boot clock, on the wall clock as it is set now.
-pub(super) fn wall(boot_ns: u64) -> Time {
+fn wall(boot_ns: u64) -> Time {
     clock::read().0.stamp(boot_ns).time
 }

@@ -1,0 +1,55 @@
+//! The agent's way to the audit log: each record goes to the file and to everybody who follows.
+
+use std::sync::Arc;
+
+use tokio::sync::broadcast;
+
+use crate::host::audit_log::AuditFile;
+use crate::host::clock::now;
+use crate::model::audit::Body;
+use crate::model::control::report::AuditReport;
+use crate::model::errors::chain;
+use crate::model::events::IncidentTracker;
+use crate::model::time::Stamp;
+
+/// The audit log, its followers, and the incidents that are summed up in it.
+pub(super) struct AuditTrail {
+    file: AuditFile,
+    followers: broadcast::Sender<Arc<str>>,
+    pub incidents: IncidentTracker,
+}
+
+impl AuditTrail {
+    /// With the interval in which an incident that goes on is summed up.
+    pub fn new(
+        file: AuditFile,
+        followers: broadcast::Sender<Arc<str>>,
+        incident_interval_ns: u64,
+    ) -> Self {
+        Self { file, followers, incidents: IncidentTracker::new(incident_interval_ns) }
+    }
+
+    /// Appends a record, now.
+    pub fn write(&mut self, body: Body) {
+        self.write_at(now(), body);
+    }
+
+    /// Appends a record of what happened at `stamp`.
+    pub fn write_at(&mut self, stamp: Stamp, body: Body) {
+        let appended = self.file.append(stamp, body);
+        // An error means that nobody follows.
+        let _ = self.followers.send(appended.line);
+    }
+
+    /// Writes what waits. A failure is told in the status, and tried again with each tick.
+    pub fn flush(&mut self) {
+        if let Err(error) = self.file.flush() {
+            tracing::error!(error = chain(&error), "audit log");
+        }
+    }
+
+    /// The file, and the records that wait for it.
+    pub fn status(&self) -> AuditReport {
+        self.file.status()
+    }
+}
