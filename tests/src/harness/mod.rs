@@ -13,6 +13,7 @@ pub mod agent;
 pub mod attempt;
 pub mod beside;
 pub mod ceph;
+pub mod cephfs_host;
 pub mod command;
 pub mod fanotify;
 pub mod guarded;

@@ -10,10 +10,10 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::harness::agent::{Agent, Installation};
-use crate::harness::ceph::CephMount;
-use crate::harness::tree::{self, Contents};
-use crate::harness::{command, run, wait};
+use super::agent::{Agent, Installation};
+use super::ceph::CephMount;
+use super::tree::{self, Contents};
+use super::{command, run, wait};
 
 pub const ROOT: &str = "/var/lib/incus";
 pub const POOLS: &str = "/var/lib/incus/storage-pools";

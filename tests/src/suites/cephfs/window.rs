@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::unlink;
 
-use super::host_cephfs::{DATA, FILES, Host, ROOT};
+use crate::harness::cephfs_host::{DATA, FILES, Host, ROOT};
 use crate::harness::ceph::CephMount;
 use crate::harness::command;
 use crate::harness::registry::Test;

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 
-use super::host_cephfs::{POOL, ROOT, WITNESS, as_actor, on_guarded};
+use crate::harness::cephfs_host::{POOL, ROOT, WITNESS, as_actor, on_guarded};
 use crate::harness::registry::Test;
 use crate::harness::{command, scratch, tree};
 use crate::peers::{container, go};

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::node_standin::{ground, is_sealed, wait_until_guarded};
+use super::node::{ground, is_sealed, wait_until_guarded};
 use crate::harness::agent::Agent;
 use crate::harness::guarded::Guarded;
 use crate::harness::registry::Test;

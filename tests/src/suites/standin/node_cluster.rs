@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::node_standin::{ground, is_guarded, is_sealed, member, wait_until_guarded};
+use super::node::{ground, is_guarded, is_sealed, member, wait_until_guarded};
 use crate::harness::attempt::{passes, rm_is_denied};
 use crate::harness::registry::Test;
 use crate::harness::standin_node::StandinNode;

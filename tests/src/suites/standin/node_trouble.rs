@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::node_standin::{ground, is_guarded, is_sealed, member, wait_until_guarded};
+use super::node::{ground, is_guarded, is_sealed, member, wait_until_guarded};
 use crate::harness::guarded::Guarded;
 use crate::harness::registry::Test;
 use crate::harness::standin_node::StandinNode;

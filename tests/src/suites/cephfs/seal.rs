@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
-use super::host_cephfs::{DATA, FILES, POOL, ROOT, as_actor, on_sealed};
+use crate::harness::cephfs_host::{DATA, FILES, POOL, ROOT, as_actor, on_sealed};
 use crate::harness::command;
 use crate::harness::registry::Test;
 use crate::peers::{container, go, uring};

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::node_standin::{ground, is_sealed, member, wait_until_guarded};
+use super::node::{ground, is_sealed, member, wait_until_guarded};
 use crate::harness::guarded::{Guarded, exit_code};
 use crate::harness::mount::mountinfo_of;
 use crate::harness::registry::Test;

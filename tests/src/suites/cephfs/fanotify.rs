@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use nix::errno::Errno;
 
-use super::host_cephfs::{Host, POOL, POOLS, ROOT, as_actor, furnish};
+use crate::harness::cephfs_host::{Host, POOL, POOLS, ROOT, as_actor, furnish};
 use crate::harness::attempt::{failed_with, passes};
 use crate::harness::registry::Test;
 use crate::harness::{command, wait};

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use nix::errno::Errno;
 
-use super::host_cephfs::{FILES, Host, POOL, POOLS, ROOT, on_guarded};
+use crate::harness::cephfs_host::{FILES, Host, POOL, POOLS, ROOT, on_guarded};
 use crate::harness::registry::Test;
 use crate::harness::{command, scratch, tree, wait};
 use crate::peers::{container, go, uring};

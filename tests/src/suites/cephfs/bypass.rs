@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 
-use super::host_cephfs::{Host, POLICY, POOLS, on_guarded, on_sealed};
+use crate::harness::cephfs_host::{Host, POLICY, POOLS, on_guarded, on_sealed};
 use crate::harness::attempt::{
     denied, failed_with, has_content, passes, rm_is_denied, rm_passes, truncate,
 };

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::host_cephfs::Host;
+use crate::harness::cephfs_host::Host;
 use crate::harness::beside::{Beside, When, never_denied};
 use crate::harness::command;
 use crate::harness::registry::Test;

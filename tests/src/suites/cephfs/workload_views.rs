@@ -13,7 +13,7 @@ use nix::libc;
 use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::workload_cephfs::on_a_pool;
+use super::workload::on_a_pool;
 use crate::harness::mount::Mount;
 use crate::harness::registry::Test;
 use crate::harness::{command, machine, tree};

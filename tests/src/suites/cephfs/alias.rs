@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::host_cephfs::{Host, POOL, WITNESS, as_actor, on_guarded};
+use crate::harness::cephfs_host::{Host, POOL, WITNESS, as_actor, on_guarded};
 use crate::harness::ceph::CephMount;
 use crate::harness::registry::Test;
 use crate::harness::{tree, wait};

@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
-use super::host_cephfs::{DATA, FILES, POOL, as_actor, on_guarded};
+use crate::harness::cephfs_host::{DATA, FILES, POOL, as_actor, on_guarded};
 use crate::harness::ceph::CephMount;
 use crate::harness::mount::Mount;
 use crate::harness::registry::Test;
