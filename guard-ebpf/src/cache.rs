@@ -18,20 +18,20 @@ use core::ptr;
 
 use aya_ebpf::maps::PerCpuArray;
 use guard_common::kept::Moment;
-pub use guard_common::kept::{Question, Slot, Subject};
+pub(crate) use guard_common::kept::{Question, Slot, Subject};
 
 use crate::kernel::{self, fence};
 use crate::maps::config;
 
 /// Now, for a question about mounts.
 #[inline(always)]
-pub fn tree() -> Moment {
+pub(crate) fn tree() -> Moment {
     Moment { tree: kernel::tree_sequences(), generation: generation() }
 }
 
 /// Now, for a question about the agent's maps alone.
 #[inline(always)]
-pub fn maps() -> Moment {
+pub(crate) fn maps() -> Moment {
     Moment { tree: 0, generation: generation() }
 }
 
@@ -42,7 +42,7 @@ fn generation() -> u32 {
 
 /// The answer that is kept for a subject at a moment.
 #[inline(always)]
-pub fn find(cache: &PerCpuArray<Slot>, subject: Subject, moment: Moment) -> Option<u64> {
+pub(crate) fn find(cache: &PerCpuArray<Slot>, subject: Subject, moment: Moment) -> Option<u64> {
     if !moment.is_steady() {
         return None;
     }
@@ -63,7 +63,7 @@ pub fn find(cache: &PerCpuArray<Slot>, subject: Subject, moment: Moment) -> Opti
 /// Keeps an answer that was found since `before`, which must be the moment from before anything was
 /// looked at; `now` is asked for the moment after.
 #[inline(always)]
-pub fn keep(
+pub(crate) fn keep(
     cache: &PerCpuArray<Slot>,
     subject: Subject,
     before: Moment,

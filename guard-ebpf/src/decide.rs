@@ -26,7 +26,7 @@ const RENAME_EXCHANGE: u32 = 1 << 1;
 
 /// What is being done to what.
 #[derive(Clone, Copy)]
-pub struct Deletion {
+pub(crate) struct Deletion {
     pub hook: Hook,
     pub operation: Operation,
     pub superblock: Trusted,
@@ -38,7 +38,7 @@ pub struct Deletion {
 
 /// An answer and why.
 #[derive(Clone, Copy)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     pub verdict: Verdict,
     pub reason: Reason,
 }
@@ -52,7 +52,7 @@ const fn allowed(reason: Reason) -> Outcome {
 
 impl Outcome {
     /// The counter of this outcome.
-    pub fn counter(self) -> Counter {
+    pub(crate) fn counter(self) -> Counter {
         match (self.verdict, self.reason) {
             (Verdict::WouldDeny, _) => Counter::WouldDeny,
             (Verdict::Allowed, Reason::Released) => Counter::AllowedReleased,
@@ -73,7 +73,7 @@ impl Outcome {
 
 /// The fast path: false for every superblock that policy cannot mean.
 #[inline(always)]
-pub fn may_hold_pool(superblock: Trusted) -> bool {
+pub(crate) fn may_hold_pool(superblock: Trusted) -> bool {
     let magic = superblock.magic();
     let guarded = guarded_magic(magic);
     guarded == magic || guarded == SEVERAL_MAGICS
@@ -82,7 +82,7 @@ pub fn may_hold_pool(superblock: Trusted) -> bool {
 /// Whether a hook that carries only the inode need not look any further: nothing is sealed or
 /// released, and this is no kernel thread. The canary's kind is always looked at.
 #[inline(always)]
-pub fn is_idle(superblock: Trusted) -> bool {
+pub(crate) fn is_idle(superblock: Trusted) -> bool {
     let strict = config!(flags) & CONFIG_STRICT != 0;
     !strict && superblock.magic() != RAMFS_MAGIC && !Task::current().is_kernel_thread()
 }
@@ -94,7 +94,7 @@ pub fn is_idle(superblock: Trusted) -> bool {
 /// (`LOOKUP_RENAME_TARGET`), and leaves the dentry without an inode and in no hash chain. A name
 /// that the server has said does not exist, as after `stat`, is in one.
 #[inline(always)]
-pub fn rename(
+pub(crate) fn rename(
     source: Trusted,
     target: Trusted,
     superblock: Trusted,
@@ -121,7 +121,7 @@ pub fn rename(
 
 /// The decision of the hooks that carry the mount.
 #[inline(always)]
-pub fn with_mount(deletion: Deletion, mount: Trusted) -> i32 {
+pub(crate) fn with_mount(deletion: Deletion, mount: Trusted) -> i32 {
     let superblock = deletion.superblock;
     let (dev, magic) = (superblock.device(), superblock.magic());
     let mut slot = MaybeUninit::uninit();
@@ -228,7 +228,7 @@ fn shows_all(superblock: Trusted, mount: Trusted) -> bool {
 /// Aliases of sealed pools, visitors and parts of superblocks are left to the `path_*` hooks: only
 /// the mount tells them from what lies below a root.
 #[inline(always)]
-pub fn backstop(deletion: Deletion) -> i32 {
+pub(crate) fn backstop(deletion: Deletion) -> i32 {
     let superblock = deletion.superblock;
     let (dev, magic) = (superblock.device(), superblock.magic());
     let mut slot = MaybeUninit::uninit();
@@ -290,7 +290,7 @@ fn behind(deletion: Deletion, entry: &PoolEntry) -> Option<Outcome> {
 
 /// Removes the entry of a superblock that ends.
 #[inline(always)]
-pub fn superblock_ends(superblock: Trusted) {
+pub(crate) fn superblock_ends(superblock: Trusted) {
     if !may_hold_pool(superblock) {
         return;
     }

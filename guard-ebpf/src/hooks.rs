@@ -116,7 +116,7 @@ fn decided_behind(hook: Hook, operation: Operation, superblock: Trusted, target:
 }
 
 #[lsm(hook = "path_unlink")]
-pub fn guard_path_unlink(context: LsmContext) -> i32 {
+pub(crate) fn guard_path_unlink(context: LsmContext) -> i32 {
     honour_previous!(context, 2);
     on_mount(
         Hook::PathUnlink,
@@ -127,7 +127,7 @@ pub fn guard_path_unlink(context: LsmContext) -> i32 {
 }
 
 #[lsm(hook = "path_rmdir")]
-pub fn guard_path_rmdir(context: LsmContext) -> i32 {
+pub(crate) fn guard_path_rmdir(context: LsmContext) -> i32 {
     honour_previous!(context, 2);
     on_mount(
         Hook::PathRmdir,
@@ -138,7 +138,7 @@ pub fn guard_path_rmdir(context: LsmContext) -> i32 {
 }
 
 #[lsm(hook = "path_rename")]
-pub fn guard_path_rename(context: LsmContext) -> i32 {
+pub(crate) fn guard_path_rename(context: LsmContext) -> i32 {
     honour_previous!(context, 5);
     let (source, target) = (pointer(&context, 1), pointer(&context, 3));
     let mount = pointer(&context, 2).path_mount();
@@ -171,27 +171,27 @@ fn renamed(
 }
 
 #[lsm(hook = "path_truncate")]
-pub fn guard_path_truncate(context: LsmContext) -> i32 {
+pub(crate) fn guard_path_truncate(context: LsmContext) -> i32 {
     honour_previous!(context, 1);
     let path = pointer(&context, 0);
     on_mount(Hook::PathTruncate, Operation::Truncate, path.path_mount(), path.path_dentry())
 }
 
 #[lsm(hook = "file_truncate")]
-pub fn guard_file_truncate(context: LsmContext) -> i32 {
+pub(crate) fn guard_file_truncate(context: LsmContext) -> i32 {
     honour_previous!(context, 1);
     let file = pointer(&context, 0);
     on_mount(Hook::FileTruncate, Operation::Truncate, file.file_mount(), file.file_dentry())
 }
 
 #[lsm(hook = "inode_unlink")]
-pub fn guard_inode_unlink(context: LsmContext) -> i32 {
+pub(crate) fn guard_inode_unlink(context: LsmContext) -> i32 {
     honour_previous!(context, 2);
     on_inode(Hook::InodeUnlink, Operation::Unlink, pointer(&context, 0), pointer(&context, 1))
 }
 
 #[lsm(hook = "inode_rmdir")]
-pub fn guard_inode_rmdir(context: LsmContext) -> i32 {
+pub(crate) fn guard_inode_rmdir(context: LsmContext) -> i32 {
     honour_previous!(context, 2);
     on_inode(Hook::InodeRmdir, Operation::Rmdir, pointer(&context, 0), pointer(&context, 1))
 }
@@ -199,7 +199,7 @@ pub fn guard_inode_rmdir(context: LsmContext) -> i32 {
 /// For an exchange the kernel calls this hook once for each direction (and `security_inode_rename`
 /// once for both): both targets exist then.
 #[lsm(hook = "inode_rename")]
-pub fn guard_inode_rename(context: LsmContext) -> i32 {
+pub(crate) fn guard_inode_rename(context: LsmContext) -> i32 {
     let previous =
         if kernel::rename_has_flags() { argument!(context, 40) } else { argument!(context, 32) };
     honour!(previous as i32);
@@ -210,7 +210,7 @@ pub fn guard_inode_rename(context: LsmContext) -> i32 {
 /// Every truncation comes by here: those that no `path_*` hook sees are nfsd's, a filesystem's
 /// stacked on the pool, and a core dump's, of the file that it has just made.
 #[lsm(hook = "inode_setattr")]
-pub fn guard_inode_setattr(context: LsmContext) -> i32 {
+pub(crate) fn guard_inode_setattr(context: LsmContext) -> i32 {
     let (dentry, attributes, previous) = if kernel::setattr_has_idmap() {
         (argument!(context, 8), argument!(context, 16), argument!(context, 24))
     } else {
@@ -226,7 +226,7 @@ pub fn guard_inode_setattr(context: LsmContext) -> i32 {
 
 /// The last user of a superblock is gone: its entry must not outlive it, since `s_dev` is reused.
 #[lsm(hook = "sb_delete")]
-pub fn guard_sb_delete(context: LsmContext) -> i32 {
+pub(crate) fn guard_sb_delete(context: LsmContext) -> i32 {
     decide::superblock_ends(pointer(&context, 0));
     0
 }

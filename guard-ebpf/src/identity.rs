@@ -19,20 +19,20 @@ const CGROUP_LEVELS: i32 = 24;
 
 /// What a process's cgroups say of it, in one set of actors.
 #[derive(Clone, Copy)]
-pub struct Cgroups(u64);
+pub(crate) struct Cgroups(u64);
 
 const GUEST: u64 = 1 << COMBINED_ACTORS;
 
 impl Cgroups {
     /// One of them alone makes an actor.
     #[inline(always)]
-    pub fn is_actor(self) -> bool {
+    pub(crate) fn is_actor(self) -> bool {
         self.0 == u64::MAX
     }
 
     /// One of them is a guest's.
     #[inline(always)]
-    pub fn is_guest(self) -> bool {
+    pub(crate) fn is_guest(self) -> bool {
         self.0 & GUEST != 0
     }
 
@@ -44,7 +44,7 @@ impl Cgroups {
 
 /// What the running process's cgroups say.
 #[inline(always)]
-pub fn cgroups(actor_set: u32) -> Cgroups {
+pub(crate) fn cgroups(actor_set: u32) -> Cgroups {
     // SAFETY: always allowed.
     let first = unsafe { generated::bpf_get_current_cgroup_id() };
     let subject = Subject { first, second: actor_set, question: Question::Actor };
@@ -59,7 +59,7 @@ pub fn cgroups(actor_set: u32) -> Cgroups {
 
 /// Whether the running process's executable makes an actor of it, alone or with its cgroups.
 #[inline(always)]
-pub fn is_executable_actor(actor_set: u32, cgroups: Cgroups) -> bool {
+pub(crate) fn is_executable_actor(actor_set: u32, cgroups: Cgroups) -> bool {
     let Some(Executable { ino, dev, generation }) = Task::current().executable() else {
         return false;
     };
@@ -69,7 +69,7 @@ pub fn is_executable_actor(actor_set: u32, cgroups: Cgroups) -> bool {
 /// 1 if an executable makes an actor of a process whose cgroups say `combined`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn executable_actor(
+pub(crate) extern "C" fn executable_actor(
     ino: u64,
     dev: u32,
     generation: u32,
@@ -90,14 +90,14 @@ pub extern "C" fn executable_actor(
 
 /// Whether the process is an actor of a sealed pool.
 #[inline(always)]
-pub fn is_alias_actor() -> bool {
+pub(crate) fn is_alias_actor() -> bool {
     alias_actor(ALIAS_ACTORS) != 0
 }
 
 /// 1 if the process is an actor of this set.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn alias_actor(actor_set: u32) -> u32 {
+pub(crate) extern "C" fn alias_actor(actor_set: u32) -> u32 {
     let cgroups = cgroups(actor_set);
     u32::from(cgroups.is_actor() || is_executable_actor(actor_set, cgroups))
 }
@@ -107,7 +107,7 @@ pub extern "C" fn alias_actor(actor_set: u32) -> u32 {
 /// those if one is a guest's.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn actor_cgroup(actor_set: u32) -> u64 {
+pub(crate) extern "C" fn actor_cgroup(actor_set: u32) -> u64 {
     let mut before = config!(generation);
     loop {
         let combined = cgroup_masks(actor_set);
@@ -142,7 +142,7 @@ fn cgroup_masks(actor_set: u32) -> u64 {
 /// closed.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn cgroup_mask(cgroup_id: u64, actor_set: u32) -> u64 {
+pub(crate) extern "C" fn cgroup_mask(cgroup_id: u64, actor_set: u32) -> u64 {
     let key = CgroupKey { cgroup_id, actor_set, reserved: 0 };
     let mut slot = MaybeUninit::<ActorMask>::uninit();
     match whole(&key, &mut slot, || ACTOR_CGROUPS.get_ptr(key)) {
@@ -157,7 +157,7 @@ pub extern "C" fn cgroup_mask(cgroup_id: u64, actor_set: u32) -> u64 {
 
 /// Whether the process belongs to a command tree with a lease on this pool.
 #[inline(always)]
-pub fn has_lease(dev: u32, generation: u64) -> bool {
+pub(crate) fn has_lease(dev: u32, generation: u64) -> bool {
     // Nobody has one: the usual case, told without a look at the process.
     config!(flags) & CONFIG_LEASES != 0 && lease(dev, generation) != 0
 }
@@ -165,7 +165,7 @@ pub fn has_lease(dev: u32, generation: u64) -> bool {
 /// 1 if the process belongs to a command tree with a lease on this pool.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn lease(dev: u32, generation: u64) -> u32 {
+pub(crate) extern "C" fn lease(dev: u32, generation: u64) -> u32 {
     for level in 0..CGROUP_LEVELS {
         // SAFETY: always allowed; 0 below the process's own cgroup.
         let cgroup_id = unsafe { generated::bpf_get_current_ancestor_cgroup_id(level) };
@@ -183,7 +183,7 @@ pub extern "C" fn lease(dev: u32, generation: u64) -> u32 {
 /// 1 if a lease of this cgroup runs. One that changes all the time does not: fail closed.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn has_lease_of(cgroup_id: u64, dev: u32, generation: u64) -> u32 {
+pub(crate) extern "C" fn has_lease_of(cgroup_id: u64, dev: u32, generation: u64) -> u32 {
     let key = LeaseKey { cgroup_id, dev, reserved: 0 };
     let mut slot = MaybeUninit::<LeaseEntry>::uninit();
     match whole(&key, &mut slot, || LEASES.get_ptr(key)) {

@@ -33,20 +33,20 @@ macro_rules! config {
 pub(crate) use config;
 
 /// Where it lies.
-pub fn config_address() -> *const Config {
+pub(crate) fn config_address() -> *const Config {
     CONFIG.0.get()
 }
 
 /// What is guarded at a magic's slot.
 #[inline(always)]
-pub fn guarded_magic(magic: u64) -> u64 {
+pub(crate) fn guarded_magic(magic: u64) -> u64 {
     let place = magic_slot(magic) as usize;
     // SAFETY: as in `config`; a slot is below the number of places.
     unsafe { ptr::read_volatile(MAGICS.0.get().cast::<u64>().add(place)) }
 }
 
 #[map]
-pub static META: Array<Meta> = Array::with_max_entries(1, 0);
+pub(crate) static META: Array<Meta> = Array::with_max_entries(1, 0);
 #[unsafe(link_section = ".data.CONFIG")]
 static CONFIG: Section<Config> = Section(UnsafeCell::new(Config {
     host_mnt_ns: 0,
@@ -59,51 +59,56 @@ static CONFIG: Section<Config> = Section(UnsafeCell::new(Config {
 #[unsafe(link_section = ".data.MAGICS")]
 static MAGICS: Section<Magics> = Section(UnsafeCell::new([0; capacity::MAGICS as usize]));
 #[map]
-pub static POOLS: HashMap<PoolKey, PoolEntry> = HashMap::with_max_entries(capacity::POOLS, 0);
-#[map]
-pub static NAMESPACES: HashMap<u32, u32> = HashMap::with_max_entries(capacity::NAMESPACES, 0);
-#[map]
-pub static ROOTS: HashMap<RootKey, RootEntry> = HashMap::with_max_entries(capacity::ROOTS, 0);
-#[map]
-pub static FILESYSTEMS: HashMap<FilesystemKey, KindEntry> =
-    HashMap::with_max_entries(capacity::FILESYSTEMS, 0);
-#[map]
-pub static ACTOR_CGROUPS: HashMap<CgroupKey, ActorMask> =
-    HashMap::with_max_entries(capacity::ACTORS, 0);
-#[map]
-pub static ACTOR_EXES: HashMap<ExecutableKey, ActorMask> =
-    HashMap::with_max_entries(capacity::ACTORS, 0);
-#[map]
-pub static LEASES: HashMap<LeaseKey, LeaseEntry> = HashMap::with_max_entries(capacity::LEASES, 0);
-#[map]
-pub static POOL_COUNTERS: HashMap<u64, PoolCounters> =
+pub(crate) static POOLS: HashMap<PoolKey, PoolEntry> =
     HashMap::with_max_entries(capacity::POOLS, 0);
 #[map]
-pub static INCIDENTS: HashMap<IncidentKey, IncidentValue> =
+pub(crate) static NAMESPACES: HashMap<u32, u32> =
+    HashMap::with_max_entries(capacity::NAMESPACES, 0);
+#[map]
+pub(crate) static ROOTS: HashMap<RootKey, RootEntry> =
+    HashMap::with_max_entries(capacity::ROOTS, 0);
+#[map]
+pub(crate) static FILESYSTEMS: HashMap<FilesystemKey, KindEntry> =
+    HashMap::with_max_entries(capacity::FILESYSTEMS, 0);
+#[map]
+pub(crate) static ACTOR_CGROUPS: HashMap<CgroupKey, ActorMask> =
+    HashMap::with_max_entries(capacity::ACTORS, 0);
+#[map]
+pub(crate) static ACTOR_EXES: HashMap<ExecutableKey, ActorMask> =
+    HashMap::with_max_entries(capacity::ACTORS, 0);
+#[map]
+pub(crate) static LEASES: HashMap<LeaseKey, LeaseEntry> =
+    HashMap::with_max_entries(capacity::LEASES, 0);
+#[map]
+pub(crate) static POOL_COUNTERS: HashMap<u64, PoolCounters> =
+    HashMap::with_max_entries(capacity::POOLS, 0);
+#[map]
+pub(crate) static INCIDENTS: HashMap<IncidentKey, IncidentValue> =
     HashMap::with_max_entries(capacity::INCIDENTS, 0);
 #[map]
-pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);
+pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);
 #[map]
-pub static RECORDS: RingBuf = RingBuf::with_byte_size(capacity::RECORDS_BYTES, 0);
+pub(crate) static RECORDS: RingBuf = RingBuf::with_byte_size(capacity::RECORDS_BYTES, 0);
 
 /// What walks from mounts have found; see `cache`.
 #[map]
-pub static WALKS: PerCpuArray<Slot> = PerCpuArray::with_max_entries(capacity::CACHE, 0);
+pub(crate) static WALKS: PerCpuArray<Slot> = PerCpuArray::with_max_entries(capacity::CACHE, 0);
 /// What cgroups say of actors; see `cache`.
 #[map]
-pub static CGROUPS: PerCpuArray<Slot> = PerCpuArray::with_max_entries(capacity::CACHE, 0);
+pub(crate) static CGROUPS: PerCpuArray<Slot> = PerCpuArray::with_max_entries(capacity::CACHE, 0);
 
 #[map]
-pub static DESCRIPTION: Array<[u8; capacity::DESCRIPTION_BYTES]> = Array::with_max_entries(1, 0);
+pub(crate) static DESCRIPTION: Array<[u8; capacity::DESCRIPTION_BYTES]> =
+    Array::with_max_entries(1, 0);
 
 #[map]
-pub static CARRIED: HashMap<u64, [u64; Counter::COUNT as usize]> =
+pub(crate) static CARRIED: HashMap<u64, [u64; Counter::COUNT as usize]> =
     HashMap::with_max_entries(capacity::CARRIED, 0);
 
 /// Its memory is taken as entries come: only an agent that has replaced another layout's maps
 /// writes some.
 #[map]
-pub static CARRIED_POOLS: HashMap<CarriedKey, PoolCounters> =
+pub(crate) static CARRIED_POOLS: HashMap<CarriedKey, PoolCounters> =
     HashMap::with_max_entries(capacity::POOLS, BPF_F_NO_PREALLOC);
 
 const BPF_F_NO_PREALLOC: u32 = 1;

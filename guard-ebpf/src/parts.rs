@@ -15,7 +15,7 @@ use crate::walk::{SIBLINGS, Search, WALK_STEPS, mount_subject};
 /// Which part of a superblock a mount shows, by its head, the id of the mount that stands for it:
 /// [`NO_PART`] if none does, [`UNREADABLE_PART`] if that cannot be told.
 #[inline(always)]
-pub fn part(superblock: Trusted, mount: Trusted) -> u32 {
+pub(crate) fn part(superblock: Trusted, mount: Trusted) -> u32 {
     let subject = mount_subject(superblock, mount, Question::Part);
     let before = cache::tree();
     if let Some(answer) = cache::find(&WALKS, subject, before) {
@@ -30,14 +30,14 @@ pub fn part(superblock: Trusted, mount: Trusted) -> u32 {
 }
 
 /// No mount's id.
-pub const NO_PART: u32 = 0;
-pub const UNREADABLE_PART: u32 = u32::MAX;
+pub(crate) const NO_PART: u32 = 0;
+pub(crate) const UNREADABLE_PART: u32 = u32::MAX;
 
 /// The mount itself, if it stands for a part that is a pool; else, of those that stand for one, the
 /// mount whose root is the nearest at or above this one's. Of two with the same root, the older.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn part_of(superblock: u64, mount: u64, dev: u32) -> u32 {
+pub(crate) extern "C" fn part_of(superblock: u64, mount: u64, dev: u32) -> u32 {
     let mut before = config!(generation);
     loop {
         let reads = Lenient::new();
@@ -60,7 +60,7 @@ pub extern "C" fn part_of(superblock: u64, mount: u64, dev: u32) -> u32 {
 /// 1 if a mount stands for a part that is a pool.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn is_pool_part(dev: u32, head: u32) -> u32 {
+pub(crate) extern "C" fn is_pool_part(dev: u32, head: u32) -> u32 {
     let key = PoolKey { dev, head };
     let mut slot = MaybeUninit::<PoolEntry>::uninit();
     match whole(&key, &mut slot, || POOLS.get_ptr(key)) {
@@ -100,7 +100,7 @@ unsafe extern "C" fn to_part(_: u32, climb: *mut Parts) -> i64 {
 /// The oldest mount with this root that stands for a part, by its id; 0 if there is none.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn part_at(superblock: u64, root: u64, dev: u32) -> u32 {
+pub(crate) extern "C" fn part_at(superblock: u64, root: u64, dev: u32) -> u32 {
     let mut reads = Lenient::new();
     let list = Siblings::of(superblock);
     let next = list.first(&mut reads);

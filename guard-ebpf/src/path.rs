@@ -15,7 +15,7 @@ const NAME_BYTES: u32 = 256;
 /// A global function: see `identity`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn write_path(record: *mut Record, superblock: u64, target: u64) -> u32 {
+pub(crate) extern "C" fn write_path(record: *mut Record, superblock: u64, target: u64) -> u32 {
     if record.is_null() {
         return RECORD_PATH_TRUNCATED;
     }

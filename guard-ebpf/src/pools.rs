@@ -12,7 +12,7 @@ use crate::maps::{POOLS, config};
 const TRIES: u32 = 4;
 
 /// What a map holds of a key.
-pub enum Known<'a, V> {
+pub(crate) enum Known<'a, V> {
     Nothing,
     Entry(&'a V),
     /// There is an entry, and it could not be read whole.
@@ -25,7 +25,7 @@ pub enum Known<'a, V> {
 /// putting the new one at the head of its chain and taking the old one out, and whoever is between
 /// the two on the chain finds neither.
 #[inline(always)]
-pub fn whole<'a, K, V: Checked<K>>(
+pub(crate) fn whole<'a, K, V: Checked<K>>(
     key: &K,
     slot: &'a mut MaybeUninit<V>,
     lookup: impl Fn() -> Option<*const V>,
@@ -61,7 +61,7 @@ fn is_quiet_since(before: u32) -> bool {
 /// second time, since an entry that is being replaced may not be found (see [`whole`]). `before`:
 /// `Config::generation` from before it was looked for.
 #[inline(always)]
-pub fn is_believed(before: &mut u32) -> bool {
+pub(crate) fn is_believed(before: &mut u32) -> bool {
     // Odd: no generation of maps that stand still.
     const LOOKED_TWICE: u32 = u32::MAX;
     if *before == LOOKED_TWICE || is_quiet_since(*before) {
@@ -73,7 +73,7 @@ pub fn is_believed(before: &mut u32) -> bool {
 
 /// What is known of a superblock.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Found {
+pub(crate) enum Found {
     Nothing,
     /// A pool's entry, or one that says what the superblock is instead.
     Entry,
@@ -99,7 +99,7 @@ impl Found {
 /// Fills a place with zeros, word by word: what the compiler clears at once it clears in a loop
 /// over bytes.
 #[inline(always)]
-pub fn clear(entry: &mut MaybeUninit<PoolEntry>) -> &mut PoolEntry {
+pub(crate) fn clear(entry: &mut MaybeUninit<PoolEntry>) -> &mut PoolEntry {
     const WORDS: usize = size_of::<PoolEntry>() / size_of::<u64>();
     let words = entry.as_mut_ptr().cast::<u64>();
     for word in 0..WORDS {
@@ -112,7 +112,7 @@ pub fn clear(entry: &mut MaybeUninit<PoolEntry>) -> &mut PoolEntry {
 
 /// Makes an entry one of no pool, for the record.
 #[inline(always)]
-pub fn forget(entry: &mut PoolEntry) {
+pub(crate) fn forget(entry: &mut PoolEntry) {
     // SAFETY: plain fields. One by one, as in `clear`.
     unsafe {
         ptr::write_volatile(&raw mut entry.generation, 0);
@@ -124,7 +124,7 @@ pub fn forget(entry: &mut PoolEntry) {
 /// Reads the entry of a superblock, or of a part of one. The magic is compared so that an entry
 /// never speaks for another kind of superblock.
 #[inline(always)]
-pub fn entry_of(key: PoolKey, magic: u64, entry: &mut PoolEntry) -> Found {
+pub(crate) fn entry_of(key: PoolKey, magic: u64, entry: &mut PoolEntry) -> Found {
     let found = Found::from_u32(pool_entry(key.dev, key.head, &raw mut *entry));
     if found == Found::Entry && entry.magic != magic { Found::Nothing } else { found }
 }
@@ -133,7 +133,7 @@ pub fn entry_of(key: PoolKey, magic: u64, entry: &mut PoolEntry) -> Found {
 /// be read.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn pool_entry(dev: u32, head: u32, entry: *mut PoolEntry) -> u32 {
+pub(crate) extern "C" fn pool_entry(dev: u32, head: u32, entry: *mut PoolEntry) -> u32 {
     if entry.is_null() {
         return TORN;
     }

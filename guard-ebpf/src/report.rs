@@ -23,7 +23,7 @@ const COMM_BYTES: u32 = 16;
 
 /// Adds one. Atomic although the counter is this CPU's own: a program can be preempted by another.
 #[inline(always)]
-pub fn count(counter: Counter) {
+pub(crate) fn count(counter: Counter) {
     if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
         add_one(value);
     }
@@ -68,7 +68,7 @@ fn next_number(value: *mut u64) -> u64 {
 /// What the kernel program tells the agent's log.
 #[derive(Clone, Copy)]
 #[repr(u32)]
-pub enum Diagnosis {
+pub(crate) enum Diagnosis {
     SuperblockEnded = 1,
     UnreadableClosed = 2,
     UnreadableOpen = 3,
@@ -77,14 +77,14 @@ pub enum Diagnosis {
 
 /// Writes one line to the agent's log.
 #[inline(always)]
-pub fn diagnose(what: Diagnosis, dev: u32) {
+pub(crate) fn diagnose(what: Diagnosis, dev: u32) {
     write_log(what as u32, dev);
 }
 
 /// A global function (see `identity`): the verifier looks into the formatting once.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn write_log(what: u32, dev: u32) -> u32 {
+pub(crate) extern "C" fn write_log(what: u32, dev: u32) -> u32 {
     // The log does not look at the context.
     let context = LsmContext::new(ptr::null_mut());
     if what == Diagnosis::SuperblockEnded as u32 {
@@ -101,7 +101,7 @@ pub extern "C" fn write_log(what: u32, dev: u32) -> u32 {
 
 /// A decision that is recorded. Plain numbers: it is handed to [`record`], a global function.
 #[repr(C)]
-pub struct Decision {
+pub(crate) struct Decision {
     superblock: u64,
     /// `struct mount`; 0 if the hook does not know it.
     mount: u64,
@@ -122,7 +122,7 @@ pub struct Decision {
 /// the audited kind. What is denied is denied by the first load alone, and what is allowed is
 /// allowed by both: there the standby says nothing.
 #[inline(always)]
-pub fn outcome(deletion: &Deletion, pool: &PoolEntry, outcome: Outcome) {
+pub(crate) fn outcome(deletion: &Deletion, pool: &PoolEntry, outcome: Outcome) {
     if !matches!(outcome.verdict, Verdict::Denied) && kernel::is_standby() {
         return;
     }
@@ -180,7 +180,7 @@ fn incident_number(pool: &PoolEntry, dev: u32, outcome: Outcome) -> u64 {
 /// A global function: see `identity`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn note(key: *const IncidentKey, pool_id: u64) -> u64 {
+pub(crate) extern "C" fn note(key: *const IncidentKey, pool_id: u64) -> u64 {
     if key.is_null() {
         return 0;
     }
@@ -209,7 +209,7 @@ pub extern "C" fn note(key: *const IncidentKey, pool_id: u64) -> u64 {
 /// A global function: see `identity`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn record(decision: *const Decision, pool: *const PoolEntry) -> u32 {
+pub(crate) extern "C" fn record(decision: *const Decision, pool: *const PoolEntry) -> u32 {
     if decision.is_null() || pool.is_null() {
         return 0;
     }
@@ -261,7 +261,7 @@ fn incident(key: &IncidentKey, pool_id: u64) -> Option<*mut IncidentValue> {
 /// A global function (see `identity`): its stack is not added to that of a known incident's way.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn open_incident(key: *const IncidentKey, pool_id: u64) -> u32 {
+pub(crate) extern "C" fn open_incident(key: *const IncidentKey, pool_id: u64) -> u32 {
     if key.is_null() {
         return 0;
     }

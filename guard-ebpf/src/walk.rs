@@ -18,27 +18,27 @@ use crate::maps::{FILESYSTEMS, NAMESPACES, ROOTS, WALKS, config};
 use crate::pools::{Known, is_believed, whole};
 
 /// Steps of the walk from a mount to a guarded root: names and mounts together.
-pub const WALK_STEPS: u32 = 256;
+pub(crate) const WALK_STEPS: u32 = 256;
 /// Mounts of a superblock that are looked at for the oldest one.
-pub const SIBLINGS: u32 = 1024;
+pub(crate) const SIBLINGS: u32 = 1024;
 /// In place of the host's root directory, for a walk that only looks for guarded roots.
 const NOWHERE: u64 = 0;
 
 /// Where a walk from a mount ended. Numbers up to [`WALK_HOST`] are answers; those above say why
 /// there is none.
-pub const WALK_OUTSIDE: u32 = 0;
-pub const WALK_DENY: u32 = 1;
+pub(crate) const WALK_OUTSIDE: u32 = 0;
+pub(crate) const WALK_DENY: u32 = 1;
 /// A root below which a new pool is sealed.
-pub const WALK_SEALED: u32 = 2;
-pub const WALK_OBSERVE: u32 = 3;
-pub const WALK_HOST: u32 = 4;
-pub const WALK_BOUND: u32 = 8;
-pub const WALK_READ_ERROR: u32 = 9;
+pub(crate) const WALK_SEALED: u32 = 2;
+pub(crate) const WALK_OBSERVE: u32 = 3;
+pub(crate) const WALK_HOST: u32 = 4;
+pub(crate) const WALK_BOUND: u32 = 8;
+pub(crate) const WALK_READ_ERROR: u32 = 9;
 
 /// Where a superblock without an entry is looked at, and where it belongs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
-pub enum Place {
+pub(crate) enum Place {
     /// Policy does not name its kind.
     Free = 0,
     /// Neither this mount nor the superblock's oldest one is below a root that guards the kind.
@@ -81,7 +81,7 @@ impl Place {
 /// it, ends there.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn guarded_root(mount: u64, filesystems: u64, host_root: u64) -> u32 {
+pub(crate) extern "C" fn guarded_root(mount: u64, filesystems: u64, host_root: u64) -> u32 {
     let reads = Lenient::new();
     let mut walk =
         Walk { reads, mount, root: 0, dentry: 0, filesystems, host_root, dev: 0, end: WALK_BOUND };
@@ -162,7 +162,7 @@ unsafe extern "C" fn up(_: u32, walk: *mut Walk) -> i64 {
 /// of them.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn root_at(ino: u64, dev: u32, dentry: u64, filesystems: u64) -> u32 {
+pub(crate) extern "C" fn root_at(ino: u64, dev: u32, dentry: u64, filesystems: u64) -> u32 {
     let key = RootKey { ino, dev, reserved: 0 };
     let mut slot = MaybeUninit::<RootEntry>::uninit();
     let entry = match whole(&key, &mut slot, || ROOTS.get_ptr(key)) {
@@ -195,7 +195,7 @@ pub extern "C" fn root_at(ino: u64, dev: u32, dentry: u64, filesystems: u64) -> 
 /// oldest on, and since 6.18 from the newest.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn oldest_mount(superblock: u64, root: u64) -> u64 {
+pub(crate) extern "C" fn oldest_mount(superblock: u64, root: u64) -> u64 {
     let mut reads = Lenient::new();
     let list = Siblings::of(superblock);
     let next = list.first(&mut reads);
@@ -209,7 +209,7 @@ const NO_MOUNT: u64 = 1;
 
 /// A search among a superblock's mounts.
 #[repr(C)]
-pub struct Search {
+pub(crate) struct Search {
     pub reads: Lenient,
     pub list: Siblings,
     pub next: u64,
@@ -241,7 +241,7 @@ unsafe extern "C" fn older(_: u32, search: *mut Search) -> i64 {
 /// 1 if one of two directories is the other, or lies below it; also if that cannot be read.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn overlap(one: u64, other: u64) -> u32 {
+pub(crate) extern "C" fn overlap(one: u64, other: u64) -> u32 {
     if one == other {
         return 1;
     }
@@ -278,14 +278,14 @@ unsafe extern "C" fn to_goal(_: u32, climb: *mut Meet) -> i64 {
 /// What tells a mount from all others. The verifier makes a number of the distance between two
 /// addresses at no cost; the superblock's, which is in it, is told by the device.
 #[inline(always)]
-pub fn mount_subject(superblock: Trusted, mount: Trusted, question: Question) -> Subject {
+pub(crate) fn mount_subject(superblock: Trusted, mount: Trusted, question: Question) -> Subject {
     Subject { first: mount.distance_from(superblock), second: superblock.device(), question }
 }
 
 /// Where a superblock is looked at through a mount. With `only_here`, its oldest mount is not
 /// looked for.
 #[inline(always)]
-pub fn place(superblock: Trusted, mount: Trusted, only_here: bool) -> Place {
+pub(crate) fn place(superblock: Trusted, mount: Trusted, only_here: bool) -> Place {
     let subject = mount_subject(
         superblock,
         mount,
@@ -308,7 +308,7 @@ pub fn place(superblock: Trusted, mount: Trusted, only_here: bool) -> Place {
 /// A [`Place`], found by walks.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn look(superblock: u64, mount: u64, magic: u64, only_here: u32) -> u32 {
+pub(crate) extern "C" fn look(superblock: u64, mount: u64, magic: u64, only_here: u32) -> u32 {
     let kind = kind(superblock, magic);
     if kind == 0 {
         return Place::Free as u32;
@@ -346,7 +346,7 @@ pub extern "C" fn look(superblock: u64, mount: u64, magic: u64, only_here: u32) 
 /// [`KIND_UNREADABLE`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn kind(superblock: u64, magic: u64) -> u64 {
+pub(crate) extern "C" fn kind(superblock: u64, magic: u64) -> u64 {
     let mut key = FilesystemKey { magic, subtype: [0; SUBTYPE_WORDS] };
     if magic == FUSE_SUPER_MAGIC {
         let Ok(subtype) = kernel::superblock_subtype(superblock) else { return KIND_UNREADABLE };
@@ -376,7 +376,7 @@ const KIND_UNREADABLE: u64 = 3;
 /// host's view: its mounts hang below the root directory that PID 1 has. So is whatever lies below
 /// a guarded root, and a storage daemon's namespace.
 #[inline(always)]
-pub fn is_elsewhere(superblock: Trusted, mount: Trusted) -> Result<bool, ReadError> {
+pub(crate) fn is_elsewhere(superblock: Trusted, mount: Trusted) -> Result<bool, ReadError> {
     let subject = mount_subject(superblock, mount, Question::View);
     let before = cache::tree();
     if let Some(answer) = cache::find(&WALKS, subject, before) {
@@ -394,7 +394,7 @@ pub fn is_elsewhere(superblock: Trusted, mount: Trusted) -> Result<bool, ReadErr
 /// `WALK_OUTSIDE` for a mount of a guest.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn view(mount: u64) -> u32 {
+pub(crate) extern "C" fn view(mount: u64) -> u32 {
     let Ok(namespace) = kernel::mount_namespace(mount) else { return WALK_READ_ERROR };
     let host = config!(host_mnt_ns);
     if namespace == 0 || namespace == host || NAMESPACES.get_ptr(namespace).is_some() {
@@ -412,7 +412,7 @@ pub extern "C" fn view(mount: u64) -> u32 {
 /// root, past every pool.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn is_in_sealed_pool(dentry: u64) -> u32 {
+pub(crate) extern "C" fn is_in_sealed_pool(dentry: u64) -> u32 {
     let mut climb = Climb { reads: Lenient::new(), dentry, found: 1 };
     repeat(WALK_STEPS, &mut climb, to_sealed_pool);
     climb.found

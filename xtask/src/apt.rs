@@ -18,14 +18,14 @@ enum Entry {
 
 /// The machine's sources of binary packages.
 #[derive(Debug)]
-pub struct Sources {
+pub(crate) struct Sources {
     entries: Vec<Entry>,
     codename: String,
 }
 
 impl Sources {
     /// Reads `/etc/apt`.
-    pub fn of_this_machine() -> Result<Self> {
+    pub(crate) fn of_this_machine() -> Result<Self> {
         let release = fs::read_to_string("/etc/os-release").context("read /etc/os-release")?;
         let codename = release
             .lines()
@@ -48,12 +48,12 @@ impl Sources {
     }
 
     /// The release's name, such as `bookworm`.
-    pub fn codename(&self) -> &str {
+    pub(crate) fn codename(&self) -> &str {
         &self.codename
     }
 
     /// Whether the machine has an entry of the security archive.
-    pub fn have_security(&self) -> bool {
+    pub(crate) fn have_security(&self) -> bool {
         self.entries
             .iter()
             .any(|entry| entry.suites().iter().any(|suite| suite.ends_with("-security")))
@@ -61,7 +61,7 @@ impl Sources {
 
     /// Writes the sources for `suite` into `directory`. The security suites are in an archive of
     /// their own; all others are beside the machine's own release.
-    pub fn derive(&self, suite: &str, directory: &Path) -> Result<()> {
+    pub(crate) fn derive(&self, suite: &str, directory: &Path) -> Result<()> {
         let wanted = |name: &str| match suite.ends_with("-security") {
             true => name.ends_with("-security"),
             false => name == self.codename || name == "stable",
@@ -190,19 +190,27 @@ fn line(text: &str) -> Option<Entry> {
 
 /// An apt with its own sources and lists.
 #[derive(Debug)]
-pub struct PrivateApt {
+pub(crate) struct PrivateApt {
     directory: PathBuf,
     installs: bool,
 }
 
 impl PrivateApt {
     /// Only downloads: knows nothing of what is installed, needs no root.
-    pub fn downloading(directory: &Path, sources: &Sources, suites: &[String]) -> Result<Self> {
+    pub(crate) fn downloading(
+        directory: &Path,
+        sources: &Sources,
+        suites: &[String],
+    ) -> Result<Self> {
         Self::make(directory, sources, suites, false)
     }
 
     /// Installs on this machine, from its own sources and from `suites`.
-    pub fn installing(directory: &Path, sources: &Sources, suites: &[String]) -> Result<Self> {
+    pub(crate) fn installing(
+        directory: &Path,
+        sources: &Sources,
+        suites: &[String],
+    ) -> Result<Self> {
         Self::make(directory, sources, suites, true)
     }
 
@@ -230,7 +238,7 @@ impl PrivateApt {
     }
 
     /// `apt-get` or `apt-cache`, bound to the private sources and lists.
-    pub fn command(&self, tool: &str) -> Command {
+    pub(crate) fn command(&self, tool: &str) -> Command {
         let mut command = Command::new(tool);
         let mut option = |name: &str, value: &Path| {
             command.arg("-o").arg(format!("{name}={}", value.display()));

@@ -13,7 +13,7 @@ use crate::setup::{self, Use};
 use crate::{progress, workspace};
 
 #[derive(Args)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// Optimised, as it is shipped
     #[arg(long)]
     release: bool,
@@ -43,7 +43,7 @@ const OTHER_LAYOUT: Variant = Variant {
 const KERNEL_PROGRAM: &str = "bpf";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Profile {
+pub(crate) enum Profile {
     Dev,
     Release,
 }
@@ -59,7 +59,7 @@ impl Profile {
 
 /// What the tests run.
 #[derive(Debug)]
-pub struct TestBinaries {
+pub(crate) struct TestBinaries {
     pub agent: PathBuf,
     pub control: PathBuf,
     /// The same agent with another build label.
@@ -73,7 +73,7 @@ pub struct TestBinaries {
 }
 
 /// The command `cargo xtask build`.
-pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let profile = if arguments.release { Profile::Release } else { Profile::Dev };
     let target = workspace::target();
     build(profile, &target, None, &["guard-agent"], Report::Stream)?;
@@ -84,7 +84,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 /// Builds all that runs in the VM: the agent as shipped, its upgrades, and the tests.
-pub fn for_tests() -> Result<TestBinaries> {
+pub(crate) fn for_tests() -> Result<TestBinaries> {
     let binaries = for_benchmarks()?;
     for variant in [UPGRADE, OTHER_LAYOUT] {
         build_variant(Profile::Release, &workspace::target(), variant)?;
@@ -93,7 +93,7 @@ pub fn for_tests() -> Result<TestBinaries> {
 }
 
 /// The same without the upgrades, which no benchmark starts: they may not be there.
-pub fn for_benchmarks() -> Result<TestBinaries> {
+pub(crate) fn for_benchmarks() -> Result<TestBinaries> {
     let profile = Profile::Release;
     let target = workspace::target();
     agent_and_tests(profile, &target)?;
@@ -113,7 +113,7 @@ pub fn for_benchmarks() -> Result<TestBinaries> {
 
 /// Builds what the packages hold into `target`: no path of this machine is in it, so that two
 /// builds in two folders are the same. Returns the directory of the binaries.
-pub fn for_packages(target: &Path) -> Result<PathBuf> {
+pub(crate) fn for_packages(target: &Path) -> Result<PathBuf> {
     setup::ensure(&[Use::Bpf], &[])?;
     let flags = without_paths(target)?;
     // One after the other: the features that the second wants of a library are none of the agent's.
@@ -128,7 +128,7 @@ pub fn for_packages(target: &Path) -> Result<PathBuf> {
 
 /// Builds what makes the .rpm, as `cargo test` does: optimising it takes minutes, and it runs for
 /// seconds.
-pub fn rpm_maker() -> Result<PathBuf> {
+pub(crate) fn rpm_maker() -> Result<PathBuf> {
     let mut cargo = workspace::cargo();
     cargo.args(["build", "--locked", "--package", "guard-rpm"]);
     progress::run("build what makes the .rpm", &mut cargo)?;
@@ -167,7 +167,7 @@ fn build_variant(profile: Profile, target: &Path, variant: Variant) -> Result<()
 }
 
 /// Builds what runs on this machine itself; returns the directory of the binaries.
-pub fn for_this_machine() -> Result<PathBuf> {
+pub(crate) fn for_this_machine() -> Result<PathBuf> {
     let target = workspace::target();
     agent_and_tests(Profile::Release, &target)?;
     Ok(target.join(Profile::Release.directory()))

@@ -10,10 +10,10 @@ use crate::{progress, workspace};
 
 /// Where the sums of a directory are. It is written last, so it also says that the directory is
 /// whole.
-pub const FILE: &str = "SHA256SUMS";
+pub(crate) const FILE: &str = "SHA256SUMS";
 
 /// Records the sums of all files in `directory`.
-pub fn record(directory: &Path) -> Result<()> {
+pub(crate) fn record(directory: &Path) -> Result<()> {
     let sums =
         format!("find . -type f ! -name '{FILE}*' -print0 | sort -z | xargs -0 sha256sum > {FILE}");
     progress::run(
@@ -25,7 +25,7 @@ pub fn record(directory: &Path) -> Result<()> {
 }
 
 /// Checks the named files (all of them if none is named) against the recorded sums.
-pub fn verify(directory: &Path, names: &[&str]) -> Result<()> {
+pub(crate) fn verify(directory: &Path, names: &[&str]) -> Result<()> {
     let path = directory.join(FILE);
     let sums = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     let wanted = |line: &&str| {

@@ -15,7 +15,7 @@ use crate::vm;
 use crate::{build, setup};
 
 #[derive(Args)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// On this machine, without a VM: as root, in mount and process namespaces that end with it, on
     /// a tmpfs
     #[arg(long)]
@@ -25,7 +25,7 @@ pub struct Arguments {
 }
 
 /// The command `cargo xtask demo`.
-pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.native {
         return native();
     }

@@ -32,7 +32,7 @@ const FLAGS: [&str; 7] = [
 const TIMEOUT: u32 = 20;
 
 #[derive(Args)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// How long to run each target
     #[arg(long, default_value_t = 60)]
     seconds: u32,
@@ -45,7 +45,7 @@ pub struct Arguments {
 }
 
 /// The command `cargo xtask fuzz`.
-pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let known = targets()?;
     for name in &arguments.targets {
         ensure!(

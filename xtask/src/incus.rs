@@ -19,29 +19,29 @@ const DAEMON: &str = "usr/libexec/incus/incusd";
 const CLIENT: &str = "usr/bin/incus";
 
 /// Where it is unpacked.
-pub fn directory() -> Result<PathBuf> {
+pub(crate) fn directory() -> Result<PathBuf> {
     Ok(workspace::cache()?.join("incus"))
 }
 
 /// Whether it is unpacked. The directory appears by one rename, so it is whole or absent.
-pub fn is_ready() -> Result<bool> {
+pub(crate) fn is_ready() -> Result<bool> {
     Ok(directory()?.join(checksums::FILE).exists())
 }
 
 /// Checks the programs against their sums; all files with `setup --verify`.
-pub fn open() -> Result<PathBuf> {
+pub(crate) fn open() -> Result<PathBuf> {
     let directory = directory()?;
     checksums::verify(&directory, &[DAEMON, CLIENT])?;
     Ok(directory)
 }
 
 /// Checks every file.
-pub fn verify_all() -> Result<()> {
+pub(crate) fn verify_all() -> Result<()> {
     checksums::verify(&directory()?, &[])
 }
 
 /// Downloads and unpacks it; the directory appears whole, by a rename, or not at all.
-pub fn fetch() -> Result<()> {
+pub(crate) fn fetch() -> Result<()> {
     let sources = Sources::of_this_machine()?;
     let suite = format!("{}-backports", sources.codename());
     let place = workspace::cache()?.join("apt/incus");

@@ -13,7 +13,7 @@ use crate::vm;
 use crate::{build, setup};
 
 #[derive(Args)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     #[arg(long, value_enum, default_value = "6.12")]
     kernel: Kernel,
     /// How long faults are injected
@@ -28,7 +28,7 @@ pub struct Arguments {
 }
 
 /// The command `cargo xtask lab`.
-pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     /// For the boot, the first start, and the last fault to be over.
     const BESIDE: Duration = Duration::from_secs(600);
     const SUSPEND_EVERY: Duration = Duration::from_secs(20);

@@ -16,7 +16,7 @@ const POLL: Duration = Duration::from_millis(20);
 const SHOWN_ON_FAILURE: usize = 40;
 
 /// Runs `command`, named `what` to the reader, with its output in a log of the cache.
-pub fn run(what: &str, command: &mut Command) -> Result<()> {
+pub(crate) fn run(what: &str, command: &mut Command) -> Result<()> {
     let logs = workspace::cache()?.join("logs");
     fs::create_dir_all(&logs).with_context(|| format!("create {}", logs.display()))?;
     let name: String =
@@ -29,7 +29,7 @@ pub fn run(what: &str, command: &mut Command) -> Result<()> {
 }
 
 /// Runs `command`, named `what` to the reader, with its output in the file `path`.
-pub fn run_logged(what: &str, command: &mut Command, path: &Path) -> Result<()> {
+pub(crate) fn run_logged(what: &str, command: &mut Command, path: &Path) -> Result<()> {
     let log = File::create(path).with_context(|| format!("create {}", path.display()))?;
     eprintln!("xtask: {what} …");
     let start = Instant::now();
@@ -62,7 +62,7 @@ pub fn run_logged(what: &str, command: &mut Command, path: &Path) -> Result<()> 
 }
 
 /// Runs `command` and returns what it printed; its complaint is in the error.
-pub fn capture(command: &mut Command) -> Result<String> {
+pub(crate) fn capture(command: &mut Command) -> Result<String> {
     let output = command
         .stdin(Stdio::null())
         .output()
@@ -79,7 +79,7 @@ pub fn capture(command: &mut Command) -> Result<String> {
 }
 
 /// The last lines of a text file, or nothing if it cannot be read.
-pub fn tail(path: &Path, lines: usize) -> String {
+pub(crate) fn tail(path: &Path, lines: usize) -> String {
     let bytes = fs::read(path).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
     let all: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();

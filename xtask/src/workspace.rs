@@ -9,17 +9,17 @@ use std::{env, ffi::OsString, io};
 use anyhow::{Context as _, Result, bail};
 
 /// The workspace's root.
-pub fn root() -> &'static Path {
+pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a member of the workspace")
 }
 
 /// Cargo's target directory.
-pub fn target() -> PathBuf {
+pub(crate) fn target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir))
 }
 
 /// Downloads and kernels: `$GUARD_CACHE`, or `guard-agent` in the user's cache directory.
-pub fn cache() -> Result<PathBuf> {
+pub(crate) fn cache() -> Result<PathBuf> {
     let directory = env::var_os("GUARD_CACHE")
         .map(PathBuf::from)
         .or_else(|| env::var_os("XDG_CACHE_HOME").map(|dir| Path::new(&dir).join("guard-agent")))
@@ -31,7 +31,7 @@ pub fn cache() -> Result<PathBuf> {
 }
 
 /// Held while the cache or the machine is changed, so that two steps at once do not collide.
-pub fn lock_cache() -> Result<File> {
+pub(crate) fn lock_cache() -> Result<File> {
     let path = cache()?.join("lock");
     let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
     if file.try_lock().is_err() {
@@ -42,7 +42,7 @@ pub fn lock_cache() -> Result<File> {
 }
 
 /// An empty directory at `path`, whatever was there.
-pub fn fresh_directory(path: PathBuf) -> Result<PathBuf> {
+pub(crate) fn fresh_directory(path: PathBuf) -> Result<PathBuf> {
     if path.exists() {
         fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))?;
     }
@@ -52,7 +52,7 @@ pub fn fresh_directory(path: PathBuf) -> Result<PathBuf> {
 
 /// A new directory below `parent` for a step of this process. Those whose process is gone are
 /// removed first.
-pub fn process_directory(parent: &Path, prefix: &str) -> Result<PathBuf> {
+pub(crate) fn process_directory(parent: &Path, prefix: &str) -> Result<PathBuf> {
     let own = std::process::id();
     fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
     for path in fs::read_dir(parent).into_iter().flatten().flatten().map(|entry| entry.path()) {
@@ -78,7 +78,7 @@ pub fn process_directory(parent: &Path, prefix: &str) -> Result<PathBuf> {
 }
 
 /// The cargo that runs this, without what it told us about this very package.
-pub fn cargo() -> Command {
+pub(crate) fn cargo() -> Command {
     without_package_variables(Command::new(
         env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")),
     ))
@@ -86,7 +86,7 @@ pub fn cargo() -> Command {
 
 /// Removes the variables that `cargo run` sets for xtask: seen by a nested cargo, they would make
 /// build scripts run again for nothing.
-pub fn without_package_variables(mut command: Command) -> Command {
+pub(crate) fn without_package_variables(mut command: Command) -> Command {
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
         if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {

@@ -28,7 +28,7 @@ pub(super) struct FakeAgent {
 }
 
 impl FakeAgent {
-    pub fn start(answer: impl Fn(&Request) -> Reply + Send + 'static) -> Self {
+    pub(super) fn start(answer: impl Fn(&Request) -> Reply + Send + 'static) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(directory.path().join(SOCKET_NAME)).unwrap();
         let asked = Arc::new(Mutex::new(Vec::new()));
@@ -47,12 +47,12 @@ impl FakeAgent {
         Self { directory, asked }
     }
 
-    pub fn global(&self) -> Global {
+    pub(super) fn global(&self) -> Global {
         Global { run_dir: self.directory.path().to_owned(), json: false, timeout: None }
     }
 
     /// Names of the requests so far.
-    pub fn asked(&self) -> Vec<&'static str> {
+    pub(super) fn asked(&self) -> Vec<&'static str> {
         self.asked.lock().unwrap().iter().map(Request::name).collect()
     }
 }

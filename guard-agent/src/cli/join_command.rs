@@ -16,7 +16,7 @@ use crate::host::wait::{Patience, Waited};
 
 /// The operator's command, or `incus admin init` with a preseed. Its output is the operator's; with
 /// `json` both go to standard error.
-pub fn build(
+pub(super) fn build(
     node: &Node,
     preseed: Option<&str>,
     command: &[OsString],
@@ -60,7 +60,7 @@ fn input(text: &str) -> io::Result<File> {
 }
 
 /// Runs a command that is ended when it takes too long. How it ended.
-pub fn run(
+pub(super) fn run(
     command: &mut Command,
     patience: &Patience<'_>,
     say: &mut Say<'_>,

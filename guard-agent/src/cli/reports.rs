@@ -15,7 +15,11 @@ use crate::model::control::{Reply, Request};
 use crate::model::exit::Exit;
 
 /// Shows the status; the exit code is the posture's.
-pub fn status(global: &Global, places: &Places, out: &mut impl Write) -> Result<Exit, CliError> {
+pub(super) fn status(
+    global: &Global,
+    places: &Places,
+    out: &mut impl Write,
+) -> Result<Exit, CliError> {
     let report = match offline::ask(global, places, &Request::Status)? {
         Answer::Agent(Reply::Status(report)) => report,
         Answer::Agent(_) => {
@@ -32,7 +36,11 @@ pub fn status(global: &Global, places: &Places, out: &mut impl Write) -> Result<
 }
 
 /// Shows the pools.
-pub fn pools(global: &Global, places: &Places, out: &mut impl Write) -> Result<Exit, CliError> {
+pub(super) fn pools(
+    global: &Global,
+    places: &Places,
+    out: &mut impl Write,
+) -> Result<Exit, CliError> {
     match offline::ask(global, places, &Request::Pools)? {
         Answer::Agent(Reply::Pools(report)) => {
             pools::show(global, &report, out)?;
@@ -44,7 +52,11 @@ pub fn pools(global: &Global, places: &Places, out: &mut impl Write) -> Result<E
 }
 
 /// Shows events until there are no more; followed, until the agent or the reader ends it.
-pub fn events(global: &Global, args: &EventsArgs, out: &mut impl Write) -> Result<Exit, CliError> {
+pub(super) fn events(
+    global: &Global,
+    args: &EventsArgs,
+    out: &mut impl Write,
+) -> Result<Exit, CliError> {
     let filter = Filter { pool: args.pool.clone(), kind: args.kind, since: args.since };
     // Searching the log may take long; whether there is an agent that answers must not.
     let mut client = match offline::reach(global, &args.places)? {

@@ -34,6 +34,7 @@ fn posture(state: PostureState, reasons: Vec<Reason>) -> Posture {
     Posture { state, reasons, tier: Some(Name(Tier::BpfLsm)), gaps: vec![gap] }
 }
 
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn status() -> StatusReport {
     let mut released = pool("scratch\u{1b}[2J", Mode::Released);
     released.mode_cause = Some(ModeCause::Operator);

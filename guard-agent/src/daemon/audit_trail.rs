@@ -21,7 +21,7 @@ pub(super) struct AuditTrail {
 
 impl AuditTrail {
     /// With the interval in which an incident that goes on is summed up.
-    pub fn new(
+    pub(super) fn new(
         file: AuditFile,
         followers: broadcast::Sender<Arc<str>>,
         incident_interval_ns: u64,
@@ -30,26 +30,26 @@ impl AuditTrail {
     }
 
     /// Appends a record, now.
-    pub fn write(&mut self, body: Body) {
+    pub(super) fn write(&mut self, body: Body) {
         self.write_at(now(), body);
     }
 
     /// Appends a record of what happened at `stamp`.
-    pub fn write_at(&mut self, stamp: Stamp, body: Body) {
+    pub(super) fn write_at(&mut self, stamp: Stamp, body: Body) {
         let appended = self.file.append(stamp, body);
         // An error means that nobody follows.
         let _ = self.followers.send(appended.line);
     }
 
     /// Writes what waits. A failure is told in the status, and tried again with each tick.
-    pub fn flush(&mut self) {
+    pub(super) fn flush(&mut self) {
         if let Err(error) = self.file.flush() {
             tracing::error!(error = chain(&error), "audit log");
         }
     }
 
     /// The file, and the records that wait for it.
-    pub fn status(&self) -> AuditReport {
+    pub(super) fn status(&self) -> AuditReport {
         self.file.status()
     }
 }

@@ -78,23 +78,23 @@ pub(super) struct Enforcement<M = Maps> {
 
 impl<M> Enforcement<M> {
     /// Maps, and nothing that answers from them yet.
-    pub fn new(maps: M) -> Self {
+    pub(super) fn new(maps: M) -> Self {
         Self { maps, means: None, proven_at: None, passed_over: Vec::new() }
     }
 
     /// Takes means into use. Nothing is proven of them by that.
-    pub fn hold(&mut self, means: Box<dyn Means<M>>) {
+    pub(super) fn hold(&mut self, means: Box<dyn Means<M>>) {
         self.means = Some(means);
     }
 
     /// Ends all older means, once the ones in use are proven. Returns how many there were.
-    pub fn retire_others(&mut self) -> Result<usize, DaemonError> {
+    pub(super) fn retire_others(&mut self) -> Result<usize, DaemonError> {
         self.means.as_mut().map_or(Ok(0), |means| means.retire_others())
     }
 
     /// Keeps the means in use, or not, by what the canary found of them. What it has not proven is
     /// withdrawn, unless it was in force before or the agent may run without.
-    pub fn conclude(
+    pub(super) fn conclude(
         &mut self,
         proven: &Result<(), CanaryError>,
         may_run_inactive: bool,
@@ -110,7 +110,7 @@ impl<M> Enforcement<M> {
     }
 
     /// Proves enforcement anew; nothing while there are no means.
-    pub fn prove(&mut self) -> Option<Result<(), CanaryError>> {
+    pub(super) fn prove(&mut self) -> Option<Result<(), CanaryError>> {
         let proven = self.means.as_mut()?.prove(&mut self.maps);
         if proven.is_ok() {
             self.proven_at = Some(now().time);
@@ -119,22 +119,22 @@ impl<M> Enforcement<M> {
     }
 
     /// When the canary was last answered.
-    pub fn proven_at(&self) -> Option<Time> {
+    pub(super) fn proven_at(&self) -> Option<Time> {
         self.proven_at
     }
 
     /// The tier in force, if the canary was ever answered.
-    pub fn proven_tier(&self) -> Option<Tier> {
+    pub(super) fn proven_tier(&self) -> Option<Tier> {
         self.proven_at.and(self.means.as_ref()).map(|means| means.tier())
     }
 
     /// The means in force.
-    pub fn means(&self) -> Option<&dyn Means<M>> {
+    pub(super) fn means(&self) -> Option<&dyn Means<M>> {
         self.means.as_deref()
     }
 
     /// The means in force, if those mark mounts.
-    pub fn marking(&mut self) -> Option<&mut Box<dyn Means<M>>> {
+    pub(super) fn marking(&mut self) -> Option<&mut Box<dyn Means<M>>> {
         self.means.as_mut().filter(|means| means.has_marks())
     }
 }

@@ -71,7 +71,7 @@ pub(super) struct EventLoop {
 
 impl EventLoop {
     /// Begins to serve the control socket. Must be called within a tokio runtime.
-    pub fn new(started: Started, reloads: mpsc::Receiver<()>) -> Self {
+    pub(super) fn new(started: Started, reloads: mpsc::Receiver<()>) -> Self {
         let agent = started.agent;
         let (commands, requests) = mpsc::channel(WAITING_REQUESTS);
         let (stop, stopping) = watch::channel(false);
@@ -97,7 +97,10 @@ impl EventLoop {
     }
 
     /// Runs until `shutdown`.
-    pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), DaemonError> {
+    pub(super) async fn run(
+        mut self,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<(), DaemonError> {
         let mut told = self.agent.status_text();
         self.manager.ready(&told);
         let mut followed = self.agent.reconciliations();

@@ -9,7 +9,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use crate::host::watch::PathWatcher;
 
-pub struct Following {
+pub(super) struct Following {
     /// `None`: files cannot be watched on this host.
     pub watcher: Option<PathWatcher>,
     pub canary: Interval,
@@ -17,7 +17,7 @@ pub struct Following {
 
 impl Following {
     /// Must be called within a tokio runtime.
-    pub fn begin(paths: Vec<PathBuf>, canary_every: Duration) -> Self {
+    pub(super) fn begin(paths: Vec<PathBuf>, canary_every: Duration) -> Self {
         let watcher = PathWatcher::new(paths)
             .inspect_err(|error| {
                 tracing::warn!(%error, "files are not watched: their changes are found by the \
@@ -30,7 +30,7 @@ impl Following {
     /// Goes over to these paths, also when they are the same as before: a mount may hide
     /// directories that were watched. The canary's timer goes on unless its interval is another
     /// one.
-    pub fn follow(&mut self, paths: Vec<PathBuf>, canary_every: Duration) {
+    pub(super) fn follow(&mut self, paths: Vec<PathBuf>, canary_every: Duration) {
         if let Some(Err(error)) = self.watcher.as_mut().map(|watcher| watcher.set_paths(paths)) {
             tracing::warn!(%error, "not every file is watched: changes are found by the tick");
         }

@@ -43,7 +43,12 @@ pub(super) struct LeaseTerms<'a> {
 
 impl Grants {
     /// Takes up what the state file and the kernel's maps hold.
-    pub fn open(mut file: StateFile, observed: &Observed, policy: &Policy, boot_ns: u64) -> Self {
+    pub(super) fn open(
+        mut file: StateFile,
+        observed: &Observed,
+        policy: &Policy,
+        boot_ns: u64,
+    ) -> Self {
         let Overrides { sealed, found_sealed, released, nodes: _ } =
             Overrides::adopt(observed, policy, boot_ns);
         file.adopt_seals(&sealed);
@@ -51,7 +56,7 @@ impl Grants {
     }
 
     /// What holds beside the policy. `nodes`: the modes that follow from the nodes' states.
-    pub fn overrides(&self, nodes: BTreeMap<u32, PoolModes>) -> Overrides {
+    pub(super) fn overrides(&self, nodes: BTreeMap<u32, PoolModes>) -> Overrides {
         Overrides {
             sealed: self.file.state.sealed.clone(),
             found_sealed: self.found_sealed.clone(),
@@ -61,24 +66,24 @@ impl Grants {
     }
 
     /// Whether a pool is sealed beside what policy and its node's state say.
-    pub fn is_sealed(&self, pool_id: u64) -> bool {
+    pub(super) fn is_sealed(&self, pool_id: u64) -> bool {
         self.file.state.sealed.contains(&pool_id) || self.found_sealed.contains(&pool_id)
     }
 
     /// Seals a pool. Its release is over; the caller closes its leases.
-    pub fn seal(&mut self, pool_id: u64, generation: u64) {
+    pub(super) fn seal(&mut self, pool_id: u64, generation: u64) {
         self.file.state.sealed.insert(pool_id);
         self.released.remove(&generation);
     }
 
     /// Takes a seal back, whoever found or set it.
-    pub fn unseal(&mut self, pool_id: u64) {
+    pub(super) fn unseal(&mut self, pool_id: u64) {
         self.file.state.sealed.remove(&pool_id);
         self.found_sealed.remove(&pool_id);
     }
 
     /// The seal of a pool whose id has changed goes along with it. Returns whether it is new.
-    pub fn keep_seal(&mut self, pool_id: u64) -> bool {
+    pub(super) fn keep_seal(&mut self, pool_id: u64) -> bool {
         let is_new = !self.file.state.sealed.contains(&pool_id);
         self.file.adopt_seals(&BTreeSet::from([pool_id]));
         is_new
@@ -86,7 +91,7 @@ impl Grants {
 
     /// A lease from now on, with a number of its own. It is not in force by that: see
     /// [`Grants::add`].
-    pub fn new_lease(
+    pub(super) fn new_lease(
         &mut self,
         known: &KnownPool,
         terms: LeaseTerms<'_>,
@@ -117,7 +122,7 @@ impl Grants {
 
     /// Puts a lease on the list. A release is in force with the next plan; a command's lease is the
     /// caller's to bring into the kernel.
-    pub fn add(&mut self, lease: Lease) {
+    pub(super) fn add(&mut self, lease: Lease) {
         if lease.kind == LeaseKind::Release {
             self.released.insert(lease.generation, lease.ends_boot_ns);
         }
@@ -125,7 +130,7 @@ impl Grants {
     }
 
     /// Takes leases off the list, and their releases out of force. Returns them.
-    pub fn close(&mut self, which: impl Fn(&Lease) -> bool) -> Vec<Lease> {
+    pub(super) fn close(&mut self, which: impl Fn(&Lease) -> bool) -> Vec<Lease> {
         let leases = std::mem::take(&mut self.file.state.leases);
         let (over, running): (Vec<Lease>, Vec<Lease>) = leases.into_iter().partition(which);
         self.file.state.leases = running;
@@ -136,40 +141,40 @@ impl Grants {
     }
 
     /// Forgets the release of a superblock that has ended.
-    pub fn forget_release(&mut self, generation: u64) {
+    pub(super) fn forget_release(&mut self, generation: u64) {
         self.released.remove(&generation);
     }
 
     /// Takes releases out of force whose time is over. Returns whether there were any.
-    pub fn expire_releases(&mut self, boot_ns: u64) -> bool {
+    pub(super) fn expire_releases(&mut self, boot_ns: u64) -> bool {
         let before = self.released.len();
         self.released.retain(|_, ends| *ends > boot_ns);
         self.released.len() != before
     }
 
     /// All leases that are on the list.
-    pub fn leases(&self) -> &[Lease] {
+    pub(super) fn leases(&self) -> &[Lease] {
         &self.file.state.leases
     }
 
     /// The best tier that has proven itself on this host, unless policy has taken a weaker one by
     /// name.
-    pub fn best_tier(&self) -> Option<Tier> {
+    pub(super) fn best_tier(&self) -> Option<Tier> {
         self.file.state.tier.map(|name| name.0)
     }
 
     /// Keeps in mind which tier this host has had.
-    pub fn set_best_tier(&mut self, tier: Tier) {
+    pub(super) fn set_best_tier(&mut self, tier: Tier) {
         self.file.state.tier = Some(Name(tier));
     }
 
     /// Whether what is on disk is older: to be saved soon.
-    pub fn is_unsaved(&self) -> bool {
+    pub(super) fn is_unsaved(&self) -> bool {
         self.file.is_unsaved()
     }
 
     /// Writes the state file.
-    pub fn save(&mut self) -> Result<(), StateError> {
+    pub(super) fn save(&mut self) -> Result<(), StateError> {
         self.file.save()
     }
 }

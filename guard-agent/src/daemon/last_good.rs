@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use crate::host::durable::replace;
 
 /// Where it is.
-pub fn path(state_dir: &Path) -> PathBuf {
+pub(super) fn path(state_dir: &Path) -> PathBuf {
     state_dir.join("policy.last-good.toml")
 }
 
 /// Replaces it.
-pub fn save(state_dir: &Path, text: &str) -> io::Result<()> {
+pub(super) fn save(state_dir: &Path, text: &str) -> io::Result<()> {
     replace(&path(state_dir), text.as_bytes()).map_err(|(_, error)| error)
 }
 

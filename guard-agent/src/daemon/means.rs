@@ -52,7 +52,7 @@ impl Means<Maps> for Programs {
 }
 
 /// Where the responder's records come from.
-pub type Answers = AsyncFd<File>;
+pub(super) type Answers = AsyncFd<File>;
 
 /// The engine of the tier fanotify, over maps that no program of another tier is to read.
 #[derive(Debug)]

@@ -29,7 +29,7 @@ pub(super) struct MountView {
 
 impl MountView {
     /// Takes a mount table, and looks up what policy and table name.
-    pub fn observe(&mut self, policy: &Policy, snapshot: Snapshot) {
+    pub(super) fn observe(&mut self, policy: &Policy, snapshot: Snapshot) {
         self.snapshot = snapshot;
         self.resolution = roots::resolve(policy, &self.snapshot);
         clusters::learn(&mut self.clusters, &self.snapshot, Path::new("/"));
@@ -38,13 +38,13 @@ impl MountView {
     }
 
     /// Looks up the inodes of the pools' roots, which only sealed pools need.
-    pub fn find_pool_roots(&mut self) {
+    pub(super) fn find_pool_roots(&mut self) {
         self.resolution.resolved.pool_roots =
             roots::pool_roots(&self.classification, &self.snapshot);
     }
 
     /// The pools by another, newer mount table. Nothing is kept of it.
-    pub fn classify_anew(&self, policy: &Policy, snapshot: &Snapshot) -> Classification {
+    pub(super) fn classify_anew(&self, policy: &Policy, snapshot: &Snapshot) -> Classification {
         self.classify(policy, snapshot, &self.foreign_tables())
     }
 
@@ -59,12 +59,12 @@ impl MountView {
     }
 
     /// The policy with its roots' links followed, as the mount table spells them.
-    pub fn effective(&self, policy: &Policy) -> Policy {
+    pub(super) fn effective(&self, policy: &Policy) -> Policy {
         policy.with_root_paths(&self.resolution.root_paths)
     }
 
     /// Whether another namespace's mounts are others than they were: nothing tells of that.
-    pub fn is_foreign_stale(&self) -> bool {
+    pub(super) fn is_foreign_stale(&self) -> bool {
         self.foreign_tables() != self.foreign
     }
 
@@ -73,7 +73,7 @@ impl MountView {
     }
 
     /// Notes what could not be read or looked up.
-    pub fn note_troubles(&self, policy: &Policy, troubles: &mut Troubles) {
+    pub(super) fn note_troubles(&self, policy: &Policy, troubles: &mut Troubles) {
         troubles.set_if(trouble::MOUNT_TABLE, || {
             let problems = self.snapshot.problems();
             let first = problems.first()?;
@@ -92,14 +92,14 @@ impl MountView {
     }
 
     /// A root with links followed.
-    pub fn followed(&self, policy: &Policy, root: &Path) -> PathBuf {
+    pub(super) fn followed(&self, policy: &Policy, root: &Path) -> PathBuf {
         let mut roots = policy.roots().iter().zip(&self.resolution.root_paths);
         let found = roots.find(|(known, _)| known.path() == root);
         found.map_or_else(|| root.to_owned(), |(_, followed)| followed.clone())
     }
 
     /// Files that policy and roots depend on.
-    pub fn watched_paths(&self, policy_file: &Path, policy: &Policy) -> Vec<PathBuf> {
+    pub(super) fn watched_paths(&self, policy_file: &Path, policy: &Policy) -> Vec<PathBuf> {
         let mut paths = vec![policy_file.to_owned()];
         for root in policy.roots() {
             paths.push(root.path().to_owned());

@@ -23,7 +23,7 @@ const SELDOM: Duration = Duration::from_secs(10);
 
 /// One node.
 #[derive(Debug)]
-pub struct Node {
+pub(super) struct Node {
     pub(super) actor_set: u32,
     pub(super) options: incus::Options,
     machine: Option<Machine>,
@@ -41,7 +41,7 @@ pub struct Node {
 impl Node {
     /// Reads the journal of a root, whose pools were found with these modes in the kernel. The
     /// second value says what was wrong with the journal.
-    pub fn open(
+    pub(super) fn open(
         directory: &Path,
         root: &Root,
         options: incus::Options,
@@ -90,22 +90,22 @@ impl Node {
         (node, problem)
     }
 
-    pub fn machine(&self) -> &Machine {
+    pub(super) fn machine(&self) -> &Machine {
         self.machine.as_ref().expect("the machine is only away while it takes a step")
     }
 
     /// Where the node stands.
-    pub fn state(&self) -> &State {
+    pub(super) fn state(&self) -> &State {
         self.machine().state()
     }
 
     /// Whether a rollback may begin in this state.
-    pub fn may_roll_back(&self) -> Result<(), crate::model::join::Refusal> {
+    pub(super) fn may_roll_back(&self) -> Result<(), crate::model::join::Refusal> {
         self.machine().may_roll_back()
     }
 
     /// How often to look without a reason.
-    pub fn every(&self) -> Duration {
+    pub(super) fn every(&self) -> Duration {
         match self.state() {
             State::Standalone | State::Joined { .. } | State::Left | State::Released => SELDOM,
             _ => OFTEN,
@@ -113,7 +113,7 @@ impl Node {
     }
 
     /// Takes an event. What it changes is in the journal, which the effects say when to write.
-    pub fn step(&mut self, event: Event) -> (Vec<Effect>, Result<(), Refusal>) {
+    pub(super) fn step(&mut self, event: Event) -> (Vec<Effect>, Result<(), Refusal>) {
         let mut effects = Vec::new();
         let machine = self.machine.take().expect("the machine is only away while it takes a step");
         let (machine, result) = machine.step(event, &mut effects);
@@ -129,7 +129,7 @@ impl Node {
     }
 
     /// Replaces the journal's file.
-    pub fn write(&mut self) {
+    pub(super) fn write(&mut self) {
         self.writes_later = false;
         let written = match self.file.parent().map_or(Ok(()), fs::create_dir_all) {
             Ok(()) => durable::replace(&self.file, self.journal.to_text().as_bytes()),

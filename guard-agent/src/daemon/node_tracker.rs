@@ -60,7 +60,7 @@ pub(super) struct Told {
 
 impl NodeTracker {
     /// The other end is for the agent's loop.
-    pub fn new(
+    pub(super) fn new(
         state_dir: &Path,
         rollbacks: Rollbacks,
     ) -> (Self, mpsc::Receiver<(Arc<Path>, Observation)>) {
@@ -77,24 +77,24 @@ impl NodeTracker {
     }
 
     /// All nodes, with their roots.
-    pub fn iter(&self) -> impl Iterator<Item = (&Path, &Node)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Path, &Node)> {
         self.nodes.iter().map(|(root, node)| (root.as_path(), node))
     }
 
     /// The node of a root.
-    pub fn of(&self, root: &Path) -> Option<&Node> {
+    pub(super) fn of(&self, root: &Path) -> Option<&Node> {
         self.nodes.get(root)
     }
 
     /// The modes that follow from the nodes' states, by actor set.
-    pub fn modes(&self) -> &BTreeMap<u32, PoolModes> {
+    pub(super) fn modes(&self) -> &BTreeMap<u32, PoolModes> {
         &self.modes
     }
 
     /// Makes the nodes those of the policy. A root that is followed no longer falls back to the
     /// policy's mode. `found`: the modes that the kernel's maps give a root's pools, by generation.
     /// Returns what was wrong with a journal.
-    pub fn follow(
+    pub(super) fn follow(
         &mut self,
         policy: &Policy,
         found: impl Fn(&Root) -> BTreeMap<u64, NodeMode>,
@@ -138,7 +138,7 @@ impl NodeTracker {
     }
 
     /// Starts the observers of nodes that have none.
-    pub fn start_observers(&mut self) {
+    pub(super) fn start_observers(&mut self) {
         for node in self.nodes.values_mut().filter(|node| node.observer.is_none()) {
             let (asked, every) = (node.machine().epoch(), node.every());
             let (options, sender) = (node.options.clone(), self.sender.clone());
@@ -147,7 +147,10 @@ impl NodeTracker {
     }
 
     /// Observes some of the nodes once, before they have observers.
-    pub async fn observe_once(&self, which: impl Fn(&Node) -> bool) -> Vec<(PathBuf, Observation)> {
+    pub(super) async fn observe_once(
+        &self,
+        which: impl Fn(&Node) -> bool,
+    ) -> Vec<(PathBuf, Observation)> {
         let mut looks = JoinSet::new();
         for (root, node) in self.nodes.iter().filter(|(_, node)| which(node)) {
             let (root, asked) = (root.clone(), node.machine().epoch());
@@ -166,7 +169,7 @@ impl NodeTracker {
     }
 
     /// Takes what an observer has seen.
-    pub fn observed(&mut self, root: &Path, observation: Observation) -> Told {
+    pub(super) fn observed(&mut self, root: &Path, observation: Observation) -> Told {
         let event = match observation {
             Observation::Looked { asked, evidence } => {
                 if let Some(node) = self.nodes.get_mut(root) {
@@ -180,7 +183,7 @@ impl NodeTracker {
     }
 
     /// Sends an event to a node, and applies what comes of it here.
-    pub fn tell(&mut self, root: &Path, event: Event) -> Told {
+    pub(super) fn tell(&mut self, root: &Path, event: Event) -> Told {
         let mut told =
             Told { changed: false, changes: Vec::new(), rolls_back: false, result: Ok(()) };
         let Some(node) = self.nodes.get_mut(root) else { return told };
@@ -226,14 +229,14 @@ impl NodeTracker {
 
     /// Writes the journals of nodes whose stronger mode has been brought into the maps. An agent
     /// that dies before that is followed by one that finds the pools sealed, and believes them.
-    pub fn write_later(&mut self) {
+    pub(super) fn write_later(&mut self) {
         for node in self.nodes.values_mut().filter(|node| node.writes_later) {
             node.write();
         }
     }
 
     /// Writes journals that could not be written before. Returns whether the maps have to follow.
-    pub fn retry(&mut self) -> bool {
+    pub(super) fn retry(&mut self) -> bool {
         let mut changed = false;
         for node in self.nodes.values_mut().filter(|node| node.unwritten.is_some()) {
             node.write();
@@ -245,7 +248,7 @@ impl NodeTracker {
     }
 
     /// Why journals on disk are not current, if some are not.
-    pub fn unwritten(&self) -> Option<String> {
+    pub(super) fn unwritten(&self) -> Option<String> {
         let unwritten = self.nodes.values().filter_map(|node| node.unwritten.as_deref());
         let unwritten: Vec<&str> = unwritten.collect();
         (!unwritten.is_empty()).then(|| unwritten.join("; "))

@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The service manager's socket, if there is one.
 #[derive(Debug)]
-pub struct Notify {
+pub(super) struct Notify {
     manager: Option<SocketAddr>,
     /// systemd wants to hear from the agent regularly.
     watchdog: bool,
@@ -24,7 +24,7 @@ pub struct Notify {
 
 impl Notify {
     /// From `NOTIFY_SOCKET` and `WATCHDOG_USEC`.
-    pub fn from_environment() -> Self {
+    pub(super) fn from_environment() -> Self {
         let manager = env::var_os("NOTIFY_SOCKET").and_then(|path| {
             address(&path)
                 .inspect_err(|error| tracing::warn!(?path, %error, "NOTIFY_SOCKET is no address"))
@@ -33,21 +33,21 @@ impl Notify {
         Self { manager, watchdog: env::var_os("WATCHDOG_USEC").is_some() }
     }
 
-    pub fn ready(&self, status: &str) {
+    pub(super) fn ready(&self, status: &str) {
         self.tell(&format!("READY=1\n{}", status_line(status)), Some(PATIENCE));
     }
 
-    pub fn stopping(&self, status: &str) {
+    pub(super) fn stopping(&self, status: &str) {
         self.tell(&format!("STOPPING=1\n{}", status_line(status)), Some(PATIENCE));
     }
 
     /// What the agent is at, for `systemctl status`.
-    pub fn status(&self, text: &str) {
+    pub(super) fn status(&self, text: &str) {
         self.tell(&status_line(text), None);
     }
 
     /// A message that finds the queue full is left out: the next one will do.
-    pub fn alive(&self) {
+    pub(super) fn alive(&self) {
         if self.watchdog {
             self.tell("WATCHDOG=1\n", None);
         }

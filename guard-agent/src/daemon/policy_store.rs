@@ -18,7 +18,7 @@ use crate::model::time::Time;
 
 /// The policy in force, its file, and what became of the last attempt to take another one.
 #[derive(Debug)]
-pub struct PolicyStore {
+pub(super) struct PolicyStore {
     pub current: Policy,
     pub text: String,
     pub generation: u64,
@@ -41,7 +41,7 @@ type Wrong = (PolicyErrors, Result<String, String>);
 
 /// What came of reading the policy file again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reload {
+pub(super) enum Reload {
     /// The file says what is in force.
     Unchanged,
     /// The file says something else, which is in force from now on.
@@ -67,7 +67,7 @@ impl Loaded {
 impl PolicyStore {
     /// Reads and validates a policy file; if it is wrong, the last policy that was in force, with
     /// the problems noted: a host must not boot unprotected because of a misspelt key.
-    pub fn open(file: &Path, state_dir: &Path) -> Result<Self, PolicyErrors> {
+    pub(super) fn open(file: &Path, state_dir: &Path) -> Result<Self, PolicyErrors> {
         let (loaded, wrong) = match Loaded::read(file) {
             Ok(loaded) => (loaded, None),
             Err(wrong) => match Loaded::read(&last_good::path(state_dir)) {
@@ -96,17 +96,17 @@ impl PolicyStore {
     }
 
     /// The policy file.
-    pub fn file(&self) -> &Path {
+    pub(super) fn file(&self) -> &Path {
         &self.file
     }
 
     /// Whether the file says something else than at the last attempt, whatever came of that.
-    pub fn has_changed(&self) -> bool {
+    pub(super) fn has_changed(&self) -> bool {
         policy_file::read(&self.file).map_err(|errors| errors.to_string()) != self.seen
     }
 
     /// Reads the file again. A wrong one changes nothing but the report.
-    pub fn reload(&mut self) -> Reload {
+    pub(super) fn reload(&mut self) -> Reload {
         match Loaded::read(&self.file).and_then(|loaded| self.check(loaded)) {
             Ok(loaded) => {
                 self.seen = Ok(loaded.text.clone());
@@ -142,17 +142,17 @@ impl PolicyStore {
     }
 
     /// Keeps the policy in force, for a start that finds a wrong file.
-    pub fn keep(&self) -> io::Result<()> {
+    pub(super) fn keep(&self) -> io::Result<()> {
         last_good::save(&self.state_dir, &self.text)
     }
 
     /// The problems of the file that was rejected last.
-    pub fn errors(&self) -> &[String] {
+    pub(super) fn errors(&self) -> &[String] {
         self.rejected.as_ref().map_or(&[], |rejected| &rejected.errors)
     }
 
     /// A record of what became of a policy.
-    pub fn record(&self, change: PolicyChange, errors: Vec<String>) -> PolicyBody {
+    pub(super) fn record(&self, change: PolicyChange, errors: Vec<String>) -> PolicyBody {
         PolicyBody {
             change,
             path: self.file.display().to_string(),

@@ -26,7 +26,7 @@ const PAST: usize = 1024;
 
 /// A pool that has an entry in the kernel.
 #[derive(Clone, Debug)]
-pub struct KnownPool {
+pub(super) struct KnownPool {
     /// What the mount table says; as it was last seen, if the mount is gone and the superblock
     /// lives.
     pub pool: Pool,
@@ -41,7 +41,7 @@ pub struct KnownPool {
 
 impl KnownPool {
     /// How the audit log names it.
-    pub fn place(&self) -> Place {
+    pub(super) fn place(&self) -> Place {
         Place {
             pool_id: Some(pool_id_text(self.pool.pool_id)),
             pool: Some(self.pool.name.clone()),
@@ -98,7 +98,7 @@ pub(super) struct PoolBook {
 
 impl PoolBook {
     /// Compares the pools in the kernel with those known.
-    pub fn update(
+    pub(super) fn update(
         &mut self,
         entries: &BTreeMap<PoolKey, PoolEntry>,
         sources: BookSources<'_>,
@@ -177,24 +177,24 @@ impl PoolBook {
     }
 
     /// All pools, in the order of their generations.
-    pub fn pools(&self) -> impl Iterator<Item = &KnownPool> {
+    pub(super) fn pools(&self) -> impl Iterator<Item = &KnownPool> {
         self.pools.values()
     }
 
     /// The pool with an entry of this generation.
-    pub fn get(&self, generation: u64) -> Option<&KnownPool> {
+    pub(super) fn get(&self, generation: u64) -> Option<&KnownPool> {
         self.pools.get(&generation)
     }
 
     /// How the audit log names the pool of a generation, also after its end.
-    pub fn place(&self, generation: u64) -> Place {
+    pub(super) fn place(&self, generation: u64) -> Place {
         let living = self.pools.get(&generation).map(KnownPool::place);
         living.or_else(|| self.past.get(&generation).cloned()).unwrap_or_default()
     }
 
     /// The live pools of an actor set that a join may have brought. A visitor is the host's own
     /// filesystem, of which a container has a directory.
-    pub fn own_pools(&self, actor_set: u32) -> impl Iterator<Item = &KnownPool> {
+    pub(super) fn own_pools(&self, actor_set: u32) -> impl Iterator<Item = &KnownPool> {
         let is_own = move |known: &&KnownPool| {
             known.entry.actor_set == actor_set && plan::is_own(known.key, &known.entry)
         };
@@ -202,7 +202,7 @@ impl PoolBook {
     }
 
     /// The same as the join's state machine takes them: pool ids by generation.
-    pub fn alive(&self, actor_set: u32) -> join::Pools {
+    pub(super) fn alive(&self, actor_set: u32) -> join::Pools {
         let own = self.own_pools(actor_set);
         own.map(|known| (known.entry.generation, known.entry.pool_id)).collect()
     }

@@ -34,12 +34,12 @@ pub(super) struct PostureTracker {
 
 impl PostureTracker {
     /// The posture as it was last assessed; none before the first canary.
-    pub fn posture(&self) -> Option<&Posture> {
+    pub(super) fn posture(&self) -> Option<&Posture> {
         self.posture.as_ref()
     }
 
     /// Works the posture out. Returns a record if it is another one than before.
-    pub fn assess(&mut self, facts: PostureFacts<'_>) -> Option<PostureBody> {
+    pub(super) fn assess(&mut self, facts: PostureFacts<'_>) -> Option<PostureBody> {
         self.assess_with(facts, failed_preconditions)
     }
 

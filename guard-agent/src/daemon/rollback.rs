@@ -20,7 +20,7 @@ use crate::model::rollback::{Allowed, Limits, Progress, RollbackOutcome, StepRep
 
 /// All rollbacks that this agent has begun, by the node's root.
 #[derive(Debug)]
-pub struct Rollbacks {
+pub(super) struct Rollbacks {
     sender: UnboundedSender<Happening>,
     map_directory: PathBuf,
     by_root: BTreeMap<PathBuf, Rollback>,
@@ -31,7 +31,7 @@ pub struct Rollbacks {
 
 /// The last rollback of a node.
 #[derive(Clone, Debug, Default)]
-pub struct Rollback {
+pub(super) struct Rollback {
     pub running: bool,
     pub lazy: bool,
     pub steps: Vec<StepReport>,
@@ -43,21 +43,21 @@ pub struct Rollback {
 
 /// What a rollback's thread tells.
 #[derive(Debug)]
-pub struct Happening {
+pub(super) struct Happening {
     pub root: PathBuf,
     pub what: What,
 }
 
 /// How it goes, or how it ended.
 #[derive(Debug)]
-pub enum What {
+pub(super) enum What {
     Progress(Progress),
     Ended(RollbackOutcome),
 }
 
 impl Rollbacks {
     /// With the directory of the pinned maps. The other end is for the agent's loop.
-    pub fn new(map_directory: PathBuf) -> (Self, UnboundedReceiver<Happening>) {
+    pub(super) fn new(map_directory: PathBuf) -> (Self, UnboundedReceiver<Happening>) {
         let (sender, happenings) = unbounded_channel();
         (
             Self { sender, map_directory, by_root: BTreeMap::new(), allowed: BTreeMap::new() },
@@ -66,23 +66,28 @@ impl Rollbacks {
     }
 
     /// What is allowed to the next one of a node.
-    pub fn allow(&mut self, root: &Path, allowed: Allowed) {
+    pub(super) fn allow(&mut self, root: &Path, allowed: Allowed) {
         self.allowed.insert(root.to_owned(), allowed);
     }
 
     /// The next one of a node is allowed nothing.
-    pub fn allow_nothing(&mut self, root: &Path) {
+    pub(super) fn allow_nothing(&mut self, root: &Path) {
         self.allowed.remove(root);
     }
 
     /// The last one of a node.
-    pub fn of(&self, root: &Path) -> Option<&Rollback> {
+    pub(super) fn of(&self, root: &Path) -> Option<&Rollback> {
         self.by_root.get(root)
     }
 
     /// Begins one of a node. `path` is its root with links followed, as the mount table has it. It
     /// ends with [`What::Ended`], whatever happens to its thread.
-    pub fn start(&mut self, root: &Path, path: PathBuf, targets: Vec<Target>) -> io::Result<()> {
+    pub(super) fn start(
+        &mut self,
+        root: &Path,
+        path: PathBuf,
+        targets: Vec<Target>,
+    ) -> io::Result<()> {
         let allowed = self.allowed.remove(root).unwrap_or_default();
         let (sender, map_directory, name) =
             (self.sender.clone(), self.map_directory.clone(), root.to_owned());
@@ -107,7 +112,7 @@ impl Rollbacks {
     }
 
     /// Notes what a thread has told.
-    pub fn note(&mut self, happening: &Happening) {
+    pub(super) fn note(&mut self, happening: &Happening) {
         let rollback = self.by_root.entry(happening.root.clone()).or_default();
         match &happening.what {
             What::Progress(Progress::Step(step)) => rollback.steps.push(step.clone()),
@@ -124,16 +129,16 @@ impl Rollbacks {
 }
 
 /// How long after a rollback that left something the next one begins by itself.
-pub const AGAIN: Duration = Duration::from_secs(60);
+pub(super) const AGAIN: Duration = Duration::from_secs(60);
 /// The same where guests were in the way: those end by an operator's hand. Each attempt is written
 /// to the node's history.
-pub const AGAIN_WITH_GUESTS: Duration = Duration::from_secs(900);
+pub(super) const AGAIN_WITH_GUESTS: Duration = Duration::from_secs(900);
 
 /// Whether the policy `on_join_failure = "rollback"` begins one now. Only for a join that has
 /// failed for certain: a member whose cluster is out of reach looks like a join that broke off late
 /// (`join-partial`). And only while the daemon is certainly stopped: a running one takes its pools
 /// for mounted. It never takes a pool from under a guest.
-pub fn begins_by_itself(
+pub(super) fn begins_by_itself(
     state: &State,
     daemon: &Daemon,
     has_pools: bool,
@@ -150,7 +155,7 @@ pub fn begins_by_itself(
 
 /// An operator's rollback is not begun while the daemon runs. What cannot be told does not keep it:
 /// the operator may know, and what is mounted again is sealed.
-pub fn may_begin(root: &Path, daemon: &Daemon) -> Result<(), Refusal> {
+pub(super) fn may_begin(root: &Path, daemon: &Daemon) -> Result<(), Refusal> {
     match daemon {
         Daemon::Running { incarnation, .. } => Err(Refusal::DaemonRuns {
             root: root.to_string_lossy().into_owned(),

@@ -18,7 +18,7 @@ use crate::model::events::Summary;
 
 /// The layout of this agent, and those whose place it takes.
 #[derive(Debug)]
-pub struct Succession {
+pub(super) struct Succession {
     own: Layout,
     /// What is in our maps holds already.
     speaks: bool,
@@ -43,7 +43,7 @@ impl Old {
 
 impl Succession {
     /// Looks at what is pinned. An error has changed nothing.
-    pub fn begin(pin_directory: &Path) -> Result<Self, LoadError> {
+    pub(super) fn begin(pin_directory: &Path) -> Result<Self, LoadError> {
         let layouts = Layouts::open(pin_directory)?;
         if layouts.has_older_pins() {
             return Err(LoadError::OlderPins { directory: pin_directory.display().to_string() });
@@ -78,12 +78,12 @@ impl Succession {
     }
 
     /// This agent's own pins.
-    pub fn pins(&self) -> &Pins {
+    pub(super) fn pins(&self) -> &Pins {
         &self.own.pins
     }
 
     /// Whether programs of any layout are pinned.
-    pub fn has_programs(&self) -> bool {
+    pub(super) fn has_programs(&self) -> bool {
         let all = self.old().map(|old| &old.layout).chain([&self.own]);
         // What cannot be looked at fails in `load::prepare`, with its reason.
         all.map(|layout| layout.pins.generations())
@@ -91,12 +91,12 @@ impl Succession {
     }
 
     /// Whether another layout speaks until this one is settled.
-    pub fn is_pending(&self) -> bool {
+    pub(super) fn is_pending(&self) -> bool {
         self.source.is_some()
     }
 
     /// Makes the maps hold what those hold that speak.
-    pub fn carry_into(&self, maps: &mut Maps) -> Result<(), MapAccessError> {
+    pub(super) fn carry_into(&self, maps: &mut Maps) -> Result<(), MapAccessError> {
         if !self.speaks {
             maps.clear_entries()?;
         }
@@ -123,7 +123,7 @@ impl Succession {
     }
 
     /// Records that wait in the others' rings, as ours.
-    pub fn records(&self) -> Vec<Vec<u8>> {
+    pub(super) fn records(&self) -> Vec<Vec<u8>> {
         let mut records = Vec::new();
         for (layout, maps) in self.readable() {
             let mut ring = match maps.records() {
@@ -147,7 +147,7 @@ impl Succession {
 
     /// Unpins all loads of the others and waits until the kernel has ended them. Returns how many
     /// layouts had some.
-    pub fn retire(&self) -> Result<usize, PinError> {
+    pub(super) fn retire(&self) -> Result<usize, PinError> {
         let mut ids = Vec::new();
         let mut retired = 0;
         for Old { layout, .. } in self.old() {
@@ -173,7 +173,7 @@ fn note(layout: &Layout, error: &(dyn std::error::Error + 'static), what: &'stat
 impl Succession {
     /// From now on this agent's layout speaks. Only when it is proven, and before anything else is
     /// retired: whoever starts next takes over from the layout that was settled last.
-    pub fn settle(&mut self, maps: &mut Maps) -> Result<(), DaemonError> {
+    pub(super) fn settle(&mut self, maps: &mut Maps) -> Result<(), DaemonError> {
         if let Some(Old { layout, maps: Ok(old) }) = &self.source {
             match old.pools() {
                 Ok(left) => maps.remove_ended(&self.estate, &left)?,
@@ -189,13 +189,13 @@ impl Succession {
     }
 
     /// Whether there are other layouts.
-    pub fn has_others(&self) -> bool {
+    pub(super) fn has_others(&self) -> bool {
         self.old().next().is_some()
     }
 
     /// What the incidents of other layouts still have to tell. An incident ends with its maps: what
     /// goes on is another one in ours.
-    pub fn ended_incidents(&self) -> Vec<Summary> {
+    pub(super) fn ended_incidents(&self) -> Vec<Summary> {
         let mut ended = Vec::new();
         for (layout, maps) in self.readable() {
             match maps.incidents() {
@@ -208,7 +208,7 @@ impl Succession {
     }
 
     /// Adds what other layouts have counted to our maps.
-    pub fn carry_totals(&self, maps: &mut Maps) {
+    pub(super) fn carry_totals(&self, maps: &mut Maps) {
         let own = self.own.name.token;
         let tokens: Vec<u64> = self.old().map(|old| old.layout.name.token).chain([own]).collect();
         for (layout, foreign) in self.readable() {
@@ -229,7 +229,7 @@ impl Succession {
     }
 
     /// Removes the pins of all other layouts.
-    pub fn remove_others(&mut self) -> Result<(), DaemonError> {
+    pub(super) fn remove_others(&mut self) -> Result<(), DaemonError> {
         for Old { layout, maps } in self.source.take().into_iter().chain(self.leftovers.drain(..)) {
             if let Err(error) = maps {
                 note(&layout, &error, "it goes, and what it has counted is not told");

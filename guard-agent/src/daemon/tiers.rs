@@ -21,7 +21,7 @@ const ACTIVE_LSMS: &str = "/sys/kernel/security/lsm";
 
 /// What a tier stands on, before it is in force.
 #[derive(Debug)]
-pub enum Foundation {
+pub(super) enum Foundation {
     /// Programs in the kernel.
     Programs(Prepared),
     /// Maps only: the answers come from user space.
@@ -29,14 +29,14 @@ pub enum Foundation {
 }
 
 impl Foundation {
-    pub fn maps(&self) -> Result<Maps, LoadError> {
+    pub(super) fn maps(&self) -> Result<Maps, LoadError> {
         match self {
             Self::Programs(prepared) => prepared.maps(),
             Self::Maps(bare) => bare.maps(),
         }
     }
 
-    pub fn map_directory(&self) -> PathBuf {
+    pub(super) fn map_directory(&self) -> PathBuf {
         match self {
             Self::Programs(prepared) => prepared.map_directory(),
             Self::Maps(bare) => bare.map_directory(),
@@ -54,7 +54,7 @@ pub(super) enum Reached {
 
 /// The tiers that are still to be tried, and why others were not put in force.
 #[derive(Debug)]
-pub struct Ladder {
+pub(super) struct Ladder {
     pins: Pins,
     untried: VecDeque<Tier>,
     /// For people: `bpf-lsm: why`.
@@ -64,7 +64,7 @@ pub struct Ladder {
 impl Ladder {
     /// What policy lets be tried on this host. `has_programs`: some are pinned, which are of this
     /// boot.
-    pub fn of_this_host(pins: &Pins, has_programs: bool, choice: TierChoice) -> Self {
+    pub(super) fn of_this_host(pins: &Pins, has_programs: bool, choice: TierChoice) -> Self {
         let active = std::fs::read_to_string(ACTIVE_LSMS).ok();
         let (mut untried, passed_over) = candidates(choice, active.as_deref());
         if choice == TierChoice::Auto && has_programs {
@@ -76,7 +76,7 @@ impl Ladder {
     }
 
     /// Prepares the strongest one left that this kernel takes.
-    pub fn next(&mut self) -> Result<Foundation, LoadError> {
+    pub(super) fn next(&mut self) -> Result<Foundation, LoadError> {
         loop {
             // Whoever asks for the next one has seen that there is one.
             let tier = self.untried.pop_front().unwrap_or(Tier::BpfLsm);

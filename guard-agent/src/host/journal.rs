@@ -24,7 +24,7 @@ const MOST_FIELDS: usize = 10;
 
 /// Sends each event to journald.
 #[derive(Debug)]
-pub struct Journal {
+pub(super) struct Journal {
     socket: UnixDatagram,
     path: PathBuf,
     identifier: &'static str,
@@ -36,7 +36,7 @@ pub struct Journal {
 impl Journal {
     /// If standard error is the journal's stream: systemd says in `JOURNAL_STREAM` which one it is.
     /// With a log of its own (`StandardError=file:`), or in a terminal, it is not.
-    pub fn of_standard_error(identifier: &'static str, object: Option<u32>) -> Option<Self> {
+    pub(super) fn of_standard_error(identifier: &'static str, object: Option<u32>) -> Option<Self> {
         let stream = std::env::var("JOURNAL_STREAM").ok()?;
         let stat = fstat(io::stderr()).ok()?;
         if stream != format!("{}:{}", stat.st_dev, stat.st_ino) {

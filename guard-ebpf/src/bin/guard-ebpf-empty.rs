@@ -10,12 +10,12 @@ use aya_ebpf::programs::LsmContext;
 static LICENSE: [u8; 4] = *b"GPL\0";
 
 #[lsm(hook = "path_unlink")]
-pub fn empty_path_unlink(_context: LsmContext) -> i32 {
+pub(crate) fn empty_path_unlink(_context: LsmContext) -> i32 {
     0
 }
 
 #[lsm(hook = "inode_unlink")]
-pub fn empty_inode_unlink(_context: LsmContext) -> i32 {
+pub(crate) fn empty_inode_unlink(_context: LsmContext) -> i32 {
     0
 }
 

@@ -29,7 +29,7 @@ static LICENSE: [u8; 4] = *b"GPL\0";
 static MONITORED: RingBuf = RingBuf::with_byte_size(8 * capacity::RECORDS_BYTES, 0);
 
 #[lsm(hook = "path_unlink")]
-pub fn monitor_path_unlink(context: LsmContext) -> i32 {
+pub(crate) fn monitor_path_unlink(context: LsmContext) -> i32 {
     let directory = kernel::Trusted::new(context.arg::<*const c_void>(0));
     let target = kernel::Trusted::new(context.arg::<*const c_void>(1));
     let superblock = directory.path_mount().mount_superblock().address();

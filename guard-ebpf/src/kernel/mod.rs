@@ -30,7 +30,7 @@ static TREE: [u64; 2] = [0; 2];
 
 /// Sequence numbers of the mount tree and of names, in one word; odd if they are not known.
 #[inline(always)]
-pub fn tree_sequences() -> u64 {
+pub(crate) fn tree_sequences() -> u64 {
     // SAFETY: as in `program_token`.
     let (mounts, names) =
         unsafe { (ptr::read_volatile(&raw const TREE[0]), ptr::read_volatile(&raw const TREE[1])) };
@@ -46,7 +46,7 @@ pub fn tree_sequences() -> u64 {
 /// What was read before it was read before what is read after it, on every processor: an atomic
 /// operation that returns a value is a full barrier.
 #[inline(always)]
-pub fn fence() {
+pub(crate) fn fence() {
     #[cfg(target_arch = "bpf")]
     {
         let mut word = 0_u64;
@@ -62,17 +62,17 @@ pub fn fence() {
 }
 
 /// Whether another load of the same programs decides the same, and counts what is allowed.
-pub fn is_standby() -> bool {
+pub(crate) fn is_standby() -> bool {
     // SAFETY: as in `program_token`.
     unsafe { ptr::read_volatile(&raw const STANDBY) != 0 }
 }
 
-pub fn tier() -> u32 {
+pub(crate) fn tier() -> u32 {
     // SAFETY: as in `program_token`.
     unsafe { ptr::read_volatile(&raw const TIER) }
 }
 
-pub fn program_token() -> u32 {
+pub(crate) fn program_token() -> u32 {
     // SAFETY: a static of ours. Volatile, since the agent replaces its content at load time.
     unsafe { ptr::read_volatile(&raw const PROGRAM_TOKEN) }
 }
@@ -132,61 +132,61 @@ macro_rules! load {
     }};
 }
 
-pub mod lenient;
-pub mod task;
+pub(crate) mod lenient;
+pub(crate) mod task;
 
 /// `ATTR_SIZE` of `iattr.ia_valid`, the same since the beginning.
 const ATTR_SIZE: u32 = 1 << 3;
 
 /// Whether the hook `inode_setattr` has the mount's id map as its first argument.
 #[inline(always)]
-pub fn setattr_has_idmap() -> bool {
+pub(crate) fn setattr_has_idmap() -> bool {
     offset!(inode_setattr_dentry) != 0
 }
 
 /// Whether `inode_rename` has the flags as its last argument.
 #[inline(always)]
-pub fn rename_has_flags() -> bool {
+pub(crate) fn rename_has_flags() -> bool {
     offset!(inode_rename_arguments) == 5
 }
 
 /// The kernel's memory could not be read.
 #[derive(Clone, Copy, Debug)]
-pub struct ReadError;
+pub(crate) struct ReadError;
 
 /// A pointer that the verifier knows the type of. Null reads as zero, as the kernel's probe loads
 /// do.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-pub struct Trusted(*const c_void);
+pub(crate) struct Trusted(*const c_void);
 
 /// `member => $fn`: follows a pointer; or loads a number.
 macro_rules! members {
     ($($(#[$meta:meta])* $name:ident = $member:ident -> pointer;)+) => { $(
         $(#[$meta])*
         #[inline(always)]
-        pub fn $name(self) -> Self {
+        pub(crate) fn $name(self) -> Self {
             Self(load!(self.0, "u64", $member) as *const c_void)
         }
     )+ };
     ($($(#[$meta:meta])* $name:ident = $member:ident -> $type:ident $width:literal;)+) => { $(
         $(#[$meta])*
         #[inline(always)]
-        pub fn $name(self) -> $type {
+        pub(crate) fn $name(self) -> $type {
             load!(self.0, $width, $member) as $type
         }
     )+ };
 }
 
 impl Trusted {
-    pub fn new(pointer: *const c_void) -> Self {
+    pub(crate) fn new(pointer: *const c_void) -> Self {
         Self(pointer)
     }
 
     /// The address as a plain number. The verifier follows typed pointers through every copy but
     /// one through a helper, and global functions take numbers only.
     #[inline(always)]
-    pub fn address(self) -> u64 {
+    pub(crate) fn address(self) -> u64 {
         let mut slot = MaybeUninit::<*const c_void>::uninit();
         // SAFETY: a slot of our own stack. Volatile, so that the pointer really lies there.
         unsafe { ptr::write_volatile(slot.as_mut_ptr(), self.0) };
@@ -262,17 +262,17 @@ impl Trusted {
     }
     /// `file->f_path.mnt`
     #[inline(always)]
-    pub fn file_mount(self) -> Self {
+    pub(crate) fn file_mount(self) -> Self {
         self.file_path().path_mount()
     }
     /// `file->f_path.dentry`
     #[inline(always)]
-    pub fn file_dentry(self) -> Self {
+    pub(crate) fn file_dentry(self) -> Self {
         self.file_path().path_dentry()
     }
     /// How far an address lies behind another: a plain number.
     #[inline(always)]
-    pub fn distance_from(self, other: Self) -> u64 {
+    pub(crate) fn distance_from(self, other: Self) -> u64 {
         // The verifier takes no null for an address.
         if self.0.is_null() || other.0.is_null() {
             return 0;
@@ -293,18 +293,18 @@ impl Trusted {
 
     /// Whether both are one address.
     #[inline(always)]
-    pub fn is(self, other: Self) -> bool {
+    pub(crate) fn is(self, other: Self) -> bool {
         self.0 == other.0
     }
 
     /// Whether `iattr->ia_valid` says that the size is to change.
     #[inline(always)]
-    pub fn sets_size(self) -> bool {
+    pub(crate) fn sets_size(self) -> bool {
         self.attributes() & ATTR_SIZE != 0
     }
     /// Whether the dentry is in no hash chain. A lookup that found no file leaves it in one.
     #[inline(always)]
-    pub fn is_unhashed(self) -> bool {
+    pub(crate) fn is_unhashed(self) -> bool {
         self.hash_chain() == 0
     }
     /// Address of `dentry->d_inode`; 0 if the name does not exist.
@@ -312,7 +312,7 @@ impl Trusted {
     /// By the helper, not by a plain load: the verifier of kernels before 6.16 assumes that a
     /// dentry has an inode, and removes the code for one that has none.
     #[inline(always)]
-    pub fn dentry_inode(self) -> Result<u64, ReadError> {
+    pub(crate) fn dentry_inode(self) -> Result<u64, ReadError> {
         read(self.address(), offset!(dentry_d_inode))
     }
 }
@@ -327,7 +327,7 @@ fn read<T>(base: u64, offset: u64) -> Result<T, ReadError> {
 
 /// `struct mount` around a `struct vfsmount`.
 #[inline(always)]
-pub fn mount_of(vfsmount: u64) -> u64 {
+pub(crate) fn mount_of(vfsmount: u64) -> u64 {
     vfsmount.wrapping_sub(offset!(mount_mnt))
 }
 /// Highest error number that the kernel puts in a pointer.
@@ -337,7 +337,7 @@ const ANONYMOUS_NAMESPACE: u32 = 0xEFFF_FFF7;
 
 /// Inode of the mount namespace that a mount belongs to; 0 for a detached one.
 #[inline(always)]
-pub fn mount_namespace(mount: u64) -> Result<u32, ReadError> {
+pub(crate) fn mount_namespace(mount: u64) -> Result<u32, ReadError> {
     let namespace: u64 = read(mount, offset!(mount_mnt_ns))?;
     if namespace == 0 || namespace >= MAX_ERRNO.wrapping_neg() {
         return Ok(0);
@@ -348,29 +348,33 @@ pub fn mount_namespace(mount: u64) -> Result<u32, ReadError> {
 
 /// `dentry->d_parent`
 #[inline(always)]
-pub fn dentry_parent(dentry: u64) -> Result<u64, ReadError> {
+pub(crate) fn dentry_parent(dentry: u64) -> Result<u64, ReadError> {
     read(dentry, offset!(dentry_d_parent))
 }
 /// `dentry->d_name.name`: address of the name's bytes.
 #[inline(always)]
-pub fn dentry_name(dentry: u64) -> Result<u64, ReadError> {
+pub(crate) fn dentry_name(dentry: u64) -> Result<u64, ReadError> {
     read(dentry, offset!(dentry_d_name_name))
 }
 
 /// `super_block->s_root`
 #[inline(always)]
-pub fn superblock_root(superblock: u64) -> Result<u64, ReadError> {
+pub(crate) fn superblock_root(superblock: u64) -> Result<u64, ReadError> {
     read(superblock, offset!(super_block_s_root))
 }
 /// `super_block->s_subtype`: address of the text, 0 if there is none.
 #[inline(always)]
-pub fn superblock_subtype(superblock: u64) -> Result<u64, ReadError> {
+pub(crate) fn superblock_subtype(superblock: u64) -> Result<u64, ReadError> {
     read(superblock, offset!(super_block_s_subtype))
 }
 
 /// Copies a NUL-closed text. Returns its length with the NUL.
 #[inline(always)]
-pub fn read_text(destination: *mut c_void, capacity: u32, source: u64) -> Result<u32, ReadError> {
+pub(crate) fn read_text(
+    destination: *mut c_void,
+    capacity: u32,
+    source: u64,
+) -> Result<u32, ReadError> {
     // SAFETY: the verifier proves that the destination holds `capacity` bytes.
     let length = unsafe {
         generated::bpf_probe_read_kernel_str(destination, capacity, source as *const c_void)
@@ -380,7 +384,7 @@ pub fn read_text(destination: *mut c_void, capacity: u32, source: u64) -> Result
 
 /// Now, on the boot clock.
 #[inline(always)]
-pub fn boot_ns() -> u64 {
+pub(crate) fn boot_ns() -> u64 {
     // SAFETY: always allowed. The boot clock counts suspended time, and nobody can set it.
     unsafe { generated::bpf_ktime_get_boot_ns() }
 }

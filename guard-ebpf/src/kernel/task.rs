@@ -9,25 +9,25 @@ use super::{ReadError, Trusted, read};
 
 /// The running task.
 #[derive(Clone, Copy)]
-pub struct Task(u64);
+pub(crate) struct Task(u64);
 
 /// `PF_KTHREAD` of `task_struct.flags`, the same since 2.6.27.
 const PF_KTHREAD: u32 = 0x0020_0000;
 
 impl Task {
     #[inline(always)]
-    pub fn current() -> Self {
+    pub(crate) fn current() -> Self {
         // SAFETY: always allowed; returns the address of the running task.
         Self(unsafe { generated::bpf_get_current_task() })
     }
     #[inline(always)]
-    pub fn is_kernel_thread(self) -> bool {
+    pub(crate) fn is_kernel_thread(self) -> bool {
         typed_task().task_flags() & PF_KTHREAD != 0
     }
     /// The dentry of the root directory of PID 1. Every process has a number in the first PID
     /// namespace, whatever container it is in, and that namespace knows its first process.
     #[inline(always)]
-    pub fn host_root(self) -> Result<u64, ReadError> {
+    pub(crate) fn host_root(self) -> Result<u64, ReadError> {
         let pid: u64 = read(self.0, offset!(task_thread_pid))?;
         let namespace: u64 = read(pid, offset!(pid_numbers) + offset!(upid_ns))?;
         let first: u64 = read(namespace, offset!(pid_namespace_child_reaper))?;
@@ -36,12 +36,12 @@ impl Task {
     }
     /// When its process started, on the boot clock.
     #[inline(always)]
-    pub fn process_start(self) -> u64 {
+    pub(crate) fn process_start(self) -> u64 {
         typed_task().group_leader().start_boottime()
     }
     /// Its executable; `None` for a kernel thread.
     #[inline(always)]
-    pub fn executable(self) -> Option<Executable> {
+    pub(crate) fn executable(self) -> Option<Executable> {
         let inode = typed_task().memory().executable_file().file_inode();
         let ino = inode.inode_number();
         (ino != 0).then(|| Executable {
@@ -53,7 +53,7 @@ impl Task {
 }
 
 /// An executable file.
-pub struct Executable {
+pub(crate) struct Executable {
     pub ino: u64,
     /// `s_dev` of its superblock.
     pub dev: u32,
@@ -69,13 +69,13 @@ fn typed_task() -> Trusted {
 
 impl Lenient {
     #[inline(always)]
-    pub fn parent_process(&mut self, Task(task): Task) -> u32 {
+    pub(crate) fn parent_process(&mut self, Task(task): Task) -> u32 {
         let parent = self.read(task, offset!(task_real_parent));
         self.read(parent, offset!(task_tgid))
     }
     /// `u32::MAX`: not set, as the kernel has it, or not known to this kernel.
     #[inline(always)]
-    pub fn login_uid(&mut self, Task(task): Task) -> u32 {
+    pub(crate) fn login_uid(&mut self, Task(task): Task) -> u32 {
         if offset!(task_loginuid) == 0 {
             return u32::MAX;
         }
@@ -83,13 +83,13 @@ impl Lenient {
     }
     /// Real and effective user.
     #[inline(always)]
-    pub fn users(&mut self, Task(task): Task) -> (u32, u32) {
+    pub(crate) fn users(&mut self, Task(task): Task) -> (u32, u32) {
         let credentials = self.read(task, offset!(task_cred));
         (self.read(credentials, offset!(cred_uid)), self.read(credentials, offset!(cred_euid)))
     }
     /// Inode of the task's mount namespace.
     #[inline(always)]
-    pub fn mount_namespace(&mut self, Task(task): Task) -> u32 {
+    pub(crate) fn mount_namespace(&mut self, Task(task): Task) -> u32 {
         let proxy = self.read(task, offset!(task_nsproxy));
         let namespace = self.read(proxy, offset!(nsproxy_mnt_ns));
         self.read(namespace, offset!(mnt_namespace_inum))

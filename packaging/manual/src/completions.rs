@@ -4,7 +4,7 @@ use clap::{Command, ValueEnum as _};
 use clap_complete::{Shell, generate};
 
 /// Path below the output directory, and content, of each completion of `program`.
-pub fn of_program(program: &Command) -> Vec<(String, Vec<u8>)> {
+pub(crate) fn of_program(program: &Command) -> Vec<(String, Vec<u8>)> {
     let name = program.get_name().to_owned();
     let mut program = shown(program);
     Shell::value_variants()

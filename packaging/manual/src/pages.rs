@@ -6,19 +6,19 @@ use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
 
 const SECTION: &str = "8";
-pub const MANUAL: &str = "guard-agent manual";
+pub(crate) const MANUAL: &str = "guard-agent manual";
 /// Pages that every page refers to.
 const SEE_ALSO: [&str; 3] = ["guard-agent(8)", "guardctl(8)", "guard-agent-policy(5)"];
 
 /// What stands in the header and the footer of each page.
 #[derive(Debug)]
-pub struct Edition {
+pub(crate) struct Edition {
     pub date: String,
     pub source: String,
 }
 
 /// File name and content of each page.
-pub fn of_program(program: &Command, edition: &Edition) -> Result<Vec<(String, Vec<u8>)>> {
+pub(crate) fn of_program(program: &Command, edition: &Edition) -> Result<Vec<(String, Vec<u8>)>> {
     let mut program = program.clone().disable_help_subcommand(true);
     // Gives subcommands their full names and the options that they inherit.
     program.build();

@@ -13,7 +13,7 @@ const NAME: &str = "guard-agent-policy";
 const DOCUMENTS: &str = "/usr/share/doc/guard-agent";
 
 /// The page's text.
-pub fn render(markdown: &str, edition: &Edition) -> Result<String> {
+pub(crate) fn render(markdown: &str, edition: &Edition) -> Result<String> {
     let mut page = Page::default();
     page.roff
         .control("TH", [NAME, "5", &edition.date, &edition.source, MANUAL])

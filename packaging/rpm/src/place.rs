@@ -1,13 +1,13 @@
 //! Where a file of the .deb goes in the .rpm, and what it is there. Pure.
 
 /// Directories that no other package owns.
-pub const OWN_DIRECTORIES: [&str; 3] =
+pub(crate) const OWN_DIRECTORIES: [&str; 3] =
     ["/etc/guard-agent", "/usr/share/doc/guard-agent", LICENSE_DIRECTORY];
 const LICENSE_DIRECTORY: &str = "/usr/share/licenses/guard-agent";
 
 /// What a file is to rpm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     Program,
     Data,
     Configuration,
@@ -16,13 +16,13 @@ pub enum Kind {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-pub struct Place {
+pub(crate) struct Place {
     pub path: String,
     pub kind: Kind,
 }
 
 /// The place of a file whose path in the .deb is `/` and `below`; `None` if it is Debian's alone.
-pub fn of(below: &str) -> Option<Place> {
+pub(crate) fn of(below: &str) -> Option<Place> {
     let place = |path: String, kind| Some(Place { path, kind });
     let same = || format!("/{below}");
     let for_debian = below.starts_with("usr/share/lintian/");
@@ -47,7 +47,7 @@ pub fn of(below: &str) -> Option<Place> {
 }
 
 /// The place of a licence's text.
-pub fn of_license(name: &str) -> Place {
+pub(crate) fn of_license(name: &str) -> Place {
     Place { path: format!("{LICENSE_DIRECTORY}/{name}"), kind: Kind::License }
 }
 

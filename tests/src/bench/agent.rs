@@ -20,7 +20,7 @@ const DENIALS: usize = 100_000;
 const RECORDED: usize = 300;
 
 /// Runs all of it.
-pub fn run(results: &mut Results) -> Result<()> {
+pub(super) fn run(results: &mut Results) -> Result<()> {
     fs::create_dir_all(ROOT).context("create a guarded root")?;
     let installation = Installation::new("bench-agent", &policy("guarded", 8))?;
     let began = Instant::now();

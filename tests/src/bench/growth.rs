@@ -20,7 +20,7 @@ const THREADS: [usize; 4] = [1, 4, 16, 64];
 
 /// Runs all of it. The agent is stopped meanwhile: it would remove entries that no mount stands
 /// behind.
-pub fn run(guarded: &Guarded, results: &mut Results) -> Result<()> {
+pub(super) fn run(guarded: &Guarded, results: &mut Results) -> Result<()> {
     guarded.agent.signal(nix::sys::signal::Signal::SIGSTOP)?;
     let mut maps = guarded.installation.maps()?;
     let known = maps.pools.entries()?;

@@ -13,7 +13,7 @@ use nix::time::{ClockId, clock_gettime};
 
 /// Instructions for one unlink, or for one listing of a directory.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Cost {
+pub(super) struct Cost {
     /// Of all programs on this hook together, with what the measuring costs.
     pub path_unlink: Option<f64>,
     pub inode_unlink: Option<f64>,
@@ -28,12 +28,12 @@ pub struct Cost {
 }
 
 /// Makes the files, then lets `delete` try each; `may` says whether it has to succeed.
-pub fn unlinks(directory: &Path, files: usize, may: May) -> Result<Cost> {
+pub(super) fn unlinks(directory: &Path, files: usize, may: May) -> Result<Cost> {
     unlinks_of(&make_files(directory, files)?, may)
 }
 
 /// The same with files that are there.
-pub fn unlinks_of(files: &[PathBuf], may: May) -> Result<Cost> {
+pub(super) fn unlinks_of(files: &[PathBuf], may: May) -> Result<Cost> {
     // In a thread of its own: the kernel's audit looks only at tasks that are younger than its
     // first rule.
     measured(files.len(), may, || in_a_thread(|| delete(files)))
@@ -41,7 +41,7 @@ pub fn unlinks_of(files: &[PathBuf], may: May) -> Result<Cost> {
 
 /// Lists a directory so often, each time from opening to the last name. Who may not delete may not
 /// list either.
-pub fn listings(directory: &Path, times: usize, may: May) -> Result<Cost> {
+pub(super) fn listings(directory: &Path, times: usize, may: May) -> Result<Cost> {
     measured(times, may, || in_a_thread(|| list(directory, times)))
 }
 
@@ -51,15 +51,15 @@ fn in_a_thread<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
 }
 
 /// Deletions that have to succeed, in the lowest of some runs.
-pub fn lowest_unlinks(directory: &Path, files: usize) -> Result<Cost> {
+pub(super) fn lowest_unlinks(directory: &Path, files: usize) -> Result<Cost> {
     lowest(|| unlinks(directory, files, May::Delete))
 }
 
 /// Runs of a case that can be repeated.
-pub const RUNS: usize = 3;
+pub(super) const RUNS: usize = 3;
 
 /// The lowest of some runs: what else the machine did meanwhile only adds.
-pub fn lowest(run: impl Fn() -> Result<Cost>) -> Result<Cost> {
+pub(super) fn lowest(run: impl Fn() -> Result<Cost>) -> Result<Cost> {
     let mut runs = (0..RUNS).map(|_| run());
     let first = runs.next().context("there is no run")??;
     runs.try_fold(first, |lowest, run| Ok(lowest.lower_of(run?)))
@@ -80,13 +80,13 @@ impl Cost {
 
 /// Whether what is tried has to succeed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum May {
+pub(super) enum May {
     Delete,
     NotDelete,
 }
 
 /// Empty files in a directory.
-pub fn make_files(directory: &Path, count: usize) -> Result<Vec<PathBuf>> {
+pub(super) fn make_files(directory: &Path, count: usize) -> Result<Vec<PathBuf>> {
     let files: Vec<_> = (0..count).map(|number| directory.join(format!("f{number}"))).collect();
     for file in &files {
         fs::write(file, "").with_context(|| format!("write {}", file.display()))?;
@@ -95,7 +95,7 @@ pub fn make_files(directory: &Path, count: usize) -> Result<Vec<PathBuf>> {
 }
 
 /// Unlinks each; returns how many are gone, and this thread's CPU time.
-pub fn delete(files: &[PathBuf]) -> (usize, Duration) {
+pub(super) fn delete(files: &[PathBuf]) -> (usize, Duration) {
     let began = cpu_time();
     let removed = files.iter().filter(|file| fs::remove_file(file).is_ok()).count();
     (removed, cpu_time() - began)
@@ -111,7 +111,7 @@ fn list(directory: &Path, times: usize) -> (usize, Duration) {
 
 /// Runs `work`, which deletes or lists `count` times, and takes the programs' statistics around it.
 /// It returns how often it succeeded, and what CPU time its thread took.
-pub fn measured(
+pub(super) fn measured(
     count: usize,
     may: May,
     work: impl FnOnce() -> Result<(usize, Duration)>,
@@ -162,7 +162,7 @@ fn statistics() -> BTreeMap<String, (u64, u64)> {
 }
 
 /// Whether the kernel still holds a program whose name begins so.
-pub fn is_loaded(prefix: &str) -> bool {
+pub(super) fn is_loaded(prefix: &str) -> bool {
     loaded_programs().flatten().any(|program| name(&program).starts_with(prefix))
 }
 
@@ -171,7 +171,7 @@ fn name(program: &ProgramInfo) -> String {
 }
 
 /// CPU time of the calling thread, in the kernel and outside.
-pub fn cpu_time() -> Duration {
+pub(super) fn cpu_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
@@ -205,7 +205,7 @@ impl Others {
 }
 
 /// CPU time of another process's threads together.
-pub fn cpu_time_of(pid: u32) -> Result<Duration> {
+pub(super) fn cpu_time_of(pid: u32) -> Result<Duration> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).context("list the process's threads")?;
     let mut sum = 0;
     for task in tasks {

@@ -39,10 +39,10 @@ fn object(variable: &str) -> Result<std::path::PathBuf> {
 
 /// Programs on the busiest hooks that do nothing. Detached when dropped.
 #[derive(Debug)]
-pub struct Empty(#[expect(dead_code, reason = "held, not read")] Ebpf);
+pub(super) struct Empty(#[expect(dead_code, reason = "held, not read")] Ebpf);
 
 impl Empty {
-    pub fn load() -> Result<Self> {
+    pub(super) fn load() -> Result<Self> {
         let mut ebpf =
             Ebpf::load_file(object("GUARD_EMPTY_OBJECT")?).context("load the empty programs")?;
         let btf = Btf::from_sys_fs()?;
@@ -99,13 +99,13 @@ fn is_ready(descriptor: &impl AsFd) -> Result<bool> {
 
 /// A small program in the manner of popular monitors: for each unlink it resolves the path and
 /// sends it.
-pub struct Monitor {
+pub(super) struct Monitor {
     _ebpf: Ebpf,
     reader: Reader,
 }
 
 impl Monitor {
-    pub fn load() -> Result<Self> {
+    pub(super) fn load() -> Result<Self> {
         let raw = std::fs::read("/sys/kernel/btf/vmlinux").context("read the kernel's BTF")?;
         let offsets = offsets::resolve(&btf::Btf::parse(&raw)?, Tier::BpfLsm)?;
         let path = object("GUARD_MONITOR_OBJECT")?;
@@ -129,16 +129,16 @@ impl Monitor {
         Ok(Self { _ebpf: ebpf, reader })
     }
 
-    pub fn end(self) -> Result<()> {
+    pub(super) fn end(self) -> Result<()> {
         self.reader.end("the monitor")
     }
 }
 
 /// fanotify on whole filesystems, with the names of what is deleted.
-pub struct Fanotify(Reader);
+pub(super) struct Fanotify(Reader);
 
 impl Fanotify {
-    pub fn watch(places: &[&Path]) -> Result<Self> {
+    pub(super) fn watch(places: &[&Path]) -> Result<Self> {
         let flags = libc::FAN_CLASS_NOTIF
             | libc::FAN_CLOEXEC
             | libc::FAN_NONBLOCK
@@ -186,19 +186,19 @@ impl Fanotify {
         Ok(Self(reader))
     }
 
-    pub fn end(self) -> Result<()> {
+    pub(super) fn end(self) -> Result<()> {
         self.0.end("fanotify")
     }
 }
 
 /// An AppArmor profile that keeps everything from being deleted below the guarded root, as one
 /// writes it by hand. Loaded until the machine is off: only who wears it has the cost.
-pub struct Profile;
+pub(super) struct Profile;
 
 impl Profile {
     const NAME: &str = "guard-bench";
 
-    pub fn load(root: &str) -> Result<Self> {
+    pub(super) fn load(root: &str) -> Result<Self> {
         let text = format!(
             "profile {} {{\n  capability,\n  ptrace,\n  signal,\n  unix,\n  network,\n  / r,\n  \
              /** rwlkm,\n  deny {root}/** w,\n}}\n",
@@ -211,7 +211,7 @@ impl Profile {
     }
 
     /// Runs `work` in a thread that wears the profile, as do the threads that it starts.
-    pub fn worn<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    pub(super) fn worn<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         let done = thread::scope(|scope| {
             let wearer = scope.spawn(|| {
                 let attribute = "/proc/thread-self/attr/apparmor/current";
@@ -226,13 +226,13 @@ impl Profile {
 }
 
 /// A rule of the kernel's audit, with a daemon that reads what it tells.
-pub struct AuditRule {
+pub(super) struct AuditRule {
     daemon: Child,
     output: BufReader<ChildStdout>,
 }
 
 impl AuditRule {
-    pub fn add() -> Result<Self> {
+    pub(super) fn add() -> Result<Self> {
         let program = std::env::current_exe().context("where is this program?")?;
         let mut command = Command::new(program);
         command.args(["peer", "auditd"]).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -250,7 +250,7 @@ impl AuditRule {
         Ok(line.trim_end().to_owned())
     }
 
-    pub fn remove(mut self) -> Result<()> {
+    pub(super) fn remove(mut self) -> Result<()> {
         drop(self.daemon.stdin.take());
         let read: u64 = self.line()?.parse().context("the audit's daemon told no number")?;
         let status = self.daemon.wait().context("wait for the audit's daemon")?;

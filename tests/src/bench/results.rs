@@ -8,7 +8,7 @@ use super::measure::Cost;
 const CLOSING: &str = "results: ";
 
 #[derive(Debug)]
-pub struct Results {
+pub(super) struct Results {
     unlink: Vec<Value>,
     listing: Vec<Value>,
     growth: Vec<Value>,
@@ -16,7 +16,7 @@ pub struct Results {
 }
 
 impl Results {
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         println!(
             "{:<8} {:<47} {:>12} {:>12} {:>12} {:>12} {:>12}",
             "on", "case", "path_unlink", "inode_unlink", "whole", "with kernel", "responder"
@@ -25,19 +25,19 @@ impl Results {
     }
 
     /// One case of the table: instructions an unlink.
-    pub fn unlink(&mut self, filesystem: &str, case: &str, cost: &Cost) {
+    pub(super) fn unlink(&mut self, filesystem: &str, case: &str, cost: &Cost) {
         show(filesystem, case, cost);
         self.unlink.push(row(filesystem, case, cost));
     }
 
     /// One case of the table of listings: instructions to list a directory.
-    pub fn listing(&mut self, filesystem: &str, case: &str, cost: &Cost) {
+    pub(super) fn listing(&mut self, filesystem: &str, case: &str, cost: &Cost) {
         show(filesystem, &format!("listing, {case}"), cost);
         self.listing.push(row(filesystem, case, cost));
     }
 
     /// How a case grows with something.
-    pub fn growth(&mut self, axis: &str, case: &str, at: usize, cost: &Cost) {
+    pub(super) fn growth(&mut self, axis: &str, case: &str, at: usize, cost: &Cost) {
         let path = cost.path_unlink.unwrap_or_default();
         println!("{axis} = {at:>6}: {case}: path_unlink {path:.0}, whole {:.0}", cost.whole);
         self.growth.push(json!({
@@ -50,12 +50,12 @@ impl Results {
     }
 
     /// A figure of the agent.
-    pub fn agent(&mut self, name: &str, value: f64, unit: &str) {
+    pub(super) fn agent(&mut self, name: &str, value: f64, unit: &str) {
         println!("agent: {name}: {value:.1} {unit}");
         self.agent.push(json!({ "name": name, "value": value, "unit": unit }));
     }
 
-    pub fn print(&self) {
+    pub(super) fn print(&self) {
         let all = json!({ "unlink": self.unlink, "listing": self.listing, "growth": self.growth, "agent": self.agent });
         println!("{CLOSING}{all}");
     }

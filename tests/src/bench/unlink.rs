@@ -20,7 +20,7 @@ use crate::harness::mount::Mount;
 use crate::harness::{command, wait};
 use crate::peers::container;
 
-pub const ROOT: &str = "/var/lib/guard-bench";
+pub(super) const ROOT: &str = "/var/lib/guard-bench";
 const ELSEWHERE: &str = "/mnt/guard-bench";
 /// The actors' cgroup, as the policy names it.
 const ACTOR: &str = "/guard-bench";
@@ -45,7 +45,7 @@ const MOUNTS: usize = 100;
 /// the end.
 const QUESTIONS: usize = 3;
 /// For the agent to take note of a change, on a machine that counts instructions.
-pub const SOON: Duration = Duration::from_secs(120);
+pub(super) const SOON: Duration = Duration::from_secs(120);
 
 /// A filesystem: a directory outside every guarded root, and one that may become a pool.
 struct Ground {
@@ -57,7 +57,7 @@ struct Ground {
 }
 
 /// All of them, mounted.
-pub struct Grounds {
+pub(super) struct Grounds {
     grounds: Vec<Ground>,
     _mounts: Vec<Mount>,
     _shared: Vec<CephMount>,
@@ -79,7 +79,7 @@ fn first_after_mounts(directory: &Path) -> Result<Cost> {
 }
 
 /// Our programs in force over the grounds, with an agent.
-pub struct Guarded {
+pub(super) struct Guarded {
     pub agent: Agent,
     pub installation: Installation,
     pub pool: PathBuf,
@@ -87,7 +87,7 @@ pub struct Guarded {
 }
 
 impl Grounds {
-    pub fn new() -> Result<Self> {
+    pub(super) fn new() -> Result<Self> {
         let place = |parent: &str, name: &str| Path::new(parent).join(name);
         let tmpfs = (Mount::tmpfs(place(ELSEWHERE, "tmpfs"))?, Mount::tmpfs(place(ROOT, "tmpfs"))?);
         let ext4 = ext4(&place(ELSEWHERE, "ext4"))?;
@@ -160,7 +160,7 @@ impl Grounds {
     }
 
     /// What there is without us.
-    pub fn without_us(&self, results: &mut Results) -> Result<()> {
+    pub(super) fn without_us(&self, results: &mut Results) -> Result<()> {
         self.everywhere(results, "nothing")?;
         self.listed(results, "nothing", May::Delete)?;
         let empty = Empty::load()?;
@@ -184,7 +184,7 @@ impl Grounds {
     }
 
     /// Last: once audited, the kernel goes on to look at each system call of each new task.
-    pub fn audited(&self, results: &mut Results) -> Result<()> {
+    pub(super) fn audited(&self, results: &mut Results) -> Result<()> {
         unloaded()?;
         let rule = AuditRule::add()?;
         self.everywhere(results, "audit rule on unlink, rename, rmdir")?;
@@ -192,7 +192,7 @@ impl Grounds {
     }
 
     /// What there is with us, with the programs of a tier.
-    pub fn with_us(&self, tier: Tier, results: &mut Results) -> Result<()> {
+    pub(super) fn with_us(&self, tier: Tier, results: &mut Results) -> Result<()> {
         let (installation, _agent) = start(tier)?;
         self.everywhere(results, &ours(tier, "kind of filesystem not guarded"))?;
         // First every denial is a record of its own: incidents that have counted much would get
@@ -219,7 +219,7 @@ impl Grounds {
     }
 
     /// Our programs of the strongest tier, with a pool on tmpfs that is guarded.
-    pub fn guarded(&self) -> Result<Guarded> {
+    pub(super) fn guarded(&self) -> Result<Guarded> {
         let tier = Tier::BpfLsm;
         let (installation, agent) = start(tier)?;
         set_policy(&installation, &policy(tier, KINDS, "guarded", FEW_RECORDED), FEW_RECORDED)?;
@@ -232,7 +232,7 @@ impl Grounds {
 
     /// What there is with us without programs: a single unlink is not asked about, listing a pool's
     /// directory is.
-    pub fn without_programs(&self, results: &mut Results) -> Result<()> {
+    pub(super) fn without_programs(&self, results: &mut Results) -> Result<()> {
         let tier = Tier::Fanotify;
         let (installation, agent) = start(tier)?;
         self.everywhere(results, &ours(tier, "kind of filesystem not guarded"))?;
@@ -323,7 +323,7 @@ fn set_policy(installation: &Installation, text: &str, full_records: u32) -> Res
 }
 
 /// Runs `work` in the actors' cgroup.
-pub fn as_actor<T>(cgroup: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(super) fn as_actor<T>(cgroup: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let own = fs::read_to_string("/proc/self/cgroup").context("read the own cgroup")?;
     let own = Path::new("/sys/fs/cgroup").join(own.trim().trim_start_matches("0::/"));
     enter(cgroup)?;
@@ -338,7 +338,7 @@ fn enter(cgroup: &Path) -> Result<()> {
 }
 
 /// The cgroup that the policy names.
-pub fn actors() -> PathBuf {
+pub(super) fn actors() -> PathBuf {
     Path::new("/sys/fs/cgroup").join(&ACTOR[1..])
 }
 

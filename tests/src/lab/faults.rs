@@ -21,7 +21,7 @@ use crate::harness::attempt::denied;
 use crate::harness::wait;
 use crate::peers::own::Running;
 
-pub struct Fault {
+pub(super) struct Fault {
     pub name: &'static str,
     pub inject: fn(&mut Ground, &mut Rng) -> Result<()>,
 }
@@ -30,7 +30,7 @@ const fn fault(name: &'static str, inject: fn(&mut Ground, &mut Rng) -> Result<(
     Fault { name, inject }
 }
 
-pub const FAULTS: &[Fault] = &[
+pub(super) const FAULTS: &[Fault] = &[
     fault("agent-killed", agent_killed),
     fault("agent-killed-while-it-starts", agent_killed_while_it_starts),
     fault("agent-stopped", agent_stopped),

@@ -23,7 +23,7 @@ pub(super) const SETTINGS: &str =
 /// For an agent to answer or to account for all, on a machine that is loaded on purpose.
 const SOON: Duration = Duration::from_secs(120);
 
-pub struct Ground {
+pub(super) struct Ground {
     deleter: Option<Running>,
     pub agent: Option<Agent>,
     pub pool: Mount,
@@ -36,7 +36,7 @@ pub struct Ground {
 }
 
 impl Ground {
-    pub fn new() -> Result<Self> {
+    pub(super) fn new() -> Result<Self> {
         let guarded = Guarded::with_own_pins("lab", SETTINGS)?;
         fs::create_dir_all(ACTOR).context("create the actor's cgroup")?;
         // A small disk of its own for the agent's state, that can be filled.
@@ -61,7 +61,7 @@ impl Ground {
 
     /// Injects a fault; the invariants hold meanwhile (it says when), and afterwards with an agent
     /// that answers.
-    pub fn survives(&mut self, fault: &Fault, random: &mut Rng) -> Result<()> {
+    pub(super) fn survives(&mut self, fault: &Fault, random: &mut Rng) -> Result<()> {
         let injected = (fault.inject)(self, random).and_then(|()| self.recovers());
         injected.with_context(|| {
             let log = self.guarded.installation.log();
@@ -75,7 +75,7 @@ impl Ground {
     }
 
     /// An agent runs and answers, as a service manager would have it, and the invariants hold.
-    pub fn recovers(&mut self) -> Result<()> {
+    pub(super) fn recovers(&mut self) -> Result<()> {
         if self.agent.is_none() {
             self.agent = Some(self.guarded.installation.start()?);
         }
@@ -86,7 +86,7 @@ impl Ground {
     }
 
     /// What must always hold.
-    pub fn holds(&mut self) -> Result<()> {
+    pub(super) fn holds(&mut self) -> Result<()> {
         denied("a deletion in the pool", fs::remove_file(self.pool.path().join("file0")))?;
         let beside = self.elsewhere.path().join("file");
         fs::write(&beside, "").context("write beside the pool")?;
@@ -109,29 +109,29 @@ impl Ground {
     }
 
     /// Ends the agent with SIGKILL.
-    pub fn kill_agent(&mut self) -> Result<()> {
+    pub(super) fn kill_agent(&mut self) -> Result<()> {
         self.agent.take().context("no agent runs")?.kill()
     }
 
-    pub fn agent(&self) -> Result<&Agent> {
+    pub(super) fn agent(&self) -> Result<&Agent> {
         self.agent.as_ref().context("no agent runs")
     }
 
-    pub fn maps(&self) -> Result<Maps> {
+    pub(super) fn maps(&self) -> Result<Maps> {
         self.guarded.installation.maps()
     }
 
-    pub fn elsewhere(&self) -> &Path {
+    pub(super) fn elsewhere(&self) -> &Path {
         self.elsewhere.path()
     }
 
-    pub fn ballast(&self) -> PathBuf {
+    pub(super) fn ballast(&self) -> PathBuf {
         self.guarded.installation.state_dir().join("ballast")
     }
 
     /// Ends the deleter; every decision is then accounted for. Returns how often was checked, and
     /// the decisions.
-    pub fn end(mut self) -> Result<(u32, u64)> {
+    pub(super) fn end(mut self) -> Result<(u32, u64)> {
         self.deleter = None;
         let mut last = String::new();
         let decisions = wait::until_some("every decision is accounted for", SOON, || {

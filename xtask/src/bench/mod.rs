@@ -26,7 +26,7 @@ const LIMIT: Duration = Duration::from_secs(3600);
 const CLOSING: &str = "results: ";
 
 #[derive(Args)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     #[arg(long, value_enum, default_value = "6.12")]
     kernel: Kernel,
     /// Only this part, which may be named more than once: its figures are shown and compared, and
@@ -64,7 +64,7 @@ impl Arguments {
 }
 
 /// The command `cargo xtask bench`.
-pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     setup::ensure(&setup::Use::BENCH, &[arguments.kernel])?;
     let binaries = build::for_benchmarks()?;
     let mut boot = guest::machine(arguments.kernel, &binaries, &arguments.command());

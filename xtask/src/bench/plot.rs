@@ -10,7 +10,7 @@ use super::results::{Growth, OURS, Results, Row};
 const FONT: &str = "sans-serif";
 
 /// Bars: instructions that each case adds to, or takes for, one unlink on tmpfs.
-pub fn unlink(results: &Results) -> Result<String> {
+pub(super) fn unlink(results: &Results) -> Result<String> {
     let rows: Vec<&Row> = results.unlink.iter().filter(|row| row.filesystem == "tmpfs").collect();
     let (mut svg, longest) = (String::new(), rows.iter().map(|row| row.whole).fold(1.0, f64::max));
     {
@@ -45,7 +45,7 @@ pub fn unlink(results: &Results) -> Result<String> {
 }
 
 /// Lines: instructions of the program on path_unlink, against the size of each axis.
-pub fn growth(results: &Results) -> Result<String> {
+pub(super) fn growth(results: &Results) -> Result<String> {
     let mut lines: BTreeMap<(&str, &str), Vec<(f64, f64)>> = BTreeMap::new();
     for Growth { axis, case, at, path_unlink, .. } in &results.growth {
         let points = lines.entry((axis.as_str(), case.as_str())).or_default();

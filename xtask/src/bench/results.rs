@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 /// Instructions for one unlink in one case, or for one listing of a directory.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Row {
+pub(super) struct Row {
     pub filesystem: String,
     pub case: String,
     pub path_unlink: Option<f64>,
@@ -28,7 +28,7 @@ impl Row {
 
 /// The same at one size of something.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Growth {
+pub(super) struct Growth {
     pub axis: String,
     pub case: String,
     pub at: f64,
@@ -38,14 +38,14 @@ pub struct Growth {
 
 /// A figure of the agent.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Agent {
+pub(super) struct Agent {
     pub name: String,
     pub value: f64,
     pub unit: String,
 }
 
 #[derive(Clone, Debug, Deserialize)]
-pub struct Results {
+pub(super) struct Results {
     pub unlink: Vec<Row>,
     /// A committed run of before there were tiers has none.
     #[serde(default)]
@@ -55,13 +55,13 @@ pub struct Results {
 }
 
 /// Our own cases start so, in every tier.
-pub const OURS: &str = "guard";
+pub(super) const OURS: &str = "guard";
 /// Above this ratio to the committed run a program has become slower. Counts of instructions hardly
 /// vary.
 const TOLERATED: f64 = 1.05;
 
 impl Results {
-    pub fn parse(text: &str) -> Result<Self> {
+    pub(super) fn parse(text: &str) -> Result<Self> {
         serde_json::from_str(text).context("parse the results of the benchmarks")
     }
 
@@ -71,7 +71,7 @@ impl Results {
 
     /// What our programs take more than in the other run, and what is missing if this one
     /// `is_whole`; one line each.
-    pub fn slower_than(&self, baseline: &Self, is_whole: bool) -> Vec<String> {
+    pub(super) fn slower_than(&self, baseline: &Self, is_whole: bool) -> Vec<String> {
         let mut lines = Vec::new();
         for before in baseline.unlink.iter().filter(|row| row.case.starts_with(OURS)) {
             let what = format!("{} on {}", before.case, before.filesystem);
@@ -89,6 +89,7 @@ impl Results {
     }
 
     /// What this run says of each bar: the measure, the figure, whether it is met.
+    #[expect(clippy::too_many_lines, reason = "a table")]
     fn bars(&self) -> Vec<(&'static str, String, bool)> {
         let mut bars = Vec::new();
         let mut add = |name, figure: Option<(String, bool)>| {
@@ -187,7 +188,7 @@ impl Results {
     }
 
     /// The run as a page.
-    pub fn table(&self) -> String {
+    pub(super) fn table(&self) -> String {
         let mut text = String::from(
             "# Benchmarks\n\nMade by `cargo xtask bench --bless` on Debian's 6.12 in QEMU with \
              counted instructions; what is measured is said in `tests/src/bench/mod.rs`. All in \
@@ -247,10 +248,10 @@ impl Results {
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(super) mod tests {
     use super::*;
 
-    pub fn run(path_unlink: f64) -> Results {
+    pub(crate) fn run(path_unlink: f64) -> Results {
         let text = format!(
             r#"{{"unlink": [
                 {{"filesystem": "tmpfs", "case": "nothing", "path_unlink": null, "inode_unlink": null, "whole": 9.0, "with_kernel": 9.0}},

@@ -4,7 +4,7 @@
 const WIDTH: usize = 78;
 
 /// The list items of the changelog's topmost section, each in one line.
-pub fn newest(text: &str) -> Vec<String> {
+pub(super) fn newest(text: &str) -> Vec<String> {
     let mut lines = text.lines().skip_while(|line| !line.starts_with("## "));
     lines.next();
     let mut items: Vec<String> = Vec::new();
@@ -29,7 +29,7 @@ pub fn newest(text: &str) -> Vec<String> {
 }
 
 /// The file `changelog.Debian`. `date` is as RFC 5322 wants it.
-pub fn debian(items: &[String], version: &str, maintainer: &str, date: &str) -> String {
+pub(super) fn debian(items: &[String], version: &str, maintainer: &str, date: &str) -> String {
     let mut text = format!("guard-agent ({version}) unstable; urgency=medium\n\n");
     for item in items {
         let mut line = String::from("  *");

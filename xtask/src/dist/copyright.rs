@@ -12,7 +12,7 @@ use crate::{progress, workspace};
 
 /// A crate that is compiled into a binary of the packages.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Crate {
+pub(super) struct Crate {
     pub name: String,
     pub version: String,
     /// As its Cargo.toml says.
@@ -52,7 +52,7 @@ Comment: The program that runs in the kernel. The binary guard-agent holds it co
 ";
 
 /// The file's text. `texts` holds the licences that Debian has no common copy of, by name.
-pub fn render(crates: &BTreeSet<Crate>, texts: &BTreeMap<String, String>) -> Result<String> {
+pub(super) fn render(crates: &BTreeSet<Crate>, texts: &BTreeMap<String, String>) -> Result<String> {
     let mut out = String::from(OWN);
     let mut used: BTreeSet<String> =
         ["MIT", "Apache-2.0", "GPL-2", "public-domain"].map(str::to_owned).into();
@@ -110,7 +110,7 @@ fn paragraph(name: &str, texts: &BTreeMap<String, String>) -> Result<String> {
 }
 
 /// Every licence once, as an SPDX expression: what an .rpm says of itself.
-pub fn spdx(crates: &BTreeSet<Crate>) -> String {
+pub(super) fn spdx(crates: &BTreeSet<Crate>) -> String {
     let mut names: BTreeSet<String> = crates.iter().flat_map(|one| choose(&one.license)).collect();
     names.insert("MIT".to_owned());
     names.insert("GPL-2.0-only".to_owned());
@@ -131,7 +131,7 @@ struct Package {
 }
 
 /// The crates of others that are linked into the agent, guardctl and the kernel program.
-pub fn linked() -> Result<BTreeSet<Crate>> {
+pub(super) fn linked() -> Result<BTreeSet<Crate>> {
     let mut names = BTreeSet::new();
     for package in ["guard-agent", "guard-ebpf"] {
         let mut cargo = workspace::cargo();

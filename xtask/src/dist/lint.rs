@@ -9,7 +9,7 @@ use crate::setup::{self, Use, find_command};
 use crate::{progress, workspace};
 
 /// Runs both. Where they cannot be had, that is said.
-pub fn run(packages: &Packages) -> Result<()> {
+pub(super) fn run(packages: &Packages) -> Result<()> {
     if let Err(error) = setup::ensure(&[Use::DistCheck], &[]) {
         eprintln!("xtask: dist: {error:#}");
     }

@@ -14,19 +14,19 @@ use crate::setup::cargo_tool::CARGO_DEB;
 use crate::{build, progress, workspace};
 
 /// The workspace's version.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Counts packages of one version.
 const REVISION: &str = "1";
 
 /// Where the packages are.
 #[derive(Debug)]
-pub struct Packages {
+pub(crate) struct Packages {
     pub deb: PathBuf,
     pub rpm: PathBuf,
 }
 
 /// Makes both in `directory`.
-pub fn both(directory: &Path, date: u64) -> Result<Packages> {
+pub(super) fn both(directory: &Path, date: u64) -> Result<Packages> {
     let target = workspace::target().join("package");
     let binaries = build::for_packages(&target)?;
     let generated = workspace::fresh_directory(binaries.join("dist"))?;
@@ -63,7 +63,12 @@ pub fn both(directory: &Path, date: u64) -> Result<Packages> {
 
 /// Makes a later version of `deb` that has another agent, for trying an upgrade: the same package
 /// but for that.
-pub fn with_another_agent(deb: &Path, agent: &Path, version: &str, output: &Path) -> Result<()> {
+pub(crate) fn with_another_agent(
+    deb: &Path,
+    agent: &Path,
+    version: &str,
+    output: &Path,
+) -> Result<()> {
     let place = workspace::fresh_directory(output.with_extension("tree"))?;
     let script = "dpkg-deb --raw-extract \"$1\" \"$5\"; install -m 755 \"$2\" \"$5/usr/sbin/guard-agent\"
                   sed -i \"s/^Version: .*/Version: $3/\" \"$5/DEBIAN/control\"

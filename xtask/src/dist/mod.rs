@@ -21,10 +21,10 @@ use clap::Args;
 
 use crate::setup::{self, Use};
 use crate::{checksums, progress, workspace};
-pub use make::{Packages, VERSION, with_another_agent};
+pub(crate) use make::{Packages, VERSION, with_another_agent};
 
 #[derive(Args)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// Also run the packages' scripts: installation, upgrade, removal and purge in a Debian tree.
     /// Needs root
     #[arg(long)]
@@ -38,10 +38,10 @@ pub struct Arguments {
 }
 
 /// Time of the sources; what is made of them has it too.
-pub const EPOCH: &str = "SOURCE_DATE_EPOCH";
+pub(crate) const EPOCH: &str = "SOURCE_DATE_EPOCH";
 
 /// The command.
-pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     setup::ensure(&[Use::Bpf, Use::Dist], &[])?;
     let date = date()?;
     let directory = workspace::fresh_directory(workspace::target().join("dist"))?;
@@ -82,7 +82,7 @@ fn date() -> Result<u64> {
 }
 
 /// Makes the .deb alone, in `directory`, for what installs it in tests. Not checked.
-pub fn for_tests(directory: &Path) -> Result<PathBuf> {
+pub(crate) fn for_tests(directory: &Path) -> Result<PathBuf> {
     setup::ensure(&[Use::Bpf, Use::Dist], &[])?;
     Ok(make::both(&workspace::fresh_directory(directory.to_owned())?, date()?)?.deb)
 }

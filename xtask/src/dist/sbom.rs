@@ -25,7 +25,7 @@ const MEMBERS: [&str; 8] = [
 ];
 
 /// Writes the files into `directory`.
-pub fn write(directory: &Path, version: &str, date: u64) -> Result<()> {
+pub(super) fn write(directory: &Path, version: &str, date: u64) -> Result<()> {
     let mut tool = std::process::Command::new(CARGO_CYCLONEDX.path()?);
     tool.args([
         "cyclonedx",

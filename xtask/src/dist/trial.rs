@@ -28,7 +28,7 @@ const MADE: [&str; 3] = [
 ];
 
 /// Runs both packages' scripts, each in a tree of its own.
-pub fn run(packages: &Packages) -> Result<()> {
+pub(super) fn run(packages: &Packages) -> Result<()> {
     ensure!(is_root()?, "dist --check needs root, for chroot: run it with sudo");
     let base = base()?;
     let place = workspace::process_directory(&std::env::temp_dir(), "guard-trial-")?;

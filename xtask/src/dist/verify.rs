@@ -10,7 +10,7 @@ use super::EPOCH;
 use crate::{progress, workspace};
 
 /// Compares `directory` with the same folder of a second build, made of a copy of the sources.
-pub fn run(directory: &Path, date: u64) -> Result<()> {
+pub(super) fn run(directory: &Path, date: u64) -> Result<()> {
     let place = workspace::process_directory(&std::env::temp_dir(), "guard-dist-")?;
     let outcome = second(&place, date).and_then(|()| {
         let other = place.join(FOLDER).join("target/dist");

@@ -50,7 +50,7 @@ const VERSION: u32 = 1;
 
 /// The image of a host with one version of Incus.
 #[derive(Debug)]
-pub struct Image {
+pub(crate) struct Image {
     directory: PathBuf,
     /// Names all that it was made of.
     pub recipe: String,
@@ -80,25 +80,25 @@ impl Image {
     }
 
     /// Whether it is in the cache, made by today's recipe.
-    pub fn is_ready(incus: Incus) -> Result<bool> {
+    pub(crate) fn is_ready(incus: Incus) -> Result<bool> {
         let image = Self::describe(incus)?;
         let made_by = fs::read_to_string(image.directory.join("recipe")).unwrap_or_default();
         Ok(image.directory.join(checksums::FILE).exists() && made_by == image.recipe)
     }
 
     /// Finds it, and checks it against its sum.
-    pub fn open(incus: Incus) -> Result<Self> {
+    pub(crate) fn open(incus: Incus) -> Result<Self> {
         let image = Self::describe(incus)?;
         checksums::verify(&image.directory, &["disk.qcow2", "recipe"])?;
         Ok(image)
     }
 
-    pub fn disk(&self) -> PathBuf {
+    pub(crate) fn disk(&self) -> PathBuf {
         self.directory.join("disk.qcow2")
     }
 
     /// Makes it; its directory appears whole, by a rename, or not at all.
-    pub fn make(incus: Incus) -> Result<()> {
+    pub(crate) fn make(incus: Incus) -> Result<()> {
         if !is_root()? {
             bail!(
                 "making a Debian system for the suite host needs root (its files have owners): run \

@@ -3,7 +3,7 @@
 //! and the states that are saved of them, is `guard-tests`' own (`tests/src/harness/host`).
 
 mod image;
-pub mod run;
+pub(crate) mod run;
 
 use std::path::PathBuf;
 
@@ -12,16 +12,16 @@ use clap::ValueEnum;
 
 use crate::kernel::{Kernel, Layout, initramfs};
 use crate::workspace;
-pub use image::Image;
+pub(crate) use image::Image;
 
 /// The release whose hosts are tested.
-pub const SUITE: &str = "trixie";
+pub(crate) const SUITE: &str = "trixie";
 /// Where its newer packages are.
-pub const BACKPORTS: &str = "trixie-backports";
+pub(crate) const BACKPORTS: &str = "trixie-backports";
 
 /// Incus's version on a host, by where it comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum)]
-pub enum Incus {
+pub(crate) enum Incus {
     /// Debian 13's own, 6.0 LTS
     #[value(name = "6.0")]
     V6_0,
@@ -31,7 +31,7 @@ pub enum Incus {
 }
 
 impl Incus {
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::V6_0 => "6.0",
             Self::V7_0 => "7.0",
@@ -41,7 +41,7 @@ impl Incus {
 
 /// What `--incus` of the test command takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Selection {
+pub(crate) enum Selection {
     #[value(name = "6.0")]
     V6_0,
     #[value(name = "7.0")]
@@ -50,7 +50,7 @@ pub enum Selection {
 }
 
 impl Selection {
-    pub fn versions(self) -> &'static [Incus] {
+    pub(crate) fn versions(self) -> &'static [Incus] {
         match self {
             Self::V6_0 => &[Incus::V6_0],
             Self::V7_0 => &[Incus::V7_0],
@@ -60,7 +60,7 @@ impl Selection {
 }
 
 /// The kernel that a host boots where `kernel` was asked for: 6.12 is Debian 13's own build there.
-pub fn kernel(kernel: Kernel) -> Result<Kernel> {
+pub(crate) fn kernel(kernel: Kernel) -> Result<Kernel> {
     match kernel {
         Kernel::V6_12 | Kernel::Trixie => Ok(Kernel::Trixie),
         Kernel::V7 => Ok(Kernel::V7),
@@ -71,10 +71,10 @@ pub fn kernel(kernel: Kernel) -> Result<Kernel> {
 }
 
 /// Every kernel that the image has modules of.
-pub const KERNELS: [Kernel; 2] = [Kernel::Trixie, Kernel::V7];
+pub(crate) const KERNELS: [Kernel; 2] = [Kernel::Trixie, Kernel::V7];
 
 /// What `guard-tests` must know to boot a host, as environment variables.
-pub fn environment(incus: Incus, kernel: Kernel) -> Result<Vec<(String, String)>> {
+pub(crate) fn environment(incus: Incus, kernel: Kernel) -> Result<Vec<(String, String)>> {
     const MODULES: [&str; 5] = ["virtio_pci", "virtio_blk", "virtio_console", "virtio_rng", "ext4"];
     let image = Image::open(incus)?;
     let layout = Layout::open(kernel)?;

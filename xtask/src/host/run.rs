@@ -15,7 +15,7 @@ use crate::{build, dist, workspace};
 
 /// What a person asks for with `cargo xtask vm --host`.
 #[derive(Debug)]
-pub struct Shell {
+pub(crate) struct Shell {
     pub kernel: Kernel,
     pub incus: Incus,
     /// Handed to `guard-tests host` as they are.
@@ -23,7 +23,7 @@ pub struct Shell {
 }
 
 /// Everything that real hosts of these versions of Incus need.
-pub fn ensure(incus: &[Incus]) -> Result<()> {
+pub(crate) fn ensure(incus: &[Incus]) -> Result<()> {
     setup::ensure_all(Wanted {
         uses: &[Use::Bpf, Use::Vm, Use::Host],
         kernels: &KERNELS,
@@ -32,7 +32,7 @@ pub fn ensure(incus: &[Incus]) -> Result<()> {
 }
 
 /// Starts hosts, and runs a command or shows a shell on one.
-pub fn shell(shell: &Shell) -> Result<ExitCode> {
+pub(crate) fn shell(shell: &Shell) -> Result<ExitCode> {
     ensure(&[shell.incus])?;
     let tests = build::for_this_machine()?.join("guard-tests");
     let environment = environment(shell.incus, kernel(shell.kernel)?)?;
@@ -44,7 +44,7 @@ pub fn shell(shell: &Shell) -> Result<ExitCode> {
 
 /// A command line that begins with `guard-tests`, as the first process of new network and PID
 /// namespaces.
-pub fn beside(tests: &Path) -> Result<Command> {
+pub(crate) fn beside(tests: &Path) -> Result<Command> {
     let mut command = Command::new("unshare");
     command.args(["--net", "--pid", "--fork", "--kill-child", "--mount-proc"]);
     if !setup::is_root()? {
@@ -57,7 +57,7 @@ pub fn beside(tests: &Path) -> Result<Command> {
 /// What tests install on hosts: the package as it is shipped, and two later versions of it, one
 /// with another agent, one whose maps have another layout; under the names that `guard-tests`
 /// knows.
-pub fn make_payload(binaries: &TestBinaries) -> Result<()> {
+pub(crate) fn make_payload(binaries: &TestBinaries) -> Result<()> {
     let deb = dist::for_tests(&workspace::target().join("host-package"))?;
     let directory = workspace::fresh_directory(payload())?;
     let current = directory.join("guard-agent.deb");
@@ -73,6 +73,6 @@ pub fn make_payload(binaries: &TestBinaries) -> Result<()> {
 }
 
 /// Where it is.
-pub fn payload() -> PathBuf {
+pub(crate) fn payload() -> PathBuf {
     workspace::target().join("host-payload")
 }

@@ -15,7 +15,7 @@ use crate::{checksums, progress};
 const METAPACKAGE: &str = "linux-image-amd64";
 
 /// Downloads `kernel`; its directory appears whole, by a rename, or not at all.
-pub fn fetch(kernel: Kernel) -> Result<()> {
+pub(super) fn fetch(kernel: Kernel) -> Result<()> {
     let sources = Sources::of_this_machine()?;
     let mut suites = vec![kernel.suite().to_owned()];
     // The release's kernel is often newer in its security archive; apt takes the newest.

@@ -11,17 +11,17 @@ use super::Layout;
 use crate::progress;
 
 /// Where Debian's busybox-static puts it.
-pub const BUSYBOX: &str = "/bin/busybox";
+pub(crate) const BUSYBOX: &str = "/bin/busybox";
 /// Goes on in this machine's own root.
-pub const SHARED_INIT: &str = include_str!("../../guest/init");
+pub(crate) const SHARED_INIT: &str = include_str!("../../guest/init");
 /// What it needs.
-pub const SHARED_MODULES: [&str; 5] =
+pub(crate) const SHARED_MODULES: [&str; 5] =
     ["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay"];
 /// Goes on with systemd on a disk.
-pub const HOST_INIT: &str = include_str!("../../guest/host/init");
+pub(crate) const HOST_INIT: &str = include_str!("../../guest/host/init");
 
 /// Writes an initramfs for `kernel` to `target`: `init`, and `modules` with what they need.
-pub fn write(kernel: &Layout, target: &Path, init: &str, modules: &[&str]) -> Result<()> {
+pub(crate) fn write(kernel: &Layout, target: &Path, init: &str, modules: &[&str]) -> Result<()> {
     let mut archive = Archive::default();
     for directory in ["bin", "dev", "proc", "sys", "mnt", "modules"] {
         archive.add(directory, 0o040_755, &[]);

@@ -2,7 +2,7 @@
 //! installed.
 
 mod fetch;
-pub mod initramfs;
+pub(crate) mod initramfs;
 mod vmlinux;
 
 use std::fs;
@@ -16,7 +16,7 @@ use crate::workspace;
 
 /// A kernel of the matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum)]
-pub enum Kernel {
+pub(crate) enum Kernel {
     /// bookworm's own
     #[value(name = "6.1")]
     V6_1,
@@ -33,7 +33,7 @@ pub enum Kernel {
 
 /// What `--kernel` of the test command takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Selection {
+pub(crate) enum Selection {
     #[value(name = "6.1")]
     V6_1,
     #[value(name = "6.12")]
@@ -44,7 +44,7 @@ pub enum Selection {
 }
 
 impl Selection {
-    pub fn kernels(self) -> &'static [Kernel] {
+    pub(crate) fn kernels(self) -> &'static [Kernel] {
         match self {
             Self::V6_1 => &[Kernel::V6_1],
             Self::V6_12 => &[Kernel::V6_12],
@@ -56,7 +56,7 @@ impl Selection {
 
 impl Kernel {
     /// The name on the command line, and of the directory in the cache.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::V6_1 => "6.1",
             Self::V6_12 => "6.12",
@@ -75,17 +75,17 @@ impl Kernel {
     }
 
     /// Where it is laid out.
-    pub fn directory(self) -> Result<PathBuf> {
+    pub(crate) fn directory(self) -> Result<PathBuf> {
         Ok(workspace::cache()?.join("kernels").join(self.name()))
     }
 
     /// Whether it is laid out. The directory appears by one rename, so it is whole or absent.
-    pub fn is_ready(self) -> Result<bool> {
+    pub(crate) fn is_ready(self) -> Result<bool> {
         Ok(self.directory()?.join(checksums::FILE).exists())
     }
 
     /// Downloads it and lays it out.
-    pub fn fetch(self) -> Result<()> {
+    pub(crate) fn fetch(self) -> Result<()> {
         fetch::fetch(self)
     }
 }
@@ -95,7 +95,7 @@ const CHECKED_AT_BOOT: [&str; 4] = ["vmlinux", "config", "System.map", "release"
 
 /// A kernel that is laid out in the cache and has been checked.
 #[derive(Debug)]
-pub struct Layout {
+pub(crate) struct Layout {
     /// Holds `vmlinux`, `config` and `lib/modules/<release>`.
     pub directory: PathBuf,
     /// What `uname -r` will say.
@@ -103,7 +103,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    pub fn open(kernel: Kernel) -> Result<Self> {
+    pub(crate) fn open(kernel: Kernel) -> Result<Self> {
         let directory = kernel.directory()?;
         checksums::verify(&directory, &CHECKED_AT_BOOT)?;
         let path = directory.join("release");
@@ -112,16 +112,16 @@ impl Layout {
         Ok(Self { directory, release: release.trim().to_owned() })
     }
 
-    pub fn vmlinux(&self) -> PathBuf {
+    pub(crate) fn vmlinux(&self) -> PathBuf {
         self.directory.join("vmlinux")
     }
 
-    pub fn modules(&self) -> PathBuf {
+    pub(crate) fn modules(&self) -> PathBuf {
         self.directory.join("lib/modules").join(&self.release)
     }
 }
 
 /// Checks every file of a kernel in the cache.
-pub fn verify_all(kernel: Kernel) -> Result<()> {
+pub(crate) fn verify_all(kernel: Kernel) -> Result<()> {
     checksums::verify(&kernel.directory()?, &[])
 }

@@ -18,7 +18,7 @@ const SECTOR: usize = 512;
 const APPENDED_SIZE: usize = 4;
 
 /// Writes the kernel of `image` to `target`.
-pub fn extract(image: &Path, target: &Path) -> Result<()> {
+pub(super) fn extract(image: &Path, target: &Path) -> Result<()> {
     let bytes = fs::read(image).with_context(|| format!("read {}", image.display()))?;
     let payload = payload(&bytes)
         .with_context(|| format!("{} is not an x86 kernel image", image.display()))?;

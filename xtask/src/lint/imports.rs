@@ -24,7 +24,7 @@ const WINGS: &[(&str, &[&str])] = &[
 ];
 
 /// Checks the agent's files below `root`, and says how many there are.
-pub fn check(root: &Path) -> Result<String> {
+pub(super) fn check(root: &Path) -> Result<String> {
     let mut texts = Vec::new();
     for path in super::source_rules::sources(&root.join(CRATE))? {
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;

@@ -12,7 +12,7 @@ use crate::setup::find_command;
 use crate::{progress, workspace};
 
 /// Runs every check, also after one has failed.
-pub fn run() -> Result<ExitCode> {
+pub(crate) fn run() -> Result<ExitCode> {
     ensure_components()?;
     let mut failures = Vec::new();
     let mut check = |name: &str, outcome: Result<()>| match outcome {

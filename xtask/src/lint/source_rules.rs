@@ -42,7 +42,7 @@ const FORBIDDEN: &[(&str, &str)] = &[
 const SKIPPED: &[&str] = &["target", ".git"];
 
 /// Checks every source file below `root` and names all that break a rule.
-pub fn check(root: &Path) -> Result<()> {
+pub(super) fn check(root: &Path) -> Result<()> {
     let mut problems = Vec::new();
     for listed in PURE.iter().filter(|listed| !root.join(listed).exists()) {
         problems.push(format!("{listed}: is listed in lint/source_rules.rs and does not exist"));

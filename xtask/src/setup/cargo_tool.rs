@@ -9,7 +9,7 @@ use crate::{progress, workspace};
 
 /// A tool and its version.
 #[derive(Debug)]
-pub struct CargoTool {
+pub(crate) struct CargoTool {
     pub name: &'static str,
     pub version: &'static str,
     /// Arguments of `cargo install`.
@@ -17,16 +17,16 @@ pub struct CargoTool {
 }
 
 /// Makes the .deb; compresses with the machine's `xz`, so that no library of it is needed.
-pub const CARGO_DEB: CargoTool =
+pub(crate) const CARGO_DEB: CargoTool =
     CargoTool { name: "cargo-deb", version: "3.8.0", arguments: &["--no-default-features"] };
 /// Makes the SBOM.
-pub const CARGO_CYCLONEDX: CargoTool =
+pub(crate) const CARGO_CYCLONEDX: CargoTool =
     CargoTool { name: "cargo-cyclonedx", version: "0.5.9", arguments: &[] };
 
 static ALL: [CargoTool; 2] = [CARGO_DEB, CARGO_CYCLONEDX];
 
 /// Those that are not in the cache.
-pub fn missing() -> Result<Vec<&'static CargoTool>> {
+pub(crate) fn missing() -> Result<Vec<&'static CargoTool>> {
     let mut missing = Vec::new();
     for tool in &ALL {
         if !tool.path()?.exists() {
@@ -37,13 +37,13 @@ pub fn missing() -> Result<Vec<&'static CargoTool>> {
 }
 
 /// Where all of them are installed.
-pub fn root() -> Result<PathBuf> {
+pub(crate) fn root() -> Result<PathBuf> {
     Ok(workspace::cache()?.join("cargo-tools"))
 }
 
 impl CargoTool {
     /// The binary: `cargo install` puts it there last, by a rename.
-    pub fn path(&self) -> Result<PathBuf> {
+    pub(crate) fn path(&self) -> Result<PathBuf> {
         Ok(self.directory()?.join("bin").join(self.name))
     }
 
@@ -52,7 +52,7 @@ impl CargoTool {
         Ok(root()?.join(format!("{}-{}", self.name, self.version)))
     }
 
-    pub fn install(&self) -> Result<()> {
+    pub(crate) fn install(&self) -> Result<()> {
         let mut cargo = workspace::cargo();
         cargo
             .args(["install", self.name, "--version", self.version, "--locked", "--force"])

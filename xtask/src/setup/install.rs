@@ -26,7 +26,7 @@ const INSTALL: [&str; 7] = [
 ];
 
 /// Installs what is missing, or says what a person has to do.
-pub fn packages(missing: &[&Requirement]) -> Result<()> {
+pub(super) fn packages(missing: &[&Requirement]) -> Result<()> {
     let names: Vec<&str> = missing.iter().map(|requirement| requirement.package).collect();
     if find_command("apt-get").is_none() {
         let proofs: Vec<String> =
@@ -128,7 +128,7 @@ fn apt_get() -> Command {
 }
 
 /// Whether this process is root.
-pub fn is_root() -> Result<bool> {
+pub(crate) fn is_root() -> Result<bool> {
     let status = fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
     let uids = status
         .lines()

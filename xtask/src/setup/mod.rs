@@ -1,10 +1,10 @@
 //! Installs what building and testing need. Looks first, says what is missing and what it will
 //! change, then changes it. When all is there it costs a few file look-ups.
 
-pub mod cargo_tool;
+pub(crate) mod cargo_tool;
 mod install;
 mod requirement;
-pub mod toolchain;
+pub(crate) mod toolchain;
 
 use std::process::ExitCode;
 
@@ -15,13 +15,13 @@ use crate::kernel::{self, Kernel, Selection};
 use crate::workspace;
 use crate::{host, incus};
 use cargo_tool::CargoTool;
-pub use install::is_root;
+pub(crate) use install::is_root;
 use requirement::Requirement;
-pub use requirement::{Use, find_command};
+pub(crate) use requirement::{Use, find_command};
 use toolchain::Toolchain;
 
 #[derive(Args)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// Only say what is missing; exit status 1 if anything is
     #[arg(long)]
     check: bool,
@@ -35,7 +35,7 @@ pub struct Arguments {
 
 /// What a step uses.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Wanted<'a> {
+pub(crate) struct Wanted<'a> {
     pub uses: &'a [Use],
     pub kernels: &'a [Kernel],
     /// Real hosts, by their Incus.
@@ -180,7 +180,7 @@ impl Plan {
 }
 
 /// The command `cargo xtask setup`: everything.
-pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let kernels = arguments.kernel.kernels();
     let all = Wanted { uses: &Use::ALL, kernels, hosts: &[host::Incus::V7_0] };
     if arguments.check {
@@ -203,12 +203,12 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 /// Makes sure that what a step uses is there.
-pub fn ensure(uses: &[Use], kernels: &[Kernel]) -> Result<()> {
+pub(crate) fn ensure(uses: &[Use], kernels: &[Kernel]) -> Result<()> {
     ensure_all(Wanted { uses, kernels, hosts: &[] })
 }
 
 /// The same, real hosts among it.
-pub fn ensure_all(wanted: Wanted<'_>) -> Result<()> {
+pub(crate) fn ensure_all(wanted: Wanted<'_>) -> Result<()> {
     if Plan::observe(wanted)?.is_empty() {
         return Ok(());
     }

@@ -7,7 +7,7 @@ use crate::kernel::initramfs::BUSYBOX;
 
 /// What a requirement is needed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Use {
+pub(crate) enum Use {
     /// Building the kernel program.
     Bpf,
     /// Booting a VM and fetching its kernel.
@@ -34,11 +34,12 @@ pub enum Use {
 
 impl Use {
     /// What everything but the suite `incus` and the demo needs.
-    pub const WITHOUT_INCUS: [Self; 4] = [Self::Bpf, Self::Vm, Self::Ceph, Self::Suites];
+    pub(crate) const WITHOUT_INCUS: [Self; 4] = [Self::Bpf, Self::Vm, Self::Ceph, Self::Suites];
     /// The suite `incus` and the demo.
-    pub const WITH_INCUS: [Self; 5] = [Self::Bpf, Self::Vm, Self::Ceph, Self::Suites, Self::Incus];
-    pub const BENCH: [Self; 4] = [Self::Bpf, Self::Vm, Self::Ceph, Self::Bench];
-    pub const ALL: [Self; 11] = [
+    pub(crate) const WITH_INCUS: [Self; 5] =
+        [Self::Bpf, Self::Vm, Self::Ceph, Self::Suites, Self::Incus];
+    pub(crate) const BENCH: [Self; 4] = [Self::Bpf, Self::Vm, Self::Ceph, Self::Bench];
+    pub(crate) const ALL: [Self; 11] = [
         Self::Bpf,
         Self::Vm,
         Self::Ceph,
@@ -55,7 +56,7 @@ impl Use {
 
 /// One thing that must be there.
 #[derive(Debug)]
-pub struct Requirement {
+pub(super) struct Requirement {
     pub package: &'static str,
     pub purpose: &'static str,
     pub needed_for: Use,
@@ -84,7 +85,7 @@ const fn requirement(
 
 /// Everything, in the order in which it is shown. Debian's plain `rustc` has the same files as
 /// `rustc-web` and no BPF core: those two are proven by dpkg's own list.
-pub const ALL: &[Requirement] = &[
+pub(super) const ALL: &[Requirement] = &[
     requirement(
         Use::Bpf,
         "rustc-web",
@@ -190,7 +191,7 @@ pub const ALL: &[Requirement] = &[
 ];
 
 impl Requirement {
-    pub fn is_present(&self) -> bool {
+    pub(super) fn is_present(&self) -> bool {
         match self.proof {
             Command(name) => find_command(name).is_some(),
             File(path) => Path::new(path).exists(),
@@ -199,7 +200,7 @@ impl Requirement {
     }
 
     /// For machines without apt: what to look for.
-    pub fn proof(&self) -> String {
+    pub(super) fn proof(&self) -> String {
         match self.proof {
             Command(name) => format!("the command {name}"),
             File(path) => path.to_owned(),
@@ -209,7 +210,7 @@ impl Requirement {
 }
 
 /// A command in the path, or in the system directories that an ordinary user's path lacks.
-pub fn find_command(name: &str) -> Option<PathBuf> {
+pub(crate) fn find_command(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let places = env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
     places.map(|place| place.join(name)).find(|candidate| candidate.is_file())

@@ -10,13 +10,13 @@ use super::requirement::find_command;
 use crate::{progress, workspace};
 
 /// The linker that the Debian route builds; it must match [`LLVM`].
-pub const LINKER_VERSION: &str = "0.13.0";
+pub(crate) const LINKER_VERSION: &str = "0.13.0";
 const LLVM: &str = "/usr/lib/llvm-22";
 const TARGET: &str = "bpfel-unknown-none";
 
 /// What was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Toolchain {
+pub(crate) enum Toolchain {
     /// rustup's nightly with rust-src, and bpf-linker in the path.
     Rustup,
     /// Debian's compiler; its bpf-linker is in the cache, or still has to be built.
@@ -26,16 +26,16 @@ pub enum Toolchain {
 }
 
 impl Toolchain {
-    pub fn is_complete(self) -> bool {
+    pub(crate) fn is_complete(self) -> bool {
         self == Self::Rustup
     }
 
-    pub fn lacks_linker(self) -> bool {
+    pub(crate) fn lacks_linker(self) -> bool {
         self == Self::Debian { linker: false }
     }
 
     /// A cargo that builds for BPF.
-    pub fn cargo(self) -> Result<Command> {
+    pub(crate) fn cargo(self) -> Result<Command> {
         let mut command = match self {
             Self::Rustup => {
                 let mut command = Command::new("rustup");
@@ -59,7 +59,7 @@ impl Toolchain {
     }
 
     /// What goes after `cargo build`.
-    pub fn build_arguments(self) -> &'static [&'static str] {
+    pub(crate) fn build_arguments(self) -> &'static [&'static str] {
         match self {
             Self::Rustup => &["--target", TARGET, "-Z", "build-std=core"],
             Self::Debian { .. } | Self::Unneeded => &["--target", TARGET],
@@ -69,7 +69,7 @@ impl Toolchain {
     /// Takes DWARF out of an object, which is most of it; BTF stays. Without an objcopy the object
     /// is used as it is: that only costs size. It keeps the object's time: by that cargo tells
     /// whether to embed it anew.
-    pub fn stripped(self, object: PathBuf) -> Result<PathBuf> {
+    pub(crate) fn stripped(self, object: PathBuf) -> Result<PathBuf> {
         let objcopy = match self {
             Self::Rustup => find_command("llvm-objcopy"),
             Self::Debian { .. } | Self::Unneeded => Some(Path::new(LLVM).join("bin/llvm-objcopy")),
@@ -86,7 +86,7 @@ impl Toolchain {
     }
 
     /// Where in the target directory the object will be.
-    pub fn object(target: &Path, profile: &str) -> PathBuf {
+    pub(crate) fn object(target: &Path, profile: &str) -> PathBuf {
         target.join(TARGET).join(profile).join("guard-ebpf")
     }
 }
@@ -102,7 +102,7 @@ impl fmt::Display for Toolchain {
 }
 
 /// Looks for rustup's nightly first, else it is Debian's way.
-pub fn detect() -> Result<Toolchain> {
+pub(crate) fn detect() -> Result<Toolchain> {
     if find_command("rustup").is_some()
         && find_command("bpf-linker").is_some()
         && nightly_has_source()
@@ -124,7 +124,7 @@ fn nightly_has_source() -> bool {
 }
 
 /// Where the Debian route's bpf-linker is installed.
-pub fn linker_root() -> Result<PathBuf> {
+pub(crate) fn linker_root() -> Result<PathBuf> {
     Ok(workspace::cache()?.join("bpf-linker"))
 }
 
@@ -134,7 +134,7 @@ fn linker_stamp() -> Result<PathBuf> {
 }
 
 /// Builds bpf-linker against Debian's LLVM.
-pub fn install_linker() -> Result<()> {
+pub(crate) fn install_linker() -> Result<()> {
     let mut cargo = workspace::cargo();
     cargo
         .args(["install", "bpf-linker", "--version", LINKER_VERSION, "--locked", "--force"])

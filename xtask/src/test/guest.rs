@@ -52,7 +52,7 @@ fn environment(binaries: &TestBinaries, kernel: Kernel, profile: &str) -> Vec<(S
 }
 
 /// A machine that runs a command of `guard-tests`.
-pub fn machine(kernel: Kernel, binaries: &TestBinaries, command: &str) -> Boot {
+pub(crate) fn machine(kernel: Kernel, binaries: &TestBinaries, command: &str) -> Boot {
     let mut boot =
         Boot::new(kernel, format!("exec {} {command}", quoted(&binaries.tests.to_string_lossy())));
     boot.environment = environment(binaries, kernel, "default");
@@ -60,13 +60,13 @@ pub fn machine(kernel: Kernel, binaries: &TestBinaries, command: &str) -> Boot {
 }
 
 /// Where the guest finds Incus, once its programs are checked.
-pub fn incus() -> Result<(String, String)> {
+pub(crate) fn incus() -> Result<(String, String)> {
     Ok(("GUARD_INCUS".to_owned(), incus::open()?.to_string_lossy().into_owned()))
 }
 
 /// Which tests of a suite.
 #[derive(Clone, Copy, Debug)]
-pub struct Wanted<'a> {
+pub(crate) struct Wanted<'a> {
     /// Also those that are left out otherwise.
     pub full: bool,
     /// Those whose name contains one of these; all if there is none.
@@ -83,7 +83,7 @@ impl Wanted<'_> {
 
 /// What one boot runs: the tests of one suite that need the same machine.
 #[derive(Clone, Debug)]
-pub struct Part {
+pub(crate) struct Part {
     suite: Suite,
     kernel: Kernel,
     profile: String,
@@ -94,7 +94,7 @@ pub struct Part {
 
 impl Part {
     /// As it is called in the report.
-    pub fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         let kernel = self.kernel.name();
         match self.incus {
             Some(incus) => format!("{}[{kernel}, Incus {}]", self.suite.name(), incus.name()),
@@ -103,7 +103,7 @@ impl Part {
     }
 
     /// How many tests it has.
-    pub fn size(&self) -> usize {
+    pub(crate) fn size(&self) -> usize {
         self.tests.len()
     }
 }
@@ -117,7 +117,7 @@ struct Listed<'a> {
 }
 
 /// The wanted tests of the suites, on each of the kernels.
-pub fn parts(
+pub(crate) fn parts(
     suites: &[Suite],
     kernels: &[Kernel],
     binaries: &TestBinaries,
@@ -171,7 +171,12 @@ pub fn parts(
 }
 
 /// Boots the part's machine and runs its tests there.
-pub fn run(part: &Part, tier: Tier, binaries: &TestBinaries, report: &Mutex<Report>) -> Result<()> {
+pub(crate) fn run(
+    part: &Part,
+    tier: Tier,
+    binaries: &TestBinaries,
+    report: &Mutex<Report>,
+) -> Result<()> {
     if let Some(incus) = part.incus {
         return run_beside_hosts(part, incus, binaries, report);
     }

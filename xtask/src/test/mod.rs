@@ -1,7 +1,7 @@
 //! Runs the tests and makes one report of them: the unprivileged ones here, the suites of
 //! `guard-tests` in VMs. A part that did not run counts as a failure.
 
-pub mod guest;
+pub(crate) mod guest;
 mod report;
 mod unit;
 
@@ -21,7 +21,7 @@ use crate::{build, host};
 use report::{Report, lock};
 
 #[derive(Args)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// Only this suite
     #[arg(long, value_enum)]
     suite: Option<Suite>,
@@ -48,7 +48,7 @@ pub struct Arguments {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Suite {
+pub(crate) enum Suite {
     /// Unprivileged, on this machine
     Unit,
     /// In a VM, on guarded tmpfs
@@ -62,13 +62,13 @@ pub enum Suite {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Tier {
+pub(crate) enum Tier {
     BpfLsm,
     FmodRet,
 }
 
 impl Suite {
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Unit => "unit",
             Self::Standin => "standin",
@@ -80,7 +80,7 @@ impl Suite {
 }
 
 /// The command `cargo xtask test`.
-pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut report = Report::default();
     let selected = |suite: Suite| arguments.suite.is_none_or(|only| only == suite);
     if selected(Suite::Unit) {

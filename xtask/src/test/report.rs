@@ -11,7 +11,7 @@ use crate::workspace;
 
 /// One test's result.
 #[derive(Clone, Debug)]
-pub struct Entry {
+pub(crate) struct Entry {
     /// `suite::test`; in a VM `suite[kernel]::test`.
     pub name: String,
     pub passed: bool,
@@ -21,18 +21,18 @@ pub struct Entry {
 }
 
 #[derive(Debug, Default)]
-pub struct Report {
+pub(crate) struct Report {
     entries: Vec<Entry>,
 }
 
 /// The report, for one of the threads that add to it. One that panicked has left it whole.
-pub fn lock(report: &Mutex<Report>) -> MutexGuard<'_, Report> {
+pub(super) fn lock(report: &Mutex<Report>) -> MutexGuard<'_, Report> {
     report.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Report {
     /// Takes and prints a result: one line, and everything known if it is a failure.
-    pub fn add(&mut self, entry: Entry) {
+    pub(crate) fn add(&mut self, entry: Entry) {
         let outcome = if entry.passed { "ok" } else { "FAILED" };
         let time = entry.seconds.map(|seconds| format!(" ({seconds:.1} s)")).unwrap_or_default();
         println!("test {} ... {outcome}{time}", entry.name);
@@ -45,14 +45,14 @@ impl Report {
     }
 
     /// Shows a line of a test's output if it is a figure that the test has measured.
-    pub fn note(&self, part: &str, line: &str) {
+    pub(crate) fn note(&self, part: &str, line: &str) {
         if let Some(figure) = line.strip_prefix("note: ") {
             println!("  note {part}: {figure}");
         }
     }
 
     /// A part that did not run, or not to its end, is a failure of its own.
-    pub fn part_did_not_run(&mut self, part: &str, why: &str) {
+    pub(crate) fn part_did_not_run(&mut self, part: &str, why: &str) {
         self.add(Entry {
             name: format!("{part}::runs_to_its_end"),
             passed: false,
@@ -61,20 +61,20 @@ impl Report {
         });
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    pub fn passed(&self) -> usize {
+    pub(crate) fn passed(&self) -> usize {
         self.entries.iter().filter(|entry| entry.passed).count()
     }
 
-    pub fn failed(&self) -> usize {
+    pub(crate) fn failed(&self) -> usize {
         self.entries.len() - self.passed()
     }
 
     /// Writes `test-report.json` into the target directory.
-    pub fn write(&self) -> Result<PathBuf> {
+    pub(crate) fn write(&self) -> Result<PathBuf> {
         let tests: Vec<_> = self
             .entries
             .iter()

@@ -9,7 +9,7 @@ use super::report::{Entry, Report};
 use crate::workspace;
 
 /// Runs them; what goes wrong around them is in the report too.
-pub fn run(filters: &[String], report: &mut Report) {
+pub(super) fn run(filters: &[String], report: &mut Report) {
     eprintln!("xtask: unprivileged tests (cargo test) …");
     if let Err(error) = run_cargo(filters, report) {
         report.part_did_not_run("unit", &format!("{error:?}"));

@@ -16,13 +16,13 @@ use crate::workspace;
 const ADDRESS: &str = "10.99.0.1";
 const FILESYSTEM: &str = "testfs";
 /// Ceph's own default.
-pub const SESSION: u32 = 60;
+pub(super) const SESSION: u32 = 60;
 /// A guest that counts instructions has a clock that is many times slower than the cluster's.
-pub const SESSION_BY_INSTRUCTIONS: u32 = 6 * 3600;
+pub(super) const SESSION_BY_INSTRUCTIONS: u32 = 6 * 3600;
 
 /// A cluster that is prepared but not started. Its directory goes with it.
 #[derive(Debug)]
-pub struct Cluster {
+pub(super) struct Cluster {
     directory: PathBuf,
     fsid: String,
     osd: String,
@@ -30,7 +30,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    pub fn prepare() -> Result<Self> {
+    pub(super) fn prepare() -> Result<Self> {
         // Not in the target directory: Ceph's sockets live here, and their paths must be short.
         let directory = workspace::process_directory(&std::env::temp_dir(), "guard-ceph-")?;
         for part in ["run", "log", "mon.a", "osd.0", "mds.a"] {
@@ -127,7 +127,7 @@ pid_file =
     /// What starts the cluster and then `command` beside it; all of it ends when xtask does. A
     /// client that has not been heard of for `session` seconds is stale, for five times as many is
     /// evicted.
-    pub fn wrap(&self, command: &[String], root: bool, session: u32) -> Vec<String> {
+    pub(super) fn wrap(&self, command: &[String], root: bool, session: u32) -> Vec<String> {
         let script = workspace::root().join("xtask/host/ceph-cluster");
         let mut wrapped: Vec<String> =
             ["unshare", "--net", "--pid", "--fork", "--kill-child"].map(str::to_owned).to_vec();
@@ -148,7 +148,7 @@ pid_file =
     }
 
     /// How the guest reaches it.
-    pub fn environment(&self) -> Vec<(String, String)> {
+    pub(super) fn environment(&self) -> Vec<(String, String)> {
         let values = [
             ("CEPH_MON", format!("{ADDRESS}:6789")),
             ("CEPH_FSID", self.fsid.clone()),

@@ -16,14 +16,18 @@ const COVERED: [&str; 4] = ["/run", "/dev", "/proc", "/sys"];
 
 /// One boot's directory, shared with the guest as `/run/guard-vm`.
 #[derive(Debug)]
-pub struct Job {
+pub(super) struct Job {
     pub directory: PathBuf,
     /// Further read-only shares: tag and path.
     pub shares: Vec<(String, PathBuf)>,
 }
 
 impl Job {
-    pub fn create(boot: &Boot, kernel: &Layout, environment: &[(String, String)]) -> Result<Self> {
+    pub(super) fn create(
+        boot: &Boot,
+        kernel: &Layout,
+        environment: &[(String, String)],
+    ) -> Result<Self> {
         let directory = workspace::process_directory(&workspace::target().join("vm"), "job-")?;
         let mut job = Self { directory, shares: Vec::new() };
         let places = [workspace::root().to_owned(), workspace::target(), workspace::cache()?];
@@ -77,32 +81,32 @@ impl Job {
         fs::write(&path, content).with_context(|| format!("write {}", path.display()))
     }
 
-    pub fn initramfs(&self) -> PathBuf {
+    pub(super) fn initramfs(&self) -> PathBuf {
         self.directory.join("initramfs.cpio")
     }
 
     /// The kernel's messages.
-    pub fn console(&self) -> PathBuf {
+    pub(super) fn console(&self) -> PathBuf {
         self.directory.join("console.log")
     }
 
     /// What QEMU and the cluster's script complained about.
-    pub fn complaints(&self) -> PathBuf {
+    pub(super) fn complaints(&self) -> PathBuf {
         self.directory.join("qemu.log")
     }
 
     /// Whether the guest has come to its second stage.
-    pub fn has_started(&self) -> bool {
+    pub(super) fn has_started(&self) -> bool {
         self.directory.join("started").exists()
     }
 
     /// The command's exit status, once it has ended.
-    pub fn status(&self) -> Option<i32> {
+    pub(super) fn status(&self) -> Option<i32> {
         fs::read_to_string(self.directory.join("status")).ok()?.trim().parse().ok()
     }
 
     /// Removes the directory of a boot that went well.
-    pub fn remove(&self) {
+    pub(super) fn remove(&self) {
         // Best effort: the next boot removes leftovers.
         let _ = fs::remove_dir_all(&self.directory);
     }

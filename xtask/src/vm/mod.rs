@@ -23,7 +23,7 @@ use job::Job;
 use qemu::Acceleration;
 
 #[derive(Args)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     #[arg(long, value_enum, default_value = "6.12")]
     kernel: Kernel,
     /// The kernel's lsm= parameter; without it, the kernel's own default
@@ -69,7 +69,7 @@ pub struct Arguments {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Lsm {
+pub(crate) enum Lsm {
     KernelDefault,
     WithoutBpf,
     List(String),
@@ -77,7 +77,7 @@ pub enum Lsm {
 
 /// What to boot.
 #[derive(Clone, Debug)]
-pub struct Boot {
+pub(crate) struct Boot {
     pub kernel: Kernel,
     pub lsm: Lsm,
     pub ceph: bool,
@@ -104,7 +104,7 @@ const STANDS_STILL: Duration = Duration::from_secs(4);
 
 impl Boot {
     /// The usual machine, running `script`.
-    pub fn new(kernel: Kernel, script: String) -> Self {
+    pub(crate) fn new(kernel: Kernel, script: String) -> Self {
         Self {
             kernel,
             lsm: Lsm::KernelDefault,
@@ -123,7 +123,7 @@ impl Boot {
 
 /// How a boot ended.
 #[derive(Debug)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// The command ran and ended with this status.
     Ended { status: i32, kernel_messages: String },
     /// It did not end by itself, or the guest died first.
@@ -132,7 +132,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// The command's own status; 125 if there is none.
-    pub fn exit_code(&self) -> ExitCode {
+    pub(crate) fn exit_code(&self) -> ExitCode {
         match self {
             Self::Ended { status, .. } => ExitCode::from(u8::try_from(*status).unwrap_or(u8::MAX)),
             Self::Broken { why } => {
@@ -144,7 +144,7 @@ impl Outcome {
 }
 
 /// The command `cargo xtask vm`.
-pub fn run(arguments: Arguments) -> Result<ExitCode> {
+pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
     let script = match arguments.command.as_slice() {
         [] if io::stdin().is_terminal() => None,
         [] => bail!("no command, and the input is no terminal for a shell: give one after `--`"),
@@ -179,7 +179,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
 }
 
 /// Boots, shows the guest's output as it comes, and passes its exit status on.
-pub fn show(boot_this: &Boot) -> Result<ExitCode> {
+pub(crate) fn show(boot_this: &Boot) -> Result<ExitCode> {
     let outcome = boot(boot_this, &mut |output| {
         let mut stdout = io::stdout().lock();
         stdout.write_all(output)?;
@@ -189,7 +189,10 @@ pub fn show(boot_this: &Boot) -> Result<ExitCode> {
 }
 
 /// Boots, hands the guest's output to `on_output` as it comes, and returns when the machine is off.
-pub fn boot(boot: &Boot, on_output: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> Result<Outcome> {
+pub(crate) fn boot(
+    boot: &Boot,
+    on_output: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+) -> Result<Outcome> {
     let uses: &[Use] = if boot.ceph { &[Use::Vm, Use::Ceph] } else { &[Use::Vm] };
     setup::ensure(uses, &[boot.kernel])?;
     for _ in 1..BOOTS {
@@ -351,6 +354,6 @@ impl Drop for Machine {
 }
 
 /// `word` as one word of a shell's line.
-pub fn quoted(word: &str) -> String {
+pub(crate) fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }

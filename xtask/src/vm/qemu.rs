@@ -17,7 +17,7 @@ const LSM_WITHOUT_BPF: &str =
 
 /// How the guest's instructions are run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Acceleration {
+pub(super) enum Acceleration {
     Kvm,
     Emulation,
     /// Emulation that counts instructions: one thread, one processor, the same result each time.
@@ -25,7 +25,7 @@ pub enum Acceleration {
 }
 
 impl Acceleration {
-    pub fn choose(icount: bool) -> Result<Self> {
+    pub(super) fn choose(icount: bool) -> Result<Self> {
         Ok(match icount {
             true => Self::InstructionCount,
             false if kvm_works()? => Self::Kvm,
@@ -76,7 +76,12 @@ fn kvm_works() -> Result<bool> {
 }
 
 /// The whole command line.
-pub fn command(boot: &Boot, kernel: &Layout, job: &Job, acceleration: Acceleration) -> Vec<String> {
+pub(super) fn command(
+    boot: &Boot,
+    kernel: &Layout,
+    job: &Job,
+    acceleration: Acceleration,
+) -> Vec<String> {
     let mut line: Vec<String> = vec![QEMU.to_owned()];
     let mut add = |option: &str, value: String| line.extend([option.to_owned(), value]);
     let processors = if acceleration == Acceleration::InstructionCount { 1 } else { boot.smp };

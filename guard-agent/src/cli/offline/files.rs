@@ -19,13 +19,17 @@ const SEARCH_BOUND: u64 = 8 * 1024 * 1024;
 const LINES: usize = 5;
 
 /// This boot; empty where nothing tells it, which is no boot's.
-pub fn boot_id() -> String {
+pub(super) fn boot_id() -> String {
     let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     text.trim().to_owned()
 }
 
 /// The leases that run.
-pub fn leases(places: &Places, boot_id: &str, now_boot_ns: u64) -> Result<Vec<LeaseReport>, Why> {
+pub(super) fn leases(
+    places: &Places,
+    boot_id: &str,
+    now_boot_ns: u64,
+) -> Result<Vec<LeaseReport>, Why> {
     let leases = state_file::read_leases(&places.state_dir, boot_id, now_boot_ns);
     Ok(leases
         .map_err(|error| Why::of(&error))?
@@ -36,7 +40,7 @@ pub fn leases(places: &Places, boot_id: &str, now_boot_ns: u64) -> Result<Vec<Le
 
 /// The nodes' journals. One that cannot be understood stands for a sealed node, and is told as
 /// such.
-pub fn nodes(places: &Places) -> Result<Vec<NodeOnFile>, Why> {
+pub(super) fn nodes(places: &Places) -> Result<Vec<NodeOnFile>, Why> {
     let directory = places.state_dir.join(NODES_NAME);
     let entries = match fs::read_dir(&directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -64,7 +68,7 @@ pub fn nodes(places: &Places) -> Result<Vec<NodeOnFile>, Why> {
 
 /// What the end of the audit log says.
 #[derive(Debug, Default)]
-pub struct LogEnd {
+pub(super) struct LogEnd {
     pub last: Vec<Record>,
     pub posture: Option<Known<LastPosture>>,
     pub agent: Option<Known<AgentBody>>,
@@ -72,7 +76,7 @@ pub struct LogEnd {
 }
 
 /// Reads the end of the audit log.
-pub fn log(places: &Places) -> Result<LogEnd, Why> {
+pub(super) fn log(places: &Places) -> Result<LogEnd, Why> {
     let read = |count, kind| -> Result<Vec<Record>, Why> {
         let filter = Filter { kind, ..Filter::default() };
         let lines = read_tail(&places.audit, count, &filter, SEARCH_BOUND)

@@ -29,7 +29,7 @@ const SECOND: u64 = 1_000_000_000;
 const MOUNT_TABLES: [&str; 2] = [mount_table::HOST, mount_table::OWN];
 
 /// What denies deletions now.
-pub fn in_force(places: &Places, boot_id: &str) -> Result<InForce, Why> {
+pub(super) fn in_force(places: &Places, boot_id: &str) -> Result<InForce, Why> {
     let loads = match is_there(&places.pin_dir)? {
         true => loads(&Layouts::at(&places.pin_dir)).map_err(|error| Why::of(&error))?,
         false => Vec::new(),
@@ -81,7 +81,7 @@ fn load(generation: &Generation) -> Result<Load, PinError> {
 }
 
 /// The pools in the pinned map, placed by the mount table, and the counters.
-pub fn pools(
+pub(super) fn pools(
     places: &Places,
     (offset, now): (BootOffset, Stamp),
 ) -> Result<(Vec<PoolReport>, Counters), Why> {

@@ -27,7 +27,7 @@ pub struct Missing {
 }
 
 /// Looks below a directory, which is `/etc/ceph`.
-pub fn look(pools: &[CephPool], directory: &Path) -> Vec<Missing> {
+pub(super) fn look(pools: &[CephPool], directory: &Path) -> Vec<Missing> {
     let mut missing = Vec::new();
     for pool in pools {
         let mut miss = |what: String, is_certain: bool| {

@@ -67,7 +67,7 @@ impl Cluster for Remote {
 
 /// What this host's own daemon says of itself. Only for one that certainly listens: an idle socket
 /// would start it.
-pub fn local_server(socket: &Path) -> Option<Server> {
+pub(super) fn local_server(socket: &Path) -> Option<Server> {
     let socket = format!("INCUS_SOCKET={}", socket.display());
     let answer =
         helper::ask_program("env", &[&socket, "incus", "query", "local:/1.0"], LIMIT).ok()?;
@@ -75,7 +75,7 @@ pub fn local_server(socket: &Path) -> Option<Server> {
 }
 
 /// What the client on this host says of itself: it comes with the daemon. Asks no server.
-pub fn client_version() -> Option<Version> {
+pub(super) fn client_version() -> Option<Version> {
     Version::parse(&ask(&["--version"], LIMIT).ok()?)
 }
 

@@ -137,7 +137,7 @@ impl Agent {
 
     /// Takes up the leases that the last agent has left, and ends those in the kernel that nobody
     /// knows.
-    pub fn adopt_commands(&mut self) -> Result<(), DaemonError> {
+    pub(crate) fn adopt_commands(&mut self) -> Result<(), DaemonError> {
         let entries = self.enforcement.maps.leases.sorted()?;
         let leases = self.grants.leases();
         let known = |wanted: &LeaseKey| {
@@ -163,7 +163,7 @@ impl Agent {
     }
 
     /// Ends the leases of commands that are over.
-    pub fn watch_commands(&mut self) {
+    pub(crate) fn watch_commands(&mut self) {
         let is_over = |lease: &Lease| {
             let tree = lease.command.as_ref();
             tree.is_some_and(|tree| process::has_ended(Path::new(PROC), tree.pid, tree.start_ticks))

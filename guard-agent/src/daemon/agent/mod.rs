@@ -49,7 +49,7 @@ use crate::model::time::Time;
 use status_text::Facts;
 
 /// Everything the agent knows.
-pub struct Agent {
+pub(super) struct Agent {
     policy: PolicyStore,
     enforcement: Enforcement,
     grants: Grants,
@@ -79,7 +79,7 @@ struct Pulse {
 }
 
 /// Something that the agent is told.
-pub enum AgentEvent<'a> {
+pub(super) enum AgentEvent<'a> {
     MountsChanged,
     /// The kernel's records wait in the ring.
     Records(&'a mut RingBuf<MapData>),
@@ -120,7 +120,7 @@ const ROUND: u64 = 5;
 
 impl Agent {
     /// Takes over what the maps hold, whatever layout they have come from.
-    pub fn new(
+    pub(super) fn new(
         policy: PolicyStore,
         (mut maps, succession): (Maps, Succession),
         state: StateFile,
@@ -156,7 +156,7 @@ impl Agent {
     }
 
     /// Takes an event, whatever it is.
-    pub fn handle(&mut self, event: AgentEvent<'_>, mounts: &MountWatch) {
+    pub(super) fn handle(&mut self, event: AgentEvent<'_>, mounts: &MountWatch) {
         match event {
             AgentEvent::MountsChanged => {
                 if let Some(means) = self.enforcement.marking() {
@@ -245,7 +245,7 @@ impl Agent {
 
     /// Keeps the policy in force, for a start that finds a wrong file. Tried again with each tick
     /// if it fails.
-    pub fn keep_policy(&mut self) {
+    pub(super) fn keep_policy(&mut self) {
         let troubles = &mut self.posture.troubles;
         match self.policy.keep() {
             Ok(()) => troubles.clear(trouble::LAST_GOOD),
@@ -303,37 +303,37 @@ impl Agent {
     }
 
     /// How often it has reconciled.
-    pub fn reconciliations(&self) -> u64 {
+    pub(super) fn reconciliations(&self) -> u64 {
         self.pulse.reconciliations
     }
 
     /// To be awaited: the process of a lease has ended.
-    pub fn command_ended(&self) -> Arc<Notify> {
+    pub(super) fn command_ended(&self) -> Arc<Notify> {
         Arc::clone(&self.pulse.command_ended)
     }
 
     /// Files that policy and roots depend on.
-    pub fn watched_paths(&self) -> Vec<PathBuf> {
+    pub(super) fn watched_paths(&self) -> Vec<PathBuf> {
         self.view.watched_paths(self.policy.file(), &self.policy.current)
     }
 
     /// How often the canary sings.
-    pub fn canary_interval(&self) -> Duration {
+    pub(super) fn canary_interval(&self) -> Duration {
         self.policy.current.canary_interval()
     }
 
     /// A pinned program, if there are programs.
-    pub fn any_program(&self) -> Option<PathBuf> {
+    pub(super) fn any_program(&self) -> Option<PathBuf> {
         self.enforcement.means()?.any_program()
     }
 
     /// For `systemctl status`.
-    pub fn status_text(&self) -> String {
+    pub(super) fn status_text(&self) -> String {
         self.status_facts().running()
     }
 
     /// The same for the time after the agent's end.
-    pub fn stopped_text(&self) -> String {
+    pub(super) fn stopped_text(&self) -> String {
         self.status_facts().stopped()
     }
 
@@ -349,7 +349,7 @@ impl Agent {
     }
 
     /// Says what was wrong with the state file.
-    pub fn note_state_problem(&mut self, problem: Option<String>) {
+    pub(super) fn note_state_problem(&mut self, problem: Option<String>) {
         if let Some(problem) = problem {
             tracing::error!(problem, "the state file could not be understood");
             self.posture.troubles.set(trouble::STATE_LOST, problem);
@@ -357,7 +357,7 @@ impl Agent {
     }
 
     /// Writes the last records.
-    pub fn stop(&mut self) {
+    pub(super) fn stop(&mut self) {
         self.scan_incidents();
         self.write_agent(AgentChange::Stopped);
         self.trail.flush();

@@ -31,7 +31,7 @@ fn boot_id() -> Result<String, DaemonError> {
 impl Agent {
     /// Attaches what was prepared (or another tier of the ladder), and proves it before any older
     /// means go. Returns where the responder's records come from, if there is one.
-    pub fn put_in_force(
+    pub(crate) fn put_in_force(
         &mut self,
         options: &Options,
         foundation: Foundation,
@@ -211,7 +211,7 @@ impl Agent {
     /// Takes up the nodes of the policy, looks at each before anything is decided about its pools,
     /// and brings policy and nodes into the maps: before anything is attached, so that the first
     /// decision already knows them.
-    pub async fn open_nodes(&mut self, mounts: &MountWatch) -> Result<(), DaemonError> {
+    pub(crate) async fn open_nodes(&mut self, mounts: &MountWatch) -> Result<(), DaemonError> {
         self.take_up_nodes();
         self.observe_nodes_once(|_| true).await;
         self.reconcile(Cause::Start, mounts)?;

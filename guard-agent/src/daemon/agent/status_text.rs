@@ -16,7 +16,7 @@ pub(super) struct Facts<'a> {
 }
 
 impl Facts<'_> {
-    pub fn running(&self) -> String {
+    pub(super) fn running(&self) -> String {
         let sealed =
             if self.sealed > 0 { format!(" ({} sealed)", self.sealed) } else { String::new() };
         let leases = if self.leases > 0 {
@@ -38,7 +38,7 @@ impl Facts<'_> {
     }
 
     /// After the agent's end.
-    pub fn stopped(&self) -> String {
+    pub(super) fn stopped(&self) -> String {
         let tier = self.posture.and_then(|posture| posture.tier).map(|tier| tier.0.name());
         match (self.posture.map(|posture| posture.state), tier) {
             (Some(PostureState::Enforcing | PostureState::Degraded), Some(tier)) => format!(

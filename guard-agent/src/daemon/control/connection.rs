@@ -39,7 +39,7 @@ pub(super) struct Connection {
 type Goes = io::Result<bool>;
 
 impl Connection {
-    pub async fn open(stream: UnixStream, credentials: &UCred, shared: Arc<Shared>) -> Self {
+    pub(super) async fn open(stream: UnixStream, credentials: &UCred, shared: Arc<Shared>) -> Self {
         let pid = credentials.pid().and_then(|pid| u32::try_from(pid).ok());
         let (uid, gid) = (credentials.uid(), credentials.gid());
         let mut peer = Peer { pid, uid, gid, login_uid: None, start_ticks: None };
@@ -56,7 +56,7 @@ impl Connection {
     }
 
     /// Answers requests until the client, an error, idleness or the shutdown ends it.
-    pub async fn serve(mut self) {
+    pub(super) async fn serve(mut self) {
         let mut closing = self.shared.closing.clone();
         loop {
             let line = tokio::select! {

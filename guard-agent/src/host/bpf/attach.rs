@@ -15,14 +15,14 @@ use super::program_calls;
 
 /// This kernel lacks a function that a program which is not optional is for.
 #[derive(Debug)]
-pub struct NoFunction {
+pub(super) struct NoFunction {
     pub hook: &'static str,
     pub function: String,
 }
 
 /// The programs whose functions this kernel has, and where they belong. A function that is missing
 /// is an error unless the program is optional.
-pub fn targets(btf: &Btf<'_>, tier: Tier) -> Result<Vec<Target>, NoFunction> {
+pub(super) fn targets(btf: &Btf<'_>, tier: Tier) -> Result<Vec<Target>, NoFunction> {
     let mut targets = Vec::new();
     for name in PROGRAMS {
         let function = offsets::function(tier, name.hook);
@@ -50,7 +50,7 @@ pub fn targets(btf: &Btf<'_>, tier: Tier) -> Result<Vec<Target>, NoFunction> {
 }
 
 /// Loads, attaches and pins all of them.
-pub fn attach(
+pub(super) fn attach(
     loader: &Loader,
     targets: &[Target],
     generation: &Generation,

@@ -313,7 +313,7 @@ pub(super) mod tests {
     }
 
     /// BTF with one structure: its members, and where they are in bits.
-    pub fn with_structure(name: &str, members: &[(&str, u32)]) -> Vec<u8> {
+    pub(crate) fn with_structure(name: &str, members: &[(&str, u32)]) -> Vec<u8> {
         let members = members.iter().map(|(member, bits)| (*member, 0, *bits)).collect();
         build(&[(name, STRUCT, false, 64, members)])
     }

@@ -79,7 +79,7 @@ pub enum ProgramError {
 
 /// A program of the object, and where in the kernel it belongs.
 #[derive(Clone, Debug)]
-pub struct Target {
+pub(super) struct Target {
     pub program: &'static str,
     /// The hook whose decisions it makes, by its name in the kernel's list of LSM hooks.
     pub hook: &'static str,
@@ -92,7 +92,7 @@ pub struct Target {
 
 /// How a program stands to the function that it is loaded for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub(super) enum Place {
     /// It is called by the LSM's hook, whose answer it gives.
     Hook,
     /// Its answer, unless 0, becomes the function's, which is not run then.
@@ -102,12 +102,12 @@ pub enum Place {
 }
 
 /// The constants of an object's programs, by the names of its symbols.
-pub type Constants<'a> = HashMap<&'a str, &'a [u8]>;
+pub(super) type Constants<'a> = HashMap<&'a str, &'a [u8]>;
 
 /// Makes the maps of an object, or opens those that are pinned in `directory`, and pins there what
 /// it has made. A map without a standing place (the object's constants) is made each time. What a
 /// pinned map holds is left alone: programs in force read it.
-pub fn make_maps(bytes: &[u8], directory: Option<&Path>) -> Result<(), ProgramError> {
+pub(super) fn make_maps(bytes: &[u8], directory: Option<&Path>) -> Result<(), ProgramError> {
     maps_of(&mut parse(bytes, Constants::new())?, directory).map(drop)
 }
 
@@ -165,7 +165,7 @@ fn open_or_make(
 
 /// The object, joined to its maps: its programs can be loaded.
 #[derive(Debug)]
-pub struct Loader {
+pub(super) struct Loader {
     object: Object,
     /// The object's own types, which the kernel needs for its global functions.
     types: OwnedFd,
@@ -175,7 +175,7 @@ pub struct Loader {
 
 impl Loader {
     /// Joins the object to its maps, see [`make_maps`].
-    pub fn new(
+    pub(super) fn new(
         bytes: &[u8],
         constants: Constants<'_>,
         directory: Option<&Path>,
@@ -207,7 +207,7 @@ impl Loader {
     /// Has the kernel verify the programs and loads them, as many at a time as there are
     /// processors: verifying takes most of an agent's start, and the kernel does not do it one by
     /// one. The answers are in the order of the targets.
-    pub fn load_all(&self, targets: &[Target]) -> Result<Vec<OwnedFd>, ProgramError> {
+    pub(super) fn load_all(&self, targets: &[Target]) -> Result<Vec<OwnedFd>, ProgramError> {
         let next = AtomicUsize::new(0);
         let work = || {
             let indices = iter::repeat_with(|| next.fetch_add(1, Ordering::Relaxed));

@@ -16,20 +16,20 @@ const LOG_BYTES: usize = 1 << 20;
 
 /// The kernel did not take it: its verifier's last lines, and the error.
 #[derive(Debug)]
-pub struct Refused {
+pub(super) struct Refused {
     pub verifier: String,
     pub source: io::Error,
 }
 
 /// Has the kernel verify a program, and loads it.
-pub fn load_program(attributes: &mut ProgramLoad) -> Result<OwnedFd, Refused> {
+pub(super) fn load_program(attributes: &mut ProgramLoad) -> Result<OwnedFd, Refused> {
     load(bpf_cmd::BPF_PROG_LOAD, attributes, |attributes, [size, level], log| {
         (attributes.log_size, attributes.log_level, attributes.log_buf) = (size, level, log);
     })
 }
 
 /// Loads an object's types.
-pub fn load_types(types: &[u8]) -> Result<OwnedFd, Refused> {
+pub(super) fn load_types(types: &[u8]) -> Result<OwnedFd, Refused> {
     let mut attributes = TypesLoad {
         btf: types.as_ptr() as u64,
         btf_size: types.len() as u32,
@@ -58,14 +58,14 @@ fn load<T: Attributes>(
 }
 
 /// Attaches a loaded program to its function. It stays attached as long as the link lives.
-pub fn attach(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+pub(super) fn attach(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let mut attributes =
         TracepointOpen { name: 0, prog_fd: program.as_raw_fd() as u32, reserved: 0 };
     bpf(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attributes).map(owned)
 }
 
 /// Pins a program or a link.
-pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let mut attributes = ObjectPin {
         pathname: path.as_ptr() as u64,
@@ -76,7 +76,7 @@ pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
 }
 
 /// The kernel takes 15 bytes of a name.
-pub fn short_name(name: &str) -> [u8; 16] {
+pub(super) fn short_name(name: &str) -> [u8; 16] {
     let mut short = [0; 16];
     let length = name.len().min(15);
     short[..length].copy_from_slice(&name.as_bytes()[..length]);
@@ -91,7 +91,7 @@ fn last_lines(log: &[u8]) -> String {
 /// Attributes of `BPF_PROG_LOAD`, as far as they are used.
 #[repr(C)]
 #[derive(Debug, Default)]
-pub struct ProgramLoad {
+pub(super) struct ProgramLoad {
     pub prog_type: u32,
     pub insn_cnt: u32,
     pub insns: u64,

@@ -17,7 +17,7 @@ use aya_obj::generated::{bpf_cmd, bpf_prog_info};
 use nix::libc;
 
 /// A command's attributes: integers only, without padding.
-pub trait Attributes {}
+pub(super) trait Attributes {}
 macro_rules! attributes {
     ($($name:ty: $size:literal),+ $(,)?) => { $(
         impl $crate::host::bpf::sys::Attributes for $name {}
@@ -27,7 +27,7 @@ macro_rules! attributes {
 pub(super) use attributes;
 
 /// bpf(2).
-pub fn bpf<T: Attributes>(command: bpf_cmd, attributes: &mut T) -> io::Result<i32> {
+pub(super) fn bpf<T: Attributes>(command: bpf_cmd, attributes: &mut T) -> io::Result<i32> {
     // SAFETY: the kernel reads (and for a log or an answer writes) no more than the attributes and
     // the buffers that they name; see the module's notes.
     let result = unsafe {
@@ -64,22 +64,26 @@ attributes!(MapFreeze: 4);
 
 /// Reads an entry. `value` must have as many bytes as the kernel writes for this map; false: there
 /// is no such entry.
-pub fn lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
+pub(super) fn lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
     element(bpf_cmd::BPF_MAP_LOOKUP_ELEM, map, Some(key), value.as_mut_ptr() as u64)
 }
 
 /// Writes the key after `key` into `next`, or the first one. False: there is none.
-pub fn next_key(map: BorrowedFd<'_>, key: Option<&[u8]>, next: &mut [u8]) -> io::Result<bool> {
+pub(super) fn next_key(
+    map: BorrowedFd<'_>,
+    key: Option<&[u8]>,
+    next: &mut [u8],
+) -> io::Result<bool> {
     element(bpf_cmd::BPF_MAP_GET_NEXT_KEY, map, key, next.as_mut_ptr() as u64)
 }
 
 /// Writes an entry. `value` must have as many bytes as the kernel reads for this map.
-pub fn update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
+pub(super) fn update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
     element(bpf_cmd::BPF_MAP_UPDATE_ELEM, map, Some(key), value.as_ptr() as u64).map(drop)
 }
 
 /// From now on nobody writes the map through bpf(2).
-pub fn freeze(map: BorrowedFd<'_>) -> io::Result<()> {
+pub(super) fn freeze(map: BorrowedFd<'_>) -> io::Result<()> {
     bpf(bpf_cmd::BPF_MAP_FREEZE, &mut MapFreeze { map_fd: map.as_raw_fd() as u32 }).map(drop)
 }
 
@@ -116,7 +120,7 @@ attributes!(ObjectInfo: 16);
 
 /// How often the kernel has left a pinned program out: it does not run one that another task on the
 /// same processor is in the middle of.
-pub fn recursion_misses(program: &Path) -> Result<u64, ProgramError> {
+pub(super) fn recursion_misses(program: &Path) -> Result<u64, ProgramError> {
     let program = ProgramInfo::from_pin(program)?.fd()?;
     let mut info = [0_u64; size_of::<bpf_prog_info>().div_ceil(8)];
     let mut attributes = ObjectInfo {

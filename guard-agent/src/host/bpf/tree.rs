@@ -11,7 +11,7 @@ const NAMES: [&str; 2] = ["mount_lock", "rename_lock"];
 /// Addresses of `mount_lock` and `rename_lock`. Zeros where the kernel does not tell them
 /// (`kernel.kptr_restrict = 2`, or no `CONFIG_KALLSYMS_ALL`): then each walk is made, at its price,
 /// and nothing else is different.
-pub fn addresses() -> [u64; 2] {
+pub(super) fn addresses() -> [u64; 2] {
     let found = File::open(SYMBOLS).and_then(|file| find(BufReader::new(file)));
     let found = found.unwrap_or_else(|error| {
         tracing::debug!(%error, "{SYMBOLS} cannot be read");

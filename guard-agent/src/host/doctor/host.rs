@@ -6,7 +6,7 @@ use super::fix;
 use crate::host::host_view;
 
 /// Oldest kernel that is tested.
-pub const OLDEST_KERNEL: (u32, u32) = (6, 1);
+pub(super) const OLDEST_KERNEL: (u32, u32) = (6, 1);
 
 const CAP_SYS_ADMIN: u32 = 21;
 const CAP_SYS_PTRACE: u32 = 19;

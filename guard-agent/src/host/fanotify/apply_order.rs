@@ -13,7 +13,7 @@ use super::shared::{Marked, Shared, send};
 use crate::model::mounts::Snapshot;
 
 /// Carries out each order until the agent's last one.
-pub fn apply_orders(shared: &Shared, orders: &Receiver<Order>, replies: &Mutex<UnixStream>) {
+pub(super) fn apply_orders(shared: &Shared, orders: &Receiver<Order>, replies: &Mutex<UnixStream>) {
     while let Ok(mut order) = orders.recv() {
         // Only the newest counts.
         while let Ok(newer) = orders.try_recv() {

@@ -30,7 +30,7 @@ const FILE: &str = "file";
 
 /// A detached ramfs with a directory in it.
 #[derive(Debug)]
-pub struct Ground {
+pub(super) struct Ground {
     mount: OwnedFd,
     mount_id: u32,
     dev: u32,
@@ -41,7 +41,7 @@ fn setup<E: Into<io::Error>>(operation: &'static str) -> impl Fn(E) -> CanaryErr
 }
 
 impl Ground {
-    pub fn new() -> Result<Self, CanaryError> {
+    pub(super) fn new() -> Result<Self, CanaryError> {
         let mount = detached_ramfs().map_err(setup("mount a ramfs"))?;
         mkdirat(&mount, DIRECTORY, FileMode::S_IRWXU).map_err(setup("create a directory"))?;
         let status = fstat(&mount).map_err(setup("stat the ramfs"))?;
@@ -51,7 +51,7 @@ impl Ground {
     }
 
     /// How the responder reaches it.
-    pub fn wanted(&self) -> Wanted {
+    pub(super) fn wanted(&self) -> Wanted {
         Wanted {
             mount_id: self.mount_id,
             dev: self.dev,
@@ -68,7 +68,7 @@ impl Ground {
 
     /// Proves that questions are answered, both ways, and that sealing works. An answer that takes
     /// longer than `bound` is none: then `give_up` must end whoever should have answered.
-    pub fn prove(
+    pub(super) fn prove(
         &self,
         maps: &mut Maps,
         bound: Duration,

@@ -34,7 +34,7 @@ const FILE: &str = "cgroup.controllers";
 
 /// The rights that policy gives a cgroup, by itself or by those above it, in one set of actors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Said {
+pub(super) struct Said {
     /// It names one of them as an actor, whatever is run there.
     pub alone: bool,
     /// Actors that are named by one of them together with an executable.
@@ -43,7 +43,7 @@ pub struct Said {
 
 /// One cgroup.
 #[derive(Debug)]
-pub struct Cgroup {
+pub(super) struct Cgroup {
     /// Its own id and all above it.
     ids: Vec<u64>,
     file: File,
@@ -59,7 +59,7 @@ struct Answers {
 
 /// All that are known, with their paths in the hierarchy.
 #[derive(Debug, Default)]
-pub struct Cgroups {
+pub(super) struct Cgroups {
     /// Where the hierarchy is. Without one nothing can have been named by a cgroup.
     top: Option<PathBuf>,
     known: Vec<(PathBuf, Cgroup)>,
@@ -67,7 +67,7 @@ pub struct Cgroups {
 
 impl Cgroups {
     /// Tells where the hierarchy is.
-    pub fn set_top(&mut self, top: Option<PathBuf>) {
+    pub(super) fn set_top(&mut self, top: Option<PathBuf>) {
         if self.top != top {
             self.known.clear();
             self.top = top;
@@ -75,13 +75,13 @@ impl Cgroups {
     }
 
     /// Whether there is a hierarchy.
-    pub fn is_there(&self) -> bool {
+    pub(super) fn is_there(&self) -> bool {
         self.top.is_some()
     }
 
     /// Whether it is known which cgroup a path names, and still so: then it was so ever since it
     /// was learnt. Returns where it is to be had.
-    pub fn find(&self, path: &Path) -> Option<usize> {
+    pub(super) fn find(&self, path: &Path) -> Option<usize> {
         // As bytes: the kernel writes a path in one way only, and comparing parts would take
         // longer.
         let bytes = path.as_os_str().as_bytes();
@@ -91,12 +91,12 @@ impl Cgroups {
     }
 
     /// The cgroup that was found.
-    pub fn found(&mut self, index: usize) -> &mut Cgroup {
+    pub(super) fn found(&mut self, index: usize) -> &mut Cgroup {
         &mut self.known[index].1
     }
 
     /// Looks a cgroup up.
-    pub fn learn(&mut self, path: &Path) -> io::Result<()> {
+    pub(super) fn learn(&mut self, path: &Path) -> io::Result<()> {
         let top = self.top.as_ref().ok_or(io::ErrorKind::NotFound)?;
         let relative = path.strip_prefix("/").unwrap_or(path);
         let file = File::open(top.join(relative).join(FILE))?;
@@ -122,7 +122,7 @@ impl Cgroups {
 
 impl Cgroup {
     /// Its own id.
-    pub fn id(&self) -> u64 {
+    pub(super) fn id(&self) -> u64 {
         self.ids[0]
     }
 
@@ -133,7 +133,7 @@ impl Cgroup {
     }
 
     /// The rights of the cgroup. `config` must have been read after the question came.
-    pub fn said(
+    pub(super) fn said(
         &mut self,
         maps: &Maps,
         config: &Config,
@@ -157,7 +157,7 @@ impl Cgroup {
     }
 
     /// Whether a command in it has a lease on a pool that runs.
-    pub fn has_lease(
+    pub(super) fn has_lease(
         &self,
         maps: &Maps,
         config: &Config,

@@ -21,7 +21,7 @@ use crate::host::systemd;
 
 /// How long the agent waits for an order to be carried out. A mark that takes longer is made all
 /// the same.
-pub const PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 /// The responder's name on the command line: `guard-agent helper answer --maps DIR`.
 const ARGUMENTS: [&str; 3] = [crate::host::rollback::helper::NAME, "answer", "--maps"];
 
@@ -30,7 +30,7 @@ const DESCRIPTION: &str = "Answers for guard-agent who may list a guarded direct
 
 /// The child process.
 #[derive(Debug)]
-pub struct Responder {
+pub(super) struct Responder {
     child: Child,
     socket: UnixStream,
     /// The beginning of a line.
@@ -43,14 +43,17 @@ pub struct Responder {
 
 impl Responder {
     /// Starts one at once, as a child in the agent's own cgroup.
-    pub fn start(maps_directory: &Path, records: &OwnedFd) -> Result<Self, EngineError> {
+    pub(super) fn start(maps_directory: &Path, records: &OwnedFd) -> Result<Self, EngineError> {
         Self::start_by(Command::new("/proc/self/exe"), maps_directory, records)
     }
 
     /// As [`start`](Self::start), in a scope of its own where systemd runs: a process that outlives
     /// its unit is to systemd a left-over one. It must be alive within a limit; without that, or
     /// without systemd, it is started as a mere child.
-    pub fn start_apart(maps_directory: &Path, records: &OwnedFd) -> Result<Self, EngineError> {
+    pub(super) fn start_apart(
+        maps_directory: &Path,
+        records: &OwnedFd,
+    ) -> Result<Self, EngineError> {
         if let Some(mut responder) = Self::begin_apart(maps_directory, records)? {
             if responder.comes_alive() {
                 return Ok(responder);
@@ -66,7 +69,7 @@ impl Responder {
 
     /// Begins to start one in a scope of its own, and asks it for a sign of life. `None`: this host
     /// has no scopes.
-    pub fn begin_apart(
+    pub(super) fn begin_apart(
         maps_directory: &Path,
         records: &OwnedFd,
     ) -> Result<Option<Self>, EngineError> {
@@ -124,7 +127,7 @@ impl Responder {
     }
 
     /// Whether the answer to its first ping is there.
-    pub fn has_answered(&mut self) -> bool {
+    pub(super) fn has_answered(&mut self) -> bool {
         if self.replies().iter().any(|reply| matches!(reply, Reply::Pong { .. })) {
             self.waiting_since = None;
         }
@@ -132,15 +135,15 @@ impl Responder {
     }
 
     /// Whether it was started in a cgroup of its own.
-    pub fn is_apart(&self) -> bool {
+    pub(super) fn is_apart(&self) -> bool {
         self.is_apart
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(super) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    pub fn send(&mut self, line: &Line) -> io::Result<()> {
+    pub(super) fn send(&mut self, line: &Line) -> io::Result<()> {
         let mut text = serde_json::to_string(line)?;
         text.push('\n');
         let end = Instant::now() + PATIENCE;
@@ -160,12 +163,12 @@ impl Responder {
         Ok(())
     }
 
-    pub fn wait(&self, limit: Duration) -> bool {
+    pub(super) fn wait(&self, limit: Duration) -> bool {
         ready(&self.socket, PollFlags::POLLIN, limit)
     }
 
     /// What it has said since.
-    pub fn replies(&mut self) -> Vec<Reply> {
+    pub(super) fn replies(&mut self) -> Vec<Reply> {
         let mut buffer = [0; 4096];
         while let Ok(count @ 1..) = self.socket.read(&mut buffer) {
             self.received.extend_from_slice(&buffer[..count]);
@@ -178,7 +181,7 @@ impl Responder {
         lines.filter_map(|line| serde_json::from_slice(line).ok()).collect()
     }
 
-    pub fn ping(&mut self) {
+    pub(super) fn ping(&mut self) {
         if self.waiting_since.is_none() {
             self.pings += 1;
             self.waiting_since = Some(Instant::now());
@@ -187,18 +190,18 @@ impl Responder {
         }
     }
 
-    pub fn pong(&mut self, number: u64) {
+    pub(super) fn pong(&mut self, number: u64) {
         if number == self.pings {
             self.waiting_since = None;
         }
     }
 
-    pub fn is_overdue(&self) -> bool {
+    pub(super) fn is_overdue(&self) -> bool {
         self.waiting_since.is_some_and(|since| since.elapsed() > BOUND)
     }
 
     /// How it ended, if it has.
-    pub fn ended(&mut self) -> Option<String> {
+    pub(super) fn ended(&mut self) -> Option<String> {
         match self.child.try_wait() {
             Ok(None) => None,
             Ok(Some(status)) => Some(format!("it ended: {status}")),
@@ -206,13 +209,13 @@ impl Responder {
         }
     }
 
-    pub fn kill(&mut self) {
+    pub(super) fn kill(&mut self) {
         // It may have ended already.
         let _ = self.child.kill();
     }
 
     /// Waits for the end, which a pool whose servers are gone can put off, in a thread of its own.
-    pub fn reap(mut self) {
+    pub(super) fn reap(mut self) {
         let wait = move || {
             let _ = self.child.wait();
         };

@@ -42,7 +42,7 @@ const WAKE: u64 = u64::MAX;
 
 /// What the other threads have to do with it.
 #[derive(Debug)]
-pub struct DeletionMonitor {
+pub(super) struct DeletionMonitor {
     wake: EventFd,
     /// A mount of each superblock to be seen.
     wanted: Mutex<Vec<Wanted>>,
@@ -53,7 +53,7 @@ pub struct DeletionMonitor {
 
 /// What went wrong so far.
 #[derive(Clone, Debug, Default)]
-pub struct Told {
+pub(super) struct Told {
     /// How often the kernel had no more room for events.
     pub missed: u64,
     /// Superblocks that cannot be seen, and why.
@@ -68,7 +68,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl DeletionMonitor {
-    pub fn new() -> nix::Result<Self> {
+    pub(super) fn new() -> nix::Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         Ok(Self {
             wake: EventFd::from_flags(flags)?,
@@ -80,7 +80,7 @@ impl DeletionMonitor {
 
     /// From now on deletions in the superblocks of these mounts are seen, and no others. Waits a
     /// moment for it: a thread that waits for a pool's servers comes to it later.
-    pub fn want(&self, mounts: Vec<Wanted>) {
+    pub(super) fn want(&self, mounts: Vec<Wanted>) {
         *locked(&self.wanted) = mounts;
         let told = locked(&self.told);
         let before = told.looks;
@@ -89,7 +89,7 @@ impl DeletionMonitor {
         let _ = self.looked.wait_timeout_while(told, PATIENCE, |told| told.looks == before);
     }
 
-    pub fn told(&self) -> Told {
+    pub(super) fn told(&self) -> Told {
         locked(&self.told).clone()
     }
 
@@ -100,7 +100,7 @@ impl DeletionMonitor {
     /// thread's groups, if one has a mark on the same superblock: a process that is killed with
     /// both in one table may wait for ever to close the one, before it closes the other that would
     /// let the waiting go on.
-    pub fn see_all(&self, maps: &mut Maps, recorder: &Recorder, questions: RawFd) {
+    pub(super) fn see_all(&self, maps: &mut Maps, recorder: &Recorder, questions: RawFd) {
         let ended = unshare(CloneFlags::CLONE_FILES)
             .and_then(|()| nix::unistd::close(questions))
             .and_then(|()| self.watch(maps, recorder));

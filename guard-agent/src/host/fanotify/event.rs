@@ -3,11 +3,11 @@
 use nix::libc;
 
 /// Bytes of `struct fanotify_event_metadata`.
-pub const METADATA: usize = size_of::<libc::fanotify_event_metadata>();
+pub(super) const METADATA: usize = size_of::<libc::fanotify_event_metadata>();
 
 /// An event, as far as all have it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Head<'a> {
+pub(super) struct Head<'a> {
     pub mask: u64,
     /// What is asked about, opened for whoever reads the event; -1 where nothing is asked.
     pub fd: i32,
@@ -18,7 +18,7 @@ pub struct Head<'a> {
 }
 
 /// The first event, and what follows it; `None` where that is cut off, or of another version.
-pub fn first(bytes: &[u8]) -> Option<(Head<'_>, &[u8])> {
+pub(super) fn first(bytes: &[u8]) -> Option<(Head<'_>, &[u8])> {
     let length = usize::try_from(u32_at(bytes, 0)?).ok()?;
     if length < METADATA || *bytes.get(4)? != libc::FANOTIFY_METADATA_VERSION {
         return None;
@@ -31,19 +31,19 @@ pub fn first(bytes: &[u8]) -> Option<(Head<'_>, &[u8])> {
 }
 
 /// Numbers in the order of this machine's bytes; `None` beyond the end.
-pub fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+pub(super) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-pub fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-pub fn i32_at(bytes: &[u8], at: usize) -> Option<i32> {
+pub(super) fn i32_at(bytes: &[u8], at: usize) -> Option<i32> {
     u32_at(bytes, at).map(u32::cast_signed)
 }
 
-pub fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
@@ -52,7 +52,7 @@ pub(super) mod tests {
     use super::*;
 
     /// An event as the kernel lays it out.
-    pub fn event(mask: u64, pid: i32, records: &[u8]) -> Vec<u8> {
+    pub(crate) fn event(mask: u64, pid: i32, records: &[u8]) -> Vec<u8> {
         let length = u32::try_from(METADATA + records.len()).unwrap();
         let mut bytes = length.to_ne_bytes().to_vec();
         bytes.extend([libc::FANOTIFY_METADATA_VERSION, 0]);

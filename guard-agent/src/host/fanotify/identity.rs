@@ -31,7 +31,7 @@ const TRIES: u32 = 8;
 
 /// A process, as records need it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Process {
+pub(super) struct Process {
     pub tgid: u32,
     pub ppid: u32,
     pub uid: u32,
@@ -45,12 +45,12 @@ pub struct Process {
 
 impl Process {
     /// One of which nothing is known.
-    pub fn unknown(tgid: u32) -> Self {
+    pub(super) fn unknown(tgid: u32) -> Self {
         Self { tgid, uid: u32::MAX, euid: u32::MAX, login_uid: u32::MAX, ..Self::default() }
     }
 
     /// Looks a process up below `proc_root` (`/proc`).
-    pub fn read(proc_root: &Path, tgid: u32) -> io::Result<Self> {
+    pub(super) fn read(proc_root: &Path, tgid: u32) -> io::Result<Self> {
         let directory = proc_root.join(tgid.to_string());
         let stat = fs::read(directory.join("stat"))?;
         let status = fs::read_to_string(directory.join("status"))?;
@@ -86,7 +86,7 @@ impl Process {
 
 /// Looks processes up, and compares them with what policy names.
 #[derive(Debug)]
-pub struct Identities {
+pub(super) struct Identities {
     /// The mounts of the host's namespace, of which executables are told.
     host: Snapshot,
     cgroups: Cgroups,
@@ -107,24 +107,24 @@ impl Default for Identities {
 
 impl Identities {
     /// Reads the mount table anew.
-    pub fn refresh(&mut self) -> io::Result<()> {
+    pub(super) fn refresh(&mut self) -> io::Result<()> {
         self.host = mount_table::open(mount_table::OWN)?;
         self.cgroups.set_top(roots::cgroup_directory("/", &self.host));
         Ok(())
     }
 
     /// Mount id and inode of an open file of this thread.
-    pub fn described(&mut self, file: &impl AsFd) -> io::Result<(u32, u64)> {
+    pub(super) fn described(&mut self, file: &impl AsFd) -> io::Result<(u32, u64)> {
         self.descriptions.of(file)
     }
 
     /// When a process began that was asked about, and as what.
-    pub fn life(&mut self, tgid: u32) -> io::Result<Life> {
+    pub(super) fn life(&mut self, tgid: u32) -> io::Result<Life> {
         self.processes.life(tgid)
     }
 
     /// What a process may do in a pool, and the id of its cgroup.
-    pub fn ask(
+    pub(super) fn ask(
         &mut self,
         maps: &Maps,
         dev: u32,
@@ -204,7 +204,7 @@ fn cgroup<'c>(
 
 /// It could not be told who asks.
 #[derive(Debug, thiserror::Error)]
-pub enum AskError {
+pub(super) enum AskError {
     #[error(transparent)]
     Proc(#[from] io::Error),
     #[error(transparent)]
@@ -212,13 +212,13 @@ pub enum AskError {
 }
 
 /// Mount id and inode of an open file.
-pub fn described(file: &impl AsRawFd) -> io::Result<(u32, u64)> {
+pub(super) fn described(file: &impl AsRawFd) -> io::Result<(u32, u64)> {
     let text = fs::read_to_string(format!("/proc/thread-self/fdinfo/{}", file.as_raw_fd()))?;
     roots::parse_fdinfo(&text).ok_or_else(|| io::Error::other("fdinfo has no mnt_id and ino"))
 }
 
 /// Inode of a process's mount namespace; 0 if it cannot be told.
-pub fn mount_namespace(tgid: u32) -> u32 {
+pub(super) fn mount_namespace(tgid: u32) -> u32 {
     let inode = File::open(format!("/proc/{tgid}/ns/mnt"))
         .and_then(|file| file.metadata())
         .map(|data| data.ino());

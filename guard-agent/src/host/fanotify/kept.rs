@@ -31,13 +31,13 @@ const KERNEL_THREAD: u64 = 0x0020_0000;
 /// What never changes in a process's life. (A kernel thread may become a process by `execve`, never
 /// the other way round: what is read of one is not kept.)
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Life {
+pub(super) struct Life {
     pub start_boot_ns: u64,
     pub kernel_thread: bool,
 }
 
 impl Life {
-    pub fn parse(stat: &[u8]) -> Option<Self> {
+    pub(super) fn parse(stat: &[u8]) -> Option<Self> {
         let flags: u64 = stat_field(stat, 9)?.parse().ok()?;
         Some(Self {
             start_boot_ns: start_boot_ns(stat)?,
@@ -78,7 +78,7 @@ impl Files {
 
 /// The processes that have asked, with their files.
 #[derive(Debug)]
-pub struct Processes {
+pub(super) struct Processes {
     proc_root: PathBuf,
     files: HashMap<u32, Files>,
     buffer: Vec<u8>,
@@ -86,14 +86,14 @@ pub struct Processes {
 
 impl Processes {
     /// Below `proc_root` (`/proc`).
-    pub fn new(proc_root: &Path) -> Self {
+    pub(super) fn new(proc_root: &Path) -> Self {
         Self { proc_root: proc_root.to_owned(), files: HashMap::new(), buffer: vec![0; BUFFER] }
     }
 
     /// The cgroup of version 2 that a process is in, as `/proc/PID/cgroup` names it; `None` if it
     /// is in none. First of all questions about a process: from here on its number stands for this
     /// very process.
-    pub fn cgroup(&mut self, tgid: u32) -> io::Result<Option<&Path>> {
+    pub(super) fn cgroup(&mut self, tgid: u32) -> io::Result<Option<&Path>> {
         let kept = self.files.get(&tgid).and_then(|files| files.cgroup.as_ref());
         let length = match kept.map(|file| read(file, &mut self.buffer)) {
             Some(Ok(length)) => length,
@@ -111,7 +111,7 @@ impl Processes {
     }
 
     /// When it began, and as what.
-    pub fn life(&mut self, tgid: u32) -> io::Result<Life> {
+    pub(super) fn life(&mut self, tgid: u32) -> io::Result<Life> {
         let files = self.files.get_mut(&tgid).ok_or(io::ErrorKind::NotFound)?;
         if let Some(life) = files.life {
             return Ok(life);
@@ -126,7 +126,7 @@ impl Processes {
 
     /// Its executable, by `O_PATH`, which asks no server and makes no event. `None`: it has none
     /// (any more). One that is gone is an error.
-    pub fn executable(&self, tgid: u32) -> io::Result<Option<OwnedFd>> {
+    pub(super) fn executable(&self, tgid: u32) -> io::Result<Option<OwnedFd>> {
         let files = self.files.get(&tgid).ok_or(io::ErrorKind::NotFound)?;
         files.file("exe", OFlag::O_PATH)
     }
@@ -135,7 +135,7 @@ impl Processes {
 /// Tells mount and inode of this thread's descriptors. The file that describes a number tells of
 /// whatever descriptor has the number when it is read.
 #[derive(Debug)]
-pub struct Descriptions {
+pub(super) struct Descriptions {
     files: Vec<Option<File>>,
     buffer: Vec<u8>,
 }
@@ -148,7 +148,7 @@ impl Default for Descriptions {
 
 impl Descriptions {
     /// Mount id and inode. Asks the filesystem for nothing.
-    pub fn of(&mut self, descriptor: &impl AsFd) -> io::Result<(u32, u64)> {
+    pub(super) fn of(&mut self, descriptor: &impl AsFd) -> io::Result<(u32, u64)> {
         let number = descriptor.as_fd().as_raw_fd();
         let open = || File::open(format!("/proc/thread-self/fdinfo/{number}"));
         let place = usize::try_from(number).unwrap_or(usize::MAX);

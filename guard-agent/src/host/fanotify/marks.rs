@@ -22,7 +22,7 @@ use super::statmount;
 
 /// A group for permission events. Its queue has no limit: no question is lost, and none is answered
 /// by the kernel.
-pub fn group() -> nix::Result<Fanotify> {
+pub(super) fn group() -> nix::Result<Fanotify> {
     let flags = InitFlags::FAN_CLASS_CONTENT
         | InitFlags::FAN_CLOEXEC
         | InitFlags::FAN_UNLIMITED_QUEUE
@@ -31,7 +31,7 @@ pub fn group() -> nix::Result<Fanotify> {
 }
 
 /// Opens a mount at the place where it is reached; `None` if another one, or none, is there.
-pub fn open_mount(path: &Path, mount_id: u32) -> io::Result<Option<File>> {
+pub(super) fn open_mount(path: &Path, mount_id: u32) -> io::Result<Option<File>> {
     let mut options = OpenOptions::new();
     options.read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC | libc::O_DIRECTORY);
     let file = match options.open(path) {
@@ -47,7 +47,7 @@ pub fn open_mount(path: &Path, mount_id: u32) -> io::Result<Option<File>> {
 }
 
 /// From now on opening and listing a directory through this mount is asked about; files are not.
-pub fn mark(group: &Fanotify, mount: &File) -> nix::Result<()> {
+pub(super) fn mark(group: &Fanotify, mount: &File) -> nix::Result<()> {
     let asked = MaskFlags::FAN_OPEN_PERM | MaskFlags::FAN_ACCESS_PERM;
     // Files first: what nobody decides about must not wait for an answer.
     let ignore = MarkFlags::FAN_MARK_ADD
@@ -64,7 +64,7 @@ pub fn mark(group: &Fanotify, mount: &File) -> nix::Result<()> {
 }
 
 /// Takes the mark back.
-pub fn unmark(group: &Fanotify, mount: &File) -> nix::Result<()> {
+pub(super) fn unmark(group: &Fanotify, mount: &File) -> nix::Result<()> {
     let asked = MaskFlags::FAN_OPEN_PERM | MaskFlags::FAN_ACCESS_PERM;
     let remove = MarkFlags::FAN_MARK_REMOVE | MarkFlags::FAN_MARK_MOUNT;
     change(group, mount, remove, asked | MaskFlags::FAN_ONDIR)?;
@@ -79,7 +79,7 @@ fn change(group: &Fanotify, mount: &File, flags: MarkFlags, mask: MaskFlags) -> 
 
 /// A group for deletions: told after the fact, by directory and name. Its queue is limited, since
 /// nobody waits for whoever reads it; what finds no room is told as such.
-pub fn deletions_group() -> nix::Result<Fanotify> {
+pub(super) fn deletions_group() -> nix::Result<Fanotify> {
     let named = InitFlags::from_bits_retain(libc::FAN_REPORT_DFID_NAME);
     let flags =
         InitFlags::FAN_CLASS_NOTIF | InitFlags::FAN_CLOEXEC | InitFlags::FAN_NONBLOCK | named;
@@ -88,13 +88,13 @@ pub fn deletions_group() -> nix::Result<Fanotify> {
 
 /// From now on deletions in this mount's superblock are told, through whatever mount they come. The
 /// superblock may end all the same: the mark holds nothing.
-pub fn mark_deletions(group: &Fanotify, mount: &File) -> nix::Result<()> {
+pub(super) fn mark_deletions(group: &Fanotify, mount: &File) -> nix::Result<()> {
     let how = MarkFlags::FAN_MARK_ADD | MarkFlags::FAN_MARK_FILESYSTEM;
     change(group, mount, how, MaskFlags::FAN_DELETE | MaskFlags::FAN_ONDIR)
 }
 
 /// A group that tells which mounts are attached in a mount namespace. `EINVAL` before Linux 6.15.
-pub fn mount_events(namespace: &File) -> nix::Result<Fanotify> {
+pub(super) fn mount_events(namespace: &File) -> nix::Result<Fanotify> {
     let mounts = InitFlags::from_bits_retain(statmount::REPORT_MOUNTS);
     let flags = InitFlags::FAN_CLASS_NOTIF | InitFlags::FAN_CLOEXEC | mounts;
     let group = Fanotify::init(flags, EventFFlags::O_RDONLY | EventFFlags::O_CLOEXEC)?;
@@ -105,7 +105,7 @@ pub fn mount_events(namespace: &File) -> nix::Result<Fanotify> {
 
 /// Opens (by `O_PATH`) a directory of the superblock that is mounted at a place. Asks its servers
 /// if need be, and keeps the mount busy for that moment.
-pub fn open_by_handle(path: &Path, mount_id: u32, handle: &Handle) -> io::Result<OwnedFd> {
+pub(super) fn open_by_handle(path: &Path, mount_id: u32, handle: &Handle) -> io::Result<OwnedFd> {
     // The call takes no O_PATH descriptor. Opening one asks this process's own group, which allows
     // it.
     let mount = File::open(path)?;
@@ -123,7 +123,7 @@ pub fn open_by_handle(path: &Path, mount_id: u32, handle: &Handle) -> io::Result
 
 /// Sets or clears the read-only attribute of this one mount; the superblock and its other mounts
 /// stay as they are. Setting it fails with `EBUSY` while a file is open for writing through it.
-pub fn set_read_only(mount: &File, read_only: bool) -> io::Result<()> {
+pub(super) fn set_read_only(mount: &File, read_only: bool) -> io::Result<()> {
     let attributes = libc::mount_attr {
         attr_set: if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 },
         attr_clr: if read_only { 0 } else { libc::MOUNT_ATTR_RDONLY },

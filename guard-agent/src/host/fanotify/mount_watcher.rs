@@ -48,7 +48,7 @@ struct Found {
 
 /// The thread: marks what is attached, for ever. While the mount table cannot be watched, the agent
 /// is told why; its orders go on.
-pub fn mark_all(shared: &Shared, maps: &Maps) {
+pub(super) fn mark_all(shared: &Shared, maps: &Maps) {
     loop {
         let Err(error) = watch(shared, maps);
         shared.set_unwatched(Some(error.to_string()));

@@ -22,7 +22,7 @@ use crate::host::bpf::maps::Write;
 use crate::host::bpf::{MapAccessError, Maps};
 
 /// One answer, with all that is known of it.
-pub struct Answered<'a> {
+pub(super) struct Answered<'a> {
     pub outcome: Outcome,
     pub hook: Hook,
     pub entry: &'a PoolEntry,
@@ -41,7 +41,12 @@ pub struct Answered<'a> {
 }
 
 /// The incident that an answer belongs to. Of the process its number and start matter.
-pub fn incident(outcome: Outcome, entry: &PoolEntry, dev: u32, process: &Process) -> IncidentKey {
+pub(super) fn incident(
+    outcome: Outcome,
+    entry: &PoolEntry,
+    dev: u32,
+    process: &Process,
+) -> IncidentKey {
     IncidentKey {
         generation: entry.generation,
         start_boot_ns: process.start_boot_ns,
@@ -53,7 +58,7 @@ pub fn incident(outcome: Outcome, entry: &PoolEntry, dev: u32, process: &Process
 }
 
 /// Where it is all written.
-pub struct Recorder {
+pub(super) struct Recorder {
     /// A pipe that does not block; each record goes in whole or not at all.
     records: OwnedFd,
     host_mnt_ns: u32,
@@ -63,25 +68,29 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    pub fn new(records: OwnedFd) -> Self {
+    pub(super) fn new(records: OwnedFd) -> Self {
         Self { records, host_mnt_ns: mount_namespace(1), turn: Mutex::default() }
     }
 
     /// Whether a mount namespace, by its inode, is another than the host's.
-    pub fn is_elsewhere(&self, mnt_ns: u32) -> bool {
+    pub(super) fn is_elsewhere(&self, mnt_ns: u32) -> bool {
         mnt_ns != self.host_mnt_ns
     }
 
     /// Whether an audited answer is written down with all that can be known of it, rather than
     /// counted alone. If that cannot be told, it is.
-    pub fn is_recorded(&self, maps: &Maps, key: &IncidentKey) -> bool {
+    pub(super) fn is_recorded(&self, maps: &Maps, key: &IncidentKey) -> bool {
         let counted = maps.incidents.get(key).ok().flatten().map(|incident| incident.count);
         let full_records = maps.config.read().map(|config| u64::from(config.full_records));
         counted.zip(full_records.ok()).is_none_or(|(counted, full_records)| counted < full_records)
     }
 
     /// Writes an answer down. Both threads do, each with the maps as it has opened them.
-    pub fn enter(&self, maps: &mut Maps, answered: &Answered<'_>) -> Result<(), MapAccessError> {
+    pub(super) fn enter(
+        &self,
+        maps: &mut Maps,
+        answered: &Answered<'_>,
+    ) -> Result<(), MapAccessError> {
         let (outcome, entry) = (answered.outcome, answered.entry);
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         if (outcome.verdict, outcome.reason) == (Verdict::Denied, Reason::ReadError) {
@@ -92,7 +101,7 @@ impl Recorder {
     }
 
     /// Writes down what is only counted. What cannot be written is lost, as a single one would be.
-    pub fn settle(&self, maps: &mut Maps, tally: &mut Tally) {
+    pub(super) fn settle(&self, maps: &mut Maps, tally: &mut Tally) {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         for Counted { outcome, generation, number } in tally.take() {
             let _ = count(maps, outcome, generation, number);

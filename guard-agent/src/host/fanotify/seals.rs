@@ -38,7 +38,7 @@ struct Content {
 
 /// The file, and what it says.
 #[derive(Debug)]
-pub struct Seals {
+pub(super) struct Seals {
     path: PathBuf,
     boot_id: String,
     mounts: BTreeSet<SealedMount>,
@@ -47,7 +47,7 @@ pub struct Seals {
 impl Seals {
     /// Reads the file of this boot. One that cannot be understood is an error: it may name mounts
     /// that would stay read-only for ever.
-    pub fn open(directory: &Path, boot_id: &str) -> Result<Self, SealsError> {
+    pub(super) fn open(directory: &Path, boot_id: &str) -> Result<Self, SealsError> {
         let path = directory.join(NAME);
         let failed = |operation, source| SealsError { operation, path: path.clone(), source };
         let mounts = match fs::read(&path) {
@@ -69,12 +69,12 @@ impl Seals {
     }
 
     /// The mounts that are read-only, or about to be.
-    pub fn mounts(&self) -> &BTreeSet<SealedMount> {
+    pub(super) fn mounts(&self) -> &BTreeSet<SealedMount> {
         &self.mounts
     }
 
     /// Replaces the file, unless it says so already.
-    pub fn record(&mut self, mounts: BTreeSet<SealedMount>) -> Result<(), SealsError> {
+    pub(super) fn record(&mut self, mounts: BTreeSet<SealedMount>) -> Result<(), SealsError> {
         if mounts == self.mounts {
             return Ok(());
         }
@@ -92,7 +92,7 @@ impl Seals {
 
     /// Makes every recorded mount writable again, for the end of all enforcement. Returns what
     /// failed.
-    pub fn restore_all(&mut self) -> Vec<(PathBuf, io::Error)> {
+    pub(super) fn restore_all(&mut self) -> Vec<(PathBuf, io::Error)> {
         let mut problems = Vec::new();
         let mut left = BTreeSet::new();
         for record in &self.mounts {

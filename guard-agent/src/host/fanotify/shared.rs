@@ -38,21 +38,21 @@ pub(super) struct Marked {
 }
 
 impl Shared {
-    pub fn mounts(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Marked>> {
+    pub(super) fn mounts(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Marked>> {
         // Entries are replaced whole: a panic leaves none half-written.
         self.mounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns whether there was a reason before.
-    pub fn set_unwatched(&self, why: Option<String>) -> bool {
+    pub(super) fn set_unwatched(&self, why: Option<String>) -> bool {
         std::mem::replace(&mut *self.unwatched(), why).is_some()
     }
 
-    pub fn unwatched(&self) -> std::sync::MutexGuard<'_, Option<String>> {
+    pub(super) fn unwatched(&self) -> std::sync::MutexGuard<'_, Option<String>> {
         self.unwatched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn milliseconds(&self) -> u64 {
+    pub(super) fn milliseconds(&self) -> u64 {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)
     }
 }

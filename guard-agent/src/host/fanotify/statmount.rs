@@ -14,11 +14,11 @@ use super::event::{self, u32_at, u64_at};
 
 /// `FAN_MNT_ATTACH`: a mount was attached. (`FAN_MNT_DETACH` needs nothing: a mark goes with its
 /// mount.)
-pub const ATTACHED: u64 = 0x0100_0000;
+pub(super) const ATTACHED: u64 = 0x0100_0000;
 /// `FAN_REPORT_MNT`: the group tells of mounts.
-pub const REPORT_MOUNTS: u32 = 0x4000;
+pub(super) const REPORT_MOUNTS: u32 = 0x4000;
 /// `FAN_MARK_MNTNS`: the mark is of a mount namespace.
-pub const MARK_NAMESPACE: u32 = 0x110;
+pub(super) const MARK_NAMESPACE: u32 = 0x110;
 
 /// `FAN_EVENT_INFO_TYPE_MNT`: behind the header of four bytes and four of padding, the mount's
 /// unique id.
@@ -36,7 +36,7 @@ const ROOM: usize = FIXED + 3 * 4096;
 
 /// A mount, as far as a mark needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attached {
+pub(super) struct Attached {
     /// The number that mountinfo has, which is used again.
     pub mount_id: u32,
     pub major: u32,
@@ -49,7 +49,7 @@ pub struct Attached {
 
 /// The unique ids that events name; `None` where some are missing: for want of room, or not
 /// understood.
-pub fn parse(mut bytes: &[u8]) -> Option<Vec<u64>> {
+pub(super) fn parse(mut bytes: &[u8]) -> Option<Vec<u64>> {
     let mut ids = Vec::new();
     while !bytes.is_empty() {
         let (head, rest) = event::first(bytes)?;
@@ -73,7 +73,7 @@ struct Request {
 }
 
 /// What a mount is. Asks no server.
-pub fn of(unique_id: u64) -> io::Result<Attached> {
+pub(super) fn of(unique_id: u64) -> io::Result<Attached> {
     let size = u32::try_from(size_of::<Request>()).expect("a small structure");
     let request = Request { size, spare: 0, mount_id: unique_id, mask: ASKED };
     let mut room = vec![0_u8; ROOM];

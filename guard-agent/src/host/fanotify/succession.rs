@@ -10,7 +10,7 @@ use super::child::Responder;
 
 /// At most one successor that comes up, and one predecessor that goes.
 #[derive(Debug, Default)]
-pub struct Succession {
+pub(super) struct Succession {
     coming: Option<Responder>,
     going: Option<Responder>,
     /// systemd has refused once: the next agent tries again.
@@ -20,7 +20,7 @@ pub struct Succession {
 impl Succession {
     /// A successor that is alive, to be put in the place of `present`. Starts one if it is time for
     /// that.
-    pub fn next(
+    pub(super) fn next(
         &mut self,
         present: &Responder,
         maps_directory: &Path,
@@ -52,11 +52,11 @@ impl Succession {
     }
 
     /// Keeps one that was replaced, until the new one has carried out its order.
-    pub fn leave(&mut self, predecessor: Responder) {
+    pub(super) fn leave(&mut self, predecessor: Responder) {
         self.going = Some(predecessor);
     }
 
-    pub fn retire(&mut self, order_is_carried_out: bool) {
+    pub(super) fn retire(&mut self, order_is_carried_out: bool) {
         if order_is_carried_out && let Some(mut going) = self.going.take() {
             going.kill();
             going.reap();

@@ -8,7 +8,7 @@ const MOST: u64 = 64;
 
 /// The same outcome in the same pool, so often.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Counted {
+pub(super) struct Counted {
     pub outcome: Outcome,
     /// The pool's.
     pub generation: u64,
@@ -18,13 +18,13 @@ pub struct Counted {
 /// What is to be written down. It goes with the process: a pause of the questions, or enough of
 /// them, settles it.
 #[derive(Debug, Default)]
-pub struct Tally {
+pub(super) struct Tally {
     counted: Vec<Counted>,
     number: u64,
 }
 
 impl Tally {
-    pub fn add(&mut self, outcome: Outcome, generation: u64) {
+    pub(super) fn add(&mut self, outcome: Outcome, generation: u64) {
         self.number += 1;
         let same =
             |counted: &&mut Counted| (counted.outcome, counted.generation) == (outcome, generation);
@@ -34,17 +34,17 @@ impl Tally {
         }
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.number == 0
     }
 
     /// Whether it shall not wait for a pause.
-    pub fn is_full(&self) -> bool {
+    pub(super) fn is_full(&self) -> bool {
         self.number >= MOST
     }
 
     /// All of it, which is gone then.
-    pub fn take(&mut self) -> Vec<Counted> {
+    pub(super) fn take(&mut self) -> Vec<Counted> {
         self.number = 0;
         std::mem::take(&mut self.counted)
     }

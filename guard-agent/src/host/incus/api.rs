@@ -68,13 +68,13 @@ pub(super) struct Socket {
 
 impl Socket {
     /// Asks for a path.
-    pub async fn ask(&self, path: &'static str) -> Result<Answer, AskError> {
+    pub(super) async fn ask(&self, path: &'static str) -> Result<Answer, AskError> {
         let timed_out = |_| AskError::TimedOut { path, after: self.timeout };
         timeout(self.timeout, self.ask_unbounded(path)).await.map_err(timed_out)?
     }
 
     /// Connects, and checks who is there.
-    pub async fn connect(&self) -> Result<UnixStream, AskError> {
+    pub(super) async fn connect(&self) -> Result<UnixStream, AskError> {
         let failed = |source| AskError::Connect { socket: self.path.clone(), source };
         let stream = UnixStream::connect(&self.path).await.map_err(failed)?;
         let pid = stream.peer_cred().map_err(failed)?.pid().unwrap_or_default();

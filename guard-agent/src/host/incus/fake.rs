@@ -65,7 +65,7 @@ pub(super) const MEMBERS: &str = "/1.0/cluster/members";
 
 impl Fake {
     /// A member of a cluster whose daemon does not run.
-    pub fn member() -> Self {
+    pub(super) fn member() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().canonicalize().unwrap();
         fs::create_dir_all(root.join("incus/database")).unwrap();
@@ -105,16 +105,16 @@ impl Fake {
     }
 
     /// Where its daemon listens.
-    pub fn socket(&self) -> PathBuf {
+    pub(super) fn socket(&self) -> PathBuf {
         self.options.directory.join("unix.socket")
     }
 
-    pub fn path(&self, pid: u32) -> PathBuf {
+    pub(super) fn path(&self, pid: u32) -> PathBuf {
         self.options.proc_root.join(pid.to_string())
     }
 
     /// A process that runs the daemon's executable, started at second 50.
-    pub fn process(&self, pid: u32, parent: u32, arguments: &[&str]) {
+    pub(super) fn process(&self, pid: u32, parent: u32, arguments: &[&str]) {
         let path = self.path(pid);
         fs::create_dir_all(path.join("ns")).unwrap();
         fs::create_dir_all(path.join("fd")).unwrap();
@@ -132,19 +132,19 @@ impl Fake {
         symlink("mnt:[1]", path.join("ns/mnt")).unwrap();
     }
 
-    pub fn cgroup(&self, processes: &[u32]) {
+    pub(super) fn cgroup(&self, processes: &[u32]) {
         let path = self.cgroup_path();
         fs::create_dir_all(&path).unwrap();
         let text: String = processes.iter().map(|pid| format!("{pid}\n")).collect();
         fs::write(path.join("cgroup.procs"), text).unwrap();
     }
 
-    pub fn cgroup_path(&self) -> PathBuf {
+    pub(super) fn cgroup_path(&self) -> PathBuf {
         self.directory.path().canonicalize().unwrap().join("cgroup/system.slice/incus.service")
     }
 
     /// Process `pid` holds the listening socket.
-    pub fn listens(&self, pid: u32) {
+    pub(super) fn listens(&self, pid: u32) {
         let socket = self.socket();
         let socket = socket.display();
         let line = format!("0000000000000000: 00000002 00000000 00010000 0001 01 777 {socket}\n");
@@ -153,7 +153,7 @@ impl Fake {
     }
 
     /// Opens the socket, as systemd does: this alone is no running daemon.
-    pub fn open_socket(&mut self) {
+    pub(super) fn open_socket(&mut self) {
         let listener = UnixListener::bind(self.socket()).unwrap();
         let (answers, connections, streams) =
             (Arc::clone(&self.answers), Arc::clone(&self.connections), Arc::clone(&self.streams));
@@ -168,7 +168,7 @@ impl Fake {
     }
 
     /// The daemon runs and serves.
-    pub fn start(&mut self) {
+    pub(super) fn start(&mut self) {
         let pid = std::process::id();
         self.process(pid, 1, &["/usr/libexec/incus/incusd", "--group", "incus-admin"]);
         self.listens(pid);
@@ -179,24 +179,24 @@ impl Fake {
     }
 
     /// The daemon's process ends; the socket stays, as systemd's.
-    pub fn stop(&self) {
+    pub(super) fn stop(&self) {
         fs::remove_dir_all(self.path(std::process::id())).unwrap();
         fs::remove_dir_all(self.cgroup_path()).unwrap();
         self.streams.send_replace(None);
     }
 
-    pub fn answer(&self, path: &'static str, behaviour: Behaviour) {
+    pub(super) fn answer(&self, path: &'static str, behaviour: Behaviour) {
         self.answers.lock().unwrap().insert(path, behaviour);
     }
 
     /// It is in no cluster any more, or not yet.
-    pub fn leave_cluster(&self) {
+    pub(super) fn leave_cluster(&self) {
         let writer = rusqlite::Connection::open(self.options.local_db()).unwrap();
         writer.execute_batch("DELETE FROM raft_nodes").unwrap();
     }
 
     /// Sends an event as soon as somebody follows; `None` ends the stream.
-    pub async fn event(&self, frame: Option<String>) {
+    pub(super) async fn event(&self, frame: Option<String>) {
         let ends = frame.is_none();
         let follower = self.streams.subscribe().wait_for(Option::is_some).await.unwrap().clone();
         follower.expect("it was waited for").send(frame).await.unwrap();

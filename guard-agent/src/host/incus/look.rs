@@ -33,10 +33,11 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    pub const USUAL: Self = Self { files: Duration::from_secs(2), answers: Duration::from_secs(3) };
+    pub(super) const USUAL: Self =
+        Self { files: Duration::from_secs(2), answers: Duration::from_secs(3) };
 
     /// A look within `total`.
-    pub fn within(total: Duration) -> Self {
+    pub(super) fn within(total: Duration) -> Self {
         Self { files: total / 3, answers: total / 3 }
     }
 }
@@ -73,19 +74,19 @@ pub async fn observe_once(options: Options, total: Duration) -> Evidence {
 }
 
 impl Looker {
-    pub fn new(options: Arc<Options>, limits: Limits) -> Self {
+    pub(super) fn new(options: Arc<Options>, limits: Limits) -> Self {
         let one = || Arc::new(Semaphore::new(1));
         Self { options, limits, reading_processes: one(), reading_database: one() }
     }
 
     /// How the socket is asked that those processes' daemon listens on.
-    pub fn socket(&self, served: Served) -> Socket {
+    pub(super) fn socket(&self, served: Served) -> Socket {
         Socket { path: served.socket, processes: served.processes, timeout: self.limits.answers }
     }
 
     /// Looks at everything. Where `local.db` cannot be read now, this server's address is the one
     /// that was `known`.
-    pub async fn look(&self, known: Option<&Config>) -> Seen {
+    pub(super) async fn look(&self, known: Option<&Config>) -> Seen {
         let (sighting, config) = tokio::join!(self.sighting(), self.config());
         let unasked = |why: Option<String>, sighting: Sighting| Seen {
             evidence: Evidence {
@@ -190,14 +191,14 @@ impl Looker {
     }
 
     /// Which processes of the unit run: see [`process::pulse`].
-    pub async fn pulse(&self, known: Option<u32>) -> Option<Vec<(u32, u64)>> {
+    pub(super) async fn pulse(&self, known: Option<u32>) -> Option<Vec<(u32, u64)>> {
         let options = Arc::clone(&self.options);
         let read = move || Ok(process::pulse(&options, &snapshot(&options)?, known));
         self.read(&self.reading_processes, read).await.ok()
     }
 
     /// Whether looking at a path may block; so it is, if that cannot be told.
-    pub async fn is_on_network(&self, path: &Path) -> bool {
+    pub(super) async fn is_on_network(&self, path: &Path) -> bool {
         let (options, path) = (Arc::clone(&self.options), path.to_owned());
         let read = move || Ok(roots::is_on_network(&path, &snapshot(&options)?));
         self.read(&self.reading_database, read).await.unwrap_or(true)

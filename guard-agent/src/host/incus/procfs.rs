@@ -21,7 +21,7 @@ pub(super) struct Stat {
 impl Stat {
     /// The name is in parentheses and may itself hold blanks and parentheses: fields are counted
     /// from the last closing one.
-    pub fn parse(text: &[u8]) -> Option<Self> {
+    pub(super) fn parse(text: &[u8]) -> Option<Self> {
         let open = text.iter().position(|byte| *byte == b'(')?;
         let close = text.iter().rposition(|byte| *byte == b')')?;
         let comm = text.get(open + 1..close)?.to_vec();
@@ -34,7 +34,7 @@ impl Stat {
     }
 
     /// Whether it has ended, and only its parent has not noticed.
-    pub fn has_ended(&self) -> bool {
+    pub(super) fn has_ended(&self) -> bool {
         matches!(self.state, b'Z' | b'X' | b'x')
     }
 }

@@ -23,7 +23,7 @@ const HOLDERS: usize = 64;
 
 /// Looks at every process below `proc_root` (`/proc`), and at what of the kernel shows there and
 /// below `sys_root` (`/sys`). Processes that end meanwhile hold nothing.
-pub fn find(
+pub(super) fn find(
     proc_root: &Path,
     sys_root: &Path,
     wanted: &[Wanted],

@@ -23,7 +23,7 @@ pub(super) struct Fake {
 
 impl Fake {
     /// Debian's units, all running, on a host with instances.
-    pub fn debian(directory: &std::path::Path) -> Self {
+    pub(super) fn debian(directory: &std::path::Path) -> Self {
         let known = [
             "incus.service",
             "incus.socket",

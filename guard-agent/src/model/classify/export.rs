@@ -17,7 +17,7 @@ const CIFS_PORT: u16 = 445;
 
 /// A directory of a file server that is mounted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Export {
+pub(super) struct Export {
     /// With a port only if it is not the protocol's own.
     pub server: Server,
     /// Without a slash at the end. For CIFS share and prefix path.
@@ -28,7 +28,7 @@ pub struct Export {
 
 impl Export {
     /// Of an NFS mount: `server:/path`, or `:/path` with the server in `addr=`.
-    pub fn nfs(source: &OsStr, super_options: &str) -> Option<Self> {
+    pub(super) fn nfs(source: &OsStr, super_options: &str) -> Option<Self> {
         let source = String::from_utf8_lossy(source.as_bytes());
         let (named, path) = match source.strip_prefix('[').and_then(|rest| rest.split_once("]:/")) {
             Some((host, path)) => (host, path),
@@ -49,7 +49,7 @@ impl Export {
 
     /// Of a CIFS mount: `//server/share/prefix`. Servers take no account of case in names of
     /// shares.
-    pub fn cifs(source: &OsStr, super_options: &str) -> Option<Self> {
+    pub(super) fn cifs(source: &OsStr, super_options: &str) -> Option<Self> {
         let source = String::from_utf8_lossy(source.as_bytes()).replace('\\', "/");
         let (host, rest) = source.strip_prefix("//")?.split_once('/')?;
         let server = Server { port: port(super_options, CIFS_PORT), ..Server::parse(host)? };
@@ -66,7 +66,7 @@ impl Export {
     /// The same for every mount of the same export. `place` is what the mount is for, if that is
     /// known: the end of a tunnel is told by it, since whoever makes the tunnel takes any port that
     /// is free.
-    pub fn canonical(&self, place: Option<&str>) -> String {
+    pub(super) fn canonical(&self, place: Option<&str>) -> String {
         match (place.filter(|_| self.server.is_loopback()), self.server.port) {
             (Some(place), Some(_)) => format!("{}\0volume={place}", self.source),
             (None, Some(port)) => format!("{}\0port={port}", self.source),

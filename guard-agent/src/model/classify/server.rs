@@ -52,7 +52,7 @@ fn normal_host(text: &str) -> String {
 }
 
 /// A path without doubled slashes, and without one at the end.
-pub fn normal_path(path: &str) -> String {
+pub(super) fn normal_path(path: &str) -> String {
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
     format!("/{}", parts.join("/"))
 }

@@ -136,7 +136,7 @@ impl Place {
 
     /// A new one. Sockets have short paths, so it is not in the target directory. What a run that
     /// was killed has left, which nobody holds any more, is removed.
-    pub fn new() -> Result<Self> {
+    pub(super) fn new() -> Result<Self> {
         let parent = std::env::temp_dir();
         for entry in
             fs::read_dir(&parent).with_context(|| format!("list {}", parent.display()))?.flatten()

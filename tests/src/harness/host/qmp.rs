@@ -15,12 +15,12 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 
 /// A connection to one QEMU.
 #[derive(Debug)]
-pub struct Qmp {
+pub(super) struct Qmp {
     stream: BufReader<UnixStream>,
 }
 
 impl Qmp {
-    pub fn connect(socket: &Path) -> Result<Self> {
+    pub(super) fn connect(socket: &Path) -> Result<Self> {
         let stream = wait::until_some("QEMU's control socket", Duration::from_secs(20), || {
             Ok(UnixStream::connect(socket).ok())
         })?;
@@ -32,7 +32,7 @@ impl Qmp {
     }
 
     /// Executes a command and returns its answer.
-    pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
+    pub(super) fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
         let request = json!({"execute": command, "arguments": arguments});
         writeln!(self.stream.get_mut(), "{request}")
             .with_context(|| format!("send {command} to QEMU"))?;

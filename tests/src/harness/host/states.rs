@@ -20,7 +20,7 @@ use super::machine::{From, Machine};
 use super::settings::Settings;
 
 /// A change of how a state is made, or of the machine, needs another number.
-pub const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 2;
 
 /// One of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

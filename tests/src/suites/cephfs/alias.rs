@@ -6,12 +6,12 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::harness::cephfs_host::{Host, POOL, WITNESS, as_actor, on_guarded};
 use crate::harness::ceph::CephMount;
+use crate::harness::cephfs_host::{Host, POOL, WITNESS, as_actor, on_guarded};
 use crate::harness::registry::Test;
 use crate::harness::{tree, wait};
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("alias_by_incus_temporary_mount", temporary_mount),
     Test::new("alias_by_a_path_that_cannot_reach_the_pool", unrelated_path),
 ];

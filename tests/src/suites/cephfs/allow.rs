@@ -12,7 +12,7 @@ use crate::harness::registry::Test;
 use crate::harness::{command, scratch, tree};
 use crate::peers::{container, go};
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("allowed_outside_every_guarded_root", outside_every_guarded_root),
     Test::new("allowed_below_the_root_on_other_filesystems", below_the_root_on_other_filesystems),
     Test::new("allowed_on_cephfs_elsewhere", on_cephfs_elsewhere),

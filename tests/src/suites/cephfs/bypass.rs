@@ -11,16 +11,16 @@ use anyhow::{Context as _, Result, ensure};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 
-use crate::harness::cephfs_host::{Host, POLICY, POOLS, on_guarded, on_sealed};
 use crate::harness::attempt::{
     denied, failed_with, has_content, passes, rm_is_denied, rm_passes, truncate,
 };
 use crate::harness::ceph::CephMount;
+use crate::harness::cephfs_host::{Host, POLICY, POOLS, on_guarded, on_sealed};
 use crate::harness::registry::Test;
 use crate::harness::{command, wait};
 use crate::peers::calls;
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("bypass_writing_quotas_and_layouts_on_cephfs", no_deletion),
     Test::new("bypass_another_mount_of_the_same_cephfs", another_mount),
     Test::new("bypass_ceph_fuse_beside_the_kernel_client", ceph_fuse),

@@ -9,14 +9,14 @@ use anyhow::{Result, ensure};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
-use crate::harness::cephfs_host::{DATA, FILES, POOL, as_actor, on_guarded};
 use crate::harness::ceph::CephMount;
+use crate::harness::cephfs_host::{DATA, FILES, POOL, as_actor, on_guarded};
 use crate::harness::mount::Mount;
 use crate::harness::registry::Test;
 use crate::harness::{command, scratch, tree};
 use crate::peers::go;
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("guarded_rename_over", rename_over),
     Test::new("guarded_rename_exchange", rename_exchange),
     Test::new("guarded_bind_alias", bind_alias),

@@ -13,7 +13,7 @@ use crate::harness::registry::Test;
 use crate::harness::{command, scratch, tree, wait};
 use crate::peers::{container, go, uring};
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("guarded_rm_rf_of_the_root", rm_rf_of_the_root),
     Test::new("guarded_rm_rf_of_a_glob", rm_rf_of_a_glob),
     Test::new("guarded_find_delete", find_delete),

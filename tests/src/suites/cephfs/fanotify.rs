@@ -7,12 +7,12 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use nix::errno::Errno;
 
-use crate::harness::cephfs_host::{Host, POOL, POOLS, ROOT, as_actor, furnish};
 use crate::harness::attempt::{failed_with, passes};
+use crate::harness::cephfs_host::{Host, POOL, POOLS, ROOT, as_actor, furnish};
 use crate::harness::registry::Test;
 use crate::harness::{command, wait};
 
-pub const TESTS: &[Test] =
+pub(super) const TESTS: &[Test] =
     &[Test::new("fanotify_wipes_of_a_real_pool_lose_nothing", wipes).only_in_full()];
 
 const SOON: Duration = Duration::from_secs(60);

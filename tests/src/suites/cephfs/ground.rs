@@ -9,7 +9,7 @@ use crate::harness::ceph::CephMount;
 use crate::harness::registry::Test;
 use crate::harness::tree;
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("ground_kernel_client_mounts_and_writes", kernel_client_mounts_and_writes),
     Test::new("ground_independent_mount_sees_the_same", independent_mount_sees_the_same),
     Test::new("ground_old_device_syntax_mounts", old_device_syntax_mounts),

@@ -15,7 +15,7 @@ mod workload_views;
 use crate::harness::registry::Test;
 
 /// All tests, in the order in which they run.
-pub const TESTS: &[&[Test]] = &[
+pub(super) const TESTS: &[&[Test]] = &[
     ground::TESTS,
     erase::TESTS,
     detour::TESTS,

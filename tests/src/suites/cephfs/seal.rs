@@ -12,7 +12,7 @@ use crate::harness::command;
 use crate::harness::registry::Test;
 use crate::peers::{container, go, uring};
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("sealed_rm_rf_of_the_root", rm_rf_of_the_root),
     Test::new("sealed_go_remove_all", go_remove_all),
     Test::new("sealed_io_uring_unlinkat", io_uring_unlinkat),

@@ -9,13 +9,13 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::unlink;
 
-use crate::harness::cephfs_host::{DATA, FILES, Host, ROOT};
 use crate::harness::ceph::CephMount;
+use crate::harness::cephfs_host::{DATA, FILES, Host, ROOT};
 use crate::harness::command;
 use crate::harness::registry::Test;
 use crate::peers::go;
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("window_no_agent", no_agent),
     Test::new("window_stopped_agent", stopped_agent),
     Test::new("window_right_after_the_mount", right_after_the_mount),

@@ -10,13 +10,13 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::harness::cephfs_host::Host;
 use crate::harness::beside::{Beside, When, never_denied};
+use crate::harness::cephfs_host::Host;
 use crate::harness::command;
 use crate::harness::registry::Test;
 use crate::peers::container;
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("workload_in_a_guest_is_never_denied", in_a_guest).within_seconds(900).only_in_full(),
     Test::new("workload_of_postgresql_is_never_denied", postgresql)
         .within_seconds(900)
@@ -110,7 +110,7 @@ fn in_a_guest() -> Result<()> {
 }
 
 /// Has a guest work on a pool with the agent running, killed and upgraded; the host's data stays.
-pub fn on_a_pool(work: impl Fn(&Host, &Beside, When) -> Result<()>) -> Result<()> {
+pub(super) fn on_a_pool(work: impl Fn(&Host, &Beside, When) -> Result<()>) -> Result<()> {
     let mut host = Host::new()?;
     let agent = host.agent.take().context("no agent")?;
     never_denied(&host.installation, agent, |beside, when| {

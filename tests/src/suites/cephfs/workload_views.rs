@@ -20,7 +20,7 @@ use crate::harness::{command, machine, tree};
 use crate::peers::container::Owners;
 use crate::peers::{calls, container};
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("workload_with_mapped_owners_is_never_denied", mapped_owners)
         .within_seconds(600)
         .only_in_full(),

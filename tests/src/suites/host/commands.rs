@@ -9,7 +9,7 @@ use crate::harness::host::standin::{self, FILES, POOL};
 use crate::harness::host::{Lab, Name, State};
 use crate::harness::registry::Test;
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("commands_under_the_unit_in_tier_bpf_lsm", || commands("bpf-lsm"))
         .within_seconds(900)
         .only_in_full(),

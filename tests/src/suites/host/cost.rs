@@ -9,7 +9,7 @@ use crate::harness::host::guard::Guard;
 use crate::harness::host::{Lab, Machine, Name, State};
 use crate::harness::registry::Test;
 
-pub const TESTS: &[Test] =
+pub(super) const TESTS: &[Test] =
     &[Test::new("cost_of_following_a_member_is_small", cost).within_seconds(1800).only_in_full()];
 
 /// For how long requests are counted.

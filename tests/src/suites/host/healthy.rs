@@ -8,7 +8,7 @@ use crate::harness::host::guard::Guard;
 use crate::harness::host::{Lab, Machine, Name, State, container};
 use crate::harness::registry::Test;
 
-pub const TESTS: &[Test] =
+pub(super) const TESTS: &[Test] =
     &[Test::new("healthy_node_joins_works_and_leaves_without_a_denial", a_healthy_life)
         .within_seconds(1800)
         .only_in_full()];

@@ -8,7 +8,7 @@ use crate::harness::host::guard::Guard;
 use crate::harness::host::{Lab, Name, State};
 use crate::harness::registry::Test;
 
-pub const TESTS: &[Test] =
+pub(super) const TESTS: &[Test] =
     &[Test::new("incident_loses_nothing_and_the_next_join_succeeds", the_incident)
         .within_seconds(900)];
 

@@ -11,7 +11,7 @@ use crate::harness::host::guard::Guard;
 use crate::harness::host::{Lab, Machine, Name, State};
 use crate::harness::registry::Test;
 
-pub const TESTS: &[Test] =
+pub(super) const TESTS: &[Test] =
     &[Test::new("members_are_not_sealed_by_a_node_that_joins_fails_and_is_removed", another_node)
         .within_seconds(3000)
         .only_in_full()];

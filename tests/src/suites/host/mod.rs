@@ -18,7 +18,7 @@ mod upgrade;
 
 use crate::harness::registry::Test;
 
-pub const TESTS: &[&[Test]] = &[
+pub(super) const TESTS: &[&[Test]] = &[
     incident::TESTS,
     healthy::TESTS,
     members::TESTS,

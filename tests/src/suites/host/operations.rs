@@ -11,9 +11,10 @@ use crate::harness::host::standin::{self, FILES, POOL, ROOT};
 use crate::harness::host::{Machine, Name};
 use crate::harness::registry::Test;
 
-pub const TESTS: &[Test] = &[Test::new("operations_policy_reload_rotation_and_purge", operations)
-    .within_seconds(900)
-    .only_in_full()];
+pub(super) const TESTS: &[Test] =
+    &[Test::new("operations_policy_reload_rotation_and_purge", operations)
+        .within_seconds(900)
+        .only_in_full()];
 
 fn operations() -> Result<()> {
     let lab = standin::start("auto")?;

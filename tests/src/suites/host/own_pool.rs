@@ -10,7 +10,7 @@ use crate::harness::host::guard::Guard;
 use crate::harness::host::{Lab, Machine, Name, State};
 use crate::harness::registry::Test;
 
-pub const TESTS: &[Test] =
+pub(super) const TESTS: &[Test] =
     &[Test::new("own_pool_of_a_server_is_its_own_before_and_after_a_membership", alone_and_not)
         .within_seconds(1800)
         .only_in_full()];

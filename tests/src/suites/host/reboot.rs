@@ -10,7 +10,7 @@ use crate::harness::host::guard::Guard;
 use crate::harness::host::{Lab, Machine, Name, State};
 use crate::harness::registry::Test;
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("reboot_of_a_failed_node_deletes_nothing", a_failed_node)
         .within_seconds(1200)
         .only_in_full(),

@@ -14,7 +14,7 @@ use crate::harness::host::runner::Running;
 use crate::harness::host::{Lab, Machine, Name, State};
 use crate::harness::registry::Test;
 
-pub const TESTS: &[Test] =
+pub(super) const TESTS: &[Test] =
     &[Test::new("rolling_upgrade_of_incus_denies_no_guest_anything", one_after_the_other)
         .within_seconds(4800)
         .only_in_full()

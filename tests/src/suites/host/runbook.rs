@@ -10,7 +10,7 @@ use crate::harness::host::guard::Guard;
 use crate::harness::host::{Lab, Name, State};
 use crate::harness::registry::Test;
 
-pub const TESTS: &[Test] =
+pub(super) const TESTS: &[Test] =
     &[Test::new("runbook_is_followed_line_by_line_after_each_kind_of_failure", each_kind)
         .within_seconds(5400)
         .only_in_full()];

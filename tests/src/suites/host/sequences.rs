@@ -10,7 +10,7 @@ use crate::harness::host::guard::Guard;
 use crate::harness::host::{Lab, Machine, Name, State};
 use crate::harness::registry::Test;
 
-pub const TESTS: &[Test] =
+pub(super) const TESTS: &[Test] =
     &[Test::new("sequences_of_incus_own_tests_end_as_without_us", as_without_us)
         .within_seconds(2400)
         .only_in_full()];

@@ -8,7 +8,7 @@ use crate::harness::host::standin::{self, POOL};
 use crate::harness::host::{Machine, Name};
 use crate::harness::registry::Test;
 
-pub const TESTS: &[Test] =
+pub(super) const TESTS: &[Test] =
     &[Test::new("silent_agent_is_told_of_at_once_and_truly", a_silent_agent)
         .within_seconds(900)
         .only_in_full()];

@@ -11,7 +11,7 @@ use crate::harness::host::guard::Guard;
 use crate::harness::host::{Lab, Machine, Name, State};
 use crate::harness::registry::Test;
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("tools_harm_no_instance_and_no_local_pool", nothing_is_harmed)
         .within_seconds(1500)
         .only_in_full(),

@@ -11,7 +11,7 @@ use crate::harness::host::guard::Guard;
 use crate::harness::host::{Lab, Machine, Name, State};
 use crate::harness::registry::Test;
 
-pub const TESTS: &[Test] =
+pub(super) const TESTS: &[Test] =
     &[Test::new("transaction_killed_at_each_step_is_resumed", killed_at_each_step)
         .within_seconds(2400)
         .only_in_full()];

@@ -9,7 +9,7 @@ use crate::harness::host::standin::{self, FILES, POOL};
 use crate::harness::host::{Machine, Name};
 use crate::harness::registry::Test;
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("upgrade_of_the_package_under_deleters_passes_nothing", || upgrade(Package::Next))
         .within_seconds(900)
         .only_in_full(),

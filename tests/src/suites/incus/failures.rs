@@ -11,7 +11,7 @@ use crate::harness::incus::cluster::{pool_mounts, remember_old_member};
 use crate::harness::incus::machine::{self, JOINER_ADDRESS};
 use crate::harness::registry::Test;
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     case("killed_after_the_mount", killed_after_mount),
     case("killed_after_the_seed_accepted", killed_when_accepted).only_in_full(),
     case("killed_in_the_raft_join", killed_in_raft).only_in_full(),

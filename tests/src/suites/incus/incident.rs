@@ -10,7 +10,7 @@ use crate::harness::incus::cluster::{POOL, pool_mounts, remember_old_member};
 use crate::harness::incus::machine::JOINER_ADDRESS;
 use crate::harness::registry::Test;
 
-pub const TESTS: &[Test] =
+pub(super) const TESTS: &[Test] =
     &[Test::new("incident_loses_nothing_and_the_next_join_succeeds", the_incident)
         .within_seconds(600)];
 

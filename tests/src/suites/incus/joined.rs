@@ -13,7 +13,7 @@ use crate::harness::incus::node::{Node, Role};
 use crate::harness::incus::{Container, Stage, container};
 use crate::harness::registry::Test;
 
-pub const TESTS: &[Test] =
+pub(super) const TESTS: &[Test] =
     &[Test::new("healthy_join_ends_guarded_and_works", healthy_join).within_seconds(900)];
 
 /// What the host tries in [`guest`] each time, and is denied.

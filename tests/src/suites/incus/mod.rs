@@ -8,9 +8,5 @@ mod trouble;
 use crate::harness::registry::Test;
 
 /// All tests, in the order in which they run.
-pub const TESTS: &[&[Test]] = &[
-    incident::TESTS,
-    joined::TESTS,
-    failures::TESTS,
-    trouble::TESTS,
-];
+pub(super) const TESTS: &[&[Test]] =
+    &[incident::TESTS, joined::TESTS, failures::TESTS, trouble::TESTS];

@@ -20,7 +20,7 @@ use crate::harness::incus::machine;
 use crate::harness::registry::Test;
 use crate::harness::{command, tree};
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     case("late_failure_of_a_member_stays_guarded", late_failure),
     case("reboot_of_a_failed_node_with_a_deleter_at_work", reboot),
     case("hanging_daemon_and_damaged_database_weaken_nothing", hang_and_damage),

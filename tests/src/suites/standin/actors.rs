@@ -10,7 +10,7 @@ use crate::harness::guarded::Guarded;
 use crate::harness::registry::Test;
 use crate::harness::scratch::Scratch;
 
-pub const TESTS: &[Test] = &[Test::new("actors_delete_and_nobody_else_does", actors)];
+pub(super) const TESTS: &[Test] = &[Test::new("actors_delete_and_nobody_else_does", actors)];
 
 /// The cgroup is made by the test and goes with it.
 struct Cgroup(PathBuf);

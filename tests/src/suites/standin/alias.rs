@@ -14,7 +14,7 @@ use crate::harness::mount::Mount;
 use crate::harness::registry::Test;
 use crate::harness::scratch::Scratch;
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("alias_of_a_sealed_pool_is_closed_to_its_actors_only", actors_only),
     Test::new("alias_is_closed_once_a_sealed_root_has_a_pool", without_a_pool),
 ];

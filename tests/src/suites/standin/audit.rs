@@ -11,7 +11,8 @@ use crate::harness::attempt::{rm_is_denied, rm_passes};
 use crate::harness::guarded::Guarded;
 use crate::harness::registry::Test;
 
-pub const TESTS: &[Test] = &[Test::new("audit_is_whole_numbered_and_survives_a_torn_line", audit)];
+pub(super) const TESTS: &[Test] =
+    &[Test::new("audit_is_whole_numbered_and_survives_a_torn_line", audit)];
 
 /// What the issue promises of each decision, and the type it has.
 const TEXTS: [&str; 12] = [

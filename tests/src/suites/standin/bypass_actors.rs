@@ -23,7 +23,7 @@ use crate::peers::obedient::Obedient;
 use crate::peers::tracer::Traced;
 use crate::peers::{disguise, uring};
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("bypass_executable_of_an_actor_replaced_or_copied", executable),
     Test::new("bypass_process_moved_into_an_actors_cgroup", cgroup),
     Test::new("bypass_descriptor_passed_by_an_actor", descriptor),

@@ -20,7 +20,7 @@ use crate::harness::registry::Test;
 use crate::harness::{machine, tree};
 use crate::peers::{calls, uring};
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("bypass_rename_with_every_flag", rename_flags),
     Test::new("bypass_io_uring_renames_and_truncates", io_uring),
     Test::new("bypass_writing_over_a_file_is_no_deletion", writing),

@@ -24,7 +24,7 @@ use crate::harness::{command, machine, tree};
 use crate::peers::holder::Holder;
 use crate::peers::{calls, container};
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("bypass_setns_into_the_hosts_namespace", enter_the_hosts_namespace),
     Test::new("bypass_unshare_then_remount_move_or_pivot_root", unshare_and_move),
     Test::new("bypass_chroot_into_a_pool", chroot),

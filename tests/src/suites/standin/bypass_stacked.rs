@@ -21,7 +21,7 @@ use crate::harness::scratch::Scratch;
 use crate::peers::ecryptfs;
 use crate::peers::nfsd::Exported;
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("bypass_overlay_with_its_upper_layer_on_a_pool", overlay),
     Test::new("bypass_ecryptfs_over_a_pool", encrypted),
     Test::new("bypass_nfsd_exports_a_pool", nfsd),

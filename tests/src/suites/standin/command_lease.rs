@@ -13,7 +13,7 @@ use crate::harness::command;
 use crate::harness::guarded::Guarded;
 use crate::harness::registry::Test;
 
-pub const TESTS: &[Test] =
+pub(super) const TESTS: &[Test] =
     &[Test::new("command_lease_lets_one_tree_through_also_when_sealed", one_tree)];
 
 const TREE: &str = "/sys/fs/cgroup/standin-lease";

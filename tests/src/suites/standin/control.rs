@@ -18,7 +18,7 @@ use crate::harness::registry::Test;
 use crate::harness::scratch::Scratch;
 use crate::harness::{command, wait};
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("control_changes_need_root_and_reading_root_or_the_group", control),
     Test::new("control_audit_log_is_the_groups_to_read_also_after_a_rotation", audit_log),
 ];

@@ -19,7 +19,7 @@ use crate::harness::guarded::{Guarded, exit_code};
 use crate::harness::registry::Test;
 use crate::harness::{command, wait};
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("exec_lets_one_tree_through_and_ends_with_it", one_tree),
     Test::new("exec_lease_ends_with_the_command_and_not_with_what_it_started", process_ends),
     Test::new("exec_lease_goes_to_the_requesters_own_cgroup_alone", own_cgroup_alone),

@@ -18,7 +18,7 @@ use crate::harness::registry::Test;
 use crate::harness::scratch::Scratch;
 use crate::harness::{command, wait};
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("fanotify_guarded_stops_recursive_deletion_and_says_what_it_does_not", guarded),
     Test::new("fanotify_one_process_is_judged_anew_at_each_question", judged_anew),
     Test::new("fanotify_sealed_outlives_the_agent_and_is_restored_exactly", sealed),

@@ -20,7 +20,7 @@ use crate::harness::registry::Test;
 use crate::harness::scratch::Scratch;
 use crate::harness::{command, wait};
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("fanotify_deletions_that_are_not_stopped_are_seen", seen).only_in_full(),
     Test::new("fanotify_pool_mounted_again_unnoticed_is_marked_again", mounted_again)
         .only_in_full(),

@@ -11,7 +11,7 @@ use crate::harness::mount::Mount;
 use crate::harness::registry::Test;
 use crate::harness::tree;
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("gap_none_with_the_agent_stopped_by_a_signal", agent_stopped),
     Test::new("gap_none_with_no_agent_at_all", no_agent),
 ];

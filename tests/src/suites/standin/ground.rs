@@ -10,7 +10,7 @@ use crate::harness::mount::{self, Mount};
 use crate::harness::registry::{Profile, Test};
 use crate::harness::tree;
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("ground_kernel_is_the_one_asked_for", kernel_is_the_one_asked_for),
     Test::new("ground_lsm_list_is_the_tiers", lsm_list_is_the_tiers),
     Test::new("ground_bpf_lsm_is_inactive", bpf_lsm_is_inactive).on(Profile::NoBpf),

@@ -16,7 +16,7 @@ use crate::harness::scratch::Scratch;
 use crate::harness::{command, wait};
 use crate::peers::container;
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("identity_other_mounts_of_a_pool_that_came_without_an_agent", without_an_agent),
     Test::new("identity_a_visitor_is_free_at_home", visitor),
     Test::new("identity_guests_have_whole_pools_in_their_own_views", guests),

@@ -17,7 +17,7 @@ use crate::harness::wait;
 use crate::peers::container;
 use crate::peers::nfsd::Server;
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("identity_each_export_of_a_server_is_its_own", each_its_own),
     Test::new("identity_exports_that_came_without_an_agent", without_an_agent),
     Test::new("identity_a_sealed_export_stays_sealed_when_another_comes", sealed_before),

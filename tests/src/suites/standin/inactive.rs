@@ -16,7 +16,7 @@ use crate::harness::guarded::{Guarded, exit_code};
 use crate::harness::registry::{Profile, Test};
 use crate::harness::{command, machine, wait};
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("inactive_without_bpf_the_agent_refuses_with_the_canarys_reason", refuses)
         .on(Profile::NoBpf),
     Test::new("inactive_without_bpf_a_willing_agent_says_so_everywhere", runs).on(Profile::NoBpf),

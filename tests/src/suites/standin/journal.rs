@@ -17,7 +17,7 @@ use crate::harness::standin_node::StandinNode;
 use crate::harness::trap::Trap;
 use crate::peers::own::Running;
 
-pub const TESTS: &[Test] =
+pub(super) const TESTS: &[Test] =
     &[Test::new("node_agent_killed_at_each_write_of_its_journal", killed_at_each_write)
         .within_seconds(600)];
 

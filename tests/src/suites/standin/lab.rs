@@ -4,7 +4,7 @@
 use crate::harness::registry::Test;
 use crate::lab;
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("lab_every_fault_once_and_all_holds", || lab::each_once(1))
         .within_seconds(1500)
         .only_in_full(),

@@ -23,7 +23,7 @@ use crate::harness::scratch::Scratch;
 use crate::harness::{tree, wait};
 use crate::peers::own::Running;
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("layout_upgrade_and_downgrade_under_8_rm_loops_pass_nothing", || under_load(8))
         .within_seconds(900),
     Test::new("layout_upgrade_in_tier_fmod_ret_passes_nothing", || under_load(2))

@@ -17,7 +17,7 @@ use crate::harness::guarded::{Guarded, populate};
 use crate::harness::mount::Mount;
 use crate::harness::registry::Test;
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("lease_ends_on_time_with_the_agent_stopped", on_time),
     Test::new("lease_and_entry_die_with_the_superblock", with_superblock),
     Test::new("lease_lazy_unmount_with_an_open_directory_stays_denied", lazy_unmount),

@@ -15,7 +15,7 @@ use crate::harness::mount::Mount;
 use crate::harness::registry::Test;
 use crate::peers::own::Running;
 
-pub const TESTS: &[Test] =
+pub(super) const TESTS: &[Test] =
     &[Test::new("million_denied_unlinks_reconcile_and_stay_small", million).within_seconds(600)];
 
 const TIMES: u64 = 1_000_000;

@@ -42,7 +42,7 @@ mod workload;
 use crate::harness::registry::Test;
 
 /// All tests, in the order in which they run.
-pub const TESTS: &[&[Test]] = &[
+pub(super) const TESTS: &[&[Test]] = &[
     ground::TESTS,
     modes::TESTS,
     actors::TESTS,

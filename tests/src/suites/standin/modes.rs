@@ -14,7 +14,7 @@ use crate::harness::registry::Test;
 use crate::harness::scratch::Scratch;
 use crate::harness::tree;
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("modes_guarded_denies_deletion_and_allows_all_else", guarded),
     Test::new("modes_guarded_with_truncate_guard_denies_truncation", guarded_truncation),
     Test::new("modes_sealed_denies_everyone_and_truncation", sealed),

@@ -15,7 +15,7 @@ use crate::harness::registry::Test;
 use crate::harness::standin_node::{StandinNode, settings};
 use crate::harness::wait;
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("node_becomes_a_member_and_needs_no_operator", becomes_a_member).within_seconds(240),
     Test::new("node_whose_join_failed_is_sealed_for_its_own_daemon_too", join_fails)
         .within_seconds(240),
@@ -31,7 +31,7 @@ pub const TESTS: &[Test] = &[
 const SOON: Duration = Duration::from_secs(60);
 
 /// A root that follows a node of its own.
-pub fn ground(name: &str, more: &str) -> Result<(Guarded, StandinNode)> {
+pub(super) fn ground(name: &str, more: &str) -> Result<(Guarded, StandinNode)> {
     let unit = format!("standin-{name}.service");
     let ground = Guarded::new(&format!("node-{name}"), &format!("{}\n{more}", settings(&unit)))?;
     let node = StandinNode::new(ground.root(), &unit)?;
@@ -39,7 +39,7 @@ pub fn ground(name: &str, more: &str) -> Result<(Guarded, StandinNode)> {
 }
 
 /// Nobody deletes, the storage daemon included.
-pub fn is_sealed(node: &StandinNode, pool: &Path) -> Result<()> {
+pub(super) fn is_sealed(node: &StandinNode, pool: &Path) -> Result<()> {
     rm_is_denied(&pool.join("file0"))?;
     ensure!(
         !node.deletes(&pool.join("file1"))?,
@@ -50,7 +50,7 @@ pub fn is_sealed(node: &StandinNode, pool: &Path) -> Result<()> {
 }
 
 /// The storage daemon deletes, and nobody else does.
-pub fn is_guarded(node: &StandinNode, pool: &Path) -> Result<()> {
+pub(super) fn is_guarded(node: &StandinNode, pool: &Path) -> Result<()> {
     rm_is_denied(&pool.join("file0"))?;
     let file = pool.join("of-the-daemon");
     fs::write(&file, "content\n").with_context(|| format!("write {}", file.display()))?;
@@ -59,7 +59,7 @@ pub fn is_guarded(node: &StandinNode, pool: &Path) -> Result<()> {
     Ok(())
 }
 
-pub fn wait_until_guarded(ground: &Guarded, node: &StandinNode, pool: &Path) -> Result<()> {
+pub(super) fn wait_until_guarded(ground: &Guarded, node: &StandinNode, pool: &Path) -> Result<()> {
     ground.wait_for_mode(pool, "guarded")?;
     is_guarded(node, pool)
 }
@@ -118,7 +118,7 @@ fn failed(ground: &Guarded, node: &mut StandinNode) -> Result<Mount> {
 }
 
 /// A member with a pool.
-pub fn member(ground: &Guarded, node: &mut StandinNode) -> Result<Mount> {
+pub(super) fn member(ground: &Guarded, node: &mut StandinNode) -> Result<Mount> {
     node.become_member()?;
     node.wait_for_state(ground, "joined")?;
     let pool = ground.pool("shared")?;

@@ -14,7 +14,7 @@ use crate::harness::standin_node::StandinNode;
 use crate::harness::wait;
 use crate::peers::container;
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("node_another_members_join_and_removal_seal_nothing", others).within_seconds(240),
     Test::new("node_removed_by_force_deletes_nothing_any_more", removed).within_seconds(240),
     Test::new("node_that_does_not_answer_for_long_is_held_and_its_guests_go_on", held)

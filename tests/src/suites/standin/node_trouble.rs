@@ -16,7 +16,7 @@ use crate::harness::standin_node::StandinNode;
 use crate::harness::wait;
 use crate::peers::own::Running;
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("node_whose_daemon_hangs_holds_up_nobody", daemon_hangs).within_seconds(300),
     Test::new("node_whose_join_hangs_stays_sealed", join_hangs).within_seconds(240),
     Test::new("node_with_a_damaged_database_is_never_weaker", damaged_database).within_seconds(300),

@@ -11,7 +11,7 @@ use crate::harness::attempt::rm_is_denied;
 use crate::harness::guarded::Guarded;
 use crate::harness::registry::Test;
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("notify_status_text_follows_posture_pools_and_policy", status_text),
     Test::new("notify_hangup_reloads_and_never_ends_the_agent", hangup),
     Test::new("notify_status_text_says_why_the_agent_does_not_run", refusal),

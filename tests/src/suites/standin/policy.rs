@@ -13,7 +13,7 @@ use crate::harness::mount::Mount;
 use crate::harness::registry::Test;
 use crate::harness::wait;
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("policy_good_edits_are_in_force_within_a_second", good_edits),
     Test::new("policy_bad_edits_change_nothing_and_are_reported", bad_edits),
     Test::new("policy_rejected_degrades_until_the_file_is_mended", rejected_degrades),

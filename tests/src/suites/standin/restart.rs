@@ -14,7 +14,7 @@ use crate::harness::registry::Test;
 use crate::harness::{tree, wait};
 use crate::peers::own::Running;
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("restart_kill_and_upgrade_under_load_pass_not_one_deletion", under_load)
         .within_seconds(500),
     Test::new("restart_second_agent_is_refused", second_agent),

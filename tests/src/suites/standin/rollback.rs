@@ -19,7 +19,7 @@ use crate::harness::standin_node::{StandinNode, settings};
 use crate::harness::{command, tree, wait};
 use crate::peers::holder::Holder;
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("rollback_is_refused_where_no_join_has_failed", refused),
     Test::new("rollback_of_a_failed_join_ends_released", released),
     Test::new("rollback_says_what_remains_and_stays_sealed", remains),

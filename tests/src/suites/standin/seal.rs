@@ -15,7 +15,7 @@ use crate::harness::registry::Test;
 use crate::harness::standin_node::{StandinNode, settings};
 use crate::harness::{command, wait};
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("seal_on_a_member_survives_damaged_state_files", damaged).within_seconds(300),
     Test::new("recovery_of_a_node_whose_root_is_a_link", linked_root).within_seconds(240),
 ];

@@ -15,7 +15,7 @@ use crate::harness::guarded::{Guarded, exit_code};
 use crate::harness::registry::Test;
 use crate::harness::{command, machine, wait};
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("silent_agent_stopped_killed_or_sigstopped_is_answered_for", silent),
     Test::new("silent_agent_of_tier_fanotify_leaves_a_process_that_answers", silent_fanotify),
 ];

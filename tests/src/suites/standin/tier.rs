@@ -17,7 +17,7 @@ use crate::harness::scratch::Scratch;
 use crate::harness::{command, tree, wait};
 use crate::peers::container;
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("tier_fmod_ret_denies_and_allows_as_bpf_lsm_does", decides).on(Profile::NoBpf),
     Test::new("tier_fmod_ret_release_ends_with_the_agent_stopped", release).on(Profile::NoBpf),
     Test::new("tier_fmod_ret_standby_decides_where_the_first_is_left_out", standby)

@@ -32,7 +32,7 @@ use crate::harness::registry::Test;
 use crate::harness::scratch::Scratch;
 use crate::peers::own::Running;
 
-pub const TESTS: &[Test] =
+pub(super) const TESTS: &[Test] =
     &[Test::new("torn_values_pass_no_deletion", storm).within_seconds(300).only_in_full()];
 
 /// At least so many, in all.

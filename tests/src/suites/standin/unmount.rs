@@ -17,7 +17,7 @@ use crate::harness::registry::Test;
 use crate::harness::scratch::Scratch;
 use crate::peers::holder::Holder;
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("unmount_every_mount_in_every_namespace_and_the_superblock_ends", everywhere),
     Test::new("unmount_names_holders_and_detaches_only_if_asked", holders),
     Test::new("unmount_leaves_what_is_not_incus_own_and_names_it", strangers),

@@ -15,7 +15,7 @@ use crate::harness::scratch::Scratch;
 use crate::harness::{command, tree};
 use crate::peers::{calls, container};
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("views_of_guests_pass_and_the_hosts_aliases_do_not", views),
     Test::new("views_outside_every_root_and_other_filesystems_pass", outside),
 ];

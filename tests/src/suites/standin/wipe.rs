@@ -11,7 +11,7 @@ use crate::harness::mount::Mount;
 use crate::harness::registry::Test;
 use crate::harness::tree;
 
-pub const TESTS: &[Test] = &[
+pub(super) const TESTS: &[Test] = &[
     Test::new("wipe_stops_at_a_mount_and_touches_nothing_below_it", stops),
     Test::new("wipe_stops_at_a_mount_that_appears_meanwhile", raced),
     Test::new("wipe_stops_at_a_file_that_is_mounted_on", file_mounted),

@@ -12,7 +12,7 @@ use crate::harness::registry::Test;
 use crate::harness::{command, machine};
 use crate::peers::container;
 
-pub const TESTS: &[Test] =
+pub(super) const TESTS: &[Test] =
     &[Test::new("workload_of_an_overlay_in_a_guest_is_never_denied", overlay)
         .within_seconds(600)
         .only_in_full()];

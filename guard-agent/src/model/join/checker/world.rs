@@ -320,6 +320,30 @@ impl World {
         Some(())
     }
 
+    /// What other members of the cluster do.
+    fn others_act(&mut self, action: Action) {
+        match action {
+            Action::Removed => {
+                // An online member that is removed unmounts its pools, keeps its address, and is
+                // told.
+                (self.member, self.raft, self.rows) = (false, false, false);
+                (self.pool, self.release) = (None, None);
+                self.tell(Frame::Disabled);
+            }
+            Action::RemovedByForce => {
+                self.removals -= 1;
+                (self.member, self.unheard) = (false, true);
+                self.tell(Frame::Removed);
+            }
+            Action::Others { join } => self.other_joins = join,
+            Action::Tells(other) => {
+                self.others -= 1;
+                self.tell(Frame::Other(other));
+            }
+            _ => {}
+        }
+    }
+
     fn happen(&mut self, fault: Fault, action: Action) -> Option<()> {
         match action {
             Action::Configure => (self.address, self.join) = (true, Join::Configured),
@@ -360,22 +384,8 @@ impl World {
             Action::Unmount => (self.pool, self.release) = (None, None),
             Action::ClearAddress => self.address = false,
             Action::Reinstall => (self.address, self.raft, self.rows) = (false, false, false),
-            Action::Removed => {
-                // An online member that is removed unmounts its pools, keeps its address, and is
-                // told.
-                (self.member, self.raft, self.rows) = (false, false, false);
-                (self.pool, self.release) = (None, None);
-                self.tell(Frame::Disabled);
-            }
-            Action::RemovedByForce => {
-                self.removals -= 1;
-                (self.member, self.unheard) = (false, true);
-                self.tell(Frame::Removed);
-            }
-            Action::Others { join } => self.other_joins = join,
-            Action::Tells(other) => {
-                self.others -= 1;
-                self.tell(Frame::Other(other));
+            Action::Removed | Action::RemovedByForce | Action::Others { .. } | Action::Tells(_) => {
+                self.others_act(action)
             }
             Action::Look { config, answers } => self.look(fault, config, answers),
             Action::Deliver { index, keep, dies_after } => {
