@@ -19,7 +19,7 @@ use crate::harness::mount::Mount;
 use crate::harness::{command, wait};
 
 const START_LIMIT: Duration = Duration::from_secs(60);
-const SOON: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(20);
 const FILES: usize = 200;
 
 /// Runs in namespaces of its own.
@@ -224,7 +224,7 @@ fn start_again(stage: &Stage, place: &Path) -> Result<Agent> {
 
 fn await_denial(run_dir: &Path) -> Result<()> {
     let audit = run_dir.with_file_name("audit.jsonl");
-    wait::until("the denials are in the audit log", SOON, || {
+    wait::until("the denials are in the audit log", LIMIT, || {
         let text =
             fs::read_to_string(&audit).with_context(|| format!("read {}", audit.display()))?;
         Ok(text.contains("\"comm\":\"python3\""))

@@ -18,7 +18,7 @@ use crate::model::control::refusal::RefusalReport;
 use crate::model::exit::Exit;
 
 /// The usual limit for an answer: longer than the agent's own.
-pub const PATIENCE: Duration = Duration::from_secs(35);
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(35);
 /// Bytes of one answer at most.
 const ANSWER_LIMIT: u64 = 64 * 1024 * 1024;
 

@@ -16,7 +16,7 @@ use crate::model::exit::Exit;
 use crate::model::rollback::Allowed;
 
 /// How often the agent is asked how it goes.
-const BEAT: Duration = Duration::from_millis(200);
+const REDRAW_EVERY: Duration = Duration::from_millis(200);
 /// How long the agent may take to notice that Incus was stopped.
 const NOTICED: Duration = Duration::from_secs(15);
 /// How long an agent that was restarted in the middle of it may be away.
@@ -79,7 +79,7 @@ impl Follow<'_> {
                     "rolling back: {passed} s of at most {limit} s (Ctrl-C: the agent goes on)"
                 ))?;
             }
-            if self.interrupt.sleep(BEAT) {
+            if self.interrupt.sleep(REDRAW_EVERY) {
                 let doing = "following the rollback";
                 return Err(NodeError::Interrupted { doing, next: next(&root) }.into());
             }
@@ -101,7 +101,7 @@ impl Follow<'_> {
                 Err(CliError::Client(ClientError::Refused(refusal)))
                     if self.stopped && still_runs(&refusal) && Instant::now() < end =>
                 {
-                    if self.interrupt.sleep(BEAT) {
+                    if self.interrupt.sleep(REDRAW_EVERY) {
                         let (doing, next) =
                             ("asking for the rollback", "run the same command again");
                         return Err(NodeError::Interrupted { doing, next: next.to_owned() }.into());
@@ -125,7 +125,7 @@ impl Follow<'_> {
                 Err(CliError::Client(error))
                     if error.exit() == Exit::Unreachable && Instant::now() < end =>
                 {
-                    if self.interrupt.sleep(BEAT) {
+                    if self.interrupt.sleep(REDRAW_EVERY) {
                         let doing = "waiting for the agent";
                         return Err(NodeError::Interrupted { doing, next: next(root) }.into());
                     }

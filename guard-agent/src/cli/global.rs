@@ -8,8 +8,8 @@ use clap::Args;
 use serde::Serialize;
 
 use super::error::CliError;
+use crate::cli::client::ANSWER_TIMEOUT;
 use crate::cli::client::Client;
-use crate::cli::client::PATIENCE;
 use crate::host::paths;
 use crate::model::control::{Reply, Request};
 use crate::model::policy::duration;
@@ -32,7 +32,7 @@ pub struct Global {
 impl Global {
     /// One request on a connection of its own.
     pub(super) fn ask(&self, request: &Request) -> Result<Reply, CliError> {
-        let limit = self.timeout.unwrap_or(PATIENCE);
+        let limit = self.timeout.unwrap_or(ANSWER_TIMEOUT);
         Ok(Client::connect(&self.run_dir, limit)?.request(request)?)
     }
 }

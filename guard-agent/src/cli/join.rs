@@ -68,7 +68,7 @@ pub enum OnFailure {
 
 /// How it went.
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub struct JoinReport {
     pub root: PathBuf,
     pub preflight: Vec<Check>,
     /// How the command ended; `None` if it was not started.
@@ -81,7 +81,7 @@ pub struct Report {
 }
 
 /// How often the agent is asked.
-const BEAT: Duration = Duration::from_millis(250);
+const REDRAW_EVERY: Duration = Duration::from_millis(250);
 /// A state that says "failed" counts when it has stood for so long after the command's end:
 /// evidence of a membership comes last, and the raft leader may take its time.
 const SETTLED: Duration = Duration::from_secs(15);
@@ -90,7 +90,7 @@ const SETTLED: Duration = Duration::from_secs(15);
 pub fn run(global: &Global, args: &JoinArgs, out: &mut impl Write) -> Result<Exit, CliError> {
     node::require_host()?;
     let Checked { root, checks, preseed } = preflight::check(global, &args.preflight)?;
-    let mut report = Report {
+    let mut report = JoinReport {
         root: root.clone(),
         preflight: checks,
         command: None,
@@ -135,7 +135,7 @@ struct Join<'a> {
 }
 
 impl Join<'_> {
-    fn run(&self, report: &mut Report, say: &mut Say<'_>) -> Result<(), CliError> {
+    fn run(&self, report: &mut JoinReport, say: &mut Say<'_>) -> Result<(), CliError> {
         self.may_start(say)?;
         self.prepare(say)?;
         let ended = self.start(say).and_then(|()| self.command(say));
@@ -232,7 +232,7 @@ impl Join<'_> {
                     "the node is {last}: {passed} s of at most {limit} s (Ctrl-C ends the wait)"
                 ))?;
             }
-            if self.interrupt.sleep(BEAT) {
+            if self.interrupt.sleep(REDRAW_EVERY) {
                 return Ok(last);
             }
         }
@@ -243,7 +243,7 @@ impl Join<'_> {
         Ok(expect_reply!(self.global, request, Reply::Rollback(report) => report.state))
     }
 
-    fn conclude(&self, report: &mut Report, say: &mut Say<'_>) -> Result<(), CliError> {
+    fn conclude(&self, report: &mut JoinReport, say: &mut Say<'_>) -> Result<(), CliError> {
         let well = report.command.as_deref() == Some("exit status: 0");
         let root = safe(&report.root.display().to_string());
         if report.joined {
@@ -289,7 +289,7 @@ impl Join<'_> {
         }
     }
 
-    fn roll_back(&self, report: &mut Report, say: &mut Say<'_>) -> Result<(), CliError> {
+    fn roll_back(&self, report: &mut JoinReport, say: &mut Say<'_>) -> Result<(), CliError> {
         let stop = self.stop();
         if !self.args.stop.stop_instances {
             rollback::no_guests(self.node, &rollback::pools(self.global, self.node)?)?;

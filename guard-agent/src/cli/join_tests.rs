@@ -20,7 +20,7 @@ fn concluded(state: &'static str, pools: Vec<PoolReport>) -> (String, Vec<&'stat
     let host = crate::host::service::Host::this();
     let (args, preseed, interrupt) = (&args, None, &interrupt.0);
     let join = Join { global: &global, args, preseed, node: &node, host: &host, interrupt };
-    let mut report = Report {
+    let mut report = JoinReport {
         root: node.root.clone(),
         preflight: Vec::new(),
         command: Some("exit status: 1".to_owned()),

@@ -6,8 +6,8 @@ use super::error::CliError;
 use super::events::EventsArgs;
 use super::global::{Global, write_json};
 use super::{events, pools, status};
+use crate::cli::client::ANSWER_TIMEOUT;
 use crate::cli::client::ClientError;
-use crate::cli::client::PATIENCE;
 use crate::cli::offline::Places;
 use crate::cli::offline::command::{self as offline, Answer, Reached};
 use crate::model::audit::Filter;
@@ -63,7 +63,7 @@ pub(super) fn events(
         Reached::Agent(client) => client,
         Reached::Silence(silence) => return offline::events(global, args, filter, &silence, out),
     };
-    client.wait_at_most(Some(global.timeout.unwrap_or(PATIENCE)))?;
+    client.wait_at_most(Some(global.timeout.unwrap_or(ANSWER_TIMEOUT)))?;
     let request = Request::Events { follow: args.follow, history: args.lines, filter };
     let lines = match client.request(&request)? {
         Reply::Events { lines, .. } => lines,

@@ -10,7 +10,7 @@ use super::enforcement::{Marks, Means};
 use super::error::DaemonError;
 use crate::host::bpf::load::BareMaps;
 use crate::host::bpf::{CanaryError, Maps, Programs, canary};
-use crate::host::fanotify::Engine;
+use crate::host::fanotify::Supervisor;
 use crate::model::posture::{Troubles, trouble};
 
 impl Means<Maps> for Programs {
@@ -57,7 +57,7 @@ pub(super) type Answers = AsyncFd<File>;
 /// The engine of the tier fanotify, over maps that no program of another tier is to read.
 #[derive(Debug)]
 pub(super) struct ResponderMeans {
-    pub engine: Engine,
+    pub engine: Supervisor,
     pub maps: BareMaps,
 }
 

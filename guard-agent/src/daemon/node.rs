@@ -12,7 +12,7 @@ use crate::host::incus;
 use crate::host::incus::Observer;
 use crate::model::join::journal::file_name;
 use crate::model::join::{
-    Effect, Event, Evidence, Journal, Machine, NodeMode, Refusal, State, Transition,
+    Effect, Event, Evidence, Journal, Machine, NodeMode, NodeRefusal, NodeState, Transition,
 };
 use crate::model::policy::Root;
 use crate::model::time::Time;
@@ -95,25 +95,28 @@ impl Node {
     }
 
     /// Where the node stands.
-    pub(super) fn state(&self) -> &State {
+    pub(super) fn state(&self) -> &NodeState {
         self.machine().state()
     }
 
     /// Whether a rollback may begin in this state.
-    pub(super) fn may_roll_back(&self) -> Result<(), crate::model::join::Refusal> {
+    pub(super) fn may_roll_back(&self) -> Result<(), crate::model::join::NodeRefusal> {
         self.machine().may_roll_back()
     }
 
     /// How often to look without a reason.
     pub(super) fn every(&self) -> Duration {
         match self.state() {
-            State::Standalone | State::Joined { .. } | State::Left | State::Released => SELDOM,
+            NodeState::Standalone
+            | NodeState::Joined { .. }
+            | NodeState::Left
+            | NodeState::Released => SELDOM,
             _ => OFTEN,
         }
     }
 
     /// Takes an event. What it changes is in the journal, which the effects say when to write.
-    pub(super) fn step(&mut self, event: Event) -> (Vec<Effect>, Result<(), Refusal>) {
+    pub(super) fn step(&mut self, event: Event) -> (Vec<Effect>, Result<(), NodeRefusal>) {
         let mut effects = Vec::new();
         let machine = self.machine.take().expect("the machine is only away while it takes a step");
         let (machine, result) = machine.step(event, &mut effects);
@@ -190,7 +193,7 @@ mod tests {
         assert_eq!(node(directory.path()).0.state().name(), "joining");
         looked(&mut first, Some("10.0.0.1:8443"));
         let (second, _) = node(directory.path());
-        assert_eq!(second.state(), &State::JoinFailed);
+        assert_eq!(second.state(), &NodeState::JoinFailed);
         let states: Vec<&str> =
             second.journal.history.iter().map(|change| change.to.name()).collect();
         assert_eq!(states, ["standalone", "joining", "join-failed"]);

@@ -16,7 +16,7 @@ use crate::host::clock::now;
 use crate::host::incus;
 use crate::host::incus::{Observation, Observer};
 use crate::host::paths;
-use crate::model::join::{Effect, Event, NodeMode, PoolModes, Refusal, State};
+use crate::model::join::{Effect, Event, NodeMode, NodeRefusal, NodeState, PoolModes};
 use crate::model::policy::{Policy, Root};
 
 /// How long a start waits for a first look at its nodes, so that a healthy one is guarded from the
@@ -41,21 +41,21 @@ pub(super) struct NodeTracker {
 
 /// A change of a node's state, for the audit log.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Change {
-    pub from: State,
-    pub to: State,
+pub(super) struct NodeChange {
+    pub from: NodeState,
+    pub to: NodeState,
     pub because: String,
 }
 
 /// What came of an event.
 #[derive(Debug)]
-pub(super) struct Told {
+pub(super) struct NodeOutcome {
     /// The kernel's maps have to follow.
     pub changed: bool,
-    pub changes: Vec<Change>,
+    pub changes: Vec<NodeChange>,
     /// A rollback is to begin.
     pub rolls_back: bool,
-    pub result: Result<(), Refusal>,
+    pub result: Result<(), NodeRefusal>,
 }
 
 impl NodeTracker {
@@ -169,7 +169,7 @@ impl NodeTracker {
     }
 
     /// Takes what an observer has seen.
-    pub(super) fn observed(&mut self, root: &Path, observation: Observation) -> Told {
+    pub(super) fn observed(&mut self, root: &Path, observation: Observation) -> NodeOutcome {
         let event = match observation {
             Observation::Looked { asked, evidence } => {
                 if let Some(node) = self.nodes.get_mut(root) {
@@ -183,9 +183,9 @@ impl NodeTracker {
     }
 
     /// Sends an event to a node, and applies what comes of it here.
-    pub(super) fn tell(&mut self, root: &Path, event: Event) -> Told {
+    pub(super) fn tell(&mut self, root: &Path, event: Event) -> NodeOutcome {
         let mut told =
-            Told { changed: false, changes: Vec::new(), rolls_back: false, result: Ok(()) };
+            NodeOutcome { changed: false, changes: Vec::new(), rolls_back: false, result: Ok(()) };
         let Some(node) = self.nodes.get_mut(root) else { return told };
         let every = node.every();
         let (effects, result) = node.step(event);
@@ -195,7 +195,7 @@ impl NodeTracker {
                 Effect::Transition { from, to, because } => {
                     let (old, new) = (from.name(), to.name());
                     tracing::info!(root = %root.display(), from = old, to = new, because, "node");
-                    told.changes.push(Change { from, to, because });
+                    told.changes.push(NodeChange { from, to, because });
                 }
                 // What strengthens is in the kernel before the disk is waited for: see
                 // `write_later`.

@@ -21,7 +21,7 @@ fn tracker(state_dir: &Path) -> NodeTracker {
 }
 
 /// Tells the node that it is in no cluster.
-fn standalone(tracker: &mut NodeTracker) -> Told {
+fn standalone(tracker: &mut NodeTracker) -> NodeOutcome {
     let evidence = Evidence {
         config: Config::cluster(None, 0),
         daemon: Daemon::Stopped,

@@ -12,7 +12,7 @@ use std::{env, io};
 /// Bytes of a status line that are sent; `systemctl status` shows a long one over several lines.
 const LONGEST: usize = 500;
 /// How long the messages that come once may take. Losing `READY=1` would end the agent.
-const PATIENCE: Duration = Duration::from_secs(5);
+const SYSTEMD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The service manager's socket, if there is one.
 #[derive(Debug)]
@@ -34,11 +34,11 @@ impl Notify {
     }
 
     pub(super) fn ready(&self, status: &str) {
-        self.tell(&format!("READY=1\n{}", status_line(status)), Some(PATIENCE));
+        self.tell(&format!("READY=1\n{}", status_line(status)), Some(SYSTEMD_TIMEOUT));
     }
 
     pub(super) fn stopping(&self, status: &str) {
-        self.tell(&format!("STOPPING=1\n{}", status_line(status)), Some(PATIENCE));
+        self.tell(&format!("STOPPING=1\n{}", status_line(status)), Some(SYSTEMD_TIMEOUT));
     }
 
     /// What the agent is at, for `systemctl status`.

@@ -15,7 +15,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use crate::host::rollback::LiveHost;
 use crate::host::rollback::helper::Helper;
 use crate::model::control::Refusal;
-use crate::model::join::{Daemon, State};
+use crate::model::join::{Daemon, NodeState};
 use crate::model::rollback::{Allowed, Limits, Progress, RollbackOutcome, StepReport, Target, run};
 
 /// All rollbacks that this agent has begun, by the node's root.
@@ -139,7 +139,7 @@ pub(super) const AGAIN_WITH_GUESTS: Duration = Duration::from_secs(900);
 /// (`join-partial`). And only while the daemon is certainly stopped: a running one takes its pools
 /// for mounted. It never takes a pool from under a guest.
 pub(super) fn begins_by_itself(
-    state: &State,
+    state: &NodeState,
     daemon: &Daemon,
     has_pools: bool,
     last: Option<&Rollback>,
@@ -150,7 +150,7 @@ pub(super) fn begins_by_itself(
     let pause = if last.is_some_and(has_guests) { AGAIN_WITH_GUESTS } else { AGAIN };
     let waits = last
         .is_some_and(|last| last.running || last.ended.is_some_and(|ended| now < ended + pause));
-    *state == State::JoinFailed && *daemon == Daemon::Stopped && has_pools && !waits
+    *state == NodeState::JoinFailed && *daemon == Daemon::Stopped && has_pools && !waits
 }
 
 /// An operator's rollback is not begun while the daemon runs. What cannot be told does not keep it:
@@ -178,25 +178,25 @@ mod tests {
             age_seconds: 1,
         };
         let now = Instant::now();
-        let begins = |state: State, daemon: &Daemon, pools| {
+        let begins = |state: NodeState, daemon: &Daemon, pools| {
             begins_by_itself(&state, daemon, pools, None, now)
         };
-        assert!(begins(State::JoinFailed, &Daemon::Stopped, true));
-        assert!(!begins(State::JoinFailed, &Daemon::Stopped, false));
-        assert!(!begins(State::JoinFailed, &Daemon::Unknown, true));
-        assert!(!begins(State::JoinFailed, &running, true));
+        assert!(begins(NodeState::JoinFailed, &Daemon::Stopped, true));
+        assert!(!begins(NodeState::JoinFailed, &Daemon::Stopped, false));
+        assert!(!begins(NodeState::JoinFailed, &Daemon::Unknown, true));
+        assert!(!begins(NodeState::JoinFailed, &running, true));
         for state in [
-            State::JoinPartial,
-            State::Standalone,
-            State::RollingBack,
-            State::Released,
-            State::Unknown { kept: Kept::Nothing },
+            NodeState::JoinPartial,
+            NodeState::Standalone,
+            NodeState::RollingBack,
+            NodeState::Released,
+            NodeState::Unknown { kept: Kept::Nothing },
         ] {
             assert!(!begins(state, &Daemon::Stopped, true));
         }
         let left = |ended| Rollback { ended: Some(ended), ..Rollback::default() };
         let again = |last: &Rollback| {
-            begins_by_itself(&State::JoinFailed, &Daemon::Stopped, true, Some(last), now)
+            begins_by_itself(&NodeState::JoinFailed, &Daemon::Stopped, true, Some(last), now)
         };
         assert!(!again(&left(now)));
         assert!(now.checked_sub(AGAIN).is_none_or(|long_ago| again(&left(long_ago))));

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use crate::host::durable;
-use crate::model::state::{Lease, State, text};
+use crate::model::state::{Lease, SavedState, text};
 
 const NAME: &str = "state.json";
 const COPY: &str = "state.json.copy";
@@ -32,7 +32,7 @@ pub struct StateError {
 #[derive(Debug)]
 pub struct StateFile {
     directory: PathBuf,
-    pub state: State,
+    pub state: SavedState,
     /// What is on disk is older, or damaged.
     unsaved: bool,
 }
@@ -40,7 +40,7 @@ pub struct StateFile {
 /// What the two files say.
 struct Found {
     /// `None` without any file.
-    state: Option<State>,
+    state: Option<SavedState>,
     /// Files that cannot be understood, and why.
     damaged: Vec<(PathBuf, String)>,
     /// What may be missing in the state.
@@ -64,7 +64,7 @@ impl StateFile {
                 lost.push_str(&format!("; kept as {aside}"));
             }
         }
-        let mut state = state.unwrap_or_else(|| State::empty(boot_id));
+        let mut state = state.unwrap_or_else(|| SavedState::empty(boot_id));
         if state.boot_id != boot_id {
             state.leases.clear();
             state.foreign.forget_leases();
@@ -145,7 +145,7 @@ fn understand(texts: Vec<(PathBuf, Vec<u8>)>, boot_id: &str) -> Found {
     let list: Vec<String> =
         damaged.iter().map(|(path, why)| format!("{}: {why}", path.display())).collect();
     let lost = format!("{} ({} seals found in what is left)", list.join("; "), salvaged.len());
-    let state = State { sealed: salvaged, ..State::empty(boot_id) };
+    let state = SavedState { sealed: salvaged, ..SavedState::empty(boot_id) };
     Found { state: Some(state), damaged, lost: Some(lost) }
 }
 

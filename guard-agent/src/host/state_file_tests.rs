@@ -87,7 +87,7 @@ fn a_save_that_fails_leaves_the_old_file() {
 
 /// A state with a seal, a lease and a tier, as it is on disk.
 fn on_disk() -> Vec<u8> {
-    let mut state = State::empty("boot-1");
+    let mut state = SavedState::empty("boot-1");
     state.sealed.extend([9, 17_446_744_073_709_551_615]);
     state.leases.push(lease());
     state.tier = Some(Name(Tier::BpfLsm));
@@ -95,7 +95,7 @@ fn on_disk() -> Vec<u8> {
     text::write(&state)
 }
 
-fn found(file: &[u8], copy: &[u8]) -> State {
+fn found(file: &[u8], copy: &[u8]) -> SavedState {
     let texts = vec![(PathBuf::from(NAME), file.to_vec()), (PathBuf::from(COPY), copy.to_vec())];
     understand(texts, "boot-1").state.unwrap()
 }

@@ -9,7 +9,7 @@ use guard_common::Mode;
 
 use super::measure::{cpu_time, cpu_time_of};
 use super::results::Results;
-use super::unlink::SOON;
+use super::unlink::LOADED_LIMIT;
 use crate::harness::agent::{Agent, Installation};
 use crate::harness::mount::Mount;
 use crate::harness::wait;
@@ -40,11 +40,13 @@ pub(super) fn run(results: &mut Results) -> Result<()> {
     };
     let began = Instant::now();
     let pool = Mount::tmpfs(Path::new(ROOT).join("pool"))?;
-    wait::until("the mount is classified", SOON, || Ok(!known()?.is_empty()))?;
+    wait::until("the mount is classified", LOADED_LIMIT, || Ok(!known()?.is_empty()))?;
     results.agent("mount to classified", milliseconds(began.elapsed()), "ms");
     let began = Instant::now();
     installation.write_policy(&policy("sealed", RECORDED as u32))?;
-    wait::until("the new policy is in force", SOON, || Ok(known()? == [Mode::Sealed as u32]))?;
+    wait::until("the new policy is in force", LOADED_LIMIT, || {
+        Ok(known()? == [Mode::Sealed as u32])
+    })?;
     results.agent("policy edit to in force", milliseconds(began.elapsed()), "ms");
 
     let file = pool.path().join("file");
@@ -55,7 +57,9 @@ pub(super) fn run(results: &mut Results) -> Result<()> {
     };
     let (before, busy) = (lines()?, cpu_time_of(agent.pid())?);
     deny(&file, RECORDED)?;
-    wait::until("the denials are in the audit log", SOON, || Ok(lines()? >= before + RECORDED))?;
+    wait::until("the denials are in the audit log", LOADED_LIMIT, || {
+        Ok(lines()? >= before + RECORDED)
+    })?;
     let spent = cpu_time_of(agent.pid())? - busy;
     results.agent(
         "CPU for a record in the audit log",
@@ -69,7 +73,7 @@ pub(super) fn run(results: &mut Results) -> Result<()> {
     let deleters = cpu_time() - deleter;
     // It tells of what it has only counted in the incident's next line.
     let all = (RECORDED + DENIALS) as u64;
-    wait::until("the agent has counted them", SOON, || Ok(counted(&installation)? >= all))?;
+    wait::until("the agent has counted them", LOADED_LIMIT, || Ok(counted(&installation)? >= all))?;
     let agents = cpu_time_of(agent.pid())? - busy;
     let million = 1e6 / DENIALS as f64;
     results.agent("CPU for a million denials", agents.as_secs_f64() * million * 1e3, "ms");

@@ -45,7 +45,7 @@ const MOUNTS: usize = 100;
 /// the end.
 const QUESTIONS: usize = 3;
 /// For the agent to take note of a change, on a machine that counts instructions.
-pub(super) const SOON: Duration = Duration::from_secs(120);
+pub(super) const LOADED_LIMIT: Duration = Duration::from_secs(120);
 
 /// A filesystem: a directory outside every guarded root, and one that may become a pool.
 struct Ground {
@@ -239,7 +239,7 @@ impl Grounds {
         set_policy(&installation, &policy(tier, KINDS, "guarded", FEW_RECORDED), FEW_RECORDED)?;
         let mut made = Vec::new();
         for (Ground { name, files, elsewhere, .. }, pool) in self.pools() {
-            wait::until("the pool is guarded", SOON, || Ok(fs::read_dir(pool).is_err()))?;
+            wait::until("the pool is guarded", LOADED_LIMIT, || Ok(fs::read_dir(pool).is_err()))?;
             let mut add = |case, cost: Cost| results.unlink(name, &ours(tier, case), &cost);
             add("outside every root", lowest_unlinks(elsewhere, *files)?);
             add("pool, allowed: not asked about", lowest_unlinks(pool, *files)?);
@@ -255,7 +255,7 @@ impl Grounds {
         })?;
         // They are counted in the process that answers, and written down a little later.
         let asked = (QUESTIONS * LISTINGS * RUNS * self.pools().count()) as u64;
-        wait::until("each question is counted", SOON, || {
+        wait::until("each question is counted", LOADED_LIMIT, || {
             let counted = allowed()? - before;
             ensure!(counted <= asked, "{counted} answers are counted for {asked} questions");
             Ok(counted == asked)
@@ -263,7 +263,7 @@ impl Grounds {
         self.listed(results, &ours(tier, "pool, denied, aggregated"), May::NotDelete)?;
         installation.write_policy(&policy(tier, KINDS, "sealed", FEW_RECORDED))?;
         for (name, pool, files) in made {
-            wait::until("the pool is sealed", SOON, || {
+            wait::until("the pool is sealed", LOADED_LIMIT, || {
                 Ok(fs::write(pool.join("probe"), "").is_err())
             })?;
             let cost = unlinks_of(&files, May::NotDelete)?;
@@ -276,7 +276,7 @@ impl Grounds {
 
 /// Waits until nobody but actors deletes in a pool.
 fn guarded(pool: &Path) -> Result<()> {
-    wait::until("the pool is guarded", SOON, || {
+    wait::until("the pool is guarded", LOADED_LIMIT, || {
         let probe = pool.join("probe");
         fs::write(&probe, "").context("write a probe")?;
         Ok(fs::remove_file(&probe).is_err())
@@ -298,7 +298,7 @@ fn ours(tier: Tier, case: &str) -> String {
 
 /// Waits until the kernel has let go of our programs.
 fn unloaded() -> Result<()> {
-    wait::until("our programs are gone", SOON, || Ok(!is_loaded("guard_")))
+    wait::until("our programs are gone", LOADED_LIMIT, || Ok(!is_loaded("guard_")))
 }
 
 /// An agent in a tier, which guards nothing of what is here, and the cgroup of its actors.
@@ -317,7 +317,7 @@ fn start(tier: Tier) -> Result<(Installation, Agent)> {
 fn set_policy(installation: &Installation, text: &str, full_records: u32) -> Result<()> {
     installation.write_policy(text)?;
     let maps = installation.maps()?;
-    wait::until("the policy is in force", SOON, || {
+    wait::until("the policy is in force", LOADED_LIMIT, || {
         Ok(maps.config.read()?.full_records == full_records)
     })
 }

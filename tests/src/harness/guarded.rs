@@ -14,8 +14,6 @@ use super::mount::Mount;
 use super::{command, run, wait};
 
 const PARENT: &str = "/var/lib/guard-standin";
-/// For whatever the agent does about a change that it has been told of.
-const SOON: Duration = Duration::from_secs(60);
 
 /// The root and the installation. Drop agents and mounts before it.
 #[derive(Debug)]
@@ -67,7 +65,7 @@ impl Guarded {
     /// The same, once the agent knows it.
     pub fn pool(&self, name: &str) -> Result<Mount> {
         let mount = self.mount(name)?;
-        wait::until_some("the agent knows the pool", SOON, || self.report(mount.path()))?;
+        wait::until_some("the agent knows the pool", wait::LIMIT, || self.report(mount.path()))?;
         Ok(mount)
     }
 
@@ -85,7 +83,7 @@ impl Guarded {
 
     /// Waits until `guardctl pools` shows this mode.
     pub fn wait_for_mode(&self, mountpoint: &Path, mode: &str) -> Result<()> {
-        wait::until(&format!("the pool is {mode}"), SOON, || {
+        wait::until(&format!("the pool is {mode}"), wait::LIMIT, || {
             Ok(self.report(mountpoint)?.is_some_and(|pool| pool["mode"] == mode))
         })
     }
@@ -122,7 +120,7 @@ impl Guarded {
 
     /// Waits for a record in the audit log, of this test's time.
     pub fn wait_for_record(&self, what: &str, is_it: impl Fn(&Value) -> bool) -> Result<Value> {
-        wait::until_some(&format!("the audit log has {what}"), SOON, || {
+        wait::until_some(&format!("the audit log has {what}"), wait::LIMIT, || {
             let is_new = |record: &Value| record["boot_ns"].as_u64() >= Some(self.made_boot_ns);
             let records = self.installation.audit_records()?;
             Ok(records.into_iter().find(|record| is_new(record) && is_it(record)))

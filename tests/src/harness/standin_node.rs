@@ -7,7 +7,6 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use rusqlite::Connection;
@@ -18,8 +17,6 @@ use super::guarded::Guarded;
 use super::scratch::Scratch;
 use super::{command, wait};
 
-/// A look with its time-outs, and what follows from it, on an emulated machine.
-const SOON: Duration = Duration::from_secs(60);
 const ADDRESS: &str = "10.99.0.2:8443";
 /// The node's name in its cluster, and another member's.
 const OWN: &str = "node2";
@@ -308,7 +305,7 @@ impl StandinNode {
     /// Waits until it is in this state.
     pub fn wait_for_state(&self, ground: &Guarded, state: &str) -> Result<Value> {
         let mut last = Value::Null;
-        let waited = wait::until_some(&format!("the node is {state}"), SOON, || {
+        let waited = wait::until_some(&format!("the node is {state}"), wait::LIMIT, || {
             // An edited policy may have to be read first.
             last = self.find(ground)?.unwrap_or_default();
             Ok((last["state"] == state).then(|| last.clone()))
@@ -322,7 +319,7 @@ impl StandinNode {
         let mut report = self.report(ground)?;
         for _ in 0..looks {
             let before = report["looked"].clone();
-            report = wait::until_some("the agent looks at the node", SOON, || {
+            report = wait::until_some("the agent looks at the node", wait::LIMIT, || {
                 let report = self.report(ground)?;
                 Ok((report["looked"] != before).then_some(report))
             })?;

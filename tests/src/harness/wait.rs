@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
+/// How long a test waits for what an agent does about a change, on an emulated machine.
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 /// Between two questions, at first and at most: asking takes an emulated machine's time from what
 /// is waited for.
 const INTERVALS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));

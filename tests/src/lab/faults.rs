@@ -54,7 +54,7 @@ pub(super) const FAULTS: &[Fault] = &[
     fault("deleters", deleters),
 ];
 
-pub(super) const SOON: Duration = Duration::from_secs(120);
+pub(super) const LOADED_LIMIT: Duration = Duration::from_secs(120);
 
 fn agent_killed(ground: &mut Ground, _: &mut Rng) -> Result<()> {
     ground.kill_agent()?;
@@ -101,7 +101,7 @@ fn agent_out_of_memory(ground: &mut Ground, _: &mut Rng) -> Result<()> {
     let installation = &ground.guarded.installation;
     let mut agent = ground.agent.take().context("no agent runs")?;
     let mut number = 0;
-    wait::until("the kernel ends the agent", SOON, || {
+    wait::until("the kernel ends the agent", LOADED_LIMIT, || {
         number += 1;
         installation.write_policy(&format!(
             "{}\n# \
@@ -133,7 +133,7 @@ fn disk_full(ground: &mut Ground, _: &mut Rng) -> Result<()> {
     fs::remove_file(&ballast).context("remove the ballast")?;
     held?;
     ensure!(told?, "the posture does not tell of the full disk");
-    wait::until("the state is written", SOON, || Ok(!troubled()?))?;
+    wait::until("the state is written", LOADED_LIMIT, || Ok(!troubled()?))?;
     ground.kill_agent()?;
     ground.agent = Some(ground.guarded.installation.start()?);
     ground.guarded.wait_for_mode(ground.pool.path(), "sealed")?;
@@ -148,12 +148,12 @@ fn policy_garbage(ground: &mut Ground, random: &mut Rng) -> Result<()> {
     let mut bytes = vec![0; random.usize(1..1_000_000)];
     random.fill(&mut bytes);
     fs::write(installation.policy(), &bytes).context("write garbage")?;
-    wait::until("the garbage is refused", SOON, || {
+    wait::until("the garbage is refused", LOADED_LIMIT, || {
         Ok(!ground.guarded.status()?["policy"]["rejected"].is_null())
     })?;
     ground.holds()?;
     ground.guarded.installation.write_policy(&good)?;
-    wait::until("the good policy is taken", SOON, || {
+    wait::until("the good policy is taken", LOADED_LIMIT, || {
         Ok(ground.guarded.status()?["policy"]["rejected"].is_null())
     })
 }
@@ -175,7 +175,7 @@ fn socket_flooded(ground: &mut Ground, random: &mut Rng) -> Result<()> {
     let mut byte = [0];
     connections.retain_mut(|connection| !matches!(connection.read(&mut byte), Ok(0)));
     drop(connections);
-    wait::until("the agent answers again", SOON, || {
+    wait::until("the agent answers again", LOADED_LIMIT, || {
         Ok(ground.guarded.installation.guardctl(&["status"])?.status.success())
     })
 }

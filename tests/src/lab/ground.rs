@@ -21,7 +21,7 @@ const ACTOR: &str = "/sys/fs/cgroup/guard-lab-actor";
 pub(super) const SETTINGS: &str =
     "actors = [{ cgroup = \"/guard-lab-actor\" }]\n[audit]\nincident_interval = \"1s\"";
 /// For an agent to answer or to account for all, on a machine that is loaded on purpose.
-const SOON: Duration = Duration::from_secs(120);
+const LOADED_LIMIT: Duration = Duration::from_secs(120);
 
 pub(super) struct Ground {
     deleter: Option<Running>,
@@ -79,7 +79,7 @@ impl Ground {
         if self.agent.is_none() {
             self.agent = Some(self.guarded.installation.start()?);
         }
-        wait::until("the agent knows the pool", SOON, || {
+        wait::until("the agent knows the pool", LOADED_LIMIT, || {
             Ok(self.guarded.report(self.pool.path())?.is_some_and(|pool| pool["mode"] == "guarded"))
         })?;
         self.holds()
@@ -134,7 +134,7 @@ impl Ground {
     pub(super) fn end(mut self) -> Result<(u32, u64)> {
         self.deleter = None;
         let mut last = String::new();
-        let decisions = wait::until_some("every decision is accounted for", SOON, || {
+        let decisions = wait::until_some("every decision is accounted for", LOADED_LIMIT, || {
             let status = self.guarded.status()?;
             let number = |name: &str| status["reconciled"][name].as_u64().unwrap_or_default();
             last = status["reconciled"].to_string();

@@ -9,7 +9,7 @@ use fastrand::Rng;
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
 
-use super::faults::SOON;
+use super::faults::LOADED_LIMIT;
 use super::ground::Ground;
 use crate::harness::attempt::denied;
 use crate::harness::mount::Mount;
@@ -30,7 +30,7 @@ fn is_protected(mount: &Mount) -> Result<()> {
 
 /// Waits until the agent knows so many pools, and no more.
 fn known(ground: &Ground, count: usize) -> Result<()> {
-    wait::until(&format!("the agent knows {count} pools"), SOON, || {
+    wait::until(&format!("the agent knows {count} pools"), LOADED_LIMIT, || {
         // An agent that is busy with a very long table may answer too late.
         let pools = ground.guarded.installation.guardctl_json(&["pools"]);
         Ok(pools.is_ok_and(|pools| pools.as_array().is_some_and(|all| all.len() == count)))
@@ -83,7 +83,7 @@ pub(super) fn mount_cycles(ground: &mut Ground, times: u32) -> Result<()> {
     known(ground, 1)?;
     // Else they would fill the map, since this process lives on.
     let maps = ground.maps()?;
-    wait::until("the incidents of pools that have ended are closed", SOON, || {
+    wait::until("the incidents of pools that have ended are closed", LOADED_LIMIT, || {
         let pools = maps.pools.entries()?;
         let incidents = maps.incidents.entries()?;
         let lives = |generation| pools.iter().any(|(_, entry)| entry.generation == generation);

@@ -20,7 +20,7 @@ use guard_common::{
 };
 use nix::sys::signal::Signal;
 
-use super::faults::SOON;
+use super::faults::LOADED_LIMIT;
 use super::ground::{Ground, SETTINGS};
 use crate::harness::attempt::{denied, in_cgroup, passes, rm_is_denied};
 use crate::harness::guarded::{Guarded, exit_code};
@@ -62,7 +62,7 @@ pub(super) fn pools_full(ground: &mut Ground, _: &mut Rng) -> Result<()> {
     let mount = Mount::tmpfs(ground.guarded.root().join("one-too-many"))?;
     let file = mount.path().join("file");
     fs::write(&file, "").context("write into the new mount")?;
-    wait::until("the posture tells of the pool that finds no room", SOON, || {
+    wait::until("the posture tells of the pool that finds no room", LOADED_LIMIT, || {
         Ok(ground.guarded.status()?["posture"].to_string().contains("maps-not-current"))
     })?;
     denied("a deletion in a pool that finds no room", fs::remove_file(&file))?;
@@ -73,7 +73,7 @@ pub(super) fn pools_full(ground: &mut Ground, _: &mut Rng) -> Result<()> {
     ground.guarded.wait_for_mode(mount.path(), "guarded")?;
     denied("a deletion in a pool that has found room", fs::remove_file(&file))?;
     drop(mount);
-    wait::until("the posture is good again", SOON, || {
+    wait::until("the posture is good again", LOADED_LIMIT, || {
         Ok(ground.guarded.installation.guardctl(&["status"])?.status.success())
     })
 }
@@ -147,7 +147,7 @@ pub(super) fn actors_full(ground: &mut Ground, _: &mut Rng) -> Result<()> {
     let pool = ground.pool.path().to_string_lossy().into_owned();
 
     installation.write_policy(&one_too_many)?;
-    wait::until("the policy is refused", SOON, || {
+    wait::until("the policy is refused", LOADED_LIMIT, || {
         Ok(ground.guarded.status()?["policy"]["rejected"]
             .to_string()
             .contains("more than 1024 actors"))
@@ -210,7 +210,7 @@ pub(super) fn incidents_full(ground: &mut Ground, _: &mut Rng) -> Result<()> {
         let of_known = maps.incidents.entries()?.into_iter().filter(|(key, _)| key.tgid == pid);
         Ok(of_known.map(|(_, value)| value.count).sum())
     };
-    wait::until("the peer has an incident", SOON, || Ok(counted(&maps)? > 0))?;
+    wait::until("the peer has an incident", LOADED_LIMIT, || Ok(counted(&maps)? > 0))?;
     let audit = ground.guarded.installation.audit();
     let written = fs::metadata(&audit).context("look at the audit log")?.len();
 
@@ -236,17 +236,17 @@ pub(super) fn incidents_full(ground: &mut Ground, _: &mut Rng) -> Result<()> {
     ensure!(counted(&maps)? > count, "a known incident is no longer counted");
     ground.agent()?.signal(Signal::SIGCONT)?;
 
-    wait::until("the audit log tells that the map was full", SOON, || {
+    wait::until("the audit log tells that the map was full", LOADED_LIMIT, || {
         let text = fs::read(&audit).context("read the audit log")?;
         let new = text.get(usize::try_from(written)?..).unwrap_or(&text);
         Ok(String::from_utf8_lossy(new).contains("\"incidents-full\""))
     })?;
-    wait::until("the agent has made room", SOON, || {
+    wait::until("the agent has made room", LOADED_LIMIT, || {
         let mut left = made.iter().rev().take(10).chain(made.iter().take(10));
         Ok(left.all(|key| matches!(maps.incidents.get(key), Ok(None))))
     })?;
     drop(known);
-    wait::until("the posture is good again", SOON, || {
+    wait::until("the posture is good again", LOADED_LIMIT, || {
         Ok(!ground.guarded.status()?["posture"].to_string().contains("incidents-full"))
     })
 }

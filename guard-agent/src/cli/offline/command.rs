@@ -28,7 +28,7 @@ use crate::model::control::{Reply, Request};
 use crate::model::exit::Exit;
 
 /// How long an agent may take to answer what can be told without it.
-const SOON: Duration = Duration::from_secs(1);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A connection to an agent that answers, or why there is none.
 pub(in crate::cli) enum Reached {
@@ -71,7 +71,7 @@ pub(in crate::cli) fn reach(global: &Global, places: &Places) -> Result<Reached,
 }
 
 fn connect(global: &Global, places: &Places) -> Result<Reached, CliError> {
-    match Client::connect(&global.run_dir, global.timeout.unwrap_or(SOON)) {
+    match Client::connect(&global.run_dir, global.timeout.unwrap_or(ANSWER_TIMEOUT)) {
         Ok(client) => match client.agent_pid().filter(|pid| offline::is_stopped(*pid)) {
             Some(pid) => Ok(Reached::Silence(Silence::stopped(pid))),
             None => Ok(Reached::Agent(client)),

@@ -12,7 +12,7 @@ use guard_common::{Mode, Tier};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
 
 use super::*;
-use crate::cli::offline::{Cause, Counters, LastPosture, Posture, Responder};
+use crate::cli::offline::{Cause, Counters, LastPosture, OfflinePosture, Responder};
 use crate::cli::{Cli, run};
 use crate::model::audit::record::Record;
 use crate::model::control::report::{AnsweredBy, PoolCountersReport, PoolReport, Reconciled};
@@ -77,7 +77,7 @@ fn report() -> OfflineReport {
         panic!("no record of a policy")
     };
     OfflineReport {
-        posture: Posture {
+        posture: OfflinePosture {
             state: "unproven",
             agent: silence,
             last: Some(Known { time: at(60), what: last }),
@@ -117,7 +117,7 @@ fn reader_report() -> OfflineReport {
         needs_root: true,
     };
     OfflineReport {
-        posture: Posture { state: "unproven", agent: Silence::stopped(700), last: None },
+        posture: OfflinePosture { state: "unproven", agent: Silence::stopped(700), last: None },
         in_force: None,
         pools: None,
         leases: None,

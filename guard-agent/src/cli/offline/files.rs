@@ -107,7 +107,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::model::join::State;
+    use crate::model::join::NodeState;
 
     fn places(directory: &Path) -> Places {
         let at = |name: &str| directory.join(name);
@@ -136,7 +136,7 @@ mod tests {
         assert!(end.policy.is_some());
 
         let moment = serde_json::from_str("\"2026-01-02T03:04:05Z\"").unwrap();
-        let journal = Journal::new("/var/lib/incus".to_owned(), State::JoinFailed, moment);
+        let journal = Journal::new("/var/lib/incus".to_owned(), NodeState::JoinFailed, moment);
         let nodes_dir = places.state_dir.join(NODES_NAME);
         fs::create_dir_all(&nodes_dir).unwrap();
         fs::write(nodes_dir.join("var-lib-incus.json"), journal.to_text()).unwrap();

@@ -15,8 +15,8 @@ mod silence;
 pub use places::Places;
 pub(crate) use places::Why;
 pub use report::{
-    Counters, InForce, Known, LastPosture, Load, NodeOnFile, OfflineReport, Posture, Responder,
-    Unknown,
+    Counters, InForce, Known, LastPosture, Load, NodeOnFile, OfflinePosture, OfflineReport,
+    Responder, Unknown,
 };
 pub use silence::{Cause, Silence, agent_pid, is_stopped};
 
@@ -38,7 +38,7 @@ pub fn report(places: &Places, silence: Silence) -> OfflineReport {
     OfflineReport {
         answered_by: AnsweredBy::PinsAndFiles,
         time: now.1.time,
-        posture: Posture::unproven(silence, log.posture),
+        posture: OfflinePosture::unproven(silence, log.posture),
         in_force,
         agent: log.agent,
         policy: log.policy,

@@ -16,7 +16,7 @@ use crate::model::time::Time;
 /// Everything that `guardctl status` shows then. What is null is not known: see `unknown`.
 #[derive(Clone, Debug, Serialize)]
 pub struct OfflineReport {
-    pub posture: Posture,
+    pub posture: OfflinePosture,
     pub in_force: Option<InForce>,
     /// The last that the audit log says of the agent.
     pub agent: Option<Known<AgentBody>>,
@@ -36,7 +36,7 @@ pub struct OfflineReport {
 
 /// Nothing is proven without an agent.
 #[derive(Clone, Debug, Serialize)]
-pub struct Posture {
+pub struct OfflinePosture {
     /// Always `unproven`.
     pub state: &'static str,
     pub agent: Silence,
@@ -44,7 +44,7 @@ pub struct Posture {
     pub last: Option<Known<LastPosture>>,
 }
 
-impl Posture {
+impl OfflinePosture {
     pub(super) fn unproven(agent: Silence, last: Option<Known<LastPosture>>) -> Self {
         Self { state: "unproven", agent, last }
     }

@@ -103,7 +103,7 @@ pub(super) enum AgentEvent<'a> {
 
 /// Why the maps are brought up to date.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Cause {
+pub(super) enum ReconcileCause {
     Start,
     Mounts,
     Policy,
@@ -162,20 +162,20 @@ impl Agent {
                 if let Some(means) = self.enforcement.marking() {
                     means.mounts_changed();
                 }
-                self.follow(Cause::Mounts, mounts);
+                self.follow(ReconcileCause::Mounts, mounts);
             }
             AgentEvent::Records(ring) => self.drain_records(ring),
             AgentEvent::Answers(pipe) => self.drain_answers(pipe),
             AgentEvent::Observed(root, observation) => self.observed(&root, observation, mounts),
             AgentEvent::ReloadAsked => {
                 self.reload_policy();
-                self.follow(Cause::Policy, mounts);
+                self.follow(ReconcileCause::Policy, mounts);
             }
             AgentEvent::FilesChanged(paths) => {
                 if paths.iter().any(|path| path == self.policy.file()) {
                     self.reload_policy();
                 }
-                self.follow(Cause::Policy, mounts);
+                self.follow(ReconcileCause::Policy, mounts);
             }
             AgentEvent::CommandEnded => self.watch_commands(),
             AgentEvent::RollbackHappened(happening) => self.rollback_happened(&happening, mounts),
@@ -285,7 +285,7 @@ impl Agent {
             if self.policy.has_changed() {
                 self.reload_policy();
             }
-            self.follow(Cause::Due, mounts);
+            self.follow(ReconcileCause::Due, mounts);
         }
         self.drive_nodes(mounts);
         if let Some(means) = self.enforcement.marking() {

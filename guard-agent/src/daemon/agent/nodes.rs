@@ -5,15 +5,15 @@ use std::path::Path;
 
 use guard_common::{Mode, PoolEntry};
 
-use super::{Agent, Cause};
+use super::{Agent, ReconcileCause};
 use crate::daemon::node::Node;
-use crate::daemon::node_tracker::{Told, root_at};
+use crate::daemon::node_tracker::{NodeOutcome, root_at};
 use crate::host::incus::Observation;
 use crate::host::mount_table::MountWatch;
 use crate::model::audit::Body;
 use crate::model::audit::record::NodeBody;
 use crate::model::events::Name;
-use crate::model::join::{Event, NodeMode, Refusal};
+use crate::model::join::{Event, NodeMode, NodeRefusal};
 use crate::model::plan;
 use crate::model::policy::{DefaultMode, Root};
 use crate::model::posture::trouble;
@@ -48,11 +48,11 @@ impl Agent {
         if let Observation::Looked { evidence, .. } = &observation
             && self.nodes.of(root).is_some_and(|node| node.machine().wants_pools_before(evidence))
         {
-            self.follow(Cause::Node, mounts);
+            self.follow(ReconcileCause::Node, mounts);
         }
         let told = self.nodes.observed(root, observation);
         if self.inform(root, told) {
-            self.follow(Cause::Node, mounts);
+            self.follow(ReconcileCause::Node, mounts);
         }
     }
 
@@ -63,7 +63,7 @@ impl Agent {
         self.inform(root, told)
     }
 
-    fn inform(&mut self, root: &Path, told: Told) -> bool {
+    fn inform(&mut self, root: &Path, told: NodeOutcome) -> bool {
         let (changed, result) = self.take(root, told);
         if let Err(refusal) = result {
             tracing::warn!(root = %root.display(), %refusal, "the node has refused to be told what \
@@ -74,12 +74,16 @@ impl Agent {
 
     /// Sends an event to a node and carries out what comes of it. Returns whether the maps have to
     /// follow.
-    pub(super) fn tell_node(&mut self, root: &Path, event: Event) -> (bool, Result<(), Refusal>) {
+    pub(super) fn tell_node(
+        &mut self,
+        root: &Path,
+        event: Event,
+    ) -> (bool, Result<(), NodeRefusal>) {
         let told = self.nodes.tell(root, event);
         self.take(root, told)
     }
 
-    fn take(&mut self, root: &Path, told: Told) -> (bool, Result<(), Refusal>) {
+    fn take(&mut self, root: &Path, told: NodeOutcome) -> (bool, Result<(), NodeRefusal>) {
         for change in told.changes {
             let body = NodeBody {
                 root: root.display().to_string(),

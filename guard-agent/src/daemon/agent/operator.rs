@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::{Agent, Cause};
+use super::{Agent, ReconcileCause};
 use crate::daemon::control::Peer;
 use crate::daemon::node::Node;
 use crate::daemon::pool_book::KnownPool;
@@ -12,7 +12,7 @@ use crate::daemon::rollback::{Happening, What, begins_by_itself, may_begin};
 use crate::host::mount_table::MountWatch;
 use crate::model::control::report::RollbackReport;
 use crate::model::control::{Refusal, Reply};
-use crate::model::join::{Daemon, Event, JoinSeen, State};
+use crate::model::join::{Daemon, Event, JoinSeen, NodeState};
 use crate::model::policy::OnJoinFailure;
 use crate::model::rollback::{Allowed, RollbackOutcome, Target};
 
@@ -29,7 +29,7 @@ impl Agent {
         mounts: &MountWatch,
     ) -> Result<Reply, Refusal> {
         let root = self.meant(root)?;
-        if self.nodes.of(&root).is_some_and(|node| *node.state() == State::RollingBack) {
+        if self.nodes.of(&root).is_some_and(|node| *node.state() == NodeState::RollingBack) {
             return self.rollback_status(&root);
         }
         // The state says more than that Incus runs.
@@ -53,7 +53,7 @@ impl Agent {
     }
 
     fn rollback_status(&self, root: &Path) -> Result<Reply, Refusal> {
-        let state = self.nodes.of(root).map_or(&State::Released, Node::state);
+        let state = self.nodes.of(root).map_or(&NodeState::Released, Node::state);
         let last = self.nodes.rollbacks.of(root).cloned().unwrap_or_default();
         let refusal = self.nodes.of(root).and_then(|node| node.may_roll_back().err());
         let refusal = refusal.map(|refusal| {
@@ -62,7 +62,7 @@ impl Agent {
         Ok(Reply::Rollback(Box::new(RollbackReport {
             root: root.display().to_string(),
             state: state.name().to_owned(),
-            running: last.running || *state == State::RollingBack,
+            running: last.running || *state == NodeState::RollingBack,
             lazy: last.lazy,
             steps: last.steps,
             waiting_for: last.waiting_for,
@@ -144,7 +144,7 @@ impl Agent {
     fn ask_node(&mut self, root: &Path, event: Event, mounts: &MountWatch) -> Result<(), Refusal> {
         let (changed, result) = self.tell_node(root, event);
         if changed {
-            self.follow(Cause::Node, mounts);
+            self.follow(ReconcileCause::Node, mounts);
         }
         result.map_err(|refusal| Refusal::NodeState { root: root.display().to_string(), refusal })
     }
@@ -174,11 +174,11 @@ impl Agent {
         let root = &happening.root;
         log_outcome(root, outcome);
         // What lives now is the kernel's word, not the thread's.
-        self.follow(Cause::Rollback, mounts);
+        self.follow(ReconcileCause::Rollback, mounts);
         let Some(actor_set) = self.nodes.of(root).map(|node| node.actor_set) else { return };
         let alive = self.book.alive(actor_set);
         if self.tell_node(root, Event::RollbackEnded { alive }).0 {
-            self.follow(Cause::Rollback, mounts);
+            self.follow(ReconcileCause::Rollback, mounts);
         }
     }
 
@@ -192,7 +192,7 @@ impl Agent {
             let last = self.nodes.rollbacks.of(&root);
             let is_running = last.is_some_and(|last| last.running);
             let has_pools = self.book.own_pools(node.actor_set).next().is_some();
-            if *node.state() == State::RollingBack && !is_running {
+            if *node.state() == NodeState::RollingBack && !is_running {
                 self.begin_rollback(&root);
             } else if self.wants_rollback(&root)
                 && begins_by_itself(node.state(), self.daemon_of(&root), has_pools, last, now)
@@ -217,7 +217,7 @@ impl Agent {
             return;
         }
         self.nodes.prepared.remove(root);
-        let prepared = State::Joining { seen: JoinSeen::Prepared };
+        let prepared = NodeState::Joining { seen: JoinSeen::Prepared };
         if self.nodes.of(root).is_some_and(|node| *node.state() == prepared) {
             // The machine refuses nothing of the kind.
             let _ = self.ask_node(root, Event::PreparationEnded, mounts);

@@ -5,7 +5,7 @@ use std::io;
 
 use guard_common::PoolKey;
 
-use super::{Agent, Cause};
+use super::{Agent, ReconcileCause};
 use crate::daemon::error::{HOST_NAMESPACE, ReconcileError};
 use crate::daemon::mount_view::MountView;
 use crate::daemon::pool_book::BookSources;
@@ -23,7 +23,7 @@ use crate::model::posture::trouble;
 
 /// What was written to the maps.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(in crate::daemon) struct Changes {
+pub(in crate::daemon) struct MapChanges {
     /// How many operations on maps the plan had.
     pub operations: usize,
     /// Entries that are new, and still hold.
@@ -59,7 +59,7 @@ impl PolicyMaps for Maps {
 }
 
 /// What the maps are to say, and how the mount table is read again.
-pub(in crate::daemon) struct Wanted<'a> {
+pub(in crate::daemon) struct MapSources<'a> {
     pub policy: &'a Policy,
     pub view: &'a MountView,
     pub overrides: &'a Overrides,
@@ -74,9 +74,9 @@ pub(in crate::daemon) struct Wanted<'a> {
 /// writing an entry: then the entry goes again, since it would speak for a stranger.
 pub(in crate::daemon) fn write_maps(
     maps: &mut impl PolicyMaps,
-    wanted: &Wanted<'_>,
+    wanted: &MapSources<'_>,
     observed: &Observed,
-) -> Result<Changes, ReconcileError> {
+) -> Result<MapChanges, ReconcileError> {
     let effective = wanted.view.effective(wanted.policy);
     let plan = plan::plan(
         &Desired {
@@ -106,7 +106,7 @@ pub(in crate::daemon) fn write_maps(
     }
     applied?;
     let created = created.into_iter().map(|(key, _)| key).collect();
-    Ok(Changes { operations: plan.operations.len(), created })
+    Ok(MapChanges { operations: plan.operations.len(), created })
 }
 
 impl Agent {
@@ -114,9 +114,9 @@ impl Agent {
     /// different.
     pub(in crate::daemon) fn reconcile(
         &mut self,
-        cause: Cause,
+        cause: ReconcileCause,
         mounts: &MountWatch,
-    ) -> Result<Changes, ReconcileError> {
+    ) -> Result<MapChanges, ReconcileError> {
         self.pulse.reconciliations += 1;
         let mut result = self.reconcile_once(cause, mounts);
         // A pool that has appeared or ended may give its node another state, and that other modes.
@@ -142,15 +142,15 @@ impl Agent {
 
     /// The same where nobody waits for the result: the posture tells of a failure, and the next
     /// round tries again.
-    pub(in crate::daemon) fn follow(&mut self, cause: Cause, mounts: &MountWatch) {
+    pub(in crate::daemon) fn follow(&mut self, cause: ReconcileCause, mounts: &MountWatch) {
         let _ = self.reconcile(cause, mounts);
     }
 
     fn reconcile_once(
         &mut self,
-        cause: Cause,
+        cause: ReconcileCause,
         mounts: &MountWatch,
-    ) -> Result<Changes, ReconcileError> {
+    ) -> Result<MapChanges, ReconcileError> {
         let read_table = || mounts.read();
         let ended_before = self.enforcement.maps.superblocks_ended()?;
         let snapshot = read_table().map_err(ReconcileError::MountTable)?;
@@ -164,7 +164,7 @@ impl Agent {
         self.remove_unmounted()?;
         let observed = self.enforcement.maps.observed()?;
         self.keep_seals(&observed);
-        let wanted = Wanted {
+        let wanted = MapSources {
             policy: &self.policy.current,
             view: &self.view,
             overrides: &self.grants.overrides(self.nodes.modes().clone()),
@@ -195,10 +195,10 @@ impl Agent {
     }
 
     /// Compares the pools in the kernel with those known, and writes down the differences.
-    fn update_book(&mut self, cause: Cause) -> Result<(), ReconcileError> {
+    fn update_book(&mut self, cause: ReconcileCause) -> Result<(), ReconcileError> {
         let entries = self.enforcement.maps.observed()?.pools;
         let asked = match cause {
-            Cause::Asked(asked) => Some(asked),
+            ReconcileCause::Asked(asked) => Some(asked),
             _ => None,
         };
         let changes = self.book.update(

@@ -82,7 +82,7 @@ impl Host {
         &mut self,
         first: &[(u32, &str)],
         then: io::Result<Snapshot>,
-    ) -> Result<Changes, ReconcileError> {
+    ) -> Result<MapChanges, ReconcileError> {
         let snapshot = self.table(first);
         let ended_before = self.maps.ended;
         self.view.observe(&self.policy, snapshot);
@@ -92,7 +92,7 @@ impl Host {
             self.read_again.set(self.read_again.get() + 1);
             then.take().expect("it is read again once")
         };
-        let wanted = Wanted {
+        let wanted = MapSources {
             policy: &self.policy,
             view: &self.view,
             overrides: &Overrides::default(),
@@ -121,7 +121,7 @@ fn a_mounted_pool_gets_an_entry_and_the_next_plan_is_empty() {
     assert_eq!(host.modes(), BTreeMap::from([(43, Some(Mode::Guarded))]));
     assert_eq!(host.read_again.get(), 0, "no superblock has ended meanwhile");
     let changes = host.reconcile(&[ONE], Ok(host.table(&[]))).unwrap();
-    assert_eq!(changes, Changes::default());
+    assert_eq!(changes, MapChanges::default());
 }
 
 #[test]

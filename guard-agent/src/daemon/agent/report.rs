@@ -21,7 +21,7 @@ use crate::model::errors::chain;
 use crate::model::events::Name;
 use crate::model::hints;
 use crate::model::hints::Hint;
-use crate::model::join::{Kept, State, Transition};
+use crate::model::join::{Kept, NodeState, Transition};
 use crate::model::posture;
 use crate::model::posture::Posture;
 use crate::model::time::Time;
@@ -145,8 +145,8 @@ impl Agent {
         let report = |(root, node): (&Path, &Node)| {
             let state = node.state();
             let kept = match state {
-                State::Unconfirmed { confirmed_by: Some(_), .. } => Some("joined"),
-                State::Unknown { kept: Kept::Standalone } => Some("standalone"),
+                NodeState::Unconfirmed { confirmed_by: Some(_), .. } => Some("joined"),
+                NodeState::Unknown { kept: Kept::Standalone } => Some("standalone"),
                 _ => None,
             };
             let unconfirmed = node.machine().unconfirmed();

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{Agent, Cause};
+use super::{Agent, ReconcileCause};
 use crate::daemon::control::{Command, Peer};
 use crate::daemon::grants;
 use crate::daemon::grants::LeaseTerms;
@@ -65,7 +65,7 @@ impl Agent {
             Request::LeaseRevoke { id } => self.revoke(&id, peer, mounts),
             Request::PolicyReload => {
                 self.reload_policy();
-                self.follow(Cause::Policy, mounts);
+                self.follow(ReconcileCause::Policy, mounts);
                 match &self.policy.rejected {
                     Some(rejected) => {
                         Err(Refusal::PolicyRejected { errors: rejected.errors.clone() })
@@ -136,7 +136,7 @@ impl Agent {
         self.write_lease(LeaseChange::Granted, &lease);
         if let Err(refusal) = self.change_mode(&known, peer, mounts, "release") {
             self.close_leases(LeaseChange::Revoked, |other| other.id == lease.id);
-            self.follow(Cause::Due, mounts);
+            self.follow(ReconcileCause::Due, mounts);
             return Err(refusal);
         }
         Ok(Reply::Released(Box::new(LeaseReport::of(&lease, now().boot_ns))))
@@ -224,7 +224,7 @@ impl Agent {
         self.save_state();
         let generation = known.entry.generation;
         let asked = Asked { generation, peer: *peer };
-        self.reconcile(Cause::Asked(asked), mounts)
+        self.reconcile(ReconcileCause::Asked(asked), mounts)
             .map_err(|error| Refusal::Failed { operation, detail: chain(&error) })?;
         let ended = || Refusal::Failed { operation, detail: "the pool has just ended".to_owned() };
         self.book.get(generation).cloned().ok_or_else(ended)

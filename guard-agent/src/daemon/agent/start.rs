@@ -5,7 +5,7 @@
 use guard_common::Counter;
 use tokio::io::Interest;
 
-use super::{Agent, Cause};
+use super::{Agent, ReconcileCause};
 use crate::daemon::error::{DaemonError, failed};
 use crate::daemon::means::{Answers, ResponderMeans};
 use crate::daemon::options::Options;
@@ -15,7 +15,7 @@ use crate::host::bpf::load::BareMaps;
 use crate::host::bpf::{CanaryError, canary, object};
 use crate::host::clock;
 use crate::host::fanotify;
-use crate::host::fanotify::Engine;
+use crate::host::fanotify::Supervisor;
 use crate::host::mount_table::MountWatch;
 use crate::host::reactor;
 use crate::model::audit::Body;
@@ -127,7 +127,7 @@ impl Agent {
         bare: BareMaps,
         mounts: &MountWatch,
     ) -> Result<Answers, DaemonError> {
-        let (engine, pipe) = Engine::start(
+        let (engine, pipe) = Supervisor::start(
             &bare.map_directory(),
             &options.pin_dir,
             &options.state_dir,
@@ -142,7 +142,7 @@ impl Agent {
             false => passed_over.join("; "),
         };
         self.posture.troubles.set(trouble::WEAK_TIER, why);
-        self.reconcile(Cause::Start, mounts)?;
+        self.reconcile(ReconcileCause::Start, mounts)?;
         Ok(answers)
     }
 
@@ -214,10 +214,10 @@ impl Agent {
     pub(crate) async fn open_nodes(&mut self, mounts: &MountWatch) -> Result<(), DaemonError> {
         self.take_up_nodes();
         self.observe_nodes_once(|_| true).await;
-        self.reconcile(Cause::Start, mounts)?;
+        self.reconcile(ReconcileCause::Start, mounts)?;
         // Pools that were mounted while no agent ran: they have entries only now.
         if self.observe_nodes_once(|node| !node.machine().unconfirmed().is_empty()).await {
-            self.reconcile(Cause::Start, mounts)?;
+            self.reconcile(ReconcileCause::Start, mounts)?;
         }
         self.nodes.start_observers();
         Ok(())

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::cli::client::PATIENCE;
+use crate::cli::client::ANSWER_TIMEOUT;
 use crate::cli::client::{Client, ClientError};
 use crate::daemon::control::access::Access;
 use crate::host::audit_log::{AuditFile, AuditOptions};
@@ -229,7 +229,7 @@ async fn the_socket_goes_away_and_followers_are_let_go() {
     fixture.stop.take().unwrap().send(()).unwrap();
     assert_eq!(wire.line().await, "");
     fixture.server.await.unwrap().unwrap();
-    let error = Client::connect(fixture.directory.path(), PATIENCE).unwrap_err();
+    let error = Client::connect(fixture.directory.path(), ANSWER_TIMEOUT).unwrap_err();
     assert!(matches!(error, ClientError::Unreachable { .. }));
     assert_eq!(error.exit(), Exit::Unreachable);
 }
@@ -240,7 +240,7 @@ async fn the_blocking_client_speaks_with_it() {
     append(&mut fixture.audit());
     let run_dir = fixture.directory.path().to_owned();
     let client = tokio::task::spawn_blocking(move || {
-        let mut client = Client::connect(&run_dir, PATIENCE).unwrap();
+        let mut client = Client::connect(&run_dir, ANSWER_TIMEOUT).unwrap();
         assert_eq!(client.request(&Request::Leases).unwrap(), Reply::Leases(Vec::new()));
         let refused = client.request(&Request::Seal { pool: "a".to_owned() }).unwrap_err();
         assert_eq!(refused.exit(), Exit::Refused);

@@ -50,11 +50,11 @@ pub fn prove(maps: &mut Maps, mut tokens: impl Iterator<Item = u32>) -> Result<(
 }
 
 fn prove_load(maps: &mut Maps, token: u32) -> Result<(), CanaryError> {
-    let ground = Ground::new()?;
-    let key = PoolKey::superblock(ground.dev);
+    let superblock = CanarySuperblock::new()?;
+    let key = PoolKey::superblock(superblock.dev);
     maps.pools.remove(&PLACE)?;
-    let outcome = ground.try_all(maps, token);
-    drop(ground);
+    let outcome = superblock.try_all(maps, token);
+    drop(superblock);
     let stayed = maps.pools.get(&key)?.is_some();
     if stayed {
         maps.pools.remove(&key)?;
@@ -74,7 +74,7 @@ fn keep_place(maps: &mut Maps) -> Result<(), MapAccessError> {
 }
 
 /// A detached ramfs.
-struct Ground {
+struct CanarySuperblock {
     mount: OwnedFd,
     dev: u32,
 }
@@ -83,7 +83,7 @@ const VICTIM: &CStr = c"victim";
 const OTHER: &CStr = c"other";
 const DIRECTORY: &CStr = c"directory";
 
-impl Ground {
+impl CanarySuperblock {
     fn new() -> Result<Self, CanaryError> {
         let mount = detached_ramfs()
             .map_err(|source| CanaryError::Setup { operation: "mount a ramfs", source })?;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use super::marks;
 use super::mount_watcher;
-use super::order::{Order, Outcome, Reply, Wanted};
+use super::order::{MountOutcome, Order, Reply, Wanted};
 use super::shared::{Marked, Shared, send};
 use crate::model::mounts::Snapshot;
 
@@ -25,7 +25,7 @@ pub(super) fn apply_orders(shared: &Shared, orders: &Receiver<Order>, replies: &
     }
 }
 
-fn apply_order(shared: &Shared, order: Order) -> Vec<Outcome> {
+fn apply_order(shared: &Shared, order: Order) -> Vec<MountOutcome> {
     let unwanted: Vec<Marked> = {
         let mounts = shared.mounts();
         let wanted =
@@ -51,12 +51,12 @@ fn apply_order(shared: &Shared, order: Order) -> Vec<Outcome> {
     outcomes
 }
 
-fn one_mount(shared: &Shared, wanted: Wanted, table: &Snapshot) -> Outcome {
-    let mut outcome = Outcome { mount_id: wanted.mount_id, ..Outcome::default() };
+fn one_mount(shared: &Shared, wanted: Wanted, table: &Snapshot) -> MountOutcome {
+    let mut outcome = MountOutcome { mount_id: wanted.mount_id, ..MountOutcome::default() };
     let mount = match marks::open_mount(&wanted.path.0, wanted.mount_id) {
         Ok(Some(mount)) => mount,
-        Ok(None) => return Outcome { gone: true, ..outcome },
-        Err(error) => return Outcome { unmarked: Some(error.to_string()), ..outcome },
+        Ok(None) => return MountOutcome { gone: true, ..outcome },
+        Err(error) => return MountOutcome { unmarked: Some(error.to_string()), ..outcome },
     };
     let id = wanted.mount_id;
     if wanted.marked {

@@ -30,7 +30,7 @@ const FILE: &str = "file";
 
 /// A detached ramfs with a directory in it.
 #[derive(Debug)]
-pub(super) struct Ground {
+pub(super) struct CanaryMount {
     mount: OwnedFd,
     mount_id: u32,
     dev: u32,
@@ -40,7 +40,7 @@ fn setup<E: Into<io::Error>>(operation: &'static str) -> impl Fn(E) -> CanaryErr
     move |source| CanaryError::Setup { operation, source: source.into() }
 }
 
-impl Ground {
+impl CanaryMount {
     pub(super) fn new() -> Result<Self, CanaryError> {
         let mount = detached_ramfs().map_err(setup("mount a ramfs"))?;
         mkdirat(&mount, DIRECTORY, FileMode::S_IRWXU).map_err(setup("create a directory"))?;
@@ -148,10 +148,10 @@ impl Ground {
 /// Makes the marks and the read-only mount that this tier needs, on a filesystem of its own that
 /// nobody else can reach, and lets go of all of it. Nobody is asked anything.
 pub fn try_marks() -> Result<(), CanaryError> {
-    let ground = Ground::new()?;
-    ground.prove_seal()?;
+    let canary = CanaryMount::new()?;
+    canary.prove_seal()?;
     let mount = File::from(
-        ground.mount.as_fd().try_clone_to_owned().map_err(setup("copy the descriptor"))?,
+        canary.mount.as_fd().try_clone_to_owned().map_err(setup("copy the descriptor"))?,
     );
     let group = marks::group().map_err(setup("make a fanotify group for permission events"))?;
     marks::mark(&group, &mount).map_err(setup("mark a mount for permission events"))

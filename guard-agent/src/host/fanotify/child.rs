@@ -21,7 +21,7 @@ use crate::host::systemd;
 
 /// How long the agent waits for an order to be carried out. A mark that takes longer is made all
 /// the same.
-pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const RESPONDER_TIMEOUT: Duration = Duration::from_secs(1);
 /// The responder's name on the command line: `guard-agent helper answer --maps DIR`.
 const ARGUMENTS: [&str; 3] = [crate::host::rollback::helper::NAME, "answer", "--maps"];
 
@@ -146,7 +146,7 @@ impl Responder {
     pub(super) fn send(&mut self, line: &Line) -> io::Result<()> {
         let mut text = serde_json::to_string(line)?;
         text.push('\n');
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + RESPONDER_TIMEOUT;
         let mut rest = text.as_bytes();
         while !rest.is_empty() {
             match self.socket.write(rest) {

@@ -36,7 +36,7 @@ use crate::model::plan;
 /// Bytes of a read.
 const BUFFER: usize = 64 * 1024;
 /// How long an order waits for this thread.
-const PATIENCE: Duration = Duration::from_millis(500);
+const ORDER_TIMEOUT: Duration = Duration::from_millis(500);
 /// Stands for a call by another thread, where a device number (32 bits) stands for a superblock.
 const WAKE: u64 = u64::MAX;
 
@@ -86,7 +86,7 @@ impl DeletionMonitor {
         let before = told.looks;
         // Full means that the thread is about to look anyway.
         let _ = self.wake.write(1);
-        let _ = self.looked.wait_timeout_while(told, PATIENCE, |told| told.looks == before);
+        let _ = self.looked.wait_timeout_while(told, ORDER_TIMEOUT, |told| told.looks == before);
     }
 
     pub(super) fn told(&self) -> Told {

@@ -91,12 +91,12 @@ pub enum Reply {
         unwatched: Option<String>,
     },
     /// An order was carried out, as far as that was possible.
-    Done { serial: u64, mounts: Vec<Outcome> },
+    Done { serial: u64, mounts: Vec<MountOutcome> },
 }
 
 /// What became of one mount.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Outcome {
+pub struct MountOutcome {
     pub mount_id: u32,
     /// There is another mount, or none, by now.
     pub gone: bool,

@@ -12,7 +12,7 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, Message};
 
 use super::api::{AskError, Socket};
-use crate::model::incus::frames::{Report, decode};
+use crate::model::incus::frames::{FrameContent, decode};
 
 const REQUEST: &str = "ws://incus/1.0/events?type=operation,lifecycle&all-projects=true";
 /// Of one event.
@@ -23,7 +23,7 @@ const MESSAGE_LIMIT: usize = 4 * 1024 * 1024;
 pub(super) enum Streamed {
     /// From here on nothing is missed.
     Connected,
-    Report(Report),
+    FrameContent(FrameContent),
     /// The connection has ended; the last one.
     Ended(StreamError),
 }
@@ -77,7 +77,7 @@ async fn read(mut stream: WebSocketStream<UnixStream>, to: &mpsc::Sender<Streame
             Err(error) => return StreamError::Broken(error),
         };
         if let Some(report) = report
-            && to.send(Streamed::Report(report)).await.is_err()
+            && to.send(Streamed::FrameContent(report)).await.is_err()
         {
             break;
         }

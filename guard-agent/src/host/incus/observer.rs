@@ -18,7 +18,7 @@ use super::events::{Streamed, follow};
 use super::look::{Limits, Looker, Seen, Served};
 use crate::host::watch::PathWatcher;
 use crate::model::errors::chain;
-use crate::model::incus::frames::{Meaning, News, Own, Report};
+use crate::model::incus::frames::{FrameContent, Meaning, News, Own};
 use crate::model::join::{Config, Daemon, Epoch, Event, Evidence, Incarnation, Membership};
 
 /// How often to see whether the daemon still runs, or runs again.
@@ -281,13 +281,13 @@ impl Watching {
                 self.look_soon();
                 Ok(())
             }
-            Some(Streamed::Report(report)) => self.reported(&report).await,
+            Some(Streamed::FrameContent(report)) => self.reported(&report).await,
             Some(Streamed::Ended(error)) => self.stream_ended(&chain(&error)).await,
             None => self.stream_ended("its task ended").await,
         }
     }
 
-    async fn reported(&mut self, report: &Report) -> Result<(), Gone> {
+    async fn reported(&mut self, report: &FrameContent) -> Result<(), Gone> {
         let own = match &self.name {
             Some(name) => Own::Named(name),
             None if self.is_clustered() => Own::Unnamed,

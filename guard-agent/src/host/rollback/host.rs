@@ -23,7 +23,7 @@ use crate::model::rollback::table::NamespaceTable;
 
 const PROC: &str = "/proc";
 /// How often the kernel is asked whether a superblock has ended: removing an entry wakes nobody.
-const BEAT: Duration = Duration::from_millis(25);
+const POLL_EVERY: Duration = Duration::from_millis(25);
 
 /// Acts on this machine. Blocks: to be used in a thread of its own.
 pub struct LiveHost {
@@ -85,7 +85,7 @@ impl Host for LiveHost {
             if still.is_empty() || Instant::now() >= end {
                 return Ok(still);
             }
-            sleep(BEAT);
+            sleep(POLL_EVERY);
         }
     }
 }

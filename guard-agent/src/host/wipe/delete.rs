@@ -33,7 +33,7 @@ pub struct Failure {
 /// Failures that are named.
 const FAILURES: usize = 50;
 /// Deletions between two calls of `progress`.
-const BEAT: u64 = 1000;
+const NAMES_A_REPORT: u64 = 1000;
 
 /// Deletes until all is gone, a mountpoint is met, or `progress` says no. What cannot be deleted
 /// stays and is named.
@@ -54,7 +54,7 @@ struct Deleter<'a> {
 impl Deleter<'_> {
     fn counted(&mut self) -> Result<(), WipeError> {
         let count = self.deleted.files + self.deleted.directories;
-        if count.is_multiple_of(BEAT) && !(self.progress)(&self.deleted) {
+        if count.is_multiple_of(NAMES_A_REPORT) && !(self.progress)(&self.deleted) {
             return Err(WipeError::Stopped);
         }
         Ok(())

@@ -100,7 +100,7 @@ fn a_directory_that_is_moved_out_meanwhile_ends_the_walk() {
     let place = Place::new();
     let (root, outside) = (place.root(), place.directory.path().join("outside"));
     fs::create_dir_all(root.join("a/b")).unwrap();
-    for number in 0..BEAT {
+    for number in 0..NAMES_A_REPORT {
         fs::write(root.join(format!("a/b/{number}")), "").unwrap();
     }
     fs::write(outside.join("b-sibling"), "").unwrap();

@@ -36,7 +36,7 @@ pub enum Refusal {
     #[error("nothing is enforced on this host: {detail}")]
     NotEnforcing { detail: String },
     #[error("{refusal}")]
-    NodeState { root: String, refusal: crate::model::join::Refusal },
+    NodeState { root: String, refusal: crate::model::join::NodeRefusal },
     #[error("which node? {}", listed("nodes", nodes))]
     AmbiguousNode { nodes: Vec<String> },
     #[error(
@@ -148,8 +148,8 @@ impl Refusal {
     }
 }
 
-fn node_fix(root: &str, refusal: &crate::model::join::Refusal) -> String {
-    use crate::model::join::Refusal as Node;
+fn node_fix(root: &str, refusal: &crate::model::join::NodeRefusal) -> String {
+    use crate::model::join::NodeRefusal as Node;
     match refusal {
         Node::NotFailed { state: "joining" } => {
             "wait until the join has ended: guardctl status".to_owned()

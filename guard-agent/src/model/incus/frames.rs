@@ -8,7 +8,7 @@ use crate::model::join::Event;
 
 /// The content of a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Report {
+pub struct FrameContent {
     pub news: News,
     /// The server that has sent it; empty if it has no name of its own, as none has outside a
     /// cluster. (An operation has a location too, which is the name that its server had when it
@@ -51,7 +51,7 @@ pub enum Meaning {
     Nothing,
 }
 
-impl Report {
+impl FrameContent {
     /// The meaning for this server. Members hear of each other; an event on another member counts
     /// only if it is about this server.
     pub fn meaning(&self, own: Own<'_>) -> Meaning {
@@ -71,7 +71,7 @@ impl Report {
 }
 
 /// Reads a frame. What is not of interest is nothing.
-pub fn decode(frame: &[u8]) -> Option<Report> {
+pub fn decode(frame: &[u8]) -> Option<FrameContent> {
     let frame: Value = serde_json::from_slice(frame).ok()?;
     let metadata = &frame["metadata"];
     let news = match frame["type"].as_str()? {
@@ -79,7 +79,7 @@ pub fn decode(frame: &[u8]) -> Option<Report> {
         "lifecycle" => lifecycle(metadata),
         _ => None,
     }?;
-    Some(Report { news, sender: location(&frame).to_owned() })
+    Some(FrameContent { news, sender: location(&frame).to_owned() })
 }
 
 fn operation(operation: &Value) -> Option<News> {

@@ -2,7 +2,7 @@
 
 use super::machine::{Assessment, Machine};
 use super::{
-    Config, Daemon, Evidence, Incarnation, JoinOperation, JoinSeen, Kept, Membership, State,
+    Config, Daemon, Evidence, Incarnation, JoinOperation, JoinSeen, Kept, Membership, NodeState,
 };
 
 /// How long a member may fail to answer before its daemon may delete no more. An election, a lock
@@ -14,12 +14,12 @@ impl Machine {
     pub(super) fn assess(&self, evidence: &Evidence) -> Assessment {
         let now = self.state();
         if runs_here(now, evidence) {
-            let running = State::Joining { seen: JoinSeen::Running };
+            let running = NodeState::Joining { seen: JoinSeen::Running };
             return Assessment::new(running, "the operation \"Joining cluster\" runs");
         }
         match (now, &evidence.config) {
-            (State::RollingBack, _) => Assessment::new(now.clone(), "a rollback runs"),
-            (State::Joining { seen: JoinSeen::Prepared }, _) => {
+            (NodeState::RollingBack, _) => Assessment::new(now.clone(), "a rollback runs"),
+            (NodeState::Joining { seen: JoinSeen::Prepared }, _) => {
                 Assessment::new(now.clone(), "a join is prepared")
             }
             (_, Config::Unreadable { why }) => unreadable(now, why, evidence),
@@ -41,14 +41,14 @@ impl Machine {
 /// into the cluster's database; what its operation does after that cannot undo the membership. And
 /// a member cannot join: the API refuses it, so an operation on a server that this life of the
 /// daemon has proven a member is not its own.
-fn runs_here(now: &State, evidence: &Evidence) -> bool {
+fn runs_here(now: &NodeState, evidence: &Evidence) -> bool {
     let in_cluster = match evidence.config {
         Config::Read { raft_nodes, .. } => raft_nodes > 0,
         Config::Unreadable { .. } => true,
         Config::Absent => false,
     };
     let proven = match (now, &evidence.daemon) {
-        (State::Joined { confirmed_by }, Daemon::Running { incarnation, .. }) => {
+        (NodeState::Joined { confirmed_by }, Daemon::Running { incarnation, .. }) => {
             confirmed_by == incarnation
         }
         _ => false,
@@ -59,20 +59,23 @@ fn runs_here(now: &State, evidence: &Evidence) -> bool {
 
 /// The state of a member that nobody speaks for. Without news for long, its daemon deletes nothing
 /// any more.
-fn unconfirmed(confirmed_by: Option<Incarnation>, held: bool, evidence: &Evidence) -> State {
-    State::Unconfirmed { confirmed_by, held: held || evidence.unanswered_seconds >= HOLD_SECONDS }
+fn unconfirmed(confirmed_by: Option<Incarnation>, held: bool, evidence: &Evidence) -> NodeState {
+    NodeState::Unconfirmed {
+        confirmed_by,
+        held: held || evidence.unanswered_seconds >= HOLD_SECONDS,
+    }
 }
 
 /// `local.db` cannot be read now: what was proven is kept, as what it is. It is locked for moments
 /// whenever Incus writes.
-fn unreadable(now: &State, why: &str, evidence: &Evidence) -> Assessment {
+fn unreadable(now: &NodeState, why: &str, evidence: &Evidence) -> Assessment {
     let patient = evidence.unanswered_seconds < HOLD_SECONDS;
     let state = match now {
-        State::Standalone if !patient => State::Unknown { kept: Kept::Standalone },
-        State::Joined { confirmed_by } if !patient && !is_confirmed(confirmed_by, evidence) => {
+        NodeState::Standalone if !patient => NodeState::Unknown { kept: Kept::Standalone },
+        NodeState::Joined { confirmed_by } if !patient && !is_confirmed(confirmed_by, evidence) => {
             unconfirmed(Some(confirmed_by.clone()), false, evidence)
         }
-        State::Unconfirmed { confirmed_by, held } => {
+        NodeState::Unconfirmed { confirmed_by, held } => {
             unconfirmed(confirmed_by.clone(), *held, evidence)
         }
         other => other.clone(),
@@ -93,18 +96,18 @@ fn absent(machine: &Machine) -> Assessment {
     let (state, because) = match (machine.alive(), now) {
         // Not told yet of the pools.
         (None, _) => (now.clone(), NONE.to_owned()),
-        (Some(alive), State::Released) if alive.is_empty() => {
+        (Some(alive), NodeState::Released) if alive.is_empty() => {
             (now.clone(), format!("{NONE}, and no pool"))
         }
         (Some(alive), _) if alive.is_empty() => {
-            (State::Unknown { kept: Kept::Nothing }, format!("{NONE}, and no pool"))
+            (NodeState::Unknown { kept: Kept::Nothing }, format!("{NONE}, and no pool"))
         }
-        (Some(_), State::Unknown { kept: Kept::Nothing }) => (now.clone(), NONE.to_owned()),
+        (Some(_), NodeState::Unknown { kept: Kept::Nothing }) => (now.clone(), NONE.to_owned()),
         (Some(_), state) if state.is_between() => (now.clone(), NONE.to_owned()),
         // Files that vanish while a pool is mounted are the sign of a deletion that is already
         // running. Whatever the node was, its pools are its remains.
         (Some(_), _) => (
-            State::JoinPartial,
+            NodeState::JoinPartial,
             format!("{NONE} any more while a pool is mounted: a deletion may be running"),
         ),
     };
@@ -119,24 +122,24 @@ fn begun(machine: &Machine, address: &str, evidence: &Evidence) -> Assessment {
     let set = format!("cluster.https_address is {address}, and there are no raft nodes");
     let may_run =
         evidence.operation == JoinOperation::Unknown && evidence.daemon != Daemon::Stopped;
-    let failed = || Assessment::new(State::JoinFailed, format!("{set}; no join runs"));
+    let failed = || Assessment::new(NodeState::JoinFailed, format!("{set}; no join runs"));
     match now {
-        State::Joining { .. } if may_run => {
+        NodeState::Joining { .. } if may_run => {
             Assessment::new(now.clone(), format!("{set}; whether the join runs is not known"))
         }
         _ if evidence.operation == JoinOperation::Failed => {
-            Assessment::new(State::JoinFailed, format!("{set}; a join has just failed"))
+            Assessment::new(NodeState::JoinFailed, format!("{set}; a join has just failed"))
         }
-        State::Joining { .. } | State::JoinFailed | State::JoinPartial => failed(),
-        State::Joined { .. } | State::Unconfirmed { confirmed_by: Some(_), .. } => {
-            Assessment::speaking(State::Left, format!("{set} any more"))
+        NodeState::Joining { .. } | NodeState::JoinFailed | NodeState::JoinPartial => failed(),
+        NodeState::Joined { .. } | NodeState::Unconfirmed { confirmed_by: Some(_), .. } => {
+            Assessment::speaking(NodeState::Left, format!("{set} any more"))
         }
-        State::Released if !machine.has_pools() => {
-            Assessment::new(State::Released, format!("{set}, and no pool"))
+        NodeState::Released if !machine.has_pools() => {
+            Assessment::new(NodeState::Released, format!("{set}, and no pool"))
         }
         // One question without an answer is no evidence: the pool alone stays sealed until the next
         // look.
-        State::Standalone | State::Left
+        NodeState::Standalone | NodeState::Left
             if may_run
                 && machine.has_strangers(None)
                 && !machine.has_strangers(evidence.stream) =>
@@ -144,11 +147,11 @@ fn begun(machine: &Machine, address: &str, evidence: &Evidence) -> Assessment {
             Assessment::new(now.clone(), format!("{set}; whether a join runs is not known"))
         }
         _ if machine.has_strangers(quiet_stream(evidence)) => Assessment::new(
-            State::JoinFailed,
+            NodeState::JoinFailed,
             format!("{set}; a pool is mounted, and nobody has seen that it is the node's own"),
         ),
-        State::Left => Assessment::speaking(State::Left, set),
-        _ => Assessment::speaking(State::Standalone, format!("{set}; no join has left a pool")),
+        NodeState::Left => Assessment::speaking(NodeState::Left, set),
+        _ => Assessment::speaking(NodeState::Standalone, format!("{set}; no join has left a pool")),
     }
 }
 
@@ -162,7 +165,7 @@ fn unclustered(machine: &Machine, evidence: &Evidence) -> Assessment {
     const CLEAN: &str = "no cluster address is configured, and there are no raft nodes";
     let remains = || format!("{CLEAN}, but pools that came with a cluster are still there");
     if evidence.operation == JoinOperation::Failed {
-        return Assessment::new(State::JoinFailed, format!("{CLEAN}; a join has just failed"));
+        return Assessment::new(NodeState::JoinFailed, format!("{CLEAN}; a join has just failed"));
     }
     if !machine.has_remains() {
         let doubtful =
@@ -171,36 +174,36 @@ fn unclustered(machine: &Machine, evidence: &Evidence) -> Assessment {
             let because = format!(
                 "{CLEAN}, but a join has failed here, and nobody has seen whose pool is mounted"
             );
-            Assessment::new(State::JoinFailed, because)
+            Assessment::new(NodeState::JoinFailed, because)
         } else {
-            Assessment::speaking(State::Standalone, CLEAN)
+            Assessment::speaking(NodeState::Standalone, CLEAN)
         };
     }
     match machine.state() {
-        State::Joined { .. } | State::Unconfirmed { .. } | State::Left => {
-            Assessment::speaking(State::Left, remains())
+        NodeState::Joined { .. } | NodeState::Unconfirmed { .. } | NodeState::Left => {
+            Assessment::speaking(NodeState::Left, remains())
         }
         // A join that is over and left nothing but mounts.
-        State::Joining { .. } | State::JoinFailed | State::Released => {
-            Assessment::new(State::JoinFailed, remains())
+        NodeState::Joining { .. } | NodeState::JoinFailed | NodeState::Released => {
+            Assessment::new(NodeState::JoinFailed, remains())
         }
-        _ => Assessment::new(State::JoinPartial, remains()),
+        _ => Assessment::new(NodeState::JoinPartial, remains()),
     }
 }
 
 /// Raft nodes: in cluster mode at the daemon's next start at the latest.
 fn clustered(machine: &Machine, raft_nodes: u32, evidence: &Evidence) -> Assessment {
     let rows = format!("there are {raft_nodes} raft nodes");
-    let partial = |why: &str| Assessment::new(State::JoinPartial, format!("{rows}, {why}"));
+    let partial = |why: &str| Assessment::new(NodeState::JoinPartial, format!("{rows}, {why}"));
     match (&evidence.membership, &evidence.daemon) {
         (Membership::Member, Daemon::Running { incarnation, .. }) => Assessment::speaking(
-            State::Joined { confirmed_by: incarnation.clone() },
+            NodeState::Joined { confirmed_by: incarnation.clone() },
             format!("{rows}, and this server is in the list of members"),
         ),
         (Membership::NotListed, _) => partial("and this server is not in the list of members"),
         // It is on its way out: its database has not been emptied yet.
-        (Membership::NotClustered, _) if *machine.state() == State::Left => Assessment::new(
-            State::Left,
+        (Membership::NotClustered, _) if *machine.state() == NodeState::Left => Assessment::new(
+            NodeState::Left,
             format!("{rows}, and the daemon says that it is not clustered any more"),
         ),
         (Membership::NotClustered, _) => partial("and the daemon says that it is not clustered"),
@@ -222,7 +225,7 @@ fn unanswered(machine: &Machine, rows: &str, evidence: &Evidence) -> Assessment 
     let patient = evidence.unanswered_seconds < HOLD_SECONDS;
     let now = machine.state();
     let state = match now {
-        State::Joined { confirmed_by } => {
+        NodeState::Joined { confirmed_by } => {
             let same = match daemon {
                 Daemon::Running { incarnation, .. } => incarnation == confirmed_by,
                 Daemon::Unknown => true,
@@ -234,27 +237,31 @@ fn unanswered(machine: &Machine, rows: &str, evidence: &Evidence) -> Assessment 
                 unconfirmed(Some(confirmed_by.clone()), false, evidence)
             }
         }
-        State::Unconfirmed { confirmed_by, held } => {
+        NodeState::Unconfirmed { confirmed_by, held } => {
             unconfirmed(confirmed_by.clone(), *held, evidence)
         }
         // A cluster that is being made: the rows come before the first answer.
-        State::Standalone | State::Unknown { kept: Kept::Standalone } => {
+        NodeState::Standalone | NodeState::Unknown { kept: Kept::Standalone } => {
             unconfirmed(None, false, evidence)
         }
         // Nobody has ever seen it a member, and nothing speaks against it: its guests go on.
-        State::Unknown { kept: Kept::Nothing } => unconfirmed(None, true, evidence),
+        NodeState::Unknown { kept: Kept::Nothing } => unconfirmed(None, true, evidence),
         // It is on its way out: its database has not been emptied yet.
-        State::Left if patient => State::Left,
-        State::Left => unconfirmed(None, true, evidence),
-        State::Joining { .. } if *daemon != Daemon::Stopped && (may_run(evidence) || patient) => {
+        NodeState::Left if patient => NodeState::Left,
+        NodeState::Left => unconfirmed(None, true, evidence),
+        NodeState::Joining { .. }
+            if *daemon != Daemon::Stopped && (may_run(evidence) || patient) =>
+        {
             now.clone()
         }
         // A rollback leaves the database as it was: as long as no daemon goes by it, nothing has
         // changed.
-        State::Released if !machine.has_pools() && !matches!(daemon, Daemon::Running { .. }) => {
-            State::Released
+        NodeState::Released
+            if !machine.has_pools() && !matches!(daemon, Daemon::Running { .. }) =>
+        {
+            NodeState::Released
         }
-        _ => State::JoinPartial,
+        _ => NodeState::JoinPartial,
     };
     Assessment::new(state, format!("{rows}; {why}"))
 }

@@ -36,11 +36,11 @@ fn starting(pid: u32, unanswered_seconds: u64) -> Evidence {
     }
 }
 
-fn joined() -> State {
-    State::Joined { confirmed_by: life(7) }
+fn joined() -> NodeState {
+    NodeState::Joined { confirmed_by: life(7) }
 }
 
-fn at(state: State) -> Machine {
+fn at(state: NodeState) -> Machine {
     Machine::at(state, Pools::from([POOL]))
 }
 
@@ -75,13 +75,13 @@ fn a_member_is_sealed_by_no_join_of_another() {
     assert_eq!(machine.state(), &joined());
     // The list of members speaks before the node's own operation has ended.
     let running = Evidence { operation: JoinOperation::Running, ..member(7) };
-    let machine = looked(at(State::Joining { seen: JoinSeen::Running }), running);
+    let machine = looked(at(NodeState::Joining { seen: JoinSeen::Running }), running);
     assert_eq!((machine.state(), mode(&machine)), (&joined(), NodeMode::Policy));
 }
 
 #[test]
 fn a_join_of_its_own_seals_whatever_was_before() {
-    for before in [State::Standalone, State::Left, joined()] {
+    for before in [NodeState::Standalone, NodeState::Left, joined()] {
         let join = Evidence { operation: JoinOperation::Running, ..evidence(ADDRESS, 0, runs(7)) };
         let machine = looked(at(before), join);
         assert_eq!((machine.state().name(), mode(&machine)), ("joining", NodeMode::Sealed));
@@ -124,29 +124,32 @@ fn a_daemon_that_starts_anew_has_the_same_time_to_answer() {
 
 #[test]
 fn a_member_that_nobody_has_confirmed_is_held_and_never_sealed() {
-    let machine = looked(at(State::Unknown { kept: Kept::Nothing }), starting(7, 0));
+    let machine = looked(at(NodeState::Unknown { kept: Kept::Nothing }), starting(7, 0));
     assert_eq!((machine.state().name(), mode(&machine)), ("unconfirmed", NodeMode::Held));
 }
 
 #[test]
 fn positive_evidence_seals_a_member() {
     for membership in [Membership::NotListed, Membership::NotClustered] {
-        for before in [joined(), State::Unconfirmed { confirmed_by: None, held: true }] {
+        for before in [joined(), NodeState::Unconfirmed { confirmed_by: None, held: true }] {
             let machine =
                 looked(at(before), Evidence { membership: membership.clone(), ..member(7) });
-            assert_eq!((machine.state(), mode(&machine)), (&State::JoinPartial, NodeMode::Sealed));
+            assert_eq!(
+                (machine.state(), mode(&machine)),
+                (&NodeState::JoinPartial, NodeMode::Sealed)
+            );
         }
     }
     let vanished = Evidence { config: Config::Absent, daemon: Daemon::Stopped, ..Evidence::none() };
-    assert_eq!(looked(at(joined()), vanished).state(), &State::JoinPartial);
+    assert_eq!(looked(at(joined()), vanished).state(), &NodeState::JoinPartial);
 }
 
 #[test]
 fn a_removal_by_force_seals_until_the_list_says_otherwise() {
     let machine = step(looked(at(joined()), member(7)), Event::MemberRemoved);
-    assert_eq!((machine.state(), mode(&machine)), (&State::JoinPartial, NodeMode::Sealed));
+    assert_eq!((machine.state(), mode(&machine)), (&NodeState::JoinPartial, NodeMode::Sealed));
     let machine = looked(machine, starting(7, 1));
-    assert_eq!(machine.state(), &State::JoinPartial);
+    assert_eq!(machine.state(), &NodeState::JoinPartial);
     // Late events of it are no news.
     let machine = step(machine, Event::MemberRemoved);
     assert_eq!(looked(machine, member(7)).state(), &joined());
@@ -155,23 +158,23 @@ fn a_removal_by_force_seals_until_the_list_says_otherwise() {
 #[test]
 fn a_node_that_leaves_in_order_keeps_no_pool_and_may_make_its_own() {
     let machine = step(looked(at(joined()), member(7)), Event::ClusterDisabled);
-    assert_eq!((machine.state(), mode(&machine)), (&State::Left, NodeMode::Sealed));
+    assert_eq!((machine.state(), mode(&machine)), (&NodeState::Left, NodeMode::Sealed));
     let machine = looked(machine, evidence(ADDRESS, 2, Daemon::Stopped));
-    assert_eq!((machine.state(), mode(&machine)), (&State::Left, NodeMode::Sealed));
+    assert_eq!((machine.state(), mode(&machine)), (&NodeState::Left, NodeMode::Sealed));
     let alone = || Evidence {
         membership: Membership::NotClustered,
         stream: Some(1),
         ..evidence(ADDRESS, 0, runs(8))
     };
     let machine = looked(machine, alone());
-    assert_eq!((machine.state(), mode(&machine)), (&State::Left, NodeMode::Sealed));
+    assert_eq!((machine.state(), mode(&machine)), (&NodeState::Left, NodeMode::Sealed));
     assert_eq!(machine.may_roll_back(), Ok(()), "what it still has mounted may be unmounted");
     let machine = step(machine, Event::Pools { alive: Pools::new() });
     let machine = looked(machine, alone());
     let machine = step(machine, Event::Pools { alive: [(2, 22)].into() });
     assert_eq!(machine.modes().of(2), NodeMode::Sealed, "until a look speaks for it");
     let machine = looked(machine, alone());
-    assert_eq!((machine.state(), machine.modes().of(2)), (&State::Left, NodeMode::Policy));
+    assert_eq!((machine.state(), machine.modes().of(2)), (&NodeState::Left, NodeMode::Policy));
 }
 
 #[test]
@@ -181,22 +184,22 @@ fn a_node_that_leaves_is_not_condemned_for_a_database_that_is_not_empty_yet() {
             Evidence { membership: Membership::NotClustered, ..evidence(ADDRESS, 2, runs(7)) };
         looked(at(state), evidence).state().clone()
     };
-    assert_eq!(says(State::Left), State::Left);
-    assert_eq!(says(joined()), State::JoinPartial, "one that nobody has seen leave");
+    assert_eq!(says(NodeState::Left), NodeState::Left);
+    assert_eq!(says(joined()), NodeState::JoinPartial, "one that nobody has seen leave");
 }
 
 #[test]
 fn a_pool_that_came_unseen_with_an_address_set_is_sealed_until_an_operator_says_so() {
     let followed = |stream| Evidence { stream, ..evidence(ADDRESS, 0, runs(7)) };
-    let machine = looked(Machine::at(State::Standalone, Pools::new()), followed(None));
+    let machine = looked(Machine::at(NodeState::Standalone, Pools::new()), followed(None));
     let machine = step(machine, Event::Pools { alive: [POOL].into() });
     let machine = looked(machine, followed(Some(1)));
-    assert_eq!((machine.state(), mode(&machine)), (&State::JoinFailed, NodeMode::Sealed));
+    assert_eq!((machine.state(), mode(&machine)), (&NodeState::JoinFailed, NodeMode::Sealed));
     let machine = step(machine, Event::Adopted { by: "uid 0".to_owned() });
     let machine = looked(machine, followed(Some(1)));
-    assert_eq!((machine.state(), mode(&machine)), (&State::Standalone, NodeMode::Policy));
+    assert_eq!((machine.state(), mode(&machine)), (&NodeState::Standalone, NodeMode::Policy));
     // Lastingly.
-    let again = Machine::restored(State::JoinFailed, machine.memory().clone(), &[].into());
+    let again = Machine::restored(NodeState::JoinFailed, machine.memory().clone(), &[].into());
     let again = step(again, Event::Pools { alive: [(2, POOL.1)].into() });
     let again = step(again, Event::Forgotten { by: "uid 0".to_owned() });
     assert!(again.memory().own.is_empty());
@@ -207,20 +210,20 @@ fn a_question_without_an_answer_condemns_no_pool() {
     let standing =
         |operation| Evidence { operation, stream: Some(1), ..evidence(ADDRESS, 0, runs(7)) };
     let machine =
-        looked(Machine::at(State::Standalone, Pools::new()), standing(JoinOperation::None));
+        looked(Machine::at(NodeState::Standalone, Pools::new()), standing(JoinOperation::None));
     let machine = step(machine, Event::Pools { alive: [POOL].into() });
     let machine = looked(machine, standing(JoinOperation::Unknown));
-    assert_eq!((machine.state(), mode(&machine)), (&State::Standalone, NodeMode::Sealed));
+    assert_eq!((machine.state(), mode(&machine)), (&NodeState::Standalone, NodeMode::Sealed));
     let machine = looked(machine, standing(JoinOperation::None));
-    assert_eq!((machine.state(), mode(&machine)), (&State::Standalone, NodeMode::Policy));
+    assert_eq!((machine.state(), mode(&machine)), (&NodeState::Standalone, NodeMode::Policy));
 }
 
 #[test]
 fn making_a_cluster_is_no_join() {
-    let machine = looked(at(State::Standalone), evidence(None, 0, runs(7)));
+    let machine = looked(at(NodeState::Standalone), evidence(None, 0, runs(7)));
     assert_eq!(mode(&machine), NodeMode::Policy);
     let machine = looked(machine, evidence(ADDRESS, 0, runs(7)));
-    assert_eq!((machine.state(), mode(&machine)), (&State::Standalone, NodeMode::Policy));
+    assert_eq!((machine.state(), mode(&machine)), (&NodeState::Standalone, NodeMode::Policy));
     let unanswered = Membership::NoAnswer { why: "no leader".to_owned() };
     let machine =
         looked(machine, Evidence { membership: unanswered, ..evidence(ADDRESS, 1, runs(7)) });
@@ -231,28 +234,34 @@ fn making_a_cluster_is_no_join() {
 
 #[test]
 fn a_standalone_server_gets_its_own_pool_back_after_a_mistaken_join() {
-    let machine = looked(at(State::Standalone), evidence(None, 0, runs(7)));
+    let machine = looked(at(NodeState::Standalone), evidence(None, 0, runs(7)));
     let machine = step(machine, Event::JoinBegan);
     let strange = (2, 22);
     let machine = step(machine, Event::Pools { alive: [POOL, strange].into() });
     let failed = Evidence { operation: JoinOperation::Failed, ..evidence(ADDRESS, 0, runs(7)) };
     let machine = looked(machine, failed);
-    assert_eq!(machine.state(), &State::JoinFailed);
+    assert_eq!(machine.state(), &NodeState::JoinFailed);
     let machine = step(machine, Event::RollbackAsked { by: String::new() });
     let machine = step(machine, Event::RollbackEnded { alive: Pools::new() });
-    assert_eq!(machine.state(), &State::Released);
+    assert_eq!(machine.state(), &NodeState::Released);
     // Both come back, as other superblocks.
     let machine = step(machine, Event::Pools { alive: [(3, POOL.1), (4, strange.1)].into() });
     let machine = looked(machine, evidence(ADDRESS, 0, runs(8)));
-    assert_eq!(machine.state(), &State::JoinFailed);
+    assert_eq!(machine.state(), &NodeState::JoinFailed);
     let machine = step(machine, Event::Pools { alive: [(3, POOL.1)].into() });
     let machine = looked(machine, evidence(None, 0, runs(8)));
-    assert_eq!((machine.state(), machine.modes().of(3)), (&State::Standalone, NodeMode::Policy));
+    assert_eq!(
+        (machine.state(), machine.modes().of(3)),
+        (&NodeState::Standalone, NodeMode::Policy)
+    );
     // The cluster's stays what it is, whatever the configuration says.
     let machine = step(machine, Event::JoinBegan);
     let machine = step(machine, Event::Pools { alive: [(3, POOL.1), (5, strange.1)].into() });
     let machine = looked(machine, evidence(None, 0, runs(8)));
-    assert_eq!((machine.state(), machine.modes().of(5)), (&State::JoinFailed, NodeMode::Sealed));
+    assert_eq!(
+        (machine.state(), machine.modes().of(5)),
+        (&NodeState::JoinFailed, NodeMode::Sealed)
+    );
 }
 
 #[test]
@@ -260,25 +269,29 @@ fn a_host_without_incus_is_no_news() {
     let nothing =
         || Evidence { config: Config::Absent, daemon: Daemon::Stopped, ..Evidence::none() };
     let Assessment { state, because, .. } = Machine::unknown().assess(&nothing());
-    assert_eq!(state, State::Unknown { kept: Kept::Nothing });
+    assert_eq!(state, NodeState::Unknown { kept: Kept::Nothing });
     assert!(!because.contains("deletion"), "{because}");
     let machine =
-        looked(Machine::at(State::Unknown { kept: Kept::Nothing }, Pools::new()), nothing());
-    assert_eq!(machine.state(), &State::Unknown { kept: Kept::Nothing });
+        looked(Machine::at(NodeState::Unknown { kept: Kept::Nothing }, Pools::new()), nothing());
+    assert_eq!(machine.state(), &NodeState::Unknown { kept: Kept::Nothing });
 }
 
 #[test]
 fn what_was_rolled_back_stays_so_until_a_pool_or_a_daemon_comes() {
-    let rolled_back = Machine::at(State::Released, Pools::new());
+    let rolled_back = Machine::at(NodeState::Released, Pools::new());
     for raft_nodes in [0, 2] {
         let evidence = evidence(ADDRESS, raft_nodes, Daemon::Stopped);
         let Assessment { state, because, .. } = rolled_back.assess(&evidence);
-        assert_eq!(state, State::Released, "{because}");
+        assert_eq!(state, NodeState::Released, "{because}");
     }
-    let assessment = at(State::Released).assess(&evidence(ADDRESS, 2, Daemon::Stopped));
-    assert_eq!(assessment.state, State::JoinPartial);
+    let assessment = at(NodeState::Released).assess(&evidence(ADDRESS, 2, Daemon::Stopped));
+    assert_eq!(assessment.state, NodeState::JoinPartial);
     let assessment = rolled_back.assess(&evidence(ADDRESS, 2, runs(7)));
-    assert_eq!(assessment.state, State::JoinPartial);
-    let assessment = at(State::Released).assess(&evidence(None, 0, runs(7)));
-    assert_eq!(assessment.state, State::JoinFailed, "the pool may be the cluster's, mounted again");
+    assert_eq!(assessment.state, NodeState::JoinPartial);
+    let assessment = at(NodeState::Released).assess(&evidence(None, 0, runs(7)));
+    assert_eq!(
+        assessment.state,
+        NodeState::JoinFailed,
+        "the pool may be the cluster's, mounted again"
+    );
 }

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use super::{
     Config, Daemon, Event, Evidence, HOLD_SECONDS, Incarnation, JoinOperation, JoinSeen, Kept,
-    Machine, Membership, NodeMode, Pools, State,
+    Machine, Membership, NodeMode, NodeState, Pools,
 };
 
 /// A language that drawings are written in.
@@ -66,9 +66,12 @@ fn join(causes: &BTreeSet<Cause>) -> String {
 
 /// Names of the states that always seal.
 fn sealed() -> impl Iterator<Item = &'static str> {
-    let policy: BTreeSet<&str> =
-        states().iter().filter(|state| state.mode() == NodeMode::Policy).map(State::name).collect();
-    let all: BTreeSet<&str> = states().iter().map(State::name).collect();
+    let policy: BTreeSet<&str> = states()
+        .iter()
+        .filter(|state| state.mode() == NodeMode::Policy)
+        .map(NodeState::name)
+        .collect();
+    let all: BTreeSet<&str> = states().iter().map(NodeState::name).collect();
     all.into_iter().filter(move |name| !policy.contains(name))
 }
 
@@ -93,22 +96,22 @@ fn life() -> Incarnation {
     Incarnation { boot_id: String::new(), pid: 1, start_ticks: 0 }
 }
 
-fn states() -> Vec<State> {
-    let unknown = |kept| State::Unknown { kept };
+fn states() -> Vec<NodeState> {
+    let unknown = |kept| NodeState::Unknown { kept };
     vec![
         unknown(Kept::Nothing),
         unknown(Kept::Standalone),
-        State::Unconfirmed { confirmed_by: Some(life()), held: false },
-        State::Unconfirmed { confirmed_by: Some(life()), held: true },
-        State::Left,
-        State::Standalone,
-        State::Joining { seen: JoinSeen::Prepared },
-        State::Joining { seen: JoinSeen::Running },
-        State::Joined { confirmed_by: life() },
-        State::JoinFailed,
-        State::JoinPartial,
-        State::RollingBack,
-        State::Released,
+        NodeState::Unconfirmed { confirmed_by: Some(life()), held: false },
+        NodeState::Unconfirmed { confirmed_by: Some(life()), held: true },
+        NodeState::Left,
+        NodeState::Standalone,
+        NodeState::Joining { seen: JoinSeen::Prepared },
+        NodeState::Joining { seen: JoinSeen::Running },
+        NodeState::Joined { confirmed_by: life() },
+        NodeState::JoinFailed,
+        NodeState::JoinPartial,
+        NodeState::RollingBack,
+        NodeState::Released,
     ]
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::{Evidence, NodeMode, State};
+use super::{Evidence, NodeMode, NodeState};
 
 /// Orders questions and answers: an answer counts for weakening only if its question was asked
 /// after the last event that spoke for something stronger.
@@ -58,7 +58,7 @@ pub enum Event {
 pub enum Effect {
     /// A transition, and what drove it: for the journal and for people. Comes before the rest that
     /// it causes.
-    Transition { from: State, to: State, because: String },
+    Transition { from: NodeState, to: NodeState, because: String },
     /// Write the state down. What follows waits until that is done.
     Persist,
     /// Give the node's pools their modes, which are this one for those that a look has spoken for.
@@ -71,7 +71,7 @@ pub enum Effect {
 
 /// A request that the state machine does not grant now. Not an error.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum Refusal {
+pub enum NodeRefusal {
     #[error("a rollback would unmount the pools of a node in state {state}")]
     NotFailed { state: &'static str },
     #[error("a join cannot be prepared in state {state}")]

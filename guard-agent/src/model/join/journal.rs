@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Memory, State};
+use super::{Memory, NodeState};
 use crate::model::time::Time;
 
 const VERSION: u32 = 1;
@@ -17,7 +17,7 @@ pub struct Journal {
     version: u32,
     /// The node's guarded root.
     pub root: String,
-    pub state: State,
+    pub state: NodeState,
     /// When the node came into the state.
     pub since: Time,
     /// Whose its pools are.
@@ -34,15 +34,15 @@ pub struct Journal {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Transition {
     pub time: Time,
-    pub from: State,
-    pub to: State,
+    pub from: NodeState,
+    pub to: NodeState,
     /// The evidence that drove it.
     pub because: String,
 }
 
 impl Journal {
     /// Of a node that nothing was written of.
-    pub fn new(root: String, state: State, since: Time) -> Self {
+    pub fn new(root: String, state: NodeState, since: Time) -> Self {
         let (memory, history, others) = (Memory::default(), Vec::new(), Map::new());
         Self { version: VERSION, root, state, since, memory, history, others }
     }
@@ -116,24 +116,25 @@ mod tests {
     fn every_state_comes_back_from_its_text() {
         let confirmed_by = Incarnation { boot_id: "b".to_owned(), pid: 7, start_ticks: 9 };
         for state in [
-            State::Unknown { kept: Kept::Nothing },
-            State::Unconfirmed { confirmed_by: Some(confirmed_by.clone()), held: false },
-            State::Unconfirmed { confirmed_by: None, held: true },
-            State::Left,
-            State::Unknown { kept: Kept::Standalone },
-            State::Standalone,
-            State::Joining { seen: JoinSeen::Prepared },
-            State::Joining { seen: JoinSeen::Running },
-            State::Joined { confirmed_by },
-            State::JoinFailed,
-            State::JoinPartial,
-            State::RollingBack,
-            State::Released,
+            NodeState::Unknown { kept: Kept::Nothing },
+            NodeState::Unconfirmed { confirmed_by: Some(confirmed_by.clone()), held: false },
+            NodeState::Unconfirmed { confirmed_by: None, held: true },
+            NodeState::Left,
+            NodeState::Unknown { kept: Kept::Standalone },
+            NodeState::Standalone,
+            NodeState::Joining { seen: JoinSeen::Prepared },
+            NodeState::Joining { seen: JoinSeen::Running },
+            NodeState::Joined { confirmed_by },
+            NodeState::JoinFailed,
+            NodeState::JoinPartial,
+            NodeState::RollingBack,
+            NodeState::Released,
         ] {
-            let mut journal = Journal::new("/var/lib/incus".to_owned(), State::Standalone, time(1));
+            let mut journal =
+                Journal::new("/var/lib/incus".to_owned(), NodeState::Standalone, time(1));
             journal.note(Transition {
                 time: time(2),
-                from: State::Standalone,
+                from: NodeState::Standalone,
                 to: state,
                 because: "x".to_owned(),
             });
@@ -143,9 +144,9 @@ mod tests {
 
     #[test]
     fn only_the_newest_transitions_are_remembered() {
-        let mut journal = Journal::new("/a".to_owned(), State::Standalone, time(0));
+        let mut journal = Journal::new("/a".to_owned(), NodeState::Standalone, time(0));
         for second in 0..HISTORY + 5 {
-            let (from, to) = (State::Standalone, State::JoinFailed);
+            let (from, to) = (NodeState::Standalone, NodeState::JoinFailed);
             journal.note(Transition { time: time(second), from, to, because: second.to_string() });
         }
         assert_eq!(journal.history.len(), HISTORY);
@@ -155,7 +156,7 @@ mod tests {
 
     #[test]
     fn damage_and_strangers_are_told() {
-        let journal = Journal::new("/a".to_owned(), State::Standalone, time(0));
+        let journal = Journal::new("/a".to_owned(), NodeState::Standalone, time(0));
         let text = journal.to_text();
         assert!(Journal::parse(text.as_bytes(), "/b").unwrap_err().contains("journal of /a"));
         let newer = text.replace("\"version\": 1", "\"version\": 2");
@@ -167,18 +168,18 @@ mod tests {
 
     #[test]
     fn fields_of_a_later_version_are_kept() {
-        let mut journal = Journal::new("/a".to_owned(), State::Standalone, time(0));
+        let mut journal = Journal::new("/a".to_owned(), NodeState::Standalone, time(0));
         journal.note(Transition {
             time: time(1),
-            from: State::Standalone,
-            to: State::JoinFailed,
+            from: NodeState::Standalone,
+            to: NodeState::JoinFailed,
             because: "x".to_owned(),
         });
         let mut later: Value = serde_json::from_str(&journal.to_text()).unwrap();
         later["members"] = 3.into();
         later["history"][0]["about"] = "n1".into();
         let read = Journal::parse(later.to_string().as_bytes(), "/a").unwrap();
-        assert_eq!((&read.state, read.because()), (&State::JoinFailed, Some("x")));
+        assert_eq!((&read.state, read.because()), (&NodeState::JoinFailed, Some("x")));
         let written: Value = serde_json::from_str(&read.to_text()).unwrap();
         assert_eq!(written["members"], later["members"]);
     }

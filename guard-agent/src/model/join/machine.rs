@@ -9,14 +9,14 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Config, Effect, Epoch, Event, Evidence, JoinSeen, Kept, Memory, NodeMode, PoolModes, Pools,
-    Refusal, State,
+    Config, Effect, Epoch, Event, Evidence, JoinSeen, Kept, Memory, NodeMode, NodeRefusal,
+    NodeState, PoolModes, Pools,
 };
 
 /// The machine. One owner holds it; everybody else sends events.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Machine {
-    state: State,
+    state: NodeState,
     epoch: Epoch,
     /// The pools that live; not known before the first word of it.
     alive: Option<Pools>,
@@ -31,18 +31,18 @@ pub struct Machine {
 
 /// The meaning of a look.
 pub(super) struct Assessment {
-    pub state: State,
+    pub state: NodeState,
     pub because: String,
     /// Whether it says whose the pools are that it can have seen.
     pub speaks: bool,
 }
 
 impl Assessment {
-    pub(super) fn new(state: State, because: impl Into<String>) -> Self {
+    pub(super) fn new(state: NodeState, because: impl Into<String>) -> Self {
         Self { state, because: because.into(), speaks: false }
     }
 
-    pub(super) fn speaking(state: State, because: impl Into<String>) -> Self {
+    pub(super) fn speaking(state: NodeState, because: impl Into<String>) -> Self {
         Self { speaks: true, ..Self::new(state, because) }
     }
 }
@@ -50,23 +50,27 @@ impl Assessment {
 impl Machine {
     /// A node that nothing is known of.
     pub fn unknown() -> Self {
-        Self::restored(State::Unknown { kept: Kept::Nothing }, Memory::default(), &BTreeMap::new())
+        Self::restored(
+            NodeState::Unknown { kept: Kept::Nothing },
+            Memory::default(),
+            &BTreeMap::new(),
+        )
     }
 
     /// The machine of an agent that starts, from the written state and from the modes that the
     /// node's pools have in the kernel's maps, by generation: the agent before it may have died
     /// between strengthening them and writing down why. A look has to follow.
-    pub fn restored(state: State, memory: Memory, found: &BTreeMap<u64, NodeMode>) -> Self {
+    pub fn restored(state: NodeState, memory: Memory, found: &BTreeMap<u64, NodeMode>) -> Self {
         let believed = state.after_restart();
         let strongest = found.values().max().copied().unwrap_or(NodeMode::Policy);
         let state = match (believed, strongest) {
-            (State::Unconfirmed { confirmed_by, held: false }, NodeMode::Held) => {
-                State::Unconfirmed { confirmed_by, held: true }
+            (NodeState::Unconfirmed { confirmed_by, held: false }, NodeMode::Held) => {
+                NodeState::Unconfirmed { confirmed_by, held: true }
             }
             (believed, strongest)
                 if believed.mode() < strongest && believed.mode_of_others() < strongest =>
             {
-                State::Unknown { kept: Kept::Nothing }
+                NodeState::Unknown { kept: Kept::Nothing }
             }
             (believed, _) => believed,
         };
@@ -82,13 +86,13 @@ impl Machine {
     }
 
     /// A machine in the middle of things, for drawings and tests.
-    pub(super) fn at(state: State, alive: Pools) -> Self {
+    pub(super) fn at(state: NodeState, alive: Pools) -> Self {
         let mut machine = Self::in_state(state, Some(alive));
         machine.suspect_pools();
         machine
     }
 
-    fn in_state(state: State, alive: Option<Pools>) -> Self {
+    fn in_state(state: NodeState, alive: Option<Pools>) -> Self {
         Self {
             state,
             epoch: Epoch(1),
@@ -100,7 +104,7 @@ impl Machine {
         }
     }
 
-    pub fn state(&self) -> &State {
+    pub fn state(&self) -> &NodeState {
         &self.state
     }
 
@@ -161,7 +165,7 @@ impl Machine {
     /// Whether pools of the node live. Not known yet: they may, but for what was written down as
     /// released.
     pub(super) fn has_pools(&self) -> bool {
-        self.alive.as_ref().map_or(self.state != State::Released, |alive| !alive.is_empty())
+        self.alive.as_ref().map_or(self.state != NodeState::Released, |alive| !alive.is_empty())
     }
 
     /// Whether what is mounted may be the remains of a join or of a membership.
@@ -171,7 +175,8 @@ impl Machine {
             // Not known yet: only a node that was standalone before can have none.
             None => !matches!(
                 self.state,
-                State::Standalone | State::Unknown { kept: Kept::Standalone | Kept::Nothing }
+                NodeState::Standalone
+                    | NodeState::Unknown { kept: Kept::Standalone | Kept::Nothing }
             ),
         }
     }
@@ -183,7 +188,7 @@ impl Machine {
         let is_followed = stream.is_some() && stream == self.followed;
         let is_known = |(generation, id): (&u64, &u64)| {
             if self.memory.foreign.contains(id) {
-                return self.state == State::Left;
+                return self.state == NodeState::Left;
             }
             self.memory.own.contains(id)
                 || self.confirmed.contains(generation)
@@ -193,7 +198,11 @@ impl Machine {
     }
 
     /// Takes one event. A refusal changes nothing: the machine comes back as it was.
-    pub fn step(mut self, event: Event, effects: &mut Vec<Effect>) -> (Self, Result<(), Refusal>) {
+    pub fn step(
+        mut self,
+        event: Event,
+        effects: &mut Vec<Effect>,
+    ) -> (Self, Result<(), NodeRefusal>) {
         let result = self.take(event, effects);
         (self, result)
     }
@@ -204,7 +213,7 @@ impl Machine {
         Self { epoch, ..self }
     }
 
-    fn take(&mut self, event: Event, effects: &mut Vec<Effect>) -> Result<(), Refusal> {
+    fn take(&mut self, event: Event, effects: &mut Vec<Effect>) -> Result<(), NodeRefusal> {
         match event {
             Event::Looked { asked, evidence } => {
                 // An answer does not mend a stream that has broken since the question.
@@ -221,7 +230,7 @@ impl Machine {
                 // A member cannot join: the look says what it is.
                 if !self.state.is_member() {
                     self.change(
-                        State::Joining { seen: JoinSeen::Running },
+                        NodeState::Joining { seen: JoinSeen::Running },
                         "Incus has begun to join a cluster",
                         effects,
                     );
@@ -237,7 +246,7 @@ impl Machine {
             Event::MemberRemoved => {
                 if self.state.is_member() {
                     self.change(
-                        State::JoinPartial,
+                        NodeState::JoinPartial,
                         "Incus says that this server was removed from its cluster",
                         effects,
                     );
@@ -245,18 +254,20 @@ impl Machine {
                 self.look_anew(effects);
             }
             Event::JoinPrepared => match &self.state {
-                State::Joined { .. } | State::Unconfirmed { .. } | State::RollingBack => {
-                    return Err(Refusal::NotFitToJoin { state: self.state.name() });
+                NodeState::Joined { .. }
+                | NodeState::Unconfirmed { .. }
+                | NodeState::RollingBack => {
+                    return Err(NodeRefusal::NotFitToJoin { state: self.state.name() });
                 }
                 _ => {
-                    let state = State::Joining { seen: JoinSeen::Prepared };
+                    let state = NodeState::Joining { seen: JoinSeen::Prepared };
                     self.change(state, "an operator is about to let the node join", effects);
                     self.look_anew(effects);
                 }
             },
             Event::PreparationEnded => {
-                if self.state == (State::Joining { seen: JoinSeen::Prepared }) {
-                    let state = State::Joining { seen: JoinSeen::Running };
+                if self.state == (NodeState::Joining { seen: JoinSeen::Prepared }) {
+                    let state = NodeState::Joining { seen: JoinSeen::Running };
                     self.change(
                         state,
                         "the prepared join has ended, or did not come in time",
@@ -357,47 +368,47 @@ impl Machine {
     /// The node leaves its cluster in order. What it still has mounted is the cluster's, and stays
     /// sealed.
     fn leave(&mut self, effects: &mut Vec<Effect>) {
-        if self.state.is_member() || self.state == State::JoinPartial {
+        if self.state.is_member() || self.state == NodeState::JoinPartial {
             self.suspect_pools();
             self.confirmed.clear();
             effects.push(Effect::SetMode(NodeMode::Sealed));
-            self.change(State::Left, "Incus says that it has left its cluster", effects);
+            self.change(NodeState::Left, "Incus says that it has left its cluster", effects);
         }
         self.look_anew(effects);
     }
 
     /// Whether a rollback may begin in this state.
-    pub fn may_roll_back(&self) -> Result<(), Refusal> {
+    pub fn may_roll_back(&self) -> Result<(), NodeRefusal> {
         match self.state {
-            State::RollingBack => Err(Refusal::RollingBack),
-            State::JoinFailed
-            | State::JoinPartial
-            | State::Released
-            | State::Unconfirmed { held: true, .. }
-            | State::Unknown { kept: Kept::Nothing } => Ok(()),
-            State::Left if self.has_remains() => Ok(()),
-            _ => Err(Refusal::NotFailed { state: self.state.name() }),
+            NodeState::RollingBack => Err(NodeRefusal::RollingBack),
+            NodeState::JoinFailed
+            | NodeState::JoinPartial
+            | NodeState::Released
+            | NodeState::Unconfirmed { held: true, .. }
+            | NodeState::Unknown { kept: Kept::Nothing } => Ok(()),
+            NodeState::Left if self.has_remains() => Ok(()),
+            _ => Err(NodeRefusal::NotFailed { state: self.state.name() }),
         }
     }
 
-    fn roll_back(&mut self, by: &str, effects: &mut Vec<Effect>) -> Result<(), Refusal> {
+    fn roll_back(&mut self, by: &str, effects: &mut Vec<Effect>) -> Result<(), NodeRefusal> {
         self.may_roll_back()?;
-        self.change(State::RollingBack, &format!("{by} asked for a rollback"), effects);
+        self.change(NodeState::RollingBack, &format!("{by} asked for a rollback"), effects);
         self.look_anew(effects);
         effects.push(Effect::RollBack);
         Ok(())
     }
 
     fn rolled_back(&mut self, alive: Pools, effects: &mut Vec<Effect>) {
-        if self.state != State::RollingBack {
+        if self.state != NodeState::RollingBack {
             return;
         }
         let clean = alive.is_empty();
         self.alive = Some(alive);
         let (state, because) = if clean {
-            (State::Released, "the rollback has ended, and no superblock of a pool is left")
+            (NodeState::Released, "the rollback has ended, and no superblock of a pool is left")
         } else {
-            (State::JoinFailed, "the rollback has ended, and superblocks of pools are left")
+            (NodeState::JoinFailed, "the rollback has ended, and superblocks of pools are left")
         };
         self.change(state, because, effects);
         self.look_anew(effects);
@@ -405,11 +416,11 @@ impl Machine {
 
     /// An operator's word that the live pools are this server's own. Evidence decides about
     /// everything else: a node that a cluster knows, or whose join runs, has none.
-    fn adopt(&mut self, by: &str, effects: &mut Vec<Effect>) -> Result<(), Refusal> {
+    fn adopt(&mut self, by: &str, effects: &mut Vec<Effect>) -> Result<(), NodeRefusal> {
         if self.state.is_member()
-            || matches!(self.state, State::Joining { .. } | State::RollingBack)
+            || matches!(self.state, NodeState::Joining { .. } | NodeState::RollingBack)
         {
-            return Err(Refusal::NotItsOwn { state: self.state.name() });
+            return Err(NodeRefusal::NotItsOwn { state: self.state.name() });
         }
         self.memory.adopt(self.alive.as_ref());
         self.start_afresh(&format!("{by} says that its pools are its own"), effects);
@@ -418,12 +429,12 @@ impl Machine {
 
     /// An operator's word that the state and what was taken for the node's own are void. What joins
     /// and clusters have left stays known: it is all that tells their pools from the node's own.
-    fn forget(&mut self, by: &str, effects: &mut Vec<Effect>) -> Result<(), Refusal> {
-        if matches!(self.state, State::Joining { .. } | State::RollingBack) {
-            return Err(Refusal::NotItsOwn { state: self.state.name() });
+    fn forget(&mut self, by: &str, effects: &mut Vec<Effect>) -> Result<(), NodeRefusal> {
+        if matches!(self.state, NodeState::Joining { .. } | NodeState::RollingBack) {
+            return Err(NodeRefusal::NotItsOwn { state: self.state.name() });
         }
         if self.has_remains() {
-            return Err(Refusal::HasRemains { state: self.state.name() });
+            return Err(NodeRefusal::HasRemains { state: self.state.name() });
         }
         self.memory.own.clear();
         self.start_afresh(&format!("{by} says that its history is void"), effects);
@@ -433,7 +444,7 @@ impl Machine {
     /// Sealed until a look has decided.
     fn start_afresh(&mut self, because: &str, effects: &mut Vec<Effect>) {
         self.witnessed.clear();
-        let afresh = State::Unknown { kept: Kept::Nothing };
+        let afresh = NodeState::Unknown { kept: Kept::Nothing };
         if self.state == afresh {
             // The word is on record all the same.
             let (from, to) = (afresh.clone(), afresh);
@@ -445,7 +456,7 @@ impl Machine {
         self.look_anew(effects);
     }
 
-    fn change(&mut self, state: State, because: &str, effects: &mut Vec<Effect>) {
+    fn change(&mut self, state: NodeState, because: &str, effects: &mut Vec<Effect>) {
         if state == self.state {
             return;
         }

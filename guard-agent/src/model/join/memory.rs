@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Pools, State};
+use super::{NodeState, Pools};
 
 /// Whose the pools are, by their lasting ids.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -26,13 +26,13 @@ impl Memory {
     /// What lives while the node is between the worlds, or rolled back, is not the node's own
     /// unless it was before. What lives while it is a member is the cluster's, whatever it was
     /// before.
-    pub(super) fn note(&mut self, state: &State, alive: Option<&Pools>) {
+    pub(super) fn note(&mut self, state: &NodeState, alive: Option<&Pools>) {
         let ids: Vec<u64> = alive.into_iter().flat_map(|alive| alive.values().copied()).collect();
         if state.is_member() {
             self.own.retain(|own| !ids.contains(own));
             self.foreign.extend(&ids);
             self.join_failed = false;
-        } else if state.is_between() || *state == State::Released {
+        } else if state.is_between() || *state == NodeState::Released {
             self.foreign.extend(ids.iter().filter(|id| !self.own.contains(id)));
             self.join_failed = true;
         }

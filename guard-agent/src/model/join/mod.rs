@@ -17,9 +17,9 @@ mod memory;
 mod state;
 
 pub use assess::HOLD_SECONDS;
-pub use event::{Effect, Epoch, Event, Pools, Refusal};
+pub use event::{Effect, Epoch, Event, NodeRefusal, Pools};
 pub use evidence::{Config, Daemon, Evidence, Incarnation, JoinOperation, Membership};
 pub use journal::{Journal, Transition};
 pub use machine::Machine;
 pub use memory::Memory;
-pub use state::{JoinSeen, Kept, NodeMode, PoolModes, State};
+pub use state::{JoinSeen, Kept, NodeMode, NodeState, PoolModes};

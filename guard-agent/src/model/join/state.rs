@@ -10,7 +10,7 @@ use super::Incarnation;
 /// Where a node stands.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "name")]
-pub enum State {
+pub enum NodeState {
     /// Evidence is missing or contradictory. What was proven before, and nothing has spoken
     /// against, is kept.
     Unknown { kept: Kept },
@@ -96,7 +96,7 @@ impl PoolModes {
     }
 }
 
-impl State {
+impl NodeState {
     /// The mode of the node's pools that a look has spoken for.
     pub fn mode(&self) -> NodeMode {
         match self {
@@ -180,7 +180,7 @@ impl State {
     }
 }
 
-impl fmt::Display for State {
+impl fmt::Display for NodeState {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(self.name())
     }

@@ -53,7 +53,7 @@ pub fn rejection(rejected: &RejectedPolicy) -> String {
 
 /// The nodes whose join has failed, in a line.
 pub fn failed_nodes<'n>(
-    nodes: impl Iterator<Item = (&'n Path, &'n join::State)>,
+    nodes: impl Iterator<Item = (&'n Path, &'n join::NodeState)>,
 ) -> Option<String> {
     let failed = nodes.filter(|(_, state)| state.has_failed());
     let failed: Vec<String> =
@@ -138,16 +138,20 @@ mod tests {
 
     #[test]
     fn only_failed_nodes_are_told() {
-        use join::{Kept, State};
+        use join::{Kept, NodeState};
         let (one, two) = (Path::new("/one"), Path::new("/two"));
-        let unknown = State::Unknown { kept: Kept::Nothing };
-        assert_eq!(failed_nodes([(one, &State::Standalone), (two, &unknown)].into_iter()), None);
+        let unknown = NodeState::Unknown { kept: Kept::Nothing };
         assert_eq!(
-            failed_nodes([(one, &State::RollingBack), (two, &State::Released)].into_iter()),
+            failed_nodes([(one, &NodeState::Standalone), (two, &unknown)].into_iter()),
             None
         );
-        let told =
-            failed_nodes([(one, &State::JoinFailed), (two, &State::JoinPartial)].into_iter());
+        assert_eq!(
+            failed_nodes([(one, &NodeState::RollingBack), (two, &NodeState::Released)].into_iter()),
+            None
+        );
+        let told = failed_nodes(
+            [(one, &NodeState::JoinFailed), (two, &NodeState::JoinPartial)].into_iter(),
+        );
         assert_eq!(told.as_deref(), Some("/one is join-failed, /two is join-partial"));
     }
 }

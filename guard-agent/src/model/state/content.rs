@@ -44,7 +44,7 @@ pub struct CommandTree {
 
 /// The content of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct State {
+pub struct SavedState {
     /// Leases are of this boot: generations and the boot clock begin anew with the next.
     pub(crate) boot_id: String,
     /// Pool ids that an operator has sealed.
@@ -76,7 +76,7 @@ impl Foreign {
     }
 }
 
-impl State {
+impl SavedState {
     /// Nothing yet, in this boot.
     pub(crate) fn empty(boot_id: &str) -> Self {
         Self {

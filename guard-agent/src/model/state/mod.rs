@@ -3,4 +3,4 @@
 mod content;
 pub mod text;
 
-pub use content::{CommandTree, Lease, State};
+pub use content::{CommandTree, Lease, SavedState};

@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::content::{Foreign, Lease, State};
+use super::content::{Foreign, Lease, SavedState};
 
 const VERSION: u64 = 1;
 
@@ -37,7 +37,7 @@ struct Content {
 }
 
 /// The text of a state.
-pub(crate) fn write(state: &State) -> Vec<u8> {
+pub(crate) fn write(state: &SavedState) -> Vec<u8> {
     let value = |of: serde_json::Result<Value>| of.expect("it has string keys and finite numbers");
     let foreign = &state.foreign;
     let seals = state.sealed.iter().map(|pool_id| Value::from(*pool_id));
@@ -57,7 +57,7 @@ pub(crate) fn write(state: &State) -> Vec<u8> {
 }
 
 /// The state of a text, or why there is none in it.
-pub(crate) fn read(bytes: &[u8]) -> Result<State, String> {
+pub(crate) fn read(bytes: &[u8]) -> Result<SavedState, String> {
     let content: Content = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     if content.version == 0 {
         return Err("version 0".to_owned());
@@ -88,11 +88,11 @@ pub(crate) fn read(bytes: &[u8]) -> Result<State, String> {
         None => None,
     };
     let (boot_id, saved, next_lease) = (content.boot_id, content.saved, content.next_lease);
-    Ok(State { boot_id, sealed, leases, next_lease, tier, saved, foreign })
+    Ok(SavedState { boot_id, sealed, leases, next_lease, tier, saved, foreign })
 }
 
 /// Seals of a form that is not known here, for people.
-pub(crate) fn unknown_seals(state: &State) -> Option<String> {
+pub(crate) fn unknown_seals(state: &SavedState) -> Option<String> {
     let unknown = &state.foreign.sealed;
     let list: Vec<String> = unknown.iter().map(Value::to_string).collect();
     (!list.is_empty())
@@ -101,7 +101,7 @@ pub(crate) fn unknown_seals(state: &State) -> Option<String> {
 
 /// The state of two copies of one file. Of two that differ after the same save one is damaged,
 /// and which one cannot be told: then every seal and lease of both holds.
-pub(crate) fn merge(file: State, copy: State, boot_id: &str) -> State {
+pub(crate) fn merge(file: SavedState, copy: SavedState, boot_id: &str) -> SavedState {
     if file.saved != copy.saved {
         return if file.saved > copy.saved { file } else { copy };
     }

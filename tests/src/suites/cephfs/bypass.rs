@@ -5,7 +5,6 @@
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::errno::Errno;
@@ -26,7 +25,6 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("bypass_ceph_fuse_beside_the_kernel_client", ceph_fuse),
 ];
 
-const SOON: Duration = Duration::from_secs(60);
 const ON_CEPH: &str = "/pool-a";
 
 /// Documented limits, even in a sealed pool.
@@ -98,7 +96,7 @@ fn another_mount() -> Result<()> {
 
 /// What is mounted besides has gone.
 fn only_one_pool(host: &Host) -> Result<()> {
-    wait::until("the agent knows one pool", SOON, || {
+    wait::until("the agent knows one pool", wait::LIMIT, || {
         Ok(host.ask(&["pools"])?.as_array().is_some_and(|pools| pools.len() == 1))
     })
 }

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::errno::Errno;
@@ -14,8 +13,6 @@ use crate::harness::{command, wait};
 
 pub(super) const TESTS: &[Test] =
     &[Test::new("fanotify_wipes_of_a_real_pool_lose_nothing", wipes).only_in_full()];
-
-const SOON: Duration = Duration::from_secs(60);
 
 /// What wipes a directory: each must fail and leave every file.
 fn wipe(host: &Host) -> Result<()> {
@@ -54,7 +51,7 @@ fn on(host: &mut Host) -> Result<()> {
     ensure!(!host.on_ceph().join("volume").exists(), "the actor's deletion left the volume");
     passes("write a file", fs::write(&single, "x"))?;
     passes("a single deletion of a known path", fs::remove_file(&single))?;
-    wait::until("the deletion is recorded", SOON, || {
+    wait::until("the deletion is recorded", wait::LIMIT, || {
         let records = host.installation.audit_records()?;
         let is_it = |decision: &serde_json::Value| {
             decision["hook"] == "fanotify_delete"
@@ -75,11 +72,11 @@ fn on(host: &mut Host) -> Result<()> {
     host.agent = Some(host.installation.start()?);
     refused("a single deletion after the restart")?;
     host.direct(&["unseal", "shared"])?;
-    wait::until("the pool can be written", SOON, || Ok(fs::write(&single, "x").is_ok()))?;
+    wait::until("the pool can be written", wait::LIMIT, || Ok(fs::write(&single, "x").is_ok()))?;
     passes("a single deletion of a known path", fs::remove_file(&single))?;
 
     // The mark holds neither mount nor superblock.
-    wait::until("the pool is unmounted", SOON, || Ok(host.pool.mount().unmount().is_ok()))?;
+    wait::until("the pool is unmounted", wait::LIMIT, || Ok(host.pool.mount().unmount().is_ok()))?;
     let none = || Ok(host.ask(&["pools"])?.as_array().is_some_and(Vec::is_empty));
-    wait::until("the pool has ended", SOON, none)
+    wait::until("the pool has ended", wait::LIMIT, none)
 }

@@ -4,7 +4,6 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::{Command, Output};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use guard_agent::host::audit_log::{AuditFile, AuditOptions};
@@ -22,8 +21,6 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("control_changes_need_root_and_reading_root_or_the_group", control),
     Test::new("control_audit_log_is_the_groups_to_read_also_after_a_rotation", audit_log),
 ];
-
-const SOON: Duration = Duration::from_secs(60);
 
 const NOBODY: &str = "65534";
 const GROUP: &str = "4242";
@@ -93,11 +90,13 @@ fn audit_log() -> Result<()> {
     // As logrotate does it.
     let rotated = log.with_file_name("audit.jsonl.1");
     fs::rename(&log, &rotated).context("rotate the log")?;
-    wait::until("the agent goes on in a new log", SOON, || is_the_groups(&log))?;
+    wait::until("the agent goes on in a new log", wait::LIMIT, || is_the_groups(&log))?;
     ensure!(is_the_groups(&rotated)?, "the rotated log is {:?}", fs::metadata(&rotated)?);
     let before = fs::read_to_string(&rotated)?.lines().count();
     rm_is_denied(&pool.path().join("file0"))?;
-    wait::until("the new log has a line", SOON, || Ok(!fs::read_to_string(&log)?.is_empty()))?;
+    wait::until("the new log has a line", wait::LIMIT, || {
+        Ok(!fs::read_to_string(&log)?.is_empty())
+    })?;
     // Through the agent, and with no agent from the files: reading goes on into the rotated one.
     let wanted = before + 1;
     let line = ["events", "--json", "-n", &wanted.to_string()];

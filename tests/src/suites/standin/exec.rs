@@ -6,7 +6,6 @@ use std::io::Read as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use guard_agent::cli::own_cgroup;
@@ -29,7 +28,6 @@ pub(super) const TESTS: &[Test] = &[
 ];
 
 const CGROUPS: &str = "/sys/fs/cgroup/guard-agent.exec";
-const SOON: Duration = Duration::from_secs(60);
 
 fn exec(ground: &Guarded, ttl: &str, line: &str) -> Result<Command> {
     let mut command = Command::new(std::env::var_os("GUARDCTL").context("GUARDCTL is not set")?);
@@ -78,13 +76,13 @@ fn leases(ground: &Guarded) -> Result<Vec<Value>> {
 
 /// No lease; and of all cgroups that commands have left, the next call removes what is empty.
 fn nothing_is_left(ground: &Guarded) -> Result<()> {
-    wait::until("the lease is over", SOON, || Ok(leases(ground)?.is_empty()))?;
-    wait::until("the cgroups of earlier commands are gone", SOON, || {
+    wait::until("the lease is over", wait::LIMIT, || Ok(leases(ground)?.is_empty()))?;
+    wait::until("the cgroups of earlier commands are gone", wait::LIMIT, || {
         ensure!(run(ground, "true")?.status.success(), "a command that does nothing failed");
         let cgroups = fs::read_dir(CGROUPS).context("list the cgroups")?.flatten();
         Ok(cgroups.filter(|entry| entry.path().is_dir()).count() <= 1)
     })?;
-    wait::until("the lease of that is over", SOON, || Ok(leases(ground)?.is_empty()))
+    wait::until("the lease of that is over", wait::LIMIT, || Ok(leases(ground)?.is_empty()))
 }
 
 fn ended(ground: &Guarded, change: &str) -> Result<()> {
@@ -129,7 +127,7 @@ fn one_tree() -> Result<()> {
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU)?;
     let line = format!("(cat {}; rm {}) >/dev/null 2>&1 &", fifo.display(), at("file3").display());
     ensure!(exit_code(&run(&ground, &line)?)? == 0, "the shell failed");
-    wait::until("the lease is over", SOON, || Ok(leases(&ground)?.is_empty()))?;
+    wait::until("the lease is over", wait::LIMIT, || Ok(leases(&ground)?.is_empty()))?;
     fs::write(&fifo, "go")?;
     nothing_is_left(&ground)?;
     ensure!(at("file3").exists(), "what the command left behind was let through");
@@ -188,7 +186,7 @@ fn in_new_cgroup(ground: &Guarded, line: &str) -> Result<Output> {
         .env(own_cgroup::MARK, "")
         .output()
         .context("run a shell")?;
-    wait::until("the cgroup is empty", SOON, || {
+    wait::until("the cgroup is empty", wait::LIMIT, || {
         Ok(fs::read_to_string(cgroup.join("cgroup.procs"))?.is_empty())
     })?;
     fs::remove_dir(cgroup)?;
@@ -218,7 +216,7 @@ fn own_cgroup_alone() -> Result<()> {
     let alone = format!("exec \"$@\" rm {}", at("file0").display());
     let output = in_new_cgroup(&ground, &alone)?;
     ensure!(output.status.success() && !at("file0").exists(), "{}", command::text(&output));
-    wait::until("the lease is over", SOON, || Ok(leases(&ground)?.is_empty()))?;
+    wait::until("the lease is over", wait::LIMIT, || Ok(leases(&ground)?.is_empty()))?;
     rm_is_denied(&at("file1"))
 }
 

@@ -4,7 +4,6 @@ use std::fs;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::errno::Errno;
@@ -25,8 +24,6 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("fanotify_command_lease_writes_at_once_in_a_sealed_pool", command_lease),
     Test::new("fanotify_busy_mount_cannot_be_listed_until_it_is_sealed", busy).only_in_full(),
 ];
-
-const SOON: Duration = Duration::from_secs(60);
 
 /// `rm -rf` must fail and leave every file.
 fn wipe(root: &Path, pool: &Path) -> Result<()> {
@@ -163,7 +160,7 @@ fn judged_anew() -> Result<()> {
     let code = code?;
     ensure!(code == Some(0), "by its cgroup it was judged wrongly at step {code:?}");
     let enters = "eval \"$LISTS\"; echo $$ >\"$CGROUP/cgroup.procs\" && lists \"$POOL\"";
-    wait::until("policy means the new cgroup", SOON, || Ok(exit_code(enters)? == Some(0)))?;
+    wait::until("policy means the new cgroup", wait::LIMIT, || Ok(exit_code(enters)? == Some(0)))?;
     fs::remove_dir(cgroup).with_context(|| format!("remove {}", cgroup.display()))
 }
 
@@ -176,7 +173,7 @@ fn options(path: &Path) -> Result<Vec<String>> {
 /// The mount table does: an agent that answers its own change with another would never end.
 fn comes_to_rest() -> Result<()> {
     let table = fs::File::open("/proc/self/mountinfo").context("open the mount table")?;
-    wait::until("the mount table comes to rest", SOON, || {
+    wait::until("the mount table comes to rest", wait::LIMIT, || {
         let mut changed = [PollFd::new(table.as_fd(), PollFlags::POLLPRI)];
         Ok(poll(&mut changed, PollTimeout::from(500_u16)).context("watch the mount table")? == 0)
     })
@@ -206,7 +203,7 @@ fn command_lease() -> Result<()> {
     ensure!(options(pool.path())?[0].starts_with("ro"), "sealed, and writable");
     let output = exec(&rm("volume/file0"))?;
     ensure!(output.status.success(), "sealed: {}", command::text(&output));
-    wait::until("the mount is sealed again", SOON, || {
+    wait::until("the mount is sealed again", wait::LIMIT, || {
         Ok(options(pool.path())?[0].starts_with("ro"))
     })?;
     failed_with("without a lease", fs::remove_file(pool.path().join("file0")), Errno::EROFS)
@@ -249,15 +246,15 @@ fn sealed() -> Result<()> {
     let agent = ground.0.installation.start()?;
     ground.0.wait_for_mode(pool.path(), "sealed")?;
     refused("a single deletion after the restart")?;
-    wait::until("there is the new agent's responder, and it alone", SOON, || {
+    wait::until("there is the new agent's responder, and it alone", wait::LIMIT, || {
         Ok(ground.responder().is_ok())
     })?;
     ground.0.guardctl(&["unseal", "pool"])?;
-    wait::until("the mounts are what they were", SOON, || {
+    wait::until("the mounts are what they were", wait::LIMIT, || {
         Ok((options(pool.path())?, options(second.path())?) == before)
     })?;
     passes("write after leaving the mode", fs::write(pool.path().join("new"), "x"))?;
-    wait::until("nothing is recorded any more", SOON, || {
+    wait::until("nothing is recorded any more", wait::LIMIT, || {
         Ok(!fs::read_to_string(&seals)?.contains("mount_id"))
     })?;
     // Guarded again, without a moment between.
@@ -283,10 +280,10 @@ fn busy() -> Result<()> {
     wipe(ground.0.root(), pool.path())?;
     ground.0.wait_for_decision("sealed", "/")?;
     drop(writer);
-    wait::until("it is sealed once nobody writes", SOON, || {
+    wait::until("it is sealed once nobody writes", wait::LIMIT, || {
         Ok(options(pool.path())?[0].starts_with("ro"))
     })?;
-    wait::until("the posture says so", SOON, || {
+    wait::until("the posture says so", wait::LIMIT, || {
         Ok(!ground.reasons()?.contains(&"mounts-not-sealed".to_owned()))
     })
 }

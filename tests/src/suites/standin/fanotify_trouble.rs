@@ -5,7 +5,6 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::errno::Errno;
@@ -32,8 +31,6 @@ pub(super) const TESTS: &[Test] = &[
         .only_in_full(),
 ];
 
-const SOON: Duration = Duration::from_secs(60);
-
 /// Removes files, then each that it is told of, and lives on until its input is closed, so that it
 /// can be looked at.
 struct Remover(Child);
@@ -54,7 +51,7 @@ for line in sys.stdin: remove(line.strip())
         command.current_dir(directory).stdin(Stdio::piped());
         let remover = Self(command.spawn().with_context(|| format!("start {program}"))?);
         let is_gone = |name: &&str| fs::symlink_metadata(directory.join(name)).is_err();
-        wait::until("all is removed", SOON, || Ok(names.iter().all(is_gone)))?;
+        wait::until("all is removed", wait::LIMIT, || Ok(names.iter().all(is_gone)))?;
         Ok(remover)
     }
 
@@ -94,7 +91,9 @@ fn seen() -> Result<()> {
     // An actor, and a guest that has a part of the pool: what they delete is counted, or nobody's
     // business.
     let by_actor = Remover::start(&actor.to_string_lossy(), &[], pool.path(), &["file0", "file1"])?;
-    wait::until("the actor's are counted", SOON, || Ok(ground.0.counter("allowed_actor")? == 2))?;
+    wait::until("the actor's are counted", wait::LIMIT, || {
+        Ok(ground.0.counter("allowed_actor")? == 2)
+    })?;
     by_actor.end()?;
     let volume = at("volume");
     let bind = "mount --bind \"$1\" \"$2\" && umount -l \"$3\" && cd \"$2\" && shift 3 && exec \
@@ -155,7 +154,7 @@ fn mounted_again() -> Result<()> {
 
     agent.signal(Signal::SIGSTOP)?;
     // Whoever has just answered holds the directory for a moment.
-    wait::until("the pool is unmounted", SOON, || Ok(pool.unmount().is_ok()))?;
+    wait::until("the pool is unmounted", wait::LIMIT, || Ok(pool.unmount().is_ok()))?;
     let pool = ground.0.mount("pool")?;
     let after = numbers()?;
     ensure!(
@@ -163,9 +162,9 @@ fn mounted_again() -> Result<()> {
         "the kernel gave the mount other numbers, so that nothing is shown: {before:?}, {after:?}"
     );
     // No agent is needed for this much.
-    wait::until("it is marked again", SOON, || Ok(fs::read_dir(pool.path()).is_err()))?;
+    wait::until("it is marked again", wait::LIMIT, || Ok(fs::read_dir(pool.path()).is_err()))?;
     agent.signal(Signal::SIGCONT)?;
-    wait::until("it is sealed again", SOON, is_sealed)
+    wait::until("it is sealed again", wait::LIMIT, is_sealed)
 }
 
 fn further_mount() -> Result<()> {
@@ -175,7 +174,9 @@ fn further_mount() -> Result<()> {
     let pool = ground.0.pool("pool")?;
     agent.kill()?;
     let further = Mount::bind(&pool.path().join("volume"), scratch.join("further"))?;
-    wait::until("a further mount is marked", SOON, || Ok(fs::read_dir(further.path()).is_err()))?;
+    wait::until("a further mount is marked", wait::LIMIT, || {
+        Ok(fs::read_dir(further.path()).is_err())
+    })?;
     // What is no pool stays what it is.
     let other = Mount::tmpfs(scratch.join("other"))?;
     passes("list another mount", fs::read_dir(other.path()).map(drop))?;
@@ -209,7 +210,7 @@ fn no_more_groups() -> Result<()> {
     let limit = MaxGroups::set("1")?;
     // Those of the tests before end with their processes.
     let group = |flags| Fanotify::init(InitFlags::FAN_CLASS_NOTIF | flags, EventFFlags::O_RDONLY);
-    wait::until("there is no other group", SOON, || Ok(group(InitFlags::empty()).is_ok()))?;
+    wait::until("there is no other group", wait::LIMIT, || Ok(group(InitFlags::empty()).is_ok()))?;
     // FAN_REPORT_MNT. Without it (before Linux 6.15) the mount table is read, which nothing limits.
     let has_mount_events = group(InitFlags::from_bits_retain(0x4000)).is_ok();
     let ground = Ground::new("fanotify-groups", "")?;
@@ -217,7 +218,7 @@ fn no_more_groups() -> Result<()> {
     let pool = ground.0.pool("pool")?;
     // The one group is that which answers.
     ensure!(fs::read_dir(pool.path()).is_err(), "a stranger can list the pool");
-    wait::until("the posture says what is missing", SOON, || {
+    wait::until("the posture says what is missing", wait::LIMIT, || {
         let posture = ground.0.status()?["posture"].clone();
         let reasons = posture["reasons"].as_array().context("the posture has no reasons")?;
         let has = |code: &str| {
@@ -228,12 +229,14 @@ fn no_more_groups() -> Result<()> {
         Ok(has("deletions-unseen") && has("mounts-unmarked") == has_mount_events)
     })?;
     drop(limit);
-    wait::until("all is well again", SOON, || Ok(ground.reasons()? == ["tier-fanotify"]))?;
+    wait::until("all is well again", wait::LIMIT, || Ok(ground.reasons()? == ["tier-fanotify"]))?;
     command::run("rm", &["-f", &pool.path().join("file0").to_string_lossy()])?;
     ground.0.wait_for_record("the deletion", |record| record["decision"]["path"] == "/file0")?;
     agent.kill()?;
     let further = Mount::bind(&pool.path().join("volume"), scratch.join("further"))?;
-    wait::until("a further mount is marked", SOON, || Ok(fs::read_dir(further.path()).is_err()))
+    wait::until("a further mount is marked", wait::LIMIT, || {
+        Ok(fs::read_dir(further.path()).is_err())
+    })
 }
 
 /// Starts so many listings of a directory at once.
@@ -313,7 +316,7 @@ fn stalled_responder() -> Result<()> {
     kill(first, Signal::SIGSTOP).context("stop the responder")?;
     let waiting = listings(1, Path::new("ls"), &volume)?;
     let place = format!("/proc/{}/wchan", waiting[0].id());
-    wait::until("it waits for an answer", SOON, || {
+    wait::until("it waits for an answer", wait::LIMIT, || {
         Ok(fs::read_to_string(&place).context("read where it waits")?.contains("fanotify"))
     })?;
     kill(first, Signal::SIGKILL).context("kill the responder")?;
@@ -322,18 +325,18 @@ fn stalled_responder() -> Result<()> {
         "the kernel's answer for a responder that is gone is to allow"
     );
     agent.signal(Signal::SIGCONT)?;
-    wait::until("the posture says so", SOON, is_replaced)?;
-    wait::until("listing is denied again", SOON, || Ok(fs::read_dir(&volume).is_err()))?;
+    wait::until("the posture says so", wait::LIMIT, is_replaced)?;
+    wait::until("listing is denied again", wait::LIMIT, || Ok(fs::read_dir(&volume).is_err()))?;
 
     // With an agent that ends it at the bound: the kernel allows it, or the next one answers;
     // nobody hangs.
     let second = ground.responder()?;
     kill(second, Signal::SIGSTOP).context("stop the responder")?;
     succeeded(listings(1, Path::new("ls"), &volume)?)?;
-    wait::until("another responder answers", SOON, || {
+    wait::until("another responder answers", wait::LIMIT, || {
         Ok(ground.responder().is_ok_and(|pid| pid != second))
     })?;
-    wait::until("listing is denied again", SOON, || Ok(fs::read_dir(&volume).is_err()))?;
+    wait::until("listing is denied again", wait::LIMIT, || Ok(fs::read_dir(&volume).is_err()))?;
     // Without an agent it goes on answering.
     agent.kill()?;
     ensure!(fs::read_dir(&volume).is_err(), "listing is allowed without an agent");

@@ -4,7 +4,6 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -23,9 +22,6 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("identity_a_pool_in_a_daemons_own_namespace_is_known", own_namespace),
     Test::new("identity_an_executable_with_another_ones_inode_is_no_actor", inode_used_again),
 ];
-
-/// For the agent to take note of a mount in another namespace.
-const SOON: Duration = Duration::from_secs(60);
 
 /// A pool that nobody has an entry for, bound elsewhere, as a whole and in part.
 fn without_an_agent() -> Result<()> {
@@ -226,7 +222,9 @@ fn own_namespace() -> Result<()> {
             .spawn()?,
     );
     let agent = ground.installation.start()?;
-    wait::until("the agent knows the daemon's pool", SOON, || Ok(ground.report(&pool)?.is_some()))?;
+    wait::until("the agent knows the daemon's pool", wait::LIMIT, || {
+        Ok(ground.report(&pool)?.is_some())
+    })?;
     ensure!(!pool.join("a").exists(), "the host sees the daemon's pool");
     ensure!(
         !inside(&format!("{}/a", shown("rm")))?,

@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -22,8 +21,6 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("identity_exports_that_came_without_an_agent", without_an_agent),
     Test::new("identity_a_sealed_export_stays_sealed_when_another_comes", sealed_before),
 ];
-
-const SOON: Duration = Duration::from_secs(60);
 
 /// A server that exports three directories of one filesystem.
 struct Nas {
@@ -182,7 +179,7 @@ fn sealed_before() -> Result<()> {
     let home = nas.home()?;
     nas.share(&[&home, &one])?;
     let freed = file(&home, "file0");
-    wait::until("the home directory is free", SOON, || Ok(fs::remove_file(&freed).is_ok()))?;
+    wait::until("the home directory is free", wait::LIMIT, || Ok(fs::remove_file(&freed).is_ok()))?;
     ground.wait_for_mode(one.path(), "sealed")?;
     rm_is_denied(&file(&one, "file0"))?;
     denied("truncation", fs::write(file(&one, "file0"), ""))?;

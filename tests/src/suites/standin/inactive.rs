@@ -5,7 +5,6 @@ use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -29,12 +28,11 @@ pub(super) const TESTS: &[Test] = &[
 const ONLY_LSM: &str = "[enforcement]\ntier = \"bpf-lsm\"";
 /// Whom nothing belongs to.
 const NOBODY: u32 = 65534;
-const SOON: Duration = Duration::from_secs(60);
 
 fn refuses() -> Result<()> {
     let ground = Guarded::with_own_pins("refuses", ONLY_LSM)?;
     let mut agent = ground.installation.spawn(&binary("GUARD_AGENT")?, &[])?;
-    let status = agent.wait(SOON)?;
+    let status = agent.wait(wait::LIMIT)?;
     ensure!(status.code() == Some(4), "it ended with {status}:\n{}", agent.log());
     for part in ["nothing is enforced", "path_unlink", "guardctl doctor"] {
         ensure!(agent.log().contains(part), "its reason does not name {part:?}:\n{}", agent.log());
@@ -95,7 +93,7 @@ fn runs() -> Result<()> {
 fn strangers() -> Result<()> {
     let ground = Guarded::with_own_pins("strangers", "")?;
     let refuses = |mut agent: Agent, code: i32, reason: &str| {
-        let status = agent.wait(SOON)?;
+        let status = agent.wait(wait::LIMIT)?;
         let log = agent.log();
         ensure!(status.code() == Some(code), "it ended with {status}:\n{log}");
         ensure!(log.contains(reason), "its reason is not {reason:?}:\n{log}");
@@ -198,7 +196,7 @@ fn unpinned() -> Result<()> {
             removed => removed.with_context(|| format!("unpin {name}"))?,
         }
     }
-    wait::until("the canary notices", SOON, || {
+    wait::until("the canary notices", wait::LIMIT, || {
         Ok(ground.status()?["posture"]["state"] == "inactive")
     })?;
     let codes: Vec<Value> = ground.status()?["posture"]["reasons"]

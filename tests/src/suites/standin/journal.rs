@@ -5,7 +5,6 @@
 use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -15,14 +14,12 @@ use crate::harness::guarded::Guarded;
 use crate::harness::registry::Test;
 use crate::harness::standin_node::StandinNode;
 use crate::harness::trap::Trap;
+use crate::harness::wait;
 use crate::peers::own::Running;
 
 pub(super) const TESTS: &[Test] =
     &[Test::new("node_agent_killed_at_each_write_of_its_journal", killed_at_each_write)
         .within_seconds(600)];
-
-/// For a look, and what follows from it.
-const SOON: Duration = Duration::from_secs(60);
 
 /// Which file a call is about.
 #[derive(Clone, Copy, Debug)]
@@ -97,7 +94,7 @@ fn successor_of_journal(ground: &Guarded) -> Result<PathBuf> {
 }
 
 fn is_killed(mut agent: Agent, trap: Trap) -> Result<()> {
-    let status = agent.wait(SOON)?;
+    let status = agent.wait(wait::LIMIT)?;
     drop(trap);
     ensure!(status.signal() == Some(9), "the agent was not killed, but ended: {status}");
     Ok(())

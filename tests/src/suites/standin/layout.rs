@@ -7,7 +7,6 @@ use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use guard_agent::host::bpf::maps::describe;
@@ -36,7 +35,6 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("layout_that_is_not_understood_is_refused_and_nothing_changes", refused),
 ];
 
-const SOON: Duration = Duration::from_secs(60);
 const FILES: usize = 200;
 
 /// Three pools: one guarded, one sealed by an operator, one released for an hour.
@@ -107,7 +105,9 @@ impl Leased {
     /// It deletes, and was never denied.
     fn goes_on(&self) -> Result<()> {
         let before = self.rounds();
-        wait::until("the command with a lease deletes", SOON, || Ok(self.rounds() > before + 20))?;
+        wait::until("the command with a lease deletes", wait::LIMIT, || {
+            Ok(self.rounds() > before + 20)
+        })?;
         ensure!(!self.denied.exists(), "the command with a lease was denied");
         Ok(())
     }
@@ -280,7 +280,7 @@ fn under_load(count: usize) -> Result<()> {
             .map(|(_, count)| count)
             .sum())
     };
-    wait::until("the loops are denied", SOON, || Ok(denials()? > 200))?;
+    wait::until("the loops are denied", wait::LIMIT, || Ok(denials()? > 200))?;
 
     let mut versions = vec![first];
     for which in [Which::Other, Which::Shipped] {
@@ -302,7 +302,7 @@ fn under_load(count: usize) -> Result<()> {
         pools.hold()?;
         leased.goes_on()?;
         let before = denials()?;
-        wait::until("the loops are denied by the new programs", SOON, || {
+        wait::until("the loops are denied by the new programs", wait::LIMIT, || {
             Ok(denials()? > before + 100)
         })?;
     }
@@ -452,7 +452,7 @@ fn killed() -> Result<()> {
             in_force = attempt;
             continue;
         }
-        let status = agent.wait(SOON).with_context(|| what.clone())?;
+        let status = agent.wait(wait::LIMIT).with_context(|| what.clone())?;
         ensure!(status.signal() == Some(9), "{what}: ended with {status}:\n{}", agent.log());
         drop(agent);
         kills += 1;
@@ -483,7 +483,7 @@ fn refused() -> Result<()> {
     describe(&maps, "{\"description\":2}")?;
 
     let mut refused = ground.installation.spawn(&Which::Other.program()?, &[])?;
-    let status = refused.wait(SOON)?;
+    let status = refused.wait(wait::LIMIT)?;
     let log = refused.log();
     ensure!(status.code() == Some(8), "it ended with {status}:\n{log}");
     for told in [

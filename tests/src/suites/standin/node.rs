@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -27,8 +26,6 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("node_that_policy_follows_no_more_has_the_policys_mode", followed_no_more)
         .within_seconds(240),
 ];
-
-const SOON: Duration = Duration::from_secs(60);
 
 /// A root that follows a node of its own.
 pub(super) fn ground(name: &str, more: &str) -> Result<(Guarded, StandinNode)> {
@@ -80,7 +77,7 @@ fn becomes_a_member() -> Result<()> {
     let shared = ground.mount("shared")?;
     is_sealed(&node, shared.path())?;
     let report =
-        wait::until_some("the agent knows the pool", SOON, || ground.report(shared.path()))?;
+        wait::until_some("the agent knows the pool", wait::LIMIT, || ground.report(shared.path()))?;
     ensure!(report["mode"] == "sealed" && report["mode_cause"] == "join", "{report}");
 
     // A member is one, also while its operation still runs.
@@ -163,7 +160,7 @@ fn join_fails() -> Result<()> {
 /// A node whose join has failed makes the posture `degraded`, and `guardctl status` end with 7, for
 /// as long as that lasts.
 fn tells_of_failure(ground: &Guarded, state: Option<&str>) -> Result<()> {
-    wait::until("the posture follows the node", SOON, || {
+    wait::until("the posture follows the node", wait::LIMIT, || {
         let output = ground.installation.guardctl(&["status", "--json"])?;
         let status: Value = serde_json::from_slice(&output.stdout)?;
         let reason = &status["posture"]["reasons"][0];

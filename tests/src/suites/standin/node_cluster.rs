@@ -23,7 +23,6 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("node_whose_pool_is_its_own_by_an_operators_word", adopted).within_seconds(240),
 ];
 
-const SOON: Duration = Duration::from_secs(60);
 /// From the first missing answer to `held`, on an emulated machine.
 const HELD: Duration = Duration::from_secs(150);
 
@@ -115,7 +114,7 @@ fn left() -> Result<()> {
     // What is still mounted is the cluster's.
     is_sealed(&node, pool.path())?;
     drop(pool);
-    wait::until("the cluster's pool is gone", SOON, || {
+    wait::until("the cluster's pool is gone", wait::LIMIT, || {
         Ok(ground.status()?["pools"].as_array().is_some_and(Vec::is_empty))
     })?;
     node.wait_for_looks(&ground, 2)?;

@@ -37,8 +37,6 @@ pub(super) const TESTS: &[Test] = &[
         .within_seconds(300),
 ];
 
-const SOON: Duration = Duration::from_secs(60);
-
 fn proven_at(ground: &Guarded) -> Result<Value> {
     Ok(ground.status()?["posture"]["proven_at"].clone())
 }
@@ -54,7 +52,7 @@ fn agent_is_alive(ground: &Guarded) -> Result<()> {
     println!("note: beside a daemon that hangs, a status takes {best:.1?}");
     ensure!(best < Duration::from_secs(2), "a status takes {best:.1?}");
     let before = proven_at(ground)?;
-    wait::until("enforcement is proven again", SOON, || Ok(proven_at(ground)? != before))
+    wait::until("enforcement is proven again", wait::LIMIT, || Ok(proven_at(ground)? != before))
 }
 
 fn daemon_hangs() -> Result<()> {
@@ -97,7 +95,7 @@ fn damaged_database() -> Result<()> {
     let pool = member(&ground, &mut node)?;
     // What was proven is kept.
     node.damage()?;
-    wait::until("the agent sees the damage", SOON, || {
+    wait::until("the agent sees the damage", wait::LIMIT, || {
         Ok(node.report(&ground)?["evidence"]["config"]["is"] == "unreadable")
     })?;
     let report = node.report(&ground)?;
@@ -118,7 +116,7 @@ fn damaged_database() -> Result<()> {
     node.wait_for_state(&ground, "join-partial")?;
     is_sealed(&node, pool.path())?;
     node.damage()?;
-    wait::until("the agent sees the damage", SOON, || {
+    wait::until("the agent sees the damage", wait::LIMIT, || {
         Ok(node.report(&ground)?["evidence"]["config"]["is"] == "unreadable")
     })?;
     ensure!(node.report(&ground)?["mode"] == "sealed", "{}", node.report(&ground)?);
@@ -272,7 +270,7 @@ fn unwritable_journal() -> Result<()> {
         let posture = ground.status()?["posture"].clone();
         Ok(posture["state"] == "degraded" && posture.to_string().contains("journal"))
     };
-    wait::until("the posture says so", SOON, || is_degraded(&ground))?;
+    wait::until("the posture says so", wait::LIMIT, || is_degraded(&ground))?;
     // What weakens waits.
     node.become_member()?;
     node.end_join(200)?;
@@ -281,7 +279,7 @@ fn unwritable_journal() -> Result<()> {
     is_sealed(&node, pool.path())?;
     journals.repair()?;
     wait_until_guarded(&ground, &node, pool.path())?;
-    wait::until("the posture is good again", SOON, || Ok(!is_degraded(&ground)?))
+    wait::until("the posture is good again", wait::LIMIT, || Ok(!is_degraded(&ground)?))
 }
 
 /// Journals of nodes that cannot be replaced: nothing can be made in a file, as on a disk that is

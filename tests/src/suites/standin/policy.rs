@@ -21,14 +21,12 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("policy_a_start_with_a_wrong_file_takes_the_last_good_edit", start_with_a_wrong_file),
 ];
 
-const SOON: Duration = Duration::from_secs(60);
-
 /// How long it takes from here until deletions in the pool are answered so. Makes a file for each
 /// try.
 fn until_answer(pool: &Mount, passes: bool) -> Result<Duration> {
     let start = Instant::now();
     let file = pool.path().join("try");
-    wait::until("the edit is in force", SOON, || {
+    wait::until("the edit is in force", wait::LIMIT, || {
         fs::write(&file, "x")?;
         Ok(fs::remove_file(&file).is_ok() == passes)
     })?;
@@ -99,11 +97,11 @@ fn without_actor() -> Result<()> {
         ground.status()?["posture"]
     );
     let pool = ground.pool("pool")?;
-    wait::until("the posture tells of it", SOON, || posture_is(&ground, 7, &["no-actor"]))?;
+    wait::until("the posture tells of it", wait::LIMIT, || posture_is(&ground, 7, &["no-actor"]))?;
     rm_is_denied(&pool.path().join("file0"))?;
     let rm = command::run("sh", &["-c", "command -v rm"])?;
     fs::copy(rm.trim(), &daemon)?;
-    wait::until("the posture follows", SOON, || posture_is(&ground, 0, &[]))?;
+    wait::until("the posture follows", wait::LIMIT, || posture_is(&ground, 0, &[]))?;
     let file = pool.path().join("file0");
     command::run(&daemon.to_string_lossy(), &["-f", &file.to_string_lossy()])?;
     fs::remove_file(&daemon)?;
@@ -118,7 +116,9 @@ fn rejected_degrades() -> Result<()> {
     ensure!(posture_is(&ground, 0, &[])?, "it is not enforcing: {}", ground.status()?["posture"]);
 
     ground.installation.write_policy(&ground.policy("mode = \"gaurded\""))?;
-    wait::until("the posture is degraded", SOON, || posture_is(&ground, 7, &["policy-rejected"]))?;
+    wait::until("the posture is degraded", wait::LIMIT, || {
+        posture_is(&ground, 7, &["policy-rejected"])
+    })?;
     let text = command::text(&ground.installation.guardctl(&["status"])?);
     ensure!(text.contains("posture    degraded") && text.contains("policy.toml:5:"), "{text}");
     ensure!(
@@ -132,15 +132,17 @@ fn rejected_degrades() -> Result<()> {
             && record["posture"]["reasons"][0]["code"] == "policy-rejected"
     })?;
     ground.installation.write_policy(&ground.policy(""))?;
-    wait::until("the posture is enforcing again", SOON, || posture_is(&ground, 0, &[]))?;
+    wait::until("the posture is enforcing again", wait::LIMIT, || posture_is(&ground, 0, &[]))?;
 
     // A file that comes without any notice of inotify's is looked at all the same.
     ground.installation.write_policy(&ground.policy("mode = \"gaurded\""))?;
-    wait::until("the posture is degraded", SOON, || posture_is(&ground, 7, &["policy-rejected"]))?;
+    wait::until("the posture is degraded", wait::LIMIT, || {
+        posture_is(&ground, 7, &["policy-rejected"])
+    })?;
     let mended = ground.root().with_extension("mended");
     fs::write(&mended, ground.policy(""))?;
     let _over = Mount::over(&mended, ground.installation.policy())?;
-    wait::until("the mended file is taken", SOON, || posture_is(&ground, 0, &[]))
+    wait::until("the mended file is taken", wait::LIMIT, || posture_is(&ground, 0, &[]))
 }
 
 fn start_with_a_wrong_file() -> Result<()> {
@@ -202,7 +204,7 @@ fn bad_edits() -> Result<()> {
         ground.installation.write_policy(&text)?;
         let file = ground.installation.policy().display().to_string();
         let place = line.map_or(file.clone(), |line| format!("{file}:{line}:"));
-        let status = wait::until_some(&format!("the rejection of\n{text}"), SOON, || {
+        let status = wait::until_some(&format!("the rejection of\n{text}"), wait::LIMIT, || {
             let status = ground.status()?;
             let errors = status["policy"]["rejected"]["errors"].to_string();
             Ok((errors.contains(&place) && errors.contains(&hint.replace('"', "\\\"")))
@@ -223,7 +225,7 @@ fn bad_edits() -> Result<()> {
         ensure!(check.status.code() == Some(3) && said.contains(hint), "policy check: {said}");
     }
     fs::remove_file(ground.installation.policy())?;
-    wait::until("the missing file is reported", SOON, || {
+    wait::until("the missing file is reported", wait::LIMIT, || {
         Ok(ground.status()?["policy"]["rejected"]["errors"].to_string().contains("No such file"))
     })?;
     let denied = ground.counter("denied_guarded")? - denied_before;
@@ -235,7 +237,7 @@ fn bad_edits() -> Result<()> {
     // A good one is taken, and the rejection is over.
     ground.installation.write_policy(&ground.policy("mode = \"observed\""))?;
     until_answer(&pool, true)?;
-    wait::until("the rejection is over", SOON, || {
+    wait::until("the rejection is over", wait::LIMIT, || {
         Ok(ground.status()?["policy"]["rejected"].is_null())
     })?;
     let records = ground.installation.audit_records()?;

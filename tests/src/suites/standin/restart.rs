@@ -1,7 +1,6 @@
 //! The agent dies, is restarted, replaced, doubled, unloaded: what that does to enforcement.
 
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -20,8 +19,6 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("restart_second_agent_is_refused", second_agent),
     Test::new("restart_unload_ends_protection", unload),
 ];
-
-const SOON: Duration = Duration::from_secs(60);
 
 fn agent_changes(ground: &Guarded) -> Result<Vec<String>> {
     let records = ground.installation.audit_records()?;
@@ -42,7 +39,7 @@ fn under_load() -> Result<()> {
     let elsewhere = Mount::tmpfs("/var/lib/guard-standin-load")?;
     let mut rm = Running::removing(&pool.path().join("tree"))?;
     let mut unlink = Running::unlinking(&pool.path().join("file0"), u64::MAX)?;
-    wait::until("the load is denied", SOON, || Ok(denials(&ground)? > 200))?;
+    wait::until("the load is denied", wait::LIMIT, || Ok(denials(&ground)? > 200))?;
 
     agent.kill()?;
     rm_is_denied(&pool.path().join("volume"))?;
@@ -51,7 +48,9 @@ fn under_load() -> Result<()> {
     let agent = ground.installation.start()?;
     ensure!(agent_changes(&ground)? == ["started", "adopted"], "{:?}", agent_changes(&ground)?);
     let before = denials(&ground)?;
-    wait::until("the load is denied and counted", SOON, || Ok(denials(&ground)? > before + 200))?;
+    wait::until("the load is denied and counted", wait::LIMIT, || {
+        Ok(denials(&ground)? > before + 200)
+    })?;
     agent.kill()?;
 
     let _agent = ground.installation.start_upgraded()?;
@@ -60,7 +59,9 @@ fn under_load() -> Result<()> {
     ensure!(changes.last().is_some_and(|change| change == "upgraded"), "{changes:?}");
     ensure!(ground.status()?["agent"]["build"] != build, "the upgrade is the same build");
     let before = denials(&ground)?;
-    wait::until("the new programs deny the load", SOON, || Ok(denials(&ground)? > before + 200))?;
+    wait::until("the new programs deny the load", wait::LIMIT, || {
+        Ok(denials(&ground)? > before + 200)
+    })?;
 
     rm.must_run()?;
     unlink.must_run()?;
@@ -79,7 +80,7 @@ fn second_agent() -> Result<()> {
     let mut agent = ground.installation.start()?;
     let pool = ground.pool("pool")?;
     let mut second = ground.installation.spawn(&binary("GUARD_AGENT")?, &[])?;
-    let status = second.wait(SOON)?;
+    let status = second.wait(wait::LIMIT)?;
     ensure!(status.code() == Some(1), "the second agent ended with {status}");
     ensure!(second.log().contains("another agent holds"), "it does not say why:\n{}", second.log());
     // Nor does unload work under a running agent.
@@ -87,7 +88,7 @@ fn second_agent() -> Result<()> {
     rm_is_denied(&pool.path().join("file0"))?;
     ensure!(ground.status()?["agent"]["pid"] == agent.pid(), "another agent answers");
     agent.signal(nix::sys::signal::Signal::SIGTERM)?;
-    ensure!(agent.wait(SOON)?.success(), "the first agent did not end well");
+    ensure!(agent.wait(wait::LIMIT)?.success(), "the first agent did not end well");
     Ok(())
 }
 

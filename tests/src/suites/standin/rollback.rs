@@ -4,7 +4,6 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -32,7 +31,6 @@ pub(super) const TESTS: &[Test] = &[
         .within_seconds(180),
 ];
 
-const SOON: Duration = Duration::from_secs(60);
 const ADDRESS: &str = "10.0.0.9:8443";
 
 /// A node that was never in a cluster, and whose Incus does not run.
@@ -162,7 +160,9 @@ fn remains() -> Result<()> {
     let inside = format!("/proc/{}/fd/9", holder.pid());
     ensure!(Path::new(&inside).exists(), "the holder has lost its file");
     drop(holder);
-    wait::until("the rollback comes to its end", SOON, || Ok(rollback(&ground, &[])?.0 == 0))?;
+    wait::until("the rollback comes to its end", wait::LIMIT, || {
+        Ok(rollback(&ground, &[])?.0 == 0)
+    })?;
     node.wait_for_state(&ground, "released")?;
     Ok(())
 }
@@ -185,7 +185,7 @@ fn killed() -> Result<()> {
         .spawn()
         .context("start guardctl")?;
     node.wait_for_state(&ground, "rolling-back")?;
-    wait::until("the pool is detached", SOON, || Ok(mountinfo_of(pool.path())?.is_empty()))?;
+    wait::until("the pool is detached", wait::LIMIT, || Ok(mountinfo_of(pool.path())?.is_empty()))?;
     control.kill().context("kill guardctl")?;
     control.wait()?;
     agent.kill()?;
@@ -197,7 +197,9 @@ fn killed() -> Result<()> {
     rm_is_denied(Path::new(&inside))?;
     drop(directory);
     // … and well once nobody does.
-    wait::until("the rollback comes to its end", SOON, || Ok(rollback(&ground, &[])?.0 == 0))?;
+    wait::until("the rollback comes to its end", wait::LIMIT, || {
+        Ok(rollback(&ground, &[])?.0 == 0)
+    })?;
     node.wait_for_state(&ground, "released")?;
     Ok(())
 }
@@ -206,7 +208,7 @@ fn by_policy() -> Result<()> {
     let (ground, node) = failed_node("by-policy", "on_join_failure = \"rollback\"")?;
     let pool = ground.mount("pool")?;
     let _agent = ground.installation.start()?;
-    wait::until("the pool is unmounted", SOON, || Ok(mountinfo_of(pool.path())?.is_empty()))
+    wait::until("the pool is unmounted", wait::LIMIT, || Ok(mountinfo_of(pool.path())?.is_empty()))
         .with_context(|| ground.installation.log())?;
     node.wait_for_state(&ground, "released")?;
     Ok(())
@@ -340,7 +342,7 @@ fn join_is_late() -> Result<()> {
         go.display()
     );
     let running = join(&ground, &script)?;
-    wait::until("the command runs", SOON, || Ok(started.exists()))?;
+    wait::until("the command runs", wait::LIMIT, || Ok(started.exists()))?;
     node.wait_for_state(&ground, "joining")?;
     node.begin_join()?;
     let pool = ground.pool("pool")?;

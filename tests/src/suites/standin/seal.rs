@@ -3,7 +3,6 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -19,8 +18,6 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("seal_on_a_member_survives_damaged_state_files", damaged).within_seconds(300),
     Test::new("recovery_of_a_node_whose_root_is_a_link", linked_root).within_seconds(240),
 ];
-
-const SOON: Duration = Duration::from_secs(60);
 
 /// Codes of the posture's reasons.
 fn reasons(ground: &Guarded) -> Result<Vec<String>> {
@@ -52,7 +49,7 @@ fn damaged() -> Result<()> {
     node.wait_for_state(&ground, "joined")?;
     is_sealed(&node, pool.path())?;
     ensure!(!reasons(&ground)?.contains(&"state-lost".to_owned()), "{:?}", reasons(&ground)?);
-    wait::until("both files are whole again", SOON, || {
+    wait::until("both files are whole again", wait::LIMIT, || {
         let whole =
             |file| serde_json::from_slice::<Value>(&fs::read(file).unwrap_or_default()).is_ok();
         Ok(files.iter().all(whole))

@@ -20,7 +20,6 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("silent_agent_of_tier_fanotify_leaves_a_process_that_answers", silent_fanotify),
 ];
 
-const SOON: Duration = Duration::from_secs(60);
 /// Far below what guardctl would wait for the agent here (`GUARDCTL_TIMEOUT`), far above what an
 /// emulated machine needs to start it and read. The figure of one second is a real machine's.
 const AT_ONCE: Duration = Duration::from_secs(20);
@@ -116,11 +115,9 @@ fn silent() -> Result<()> {
     let (told, _) = answer(&ground, 5, &["status"])?;
     ensure!(told.contains(&format!("kill -CONT {}", agent.pid())), "{told}");
     agent.signal(Signal::SIGCONT)?;
-    wait::until(
-        "the agent answers again",
-        SOON,
-        || Ok(ground.status()?["answered_by"] == "agent"),
-    )?;
+    wait::until("the agent answers again", wait::LIMIT, || {
+        Ok(ground.status()?["answered_by"] == "agent")
+    })?;
 
     ensure!(agent.stop()?.success(), "the agent did not end well");
     answers("not-running")?;
@@ -161,7 +158,9 @@ fn silent_fanotify() -> Result<()> {
     );
     // Without it the sealed mount is still read-only, and that is all.
     kill(responder, Signal::SIGKILL).context("kill the responder")?;
-    wait::until("the responder is gone", SOON, || Ok(in_force(5)?["responders"][0].is_null()))?;
+    wait::until("the responder is gone", wait::LIMIT, || {
+        Ok(in_force(5)?["responders"][0].is_null())
+    })?;
     ground.unload()?;
     let found = in_force(4)?;
     ensure!(found["read_only_mounts"] == 0 && found["loads"][0].is_null(), "{found}");

@@ -2,7 +2,6 @@
 //! `fmod-ret`), and what is told when a host's tier changes.
 
 use std::fs;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::errno::Errno;
@@ -30,8 +29,6 @@ pub(super) const TESTS: &[Test] = &[
         .on(Profile::LockedDown)
         .only_in_full(),
 ];
-
-const SOON: Duration = Duration::from_secs(60);
 
 fn must_be(ground: &Guarded, tier: &str, state: &str) -> Result<Value> {
     let posture = ground.status()?["posture"].clone();
@@ -121,7 +118,7 @@ fn release() -> Result<()> {
     ground.guardctl(&["release", "pool", "--ttl", "2s", "--reason", "test"])?;
     agent.signal(Signal::SIGSTOP)?;
     let file = pool.path().join("again");
-    wait::until("the release is over", SOON, || {
+    wait::until("the release is over", wait::LIMIT, || {
         fs::write(&file, "x")?;
         match fs::remove_file(&file) {
             Ok(()) => Ok(false),
@@ -191,7 +188,7 @@ fn lost() -> Result<()> {
     })?;
     // Who asks for it by name has taken note.
     ground.installation.write_policy(&ground.policy("[enforcement]\ntier = \"fmod-ret\""))?;
-    wait::until("policy takes the tier", SOON, || {
+    wait::until("policy takes the tier", wait::LIMIT, || {
         Ok(ground.status()?["posture"]["state"] == "enforcing")
     })
 }
@@ -237,7 +234,7 @@ fn goes_up() -> Result<()> {
     rm_is_denied(&pool.path().join("volume"))?;
     // Another tier in the policy is told, and taken at the next start.
     ground.installation.write_policy(&ground.policy("[enforcement]\ntier = \"bpf-lsm\""))?;
-    wait::until("the posture tells", SOON, || {
+    wait::until("the posture tells", wait::LIMIT, || {
         Ok(ground.status()?["posture"]["reasons"][0]["code"] == "tier-not-as-policy")
     })?;
     ground.installation.write_policy(&ground.policy(""))?;
@@ -249,7 +246,7 @@ fn goes_up() -> Result<()> {
     ensure!(last_change(&ground)? == "upgraded", "the change: {}", last_change(&ground)?);
     // The kernel lets go of the old programs when the last one that runs them is through; until
     // then they answer first.
-    wait::until("the new tier alone denies", SOON, || {
+    wait::until("the new tier alone denies", wait::LIMIT, || {
         rm_is_denied(&pool.path().join("volume"))?;
         let records = ground.installation.audit_records()?;
         Ok(records.iter().any(|record| record["decision"]["tier"] == "bpf-lsm"))

@@ -9,7 +9,7 @@ use super::world::{CLUSTERS_POOL, Entry, Fault, Join, OWN_POOL, Pool, World};
 use crate::model::incus::frames::{Meaning, Own};
 use crate::model::join::{
     Config, Daemon, Effect, Epoch, Event, Evidence, JoinOperation, Machine, Membership, NodeMode,
-    Pools, State,
+    NodeState, Pools,
 };
 
 impl World {
@@ -139,7 +139,7 @@ impl World {
         let found: BTreeMap<u64, NodeMode> =
             self.entry().iter().map(|entry| (entry.generation, entry.mode)).collect();
         let journal = match fault {
-            Fault::LostJournal => State::Standalone,
+            Fault::LostJournal => NodeState::Standalone,
             _ => self.journal.clone(),
         };
         let machine = Machine::restored(journal, self.memory.clone(), &found);

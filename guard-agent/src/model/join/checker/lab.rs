@@ -4,7 +4,7 @@ use stateright::{Model, Property};
 
 use super::message::{Message, Other};
 use super::world::{Action, Bounds, Fault, Join, RELEASE_TICKS, World};
-use crate::model::join::{NodeMode, State};
+use crate::model::join::{NodeMode, NodeState};
 
 /// A world with a fault, within bounds.
 pub(super) struct Lab {
@@ -118,6 +118,7 @@ impl Model for Lab {
         (next != *world).then_some(next)
     }
 
+    #[expect(clippy::too_many_lines, reason = "a table")]
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
             Property::always(
@@ -140,7 +141,8 @@ impl Model for Lab {
                 "4: after a rollback nothing stays blocked",
                 |lab: &Lab, world: &World| {
                     if !world.is_quiet()
-                        || (world.journal != State::Released && world.journal != State::RollingBack)
+                        || (world.journal != NodeState::Released
+                            && world.journal != NodeState::RollingBack)
                     {
                         return true;
                     }
@@ -184,7 +186,7 @@ impl Model for Lab {
                 },
             ),
             Property::sometimes("a removed node's pool is sealed", |_, world: &World| {
-                world.raft && world.must_be_sealed() && world.journal == State::JoinPartial
+                world.raft && world.must_be_sealed() && world.journal == NodeState::JoinPartial
             }),
             Property::sometimes("a member that does not answer is held", |_, world: &World| {
                 world.member && world.entry().is_some_and(|entry| entry.mode == NodeMode::Held)
@@ -197,7 +199,7 @@ impl Model for Lab {
                     && world.entry().is_some_and(|entry| entry.mode == NodeMode::Sealed)
             }),
             Property::sometimes("a rollback has ended", |_, world: &World| {
-                world.journal == State::Released
+                world.journal == NodeState::Released
             }),
         ]
     }

@@ -1,6 +1,6 @@
 //! Messages on their way to the agent in the model's world.
 
-use crate::model::incus::frames::{News, Report};
+use crate::model::incus::frames::{FrameContent, News};
 use crate::model::join::{Event, Evidence};
 
 /// Names of this node, and of another member.
@@ -44,7 +44,7 @@ pub(super) enum Other {
 
 impl Frame {
     /// As Incus sends it.
-    pub(super) fn report(self) -> Report {
+    pub(super) fn report(self) -> FrameContent {
         let failed = || News::JoinFailed { error: String::new() };
         let ended = |succeeded| News::Event(Event::JoinEnded { succeeded });
         let (sender, news) = match self {
@@ -59,6 +59,6 @@ impl Frame {
             Self::Other(Other::Disabled) => (OTHER, News::Event(Event::ClusterDisabled)),
             Self::Other(Other::Removed) => (OTHER, News::Removed { member: OTHER.to_owned() }),
         };
-        Report { news, sender: sender.to_owned() }
+        FrameContent { news, sender: sender.to_owned() }
     }
 }

@@ -3,7 +3,7 @@
 use super::message::{Frame, Message, OWN, Other};
 use crate::model::join::{
     Config, Daemon, Event, Evidence, HOLD_SECONDS, Incarnation, JoinOperation, Machine, Membership,
-    Memory, NodeMode, Pools, State,
+    Memory, NodeMode, NodeState, Pools,
 };
 
 /// Where the true join stands. The steps are those at whose ends different things are left.
@@ -55,7 +55,7 @@ pub(super) struct World {
     pub(super) last_generation: u64,
     // The agent: its machine, what it has written down, and the mode for new entries.
     pub(super) agent: Option<Machine>,
-    pub(super) journal: State,
+    pub(super) journal: NodeState,
     /// The node's pools, as it has written them down.
     pub(super) memory: Memory,
     pub(super) under_way: Vec<Message>,
@@ -408,7 +408,7 @@ impl World {
             Action::StartAgent => self.start_agent(fault),
             Action::RollBack => {
                 self.step(fault, Event::RollbackAsked { by: String::new() }, None)?;
-                if *self.agent.as_ref()?.state() != State::RollingBack {
+                if *self.agent.as_ref()?.state() != NodeState::RollingBack {
                     return None;
                 }
                 (self.pool, self.release) = (None, None);

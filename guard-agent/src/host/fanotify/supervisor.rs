@@ -16,13 +16,13 @@ use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, pipe2};
 
-use super::canary::Ground;
-use super::child::{PATIENCE, Responder, responders};
+use super::canary::CanaryMount;
+use super::child::{RESPONDER_TIMEOUT, Responder, responders};
 use super::error::{EngineError, failed};
-use super::order::{self, Line, Order, Outcome, Reply, SealedMount, Special, Wanted};
+use super::handover::Handover;
+use super::order::{self, Line, MountOutcome, Order, Reply, SealedMount, Special, Wanted};
 use super::responder::BOUND;
 use super::seals::Seals;
-use super::succession::Succession;
 use crate::host::bpf::{CanaryError, Maps};
 use crate::model::mounts::Snapshot;
 
@@ -44,19 +44,19 @@ pub struct Problems {
 
 /// The responder and all that is wanted of it.
 #[derive(Debug)]
-pub struct Engine {
+pub struct Supervisor {
     maps_directory: PathBuf,
     pin_directory: PathBuf,
-    ground: Ground,
+    canary: CanaryMount,
     seals: Seals,
     /// The responder's end of the pipe for records; it stays when responders come and go.
     records: OwnedFd,
     responder: Responder,
     /// Takes the place of one that was started in a hurry.
-    succession: Succession,
+    succession: Handover,
     wanted: Vec<Wanted>,
     serial: u64,
-    outcomes: Option<Vec<Outcome>>,
+    outcomes: Option<Vec<MountOutcome>>,
     seals_problem: Option<String>,
     replaced: Option<String>,
     /// How often this responder has missed deletions, and how often by the last proof.
@@ -71,7 +71,7 @@ pub struct Engine {
     stale: bool,
 }
 
-impl Engine {
+impl Supervisor {
     /// Starts a responder. It marks nothing yet. The second value is where records come from.
     pub fn start(
         maps_directory: &Path,
@@ -79,7 +79,7 @@ impl Engine {
         state_directory: &Path,
         boot_id: &str,
     ) -> Result<(Self, File), EngineError> {
-        let ground = Ground::new()?;
+        let canary = CanaryMount::new()?;
         let seals = Seals::open(state_directory, boot_id)?;
         let (read, records) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
             .map_err(failed("make a pipe for records"))?;
@@ -87,11 +87,11 @@ impl Engine {
         let engine = Self {
             maps_directory: maps_directory.to_owned(),
             pin_directory: pin_directory.to_owned(),
-            ground,
+            canary,
             seals,
             records,
             responder,
-            succession: Succession::default(),
+            succession: Handover::default(),
             wanted: Vec::new(),
             serial: 0,
             outcomes: None,
@@ -132,7 +132,7 @@ impl Engine {
             }
         };
         let mut wanted = steps.mounts;
-        wanted.push(self.ground.wanted());
+        wanted.push(self.canary.wanted());
         if wanted != self.wanted || self.stale || self.has_failed_mounts() || self.unseen.is_some()
         {
             self.wanted = wanted;
@@ -162,7 +162,7 @@ impl Engine {
             tracing::warn!(%error, "the responder takes no order");
             return;
         }
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + RESPONDER_TIMEOUT;
         while self.outcomes.is_none()
             && self.responder.wait(end.saturating_duration_since(Instant::now()))
         {
@@ -188,7 +188,7 @@ impl Engine {
     }
 
     /// What is writable again needs no record any more.
-    fn forget_restored(&mut self, outcomes: &[Outcome]) {
+    fn forget_restored(&mut self, outcomes: &[MountOutcome]) {
         let is_restored = |record: &SealedMount| {
             let wanted = self.wanted.iter().find(|mount| mount.mount_id == record.mount_id);
             let outcome = outcomes.iter().find(|outcome| outcome.mount_id == record.mount_id);
@@ -208,7 +208,7 @@ impl Engine {
             let mount = self.wanted.iter().find(|mount| mount.mount_id == id);
             mount.map_or_else(|| id.to_string(), |mount| mount.path.0.display().to_string())
         };
-        let list = |which: fn(&Outcome) -> &Option<String>| {
+        let list = |which: fn(&MountOutcome) -> &Option<String>| {
             let found = self
                 .outcomes
                 .iter()
@@ -294,7 +294,7 @@ impl Engine {
     /// was replaced, and that deletions were missed.
     pub fn prove(&mut self, maps: &mut Maps) -> Result<(), CanaryError> {
         let pid = self.responder.pid();
-        self.ground.prove(maps, BOUND, || end(pid, Signal::SIGKILL))?;
+        self.canary.prove(maps, BOUND, || end(pid, Signal::SIGKILL))?;
         self.replaced = None;
         self.missed_before = self.missed;
         Ok(())
@@ -312,7 +312,7 @@ impl Engine {
         found.iter().for_each(|pid| end(*pid, Signal::SIGTERM));
         // One that waits for a dead server ends later; it is no child of ours that could be waited
         // for.
-        let limit = Instant::now() + PATIENCE;
+        let limit = Instant::now() + RESPONDER_TIMEOUT;
         while Instant::now() < limit && !others().is_empty() {
             std::thread::sleep(LOOK_EVERY);
         }

@@ -10,14 +10,14 @@ use super::child::Responder;
 
 /// At most one successor that comes up, and one predecessor that goes.
 #[derive(Debug, Default)]
-pub(super) struct Succession {
+pub(super) struct Handover {
     coming: Option<Responder>,
     going: Option<Responder>,
     /// systemd has refused once: the next agent tries again.
     refused: bool,
 }
 
-impl Succession {
+impl Handover {
     /// A successor that is alive, to be put in the place of `present`. Starts one if it is time for
     /// that.
     pub(super) fn next(
