@@ -2,13 +2,15 @@
 //! lines and from docs/POLICY.md. Run by `cargo xtask dist`; not shipped itself.
 //!
 //! Usage: `guard-manual POLICY.md DIRECTORY`, with `SOURCE_DATE_EPOCH` set. Writes `man8/*.8`,
-//! `man5/*.5`, `bash/*`, `zsh/*` and `fish/*` below the directory.
+//! `man5/*.5`, `bash/*`, `zsh/*` and `fish/*` below the directory. `guard-manual --reference` prints
+//! docs/GUARDCTL.md.
 
 #![forbid(unsafe_code)]
 
 mod completions;
 mod pages;
 mod policy_page;
+mod reference;
 
 use std::env;
 use std::fs;
@@ -23,14 +25,26 @@ use pages::Edition;
 #[derive(Parser)]
 struct Arguments {
     /// docs/POLICY.md
-    policy: PathBuf,
+    #[arg(required_unless_present = "reference")]
+    policy: Option<PathBuf>,
     /// Where the files go
-    directory: PathBuf,
+    #[arg(required_unless_present = "reference")]
+    directory: Option<PathBuf>,
+    /// Print docs/GUARDCTL.md instead
+    #[arg(long)]
+    reference: bool,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    match run(&arguments.policy, &arguments.directory) {
+    let outcome = match (&arguments.policy, &arguments.directory) {
+        (Some(policy), Some(directory)) if !arguments.reference => run(policy, directory),
+        _ => {
+            print!("{}", reference::of_program(&guard_agent::cli::Cli::command()));
+            Ok(())
+        }
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("guard-manual: {error:#}");
