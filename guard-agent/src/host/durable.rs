@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 /// Replaces a file whole (temporary file, fsync, rename, fsync of the directory), or leaves it as
-/// it was. On failure says what could not be done.
+/// it was. An error names the failed operation.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), (&'static str, io::Error)> {
     let failed = |operation| move |error| (operation, error);
     let mut temporary = path.as_os_str().to_owned();

@@ -1,9 +1,9 @@
 //! The agent's log in journald's own protocol: priorities, and every value as a field of its own.
 //!
-//! Never waits. A journald that is stopped or overloaded leaves the socket full; what is lost then
-//! is counted, and told with the next line that gets through. (tracing-journald and libsystemd send
-//! on a blocking socket, which would stop the one thread that owns the agent's state.) Pure but for
-//! the socket.
+//! Never waits. A journald that is stopped or overloaded leaves the socket full; lines that are
+//! lost then are counted, and the count is told with the next line that gets through.
+//! (tracing-journald and libsystemd send on a blocking socket, which would stop the one thread that
+//! owns the agent's state.) Pure but for the socket.
 
 use std::fmt::{self, Write as _};
 use std::io;
@@ -96,8 +96,8 @@ struct Entry {
 
 impl Entry {
     fn new(level: Level) -> Self {
-        // As sd-daemon(3) has them; `journalctl -p err` shows what went wrong, `-p notice` nothing
-        // of the everyday.
+        // As sd-daemon(3) has them; `journalctl -p err` shows failures, `-p notice` nothing of the
+        // everyday.
         let priority = match level {
             Level::ERROR => 3,
             Level::WARN => 4,
@@ -110,7 +110,7 @@ impl Entry {
     fn field(&mut self, field: &Field, value: String) {
         match field.name() {
             "message" => self.message = value,
-            // What the bridge from the crate `log` adds: its own places in the source.
+            // Fields of the bridge from the crate `log`: its own places in the source.
             name if name.starts_with("log.") => {}
             name => self.fields.push((name, value)),
         }

@@ -1,5 +1,5 @@
-//! Where the log goes: to journald where standard error is its stream, else to standard error.
-//! Either way each line has one time.
+//! Destination of the log: journald where standard error is its stream, else standard error. Either
+//! way each line has one time.
 
 use std::io::IsTerminal;
 use std::panic;

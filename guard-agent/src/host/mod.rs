@@ -1,6 +1,6 @@
 //! Everything that touches the machine: the kernel, Incus, processes, mounts and files.
 //!
-//! These modules carry out what `model` decides, and gather what it decides from.
+//! These modules carry out the decisions of `model`, and gather the facts for them.
 
 pub mod audit_log;
 pub mod bpf;

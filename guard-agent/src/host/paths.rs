@@ -1,4 +1,4 @@
-//! Where everything is by default. Each has a command-line option.
+//! Default paths. Each has a command-line option.
 
 /// The policy file.
 pub const POLICY: &str = "/etc/guard-agent/policy.toml";

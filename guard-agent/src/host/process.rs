@@ -17,8 +17,8 @@ pub fn ticks_per_second() -> u64 {
 
 /// Whether process `tgid` that started at `start_boot_ns` still exists below `proc_root` (`/proc`).
 ///
-/// Only the certain absence of the process is a "no": what cannot be read or understood counts as
-/// alive, so that no count is ever given up on a guess.
+/// Only the certain absence of the process is a "no": a process that cannot be read or understood
+/// counts as alive, so that no count is ever given up on a guess.
 pub fn is_alive(proc_root: &Path, tgid: u32, start_boot_ns: u64, ticks_per_second: u64) -> bool {
     match fs::read(proc_root.join(tgid.to_string()).join("stat")) {
         Ok(stat) => start_ticks(&stat)

@@ -23,6 +23,6 @@ unsafe impl<T: log::Log> OwnsDescriptor for aya_log::EbpfLogger<T> {}
 
 /// Watches a descriptor. Must be called within a tokio runtime.
 pub fn watch<T: OwnsDescriptor>(inner: T, interest: Interest) -> io::Result<AsyncFd<T>> {
-    // SAFETY: the trait's promise is what this asks for.
+    // SAFETY: the trait's promise is the one that this call asks for.
     unsafe { AsyncFd::register_with_interest(inner, interest) }.map_err(io::Error::from)
 }

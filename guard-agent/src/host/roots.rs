@@ -1,12 +1,11 @@
-//! Paths of the policy → what the kernel program compares: device and inode of guarded roots and
-//! executables, ids of cgroups.
+//! Paths of the policy → numbers that the kernel program compares: device and inode of guarded
+//! roots and executables, ids of cgroups.
 //!
 //! Never blocks on a network filesystem whose servers are gone. Every step of a path is checked
-//! against the mount table before it is looked at; what lies on a network filesystem is not
-//! touched. What is opened is opened with `O_PATH`, which asks no server, and described by its
-//! `fdinfo`: mount id and inode as the kernel keeps them (`i_ino`). `stat` would not do: on btrfs
-//! and overlay its device is not the superblock's `s_dev`, and on some overlays its inode is not
-//! `i_ino`.
+//! against the mount table before it is looked at; paths on a network filesystem are not touched.
+//! Files are opened with `O_PATH`, which asks no server, and described by their `fdinfo`: mount id
+//! and inode as the kernel keeps them (`i_ino`). `stat` would not do: on btrfs and overlay its
+//! device is not the superblock's `s_dev`, and on some overlays its inode is not `i_ino`.
 //!
 //! The agent must run in the host's mount namespace.
 
@@ -62,7 +61,7 @@ pub enum ResolveError {
     },
 }
 
-/// What the kernel calls a file.
+/// The kernel's identity of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Object {
     /// `s_dev` in the kernel's encoding.
@@ -79,7 +78,7 @@ pub struct Resolution {
     /// The roots' paths with symbolic links followed, as the mount table shows them; in the order
     /// of the policy. Give them to [`Policy::with_root_paths`] before classifying.
     pub root_paths: Vec<PathBuf>,
-    /// What could not be resolved.
+    /// Entries of the policy that could not be resolved.
     pub problems: Vec<ResolveError>,
 }
 
@@ -198,7 +197,7 @@ pub fn resolve_executable(path: &Path, snapshot: &Snapshot) -> Result<Object, Re
     object(&path, 0, snapshot)
 }
 
-/// The inodes of the roots of CephFS pools, by `s_dev`. What cannot be looked at is left out.
+/// Inodes of the roots of CephFS pools, by `s_dev`. Roots that cannot be looked at are left out.
 pub fn pool_roots(classification: &Classification, snapshot: &Snapshot) -> BTreeMap<u32, u64> {
     let found = classification.pools.iter().filter_map(|pool| {
         let shows_it =
@@ -239,7 +238,7 @@ fn resolve_namespace(path: &Path, snapshot: &Snapshot) -> Result<u32, ResolveErr
     number.ok_or_else(|| ResolveError::NoNamespace { path: path.to_owned() })
 }
 
-/// Follows all links of a path without touching a network filesystem: what lies on one stays as
+/// Follows all links of a path without touching a network filesystem: the part on one stays as
 /// written.
 fn canonical(path: &Path, snapshot: &Snapshot) -> Result<PathBuf, ResolveError> {
     let mut rest: Vec<PathBuf> = components(path).collect();

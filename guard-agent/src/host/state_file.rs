@@ -1,7 +1,7 @@
-//! What survives a restart: seals of operators, and who was granted which lease.
+//! State that survives a restart: seals of operators, and granted leases with their holders.
 //!
 //! One JSON file, replaced whole (temporary file, fsync, rename, fsync of the directory), and then
-//! a copy of it, so that one damaged file costs nothing. What the kernel enforces depends on
+//! a copy of it, so that one damaged file costs nothing. The kernel's enforcement depends on
 //! neither: a release ends by the kernel's clock, and an operator's seal is marked in the pool's
 //! entry until the next boot.
 
@@ -33,23 +33,23 @@ pub struct StateError {
 pub struct StateFile {
     directory: PathBuf,
     pub state: SavedState,
-    /// What is on disk is older, or damaged.
+    /// The state on disk is older, or damaged.
     unsaved: bool,
 }
 
-/// What the two files say.
+/// Content of the two files.
 struct Found {
     /// `None` without any file.
     state: Option<SavedState>,
-    /// Files that cannot be understood, and why.
+    /// Files that cannot be understood, with the reasons.
     damaged: Vec<(PathBuf, String)>,
-    /// What may be missing in the state.
+    /// Parts that may be missing in the state.
     lost: Option<String>,
 }
 
 impl StateFile {
     /// Reads the file of this boot or an earlier one. One that cannot be understood is kept aside.
-    /// The second value says what may have been lost.
+    /// The second value names the parts that may have been lost.
     pub fn open(directory: &Path, boot_id: &str) -> Result<(Self, Option<String>), StateError> {
         let Found { state, damaged, mut lost } = find(directory, boot_id)?;
         for (path, why) in &damaged {
@@ -77,13 +77,13 @@ impl StateFile {
         Ok((Self { directory: directory.to_owned(), state, unsaved: !damaged.is_empty() }, lost))
     }
 
-    /// Whether what is on disk is older: to be saved soon.
+    /// Whether the state on disk is older: to be saved soon.
     pub fn is_unsaved(&self) -> bool {
         self.unsaved
     }
 
-    /// Seals that the kernel's maps hold by an operator's word are an operator's, whatever the file
-    /// says.
+    /// Seals that the kernel's maps hold by an operator's word are an operator's, even if the file
+    /// says otherwise.
     pub fn adopt_seals(&mut self, in_force: &BTreeSet<u64>) {
         let before = self.state.sealed.len();
         self.state.sealed.extend(in_force);

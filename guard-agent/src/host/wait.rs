@@ -1,7 +1,7 @@
 //! Waiting for a process: with a limit, a sign of life now and then, and an end by Ctrl-C.
 //!
-//! An operator's command never waits without these three. What a wait leaves behind when it ends
-//! early is the caller's to say.
+//! An operator's command never waits without these three. The caller reports the remains of a wait
+//! that ends early.
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -94,14 +94,14 @@ impl AsFd for Interrupt {
 impl Drop for Interrupt {
     fn drop(&mut self) {
         if let Source::Signals { descriptor, before } = &self.source {
-            // What has come was answered; it must not end the process afterwards.
+            // Signals that have come were answered; they must not end the process afterwards.
             while self.came() && matches!(descriptor.read_signal(), Ok(Some(_))) {}
             let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(before), None);
         }
     }
 }
 
-/// How long to wait, and what ends it early.
+/// Limit of a wait, and the means to end it early.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience<'a> {
     pub limit: Duration,
@@ -117,7 +117,7 @@ impl<'a> Patience<'a> {
     }
 }
 
-/// How a wait ended.
+/// Result of a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waited {
     Ended,
@@ -182,7 +182,7 @@ pub fn for_child(
     }
 }
 
-/// What a program that was run to its end has said.
+/// Output and status of a program that was run to its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Said {
     pub status: ExitStatus,

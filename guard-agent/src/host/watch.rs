@@ -130,7 +130,7 @@ impl PathWatcher {
                 directory.pop();
                 continue;
             }
-            // The watch comes before the look: what appears between them is an event.
+            // The watch comes before the look: a change between them is an event.
             let Some(descriptor) = self.add(&directory)? else { return Ok(()) };
             watches.entry(descriptor).or_default().entry(name.clone()).or_default().insert(index);
             let next = directory.join(&name);

@@ -19,9 +19,9 @@ use crate::model::audit::record::{Body, Origin, Record};
 use crate::model::control::report::AuditReport;
 use crate::model::time::Stamp;
 
-/// How far back the last sequence is looked for.
+/// Number of bytes from the end in which the last sequence is looked for.
 const RESUME_BOUND: u64 = 1024 * 1024;
-/// How many rotated files are looked into for the last sequence.
+/// Number of rotated files that are searched for the last sequence.
 const ROTATED_FILES: usize = 16;
 
 /// Why the audit log cannot be used.
@@ -37,7 +37,7 @@ pub enum AuditError {
     Resume { path: PathBuf, source: io::Error },
 }
 
-/// How the log is kept.
+/// Settings of the log.
 #[derive(Clone, Copy, Debug)]
 pub struct AuditOptions {
     /// Records that wait at most while the file cannot be written.
@@ -58,7 +58,7 @@ impl Default for AuditOptions {
 #[derive(Clone, Debug)]
 pub struct Appended {
     pub sequence: u64,
-    /// The line without its line feed, for those who follow.
+    /// The line without its line feed, for readers that follow.
     pub line: Arc<str>,
 }
 
@@ -111,7 +111,7 @@ impl AuditFile {
         appended
     }
 
-    /// Writes what waits. If the file was moved or deleted, goes on in a new one. Call it
+    /// Writes the waiting records. If the file was moved or deleted, goes on in a new one. Call it
     /// regularly.
     pub fn flush(&mut self) -> Result<(), AuditError> {
         if !self.opened.is_at(&self.path) {
@@ -124,7 +124,7 @@ impl AuditFile {
         Ok(())
     }
 
-    /// How the log is doing.
+    /// The state of the log.
     pub fn status(&self) -> AuditReport {
         AuditReport {
             path: self.path.display().to_string(),
@@ -181,9 +181,9 @@ impl Opened {
     }
 }
 
-/// Gives what is ours alone to the group of readers: what is root's, in root's group, with just
-/// this mode. A place that somebody has set up otherwise is theirs. A log that the group cannot
-/// read is better than none, so a failure is told and no more.
+/// Gives a file or directory of ours to the group of readers. It is ours if it belongs to root, in
+/// root's group, with just this mode. One that somebody has set up otherwise is theirs. A log that
+/// the group cannot read is better than none, so a failure is logged and no more.
 fn give_to(
     readers: Option<Gid>,
     path: &Path,
@@ -207,7 +207,7 @@ fn resume_error(path: &Path, source: io::Error) -> AuditError {
     AuditError::Resume { path: path.to_owned(), source }
 }
 
-/// What the end of a log says.
+/// State of the end of a log.
 struct End {
     is_empty: bool,
     /// The last line has no line feed.
@@ -239,8 +239,8 @@ impl End {
     }
 }
 
-/// The last sequence of the newest rotated files, for a start right after a rotation. What is
-/// compressed has no lines to read here.
+/// The last sequence of the newest rotated files, for a start right after a rotation. A compressed
+/// file has no lines to read here.
 fn last_rotated_sequence(path: &Path) -> io::Result<u64> {
     let mut last = 0;
     for rotated in rotated::list(path)?.iter().take(ROTATED_FILES) {

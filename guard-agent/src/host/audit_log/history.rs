@@ -14,14 +14,13 @@ use super::tail::LinesFromEnd;
 use crate::model::audit::filter::Filter;
 use crate::model::audit::record::Record;
 
-/// How far back a search goes at most, in bytes of the log (of a compressed file: of what is in
-/// it).
+/// Number of bytes of the log that a search reads at most (of a compressed file: of its content).
 pub const SEARCH_BOUND: u64 = 256 * 1024 * 1024;
 /// A line of a compressed file that is longer is no record.
 const LINE_BOUND: u64 = 1024 * 1024;
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 
-/// A line of the log, without its line feed, with what it says.
+/// A line of the log, without its line feed, with its record.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HistoryLine {
     pub line: String,
@@ -85,9 +84,9 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// Only readable from its beginning: its last lines are kept, as many as are wanted. One that
-    /// holds more than may still be read ends the search: what comes behind that is newer than what
-    /// was seen.
+    /// Only readable from its beginning: its last lines are kept, as many as are wanted. A file
+    /// that holds more bytes than may still be read ends the search: the lines behind that point
+    /// are newer than those that were seen.
     fn read_compressed(&mut self, file: File) -> io::Result<()> {
         let wanted = self.count - self.newest_first.len();
         let mut kept: VecDeque<HistoryLine> = VecDeque::new();

@@ -38,7 +38,7 @@ impl LineQueue {
         self.torn = torn;
     }
 
-    /// Writes what waits; stops at the first failure.
+    /// Writes the waiting lines; stops at the first failure.
     pub fn drain(&mut self, out: &mut impl Write) -> io::Result<()> {
         while let Some(line) = self.waiting.front() {
             let written = if self.torn {

@@ -1,5 +1,5 @@
 //! The log's files: the one that is written, and those that logrotate has made of it. Lists and
-//! opens them; what is in them is `history`'s.
+//! opens them; their content is the part of `history`.
 //!
 //! Known names: `audit.jsonl.1`, `audit.jsonl-20260921` (`dateext`), each also with `.gz`.
 
@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-/// How many rotated files are looked at, the newest ones.
+/// Number of rotated files that are looked at, the newest ones.
 const ROTATED_FILES: usize = 64;
 /// A greater number behind the dot is a date (`dateformat .%Y%m%d`).
 const INDEX_LIMIT: u64 = 10_000;
@@ -78,7 +78,7 @@ pub fn list(path: &Path) -> io::Result<Vec<PathBuf>> {
 /// The suffix of a rotated file, after the log's own name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
-    /// The how many-th, 1 is the newest.
+    /// Position in the rotation, 1 is the newest.
     Index(u64),
     Date,
 }

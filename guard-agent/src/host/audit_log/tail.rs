@@ -1,11 +1,11 @@
-//! Reads a file of lines from its end, in blocks, so that a large log costs only what is asked of
-//! it.
+//! Reads a file of lines from its end, in blocks, so that a read of a large log costs only the
+//! lines that are wanted.
 
 use std::io::{self, Read, Seek, SeekFrom};
 
 const BLOCK: u64 = 64 * 1024;
 
-/// Lines of a file, last first. The first item is what follows the last line feed (empty if the
+/// Lines of a file, last first. The first item is the text behind the last line feed (empty if the
 /// file ends as it should).
 #[derive(Debug)]
 pub struct LinesFromEnd<F> {
@@ -14,7 +14,7 @@ pub struct LinesFromEnd<F> {
     start: u64,
     /// Bytes from `start` up to the line feed before the line given out last.
     held: Vec<u8>,
-    /// How far back to read at most.
+    /// Lowest position that is read.
     floor: u64,
     done: bool,
 }
@@ -50,7 +50,7 @@ impl<F: Read + Seek> LinesFromEnd<F> {
         Ok(None)
     }
 
-    /// Puts the block before `start` in front of what is held; its length.
+    /// Puts the block before `start` in front of `held`; its length.
     fn read_block(&mut self) -> io::Result<usize> {
         let length = BLOCK.min(self.start - self.floor);
         self.start -= length;

@@ -1,4 +1,4 @@
-//! Carries out a plan, and reads back what the maps hold.
+//! Carries out a plan, and reads back the content of the maps.
 
 use guard_common::{Config, Counter, KindEntry, Meta, PoolCounters, PoolEntry};
 
@@ -33,7 +33,7 @@ impl Maps {
     }
 
     /// Carries out a plan up to the first operation that fails: no prefix of a plan is weaker than
-    /// what was there before, so stopping is safe and going on is not.
+    /// the state before, so stopping is safe and going on is not.
     ///
     /// While it goes on `Config::generation` is odd, and afterwards another even number than
     /// before: so the kernel program uses no answer that it has kept from before. An agent that
@@ -120,7 +120,7 @@ impl Maps {
         Ok(())
     }
 
-    /// How many superblocks of guarded kinds have ended since the maps were made.
+    /// Number of superblocks of guarded kinds that have ended since the maps were made.
     pub fn superblocks_ended(&self) -> Result<u64, MapAccessError> {
         Ok(self.counters()?.get(&Counter::SuperblocksEnded).copied().unwrap_or(0))
     }

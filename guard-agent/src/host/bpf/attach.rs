@@ -20,8 +20,8 @@ pub(super) struct NoFunction {
     pub function: String,
 }
 
-/// The programs whose functions this kernel has, and where they belong. A function that is missing
-/// is an error unless the program is optional.
+/// The programs whose functions this kernel has, and their places. A function that is missing is an
+/// error unless the program is optional.
 pub(super) fn targets(btf: &Btf<'_>, tier: Tier) -> Result<Vec<Target>, NoFunction> {
     let mut targets = Vec::new();
     for name in PROGRAMS {

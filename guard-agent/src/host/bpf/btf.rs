@@ -38,8 +38,8 @@ const STRUCT: u32 = 4;
 const UNION: u32 = 5;
 const FUNC: u32 = 12;
 const FUNC_PROTO: u32 = 13;
-/// How the names of functions begin that a program can stand before or in place of. Only those are
-/// looked up: the kernel has a hundred times as many others.
+/// Prefixes of the functions that a program can stand before or in place of. Only those are looked
+/// up: the kernel has a hundred times as many others.
 const FUNCTIONS: [&[u8]; 2] = [b"bpf_lsm_", b"security_"];
 /// PTR ends a walk; these are looked through: TYPEDEF, VOLATILE, CONST, RESTRICT, TYPE_TAG.
 const MODIFIERS: [u32; 5] = [8, 9, 10, 11, 18];
@@ -49,7 +49,7 @@ const MODIFIERS: [u32; 5] = [8, 9, 10, 11, 18];
 pub struct Btf<'a> {
     types: &'a [u8],
     strings: &'a [u8],
-    /// Where each type starts in `types`; type 0 is void.
+    /// Start of each type in `types`; type 0 is void.
     starts: Vec<u32>,
     structs: HashMap<&'a [u8], u32>,
     functions: HashMap<&'a [u8], u32>,
@@ -125,18 +125,18 @@ impl<'a> Btf<'a> {
         self.functions.contains_key(name.as_bytes())
     }
 
-    /// Number of a function's type: what a program is loaded for.
+    /// Number of a function's type: a program is loaded for it.
     pub fn function_id(&self, name: &str) -> Option<u32> {
         self.functions.get(name.as_bytes()).copied()
     }
 
-    /// How many parameters a function has; `None` if there is no such function.
+    /// Number of a function's parameters; `None` if there is no such function.
     pub fn parameters(&self, function: &str) -> Result<Option<u32>, BtfError> {
         let Some(id) = self.function_id(function) else { return Ok(None) };
         Ok(Some(self.type_of(self.type_of(id)?.refers)?.count as u32))
     }
 
-    /// Which parameter of a function has this name, from 0.
+    /// Index of the parameter of a function that has this name, from 0.
     pub fn parameter_index(&self, function: &str, parameter: &str) -> Result<u32, BtfError> {
         let missing = || BtfError::NoParameter {
             function: function.to_owned(),

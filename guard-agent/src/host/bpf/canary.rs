@@ -22,7 +22,7 @@ use super::maps::{MapAccessError, Maps, Write};
 /// The canary did not prove enforcement.
 #[derive(Debug, Error)]
 pub enum CanaryError {
-    /// A hook let pass what it had to deny.
+    /// A hook let a deletion pass that it had to deny.
     #[error("hook {} did not answer: a deletion passed that it had to deny", hook.name())]
     Silent { hook: Hook },
     /// The superblock ended, and its entry stayed.
@@ -96,7 +96,7 @@ impl CanarySuperblock {
     }
 
     fn try_all(&self, maps: &mut Maps, token: u32) -> Result<(), CanaryError> {
-        // Where it must work: what is denied later is denied by the programs, not by the
+        // Here each operation must work: a later refusal then comes from the programs, not from the
         // filesystem.
         self.populate()?;
         self.unlink(VICTIM).map_err(setup("unlink without an entry"))?;

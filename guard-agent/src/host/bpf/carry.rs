@@ -1,5 +1,5 @@
-//! Carries into this agent's maps what must hold as it did in another layout's, and what was
-//! counted there.
+//! Carries over into this agent's maps the enforced state of another layout's maps, and their
+//! counters.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use super::foreign::{Estate, Totals};
 use super::maps::{MapAccessError, Maps, Write};
 
 impl Maps {
-    /// Empties what an agent has left that died before these maps spoke. What was counted stays.
+    /// Empties the entries of an agent that died before these maps spoke. Counters stay.
     pub fn clear_entries(&mut self) -> Result<(), MapAccessError> {
         self.pools.clear()?;
         self.namespaces.clear()?;
@@ -24,7 +24,7 @@ impl Maps {
         self.config.write(Config { generation, ..Config::default() })
     }
 
-    /// Takes over what enforcement depends on. Nothing may be attached to these maps yet.
+    /// Takes over the state that enforcement depends on. Nothing may be attached to these maps yet.
     pub fn carry(&mut self, estate: &Estate) -> Result<(), MapAccessError> {
         let meta = self.meta.read()?;
         // First, as with a plan: no generation is given twice.
@@ -43,7 +43,7 @@ impl Maps {
         estate.leases.iter().try_for_each(|(key, lease)| self.grant(*key, *lease))
     }
 
-    /// Removes what was carried of superblocks that have ended since: `left` are the pools that the
+    /// Removes carried entries of superblocks that have ended since: `left` are the pools that the
     /// old maps, whose programs saw the end, still hold. The new programs must be attached by now.
     pub fn remove_ended(
         &mut self,
@@ -61,7 +61,7 @@ impl Maps {
         Ok(())
     }
 
-    /// Counts in what was counted in the maps with this token. Done twice, it counts once.
+    /// Adds the counters of the maps with this token. Done twice, it counts once.
     pub fn carry_totals(
         &mut self,
         source: u64,
@@ -103,7 +103,7 @@ impl Maps {
     }
 }
 
-/// By our counters' numbers. What an unknown counter of the other layout held is kept apart if
+/// By our counters' numbers. The count of an unknown counter of the other layout is kept apart if
 /// decisions are in it: else decisions and records would no longer reconcile.
 fn counts(totals: &Totals, audited: &[String]) -> [u64; Counter::COUNT as usize] {
     let mut counts = [0; Counter::COUNT as usize];

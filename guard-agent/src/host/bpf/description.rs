@@ -1,5 +1,5 @@
-//! A layout's description (`guard_common::description`) as JSON, and what an entry of another
-//! layout is in ours. Pure.
+//! A layout's description (`guard_common::description`) as JSON, and the conversion of another
+//! layout's entries into ours. Pure.
 //!
 //! A field that cannot be understood is an error: nothing is guessed.
 
@@ -83,7 +83,7 @@ pub enum DescribedCarry {
 }
 
 impl DescribedMap {
-    /// Whether enforcement depends on what it holds.
+    /// Whether enforcement depends on its content.
     pub fn is_enforced(&self) -> bool {
         self.key.iter().chain(&self.value).any(|field| field.carry != DescribedCarry::Optional)
     }
@@ -208,7 +208,7 @@ struct Move {
 }
 
 impl Translation {
-    /// Refuses what enforcement depends on and only one of both layouts has.
+    /// Refuses a field that enforcement depends on and that only one of both layouts has.
     pub fn new(
         map: &'static str,
         theirs: &[DescribedField],
@@ -276,8 +276,8 @@ impl Translation {
     }
 }
 
-/// Copies a number of any width, or text and lists from their beginning. False: what does not fit
-/// is not 0.
+/// Copies a number of any width, or text and lists from their beginning. False: the part that does
+/// not fit is not 0.
 fn copy(source: &[u8], target: &mut [u8]) -> bool {
     const { assert!(cfg!(target_endian = "little"), "a number's first bytes are its lowest") };
     let length = source.len().min(target.len());

@@ -120,7 +120,7 @@ impl ForeignMaps {
             .map_err(|source| ForeignError::Open { map: map::RECORDS.to_owned(), source })
     }
 
-    /// How many records the ring holds at most.
+    /// Highest number of records that the ring holds.
     pub fn records_in_ring(&self) -> usize {
         let ring = self.description.map(map::RECORDS);
         ring.map_or(0, |ring| ring.capacity as usize / size_of_fields(&ring.value).max(1))

@@ -8,7 +8,7 @@
 //!
 //! Usually there is one. While an agent of another layout takes over there are two; the one that
 //! was settled last speaks for pools, seals, releases and leases. All others are left over from
-//! what died, and only counted in.
+//! agents that died, and only their counters are added.
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
@@ -52,7 +52,7 @@ pub struct Layout {
 /// The layout that an agent starts on.
 #[derive(Debug)]
 pub struct Standing {
-    /// Its own layout. If it does not speak, nothing in it holds but what it has counted.
+    /// Its own layout. If it does not speak, only its counters are valid.
     pub own: Layout,
     /// The layout that speaks, if that is another one.
     pub source: Option<Layout>,
@@ -104,7 +104,7 @@ impl Layouts {
         Ok(Self::at(directory))
     }
 
-    /// The directory as it is, for who only looks. Nothing is made.
+    /// The directory as it is, for callers that only read. Nothing is made.
     pub fn at(directory: &Path) -> Self {
         Self { directory: directory.to_owned() }
     }
@@ -182,7 +182,7 @@ impl Layout {
         Ok(Self { name, pins, settled, attached })
     }
 
-    /// Its own loads go, and what it has settled: it is begun again.
+    /// Removes its own loads and its settled mark: it is begun again.
     pub fn begin_again(&self) -> Result<(), PinError> {
         self.pins.unsettle()?;
         self.pins.retire_all().map(drop)

@@ -34,7 +34,7 @@ pub struct Prepared {
 pub struct Programs {
     pins: Pins,
     generation: Generation,
-    /// What this agent found in force when it came.
+    /// Whether this agent adopted programs that were in force when it started.
     pub adopted: bool,
     /// Hooks that the programs are attached to.
     pub hooks: Vec<&'static str>,
@@ -88,7 +88,7 @@ pub fn prepare(pins: &Pins, tier: Tier) -> Result<Prepared, LoadError> {
 }
 
 /// Has the kernel judge the programs of a tier, and lets go of them: nothing is pinned, attached or
-/// changed. What has passed here, [`prepare`] and [`Prepared::attach`] can load.
+/// changed. A tier that has passed here can be loaded by [`prepare`] and [`Prepared::attach`].
 pub fn try_tier(tier: Tier) -> Result<(), LoadError> {
     let object = object::bytes().ok_or(LoadError::NoObject)?;
     if tier == Tier::Fanotify {
@@ -99,7 +99,7 @@ pub fn try_tier(tier: Tier) -> Result<(), LoadError> {
     let targets = targets(&btf, tier)?;
     let object = object::with_offsets(object, &offsets::resolve(&btf, tier)?)?;
     let tier = (tier as u32).to_ne_bytes();
-    // Or the kernel would not look at what is only done with them.
+    // Else the verifier would skip the code that only runs with them.
     let tree = tree::addresses().map(u64::to_ne_bytes);
     let constants: Constants<'_> =
         [(global::TREE, tree.as_flattened()), (global::TIER, &tier)].into();
@@ -133,13 +133,13 @@ impl BareMaps {
         Ok(Maps::open(&self.pins.maps())?)
     }
 
-    /// Where the maps are pinned.
+    /// Directory in which the maps are pinned.
     pub fn map_directory(&self) -> std::path::PathBuf {
         self.pins.maps()
     }
 
-    /// Detaches all programs of another tier. Only after this one is proven. Returns how many loads
-    /// there were.
+    /// Detaches all programs of another tier. Only after this one is proven. Returns the number of
+    /// their loads.
     pub fn retire_programs(&self) -> Result<usize, LoadError> {
         let generations = self.pins.generations()?;
         generations.iter().try_for_each(|generation| self.pins.retire(generation))?;
@@ -168,7 +168,7 @@ fn targets(btf: &Btf<'_>, tier: Tier) -> Result<Vec<Target>, LoadError> {
     })
 }
 
-/// Clears what a start that was cut short has left.
+/// Clears the remains of an interrupted start.
 fn check_layout(pins: &Pins, in_force: bool) -> Result<(), LoadError> {
     let directory = pins.maps();
     let found = match aya::maps::MapData::from_pin(directory.join(map::META)) {
@@ -201,7 +201,7 @@ impl Prepared {
         Ok(Maps::open(&self.pins.maps())?)
     }
 
-    /// Where the maps are pinned.
+    /// Directory in which the maps are pinned.
     pub fn map_directory(&self) -> std::path::PathBuf {
         self.pins.maps()
     }
@@ -211,7 +211,7 @@ impl Prepared {
         self.generation.tier
     }
 
-    /// Attaches and pins what was loaded; does nothing for adopted pins.
+    /// Attaches and pins the loaded programs; does nothing for adopted pins.
     pub fn attach(self) -> Result<Programs, LoadError> {
         let adopted = self.loaders.is_empty();
         if !adopted {
@@ -269,7 +269,7 @@ impl Programs {
         self.generation.loads().iter().map(|standby| standby.token(self.generation.token))
     }
 
-    /// One of the programs, for what asks the kernel about them.
+    /// One of the programs, for queries to the kernel about them.
     pub fn any_program(&self) -> std::path::PathBuf {
         self.generation.program(PROGRAMS[0].program, Standby::No)
     }
@@ -281,7 +281,7 @@ impl Programs {
         )
     }
 
-    /// Detaches every other load, and returns how many there were. Only after this one is proven.
+    /// Detaches every other load, and returns their number. Only after this one is proven.
     pub fn retire_others(&self) -> Result<usize, LoadError> {
         let mut retired = 0;
         for other in self.pins.generations()? {

@@ -79,8 +79,8 @@ pub enum LoadError {
 }
 
 impl LoadError {
-    /// The error in a line, without the verifier's words, which are for the log and for who asks
-    /// for them.
+    /// The error in a line, without the verifier's words, which are for the log and for readers
+    /// that ask for them.
     pub fn in_brief(&self) -> String {
         match self {
             Self::Program(ProgramError::Load { program, function, source, .. }) => {

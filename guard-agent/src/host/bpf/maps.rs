@@ -27,7 +27,7 @@ pub struct MapAccessError {
 }
 
 impl MapAccessError {
-    /// An error of a map that has no room, for tests of those who write maps.
+    /// An error of a map that has no room, for tests of code that writes maps.
     #[cfg(test)]
     pub(crate) fn full(map: &'static str) -> Self {
         let io_error = std::io::Error::from_raw_os_error(nix::libc::E2BIG);
@@ -115,7 +115,7 @@ stored_with_check! {
     CgroupKey => ActorMask, ExecutableKey => ActorMask, LeaseKey => LeaseEntry,
 }
 
-/// How often an entry is read that changes meanwhile.
+/// Highest number of reads of an entry that changes meanwhile.
 const TRIES: u32 = 100;
 
 /// A hash map.
@@ -217,7 +217,7 @@ pub struct Maps {
     pub pool_counters: Table<u64, PoolCounters>,
     pub incidents: Table<IncidentKey, IncidentValue>,
     counters: PerCpuArray<MapData, u64>,
-    /// By the token of maps that these have replaced: what each counter held there.
+    /// By the token of maps that these have replaced: the values of their counters.
     pub(super) carried: Table<u64, [u64; Counter::COUNT as usize]>,
     pub(super) carried_pools: Table<CarriedKey, PoolCounters>,
 }
@@ -249,8 +249,8 @@ impl Maps {
         Ok(self.magics.read()?.to_vec())
     }
 
-    /// Puts a guarded magic in its place. All others are written over with what they are, which no
-    /// reader notices.
+    /// Puts a guarded magic in its place. All others are written over with their own values, which
+    /// no reader notices.
     pub(super) fn put_magic(&mut self, slot: u32, magic: u64) -> Result<(), MapAccessError> {
         let mut magics = self.magics.read()?;
         magics[slot as usize] = magic;

@@ -1,6 +1,6 @@
 //! Everything that talks to the kernel's BPF: offsets, loading, pins, typed maps, the canary.
 //!
-//! It acts and reports; what to protect is decided by `classify` and `plan`.
+//! It acts and reports; `classify` and `plan` decide which pools to protect.
 
 pub mod apply;
 mod attach;

@@ -1,4 +1,4 @@
-//! The kernel program's object, embedded at build time, and what identifies it.
+//! The kernel program's object, embedded at build time, and its identity.
 
 use guard_common::Offsets;
 use guard_common::offsets::{IMMEDIATE_PLACEHOLDER, LOAD_PLACEHOLDER};

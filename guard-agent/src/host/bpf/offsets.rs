@@ -54,15 +54,14 @@ const MEMBERS: &[(&str, &str, Field)] = &[
     ("iattr", "ia_valid", |o| &mut o.iattr_ia_valid),
 ];
 
-/// Members that only records want. Not every kernel has them, and none decides what a kernel can
-/// do: 0 where one is missing, and the record says that it is not known.
+/// Members that only records want. Not every kernel has them, and none decides the abilities of a
+/// kernel. A missing one is 0, and the record says that it is not known.
 const FOR_RECORDS: &[(&str, &str, Field)] = &[
     // Of kernels with CONFIG_AUDIT.
     ("task_struct", "loginuid", |o| &mut o.task_loginuid),
 ];
 
-/// How the mounts of a superblock hang together: a kernel has one of these, and 0 stands for the
-/// other.
+/// Link between the mounts of a superblock: a kernel has one of these, and 0 stands for the other.
 const SIBLINGS: &[(&str, &str, Field)] = &[
     ("mount", "mnt_instance", |o| &mut o.mount_mnt_instance),
     // Since 6.18.
@@ -77,8 +76,8 @@ pub fn function(tier: Tier, hook: &str) -> String {
     }
 }
 
-/// How many arguments the kernel program takes for granted: the answer of an earlier program stands
-/// behind them.
+/// Number of arguments that the kernel program takes for granted: the answer of an earlier program
+/// stands behind them.
 const ARGUMENTS: &[(&str, u32)] = &[
     ("path_unlink", 2),
     ("path_rmdir", 2),
@@ -102,7 +101,7 @@ pub fn resolve(btf: &Btf<'_>, tier: Tier) -> Result<Offsets, BtfError> {
     let unexpected = |name, what: String| Err(BtfError::Unexpected { name, what });
     for (hook, expected) in ARGUMENTS {
         let name = function(tier, hook);
-        // One that is missing is told of by whoever wants to attach to it.
+        // A missing function is reported by the caller that attaches to it.
         match btf.parameters(&name)? {
             Some(found) if found != *expected => {
                 return unexpected(name, format!("it has {found} arguments instead of {expected}"));

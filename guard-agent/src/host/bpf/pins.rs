@@ -1,4 +1,4 @@
-//! The pins of one layout of the maps: what survives the agent. Which layouts there are: `layouts`.
+//! The pins of one layout of the maps, which survive the agent. `layouts` lists the layouts.
 //!
 //! ```text
 //! maps/<MAP>                       shared by every load of the programs
@@ -65,7 +65,7 @@ pub struct Pins {
     directory: PathBuf,
 }
 
-/// One load of the programs, named by what was loaded and by its token.
+/// One load of the programs, named by its content and by its token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Generation {
     pub directory: PathBuf,
@@ -76,7 +76,7 @@ pub struct Generation {
     pub token: u32,
 }
 
-/// Which of a tier's loads: `fmod-ret` has two.
+/// One of a tier's loads: `fmod-ret` has two.
 ///
 /// The kernel leaves a program of that kind out while another task that it has preempted on the
 /// same processor is in the middle of it. Then the standby decides, which is another program.
@@ -88,7 +88,7 @@ pub enum Standby {
 }
 
 impl Standby {
-    /// What a load is called for the canary.
+    /// Name of a load for the canary.
     pub fn token(self, first: u32) -> u32 {
         match self {
             Self::No => first,
@@ -97,7 +97,7 @@ impl Standby {
     }
 }
 
-/// How the names of the directories begin.
+/// Prefixes of the directories' names.
 const PREFIXES: [(Tier, &str); 2] = [(Tier::BpfLsm, "programs-"), (Tier::FmodRet, "fmod-ret-")];
 
 fn prefix(tier: Tier) -> &'static str {
@@ -126,12 +126,12 @@ impl Pins {
         std::fs::create_dir_all(self.maps()).map_err(io_error("create", &self.maps()))
     }
 
-    /// Where the maps are.
+    /// Directory of the maps.
     pub fn maps(&self) -> PathBuf {
         self.directory.join("maps")
     }
 
-    /// Where a new load goes.
+    /// Name and directory of a new load.
     pub fn generation(&self, tier: Tier, identity: &str, token: u32) -> Generation {
         let directory = self.directory.join(format!("{}{identity}-{token:08x}", prefix(tier)));
         Generation { directory, tier, identity: identity.to_owned(), token }
@@ -213,7 +213,7 @@ impl Pins {
     }
 }
 
-/// How the name of the mark begins.
+/// Prefix of the mark's name.
 const SETTLED: &str = "settled-";
 
 /// Waits until the kernel has ended programs without pins. It ends one only when the last one that
@@ -242,7 +242,7 @@ impl Generation {
         }
     }
 
-    /// Where a program is pinned.
+    /// Pin path of a program.
     pub fn program(&self, name: &str, standby: Standby) -> PathBuf {
         // bpffs takes no dots in names.
         match standby {
@@ -251,7 +251,7 @@ impl Generation {
         }
     }
 
-    /// Where a program's link is pinned.
+    /// Pin path of a program's link.
     pub fn link(&self, name: &str, standby: Standby) -> PathBuf {
         let mut path = self.program(name, standby).into_os_string();
         path.push("_link");
@@ -263,7 +263,7 @@ impl Generation {
         let mut ids = Vec::new();
         for path in list(&self.directory)? {
             if !is_link(&path) {
-                // What cannot be opened is removed all the same.
+                // A program that cannot be opened is removed all the same.
                 ids.extend(ProgramInfo::from_pin(&path).map(|program| program.id()));
             }
         }
@@ -286,7 +286,7 @@ impl Generation {
                 {
                     return Ok(Some(false));
                 }
-                // It may be attached, and who asks may not know.
+                // It may be attached, and the caller may not be allowed to know.
                 Err(LinkError::SyscallError(error)) => {
                     return Err(io_error("open", &link)(error.io_error));
                 }
@@ -306,7 +306,7 @@ fn is_link(path: &Path) -> bool {
     path.to_string_lossy().ends_with("_link")
 }
 
-/// What a directory holds; nothing if it is not there.
+/// Entries of a directory; none if it is not there.
 fn list(directory: &Path) -> Result<Vec<PathBuf>, PinError> {
     let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,

@@ -90,7 +90,7 @@ pub(super) struct Target {
     pub function_id: u32,
 }
 
-/// How a program stands to the function that it is loaded for.
+/// Relation of a program to the function that it is loaded for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     /// It is called by the LSM's hook, whose answer it gives.
@@ -104,9 +104,9 @@ pub(super) enum Place {
 /// The constants of an object's programs, by the names of its symbols.
 pub(super) type Constants<'a> = HashMap<&'a str, &'a [u8]>;
 
-/// Makes the maps of an object, or opens those that are pinned in `directory`, and pins there what
-/// it has made. A map without a standing place (the object's constants) is made each time. What a
-/// pinned map holds is left alone: programs in force read it.
+/// Makes the maps of an object, or opens those that are pinned in `directory`, and pins the new
+/// ones there. A map without a standing place (the object's constants) is made each time. The
+/// content of a pinned map is left alone: programs in force read it.
 pub(super) fn make_maps(bytes: &[u8], directory: Option<&Path>) -> Result<(), ProgramError> {
     maps_of(&mut parse(bytes, Constants::new())?, directory).map(drop)
 }
@@ -149,11 +149,11 @@ fn open_or_make(
             .map_err(|error| failed(MapError::IoError(error)))?;
     }
     if definition.section_kind() == EbpfSectionKind::Rodata {
-        // The verifier takes what cannot change any more for a constant.
+        // The verifier takes a value that cannot change any more for a constant.
         sys::freeze(map).map_err(|error| failed(MapError::IoError(error)))?;
     }
     if let Some(pin) = pin {
-        // Last: what is pinned is whole.
+        // Last: a pinned map is whole.
         made.pin(pin).map_err(|source| ProgramError::PinMap {
             name: name.to_owned(),
             path: pin.to_owned(),

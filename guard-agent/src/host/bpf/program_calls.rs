@@ -10,7 +10,7 @@ use aya_obj::generated::bpf_cmd;
 
 use super::sys::{Attributes, attributes, bpf};
 
-/// How much of the verifier's log is kept.
+/// Number of bytes of the verifier's log that are kept.
 const SHOWN_LOG: usize = 2000;
 const LOG_BYTES: usize = 1 << 20;
 

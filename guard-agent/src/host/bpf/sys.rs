@@ -1,12 +1,12 @@
-//! bpf(2), for what aya does not offer: program types that it lacks, maps whose types only a
-//! description tells, and how often a program was left out.
+//! bpf(2), for features that aya does not offer: program types that it lacks, maps whose types only
+//! a description tells, and the number of times that a program was left out.
 //!
 //! # Safety
 //!
-//! All that is unsafe is one function, [`bpf`], and what it is given: the attributes are plain
-//! integers in the kernel's layout (asserted beside each type), and every address among them is
-//! that of a buffer that its caller holds until the call returns. The kernel checks the rest: it
-//! reads the program's instructions and refuses what it cannot verify.
+//! All that is unsafe is one function, [`bpf`], with its attributes. They are plain integers in the
+//! kernel's layout (asserted beside each type), and every address among them is that of a buffer
+//! that its caller holds until the call returns. The kernel checks the rest: it reads the program's
+//! instructions and refuses those that it cannot verify.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -48,7 +48,7 @@ struct MapElement {
     map_fd: u32,
     reserved: u32,
     key: u64,
-    /// Where the value is or goes, or the next key.
+    /// Address of the value, or of the room for it or for the next key.
     value: u64,
     flags: u64,
 }
@@ -118,8 +118,8 @@ struct ObjectInfo {
 }
 attributes!(ObjectInfo: 16);
 
-/// How often the kernel has left a pinned program out: it does not run one that another task on the
-/// same processor is in the middle of.
+/// Number of times that the kernel has left a pinned program out: it does not run one that another
+/// task on the same processor is in the middle of.
 pub(super) fn recursion_misses(program: &Path) -> Result<u64, ProgramError> {
     let program = ProgramInfo::from_pin(program)?.fd()?;
     let mut info = [0_u64; size_of::<bpf_prog_info>().div_ceil(8)];

@@ -1,8 +1,8 @@
-//! One finding, and what to do about it.
+//! One finding, and its fix.
 
 use serde::{Deserialize, Serialize};
 
-/// How a check came out.
+/// Result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CheckState {
@@ -26,7 +26,7 @@ pub struct Check {
     pub fix: Option<String>,
     /// Stable: for scripts, and the code of the posture's reason.
     pub code: String,
-    /// The kernel's own words, where it has refused something: for who looks closer.
+    /// The kernel's own words, where it has refused something: for a closer look.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub log: Option<String>,
 }

@@ -1,7 +1,6 @@
-//! What the checks need to know of the host, read below a root directory (`/`, or a tree in a
-//! test).
+//! Facts of the host for the checks, read below a root directory (`/`, or a tree in a test).
 //!
-//! Whatever cannot be read is unknown, never assumed.
+//! A fact that cannot be read is unknown, never assumed.
 
 use std::fs;
 use std::io::Read;
@@ -23,7 +22,7 @@ pub enum KernelOption {
     Unknown,
 }
 
-/// Which tool sets the kernel's command line.
+/// Tool that sets the kernel's command line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Bootloader {
@@ -45,7 +44,7 @@ pub struct HostFacts {
     pub kernel_release: String,
     /// Whether the kernel shows its BTF.
     pub has_btf: bool,
-    /// Which of the functions that the checks ask for are in the BTF; `None` if it cannot be read.
+    /// The functions that the checks ask for and that the BTF has; `None` if it cannot be read.
     pub btf_hooks: Option<Vec<String>>,
     /// The active list; `None` if securityfs is not mounted.
     pub active_lsms: Option<Vec<String>>,
@@ -63,7 +62,7 @@ pub struct HostFacts {
     pub effective_capabilities: Option<u64>,
     /// Whether this process is root's.
     pub is_root: bool,
-    /// What the kernel said when it was tried, if it was.
+    /// The kernel's answers to the trials that were made.
     pub trials: Trials,
     /// Types and mountpoints of the pseudo filesystems that matter.
     pub mounts: Vec<(String, PathBuf)>,
@@ -74,7 +73,7 @@ pub struct HostFacts {
     pub(super) bootloader: Bootloader,
 }
 
-/// Functions of the kernel that tell what it was built with.
+/// Functions of the kernel that tell its build options.
 const HOOKS: [&str; 3] = ["bpf_lsm_inode_unlink", "bpf_lsm_path_unlink", "security_path_unlink"];
 
 impl HostFacts {
@@ -222,7 +221,7 @@ fn bootloader(root: &Path) -> Bootloader {
     }
 }
 
-/// How a tier's trial came out.
+/// Result of a tier's trial.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Trial {
     /// Name of the tier.

@@ -1,8 +1,8 @@
-//! How `bpf` gets into the active LSM list on this host.
+//! Instructions that put `bpf` into the active LSM list on this host.
 
 use super::facts::{Bootloader, HostFacts};
 
-/// The kernel parameter, and how to set it with the host's boot loader.
+/// The kernel parameter, and the way to set it with the host's boot loader.
 pub(super) fn boot_parameter(facts: &HostFacts, list: &[String]) -> String {
     // `capability` is always there; naming it is allowed and changes nothing.
     let mut lsms: Vec<&str> = list.iter().map(String::as_str).filter(|lsm| *lsm != "bpf").collect();

@@ -1,7 +1,7 @@
 //! Is this host fit to be protected? Every precondition, its state, and the exact fix.
 //!
 //! `facts` reads `/proc`, `/sys` and `/boot` below a root directory; `trial` has the kernel judge
-//! what a tier needs; the checks here are pure.
+//! the needs of a tier; the checks here are pure.
 
 mod check;
 mod facts;

@@ -180,7 +180,7 @@ fn an_ubuntu_without_bpf_in_the_list() {
                        > add lsm=lockdown,capability,landlock,yama,apparmor,bpf in GRUB_CMDLINE_LINUX in /etc/default/grub, then: update-grub && reboot
 ";
     assert_eq!(Report(&[lsm]).to_string(), expected);
-    // The next tier does; what stands against this one is told with the one change.
+    // The next tier does; the obstacle of this one is told with the one change.
     let tier = check(&facts, "tier-bpf-lsm");
     assert_eq!(
         (tier.state, check(&facts, "tier-fmod-ret").state),

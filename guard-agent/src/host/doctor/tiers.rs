@@ -1,4 +1,4 @@
-//! Which tiers this host can have, and the one change that would raise it. Pure.
+//! The tiers that this host can have, and the one change that would raise it. Pure.
 
 use guard_common::Tier;
 
@@ -32,7 +32,7 @@ pub(super) fn tiers(facts: &HostFacts) -> [Check; 3] {
 }
 
 fn available(facts: &HostFacts, tier: Tier) -> String {
-    // Only a trial knows what the kernel says.
+    // Only a trial knows the kernel's answer.
     let word =
         if facts.trials.of(tier).is_some() { "available" } else { "looks available (not tried)" };
     let rest = match tier {
@@ -43,7 +43,7 @@ fn available(facts: &HostFacts, tier: Tier) -> String {
     format!("{word}{rest}")
 }
 
-/// What is known to stand against a tier.
+/// The known obstacle to a tier.
 pub fn known_obstacle(facts: &HostFacts, tier: Tier) -> Option<String> {
     let check = obstacle(facts, tier).filter(|check| check.state == CheckState::Fail)?;
     Some(format!("{}: {}", check.name, check.found))
@@ -54,8 +54,8 @@ pub(super) fn is_available(facts: &HostFacts, tier: Tier) -> bool {
     known_obstacle(facts, tier).is_none()
 }
 
-/// The first thing that stands against a tier, or may. What the kernel has said in a trial goes
-/// before what the host looks like, but for what says more than the kernel did.
+/// First obstacle to a tier, known or possible: a failed check, else the kernel's refusal in a
+/// trial, else a warning. A passed trial replaces the tier's own checks.
 fn obstacle(facts: &HostFacts, tier: Tier) -> Option<Check> {
     let trial = facts.trials.of(tier);
     let mut checks = match tier {

@@ -1,9 +1,9 @@
-//! Has the kernel judge what each tier needs, and lets go of it at once: nothing is pinned,
+//! Has the kernel judge the needs of each tier, and lets go of it at once: nothing is pinned,
 //! attached or marked for anybody.
 //!
-//! What a host looks like and what its kernel takes are two things (a verifier that has become
-//! stricter, a hook that is gone): this is the same load that the agent makes. It needs the agent's
-//! capabilities.
+//! The look of a host does not prove that its kernel takes a tier (a verifier that has become
+//! stricter, a hook that is gone). So this is the same load that the agent makes. It needs the
+//! agent's capabilities.
 
 use guard_common::Tier;
 

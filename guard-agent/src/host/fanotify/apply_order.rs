@@ -76,8 +76,8 @@ fn one_mount(shared: &Shared, wanted: Wanted, table: &Snapshot) -> MountOutcome 
             marked.read_only = read_only;
         }
     };
-    // What is so already is left alone: to set it changes the mount table, which makes the agent
-    // give the next order.
+    // A mount that is in the wanted state already is left alone: to set it changes the mount table,
+    // which makes the agent give the next order.
     let set_read_only = |read_only| match table.mount(id) {
         Some(entry) if entry.is_read_only() == read_only => Ok(()),
         _ => marks::set_read_only(&mount, read_only),

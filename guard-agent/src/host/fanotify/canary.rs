@@ -50,7 +50,7 @@ impl CanaryMount {
         Ok(Self { mount, mount_id, dev })
     }
 
-    /// How the responder reaches it.
+    /// The state that the responder gives it, and the path by which it is reached.
     pub(super) fn wanted(&self) -> Wanted {
         Wanted {
             mount_id: self.mount_id,
@@ -67,7 +67,7 @@ impl CanaryMount {
     }
 
     /// Proves that questions are answered, both ways, and that sealing works. An answer that takes
-    /// longer than `bound` is none: then `give_up` must end whoever should have answered.
+    /// longer than `bound` is none: then `give_up` must end the process that should have answered.
     pub(super) fn prove(
         &self,
         maps: &mut Maps,

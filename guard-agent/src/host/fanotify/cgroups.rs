@@ -1,15 +1,15 @@
-//! Cgroups of version 2 that processes have asked from: those above them, and what policy says of
-//! them.
+//! Cgroups of version 2 that processes have asked from: those above them, and their rights by
+//! policy.
 //!
-//! Kept are two facts, with what each rests on:
+//! Kept are two facts, each with its basis:
 //!
-//! - Which cgroup a path names, and which are above it. No cgroup is renamed, none goes before
+//! - The cgroup that a path names, and those above it. No cgroup is renamed, none goes before
 //!   those below it, and none has the id of an earlier one. So all of it holds until the cgroup
-//!   goes, and whether it has gone tells a file of its own that stays open (procfs and cgroupfs tie
+//!   goes. A file of its own that stays open tells whether it has gone (procfs and cgroupfs tie
 //!   an open file to the thing, not to the name).
-//! - Which actors policy names among them. That holds while `Config::generation` is the same even
-//!   number, as for the kernel program: the agent makes it odd before it changes a map, and another
-//!   even number afterwards.
+//! - The actors that policy names among them. That holds while `Config::generation` is the same
+//!   even number, as for the kernel program: the agent makes it odd before it changes a map, and
+//!   another even number afterwards.
 //!
 //! Leases come and go by themselves, and are looked up each time that there may be any.
 
@@ -35,7 +35,7 @@ const FILE: &str = "cgroup.controllers";
 /// The rights that policy gives a cgroup, by itself or by those above it, in one set of actors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Said {
-    /// It names one of them as an actor, whatever is run there.
+    /// It names one of them as an actor, for every executable.
     pub alone: bool,
     /// Actors that are named by one of them together with an executable.
     pub combined: u64,
@@ -60,7 +60,7 @@ struct Answers {
 /// All that are known, with their paths in the hierarchy.
 #[derive(Debug, Default)]
 pub(super) struct Cgroups {
-    /// Where the hierarchy is. Without one nothing can have been named by a cgroup.
+    /// Root of the hierarchy. Without one nothing can have been named by a cgroup.
     top: Option<PathBuf>,
     known: Vec<(PathBuf, Cgroup)>,
 }
@@ -191,7 +191,7 @@ impl Answers {
         kept.map(|(_, said)| *said)
     }
 
-    /// Keeps what was read between `before`, for which nothing was kept, and `after`.
+    /// Keeps the rights that were read between `before`, for which nothing was kept, and `after`.
     fn keep(&mut self, before: u32, after: u32, actor_set: u32, said: Said) {
         if before == after && before & 1 == 0 {
             self.said.push((actor_set, said));

@@ -19,13 +19,13 @@ use super::order::{Line, Reply};
 use super::responder::{BOUND, COMM};
 use crate::host::systemd;
 
-/// How long the agent waits for an order to be carried out. A mark that takes longer is made all
-/// the same.
+/// Longest time that the agent waits for an order to be carried out. A mark that takes longer is
+/// made all the same.
 pub(super) const RESPONDER_TIMEOUT: Duration = Duration::from_secs(1);
 /// The responder's name on the command line: `guard-agent helper answer --maps DIR`.
 const ARGUMENTS: [&str; 3] = [crate::host::rollback::helper::NAME, "answer", "--maps"];
 
-/// What `systemctl` shows of its scope.
+/// Description of its scope in `systemctl`.
 const DESCRIPTION: &str = "Answers for guard-agent who may list a guarded directory";
 
 /// The child process.
@@ -167,7 +167,7 @@ impl Responder {
         ready(&self.socket, PollFlags::POLLIN, limit)
     }
 
-    /// What it has said since.
+    /// Its replies since the last call.
     pub(super) fn replies(&mut self) -> Vec<Reply> {
         let mut buffer = [0; 4096];
         while let Ok(count @ 1..) = self.socket.read(&mut buffer) {
@@ -185,7 +185,7 @@ impl Responder {
         if self.waiting_since.is_none() {
             self.pings += 1;
             self.waiting_since = Some(Instant::now());
-            // What it does not take it does not answer either.
+            // A ping that it does not take it does not answer either.
             let _ = self.send(&Line::Ping(self.pings));
         }
     }
@@ -200,7 +200,7 @@ impl Responder {
         self.waiting_since.is_some_and(|since| since.elapsed() > BOUND)
     }
 
-    /// How it ended, if it has.
+    /// The reason of its end, if it has ended.
     pub(super) fn ended(&mut self) -> Option<String> {
         match self.child.try_wait() {
             Ok(None) => None,

@@ -1,4 +1,4 @@
-//! What is answered to whoever opens or lists a directory of a pool. Pure.
+//! Answers to processes that open or list a directory of a pool. Pure.
 //!
 //! The same rules as in the kernel program (`decide.rs` there), asked of the one step that every
 //! recursive deletion begins with. Guest views do not come here: their mounts bear no mark.
@@ -6,7 +6,7 @@
 use guard_common::policy::POOL_EXPORTED;
 use guard_common::{Counter, Mode, PoolEntry, Reason, Verdict};
 
-/// Who asks, as far as it matters.
+/// The asking process, as far as it matters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Asker {
     pub kernel_thread: bool,
@@ -49,7 +49,7 @@ impl Outcome {
     }
 }
 
-/// Whether the answer depends on who asks. If not, nobody needs to look at the process before.
+/// Whether the answer depends on the asking process. If not, nobody needs to look at it before.
 pub fn depends_on_asker(entry: &PoolEntry, read_only: bool, now_boot_ns: u64) -> bool {
     match Mode::from_u32(entry.mode) {
         Some(Mode::Guarded | Mode::Observed | Mode::Held) => true,
@@ -59,7 +59,7 @@ pub fn depends_on_asker(entry: &PoolEntry, read_only: bool, now_boot_ns: u64) ->
 }
 
 /// The answer. `read_only`: the mount that is used has been sealed, so that nothing can be deleted
-/// through it. `asker`: nothing if it could not be told who asks, which fails closed. `None`:
+/// through it. `asker`: nothing if the process could not be identified, which fails closed. `None`:
 /// allowed, and nobody needs to know.
 pub fn decide(
     entry: &PoolEntry,

@@ -10,11 +10,11 @@ use nix::libc;
 
 use super::event::{self, i32_at, u16_at, u32_at};
 
-/// What was read.
+/// An event that was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     Deleted(Deletion),
-    /// The kernel had no more room: deletions are missing from here on, nobody knows how many.
+    /// The kernel had no more room: deletions are missing from here on. Their number is unknown.
     Missed,
 }
 
@@ -40,7 +40,7 @@ pub struct Handle {
 const INFO_HEADER: usize = 4;
 const FSID: usize = 8;
 
-/// Parses what one read gave. What is cut off or of another version counts as missed.
+/// Parses the bytes of one read. An event that is cut off or of another version counts as missed.
 pub fn parse(mut bytes: &[u8]) -> Vec<Event> {
     let mut events = Vec::new();
     while !bytes.is_empty() {

@@ -1,11 +1,11 @@
-//! Deletions that this tier cannot stop are at least seen: a thread of the responder that reads
-//! what was removed.
+//! Reports deletions that this tier cannot stop: a thread of the responder that reads the events of
+//! removed names.
 //!
 //! One fanotify group for each superblock with a pool: an event names no superblock, and CephFS
-//! gives all that show the same data the same id. Whoever deletes never waits for this thread,
-//! which may wait for a pool's servers, but for the path of a directory in a record. What was
-//! allowed on purpose is counted and recorded as in the other tiers; what the mode denies is
-//! `would-deny`. A guest's deletion in its volume is none of ours.
+//! gives all that show the same data the same id. A deleting process never waits for this thread.
+//! The thread itself may wait for a pool's servers, but only for the path of a directory in a
+//! record. Deletions that were allowed on purpose are counted and recorded as in the other tiers;
+//! those that the mode denies are `would-deny`. A guest's deletion in its volume is none of ours.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
@@ -35,12 +35,12 @@ use crate::model::plan;
 
 /// Bytes of a read.
 const BUFFER: usize = 64 * 1024;
-/// How long an order waits for this thread.
+/// Longest time that an order waits for this thread.
 const ORDER_TIMEOUT: Duration = Duration::from_millis(500);
 /// Stands for a call by another thread, where a device number (32 bits) stands for a superblock.
 const WAKE: u64 = u64::MAX;
 
-/// What the other threads have to do with it.
+/// The interface of this thread for the other threads.
 #[derive(Debug)]
 pub(super) struct DeletionMonitor {
     wake: EventFd,
@@ -51,14 +51,14 @@ pub(super) struct DeletionMonitor {
     looked: Condvar,
 }
 
-/// What went wrong so far.
+/// Failures so far.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Told {
-    /// How often the kernel had no more room for events.
+    /// Number of times that the kernel had no more room for events.
     pub missed: u64,
-    /// Superblocks that cannot be seen, and why.
+    /// Superblocks that cannot be seen, with the reasons.
     pub unseen: Option<String>,
-    /// How often it has looked at what is wanted.
+    /// Number of times that it has looked at `wanted`.
     looks: u64,
 }
 
@@ -93,13 +93,13 @@ impl DeletionMonitor {
         locked(&self.told).clone()
     }
 
-    /// The thread: reads and writes down what is deleted, for ever.
+    /// The thread: reads and writes down deletions, for ever.
     ///
     /// It has descriptors of its own (so `/proc/thread-self`, not `/proc/self`), without
-    /// `questions`, the group of those who wait for an answer. Whoever waits there also holds this
-    /// thread's groups, if one has a mark on the same superblock: a process that is killed with
-    /// both in one table may wait for ever to close the one, before it closes the other that would
-    /// let the waiting go on.
+    /// `questions`, the group of the processes that wait for an answer. A process that waits there
+    /// also holds this thread's groups, if one has a mark on the same superblock. If it is killed
+    /// with both in one table, it may wait for ever to close the one, before it closes the other
+    /// that would let the waiting go on.
     pub(super) fn see_all(&self, maps: &mut Maps, recorder: &Recorder, questions: RawFd) {
         let ended = unshare(CloneFlags::CLONE_FILES)
             .and_then(|()| nix::unistd::close(questions))
@@ -146,7 +146,7 @@ impl DeletionMonitor {
     }
 }
 
-/// Brings the watches to what is wanted; returns what failed.
+/// Brings the watches to the wanted mounts; returns the failures.
 fn set(ready: &Epoll, watches: &mut HashMap<u32, Watch>, wanted: Vec<Wanted>) -> Option<String> {
     let devices: BTreeSet<u32> = wanted.iter().map(|mount| mount.dev).collect();
     watches.retain(|dev, _| devices.contains(dev));
@@ -197,7 +197,7 @@ struct Deleter {
     cgroup_id: u64,
 }
 
-/// What one read gave of one pool.
+/// The events of one read, of one pool.
 struct Sight<'a> {
     maps: &'a mut Maps,
     recorder: &'a Recorder,
@@ -210,8 +210,8 @@ struct Sight<'a> {
 impl<'a> Sight<'a> {
     fn new(maps: &'a mut Maps, recorder: &'a Recorder, mount: &'a Wanted) -> Self {
         let mut identities = Identities::default();
-        // Without the table no executable and no cgroup is known: then whoever deletes cannot be
-        // told.
+        // Without the table no executable and no cgroup is known: then the deleting process cannot
+        // be identified.
         let _ = identities.refresh();
         Self {
             maps,
@@ -272,8 +272,8 @@ impl<'a> Sight<'a> {
         let _ = self.recorder.enter(self.maps, &answered);
     }
 
-    /// Looks at whoever has deleted something. It may have ended since: then nobody can tell who it
-    /// was, and all such deletions in a pool are one incident, of process 0.
+    /// Looks at the process that has deleted something. It may have ended since: then it cannot be
+    /// identified, and all such deletions in a pool are one incident, of process 0.
     fn deleter(&mut self, entry: &PoolEntry, now_boot_ns: u64, tgid: u32) -> Deleter {
         let process = Process::read(Path::new("/proc"), tgid).ok();
         let asked = process.and_then(|process| {
@@ -282,8 +282,8 @@ impl<'a> Sight<'a> {
             asked.map(|(asker, cgroup_id)| (process, asker, cgroup_id))
         });
         let namespace = mount_namespace(tgid);
-        // What a process that is ending still says of itself lacks its executable: that it is no
-        // actor proves nothing.
+        // The entries of a process that is ending lack its executable: that it is no actor proves
+        // nothing.
         let asked = asked.filter(|(_, asker, _)| asker.actor || asker.lease || namespace != 0);
         let asker = asked.as_ref().map(|(_, asker, _)| *asker);
         let mode = Mode::from_u32(entry.mode);

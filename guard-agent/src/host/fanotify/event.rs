@@ -1,4 +1,4 @@
-//! What all events of fanotify(7) begin with, and the numbers in them. Pure.
+//! The common head of all events of fanotify(7), and the numbers in them. Pure.
 
 use nix::libc;
 
@@ -9,7 +9,7 @@ pub(super) const METADATA: usize = size_of::<libc::fanotify_event_metadata>();
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Head<'a> {
     pub mask: u64,
-    /// What is asked about, opened for whoever reads the event; -1 where nothing is asked.
+    /// The object of the question, opened for the reader of the event; -1 where nothing is asked.
     pub fd: i32,
     /// The process; not a positive number if it cannot be named.
     pub pid: i32,
@@ -17,7 +17,7 @@ pub(super) struct Head<'a> {
     pub records: &'a [u8],
 }
 
-/// The first event, and what follows it; `None` where that is cut off, or of another version.
+/// The first event, and the rest; `None` where the event is cut off, or of another version.
 pub(super) fn first(bytes: &[u8]) -> Option<(Head<'_>, &[u8])> {
     let length = usize::try_from(u32_at(bytes, 0)?).ok()?;
     if length < METADATA || *bytes.get(4)? != libc::FANOTIFY_METADATA_VERSION {

@@ -1,5 +1,5 @@
-//! How a responder that shares the agent's cgroup is followed by one in a scope of its own, with no
-//! moment between them.
+//! Replaces a responder that shares the agent's cgroup by one in a scope of its own, with no moment
+//! between them.
 //!
 //! The old one answers until the new one has marked everything. Nothing here waits.
 

@@ -1,13 +1,13 @@
-//! Who opens a directory: what `/proc` says of a process that waits for the answer.
+//! Identifies a process that opens a directory and waits for the answer, by its files in `/proc`.
 //!
 //! While it waits it cannot end, so its number is its own. (One that is killed meanwhile may leave
 //! its number to another; the answer then reaches nobody.) Nothing here reads the process's memory
 //! or a path of a pool, which could block.
 //!
-//! Where it is and what it runs is read anew for each answer: a process may move to another cgroup,
-//! execute another program, and policy may change at any time. Kept is when a process began
-//! ([`Life`]), which cannot change, and what is proven unchanged each time that it is used
-//! ([`Cgroups`]).
+//! Its cgroup and its executable are read anew for each answer: a process may move to another
+//! cgroup, execute another program, and policy may change at any time. Kept are the start of a
+//! process ([`Life`]), which cannot change, and facts that are proven unchanged each time that they
+//! are used ([`Cgroups`]).
 
 use std::fs::{self, File};
 use std::io;
@@ -26,7 +26,7 @@ use crate::host::process::stat_field;
 use crate::host::roots;
 use crate::model::mounts::Snapshot;
 
-/// How often a process is looked for that moves from cgroup to cgroup.
+/// Number of tries to find a process that moves from cgroup to cgroup.
 const TRIES: u32 = 8;
 
 /// A process, as records need it.
@@ -84,7 +84,7 @@ impl Process {
     }
 }
 
-/// Looks processes up, and compares them with what policy names.
+/// Looks processes up, and compares them with the names in policy.
 #[derive(Debug)]
 pub(super) struct Identities {
     /// The mounts of the host's namespace, of which executables are told.
@@ -118,12 +118,12 @@ impl Identities {
         self.descriptions.of(file)
     }
 
-    /// When a process began that was asked about, and as what.
+    /// Start and kind of a process that was asked about.
     pub(super) fn life(&mut self, tgid: u32) -> io::Result<Life> {
         self.processes.life(tgid)
     }
 
-    /// What a process may do in a pool, and the id of its cgroup.
+    /// The rights of a process in a pool, and the id of its cgroup.
     pub(super) fn ask(
         &mut self,
         maps: &Maps,
@@ -141,7 +141,7 @@ impl Identities {
             }
         };
         let mut asker = Asker { actor: said.alone, lease, ..Asker::default() };
-        // A lease, and an actor unless the mode lets none delete, is allowed whatever else it is.
+        // A lease is always allowed, and so is an actor unless the mode lets none delete.
         if asker.lease || asker.actor && Mode::from_u32(entry.mode) != Some(Mode::Held) {
             return Ok((asker, own));
         }
@@ -202,7 +202,7 @@ fn cgroup<'c>(
     }
 }
 
-/// It could not be told who asks.
+/// The asking process could not be identified.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum AskError {
     #[error(transparent)]

@@ -1,8 +1,8 @@
 //! Files of `/proc` that stay open from one question to the next: opening one costs more than
 //! reading it.
 //!
-//! They are read anew for each answer. Nothing that they say is remembered, but for what never
-//! changes ([`Life`]).
+//! They are read anew for each answer. Nothing of their content is remembered, but for the parts
+//! that never change ([`Life`]).
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -28,8 +28,8 @@ const BUFFER: usize = 1024;
 /// `PF_KTHREAD` in `/proc/PID/stat`.
 const KERNEL_THREAD: u64 = 0x0020_0000;
 
-/// What never changes in a process's life. (A kernel thread may become a process by `execve`, never
-/// the other way round: what is read of one is not kept.)
+/// The constant facts of a process's life. (A kernel thread may become a process by `execve`, never
+/// the other way round: the facts of a kernel thread are not kept.)
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Life {
     pub start_boot_ns: u64,
@@ -110,7 +110,7 @@ impl Processes {
         Ok(cgroup_of(&self.buffer[..length]))
     }
 
-    /// When it began, and as what.
+    /// Start and kind of the process.
     pub(super) fn life(&mut self, tgid: u32) -> io::Result<Life> {
         let files = self.files.get_mut(&tgid).ok_or(io::ErrorKind::NotFound)?;
         if let Some(life) = files.life {
@@ -133,7 +133,7 @@ impl Processes {
 }
 
 /// Tells mount and inode of this thread's descriptors. The file that describes a number tells of
-/// whatever descriptor has the number when it is read.
+/// the descriptor that has the number when it is read.
 #[derive(Debug)]
 pub(super) struct Descriptions {
     files: Vec<Option<File>>,
@@ -284,7 +284,7 @@ mod tests {
         let before = ino();
         let mut input = shell.stdin.take().unwrap();
         io::Write::write_all(&mut input, b"\nx").unwrap();
-        // `cat` has begun once it gives back what it was given.
+        // `cat` has begun once it gives back its input.
         let mut output = [0];
         io::Read::read_exact(shell.stdout.as_mut().unwrap(), &mut output).unwrap();
         assert_ne!(ino(), before);

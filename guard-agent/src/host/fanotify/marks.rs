@@ -49,7 +49,7 @@ pub(super) fn open_mount(path: &Path, mount_id: u32) -> io::Result<Option<File>>
 /// From now on opening and listing a directory through this mount is asked about; files are not.
 pub(super) fn mark(group: &Fanotify, mount: &File) -> nix::Result<()> {
     let asked = MaskFlags::FAN_OPEN_PERM | MaskFlags::FAN_ACCESS_PERM;
-    // Files first: what nobody decides about must not wait for an answer.
+    // Files first: an event that nobody decides about must not wait for an answer.
     let ignore = MarkFlags::FAN_MARK_ADD
         | MarkFlags::FAN_MARK_MOUNT
         | MarkFlags::FAN_MARK_IGNORE
@@ -78,7 +78,7 @@ fn change(group: &Fanotify, mount: &File, flags: MarkFlags, mask: MaskFlags) -> 
 }
 
 /// A group for deletions: told after the fact, by directory and name. Its queue is limited, since
-/// nobody waits for whoever reads it; what finds no room is told as such.
+/// nobody waits for its reader; an event that finds no room is told as such.
 pub(super) fn deletions_group() -> nix::Result<Fanotify> {
     let named = InitFlags::from_bits_retain(libc::FAN_REPORT_DFID_NAME);
     let flags =
@@ -86,7 +86,7 @@ pub(super) fn deletions_group() -> nix::Result<Fanotify> {
     Fanotify::init(flags, EventFFlags::O_RDONLY | EventFFlags::O_CLOEXEC)
 }
 
-/// From now on deletions in this mount's superblock are told, through whatever mount they come. The
+/// From now on deletions in this mount's superblock are told, through any of its mounts. The
 /// superblock may end all the same: the mark holds nothing.
 pub(super) fn mark_deletions(group: &Fanotify, mount: &File) -> nix::Result<()> {
     let how = MarkFlags::FAN_MARK_ADD | MarkFlags::FAN_MARK_FILESYSTEM;

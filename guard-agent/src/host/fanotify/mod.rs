@@ -9,10 +9,10 @@
 //!                                               counters, incidents, records (the same as the kernel program's)
 //! ```
 //!
-//! The maps are those of the other tiers: what reads them is the responder instead of the kernel
-//! program, so that modes, releases, leases, counters and incidents mean the same. A recursive
-//! deletion must list directories, and is refused there; a sealed pool's mounts in the host's
-//! namespace refuse every change. What that leaves open: `posture::gaps`.
+//! The maps are those of the other tiers: the responder reads them instead of the kernel program,
+//! so that modes, releases, leases, counters and incidents mean the same. A recursive deletion must
+//! list directories, and is refused there; a sealed pool's mounts in the host's namespace refuse
+//! every change. The gaps that this leaves: `posture::gaps`.
 //!
 //! `decide`, `order`, `event`, `deletion` and `tally` are pure; `identity` reads `/proc` (by `kept`
 //! files) and `cgroups`; `marks` has the system calls. `responder` is the process that answers. In

@@ -1,9 +1,9 @@
 //! Further mounts of known pools: a thread of the responder that marks them, also while no agent
 //! runs.
 //!
-//! Since Linux 6.15 fanotify tells which mount was attached, and statmount(2) what it is. Elsewhere
-//! the whole mount table is read after each change. The agent's next order says the same, and what
-//! else is to be done with them.
+//! Since Linux 6.15 fanotify tells the id of an attached mount, and statmount(2) its properties.
+//! Elsewhere the whole mount table is read after each change. The agent's next order says the same,
+//! and the rest that is to be done with them.
 
 use std::convert::Infallible;
 use std::fs::{self, File};
@@ -34,7 +34,7 @@ const NAMESPACE: &str = "/proc/self/ns/mnt";
 /// Between two tries to watch the mount table.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// Where changes are told.
+/// Source of the changes.
 enum Source {
     Events(Fanotify),
     Table(File),
@@ -46,8 +46,8 @@ struct Found {
     is_read_only: bool,
 }
 
-/// The thread: marks what is attached, for ever. While the mount table cannot be watched, the agent
-/// is told why; its orders go on.
+/// The thread: marks attached mounts, for ever. While the mount table cannot be watched, the agent
+/// is told the reason; its orders go on.
 pub(super) fn mark_all(shared: &Shared, maps: &Maps) {
     loop {
         let Err(error) = watch(shared, maps);
@@ -58,8 +58,8 @@ pub(super) fn mark_all(shared: &Shared, maps: &Maps) {
 
 fn watch(shared: &Shared, maps: &Maps) -> io::Result<Infallible> {
     let source = Source::open()?;
-    // What was attached while nobody watched. At the start that is the first order's, which also
-    // knows what is sealed.
+    // Mounts that were attached while nobody watched. At the start they are the first order's,
+    // which also knows the sealed ones.
     let mut found = if shared.set_unwatched(None) {
         every(&Snapshot::parse(&fs::read(TABLE)?))
     } else {
@@ -80,8 +80,8 @@ fn watch(shared: &Shared, maps: &Maps) -> io::Result<Infallible> {
     }
 }
 
-/// As an order does it, but for sealing, which only the agent may do: it writes down before what
-/// the mount was.
+/// Marks it as an order does, but does not seal it. Only the agent may seal: it first writes down
+/// the earlier state of the mount.
 fn mark(shared: &Shared, found: Found) {
     let Found { wanted, is_read_only } = found;
     let Ok(Some(mount)) = marks::open_mount(&wanted.path.0, wanted.mount_id) else { return };
@@ -108,7 +108,7 @@ impl Source {
         }
     }
 
-    /// Waits for changes; returns what may be new.
+    /// Waits for changes; returns the mounts that may be new.
     fn next(&self) -> io::Result<Vec<Found>> {
         match self {
             Self::Events(group) => {

@@ -1,5 +1,5 @@
-//! What the agent wants of each mount, and what became of it: one JSON value a line between the
-//! agent and its responder. Pure.
+//! The agent's wanted state of each mount, and the outcome: one JSON value a line between the agent
+//! and its responder. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -45,7 +45,7 @@ impl<'de> Deserialize<'de> for PathText {
 pub enum Line {
     /// Answer at once.
     Ping(u64),
-    /// The state that all mounts shall be in. What is not named bears no mark.
+    /// The state that all mounts shall be in. A mount that is not named bears no mark.
     Order(Order),
 }
 
@@ -65,9 +65,9 @@ pub struct Wanted {
     /// As in [`PoolKey`]: 0 where the superblock has no parts.
     #[serde(default)]
     pub head: u32,
-    /// Where it is reached.
+    /// Path by which it is reached.
     pub path: PathText,
-    /// What of the superblock is mounted.
+    /// The part of the superblock that is mounted.
     pub root: PathText,
     /// Whether opening a directory in it is asked about.
     pub marked: bool,
@@ -83,18 +83,18 @@ pub struct Wanted {
 pub enum Reply {
     Pong {
         number: u64,
-        /// How often so far deletions could not be seen, for want of room.
+        /// Number of times so far that deletions could not be seen, for want of room.
         missed: u64,
-        /// Superblocks whose deletions cannot be seen, and why.
+        /// Superblocks whose deletions cannot be seen, with the reasons.
         unseen: Option<String>,
-        /// Why further mounts are not marked when they are attached.
+        /// The reason if further mounts are not marked when they are attached.
         unwatched: Option<String>,
     },
     /// An order was carried out, as far as that was possible.
     Done { serial: u64, mounts: Vec<MountOutcome> },
 }
 
-/// What became of one mount.
+/// Outcome for one mount.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountOutcome {
     pub mount_id: u32,
@@ -132,7 +132,7 @@ impl SealedMount {
     }
 }
 
-/// What follows for the mounts of the host.
+/// The steps for the mounts of the host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Steps {
     /// To be on disk before the order goes out.
@@ -152,8 +152,8 @@ pub struct Special {
 /// The state that the host's mounts shall be in.
 ///
 /// Sealed pools are read-only, but while a command has a lease on one: `leased` holds their
-/// generations. What was sealed and is no more becomes writable again; what was read-only before it
-/// was sealed is not touched.
+/// generations. A mount that is no longer sealed becomes writable again; one that was read-only
+/// before it was sealed is not touched.
 pub fn steps(
     pools: &BTreeMap<PoolKey, PoolEntry>,
     leased: &BTreeSet<u64>,
@@ -191,7 +191,7 @@ pub fn steps(
             root: PathText(mount.root.clone()),
             marked: pool.is_some(),
             // A deletion on a visitor's superblock may be one at home, and one on a superblock with
-            // parts may be another's: it is not told by what mount.
+            // parts may be another's: the event does not name the mount.
             is_pool: head == 0 && pool.is_some_and(|entry| !crate::model::plan::is_visitor(entry)),
             read_only,
         });

@@ -1,7 +1,7 @@
 //! Counts and records answers, as the kernel program does in the same maps: counters, incidents,
 //! records.
 //!
-//! Telemetry never changes an answer and never waits: what does not fit is counted.
+//! Telemetry never changes an answer and never waits: a record that does not fit is counted.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -57,12 +57,12 @@ pub(super) fn incident(
     }
 }
 
-/// Where it is all written.
+/// Destination of counters, incidents and records.
 pub(super) struct Recorder {
     /// A pipe that does not block; each record goes in whole or not at all.
     records: OwnedFd,
     host_mnt_ns: u32,
-    /// Held while one answer is entered: what is counted is read and written. Nothing in it can
+    /// Held while one answer is entered: counters are read and then written. Nothing in it can
     /// block.
     turn: Mutex<()>,
 }
@@ -100,7 +100,7 @@ impl Recorder {
         if outcome.counter().is_audited() { self.audit(maps, answered) } else { Ok(()) }
     }
 
-    /// Writes down what is only counted. What cannot be written is lost, as a single one would be.
+    /// Writes down counts. A count that cannot be written is lost, as a single one would be.
     pub(super) fn settle(&self, maps: &mut Maps, tally: &mut Tally) {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         for Counted { outcome, generation, number } in tally.take() {

@@ -1,11 +1,11 @@
 //! The process that answers: a child of the agent that outlives it.
 //!
-//! Whoever opens a directory of a pool waits in the kernel for the answer, so nothing that can
-//! block may come before it: the answering thread reads maps and `/proc`, never a path of a pool,
-//! and does nothing else. Marks, which may ask a pool's servers, are made by a second thread; a
-//! third one talks with the agent, and ends the process when an answer is overdue; a fourth one
-//! sees what was deleted, and a fifth one what is mounted. When the process ends, by whatever
-//! means, the kernel allows what waits and the marks are gone.
+//! A process that opens a directory of a pool waits in the kernel for the answer, so nothing that
+//! can block may come before it: the answering thread reads maps and `/proc`, never a path of a
+//! pool, and does nothing else. Marks, which may ask a pool's servers, are made by a second thread;
+//! a third one talks with the agent, and ends the process when an answer is overdue; a fourth one
+//! sees deletions, and a fifth one new mounts. When the process ends, for any reason, the kernel
+//! allows all waiting requests and the marks are gone.
 //!
 //! Without an agent it goes on: modes, releases and leases are in the maps, and end by the boot
 //! clock.
@@ -44,9 +44,9 @@ use crate::host::clock;
 
 /// Name of the process, by which the next agent finds it.
 pub const COMM: &str = "guard-answer";
-/// An answer that takes longer will not come: the process ends, and the kernel allows what waits.
+/// An answer that takes longer will not come: the process ends, and the kernel allows the waiters.
 pub const BOUND: Duration = Duration::from_secs(5);
-/// Without a question for so long, what was only counted is written down.
+/// Without a question for so long, the pending counts are written down.
 const PAUSE: Duration = Duration::from_millis(5);
 /// Bytes of a read.
 const BUFFER: usize = 4096;
@@ -179,7 +179,7 @@ fn answer(
     let fd = directory.as_fd();
     let respond = |response| match shared.group.write_response(FanotifyResponse::new(fd, response))
     {
-        // Who asked was killed meanwhile.
+        // The asking process was killed meanwhile.
         Ok(()) | Err(Errno::ENOENT) => Ok(()),
         Err(errno) => Err(failed("answer")(errno)),
     };
@@ -197,11 +197,11 @@ fn answer(
     let Some((outcome, cgroup_id)) = question.decide(maps, identities) else {
         return respond(Response::FAN_ALLOW);
     };
-    // Whoever asked goes on with the answer, and may end: what a record tells is read before.
+    // The asking process goes on with the answer, and may end: the record's facts are read before.
     let (process, path) = question.told(outcome, maps, recorder, identities, fd);
     let denied = outcome.verdict == Verdict::Denied;
     respond(if denied { Response::FAN_DENY } else { Response::FAN_ALLOW })?;
-    // It may unmount at once what this descriptor would hold.
+    // The process may at once unmount the mount that this descriptor would hold.
     drop(directory);
     if !outcome.counter().is_audited() {
         tally.add(outcome, question.entry.generation);
@@ -214,7 +214,7 @@ fn answer(
         entry: &question.entry,
         dev: question.mark.wanted.dev,
         mount_id: Some(question.mark.wanted.mount_id),
-        // The directory that is opened is the target; what holds its name was not looked at.
+        // The opened directory is the target; the directory that holds its name was not looked at.
         parent_ino: 0,
         target_ino: question.ino,
         path: &path,
@@ -222,7 +222,7 @@ fn answer(
         cgroup_id,
         now_boot_ns: question.now_boot_ns,
     };
-    // No line for the log: whoever reads that may be stuck. A map that is full has counted it.
+    // No line for the log: its reader may be stuck. A map that is full has counted it.
     let _ = recorder.enter(maps, &answered);
     Ok(())
 }
@@ -336,7 +336,7 @@ fn converse(
         }
         let mut line = String::new();
         connected = match lines.read_line(&mut line) {
-            // The agent is gone. What it has ordered stays.
+            // The agent is gone. Its orders stay.
             Ok(0) | Err(_) => false,
             Ok(_) => match serde_json::from_str(&line) {
                 Ok(Line::Ping(number)) => {

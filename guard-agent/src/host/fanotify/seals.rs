@@ -1,4 +1,4 @@
-//! Which mounts were made read-only, on disk before they are: `seals.json` in the state directory.
+//! Mounts that were made read-only, on disk before they are: `seals.json` in the state directory.
 //!
 //! One JSON file, replaced whole like the state file. An agent that dies in between finds the
 //! mount's former state here, whether or not it has been changed yet. Mounts do not outlive a boot,
@@ -36,7 +36,7 @@ struct Content {
     mounts: BTreeSet<SealedMount>,
 }
 
-/// The file, and what it says.
+/// The file, and its content.
 #[derive(Debug)]
 pub(super) struct Seals {
     path: PathBuf,
@@ -90,8 +90,8 @@ impl Seals {
         Ok(())
     }
 
-    /// Makes every recorded mount writable again, for the end of all enforcement. Returns what
-    /// failed.
+    /// Makes every recorded mount writable again, for the end of all enforcement. Returns the
+    /// failures.
     pub(super) fn restore_all(&mut self) -> Vec<(PathBuf, io::Error)> {
         let mut problems = Vec::new();
         let mut left = BTreeSet::new();
@@ -114,7 +114,7 @@ impl Seals {
     }
 }
 
-/// How many mounts of this boot are recorded as read-only.
+/// Number of mounts of this boot that are recorded as read-only.
 pub fn recorded(directory: &Path, boot_id: &str) -> Result<usize, SealsError> {
     Ok(Seals::open(directory, boot_id)?.mounts().len())
 }

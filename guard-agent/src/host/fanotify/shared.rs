@@ -20,8 +20,8 @@ pub(super) struct Shared {
     pub deletion_monitor: DeletionMonitor,
     /// The reason, if the mount table cannot be watched.
     pub unwatched: Mutex<Option<String>>,
-    /// When the answering thread began what it is at, in milliseconds of `start`; 0: it waits for a
-    /// question.
+    /// Time at which the answering thread began its present work, in milliseconds of `start`; 0: it
+    /// waits for a question.
     pub busy_since: AtomicU64,
     /// Grows with each order: the mount table may be another one.
     pub orders: AtomicU64,

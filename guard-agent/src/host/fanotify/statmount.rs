@@ -1,4 +1,4 @@
-//! Mount events of fanotify(7) (Linux 6.15), and statmount(2) (6.8), which says what was attached.
+//! Mount events of fanotify(7) (Linux 6.15), and statmount(2) (6.8), which describes a mount.
 //!
 //! The crates at hand know neither. Layouts and numbers are those of
 //! `include/uapi/linux/fanotify.h` and `mount.h`.
@@ -72,7 +72,7 @@ struct Request {
     mask: u64,
 }
 
-/// What a mount is. Asks no server.
+/// Describes a mount. Asks no server.
 pub(super) fn of(unique_id: u64) -> io::Result<Attached> {
     let size = u32::try_from(size_of::<Request>()).expect("a small structure");
     let request = Request { size, spare: 0, mount_id: unique_id, mask: ASKED };

@@ -1,4 +1,4 @@
-//! The agent's side of this tier: starts the responder, tells it what is wanted, and replaces one
+//! The agent's side of this tier: starts the responder, gives it the wanted state, and replaces one
 //! that fails.
 //!
 //! The agent itself never waits for an answer without a limit, and holds no descriptor of the
@@ -29,7 +29,7 @@ use crate::model::mounts::Snapshot;
 /// Between two looks whether a responder has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// What is not as it should be.
+/// Deviations from the wanted state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Problems {
     /// Mounts whose directories can be listed by everybody.
@@ -59,12 +59,12 @@ pub struct Supervisor {
     outcomes: Option<Vec<MountOutcome>>,
     seals_problem: Option<String>,
     replaced: Option<String>,
-    /// How often this responder has missed deletions, and how often by the last proof.
+    /// Number of times that this responder has missed deletions, and that number at the last proof.
     missed: u64,
     missed_before: u64,
     /// Pools whose deletions this responder cannot see.
     unseen: Option<String>,
-    /// Why this responder marks further mounts only when it is ordered to.
+    /// The reason if this responder marks further mounts only on orders.
     unwatched: Option<String>,
     /// The mount table has changed since the last order: even one that looks the same may have
     /// other mounts.
@@ -118,7 +118,7 @@ impl Supervisor {
         self.take_replies();
         let mut steps = order::steps(pools, leased, special, snapshot, self.seals.mounts());
         let before: BTreeSet<SealedMount> = self.seals.mounts().clone();
-        // On disk first: an agent that dies in between must find what a mount was before.
+        // On disk first: an agent that dies in between must find the earlier state of a mount.
         self.seals_problem = match self.seals.record(steps.sealed.clone()) {
             Ok(()) => None,
             Err(error) => {
@@ -141,7 +141,7 @@ impl Supervisor {
         }
     }
 
-    /// The mount table has changed: the next order is given anew, whatever it says.
+    /// The mount table has changed: the next order is given anew, even if it is the same.
     pub fn mounts_changed(&mut self) {
         self.stale = true;
     }
@@ -153,7 +153,7 @@ impl Supervisor {
             .any(|outcome| outcome.unmarked.is_some() || outcome.unsealed.is_some())
     }
 
-    /// Sends the order, and waits a moment for what becomes of it.
+    /// Sends the order, and waits a moment for the outcome.
     fn order(&mut self) {
         self.serial += 1;
         self.outcomes = None;
@@ -187,7 +187,7 @@ impl Supervisor {
         }
     }
 
-    /// What is writable again needs no record any more.
+    /// A mount that is writable again needs no record any more.
     fn forget_restored(&mut self, outcomes: &[MountOutcome]) {
         let is_restored = |record: &SealedMount| {
             let wanted = self.wanted.iter().find(|mount| mount.mount_id == record.mount_id);
@@ -202,7 +202,7 @@ impl Supervisor {
         }
     }
 
-    /// What is not as it should be.
+    /// Deviations from the wanted state.
     pub fn problems(&self) -> Problems {
         let path = |id: u32| {
             let mount = self.wanted.iter().find(|mount| mount.mount_id == id);
@@ -301,7 +301,7 @@ impl Supervisor {
     }
 
     /// Ends the responders of earlier agents, on maps of any layout, and waits for it: nothing is
-    /// counted there any more. Only after this one is proven. Returns how many there were.
+    /// counted there any more. Only after this one is proven. Returns their number.
     pub fn retire_others(&self) -> usize {
         let mine = self.responder.pid();
         let others = || {

@@ -1,5 +1,5 @@
-//! Answers that are only counted, until they are written down together: a write for each costs
-//! whoever waits as much as the look at it. Pure.
+//! Answers that are only counted, until they are written down together: a write for each costs the
+//! waiting process as much as the look at it. Pure.
 
 use super::decide::Outcome;
 
@@ -15,8 +15,8 @@ pub(super) struct Counted {
     pub number: u64,
 }
 
-/// What is to be written down. It goes with the process: a pause of the questions, or enough of
-/// them, settles it.
+/// Counts that are not written down yet. The tally goes with the process: a pause of the questions,
+/// or enough of them, settles it.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     counted: Vec<Counted>,

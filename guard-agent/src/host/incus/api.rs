@@ -1,7 +1,7 @@
 //! Asks the daemon over its Unix socket: HTTP/1, a connection for each question, every question
 //! under one time-out, the answer bounded.
 //!
-//! Whoever calls has made sure that the daemon runs (see the module's head). A second check stands
+//! The caller has made sure that the daemon runs (see the module's head). A second check stands
 //! behind that: the process at the other end must be one of the daemon's, or PID 1, which opens the
 //! socket where it is activated.
 
@@ -21,10 +21,10 @@ use tokio::time::timeout;
 
 use crate::model::incus::answers::Answer;
 
-/// What Incus's members call themselves when they ask each other. Whoever says so is answered for
-/// this server alone; else the daemon asks every other member of the cluster, and writes a line
-/// into its log for each that is offline. (Read in 6.0.4 and 7.3. The event stream takes it for a
-/// member's, and looks for that one's certificate.)
+/// User agent of Incus's members when they ask each other. The daemon answers such a request for
+/// this server alone; else it asks every other member of the cluster, and writes a line into its
+/// log for each that is offline. (Read in 6.0.4 and 7.3. The event stream takes it for a member's,
+/// and looks for that one's certificate.)
 const USER_AGENT: &str = "incus-cluster-notifier";
 /// Of one answer.
 const BODY_LIMIT: usize = 8 * 1024 * 1024;
@@ -73,7 +73,7 @@ impl Socket {
         timeout(self.timeout, self.ask_unbounded(path)).await.map_err(timed_out)?
     }
 
-    /// Connects, and checks who is there.
+    /// Connects, and checks the process at the other end.
     pub(super) async fn connect(&self) -> Result<UnixStream, AskError> {
         let failed = |source| AskError::Connect { socket: self.path.clone(), source };
         let stream = UnixStream::connect(&self.path).await.map_err(failed)?;

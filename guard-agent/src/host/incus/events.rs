@@ -18,7 +18,7 @@ const REQUEST: &str = "ws://incus/1.0/events?type=operation,lifecycle&all-projec
 /// Of one event.
 const MESSAGE_LIMIT: usize = 4 * 1024 * 1024;
 
-/// What the stream gives.
+/// An item of the stream.
 #[derive(Debug)]
 pub(super) enum Streamed {
     /// From here on nothing is missed.
@@ -39,7 +39,7 @@ pub(super) enum StreamError {
     Closed,
 }
 
-/// Follows the stream, and passes on what is of interest, until it ends or nobody listens any more.
+/// Follows the stream, and passes on relevant events, until it ends or nobody listens any more.
 pub(super) async fn follow(socket: Socket, to: mpsc::Sender<Streamed>) {
     let error = match connect(&socket).await {
         Ok(stream) => {

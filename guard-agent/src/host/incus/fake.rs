@@ -19,7 +19,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::Options;
 
-/// What the fake daemon does with a question.
+/// The fake daemon's behaviour on a question.
 #[derive(Clone, Debug)]
 pub(super) enum Behaviour {
     /// Status and body.
@@ -33,7 +33,7 @@ pub(super) enum Behaviour {
     Babbles,
 }
 
-/// Where to send events to whoever follows them.
+/// Channel for events to the client that follows them.
 type Follower = Option<mpsc::Sender<Option<String>>>;
 
 /// A node, its files and its daemon.
@@ -104,7 +104,7 @@ impl Fake {
         }
     }
 
-    /// Where its daemon listens.
+    /// Path on which its daemon listens.
     pub(super) fn socket(&self) -> PathBuf {
         self.options.directory.join("unix.socket")
     }
@@ -223,7 +223,7 @@ async fn serve(
     let length = stream.read(&mut request).await.unwrap_or_default();
     let is_member = String::from_utf8_lossy(&request[..length]).contains("incus-cluster-notifier");
     let behaviour = if path == OPERATIONS && !is_member {
-        // Whoever does not speak as a member is told of the whole cluster: here, of a join on
+        // A client that does not speak as a member is told of the whole cluster: here, of a join on
         // another one.
         success(
             r#"{"running":[{"description":"Joining cluster","status_code":103,"location":"none"}]}"#,

@@ -1,9 +1,9 @@
 //! Reads `database/local.db`, the node's own database: its cluster address, and the raft nodes it
 //! knows.
 //!
-//! It writes nothing and creates no file beside the database, whatever state that is in. It blocks
-//! for a moment when Incus writes: call it where that is all right. Incus waits for five seconds
-//! for a reader, who needs milliseconds.
+//! It writes nothing and creates no file beside the database, in whatever state the database is. It
+//! blocks for a moment when Incus writes: call it where that is all right. Incus waits for five
+//! seconds for a reader, which needs milliseconds.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
@@ -23,7 +23,7 @@ use crate::model::address::Address;
 use crate::model::join::Config;
 use crate::model::mounts::Snapshot;
 
-/// How long to wait for a writer.
+/// Longest wait for a writer.
 const BUSY: Duration = Duration::from_millis(250);
 /// Of each table, at most.
 const ROWS: usize = 4096;
@@ -36,7 +36,7 @@ const STEPS: i32 = 10_000;
 const HEADER: usize = 100;
 const MAGIC: &[u8] = b"SQLite format 3\0";
 
-/// What is of interest in it.
+/// The relevant part of its content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalDb {
     /// `cluster.https_address`.
@@ -139,7 +139,7 @@ pub fn read(path: &Path, snapshot: &Snapshot) -> Result<LocalDb, LocalDbError> {
     Ok(database)
 }
 
-/// What tells one state of the file from another.
+/// Distinguishes one state of the file from another.
 #[derive(Debug, PartialEq, Eq)]
 struct Version {
     write_ahead: bool,

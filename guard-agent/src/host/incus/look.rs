@@ -1,5 +1,5 @@
 //! One look at a node: process and `local.db`, then, only if the daemon runs and listens, its
-//! answers. Every part has its own time-out and says by itself what it could not see.
+//! answers. Every part has its own time-out and reports its own gaps.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,7 +26,7 @@ const MEMBERS: &str = "/1.0/cluster/members?recursion=1";
 /// Time-outs of the parts of a look: files once, answers twice.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// For what is read from files.
+    /// For reading files.
     pub files: Duration,
     /// For the daemon's answers.
     pub answers: Duration,
@@ -42,13 +42,13 @@ impl Limits {
     }
 }
 
-/// What a look has seen.
+/// Result of a look.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Seen {
     pub evidence: Evidence,
     /// This server's name in its cluster, if anything says it.
     pub name: Option<String>,
-    /// Whose event stream may be followed: the daemon's, once it answers.
+    /// The daemon whose event stream may be followed, once it answers.
     pub served_by: Option<Served>,
 }
 
@@ -79,7 +79,7 @@ impl Looker {
         Self { options, limits, reading_processes: one(), reading_database: one() }
     }
 
-    /// How the socket is asked that those processes' daemon listens on.
+    /// The socket of those processes' daemon, with the limit on its answers.
     pub(super) fn socket(&self, served: Served) -> Socket {
         Socket { path: served.socket, processes: served.processes, timeout: self.limits.answers }
     }
@@ -190,7 +190,7 @@ impl Looker {
         read.unwrap_or_else(|why| Config::Unreadable { why })
     }
 
-    /// Which processes of the unit run: see [`process::pulse`].
+    /// The processes of the unit that run: see [`process::pulse`].
     pub(super) async fn pulse(&self, known: Option<u32>) -> Option<Vec<(u32, u64)>> {
         let options = Arc::clone(&self.options);
         let read = move || Ok(process::pulse(&options, &snapshot(&options)?, known));

@@ -1,7 +1,7 @@
-//! What can be seen of an Incus node from outside: the adapters that gather
+//! View of an Incus node from outside: the adapters that gather
 //! [`Evidence`](crate::model::join::Evidence).
 //!
-//! None of them touches a pool's filesystem, each has a time-out, and what cannot be had is said,
+//! None of them touches a pool's filesystem, each has a time-out, and missing facts are reported,
 //! never guessed. The daemon's socket is dialled only while the daemon runs and listens: connecting
 //! to an idle one would start Incus through socket activation, which mounts pools.
 //!
@@ -31,7 +31,7 @@ pub use look::observe_once;
 pub use observer::{Observation, Observer};
 pub use process::{Listener, Sighting, sight};
 
-/// Where a node is found on this host.
+/// Location of a node on this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// `INCUS_DIR`: the guarded root.
@@ -42,7 +42,7 @@ pub struct Options {
     pub socket: Option<PathBuf>,
     /// The cgroup of the daemon's unit, as in `/proc/PID/cgroup`.
     pub cgroup: String,
-    /// Executables that are the daemon's, beside whatever is called `incusd`.
+    /// Executables that are the daemon's, beside every one called `incusd`.
     pub executables: Vec<PathBuf>,
     /// `/proc`.
     pub proc_root: PathBuf,

@@ -1,5 +1,5 @@
-//! Watches one node, and tells its owner what it sees. Holds no decision: it looks when it is asked
-//! to, when something has happened, and from time to time.
+//! Watches one node, and reports to its owner. Holds no decision: it looks when it is asked to,
+//! when something has happened, and from time to time.
 //!
 //! A task of its own. Nothing that hangs in Incus or its files costs more than that task's waiting;
 //! dropping the [`Observer`] ends it.
@@ -21,7 +21,7 @@ use crate::model::errors::chain;
 use crate::model::incus::frames::{FrameContent, Meaning, News, Own};
 use crate::model::join::{Config, Daemon, Epoch, Event, Evidence, Incarnation, Membership};
 
-/// How often to see whether the daemon still runs, or runs again.
+/// Interval of checks whether the daemon still runs, or runs again.
 const PULSE: Duration = Duration::from_secs(1);
 /// The least time between two looks that nobody has asked for.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -30,7 +30,7 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(500), Duration::fr
 /// Reports of the stream that wait.
 const REPORTS: usize = 64;
 
-/// What an observer tells.
+/// A report of an observer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Observation {
     /// A look that began after it was asked for in this epoch.
@@ -45,7 +45,7 @@ pub enum Observation {
 #[derive(Clone, Copy, Debug)]
 struct Request {
     asked: Epoch,
-    /// How often to look without being asked.
+    /// Interval of looks that nobody asks for.
     every: Duration,
 }
 
@@ -106,14 +106,14 @@ struct Watching {
     stream: Option<Stream>,
     /// So many have begun.
     streams: u64,
-    /// When the next connection may be tried, and how long to wait after it.
+    /// Time of the next attempt to connect, and the wait after it.
     connect_at: Instant,
     back_off: Duration,
-    /// What `local.db` said when it could be read last.
+    /// Content of `local.db` when it could be read last.
     config: Option<Config>,
     /// This server's name in its cluster, while it is in one.
     name: Option<String>,
-    /// When it was known last whether this server is a member.
+    /// Time at which it was known last whether this server is a member.
     answered: Instant,
     daemon: Option<Incarnation>,
     last_look: Option<Instant>,
@@ -191,7 +191,7 @@ impl Watching {
         self.last_look = Some(now);
         self.next_look = now + every;
         let (looker, config) = (self.looker.clone(), self.config.clone());
-        // Connected by now: what it has told is in no doubt.
+        // Connected by now: its events are in no doubt.
         let stream = self.connected();
         self.looks.spawn(async move { (asked, stream, looker.look(config.as_ref()).await) });
     }
@@ -260,7 +260,7 @@ impl Watching {
         Ok(())
     }
 
-    /// What the stream has not told is lost, if it ever began.
+    /// Events that the stream has not delivered are lost, if it ever began.
     async fn end_stream(&mut self) -> Result<(), Gone> {
         match self.stream.take() {
             Some(stream) if stream.connected => {
@@ -277,7 +277,7 @@ impl Watching {
                     stream.connected = true;
                 }
                 self.back_off = BACK_OFF.0;
-                // What happened before is in no event.
+                // Earlier changes are in no event.
                 self.look_soon();
                 Ok(())
             }

@@ -16,9 +16,9 @@ use crate::host::roots;
 use crate::model::join::{Daemon, Incarnation};
 use crate::model::mounts::Snapshot;
 
-/// What the daemon's executable is called everywhere; behind NixOS's wrapper, so.
+/// Names of the daemon's executable everywhere: the usual one, and that behind NixOS's wrapper.
 const DAEMONS: [&str; 2] = ["incusd", ".incusd-wrapped"];
-/// What its clients' socket is called everywhere.
+/// Name of its clients' socket everywhere.
 const SOCKET: &str = "unix.socket";
 
 /// One look at the daemon's process.
@@ -207,7 +207,7 @@ impl Host<'_> {
         found.map_or(Listener::NotDaemon, Listener::Daemon)
     }
 
-    /// Where the daemon's environment says, and where upstream has it.
+    /// The path that the daemon's environment names, and upstream's path.
     fn usual_sockets(&self, pid: u32) -> Vec<PathBuf> {
         let environ = fs::read(self.path(pid, "environ")).unwrap_or_default();
         let named = incus_socket(&environ).map(Path::to_owned);

@@ -1,8 +1,8 @@
-//! What the texts below `/proc/<pid>` say about a process: whether it is the daemon, a helper of
-//! it, or neither.
+//! Reads the texts below `/proc/<pid>`: whether the process is the daemon, a helper of it, or
+//! neither.
 //!
 //! Pure. Helpers run the same executable in the same cgroup and outlive the daemon
-//! (`KillMode=process`); what they are shows in their arguments.
+//! (`KillMode=process`); their arguments distinguish them.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -39,13 +39,13 @@ impl Stat {
     }
 }
 
-/// What an executable's process is called: the kernel keeps 15 bytes.
+/// Name of an executable's process: the kernel keeps 15 bytes.
 pub(super) fn comm_of(executable: &Path) -> &[u8] {
     let name = executable.file_name().unwrap_or_default().as_bytes();
     &name[..name.len().min(15)]
 }
 
-/// What a process that runs the daemon's executable is.
+/// Role of a process that runs the daemon's executable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     Daemon,

@@ -16,7 +16,7 @@ pub use watch::{MountWatch, read};
 
 /// The table of this process's namespace.
 pub const OWN: &str = "/proc/self/mountinfo";
-/// The host's table: that of PID 1, whatever namespace this process is in.
+/// The host's table: that of PID 1, in any namespace of this process.
 pub const HOST: &str = "/proc/1/mountinfo";
 
 /// Opens and reads a table, such as [`OWN`].

@@ -13,7 +13,7 @@ use tokio::io::unix::AsyncFd;
 use crate::host::reactor;
 use crate::model::mounts::Snapshot;
 
-/// Bytes asked for at a time. The kernel gives about a page, whatever is asked.
+/// Bytes asked for at a time. The kernel gives about a page in any case.
 const CHUNK: usize = 64 * 1024;
 
 /// An open mount table.
@@ -36,8 +36,8 @@ impl MountWatch {
         read(self.table.get_ref())
     }
 
-    /// Waits for the next change: what changes while the table is read afterwards is a change
-    /// again. Cancel-safe: a change that was not delivered is delivered by the next call.
+    /// Waits for the next change: a change while the table is read afterwards is a change again.
+    /// Cancel-safe: a change that was not delivered is delivered by the next call.
     pub async fn changed(&mut self) -> io::Result<()> {
         self.table.ready(Interest::PRIORITY).await?.clear_ready();
         Ok(())

@@ -3,8 +3,8 @@
 //!
 //! An unmount of a filesystem whose servers are gone blocks in the kernel and cannot be
 //! interrupted; setns(2) into a mount namespace needs a process with one thread; and the tables of
-//! a process that is stuck in the kernel may block who reads them. So each is done by a child with
-//! a limit of time, which is given up, not waited for, when that is over.
+//! a process that is stuck in the kernel may block their readers. So each is done by a child with a
+//! limit of time, which is given up, not waited for, when that is over.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -192,7 +192,7 @@ impl Helper {
         self.ask(&arguments, stdin, None, limit)
     }
 
-    /// Finds who uses superblocks.
+    /// Finds the users of superblocks.
     pub fn holders(
         &self,
         wanted: &[Wanted],
@@ -225,8 +225,8 @@ impl Helper {
     }
 }
 
-/// What any program prints, within a limit; an error if it ends with one. It is killed when it
-/// takes longer.
+/// Output of any program, within a limit; an error if it ends with one. It is killed when it takes
+/// longer.
 pub fn ask_program(
     program: &str,
     arguments: &[&str],

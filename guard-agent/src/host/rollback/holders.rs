@@ -1,4 +1,4 @@
-//! Which processes use a superblock, from text below `/proc` alone: links are read, nothing is
+//! Finds processes that use a superblock, from text below `/proc` alone: links are read, nothing is
 //! followed.
 //!
 //! An open file tells its mount by id in `fdinfo`, which also names a mount that was detached. A
@@ -21,8 +21,8 @@ const WAYS: usize = 4;
 /// Processes that are named.
 const HOLDERS: usize = 64;
 
-/// Looks at every process below `proc_root` (`/proc`), and at what of the kernel shows there and
-/// below `sys_root` (`/sys`). Processes that end meanwhile hold nothing.
+/// Looks at every process below `proc_root` (`/proc`), and at the kernel's users that show there
+/// and below `sys_root` (`/sys`). Processes that end meanwhile hold nothing.
 pub(super) fn find(
     proc_root: &Path,
     sys_root: &Path,

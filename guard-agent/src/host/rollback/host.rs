@@ -22,7 +22,7 @@ use crate::model::rollback::report::UnmountOutcome;
 use crate::model::rollback::table::NamespaceTable;
 
 const PROC: &str = "/proc";
-/// How often the kernel is asked whether a superblock has ended: removing an entry wakes nobody.
+/// Interval of asking the kernel whether a superblock has ended: removing an entry wakes nobody.
 const POLL_EVERY: Duration = Duration::from_millis(25);
 
 /// Acts on this machine. Blocks: to be used in a thread of its own.
@@ -107,8 +107,8 @@ fn enter(namespace: u64) -> Result<Option<File>, UnmountOutcome> {
             continue;
         }
         let Ok(file) = File::open(proc.join(format!("{pid}/ns/mnt"))) else { continue };
-        // The file is the namespace itself: its inode says which one it is, whoever the pid belongs
-        // to by now.
+        // The file is the namespace itself: its inode identifies it, even if the pid belongs to
+        // another process by now.
         let is_it = std::os::unix::fs::MetadataExt::ino(
             &file.metadata().map_err(|error| failed(error.to_string()))?,
         );

@@ -1,8 +1,8 @@
 //! The mount tables of every mount namespace that some process lives in.
 //!
-//! A table is read through a process, and shows what lies below that process's root directory only;
-//! so one table is read for each distinct root in a namespace, and they are put together with paths
-//! as the namespace's own root shows them. Namespaces that no process lives in any more (kept by a
+//! A table is read through a process, and shows only mounts below that process's root directory; so
+//! one table is read for each distinct root in a namespace, and they are put together with paths as
+//! the namespace's own root shows them. Namespaces that no process lives in any more (kept by a
 //! file descriptor or a bind mount) are not seen here: their pools' superblocks stay alive, and are
 //! reported as held.
 
@@ -96,7 +96,7 @@ pub(super) fn namespace_of(proc_root: &Path, pid: u32) -> io::Result<u64> {
 }
 
 /// The name of a container, from one of its processes' `/proc/PID/cgroup`: liblxc makes a cgroup
-/// `lxc.payload.NAME` for what runs inside and `lxc.monitor.NAME` for what watches it.
+/// `lxc.payload.NAME` for the processes inside and `lxc.monitor.NAME` for its monitor.
 pub fn container_of(cgroup: &str) -> Option<&str> {
     let parts =
         cgroup.lines().flat_map(|line| line.splitn(3, ':').nth(2)).flat_map(|path| path.split('/'));

@@ -12,7 +12,7 @@ pub(super) struct Fake {
     pub places: Places,
     pub known: BTreeSet<&'static str>,
     pub active: BTreeSet<String>,
-    /// `(unit, what it requires)`.
+    /// `(unit, its requirement)`.
     pub requires: Vec<(&'static str, &'static str)>,
     pub kill_mode: &'static str,
     pub exec_stop: &'static str,

@@ -1,9 +1,9 @@
 //! A hold: a drop-in file that keeps the daemon's unit from starting, at a boot too, by an
 //! assertion that fails as long as the file is there.
 //!
-//! The file is its own journal: whoever is killed, the next one finds it, and in it the units that
-//! ran before. It is over as soon as the file is gone, also before systemd has read that. Nothing
-//! else of the unit changes: masking a unit that runs would make systemd forget its
+//! The file is its own journal: after a kill the next process finds it, and in it the units that
+//! ran before. The hold is over as soon as the file is gone, also before systemd has read that.
+//! Nothing else of the unit changes: masking a unit that runs would make systemd forget its
 //! `KillMode=process` and kill virtual machines.
 
 use std::fs;
@@ -18,7 +18,7 @@ use crate::host::durable;
 const NAME: &str = "90-guard-agent-hold.conf";
 const RAN: &str = "# Units that ran before: ";
 
-/// Where systemd looks for drop-in files.
+/// Directories of systemd's drop-in files.
 #[derive(Clone, Debug)]
 pub struct Places {
     /// Outlives a boot.
@@ -56,8 +56,8 @@ impl Hold {
         Ok(None)
     }
 
-    /// Puts the file there. One that is there already keeps what it knows: now that the units are
-    /// stopped they say nothing of what ran.
+    /// Puts the file there. A file that is there already keeps its units: now that they are
+    /// stopped, systemd no longer tells which of them ran.
     pub fn place(places: &Places, unit: &str, running: &[String]) -> Result<Self, ServiceError> {
         let mut units = Self::find(places, unit)?.map(|hold| hold.ran).unwrap_or_default();
         units.extend(
@@ -97,7 +97,7 @@ impl Hold {
                 source,
             });
         }
-        // What a kill in the middle of writing has left.
+        // Left over by a kill in the middle of writing.
         let _ = fs::remove_file(self.path.with_extension("conf.new"));
         if let Some(directory) = self.path.parent() {
             // Others may have drop-in files there.
@@ -106,7 +106,7 @@ impl Hold {
         Ok(())
     }
 
-    /// How an operator ends it by hand.
+    /// The command with which an operator ends it by hand.
     pub fn end_by_hand(&self) -> String {
         format!("rm {}; systemctl daemon-reload", self.path.display())
     }

@@ -1,7 +1,7 @@
 //! The storage daemon under the host's init system: stopped without its instances, kept from
 //! starting, started again.
 //!
-//! Instances must survive the stop of their daemon. What the packagings say (Debian 13, Zabbly,
+//! Instances must survive the stop of their daemon. Facts of the packagings (Debian 13, Zabbly,
 //! Gentoo, NixOS, Alpine):
 //!
 //! | Fact | So |
@@ -39,7 +39,7 @@ pub use units::{
     may_stop, reach, start, stop,
 };
 
-/// What manages the services of this host.
+/// The service manager of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Manager {
     Systemd,
@@ -51,7 +51,7 @@ pub enum Manager {
     Other,
 }
 
-/// The host's service manager, and how it is asked.
+/// The host's service manager, and the means to ask it.
 #[derive(Clone, Debug)]
 pub struct Host {
     pub manager: Manager,
@@ -86,7 +86,7 @@ impl Manager {
         Self::OpenRc { service: OPENRC_NAMES.into_iter().find(exists).map(str::to_owned) }
     }
 
-    /// How an operator starts what was stopped by a signal.
+    /// The command with which an operator starts a daemon that was stopped by a signal.
     pub fn start_command(&self, units: &[String]) -> String {
         match self {
             Self::Systemd => format!("systemctl start {}", units.join(" ")),

@@ -26,8 +26,8 @@ pub fn terminate(
 ) -> Result<(), ServiceError> {
     let failed = |operation| move |source| ServiceError::Process { operation, pid, source };
     let Some(process) = pidfd_open(pid).map_err(failed("open"))? else { return Ok(()) };
-    // From here on the descriptor is that process, whoever gets the pid later. Is it the one that
-    // was meant?
+    // From here on the descriptor is that process, even if another one gets the pid later. Is it
+    // the one that was meant?
     if started(Path::new(PROC), pid) != Some(start_ticks) {
         return Ok(());
     }

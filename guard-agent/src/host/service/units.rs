@@ -1,5 +1,5 @@
-//! The daemon's units as systemd knows them: what they are, stopping them without their instances,
-//! starting them. Changes nothing else: `incus-startup.service`, whose stop shuts down every
+//! The daemon's units as systemd knows them: describes them, stops them without their instances,
+//! starts them. Changes nothing else: `incus-startup.service`, whose stop shuts down every
 //! instance, is never part of it.
 
 use std::io;
@@ -14,7 +14,7 @@ use crate::host::wait::Patience;
 
 /// systemd, asked by `systemctl`.
 pub trait Systemctl {
-    /// Runs it to its end; what it has printed.
+    /// Runs it to its end; its output.
     fn call(&mut self, arguments: &[&str]) -> Result<String, ServiceError>;
 }
 
@@ -51,7 +51,7 @@ impl Systemctl for LiveSystemctl<'_> {
     }
 }
 
-/// What systemd says of a unit.
+/// systemd's description of a unit.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Unit {
     pub name: String,
@@ -60,7 +60,7 @@ pub struct Unit {
     /// `active`, `inactive`, `failed`, …
     pub active: String,
     pub kill_mode: String,
-    /// What runs when it is stopped.
+    /// Command that runs when it is stopped.
     pub exec_stop: Option<String>,
     /// Units that start it, such as its socket.
     pub triggered_by: Vec<String>,
@@ -108,7 +108,7 @@ pub fn look(systemctl: &mut dyn Systemctl, unit: &str) -> Result<Unit, ServiceEr
     Ok(Unit::parse(unit, &systemctl.call(&["show", wanted, "--", unit])?))
 }
 
-/// Which units are meant.
+/// The units that are meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// The daemon, and the sockets that start it.
@@ -142,7 +142,7 @@ fn sockets(daemon: &Unit) -> Vec<String> {
     sockets.cloned().collect()
 }
 
-/// What an operator allows.
+/// Permission of an operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Consent {
     /// Instances that run.
@@ -151,7 +151,7 @@ pub struct Consent {
     pub may_stop_them: bool,
 }
 
-/// Keeps the daemon from starting. What runs of it runs on. `None`: it is masked, and cannot start
+/// Keeps the daemon from starting. Its running units run on. `None`: it is masked, and cannot start
 /// anyway.
 pub fn hold(
     systemctl: &mut dyn Systemctl,
@@ -171,7 +171,7 @@ pub fn hold(
     Err(ServiceError::HoldUnseen { unit: unit.name.clone(), path: hold.path })
 }
 
-/// Stops the daemon and its sockets. Its instances run on. Returns what was stopped.
+/// Stops the daemon and its sockets. Its instances run on. Returns the stopped units.
 pub fn stop(
     systemctl: &mut dyn Systemctl,
     unit: &Unit,
@@ -222,7 +222,7 @@ pub fn lift(systemctl: &mut dyn Systemctl, hold: &Hold) -> Result<(), ServiceErr
     systemctl.call(&["daemon-reload"]).map(|_| ())
 }
 
-/// What has to be started before the daemon can be reached: its sockets, or the daemon where it has
+/// Units that must start before the daemon can be reached: its sockets, or the daemon where it has
 /// none.
 fn down(systemctl: &mut dyn Systemctl, unit: &str) -> Result<Vec<String>, ServiceError> {
     let mut units = units(systemctl, unit, Scope::Daemon)?;
@@ -237,8 +237,8 @@ fn down(systemctl: &mut dyn Systemctl, unit: &str) -> Result<Vec<String>, Servic
     Ok(units.into_iter().filter(|unit| !unit.runs()).map(|unit| unit.name).collect())
 }
 
-/// Starts what makes the daemon reachable. Of its companion's what ran before. Returns what was
-/// started.
+/// Starts the units that make the daemon reachable, and those of its companion's that ran before.
+/// Returns the started units.
 pub fn start(
     systemctl: &mut dyn Systemctl,
     unit: &str,
@@ -275,7 +275,7 @@ pub enum Reach {
     Up,
 }
 
-/// Tells how the daemon can be reached.
+/// Tells the way to reach the daemon.
 pub fn reach(
     systemctl: &mut dyn Systemctl,
     places: &Places,

@@ -65,8 +65,8 @@ fn a_unit_whose_stop_ends_instances_is_not_stopped() {
 #[test]
 fn a_kill_at_any_step_is_followed_by_the_same_end() {
     let directory = tempfile::tempdir().unwrap();
-    // After the file, after the reload, after the stop: the next one finds the hold, and what ran
-    // before.
+    // After the file, after the reload, after the stop: the next one finds the hold, and the units
+    // that ran before.
     for step in 0..3 {
         let mut fake = Fake::debian(directory.path());
         let running: Vec<String> = ["incus.socket", "incus.service"].map(str::to_owned).into();

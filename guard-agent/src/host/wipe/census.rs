@@ -1,5 +1,5 @@
-//! What a deletion would delete: counts and sizes, by a walk that changes nothing. Whatever is
-//! mounted below is not looked into, not even by a stat.
+//! Preview of a deletion: counts and sizes, by a walk that changes nothing. Mounts below are not
+//! looked into, not even by a stat.
 
 use std::collections::BTreeMap;
 use std::ffi::CStr;
@@ -15,16 +15,16 @@ use serde::{Deserialize, Serialize};
 
 use super::walk::{Found, Root, Visitor, WipeError, below, walk};
 
-/// What lies below a root.
+/// Content of a root.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Census {
     #[serde(flatten)]
     pub all: Part,
     /// The same for each name in the root.
     pub parts: BTreeMap<String, Part>,
-    /// What could not be looked at.
+    /// Files and directories that could not be looked at.
     pub failures: Vec<String>,
-    /// Where the walk met a mountpoint, which ended it: the counts are those of what came before.
+    /// The mountpoint that ended the walk: the counts are those of the names before it.
     pub stopped_at: Option<PathBuf>,
 }
 
@@ -87,7 +87,7 @@ impl Visitor for Counter<'_> {
         };
         match file.metadata() {
             Ok(metadata) if metadata.is_dir() => return Ok(Found::Directory),
-            // A file of several names is counted with each: what is freed is less.
+            // A file of several names is counted with each: fewer bytes are freed.
             Ok(metadata) => {
                 self.add(
                     path,

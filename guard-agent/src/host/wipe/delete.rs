@@ -11,12 +11,12 @@ use serde::{Deserialize, Serialize};
 
 use super::walk::{Found, Root, Visitor, WipeError, walk};
 
-/// What was deleted.
+/// Result of a deletion.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deleted {
     pub files: u64,
     pub directories: u64,
-    /// What could not be deleted; the first ones are named.
+    /// Names that could not be deleted; only the first ones.
     pub failures: Vec<Failure>,
     /// All of them.
     pub failed: u64,
@@ -35,8 +35,8 @@ const FAILURES: usize = 50;
 /// Deletions between two calls of `progress`.
 const NAMES_A_REPORT: u64 = 1000;
 
-/// Deletes until all is gone, a mountpoint is met, or `progress` says no. What cannot be deleted
-/// stays and is named.
+/// Deletes until all is gone, a mountpoint is met, or `progress` says no. Names that cannot be
+/// deleted stay and are reported.
 pub fn delete(
     root: &Root,
     progress: &mut dyn FnMut(&Deleted) -> bool,
@@ -84,7 +84,7 @@ impl Visitor for Deleter<'_> {
             }
             Err(Errno::ENOENT) => {}
             Err(Errno::EBUSY) => return Err(WipeError::Mountpoint { path: path.to_owned() }),
-            // What stayed in it has been named already.
+            // Its remaining content has been named already.
             Err(Errno::ENOTEMPTY | Errno::EEXIST) if self.deleted.failed > 0 => {}
             Err(error) => self.failed(path, error.into()),
         }

@@ -1,6 +1,6 @@
-//! Which instances run that use what lies below a root: containers, virtual machines, and what
-//! serves them. Told by mount namespace, cgroup, open files and sockets, not by the names of
-//! programs: QEMU is called `qemu-kvm` on some hosts, and its arguments name `/run/incus` only.
+//! Running instances that use files below a root: containers, virtual machines, and processes that
+//! serve them. Told by mount namespace, cgroup, open files and sockets, not by program names: QEMU
+//! is called `qemu-kvm` on some hosts, and its arguments name `/run/incus` only.
 //!
 //! Reads text below `/proc` alone; links are read, nothing is followed.
 
@@ -18,7 +18,7 @@ use crate::host::rollback::container_of;
 use crate::model::rollback::NamespaceTable;
 use crate::model::rollback::guests::{is_host_view, part_below};
 
-/// What is asked about.
+/// Parameters of a search.
 #[derive(Clone, Debug)]
 pub struct Question<'a> {
     /// `/proc`.
@@ -39,7 +39,7 @@ pub struct Instance {
     pub pid: u32,
     /// Name of the process.
     pub command: String,
-    /// What it uses, as the host sees it.
+    /// The path that it uses, as the host sees it.
     pub uses: PathBuf,
 }
 
@@ -68,11 +68,11 @@ impl std::fmt::Display for Instance {
     }
 }
 
-/// Directories below a root that hold what is an instance's. (The lease files of dnsmasq in
-/// `networks` are not.)
+/// Directories below a root that hold files of instances. (The lease files of dnsmasq in `networks`
+/// are not.)
 const OF_INSTANCES: [&str; 6] =
     ["containers", "devices", "run", "shmounts", "storage-pools", "virtual-machines"];
-/// Where a daemon without `INCUS_DIR` keeps what runs.
+/// Directory of a daemon without `INCUS_DIR`, and that of its runtime files.
 const RUN: (&str, &str) = ("/var/lib/incus", "/run/incus");
 
 /// Finds them. Processes that end meanwhile use nothing.
@@ -101,7 +101,7 @@ struct Look<'a> {
     question: &'a Question<'a>,
     /// Guests that have something of the root mounted.
     parts: BTreeMap<u64, PathBuf>,
-    /// Namespaces in which a path means what it means on the host.
+    /// Namespaces in which a path means the same as on the host.
     host_views: BTreeSet<u64>,
     run_directories: Vec<PathBuf>,
     /// Sockets with a name of interest, by inode.

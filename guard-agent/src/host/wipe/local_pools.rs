@@ -43,7 +43,7 @@ pub enum Content {
 }
 
 impl LocalPool {
-    /// What is in the way.
+    /// Describes the obstacle.
     pub fn describe(&self) -> String {
         match self {
             Self::Image { path, content, bytes, loop_device } => {
@@ -215,8 +215,8 @@ fn split(name: &str) -> Option<(String, String)> {
     None
 }
 
-/// Names in a directory below the root; none if there is no such directory. What lies on a network
-/// filesystem is not looked into: it is a mount, and in the way as such.
+/// Names in a directory below the root; none if there is no such directory. A directory on a
+/// network filesystem is not looked into: it is a mount, and in the way as such.
 fn names(directory: &Path, snapshot: &Snapshot) -> io::Result<Vec<String>> {
     if roots::is_on_network(directory, snapshot) || directory.is_symlink() {
         return Ok(Vec::new());

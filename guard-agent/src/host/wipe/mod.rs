@@ -1,12 +1,12 @@
 //! Empties a guarded root without ever crossing a mount.
 //!
-//! `mounts` tells what is mounted below the root and whose it is (pure); `walk` goes through the
-//! tree by directory descriptors, with openat2(2) refusing every mount and every link; `census`
-//! counts on such a walk, `delete` deletes on one; `instances` finds what still uses it,
-//! `local_pools` what would be lost without a mount to show it. The order is `guardctl wipe`'s;
-//! `service` ends the daemon before.
+//! `mounts` finds the mounts below the root and their owners (pure); `walk` goes through the tree
+//! by directory descriptors, with openat2(2) refusing every mount and every link; `census` counts
+//! on such a walk, `delete` deletes on one; `instances` finds the processes that still use it,
+//! `local_pools` the pools that would be lost without a mount to show it. `guardctl wipe`
+//! sets the order; `service` ends the daemon before.
 //!
-//! Nothing needs to be repaired after a kill at any point: what is deleted is deleted, and the same
+//! Nothing needs to be repaired after a kill at any point: deleted files are gone, and the same
 //! command goes on.
 
 mod census;

@@ -1,5 +1,5 @@
-//! Mount table × root → what is mounted below it: the daemon's own mounts, which may be unmounted,
-//! and all others, which are in the way. Pure.
+//! Mount table × root → mounts below it: the daemon's own, which may be unmounted, and all
+//! others, which are in the way. Pure.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -37,11 +37,11 @@ pub struct MountsBelow {
 
 /// Directories of Incus in which it mounts for itself.
 const OWN_PLACES: [&str; 3] = ["devices", "guestapi", "shmounts"];
-/// What it mounts there. (Whatever else lies there is somebody's: a disk, a share, a pool.)
+/// Types of its own mounts there. (Every other mount there is somebody's: a disk, a share, a pool.)
 const OWN_KINDS: [&str; 3] = ["tmpfs", "nsfs", "fuse.lxcfs"];
 
-/// Looks at a table. Whatever is mounted on one of the daemon's mounts keeps that one too, unless
-/// it is its own.
+/// Looks at a table. A mount on one of the daemon's mounts keeps that one too, unless it is its
+/// own.
 pub fn below(snapshot: &Snapshot, root: &Path) -> MountsBelow {
     let entries = snapshot.entries().iter().rev();
     let below: Vec<&MountEntry> = entries
@@ -50,8 +50,7 @@ pub fn below(snapshot: &Snapshot, root: &Path) -> MountsBelow {
     let strange: BTreeSet<u32> =
         below.iter().filter(|entry| !is_own(entry, root)).map(|entry| entry.mount_id).collect();
     let mut mounts = MountsBelow::default();
-    // The kernel lists a mount after what it is mounted on; so backwards, what is on top comes
-    // first.
+    // The kernel lists a mount after the one below it; so backwards, the topmost mount comes first.
     let mut kept = strange.clone();
     for entry in &below {
         if kept.contains(&entry.mount_id) {

@@ -116,17 +116,17 @@ impl Root {
     }
 }
 
-/// What is done on a walk. Paths are for messages; names are relative to the open directory.
+/// Actions of a walk. Paths are for messages; names are relative to the open directory.
 pub(super) trait Visitor {
     /// Something that is no directory.
     fn file(&mut self, directory: &OwnedFd, name: &CStr, path: &Path) -> Result<Found, WipeError>;
-    /// A directory of which all has been visited.
+    /// A directory whose entries have all been visited.
     fn directory(&mut self, parent: &OwnedFd, name: &CStr, path: &Path) -> Result<(), WipeError>;
     /// Something that could not be looked at. The walk goes on without it.
     fn failed(&mut self, path: &Path, error: io::Error);
 }
 
-/// What a name turned out to be.
+/// Kind of a name.
 pub(super) enum Found {
     File,
     /// The filesystem does not tell kinds, and it is a directory after all.
@@ -249,7 +249,7 @@ fn open_below(directory: impl AsFd, name: &CStr) -> nix::Result<OwnedFd> {
     openat2(directory, name, below(directory_flags()))
 }
 
-/// How to open what lies in a directory and on its mount.
+/// Flags to open an entry of a directory, on its mount only.
 pub(super) fn below(flags: OFlag) -> OpenHow {
     let resolve = ResolveFlag::RESOLVE_NO_XDEV
         | ResolveFlag::RESOLVE_NO_SYMLINKS

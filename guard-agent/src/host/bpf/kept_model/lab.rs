@@ -1,4 +1,4 @@
-//! The world of the model, and what may happen in it.
+//! The world of the model, and its possible events.
 
 use std::ops::Range;
 
@@ -52,7 +52,7 @@ pub(super) enum Fault {
     CountsLate,
 }
 
-/// How much may happen.
+/// Limits on the events of a run.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
     /// The parts that a question depends on, in the order in which their numbers are read. (Parts
@@ -63,13 +63,13 @@ pub(super) struct Bounds {
     pub(super) at_once: usize,
     /// Changes of mounts, names and maps.
     pub(super) changes: [u8; 3],
-    /// How often the agent dies.
+    /// Number of times that the agent dies.
     pub(super) deaths: u8,
     /// Programs ask about these.
     pub(super) subjects: &'static [Subject],
 }
 
-/// Where a program stands, and what it remembers.
+/// A program's position, and its memory.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Stage {
     Before { numbers: Vec<u32> },
@@ -83,7 +83,7 @@ enum Stage {
 struct Program {
     stage: Stage,
     subject: usize,
-    /// Where in the history of the world it began.
+    /// Index in the history of the world at which it began.
     since: usize,
 }
 
@@ -152,7 +152,7 @@ impl World {
         }
     }
 
-    /// Forgets what no program on its way needs, and which of them came first.
+    /// Forgets history that no running program needs, and the order in which the programs came.
     fn tidy(&mut self) {
         let last = self.history.len() - 1;
         let first = self.programs.iter().map(|program| program.since).min().unwrap_or(last);

@@ -5,13 +5,13 @@
 //! is a step, and so is each look at the world. Programs on one processor preempt each other in any
 //! order: one that was preempted may go on before the other has ended. Other processors change
 //! mounts and names, each under its seqlock. The agent changes maps under `Config::generation`, and
-//! may die in between. The real code decides what is kept and what of it is used; only the order of
-//! its reads and writes is written again here.
+//! may die in between. The real code decides which answers are kept and which part of them is used;
+//! only the order of its reads and writes is written again here.
 //!
-//! **Invariant.** The world is what walks read. An answer that is found says what the world was, as
-//! a whole, at one moment since its reader's first step. A walk without a cache gives less: each
-//! part of its answer was true at some moment between its start and its end, but the parts need not
-//! have been true together.
+//! **Invariant.** The world is the state that walks read. An answer that is found tells the state
+//! of the world, as a whole, at one moment since its reader's first step. A walk without a cache
+//! gives less: each part of its answer was true at some moment between its start and its end, but
+//! the parts need not have been true together.
 //!
 //! **Left out.** *Memory order*: all processors see a step at once. In the program, `fence` stands
 //! between a walk and the second look at the numbers; between the first look and the walk nothing
