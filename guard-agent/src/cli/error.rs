@@ -156,7 +156,7 @@ impl NodeError {
             Self::NotRoot => "run it as root (sudo guardctl …)",
             Self::OtherNamespace => "run it on the host: nsenter --mount --target 1 guardctl …",
             Self::OnNetwork { .. } => {
-                "what is below it belongs to others: this is nothing for guardctl"
+                "the files below it belong to others: guardctl does not delete them"
             }
             Self::Instances { .. } => {
                 "stop them (incus stop --all --all-projects, or end the processes), then try \

@@ -104,7 +104,10 @@ pub fn run(global: &Global, args: &JoinArgs, out: &mut impl Write) -> Result<Exi
     }
     if !preflight::is_fit(&report.preflight) && !args.despite_findings {
         if !global.json {
-            writeln!(out, "not joined: correct what FAILs above (or --despite-findings)")?;
+            writeln!(
+                out,
+                "not joined: correct the findings marked FAIL above (or --despite-findings)"
+            )?;
         } else {
             write_json(out, &report)?;
         }
@@ -275,7 +278,8 @@ impl Join<'_> {
             Err(refusal) if refusal.exit() == Exit::Refused => {
                 let why = crate::model::errors::chain(&refusal);
                 return say(&format!(
-                    "no rollback: {why}. Incus was left as it is: correct what failed, join again"
+                    "no rollback: {why}. Incus was left as it is: correct the failure, then \
+                     join again"
                 ));
             }
             asked => drop(asked?),

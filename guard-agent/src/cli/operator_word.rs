@@ -49,7 +49,7 @@ pub fn run(global: &Global, command: &NodeCommand, out: &mut impl Write) -> Resu
     if global.json {
         write_json(out, &reply)?;
     } else if let Reply::NodeState { root, .. } = &reply {
-        writeln!(out, "taken down; what is seen of {} decides now: guardctl status", safe(root))?;
+        writeln!(out, "recorded; the next observation of {} decides: guardctl status", safe(root))?;
     }
     Ok(Exit::Ok)
 }

@@ -222,7 +222,7 @@ impl Succession {
                 tracing::warn!(
                     layout = layout.name.version,
                     error,
-                    "what another layout has counted is lost"
+                    "the counters of another map layout are lost"
                 );
             }
         }
@@ -232,7 +232,7 @@ impl Succession {
     pub(super) fn remove_others(&mut self) -> Result<(), DaemonError> {
         for Old { layout, maps } in self.source.take().into_iter().chain(self.leftovers.drain(..)) {
             if let Err(error) = maps {
-                note(&layout, &error, "it goes, and what it has counted is not told");
+                note(&layout, &error, "it is removed, and its counters are lost");
             }
             layout.pins.remove()?;
         }

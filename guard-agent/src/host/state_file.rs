@@ -144,7 +144,7 @@ fn understand(texts: Vec<(PathBuf, Vec<u8>)>, boot_id: &str) -> Found {
     }
     let list: Vec<String> =
         damaged.iter().map(|(path, why)| format!("{}: {why}", path.display())).collect();
-    let lost = format!("{} ({} seals found in what is left)", list.join("; "), salvaged.len());
+    let lost = format!("{} ({} seals found in the rest)", list.join("; "), salvaged.len());
     let state = SavedState { sealed: salvaged, ..SavedState::empty(boot_id) };
     Found { state: Some(state), damaged, lost: Some(lost) }
 }

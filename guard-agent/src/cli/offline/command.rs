@@ -152,7 +152,7 @@ pub(in crate::cli) fn events(
         }
     }
     if args.follow {
-        announce(silence, "what happens from now on is only told by an agent");
+        announce(silence, "later events are shown only while an agent runs");
     }
     Ok(Exit::Unreachable)
 }
@@ -230,7 +230,7 @@ fn in_force(in_force: &InForce) -> String {
     let mut parts: Vec<String> = in_force.loads.iter().map(load).collect();
     for responder in &in_force.responders {
         let state = if responder.is_stopped {
-            "a signal has stopped it: who opens a directory of a pool waits"
+            "a signal has stopped it: processes that open a directory of a pool wait"
         } else {
             "it goes on without the agent"
         };

@@ -28,7 +28,7 @@ pub fn report(places: &Places, silence: Silence) -> OfflineReport {
     let now = clock::read();
     let boot_id = files::boot_id();
     let mut unknown = Vec::new();
-    let in_force = note(&mut unknown, "what is in force", pins::in_force(places, &boot_id));
+    let in_force = note(&mut unknown, "the programs in force", pins::in_force(places, &boot_id));
     let kernel = note(&mut unknown, "pools, modes and counters", pins::pools(places, now));
     let (pools, counters) =
         kernel.map_or((None, None), |(pools, counters)| (Some(pools), Some(counters)));

@@ -181,7 +181,7 @@ fn condition(conflicting: &[&Member], members: &[Member]) -> Vec<Check> {
             "members-offline",
             name,
             found,
-            "bring them back, or remove what is gone for good",
+            "bring them back, or remove those that are gone for good",
         ));
     }
     checks

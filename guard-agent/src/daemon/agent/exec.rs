@@ -148,7 +148,7 @@ impl Agent {
         let unknown: Vec<LeaseKey> =
             entries.keys().filter(|entry| !known(entry)).copied().collect();
         for entry in unknown {
-            tracing::warn!(cgroup = entry.cgroup_id, "a lease that nobody knows is ended");
+            tracing::warn!(cgroup = entry.cgroup_id, "ended a lease that is in no state file");
             self.enforcement.maps.leases.remove(&entry)?;
         }
         // The maps are others than they were, and generations began anew.

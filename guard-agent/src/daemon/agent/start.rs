@@ -154,7 +154,10 @@ impl Agent {
                 .map_err(|error| chain(&error))
         });
         if let Err(error) = ended {
-            tracing::error!(error, "what the tier fanotify has left is still there");
+            tracing::error!(
+                error,
+                "the marks, seals or responder of the tier fanotify could not be removed"
+            );
             self.posture.troubles.set(trouble::UNSEALED, error);
         }
     }

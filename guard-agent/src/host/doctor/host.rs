@@ -177,7 +177,7 @@ pub(super) fn cgroup2(facts: &HostFacts) -> Check {
         None => Check::warn(
             code,
             name,
-            "not mounted: actors by cgroup and leases match nobody",
+            "not mounted: actors by cgroup and leases match no process",
             "mount -t cgroup2 none /sys/fs/cgroup, or boot with systemd.unified_cgroup_hierarchy=1",
         ),
     }

@@ -78,7 +78,7 @@ fn obstacle(facts: &HostFacts, tier: Tier) -> Option<Check> {
 fn refused(trial: &Trial) -> Option<Check> {
     let (code, name) = ("kernel-refuses", "tried");
     let fix = match &trial.log {
-        Some(_) => "report what the verifier said: guardctl doctor --verbose",
+        Some(_) => "report the verifier's message: guardctl doctor --verbose",
         None => "see the other lines, which may say why; else report it",
     };
     let check = Check::fail(code, name, trial.refusal.as_ref()?, fix);

@@ -26,7 +26,7 @@ pub(super) const RESPONDER_TIMEOUT: Duration = Duration::from_secs(1);
 const ARGUMENTS: [&str; 3] = [crate::host::rollback::helper::NAME, "answer", "--maps"];
 
 /// Description of its scope in `systemctl`.
-const DESCRIPTION: &str = "Answers for guard-agent who may list a guarded directory";
+const DESCRIPTION: &str = "Answers for guard-agent whether a process may list a guarded directory";
 
 /// The child process.
 #[derive(Debug)]

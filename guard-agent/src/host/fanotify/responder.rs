@@ -321,7 +321,8 @@ fn converse(
         let bound = u64::try_from(BOUND.as_millis()).unwrap_or(u64::MAX);
         if busy_since != 0 && shared.milliseconds().saturating_sub(busy_since) > bound {
             tracing::error!(
-                "an answer is overdue: this process ends, and the kernel allows what waits"
+                "an answer is overdue: this process ends, and the kernel allows the accesses \
+                 that wait"
             );
             std::process::abort();
         }

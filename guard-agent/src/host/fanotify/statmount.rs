@@ -83,8 +83,7 @@ pub(super) fn of(unique_id: u64) -> io::Result<Attached> {
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
-    understand(&room)
-        .ok_or_else(|| io::Error::other("what statmount(2) gave could not be understood"))
+    understand(&room).ok_or_else(|| io::Error::other("cannot parse the reply of statmount(2)"))
 }
 
 fn understand(bytes: &[u8]) -> Option<Attached> {

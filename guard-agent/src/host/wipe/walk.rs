@@ -54,7 +54,8 @@ impl WipeError {
                 )
             }
             Self::Moved { .. } => {
-                "end who moves directories in there, then guardctl wipe again".to_owned()
+                "end the process that moves directories in there, then run guardctl wipe again"
+                    .to_owned()
             }
             Self::Stopped => "guardctl wipe again goes on where it stopped".to_owned(),
             Self::Io { .. } => {

@@ -87,7 +87,8 @@ fn cgroups(root: &Root) -> Vec<Hint> {
                 place(root)
             );
             let inner = if inner.is_empty() { "/" } else { inner };
-            let fix = format!("it matches nobody: write it as /proc/PID/cgroup does, `{inner}`");
+            let fix =
+                format!("it matches no process: write it as /proc/PID/cgroup does, `{inner}`");
             return Some(Hint::new("cgroup-below-sysfs", what, fix));
         }
         let what = format!("{}: the cgroup `{path}` of {who} is no pattern", place(root));

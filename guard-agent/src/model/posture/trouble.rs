@@ -36,7 +36,7 @@ pub const RECONCILE: Trouble = Trouble {
 pub const UNRESOLVED: Trouble = Trouble {
     leaves: Leaves::Part,
     code: "path-unresolved",
-    fix: "make the path readable for the agent, or correct the policy: what it names is not in \
+    fix: "make the path readable for the agent, or correct the policy: this path is not in \
           force",
 };
 pub const MOUNT_TABLE: Trouble = Trouble {
@@ -51,8 +51,8 @@ pub const STATE: Trouble = Trouble {
 };
 pub const STATE_LOST: Trouble = Trouble {
     code: "state-lost",
-    fix: "look at `guardctl pools` and seal what has to be sealed: seals that were in force are \
-          still; any `guardctl seal` or `unseal`, or a restart, ends this reason",
+    fix: "look at `guardctl pools` and seal the pools that must be sealed: seals that were in \
+          force still are; any `guardctl seal` or `unseal`, or a restart, ends this reason",
     leaves: Leaves::Part,
 };
 pub const JOURNAL: Trouble = Trouble {
@@ -74,7 +74,7 @@ pub const AUDIT: Trouble = Trouble {
 };
 pub const WEAK_TIER: Trouble = Trouble {
     code: "tier-fanotify",
-    fix: "run `guardctl doctor`: it names what would raise the tier",
+    fix: "run `guardctl doctor`: it names the change that would raise the tier",
     leaves: Leaves::Part,
 };
 pub const UNMARKED: Trouble = Trouble {
@@ -92,8 +92,9 @@ pub const UNSEALED: Trouble = Trouble {
 };
 pub const UNSEEN: Trouble = Trouble {
     code: "deletions-unseen",
-    fix: "see the detail: what this tier does not stop is not in the audit log either; for want of \
-          room the host deletes faster than can be read (sysctl fs.fanotify.max_queued_events), \
+    fix: "see the detail: deletions that this tier does not stop are not in the audit log either; \
+          if the queue is full, the host deletes faster than the agent reads (sysctl \
+          fs.fanotify.max_queued_events), \
           and the next proof forgets it. Too many open files: raise the sysctl \
           fs.fanotify.max_user_groups",
     leaves: Leaves::Part,

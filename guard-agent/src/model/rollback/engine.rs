@@ -157,9 +157,10 @@ impl<H: Host> Engine<'_, H> {
                 return Ok(busy);
             }
         }
-        self.outcome
-            .problems
-            .push("something mounts again and again what is unmounted here".to_owned());
+        self.outcome.problems.push(
+            "another process mounts these filesystems again as soon as they are unmounted"
+                .to_owned(),
+        );
         Ok(false)
     }
 
@@ -307,7 +308,7 @@ impl<H: Host> Engine<'_, H> {
         self.host.holders(&wanted).unwrap_or_else(|problem| {
             self.outcome
                 .problems
-                .push(format!("who uses the pools could not be found out: {problem}"));
+                .push(format!("cannot list the processes that use the pools: {problem}"));
             Vec::new()
         })
     }

@@ -209,7 +209,7 @@ fn who_mounts_again_and_again_is_not_raced_for_ever() {
     machine.remounts = u32::MAX;
     let outcome = machine.roll_back(false);
     assert!(
-        outcome.problems.iter().any(|problem| problem.contains("again and again")),
+        outcome.problems.iter().any(|problem| problem.contains("mounts these filesystems again")),
         "{outcome:?}"
     );
 }
