@@ -15,10 +15,10 @@ use crate::model::hints;
 
 #[derive(Debug, clap::Args)]
 pub struct DoctorArgs {
-    /// The kernel's own words too, where it refuses a program.
+    /// Print the kernel's message too if it refuses a program.
     #[arg(long, short)]
     pub verbose: bool,
-    /// The policy file to look at; none is looked at if it does not exist.
+    /// The policy file to check. Ignored if it does not exist.
     #[arg(long, value_name = "FILE", default_value = paths::POLICY)]
     pub policy: PathBuf,
 }

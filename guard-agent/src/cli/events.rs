@@ -12,19 +12,19 @@ use crate::model::time::Time;
 
 #[derive(Debug, clap::Args)]
 pub struct EventsArgs {
-    /// Go on with what happens now.
+    /// Print new records as they are written.
     #[arg(long, short)]
     pub follow: bool,
-    /// How many past events.
+    /// Number of past records.
     #[arg(short = 'n', long = "lines", value_name = "N", default_value_t = 20)]
     pub lines: usize,
-    /// Only about this pool (name, mountpoint or id).
+    /// Show only records about this pool (name, mountpoint or id).
     #[arg(long)]
     pub pool: Option<String>,
-    /// Only of this kind.
+    /// Show only records of this kind.
     #[arg(long)]
     pub kind: Option<Kind>,
-    /// Only since then: a time (2026-09-21T14:00:00Z) or a duration back from now (10m).
+    /// Show only records since this time (2026-09-21T14:00:00Z) or for this long (10m).
     #[arg(long, value_name = "TIME", value_parser = parse_since)]
     pub since: Option<Time>,
     #[command(flatten)]

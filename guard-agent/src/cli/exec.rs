@@ -28,11 +28,10 @@ pub struct ExecArgs {
     /// Name, mountpoint, id or device of the pool.
     #[arg(long)]
     pub pool: String,
-    /// How long at most, e.g. 10m; the policy's default if it is left out. The kernel ends it on
-    /// time.
+    /// Longest duration, such as 10m. Default: the policy's. The kernel ends it on time.
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub ttl: Option<Duration>,
-    /// Why; it is written to the audit log.
+    /// The reason, which is written to the audit log.
     #[arg(long, value_name = "TEXT")]
     pub reason: String,
     /// The command and its arguments, after `--`.

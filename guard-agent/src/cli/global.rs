@@ -23,8 +23,8 @@ pub struct Global {
     /// JSON instead of text.
     #[arg(long, global = true)]
     pub json: bool,
-    /// How long to wait for the agent, such as 10s. Without it 35s; `status`, `pools` and `events`,
-    /// which can answer without the agent, 1s.
+    /// Longest wait for the agent, such as 10s. Default: 35s; 1s for `status`, `pools` and
+    /// `events`, which can answer without the agent.
     #[arg(long, global = true, value_name = "DURATION", value_parser = parse_duration, env = "GUARDCTL_TIMEOUT")]
     pub timeout: Option<Duration>,
 }

@@ -13,10 +13,10 @@ use crate::model::join::{Config, Daemon, Evidence, JoinOperation, Membership};
 
 #[derive(Debug, clap::Args)]
 pub struct HistoryArgs {
-    /// The node's guarded root; without it, all nodes.
+    /// The node's guarded root. Default: all nodes.
     #[arg(long, value_name = "DIR")]
     pub root: Option<String>,
-    /// The newest transitions of each node only.
+    /// Show only the newest N transitions of each node.
     #[arg(short = 'n', long, value_name = "N", default_value_t = 20)]
     pub lines: usize,
 }

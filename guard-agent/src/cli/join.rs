@@ -33,17 +33,16 @@ use crate::model::rollback::Allowed;
 pub struct JoinArgs {
     #[command(flatten)]
     pub preflight: PreflightArgs,
-    /// Join although preflight forbids it.
+    /// Join although preflight has failed.
     #[arg(long)]
     pub despite_findings: bool,
-    /// What to do when the join has failed: leave the pools sealed, or stop Incus and roll back.
+    /// Action after a failed join: leave the pools sealed, or stop Incus and roll back.
     #[arg(long, value_enum, default_value_t = OnFailure::Hold)]
     pub on_failure: OnFailure,
-    /// How long to wait, after the command has ended, until it is known whether the node has
-    /// joined.
+    /// Longest wait, after the command has ended, for evidence that the node has joined.
     #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = parse_duration)]
     pub wait: Duration,
-    /// How long the command may take. One that takes longer is ended; what Incus has begun goes on,
+    /// Longest time for the command. After that it is ended; a join that Incus has begun continues,
     /// sealed.
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_duration)]
     pub command_timeout: Duration,

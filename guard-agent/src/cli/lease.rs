@@ -17,7 +17,7 @@ pub enum LeaseCommand {
     List,
     /// End a lease now.
     Revoke {
-        /// As `guardctl lease list` shows it.
+        /// The lease's id, as `guardctl lease list` shows it.
         id: String,
     },
 }

@@ -46,7 +46,7 @@ use crate::host::rollback::helper::HelperCommand;
 use crate::model::errors::chain;
 use crate::model::exit::Exit;
 
-/// Asks and directs the guard-agent of this host.
+/// Queries and controls the guard-agent of this host.
 #[derive(Debug, Parser)]
 #[command(name = "guardctl", version, propagate_version = true, after_help = EXIT_CODES)]
 pub struct Cli {
@@ -65,45 +65,45 @@ const EXIT_CODES: &str = "Exit codes: 0 done (status: enforcing), 1 failure, 2 w
 pub enum Command {
     /// Posture, policy, pools, leases and counters.
     ///
-    /// Without an agent that answers: what pins and files say, which proves nothing (exit 5; 4 if
+    /// If no agent answers, pins and files are read instead, which proves nothing (exit 5; 4 if
     /// nothing is in force).
     Status(Places),
     /// The pools and their modes.
     ///
-    /// Without an agent that answers: those in the kernel's map (exit 5).
+    /// If no agent answers, the kernel's map is read instead (exit 5).
     Pools(Places),
-    /// Deny every deletion in a pool, the storage daemon's too.
+    /// Deny every deletion in a pool, including the storage daemon's.
     Seal(seal::SealArgs),
-    /// Take a seal back: the pool returns to the mode that policy gives it.
+    /// Remove a seal. The pool returns to its mode by policy.
     Unseal(seal::SealArgs),
-    /// Let everyone delete in a pool for a while.
+    /// Allow everyone to delete in a pool for a limited time.
     Release(release::ReleaseArgs),
-    /// Let one command, and what it starts, delete in a pool.
+    /// Allow one command and its child processes to delete in a pool.
     Exec(exec::ExecArgs),
     /// The running leases.
     #[command(subcommand)]
     Lease(lease::LeaseCommand),
-    /// How nodes came to be where they stand on their way into a cluster.
+    /// The state changes of each node, with their reasons.
     History(history::HistoryArgs),
     /// The join state machine as a drawing. Needs no agent.
     StateMachine(state_machine::StateMachineArgs),
-    /// An operator's word about a node, for what evidence cannot tell.
+    /// Tell the agent a fact about a node that it cannot observe.
     #[command(subcommand)]
     Node(operator_word::NodeCommand),
-    /// The audit log: history, and what happens now.
+    /// Show the audit log: past records, and new ones with --follow.
     ///
-    /// Without an agent that answers: history, from its files (exit 5).
+    /// If no agent answers, its files are read instead (exit 5).
     Events(events::EventsArgs),
-    /// Every precondition on this host, and how to fix what fails. Needs no agent.
+    /// Check every precondition on this host, with a fix for each failure. Needs no agent.
     Doctor(doctor::DoctorArgs),
-    /// The policy: check a file, show what is in force, compare.
+    /// Check a policy file, show the policy in force, compare both.
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
-    /// Is this node fit to join a cluster? Every finding, with what to do.
+    /// Check whether this node can join a cluster. Each finding comes with a fix.
     Preflight(preflight::command::PreflightArgs),
     /// Join a cluster: checked before, sealed meanwhile, guarded once the node is a member.
     Join(join::JoinArgs),
-    /// Unmount what a failed join has left, in every mount namespace, and prove that it is gone.
+    /// Unmount the pools of a failed join in every mount namespace, and prove that they are gone.
     Rollback(rollback::RollbackArgs),
     /// Empty a node's directory for a fresh start, without ever crossing a mount.
     Wipe(wipe::WipeArgs),

@@ -12,26 +12,25 @@ use crate::model::exit::Exit;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum NodeCommand {
-    /// The pools that are mounted now are this server's own, whatever a join has left beside them.
+    /// State that all pools mounted now are this server's own.
     ///
-    /// For a standalone server whose own pools were sealed after a mistaken join. It is believed:
-    /// of a pool that a join has brought, Incus may delete the cluster's data from then on. Refused
-    /// while a join runs, and on a member of a cluster.
+    /// For a standalone server whose own pools were sealed after a mistaken join. The agent
+    /// believes this statement: if a join has brought one of the pools, Incus can delete the
+    /// cluster's data from then on. Refused while a join runs, and on a member of a cluster.
     Adopt(WordArgs),
-    /// The node's state, and the list of pools that were taken for its own, are void: a look
-    /// decides anew.
+    /// Discard the node's state and its list of own pools. The next observation decides.
     ///
-    /// Pools that joins and clusters have left stay known. Refused while a join or a rollback runs,
-    /// and while pools are mounted that came with a cluster.
+    /// The list of pools that joins and clusters have left is kept. Refused while a join or a
+    /// rollback runs, and while pools of a cluster are mounted.
     Forget(WordArgs),
 }
 
 #[derive(Debug, clap::Args)]
 pub struct WordArgs {
-    /// The node's guarded root; needed only if there are several.
+    /// The node's guarded root. Needed only if there are several nodes.
     #[arg(long, value_name = "DIR")]
     pub root: Option<PathBuf>,
-    /// Why; it is written to the node's history and the audit log.
+    /// The reason, which is written to the node's history and the audit log.
     #[arg(long, value_name = "TEXT")]
     pub reason: String,
 }

@@ -30,12 +30,12 @@ pub enum PolicyCommand {
     },
     /// The policy that is in force.
     Show,
-    /// What a file would change of the policy in force.
+    /// Show how a file differs from the policy in force.
     Diff {
         #[arg(default_value = paths::POLICY)]
         file: PathBuf,
     },
-    /// Have the agent read its policy file now.
+    /// Make the agent read its policy file now.
     Reload,
 }
 

@@ -14,11 +14,10 @@ use crate::model::exit::Exit;
 pub struct ReleaseArgs {
     /// Name, mountpoint, id or device of the pool.
     pub pool: String,
-    /// How long, e.g. 10m or 1h30m; the policy's default if it is left out. The kernel ends it on
-    /// time.
+    /// Duration, such as 10m or 1h30m. Default: the policy's. The kernel ends it on time.
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub ttl: Option<Duration>,
-    /// Why; it is written to the audit log.
+    /// The reason, which is written to the audit log.
     #[arg(long, value_name = "TEXT")]
     pub reason: String,
 }

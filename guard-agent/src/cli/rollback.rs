@@ -25,27 +25,26 @@ use crate::model::rollback::{Allowed, Remaining, RollbackOutcome, Target};
 
 #[derive(Debug, clap::Args)]
 pub struct RollbackArgs {
-    /// The node's guarded root; may be left out if there is only one node.
+    /// The node's guarded root. Needed only if there are several nodes.
     #[arg(long, value_name = "DIR")]
     pub root: Option<PathBuf>,
-    /// Detach what is busy: it is gone from the tree at once, and from the kernel with its last
-    /// user.
+    /// Detach busy mounts: they leave the tree at once, and the kernel when their last user ends.
     #[arg(long)]
     pub lazy: bool,
-    /// Unmount also from under containers and other guests, which run on and then write to their
+    /// Unmount from running containers and other guests too. They keep running and write to their
     /// own disk instead.
     #[arg(long)]
     pub force: bool,
-    /// Stop Incus first. It must not run: it would mount its pools again.
+    /// Stop Incus first. A running Incus would mount its pools again.
     #[arg(long)]
     pub stop_incus: bool,
-    /// Do not roll back: end what keeps Incus from starting since an earlier rollback or wipe, and
+    /// Do not roll back: remove the hold that an earlier rollback or wipe has put on Incus, and
     /// start its sockets.
     #[arg(long, conflicts_with_all = ["lazy", "force", "stop_incus", "stop_instances"])]
     pub release_hold: bool,
     #[command(flatten)]
     pub stop: StopArgs,
-    /// How long to follow the rollback, which goes on in the agent afterwards.
+    /// Time to follow the rollback, which continues in the agent afterwards.
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_duration)]
     pub wait: Duration,
 }

@@ -8,7 +8,7 @@ use crate::model::join::diagram::{Format, draw};
 
 #[derive(Debug, clap::Args)]
 pub struct StateMachineArgs {
-    /// The language of the drawing.
+    /// Language of the drawing.
     #[arg(long, value_enum, default_value = "mermaid")]
     pub format: Format,
 }

@@ -22,11 +22,11 @@ use crate::model::join::Daemon;
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct StopArgs {
-    /// Stop Incus with its instances (incus admin shutdown), where it has to be stopped. Without
-    /// it they run on, or are in the way.
+    /// If Incus has to be stopped, stop its instances too (incus admin shutdown). Otherwise they
+    /// keep running, or block the command.
     #[arg(long)]
     pub stop_instances: bool,
-    /// How long Incus may take to stop. Debian's unit gives it 330 s before systemd kills it.
+    /// Longest time for Incus to stop. Debian's unit allows 330 s before systemd kills it.
     #[arg(long, value_name = "DURATION", default_value = "6m", value_parser = parse_duration)]
     pub stop_timeout: Duration,
 }

@@ -31,17 +31,16 @@ use crate::model::rollback::{Allowed, UnmountOutcome};
 
 #[derive(Debug, clap::Args)]
 pub struct WipeArgs {
-    /// The node's guarded root; may be left out if there is only one node.
+    /// The node's guarded root. Needed only if there are several nodes.
     #[arg(long, value_name = "DIR")]
     pub root: Option<PathBuf>,
-    /// Only say what would be done (the default).
+    /// Only print the steps (the default).
     #[arg(long, conflicts_with = "yes")]
     pub dry_run: bool,
-    /// Do it.
+    /// Delete, instead of only printing the steps.
     #[arg(long)]
     pub yes: bool,
-    /// Detach pools that are busy. Their superblocks must be gone all the same before anything is
-    /// deleted.
+    /// Detach busy pools. Their superblocks must still be gone before anything is deleted.
     #[arg(long)]
     pub lazy: bool,
     /// Delete images of local pools too, and the database that knows local ZFS and LVM pools.
@@ -49,7 +48,7 @@ pub struct WipeArgs {
     pub despite_local_pools: bool,
     #[command(flatten)]
     pub stop: StopArgs,
-    /// How long to follow a rollback, which goes on in the agent afterwards.
+    /// Time to follow a rollback, which continues in the agent afterwards.
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_duration)]
     pub wait: Duration,
 }

@@ -26,17 +26,17 @@ use crate::model::policy;
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct PreflightArgs {
-    /// The node's guarded root; may be left out if there is only one node.
+    /// The node's guarded root. Needed only if there are several nodes.
     #[arg(long, value_name = "DIR")]
     pub root: Option<PathBuf>,
-    /// The cluster's members: what `incus cluster list --format json` says on one of them.
+    /// The cluster's members: the output of `incus cluster list --format json` on one of them.
     #[arg(long, value_name = "FILE", conflicts_with = "remote")]
     pub members: Option<PathBuf>,
     /// Ask a member that the incus client on this host knows by this name.
     #[arg(long, value_name = "NAME", value_parser = Remote::named)]
     pub remote: Option<Remote>,
-    /// Have the cluster remove an entry of this node's name or address, if it lists that as
-    /// offline, and nothing of an earlier join is left here.
+    /// Ask the cluster to remove an offline member with this node's name or address. Refused while
+    /// anything of an earlier join is left here.
     #[arg(long, requires = "remote")]
     pub remove_stale_member: bool,
     /// The preseed for `incus admin init --preseed`, or a cloud-init document that holds one.
@@ -45,7 +45,7 @@ pub struct PreflightArgs {
     /// A file with the join token; `-`: standard input.
     #[arg(long, value_name = "FILE")]
     pub token: Option<PathBuf>,
-    /// The name that this node will have; its host name if it is left out.
+    /// The name that this node will have. Default: its host name.
     #[arg(long, value_name = "NAME")]
     pub server_name: Option<String>,
     /// The address that this node will have.
