@@ -1,7 +1,7 @@
 //! The agent's process: wiring only.
 //!
-//! One task owns all state ([`agent::Agent`]); everything else is sent to it as an
-//! [`agent::AgentEvent`]: the mount table, the watched paths, the kernel's records, requests from
+//! One task owns all state (`agent::Agent`); everything else is sent to it as an
+//! `agent::AgentEvent`: the mount table, the watched paths, the kernel's records, requests from
 //! the control socket, and time. Nothing here decides what to protect.
 
 mod agent;

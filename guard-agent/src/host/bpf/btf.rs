@@ -120,7 +120,7 @@ impl<'a> Btf<'a> {
         Ok(())
     }
 
-    /// Whether the kernel has a function of this name, which must begin like [`FUNCTIONS`].
+    /// Whether the kernel has a function of this name, which must begin like `FUNCTIONS`.
     pub fn has_function(&self, name: &str) -> bool {
         self.functions.contains_key(name.as_bytes())
     }

@@ -7,7 +7,7 @@
 //! | a field that is not known | kept, and written back |
 //! | a seal, lease or tier that is not known | not in force by it, kept, and written back; a seal is told |
 //! | a newer version | the same: every version has the seals of version 1 |
-//! | no state at all (cut, damaged) | an error; [`salvage`] finds the seals that are left in it |
+//! | no state at all (cut, damaged) | an error; `salvage` finds the seals that are left in it |
 
 use std::collections::BTreeSet;
 
