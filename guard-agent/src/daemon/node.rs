@@ -171,7 +171,7 @@ mod tests {
         }
     }
 
-    fn looked(node: &mut Node, cluster_address: Option<&str>) {
+    fn observed(node: &mut Node, cluster_address: Option<&str>) {
         let evidence = Evidence {
             config: Config::cluster(cluster_address, 0),
             daemon: Daemon::Stopped,
@@ -179,7 +179,7 @@ mod tests {
             ..Evidence::none()
         };
         let asked = node.machine().epoch();
-        told(node, Event::Looked { asked, evidence });
+        told(node, Event::Observed { asked, evidence });
     }
 
     #[test]
@@ -187,11 +187,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (mut first, problem) = node(directory.path());
         assert_eq!((first.state().name(), problem), ("unknown", None));
-        looked(&mut first, None);
+        observed(&mut first, None);
         assert_eq!(node(directory.path()).0.state().mode(), NodeMode::Policy);
         told(&mut first, Event::JoinBegan);
         assert_eq!(node(directory.path()).0.state().name(), "joining");
-        looked(&mut first, Some("10.0.0.1:8443"));
+        observed(&mut first, Some("10.0.0.1:8443"));
         let (second, _) = node(directory.path());
         assert_eq!(second.state(), &NodeState::JoinFailed);
         let states: Vec<&str> =
@@ -203,7 +203,7 @@ mod tests {
     fn a_damaged_journal_speaks_for_nothing_and_is_kept_aside() {
         let directory = tempfile::tempdir().unwrap();
         let (mut first, _) = node(directory.path());
-        looked(&mut first, None);
+        observed(&mut first, None);
         fs::write(&first.file, "{\"version\":1,\"ro").unwrap();
         let (second, problem) = node(directory.path());
         assert_eq!((second.state().name(), second.machine().mode()), ("unknown", NodeMode::Sealed));
@@ -216,7 +216,7 @@ mod tests {
         let place = directory.path().join("nodes");
         fs::write(&place, "").unwrap();
         let (mut first, _) = node(&place);
-        looked(&mut first, None);
+        observed(&mut first, None);
         assert!(first.unwritten.as_ref().unwrap().contains("nodes"), "{:?}", first.unwritten);
         fs::remove_file(&place).unwrap();
         first.write();

@@ -21,7 +21,7 @@ use crate::model::policy::{Policy, Root};
 
 /// How long a start waits for a first look at its nodes, so that a healthy one is guarded from the
 /// first moment.
-const FIRST_LOOK: Duration = Duration::from_secs(3);
+const FIRST_OBSERVATION: Duration = Duration::from_secs(3);
 /// Observations that wait for the agent.
 const WAITING: usize = 256;
 
@@ -151,19 +151,19 @@ impl NodeTracker {
         &self,
         which: impl Fn(&Node) -> bool,
     ) -> Vec<(PathBuf, Observation)> {
-        let mut looks = JoinSet::new();
+        let mut tasks = JoinSet::new();
         for (root, node) in self.nodes.iter().filter(|(_, node)| which(node)) {
             let (root, asked) = (root.clone(), node.machine().epoch());
             let options = node.options.clone();
-            looks.spawn(async move {
-                let evidence = incus::observe_once(options, FIRST_LOOK).await;
-                (root, Observation::Looked { asked, evidence })
+            tasks.spawn(async move {
+                let evidence = incus::observe_once(options, FIRST_OBSERVATION).await;
+                (root, Observation::Evidence { asked, evidence })
             });
         }
         let mut observations = Vec::new();
-        while let Some(look) = looks.join_next().await {
-            // A look that has panicked has seen nothing.
-            observations.extend(look.ok());
+        while let Some(task) = tasks.join_next().await {
+            // A task that has panicked has observed nothing.
+            observations.extend(task.ok());
         }
         observations
     }
@@ -171,11 +171,11 @@ impl NodeTracker {
     /// Takes what an observer has seen.
     pub(super) fn observed(&mut self, root: &Path, observation: Observation) -> NodeOutcome {
         let event = match observation {
-            Observation::Looked { asked, evidence } => {
+            Observation::Evidence { asked, evidence } => {
                 if let Some(node) = self.nodes.get_mut(root) {
                     node.seen = Some((now().time, evidence.clone()));
                 }
-                Event::Looked { asked, evidence }
+                Event::Observed { asked, evidence }
             }
             Observation::Event(event) => event,
         };
@@ -210,9 +210,9 @@ impl NodeTracker {
                 Effect::SetMode(mode)
                     if node.unwritten.is_some() && weakens(&self.modes, node, mode) => {}
                 Effect::SetMode(_) => told.changed |= set_modes(&mut self.modes, node),
-                Effect::Look { asked } => {
+                Effect::Observe { asked } => {
                     if let Some(observer) = &node.observer {
-                        observer.look(asked, node.every());
+                        observer.observe(asked, node.every());
                     }
                 }
                 Effect::RollBack => told.rolls_back = true,
@@ -222,7 +222,7 @@ impl NodeTracker {
         if node.every() != every
             && let Some(observer) = &node.observer
         {
-            observer.look(node.machine().epoch(), node.every());
+            observer.observe(node.machine().epoch(), node.every());
         }
         told
     }

@@ -29,7 +29,7 @@ fn standalone(tracker: &mut NodeTracker) -> NodeOutcome {
         ..Evidence::none()
     };
     let asked = tracker.of(Path::new(ROOT)).unwrap().machine().epoch();
-    tracker.observed(Path::new(ROOT), Observation::Looked { asked, evidence })
+    tracker.observed(Path::new(ROOT), Observation::Evidence { asked, evidence })
 }
 
 fn mode(tracker: &NodeTracker) -> NodeMode {

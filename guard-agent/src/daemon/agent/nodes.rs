@@ -45,7 +45,7 @@ impl Agent {
 
     /// Takes what an observer has seen.
     pub(super) fn observed(&mut self, root: &Path, observation: Observation, mounts: &MountWatch) {
-        if let Observation::Looked { evidence, .. } = &observation
+        if let Observation::Evidence { evidence, .. } = &observation
             && self.nodes.of(root).is_some_and(|node| node.machine().wants_pools_before(evidence))
         {
             self.follow(ReconcileCause::Node, mounts);

@@ -16,8 +16,8 @@
 
 mod api;
 mod events;
+mod evidence;
 pub mod local_db;
-mod look;
 mod observer;
 mod process;
 mod procfs;
@@ -27,7 +27,7 @@ mod fake;
 
 use std::path::{Path, PathBuf};
 
-pub use look::observe_once;
+pub use evidence::observe_once;
 pub use observer::{Observation, Observer};
 pub use process::{Listener, Sighting, sight};
 

@@ -15,7 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::Options;
 use super::events::{Streamed, follow};
-use super::look::{Limits, Looker, Seen, Served};
+use super::evidence::{EvidenceReader, Limits, Seen, Served};
 use crate::host::watch::PathWatcher;
 use crate::model::errors::chain;
 use crate::model::incus::frames::{FrameContent, Meaning, News, Own};
@@ -34,7 +34,7 @@ const REPORTS: usize = 64;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Observation {
     /// A look that began after it was asked for in this epoch.
-    Looked {
+    Evidence {
         asked: Epoch,
         evidence: Evidence,
     },
@@ -74,7 +74,7 @@ impl Observer {
 
     /// Asks for a look, and for one every so often from now on. Several requests before the next
     /// look are one.
-    pub fn look(&self, asked: Epoch, every: Duration) {
+    pub fn observe(&self, asked: Epoch, every: Duration) {
         self.requests.send_replace(Request { asked, every });
     }
 }
@@ -94,7 +94,7 @@ struct Stream {
 }
 
 struct Watching {
-    looker: Looker,
+    reader: EvidenceReader,
     directory: Arc<Path>,
     database: PathBuf,
     requests: watch::Receiver<Request>,
@@ -130,7 +130,7 @@ impl Watching {
         Self {
             directory: Arc::from(options.directory.as_path()),
             database: options.local_db(),
-            looker: Looker::new(Arc::new(options), Limits::USUAL),
+            reader: EvidenceReader::new(Arc::new(options), Limits::USUAL),
             requests,
             observations,
             looks: JoinSet::new(),
@@ -160,9 +160,9 @@ impl Watching {
                     Err(_) => Err(Gone),
                 },
                 () = sleep_until(self.next_look), if self.looks.is_empty() => { self.begin_look(); Ok(()) }
-                Some(seen) = self.looks.join_next(), if !self.looks.is_empty() => self.looked(seen).await,
+                Some(seen) = self.looks.join_next(), if !self.looks.is_empty() => self.observed(seen).await,
                 streamed = next_streamed(&mut self.stream) => self.streamed(streamed).await,
-                () = changed(&mut files) => { self.look_soon(); Ok(()) }
+                () = changed(&mut files) => { self.observe_soon(); Ok(()) }
                 _ = pulse.tick() => { self.begin_pulse(); Ok(()) }
                 Some(beat) = self.pulses.join_next(), if !self.pulses.is_empty() => { self.pulsed(beat); Ok(()) }
             };
@@ -174,7 +174,7 @@ impl Watching {
 
     /// `None` if it cannot be watched: it is looked at from time to time anyway.
     async fn watch_database(&self) -> Option<PathWatcher> {
-        if self.looker.is_on_network(&self.database).await {
+        if self.reader.is_on_network(&self.database).await {
             return None;
         }
         let watcher = PathWatcher::new([self.database.clone()]);
@@ -190,19 +190,19 @@ impl Watching {
         let now = Instant::now();
         self.last_look = Some(now);
         self.next_look = now + every;
-        let (looker, config) = (self.looker.clone(), self.config.clone());
+        let (reader, config) = (self.reader.clone(), self.config.clone());
         // Connected by now: its events are in no doubt.
         let stream = self.connected();
-        self.looks.spawn(async move { (asked, stream, looker.look(config.as_ref()).await) });
+        self.looks.spawn(async move { (asked, stream, reader.observe(config.as_ref()).await) });
     }
 
     /// Something has happened.
-    fn look_soon(&mut self) {
+    fn observe_soon(&mut self) {
         let earliest = self.last_look.map_or_else(Instant::now, |last| last + PAUSE);
         self.next_look = self.next_look.min(earliest);
     }
 
-    async fn looked(
+    async fn observed(
         &mut self,
         seen: Result<(Epoch, Option<u64>, Seen), tokio::task::JoinError>,
     ) -> Result<(), Gone> {
@@ -230,7 +230,7 @@ impl Watching {
         let is_its_own =
             self.stream.as_ref().is_some_and(|stream| Some(&stream.of) == self.daemon.as_ref());
         seen.evidence.stream = stream.filter(|_| is_its_own && stream == self.connected());
-        self.tell(Observation::Looked { asked, evidence: seen.evidence }).await?;
+        self.tell(Observation::Evidence { asked, evidence: seen.evidence }).await?;
         self.follow_events(seen.served_by).await
     }
 
@@ -253,7 +253,7 @@ impl Watching {
         }
         let (sender, streamed) = mpsc::channel(REPORTS);
         let mut task = JoinSet::new();
-        task.spawn(follow(self.looker.socket(served), sender));
+        task.spawn(follow(self.reader.socket(served), sender));
         self.streams += 1;
         self.stream =
             Some(Stream { number: self.streams, of, streamed, connected: false, _task: task });
@@ -278,7 +278,7 @@ impl Watching {
                 }
                 self.back_off = BACK_OFF.0;
                 // Earlier changes are in no event.
-                self.look_soon();
+                self.observe_soon();
                 Ok(())
             }
             Some(Streamed::FrameContent(report)) => self.reported(&report).await,
@@ -295,7 +295,7 @@ impl Watching {
         };
         let meaning = report.meaning(own);
         if meaning != Meaning::Nothing {
-            self.look_soon();
+            self.observe_soon();
         }
         let Meaning::Event(event) = meaning else { return Ok(()) };
         if let News::JoinFailed { error } = &report.news {
@@ -314,15 +314,15 @@ impl Watching {
         tracing::debug!(directory = %self.directory.display(), why, "no event stream");
         self.connect_at = Instant::now() + self.back_off;
         self.back_off = (self.back_off * 2).min(BACK_OFF.1);
-        self.look_soon();
+        self.observe_soon();
         self.end_stream().await
     }
 
     fn begin_pulse(&mut self) {
         if self.pulses.is_empty() && self.looks.is_empty() {
-            let (looker, known) =
-                (self.looker.clone(), self.daemon.as_ref().map(|daemon| daemon.pid));
-            self.pulses.spawn(async move { looker.pulse(known).await });
+            let (reader, known) =
+                (self.reader.clone(), self.daemon.as_ref().map(|daemon| daemon.pid));
+            self.pulses.spawn(async move { reader.pulse(known).await });
         }
     }
 
@@ -330,7 +330,7 @@ impl Watching {
         let beat = beat.ok().flatten();
         if beat.is_some() && beat != self.last_pulse {
             self.last_pulse = beat;
-            self.look_soon();
+            self.observe_soon();
         }
     }
 

@@ -8,15 +8,15 @@ const SHORT: Limits = Limits { files: Duration::from_secs(5), answers: Duration:
 /// No test waits for a timer.
 const NEVER: Duration = Duration::from_secs(3_600);
 
-async fn look(fake: &Fake) -> Seen {
-    Looker::new(Arc::new(fake.options.clone()), SHORT).look(None).await
+async fn observe(fake: &Fake) -> Seen {
+    EvidenceReader::new(Arc::new(fake.options.clone()), SHORT).observe(None).await
 }
 
 #[tokio::test]
 async fn a_running_member() {
     let mut fake = Fake::member();
     fake.start();
-    let seen = look(&fake).await;
+    let seen = observe(&fake).await;
     let config = Config::Read {
         cluster_address: Some("10.0.2.15:8443".to_owned()),
         raft_nodes: 1,
@@ -35,12 +35,12 @@ async fn a_running_member() {
 async fn an_idle_socket_is_never_dialled() {
     let mut fake = Fake::member();
     fake.open_socket();
-    let stopped = look(&fake).await.evidence;
+    let stopped = observe(&fake).await.evidence;
     assert_eq!((stopped.daemon, stopped.membership), (Daemon::Stopped, Membership::NotAsked));
     // On its way out: the process is there, and has closed its copy of the socket.
     fake.process(410, 1, &["incusd"]);
     fake.cgroup(&[410]);
-    let ending = look(&fake).await;
+    let ending = observe(&fake).await;
     assert!(
         matches!(&ending.evidence.membership, Membership::NoAnswer { why } if why.contains("listens on no"))
     );
@@ -55,7 +55,7 @@ async fn a_socket_of_another_process_is_not_believed() {
     fake.process(410, 1, &["incusd"]);
     fake.listens(410);
     fake.cgroup(&[410]);
-    let seen = look(&fake).await;
+    let seen = observe(&fake).await;
     let Membership::NoAnswer { why } = &seen.evidence.membership else { panic!("{seen:?}") };
     assert!(why.contains("is not the daemon"), "{why}");
     assert_eq!((seen.evidence.operation, seen.served_by), (JoinOperation::Unknown, None));
@@ -74,7 +74,7 @@ async fn every_way_not_to_answer() {
     ] {
         fake.answer(MEMBERS, behaviour.clone());
         let began = Instant::now();
-        let evidence = look(&fake).await.evidence;
+        let evidence = observe(&fake).await.evidence;
         let Membership::NoAnswer { why } = &evidence.membership else {
             panic!("{behaviour:?}: {evidence:?}")
         };
@@ -83,11 +83,11 @@ async fn every_way_not_to_answer() {
         assert!(began.elapsed() < Duration::from_secs(5));
     }
     fake.answer(MEMBERS, failure(500, "Server is not clustered"));
-    assert_eq!(look(&fake).await.evidence.membership, Membership::NotClustered);
+    assert_eq!(observe(&fake).await.evidence.membership, Membership::NotClustered);
     for path in [OPERATIONS, MEMBERS] {
         fake.answer(path, failure(503, "Daemon is starting up"));
     }
-    let starting = look(&fake).await.evidence;
+    let starting = observe(&fake).await.evidence;
     assert_eq!(
         (starting.membership, starting.operation),
         (Membership::Starting, JoinOperation::Unknown)
@@ -117,7 +117,7 @@ impl Observed {
     /// The next look that shows it; others before it are passed over.
     async fn until(&mut self, shows: impl Fn(Epoch, &Evidence) -> bool) {
         loop {
-            if let Observation::Looked { asked, evidence } = self.next().await
+            if let Observation::Evidence { asked, evidence } = self.next().await
                 && shows(asked, &evidence)
             {
                 return;
@@ -152,9 +152,9 @@ async fn requests_are_answered_and_the_newest_counts() {
     let mut observed = Observed::new(Fake::member());
     observed.until(|asked, evidence| asked == Epoch(1) && evidence.daemon == Daemon::Stopped).await;
     for epoch in 2..=50 {
-        observed.observer.look(Epoch(epoch), NEVER);
+        observed.observer.observe(Epoch(epoch), NEVER);
     }
-    let Observation::Looked { asked, .. } = observed.next().await else { panic!("a look") };
+    let Observation::Evidence { asked, .. } = observed.next().await else { panic!("a look") };
     assert_eq!(asked, Epoch(50), "not one look a request");
 }
 
@@ -227,7 +227,7 @@ async fn a_stream_is_followed_once_the_daemon_answers() {
         })
         .await;
     observed.fake.answer(OPERATIONS, success("{}"));
-    observed.observer.look(Epoch(2), NEVER);
+    observed.observer.observe(Epoch(2), NEVER);
     observed.until(|asked, evidence| asked == Epoch(2) && evidence.stream.is_none()).await;
     observed.until(|_, evidence| evidence.stream.is_some()).await;
 }
@@ -256,5 +256,5 @@ async fn operations_are_told() {
     fake.answer(OPERATIONS, success(joining));
     fake.answer(MEMBERS, failure(500, "Server is not clustered"));
     fake.start();
-    assert_eq!(look(&fake).await.evidence.operation, JoinOperation::Running);
+    assert_eq!(observe(&fake).await.evidence.operation, JoinOperation::Running);
 }

@@ -44,9 +44,9 @@ fn at(state: NodeState) -> Machine {
     Machine::at(state, Pools::from([POOL]))
 }
 
-fn looked(machine: Machine, evidence: Evidence) -> Machine {
+fn observed(machine: Machine, evidence: Evidence) -> Machine {
     let asked = machine.epoch();
-    step(machine, Event::Looked { asked, evidence })
+    step(machine, Event::Observed { asked, evidence })
 }
 
 fn step(machine: Machine, event: Event) -> Machine {
@@ -62,20 +62,20 @@ fn mode(machine: &Machine) -> NodeMode {
 
 #[test]
 fn a_member_is_sealed_by_no_join_of_another() {
-    let machine = looked(at(joined()), member(7));
+    let machine = observed(at(joined()), member(7));
     // The operation of a daemon that tells of those of others, or that names no server.
     for membership in
         [Membership::Member, Membership::NoAnswer { why: String::new() }, Membership::Starting]
     {
         let evidence = Evidence { operation: JoinOperation::Running, membership, ..member(7) };
-        let machine = looked(machine.clone(), evidence);
+        let machine = observed(machine.clone(), evidence);
         assert_eq!((machine.state(), mode(&machine)), (&joined(), NodeMode::Policy));
     }
     let machine = step(machine, Event::JoinBegan);
     assert_eq!(machine.state(), &joined());
     // The list of members speaks before the node's own operation has ended.
     let running = Evidence { operation: JoinOperation::Running, ..member(7) };
-    let machine = looked(at(NodeState::Joining { seen: JoinSeen::Running }), running);
+    let machine = observed(at(NodeState::Joining { seen: JoinSeen::Running }), running);
     assert_eq!((machine.state(), mode(&machine)), (&joined(), NodeMode::Policy));
 }
 
@@ -83,48 +83,48 @@ fn a_member_is_sealed_by_no_join_of_another() {
 fn a_join_of_its_own_seals_whatever_was_before() {
     for before in [NodeState::Standalone, NodeState::Left, joined()] {
         let join = Evidence { operation: JoinOperation::Running, ..evidence(ADDRESS, 0, runs(7)) };
-        let machine = looked(at(before), join);
+        let machine = observed(at(before), join);
         assert_eq!((machine.state().name(), mode(&machine)), ("joining", NodeMode::Sealed));
     }
 }
 
 #[test]
 fn a_short_silence_changes_nothing_and_a_long_one_holds() {
-    let machine = looked(at(joined()), member(7));
+    let machine = observed(at(joined()), member(7));
     let unreadable = Config::Unreadable { why: "locked".to_owned() };
     for seconds in [1, 30] {
         for config in [Config::cluster(ADDRESS, 2), unreadable.clone()] {
-            let machine = looked(machine.clone(), Evidence { config, ..starting(7, seconds) });
+            let machine = observed(machine.clone(), Evidence { config, ..starting(7, seconds) });
             assert_eq!((machine.state(), mode(&machine)), (&joined(), NodeMode::Policy));
         }
     }
-    let machine = looked(machine, starting(7, HOLD_SECONDS));
+    let machine = observed(machine, starting(7, HOLD_SECONDS));
     assert_eq!((machine.state().name(), mode(&machine)), ("unconfirmed", NodeMode::Held));
     // For however long, and through a restart of the agent.
-    let machine = looked(machine, starting(8, 100_000));
+    let machine = observed(machine, starting(8, 100_000));
     assert_eq!(mode(&machine), NodeMode::Held);
     let found = [(POOL.0, NodeMode::Held)].into();
     let machine = Machine::restored(machine.state().clone(), machine.memory().clone(), &found);
     let machine = step(machine, Event::Pools { alive: [POOL].into() });
-    let machine = looked(machine, starting(8, 0));
+    let machine = observed(machine, starting(8, 0));
     assert_eq!(mode(&machine), NodeMode::Held);
-    let machine = looked(machine, member(8));
+    let machine = observed(machine, member(8));
     assert_eq!((machine.state().name(), mode(&machine)), ("joined", NodeMode::Policy));
 }
 
 #[test]
 fn a_daemon_that_starts_anew_has_the_same_time_to_answer() {
-    let machine = looked(at(joined()), member(7));
-    let machine = looked(machine, evidence(ADDRESS, 2, Daemon::Stopped));
+    let machine = observed(at(joined()), member(7));
+    let machine = observed(machine, evidence(ADDRESS, 2, Daemon::Stopped));
     assert_eq!((machine.state().name(), mode(&machine)), ("unconfirmed", NodeMode::Policy));
-    let machine = looked(machine, starting(8, 59));
+    let machine = observed(machine, starting(8, 59));
     assert_eq!(mode(&machine), NodeMode::Policy);
-    assert_eq!(mode(&looked(machine, starting(8, 60))), NodeMode::Held);
+    assert_eq!(mode(&observed(machine, starting(8, 60))), NodeMode::Held);
 }
 
 #[test]
 fn a_member_that_nobody_has_confirmed_is_held_and_never_sealed() {
-    let machine = looked(at(NodeState::Unknown { kept: Kept::Nothing }), starting(7, 0));
+    let machine = observed(at(NodeState::Unknown { kept: Kept::Nothing }), starting(7, 0));
     assert_eq!((machine.state().name(), mode(&machine)), ("unconfirmed", NodeMode::Held));
 }
 
@@ -133,7 +133,7 @@ fn positive_evidence_seals_a_member() {
     for membership in [Membership::NotListed, Membership::NotClustered] {
         for before in [joined(), NodeState::Unconfirmed { confirmed_by: None, held: true }] {
             let machine =
-                looked(at(before), Evidence { membership: membership.clone(), ..member(7) });
+                observed(at(before), Evidence { membership: membership.clone(), ..member(7) });
             assert_eq!(
                 (machine.state(), mode(&machine)),
                 (&NodeState::JoinPartial, NodeMode::Sealed)
@@ -141,39 +141,39 @@ fn positive_evidence_seals_a_member() {
         }
     }
     let vanished = Evidence { config: Config::Absent, daemon: Daemon::Stopped, ..Evidence::none() };
-    assert_eq!(looked(at(joined()), vanished).state(), &NodeState::JoinPartial);
+    assert_eq!(observed(at(joined()), vanished).state(), &NodeState::JoinPartial);
 }
 
 #[test]
 fn a_removal_by_force_seals_until_the_list_says_otherwise() {
-    let machine = step(looked(at(joined()), member(7)), Event::MemberRemoved);
+    let machine = step(observed(at(joined()), member(7)), Event::MemberRemoved);
     assert_eq!((machine.state(), mode(&machine)), (&NodeState::JoinPartial, NodeMode::Sealed));
-    let machine = looked(machine, starting(7, 1));
+    let machine = observed(machine, starting(7, 1));
     assert_eq!(machine.state(), &NodeState::JoinPartial);
     // Late events of it are no news.
     let machine = step(machine, Event::MemberRemoved);
-    assert_eq!(looked(machine, member(7)).state(), &joined());
+    assert_eq!(observed(machine, member(7)).state(), &joined());
 }
 
 #[test]
 fn a_node_that_leaves_in_order_keeps_no_pool_and_may_make_its_own() {
-    let machine = step(looked(at(joined()), member(7)), Event::ClusterDisabled);
+    let machine = step(observed(at(joined()), member(7)), Event::ClusterDisabled);
     assert_eq!((machine.state(), mode(&machine)), (&NodeState::Left, NodeMode::Sealed));
-    let machine = looked(machine, evidence(ADDRESS, 2, Daemon::Stopped));
+    let machine = observed(machine, evidence(ADDRESS, 2, Daemon::Stopped));
     assert_eq!((machine.state(), mode(&machine)), (&NodeState::Left, NodeMode::Sealed));
     let alone = || Evidence {
         membership: Membership::NotClustered,
         stream: Some(1),
         ..evidence(ADDRESS, 0, runs(8))
     };
-    let machine = looked(machine, alone());
+    let machine = observed(machine, alone());
     assert_eq!((machine.state(), mode(&machine)), (&NodeState::Left, NodeMode::Sealed));
     assert_eq!(machine.may_roll_back(), Ok(()), "what it still has mounted may be unmounted");
     let machine = step(machine, Event::Pools { alive: Pools::new() });
-    let machine = looked(machine, alone());
+    let machine = observed(machine, alone());
     let machine = step(machine, Event::Pools { alive: [(2, 22)].into() });
     assert_eq!(machine.modes().of(2), NodeMode::Sealed, "until a look speaks for it");
-    let machine = looked(machine, alone());
+    let machine = observed(machine, alone());
     assert_eq!((machine.state(), machine.modes().of(2)), (&NodeState::Left, NodeMode::Policy));
 }
 
@@ -182,7 +182,7 @@ fn a_node_that_leaves_is_not_condemned_for_a_database_that_is_not_empty_yet() {
     let says = |state| {
         let evidence =
             Evidence { membership: Membership::NotClustered, ..evidence(ADDRESS, 2, runs(7)) };
-        looked(at(state), evidence).state().clone()
+        observed(at(state), evidence).state().clone()
     };
     assert_eq!(says(NodeState::Left), NodeState::Left);
     assert_eq!(says(joined()), NodeState::JoinPartial, "one that nobody has seen leave");
@@ -191,12 +191,12 @@ fn a_node_that_leaves_is_not_condemned_for_a_database_that_is_not_empty_yet() {
 #[test]
 fn a_pool_that_came_unseen_with_an_address_set_is_sealed_until_an_operator_says_so() {
     let followed = |stream| Evidence { stream, ..evidence(ADDRESS, 0, runs(7)) };
-    let machine = looked(Machine::at(NodeState::Standalone, Pools::new()), followed(None));
+    let machine = observed(Machine::at(NodeState::Standalone, Pools::new()), followed(None));
     let machine = step(machine, Event::Pools { alive: [POOL].into() });
-    let machine = looked(machine, followed(Some(1)));
+    let machine = observed(machine, followed(Some(1)));
     assert_eq!((machine.state(), mode(&machine)), (&NodeState::JoinFailed, NodeMode::Sealed));
     let machine = step(machine, Event::Adopted { by: "uid 0".to_owned() });
-    let machine = looked(machine, followed(Some(1)));
+    let machine = observed(machine, followed(Some(1)));
     assert_eq!((machine.state(), mode(&machine)), (&NodeState::Standalone, NodeMode::Policy));
     // Lastingly.
     let again = Machine::restored(NodeState::JoinFailed, machine.memory().clone(), &[].into());
@@ -210,46 +210,46 @@ fn a_question_without_an_answer_condemns_no_pool() {
     let standing =
         |operation| Evidence { operation, stream: Some(1), ..evidence(ADDRESS, 0, runs(7)) };
     let machine =
-        looked(Machine::at(NodeState::Standalone, Pools::new()), standing(JoinOperation::None));
+        observed(Machine::at(NodeState::Standalone, Pools::new()), standing(JoinOperation::None));
     let machine = step(machine, Event::Pools { alive: [POOL].into() });
-    let machine = looked(machine, standing(JoinOperation::Unknown));
+    let machine = observed(machine, standing(JoinOperation::Unknown));
     assert_eq!((machine.state(), mode(&machine)), (&NodeState::Standalone, NodeMode::Sealed));
-    let machine = looked(machine, standing(JoinOperation::None));
+    let machine = observed(machine, standing(JoinOperation::None));
     assert_eq!((machine.state(), mode(&machine)), (&NodeState::Standalone, NodeMode::Policy));
 }
 
 #[test]
 fn making_a_cluster_is_no_join() {
-    let machine = looked(at(NodeState::Standalone), evidence(None, 0, runs(7)));
+    let machine = observed(at(NodeState::Standalone), evidence(None, 0, runs(7)));
     assert_eq!(mode(&machine), NodeMode::Policy);
-    let machine = looked(machine, evidence(ADDRESS, 0, runs(7)));
+    let machine = observed(machine, evidence(ADDRESS, 0, runs(7)));
     assert_eq!((machine.state(), mode(&machine)), (&NodeState::Standalone, NodeMode::Policy));
     let unanswered = Membership::NoAnswer { why: "no leader".to_owned() };
     let machine =
-        looked(machine, Evidence { membership: unanswered, ..evidence(ADDRESS, 1, runs(7)) });
+        observed(machine, Evidence { membership: unanswered, ..evidence(ADDRESS, 1, runs(7)) });
     assert_eq!((machine.state().name(), mode(&machine)), ("unconfirmed", NodeMode::Policy));
-    let machine = looked(machine, member(7));
+    let machine = observed(machine, member(7));
     assert_eq!((machine.state().name(), mode(&machine)), ("joined", NodeMode::Policy));
 }
 
 #[test]
 fn a_standalone_server_gets_its_own_pool_back_after_a_mistaken_join() {
-    let machine = looked(at(NodeState::Standalone), evidence(None, 0, runs(7)));
+    let machine = observed(at(NodeState::Standalone), evidence(None, 0, runs(7)));
     let machine = step(machine, Event::JoinBegan);
     let strange = (2, 22);
     let machine = step(machine, Event::Pools { alive: [POOL, strange].into() });
     let failed = Evidence { operation: JoinOperation::Failed, ..evidence(ADDRESS, 0, runs(7)) };
-    let machine = looked(machine, failed);
+    let machine = observed(machine, failed);
     assert_eq!(machine.state(), &NodeState::JoinFailed);
     let machine = step(machine, Event::RollbackAsked { by: String::new() });
     let machine = step(machine, Event::RollbackEnded { alive: Pools::new() });
     assert_eq!(machine.state(), &NodeState::Released);
     // Both come back, as other superblocks.
     let machine = step(machine, Event::Pools { alive: [(3, POOL.1), (4, strange.1)].into() });
-    let machine = looked(machine, evidence(ADDRESS, 0, runs(8)));
+    let machine = observed(machine, evidence(ADDRESS, 0, runs(8)));
     assert_eq!(machine.state(), &NodeState::JoinFailed);
     let machine = step(machine, Event::Pools { alive: [(3, POOL.1)].into() });
-    let machine = looked(machine, evidence(None, 0, runs(8)));
+    let machine = observed(machine, evidence(None, 0, runs(8)));
     assert_eq!(
         (machine.state(), machine.modes().of(3)),
         (&NodeState::Standalone, NodeMode::Policy)
@@ -257,7 +257,7 @@ fn a_standalone_server_gets_its_own_pool_back_after_a_mistaken_join() {
     // The cluster's stays what it is, whatever the configuration says.
     let machine = step(machine, Event::JoinBegan);
     let machine = step(machine, Event::Pools { alive: [(3, POOL.1), (5, strange.1)].into() });
-    let machine = looked(machine, evidence(None, 0, runs(8)));
+    let machine = observed(machine, evidence(None, 0, runs(8)));
     assert_eq!(
         (machine.state(), machine.modes().of(5)),
         (&NodeState::JoinFailed, NodeMode::Sealed)
@@ -272,7 +272,7 @@ fn a_host_without_incus_is_no_news() {
     assert_eq!(state, NodeState::Unknown { kept: Kept::Nothing });
     assert!(!because.contains("deletion"), "{because}");
     let machine =
-        looked(Machine::at(NodeState::Unknown { kept: Kept::Nothing }, Pools::new()), nothing());
+        observed(Machine::at(NodeState::Unknown { kept: Kept::Nothing }, Pools::new()), nothing());
     assert_eq!(machine.state(), &NodeState::Unknown { kept: Kept::Nothing });
 }
 

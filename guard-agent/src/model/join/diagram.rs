@@ -129,15 +129,15 @@ fn events() -> Vec<(Cause, Event)> {
         ("adopted", Event::Adopted { by: String::new() }),
         ("forgotten", Event::Forgotten { by: String::new() }),
     ];
-    events.extend(looks().into_iter().map(|(cause, evidence)| {
+    events.extend(observations().into_iter().map(|(cause, evidence)| {
         // The machine is in its first epoch.
-        (cause, Event::Looked { asked: super::Epoch(1), evidence })
+        (cause, Event::Observed { asked: super::Epoch(1), evidence })
     }));
     events
 }
 
 /// Every kind of look that leads somewhere.
-fn looks() -> Vec<(Cause, Evidence)> {
+fn observations() -> Vec<(Cause, Evidence)> {
     let config = |address: bool, raft_nodes| Config::Read {
         cluster_address: address.then(String::new),
         raft_nodes,
@@ -148,7 +148,7 @@ fn looks() -> Vec<(Cause, Evidence)> {
         Daemon::Running { incarnation: Incarnation { pid: 2, ..life() }, age_seconds: 1000 };
     let none = JoinOperation::None;
     let unanswered = || Membership::NoAnswer { why: String::new() };
-    let look = |config, daemon, operation, membership| Evidence {
+    let observe = |config, daemon, operation, membership| Evidence {
         config,
         daemon,
         operation,
@@ -157,28 +157,28 @@ fn looks() -> Vec<(Cause, Evidence)> {
     };
     let silent = |evidence| Evidence { unanswered_seconds: HOLD_SECONDS, ..evidence };
     vec![
-        ("no cluster", look(config(false, 0), runs(9), none, Membership::NotClustered)),
+        ("no cluster", observe(config(false, 0), runs(9), none, Membership::NotClustered)),
         (
             "join runs",
-            look(config(true, 0), runs(9), JoinOperation::Running, Membership::NotClustered),
+            observe(config(true, 0), runs(9), JoinOperation::Running, Membership::NotClustered),
         ),
-        ("no join runs", look(config(true, 0), runs(9), none, Membership::NotClustered)),
-        ("member", look(config(true, 2), runs(9), none, Membership::Member)),
-        ("no member", look(config(true, 2), runs(9), none, Membership::NotListed)),
-        ("no answer", look(config(true, 2), runs(9), none, unanswered())),
-        ("new daemon does not answer", look(config(true, 2), other, none, unanswered())),
-        ("no answer for long", silent(look(config(true, 2), runs(9), none, unanswered()))),
+        ("no join runs", observe(config(true, 0), runs(9), none, Membership::NotClustered)),
+        ("member", observe(config(true, 2), runs(9), none, Membership::Member)),
+        ("no member", observe(config(true, 2), runs(9), none, Membership::NotListed)),
+        ("no answer", observe(config(true, 2), runs(9), none, unanswered())),
+        ("new daemon does not answer", observe(config(true, 2), other, none, unanswered())),
+        ("no answer for long", silent(observe(config(true, 2), runs(9), none, unanswered()))),
         (
             "daemon stopped",
-            look(config(true, 2), Daemon::Stopped, JoinOperation::Unknown, Membership::NotAsked),
+            observe(config(true, 2), Daemon::Stopped, JoinOperation::Unknown, Membership::NotAsked),
         ),
         (
             "files vanished",
-            look(Config::Absent, Daemon::Stopped, JoinOperation::Unknown, Membership::NotAsked),
+            observe(Config::Absent, Daemon::Stopped, JoinOperation::Unknown, Membership::NotAsked),
         ),
         (
             "unreadable",
-            look(
+            observe(
                 Config::Unreadable { why: String::new() },
                 Daemon::Unknown,
                 JoinOperation::Unknown,

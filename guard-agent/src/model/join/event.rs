@@ -21,7 +21,7 @@ pub type Pools = BTreeMap<u64, u64>;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Event {
     /// A look that was asked for in an epoch has an answer.
-    Looked { asked: Epoch, evidence: Evidence },
+    Observed { asked: Epoch, evidence: Evidence },
     /// The pools of this node that are alive (mounted, or still held after a lazy unmount). One
     /// that is new stays sealed until a look has spoken for it.
     Pools { alive: Pools },
@@ -64,7 +64,7 @@ pub enum Effect {
     /// Give the node's pools their modes, which are this one for those that a look has spoken for.
     SetMode(NodeMode),
     /// Look at the node again, and answer with this epoch.
-    Look { asked: Epoch },
+    Observe { asked: Epoch },
     /// Unmount what the join left.
     RollBack,
 }

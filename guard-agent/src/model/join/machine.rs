@@ -142,8 +142,8 @@ impl Machine {
     /// A look can only speak for pools that the node knows of; a pool that was there before the
     /// event stream is not taken for one that came after; and a pool that is gone by now is not
     /// taken for the node's own.
-    pub fn wants_pools_before(&self, look: &Evidence) -> bool {
-        look.stream.is_some()
+    pub fn wants_pools_before(&self, observe: &Evidence) -> bool {
+        observe.stream.is_some()
             || self.mode() > NodeMode::Policy
             || self.alive.is_none()
             || !self.unconfirmed().is_empty()
@@ -215,14 +215,14 @@ impl Machine {
 
     fn take(&mut self, event: Event, effects: &mut Vec<Effect>) -> Result<(), NodeRefusal> {
         match event {
-            Event::Looked { asked, evidence } => {
+            Event::Observed { asked, evidence } => {
                 // An answer does not mend a stream that has broken since the question.
                 let followed = evidence.stream.filter(|_| asked >= self.epoch);
                 let assessment = self.assess(&evidence);
                 if asked >= self.epoch && evidence.config == Config::Absent && !self.has_pools() {
                     self.void(effects);
                 }
-                self.looked(asked, assessment, effects);
+                self.observed(asked, assessment, effects);
                 self.set_followed(followed);
             }
             Event::Pools { alive } => self.pools(alive, effects),
@@ -235,12 +235,12 @@ impl Machine {
                         effects,
                     );
                 }
-                self.look_anew(effects);
+                self.observe_anew(effects);
             }
-            Event::JoinEnded { .. } | Event::MemberAdded => self.look_anew(effects),
+            Event::JoinEnded { .. } | Event::MemberAdded => self.observe_anew(effects),
             Event::EventsLost => {
                 self.set_followed(None);
-                self.look_anew(effects);
+                self.observe_anew(effects);
             }
             Event::ClusterDisabled => self.leave(effects),
             Event::MemberRemoved => {
@@ -251,7 +251,7 @@ impl Machine {
                         effects,
                     );
                 }
-                self.look_anew(effects);
+                self.observe_anew(effects);
             }
             Event::JoinPrepared => match &self.state {
                 NodeState::Joined { .. }
@@ -262,7 +262,7 @@ impl Machine {
                 _ => {
                     let state = NodeState::Joining { seen: JoinSeen::Prepared };
                     self.change(state, "an operator is about to let the node join", effects);
-                    self.look_anew(effects);
+                    self.observe_anew(effects);
                 }
             },
             Event::PreparationEnded => {
@@ -274,7 +274,7 @@ impl Machine {
                         effects,
                     );
                 }
-                self.look_anew(effects);
+                self.observe_anew(effects);
             }
             Event::RollbackAsked { by } => return self.roll_back(&by, effects),
             Event::RollbackEnded { alive } => self.rolled_back(alive, effects),
@@ -300,7 +300,7 @@ impl Machine {
         }
     }
 
-    fn looked(&mut self, asked: Epoch, assessment: Assessment, effects: &mut Vec<Effect>) {
+    fn observed(&mut self, asked: Epoch, assessment: Assessment, effects: &mut Vec<Effect>) {
         let Assessment { state, because, speaks } = assessment;
         let stronger = state.mode() > self.state.mode();
         // An answer to a question that is overtaken can only strengthen.
@@ -309,7 +309,7 @@ impl Machine {
         }
         self.change(state, &because, effects);
         if stronger {
-            self.look_anew(effects);
+            self.observe_anew(effects);
         } else if speaks {
             self.confirm(effects);
         }
@@ -337,7 +337,7 @@ impl Machine {
         if !new.is_empty() {
             // It may come from a join whose beginning nobody has heard of: what was asked before
             // cannot speak for it.
-            self.look_anew(effects);
+            self.observe_anew(effects);
         }
     }
 
@@ -374,7 +374,7 @@ impl Machine {
             effects.push(Effect::SetMode(NodeMode::Sealed));
             self.change(NodeState::Left, "Incus says that it has left its cluster", effects);
         }
-        self.look_anew(effects);
+        self.observe_anew(effects);
     }
 
     /// Whether a rollback may begin in this state.
@@ -394,7 +394,7 @@ impl Machine {
     fn roll_back(&mut self, by: &str, effects: &mut Vec<Effect>) -> Result<(), NodeRefusal> {
         self.may_roll_back()?;
         self.change(NodeState::RollingBack, &format!("{by} asked for a rollback"), effects);
-        self.look_anew(effects);
+        self.observe_anew(effects);
         effects.push(Effect::RollBack);
         Ok(())
     }
@@ -411,7 +411,7 @@ impl Machine {
             (NodeState::JoinFailed, "the rollback has ended, and superblocks of pools are left")
         };
         self.change(state, because, effects);
-        self.look_anew(effects);
+        self.observe_anew(effects);
     }
 
     /// An operator's word that the live pools are this server's own. Evidence decides about
@@ -453,7 +453,7 @@ impl Machine {
         } else {
             self.change(afresh, because, effects);
         }
-        self.look_anew(effects);
+        self.observe_anew(effects);
     }
 
     fn change(&mut self, state: NodeState, because: &str, effects: &mut Vec<Effect>) {
@@ -483,8 +483,8 @@ impl Machine {
     }
 
     /// Begins a new epoch: no answer to a question asked before can weaken any more.
-    fn look_anew(&mut self, effects: &mut Vec<Effect>) {
+    fn observe_anew(&mut self, effects: &mut Vec<Effect>) {
         self.epoch.0 += 1;
-        effects.push(Effect::Look { asked: self.epoch });
+        effects.push(Effect::Observe { asked: self.epoch });
     }
 }

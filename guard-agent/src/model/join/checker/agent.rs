@@ -173,7 +173,7 @@ impl World {
                 world.deliver(fault, message, None);
             }
             world.reconcile(fault, None);
-            world.look(fault, true, true);
+            world.observe(fault, true, true);
         }
         while !world.under_way.is_empty() {
             let message = world.under_way.remove(0);
@@ -204,7 +204,7 @@ impl World {
         world.settled(fault)
     }
 
-    pub(super) fn look(&mut self, fault: Fault, config: bool, answers: bool) {
+    pub(super) fn observe(&mut self, fault: Fault, config: bool, answers: bool) {
         let evidence = self.evidence(fault, config, answers);
         if evidence.unanswered_seconds == 0 && matches!(evidence.membership, Membership::Member) {
             self.silent = false;
@@ -256,7 +256,7 @@ impl World {
                 if current && survives && evidence.unanswered_seconds > 0 && !is_due {
                     self.unheard = false;
                 }
-                Event::Looked { asked, evidence }
+                Event::Observed { asked, evidence }
             }
             Message::Frame(frame) => {
                 let own = match fault {

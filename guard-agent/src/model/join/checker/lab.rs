@@ -85,7 +85,7 @@ impl Model for Lab {
         }
         let free = world.agent.is_some() && world.under_way.len() < world.capacity;
         for (config, answers) in [(true, true), (true, false), (false, false)] {
-            when(free && (runs || answers), Action::Look { config, answers });
+            when(free && (runs || answers), Action::Observe { config, answers });
         }
         for index in 0..world.under_way.len() {
             when(true, Action::Deliver { index, keep: false, dies_after: None });

@@ -145,7 +145,7 @@ pub(super) enum Action {
     },
     Tells(Other),
     // The messages that reach the agent.
-    Look {
+    Observe {
         config: bool,
         answers: bool,
     },
@@ -387,7 +387,7 @@ impl World {
             Action::Removed | Action::RemovedByForce | Action::Others { .. } | Action::Tells(_) => {
                 self.others_act(action)
             }
-            Action::Look { config, answers } => self.look(fault, config, answers),
+            Action::Observe { config, answers } => self.observe(fault, config, answers),
             Action::Deliver { index, keep, dies_after } => {
                 let message = self.under_way.get(index)?.clone();
                 if !keep {

@@ -61,7 +61,7 @@ pub(super) struct Served {
 
 /// Looks at nodes. At most one reading of each kind hangs, however often it is asked.
 #[derive(Clone, Debug)]
-pub(super) struct Looker {
+pub(super) struct EvidenceReader {
     options: Arc<Options>,
     limits: Limits,
     reading_processes: Arc<Semaphore>,
@@ -70,10 +70,10 @@ pub(super) struct Looker {
 
 /// Looks once, within `total`: for the start, before anything is decided.
 pub async fn observe_once(options: Options, total: Duration) -> Evidence {
-    Looker::new(Arc::new(options), Limits::within(total)).look(None).await.evidence
+    EvidenceReader::new(Arc::new(options), Limits::within(total)).observe(None).await.evidence
 }
 
-impl Looker {
+impl EvidenceReader {
     pub(super) fn new(options: Arc<Options>, limits: Limits) -> Self {
         let one = || Arc::new(Semaphore::new(1));
         Self { options, limits, reading_processes: one(), reading_database: one() }
@@ -86,7 +86,7 @@ impl Looker {
 
     /// Looks at everything. Where `local.db` cannot be read now, this server's address is the one
     /// that was `known`.
-    pub(super) async fn look(&self, known: Option<&Config>) -> Seen {
+    pub(super) async fn observe(&self, known: Option<&Config>) -> Seen {
         let (sighting, config) = tokio::join!(self.sighting(), self.config());
         let unasked = |why: Option<String>, sighting: Sighting| Seen {
             evidence: Evidence {
