@@ -1,5 +1,5 @@
-//! `guardctl doctor`: every precondition, its state, and the fix of what fails; and what the policy
-//! file leaves out.
+//! `guardctl doctor`: every precondition, its state, and the fix of each failure; and the gaps of
+//! the policy file.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

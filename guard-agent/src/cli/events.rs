@@ -42,7 +42,7 @@ fn parse_since(text: &str) -> Result<Time, String> {
     Timestamp::now().checked_sub(back).map(Time).map_err(|error| error.to_string())
 }
 
-/// A line of the log for people. What is not understood is shown as it is.
+/// A line of the log for people. A line that is not understood is shown as it is.
 pub fn render_line(line: &str) -> String {
     if let Ok(record) = serde_json::from_str::<Record>(line) {
         return render(&record);

@@ -1,4 +1,4 @@
-//! `guardctl exec`: becomes a command that may delete in a pool, with what it starts.
+//! `guardctl exec`: becomes a command that may delete in a pool, with its children.
 //!
 //! The command is the same process: its exit code, signals, terminal, descriptors and environment
 //! are as if it had been run directly. The lease is granted to the cgroup that guardctl has entered
@@ -19,7 +19,7 @@ use super::own_cgroup;
 use crate::model::control::{Reply, Request};
 use crate::model::exit::Exit;
 
-/// What a shell says of a command that is not there, and of one that cannot be run.
+/// Exit codes of a shell for a command that does not exist, and for one that cannot be run.
 const NOT_FOUND: i32 = 127;
 const NOT_EXECUTABLE: i32 = 126;
 

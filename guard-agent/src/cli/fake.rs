@@ -1,4 +1,4 @@
-//! An agent that exists in tests only: answers what it is told to, and remembers what it was asked.
+//! An agent for tests only: gives the answers that a test sets, and remembers the requests.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};

@@ -15,11 +15,11 @@ use crate::model::control::{RefusalReport, Reply, Request};
 use crate::model::exit::Exit;
 use crate::model::rollback::Allowed;
 
-/// How often the agent is asked how it goes.
+/// Interval between requests for the rollback's progress.
 const REDRAW_EVERY: Duration = Duration::from_millis(200);
-/// How long the agent may take to notice that Incus was stopped.
+/// Longest time until the agent notices that Incus was stopped.
 const NOTICED: Duration = Duration::from_secs(15);
-/// How long an agent that was restarted in the middle of it may be away.
+/// Longest absence of an agent that is restarted during the rollback.
 const ABSENCE: Duration = Duration::from_secs(60);
 
 /// Has the agent roll back, and follows that.

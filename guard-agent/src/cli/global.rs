@@ -1,4 +1,4 @@
-//! The options of every subcommand, and what every subcommand does with them.
+//! The options of every subcommand, and their common use.
 
 use std::io::{self, Write};
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! `guardctl history`, and how nodes look in `guardctl status`.
+//! `guardctl history`, and the text about nodes in `guardctl status`.
 
 use std::io::Write;
 
@@ -21,7 +21,7 @@ pub struct HistoryArgs {
     pub lines: usize,
 }
 
-/// Shows how nodes came to be where they stand.
+/// Shows the history of nodes.
 pub fn run(global: &Global, args: &HistoryArgs, out: &mut impl Write) -> Result<Exit, CliError> {
     let request = Request::History { root: args.root.clone() };
     let mut histories = expect_reply!(global, request, Reply::History(histories) => histories);

@@ -2,7 +2,7 @@
 //! node's pools before the first of them is mounted. Commit: the pools become guarded once this
 //! server is proven to be a member; else they stay sealed, or are rolled back.
 //!
-//! How it ended is told by the agent's state machine, from evidence, not by the command: a join can
+//! The agent's state machine tells from evidence how the join ended, not the command: a join can
 //! report a failure although the node has joined, and the other way round. If guardctl is killed,
 //! the agent carries on.
 
@@ -65,12 +65,12 @@ pub enum OnFailure {
     Rollback,
 }
 
-/// How it went.
+/// Result of `guardctl join`.
 #[derive(Debug, Serialize)]
 pub struct JoinReport {
     pub root: PathBuf,
     pub preflight: Vec<Check>,
-    /// How the command ended; `None` if it was not started.
+    /// The command's end; `None` if it was not started.
     pub command: Option<String>,
     /// State of the node at the end.
     pub state: String,
@@ -79,7 +79,7 @@ pub struct JoinReport {
     pub rollback: Option<RollbackReport>,
 }
 
-/// How often the agent is asked.
+/// Interval between requests to the agent.
 const REDRAW_EVERY: Duration = Duration::from_millis(250);
 /// A state that says "failed" counts when it has stood for so long after the command's end:
 /// evidence of a membership comes last, and the raft leader may take its time.
@@ -213,7 +213,7 @@ impl Join<'_> {
         let (mut last, mut since, mut told) = (String::new(), start, start);
         loop {
             let state = match self.node_state() {
-                // The agent may be restarted meanwhile; it goes on where it was.
+                // The agent may be restarted meanwhile; it goes on from its last state.
                 Err(error) if error.exit() == Exit::Unreachable && Instant::now() < end => {
                     last.clone()
                 }

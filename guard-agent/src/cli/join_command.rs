@@ -1,4 +1,4 @@
-//! The command that joins: whose daemon it talks to, how long it may take, and how it ended.
+//! The command that joins: its daemon, its time limit, and its end.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -50,8 +50,8 @@ pub(super) fn build(
     Ok(built)
 }
 
-/// The text as a file in memory: what was checked is what Incus reads, whatever becomes of the
-/// operator's file.
+/// The text as a file in memory: Incus reads exactly the checked text, even if the operator's file
+/// changes.
 fn input(text: &str) -> io::Result<File> {
     let mut file = File::from(memfd_create(c"preseed", MFdFlags::MFD_CLOEXEC)?);
     file.write_all(text.as_bytes())?;
@@ -59,7 +59,7 @@ fn input(text: &str) -> io::Result<File> {
     Ok(file)
 }
 
-/// Runs a command that is ended when it takes too long. How it ended.
+/// Runs a command, ends it when it takes too long, and returns its end.
 pub(super) fn run(
     command: &mut Command,
     patience: &Patience<'_>,
@@ -79,7 +79,7 @@ pub(super) fn run(
         Ok(status) => return Ok(status.to_string()),
         Err(early) => early,
     };
-    // The client alone ends by that: what Incus has begun goes on, and is sealed.
+    // Only the client ends by that: the join that Incus has begun goes on, and is sealed.
     child.kill().map_err(io("end the command"))?;
     child.wait().map_err(io("wait for the command"))?;
     Ok(match early {

@@ -1,4 +1,4 @@
-//! How a join's command ends, and what an operator reads of it.
+//! The end of a join's command, and the text that an operator reads about it.
 
 use super::super::fake::{self, FakeAgent};
 use std::ffi::OsString;

@@ -1,4 +1,4 @@
-//! `guardctl`: asks the agent and shows what it says. One file a subcommand.
+//! `guardctl`: asks the agent and shows its answers. One file a subcommand.
 //!
 //! Output goes to a writer and is text for people, or one JSON document with `--json` (`events`:
 //! one a line). A reader that has seen enough (`| head`) ends it quietly.
@@ -112,7 +112,7 @@ pub enum Command {
     Helper(HelperCommand),
 }
 
-/// The whole program: parses the command line, runs it, and says on standard error what went wrong.
+/// The whole program: parses the command line, runs it, and reports errors on standard error.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,

@@ -1,4 +1,4 @@
-//! The node that an operator means, and what guardctl may do to it from where it runs.
+//! The node that an operator means, and the actions on it that guardctl's own place permits.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -49,8 +49,8 @@ impl Node {
         Ok(Self::of(policy, root, &mount_table()?)?)
     }
 
-    /// Has a command of the incus client talk to this node's daemon, whatever the operator's own
-    /// environment says.
+    /// Has a command of the incus client talk to this node's daemon, despite the operator's own
+    /// environment.
     pub fn address(&self, command: &mut Command) {
         let directory = &self.incus.directory;
         let socket = self.incus.socket.clone().unwrap_or_else(|| directory.join("unix.socket"));

@@ -1,5 +1,5 @@
-//! `guardctl node`: an operator's word about a node, for what evidence cannot tell. A look judges
-//! it at once.
+//! `guardctl node`: an operator's word about a node, for facts that evidence cannot show. A look
+//! judges it at once.
 
 use std::io::Write;
 use std::path::PathBuf;

@@ -1,9 +1,8 @@
 //! A cgroup for guardctl alone, which it then asks a lease for.
 //!
-//! Where systemd runs, guardctl starts itself once more in a scope, as the same process; elsewhere
-//! (OpenRC, a bare guest) it makes a cgroup below the hierarchy's root, and enters it. What such
-//! cgroups leave behind, empty, the next call removes: nobody else can, since guardctl becomes the
-//! command.
+//! With systemd, guardctl starts itself once more in a scope, as the same process; elsewhere
+//! (OpenRC, a bare guest) it makes a cgroup below the hierarchy's root, and enters it. The next
+//! call removes the empty cgroups that remain: nobody else can, since guardctl becomes the command.
 
 use std::env;
 use std::ffi::OsString;
@@ -57,7 +56,7 @@ fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Cgr
     move |source| CgroupError::Io { operation, path, source }
 }
 
-/// Returns in a cgroup of guardctl's own. Where systemd runs, this process begins anew for that.
+/// Returns in a cgroup of guardctl's own. With systemd, this process begins anew for that.
 pub fn enter() -> Result<(), CgroupError> {
     if env::var_os(MARK).is_some() {
         return Ok(());
@@ -65,7 +64,7 @@ pub fn enter() -> Result<(), CgroupError> {
     if systemd::manages_host() { become_scope() } else { make() }
 }
 
-/// A command's environment is what guardctl's was at first.
+/// Gives a command the environment that guardctl had at first.
 pub fn restore_environment(command: &mut Command) {
     let Some(before) = env::var_os(MARK) else { return };
     command.env_remove(MARK);

@@ -1,4 +1,4 @@
-//! `guardctl policy`: check a file, show what is in force, compare the two.
+//! `guardctl policy`: check a file, show the policy in force, compare the two.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -61,7 +61,7 @@ struct CheckReport<'a> {
     file: &'a Path,
     good: bool,
     errors: &'a [Problem],
-    /// What is valid and hardly meant.
+    /// Valid settings that are hardly meant.
     hints: &'a [Hint],
 }
 
@@ -89,7 +89,7 @@ pub(super) fn mount_table() -> io::Result<Snapshot> {
     mount_table::open(mount_table::OWN)
 }
 
-/// Hints as text, each with what to do.
+/// Hints as text, each with a fix.
 pub(super) fn render_hints(hints: &[Hint]) -> String {
     let mut text = String::new();
     for hint in hints {
@@ -99,7 +99,7 @@ pub(super) fn render_hints(hints: &[Hint]) -> String {
     text
 }
 
-/// Shows what is wrong with a policy file.
+/// Shows the problems of a policy file.
 fn wrong(
     global: &Global,
     file: &Path,

@@ -9,7 +9,7 @@ use super::text::{duration, safe};
 use crate::model::audit::record::ModeCause;
 use crate::model::control::report::PoolReport;
 
-/// The pools, whoever has told of them.
+/// The pools, from an agent or without one.
 pub(super) fn show(
     global: &Global,
     pools: &[PoolReport],
@@ -57,7 +57,7 @@ fn row(pool: &PoolReport) -> Vec<String> {
     ]
 }
 
-/// What a pool is and where, in a line.
+/// Kind and place of a pool, in a line.
 fn place(pool: &PoolReport) -> String {
     let mounted = match pool.mountpoints.as_slice() {
         [] => "detached".to_owned(),
@@ -74,7 +74,7 @@ fn place(pool: &PoolReport) -> String {
     )
 }
 
-/// Who or what set a mode, in a word.
+/// The cause of a mode, in a word.
 pub fn cause_name(cause: ModeCause) -> &'static str {
     match cause {
         ModeCause::Policy => "policy",

@@ -1,4 +1,4 @@
-//! `guardctl status`, `pools` and `events`: from the agent, or without one from what it has left.
+//! `guardctl status`, `pools` and `events`: from the agent, or without one from its pins and files.
 
 use std::io::Write;
 

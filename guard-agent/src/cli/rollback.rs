@@ -1,5 +1,5 @@
-//! `guardctl rollback`: has the agent unmount what a failed join has left, shows how that goes, and
-//! what remains.
+//! `guardctl rollback`: has the agent unmount the remains of a failed join, shows the progress, and
+//! the mounts that stay.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -49,7 +49,7 @@ pub struct RollbackArgs {
     pub wait: Duration,
 }
 
-/// How long a rollback is followed where the operator has said nothing else.
+/// Default time for which a rollback is followed.
 pub const WAIT: Duration = Duration::from_secs(600);
 
 /// Rolls back.
@@ -97,7 +97,7 @@ pub fn run(global: &Global, args: &RollbackArgs, out: &mut impl Write) -> Result
     let allowed = Allowed { lazy: args.lazy, force: args.force };
     let report = match follow.carry_out(&node.root, allowed, &mut say) {
         Err(refusal) if refusal.exit() == Exit::Refused => {
-            // Nothing was begun: what was stopped for it starts again.
+            // Nothing was begun: the units that were stopped for it start again.
             if let Some(hold) = &hold {
                 stop.lift(hold, &mut say)?;
                 stop.start(&hold.ran, &mut say)?;
@@ -124,7 +124,7 @@ pub fn pools(global: &Global, node: &Node) -> Result<Vec<PoolReport>, CliError> 
     Ok(pools.into_iter().filter(is_its).collect())
 }
 
-/// Fails if a guest has one of the pools mounted. Where that cannot be seen from here, the agent
+/// Fails if a guest has one of the pools mounted. If that cannot be seen from here, the agent
 /// looks.
 pub fn no_guests(node: &Node, pools: &[PoolReport]) -> Result<(), CliError> {
     let target = |pool: &PoolReport| {
@@ -173,7 +173,7 @@ pub fn ask(global: &Global, root: Option<&Path>) -> Result<RollbackReport, CliEr
     }
 }
 
-/// Lets Incus start again once nothing is left, and says how; else says that it is kept from it.
+/// Lets Incus start again once nothing is left, and shows the command; else says that it is held.
 /// `stopped`: by this command. A socket that was left listening has failed if a client came
 /// meanwhile, and is started again.
 pub fn after(
@@ -212,7 +212,7 @@ pub fn is_released(report: &RollbackReport) -> bool {
     !report.running && ended.unwrap_or(report.state == "released")
 }
 
-/// How it ended.
+/// Text about a rollback's end.
 pub fn verdict(report: &RollbackReport) -> String {
     let root = safe(&report.root);
     let Some(outcome) = &report.outcome else {

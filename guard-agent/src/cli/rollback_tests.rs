@@ -1,4 +1,4 @@
-//! Following a rollback, and what an operator reads of its end.
+//! Following a rollback, and the text that an operator reads about its end.
 
 use super::super::fake::{self, FakeAgent};
 use super::*;
@@ -120,7 +120,7 @@ fn a_state_that_refuses_is_told_before_anything_is_stopped() {
         assert_eq!(asked.is_err(), refused, "{state}");
         assert_eq!(agent.asked(), ["rollback-status"]);
     }
-    // One that runs is followed, whatever the state says of another.
+    // A running rollback is followed, even if the state refuses another one.
     assert!(ask(&running("rolling-back").global(), None).is_ok());
 }
 

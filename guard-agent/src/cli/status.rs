@@ -1,4 +1,4 @@
-//! `guardctl status`: the posture first, then what it stands on.
+//! `guardctl status`: the posture first, then its grounds.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -12,7 +12,7 @@ use crate::model::control::report::{
 use crate::model::exit::Exit;
 use crate::model::posture::PostureState;
 
-/// What a posture ends `status` with.
+/// Exit code of `status` for a posture.
 pub fn exit(state: PostureState) -> Exit {
     match state {
         PostureState::Enforcing => Exit::Ok,
@@ -53,7 +53,7 @@ pub fn render(status: &StatusReport) -> String {
     text
 }
 
-/// How decisions and records reconcile.
+/// Reconciliation of decisions and records.
 pub(super) fn decisions(counts: &Reconciled) -> String {
     let Reconciled { decisions, emitted, aggregated, lost } = counts;
     format!("{decisions} = {emitted} emitted + {aggregated} aggregated + {lost} lost")

@@ -43,9 +43,9 @@ const STOP: Duration = Duration::from_secs(360);
 /// Takes a line for the operator.
 pub type Say<'a> = dyn FnMut(&str) -> Result<(), CliError> + 'a;
 
-/// How long systemd may take to answer, or to start a socket.
+/// Longest time for systemd to answer, or to start a socket.
 const ANSWER: Duration = Duration::from_secs(60);
-/// How long a daemon may take to end, after systemd has said that it has.
+/// Longest time for a daemon to end, after systemd has said that it has.
 const END: Duration = Duration::from_secs(10);
 
 /// The result of a stop.
@@ -103,8 +103,8 @@ impl Stop<'_> {
         Ok(stopped)
     }
 
-    /// Keeps an Incus that does not run from starting. Nothing where it runs, where no systemd
-    /// manages it, and for an operator whom the agent will refuse.
+    /// Keeps an Incus that does not run from starting. Does nothing if Incus runs, if no systemd
+    /// manages it, or if the agent will refuse the operator.
     pub fn hold(&self, say: &mut Say<'_>) -> Result<Option<Hold>, CliError> {
         if node::require_host().is_err() || daemon_pid(self.node)?.is_some() {
             return Ok(None);
@@ -144,7 +144,7 @@ impl Stop<'_> {
         say(&format!("{} may start again ({} is gone)", self.node.unit, hold.path.display()))
     }
 
-    /// Makes Incus reachable. `ran`: what ran before it was stopped.
+    /// Makes Incus reachable. `ran`: the units that ran before the stop.
     pub fn start(&self, ran: &[String], say: &mut Say<'_>) -> Result<Vec<String>, CliError> {
         if self.unit(say)?.is_none() {
             return match daemon_pid(self.node)? {
@@ -164,7 +164,7 @@ impl Stop<'_> {
         Ok(started)
     }
 
-    /// How an operator starts it.
+    /// Command with which an operator starts it.
     pub fn start_command(&self, say: &mut Say<'_>) -> Result<String, CliError> {
         let unit = &self.node.unit;
         let units = match self.unit(say)? {
@@ -204,7 +204,7 @@ impl Stop<'_> {
         say: &mut Say<'_>,
         work: impl FnOnce(&mut LiveSystemctl<'_>) -> Result<T, ServiceError>,
     ) -> Result<T, CliError> {
-        // The output's reader may have gone: what was begun is brought to its end all the same.
+        // The output's reader may have gone: the stop is completed all the same.
         let mut alive = |line: &str| drop(say(line));
         let patience = Patience::new(limit, self.interrupt);
         let program = &self.host.systemctl;
@@ -229,8 +229,8 @@ impl Stop<'_> {
         let patience = Patience::new(limit, self.interrupt);
         let said = wait::run(&mut command, &patience, &mut alive).map_err(failed)?;
         said.map_err(|early| ServiceError::early(early, what, limit))?;
-        // Its exit code says little: the connection may break before the answer. What still runs is
-        // looked at.
+        // Its exit code says little: the connection may break before the answer. Instances that
+        // still run are counted.
         let left = instances(self.node, daemon_pid(self.node)?)?;
         if left.is_empty() { Ok(()) } else { Err(NodeError::instances(self.node, &left).into()) }
     }
@@ -281,7 +281,7 @@ pub fn instances(node: &Node, daemon: Option<u32>) -> Result<Vec<Instance>, Node
     instances::find(&question).map_err(|source| NodeError::Io { operation, source })
 }
 
-/// Text for the operator: a hold stays, and how to end it.
+/// Text for the operator: a hold stays, and the command that ends it.
 pub fn held(hold: &Hold) -> String {
     format!(
         "Incus is kept from starting, since it would mount the pools again. To have it back all \

@@ -8,7 +8,7 @@ use super::super::rollback::after;
 use super::*;
 use crate::host::service::Places;
 
-/// A host with Debian's units, and what its `systemctl` was asked.
+/// A host with Debian's units, and the requests to its `systemctl`.
 struct Machine {
     directory: tempfile::TempDir,
     host: Host,
@@ -16,7 +16,7 @@ struct Machine {
 }
 
 impl Machine {
-    /// `stop`: what the script does for a stop.
+    /// `stop`: the script's action for a stop.
     fn new(stop: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);

@@ -1,9 +1,9 @@
 //! `guardctl wipe`: empties a node's directory for a fresh start, without ever crossing a mount.
-//! Without `--yes` it only says what it would do.
+//! Without `--yes` it only shows its plan.
 //!
-//! The order: stop Incus, have the agent unmount what a join left and prove that it is gone,
-//! unmount what Incus had mounted for itself, delete. Each step that does not come out well ends
-//! it, and the same command goes on later.
+//! The order: stop Incus, have the agent unmount a join's remains and prove that they are gone,
+//! unmount Incus's own mounts, delete. A failed step ends the wipe, and the same command goes on
+//! later.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -53,7 +53,7 @@ pub struct WipeArgs {
     pub wait: Duration,
 }
 
-/// What was done.
+/// Result of a wipe.
 #[derive(Debug, Default, Serialize)]
 pub struct Done {
     pub root: PathBuf,
@@ -129,7 +129,7 @@ fn wipe(
     finish(global, &done, result.err(), out)
 }
 
-/// What did not run before stays stopped.
+/// A daemon that did not run before stays stopped.
 fn start_again(stop: &Stop<'_>, hold: &Hold, say: &mut Say<'_>) -> Result<Vec<String>, CliError> {
     if !hold.ran.is_empty() {
         return stop.start(&hold.ran, say);

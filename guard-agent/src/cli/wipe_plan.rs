@@ -1,4 +1,4 @@
-//! What `guardctl wipe` would do, and what is in the way.
+//! The plan of `guardctl wipe`, and the obstacles to it.
 
 use std::path::{Path, PathBuf};
 
@@ -18,16 +18,16 @@ use crate::host::wipe::local_pools::LocalPool;
 use crate::host::wipe::{Census, InTheWay, MountsBelow, OwnMount, Root};
 use crate::model::join::Daemon;
 
-/// What would be done.
+/// Plan of a wipe.
 #[derive(Debug, Serialize)]
 pub struct Plan {
     pub root: PathBuf,
-    /// What would be stopped: the daemon's unit with its sockets, or its process.
+    /// Target of the stop: the daemon's unit with its sockets, or its process.
     pub unit: Option<String>,
     pub daemon: Daemon,
     /// Pools that would be rolled back.
     pub pools: Vec<String>,
-    /// What Incus has mounted for itself, and would be unmounted.
+    /// Mounts that Incus made for itself, and that would be unmounted.
     pub unmounts: Vec<OwnMount>,
     pub obstacles: Vec<Obstacle>,
     pub census: Census,

@@ -1,4 +1,4 @@
-//! What a wipe refuses, and the plan that an operator reads.
+//! Refusals of a wipe, and the plan that an operator reads.
 
 use super::super::fake::{self, FakeAgent};
 use super::super::wipe_plan::{Obstacle, Plan, size};

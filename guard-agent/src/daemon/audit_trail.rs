@@ -1,4 +1,4 @@
-//! The agent's way to the audit log: each record goes to the file and to everybody who follows.
+//! The agent's way to the audit log: each record goes to the file and to all followers.
 
 use std::sync::Arc;
 
@@ -34,14 +34,14 @@ impl AuditTrail {
         self.write_at(now(), body);
     }
 
-    /// Appends a record of what happened at `stamp`.
+    /// Appends a record of an event at `stamp`.
     pub(super) fn write_at(&mut self, stamp: Stamp, body: Body) {
         let appended = self.file.append(stamp, body);
         // An error means that nobody follows.
         let _ = self.followers.send(appended.line);
     }
 
-    /// Writes what waits. A failure is told in the status, and tried again with each tick.
+    /// Writes waiting records. A failure is told in the status, and tried again with each tick.
     pub(super) fn flush(&mut self) {
         if let Err(error) = self.file.flush() {
             tracing::error!(error = chain(&error), "audit log");

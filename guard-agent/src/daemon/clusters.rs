@@ -1,5 +1,5 @@
-//! Reads what the host knows of Ceph's clusters: configurations, and the kernel client's monitor
-//! maps in debugfs. Local files only; no server is asked, and nothing is mounted.
+//! Reads the host's data on Ceph's clusters: configurations, and the kernel client's monitor maps
+//! in debugfs. Local files only; no server is asked, and nothing is mounted.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -11,9 +11,9 @@ use crate::model::mounts::Snapshot;
 /// Longest beginning of a file that is read.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// Adds what the mount table tells; and, if that leaves a mount's cluster open, what files below
-/// `root` do. Nothing that was learnt is forgotten: a pool's id must not change because the mount
-/// that told its cluster is gone.
+/// Adds facts from the mount table; and, if a mount's cluster is still unknown, from files below
+/// `root`. Nothing that was learnt is forgotten: a pool's id must not change because the mount that
+/// told its cluster is gone.
 pub(super) fn learn(clusters: &mut Clusters, snapshot: &Snapshot, root: &Path) {
     clusters.learn_mounts(snapshot);
     if !clusters.lacks(snapshot) {

@@ -1,4 +1,4 @@
-//! What enforces the policy: the kernel's maps, and the means of one tier over them.
+//! Enforcement of the policy: the kernel's maps, and the means of one tier over them.
 //!
 //! There are two kinds of means, programs in the kernel and a responder in user space
 //! (`daemon/means.rs`). [`Means`] is all that the agent knows of either.
@@ -26,7 +26,7 @@ pub(super) struct Marks<'a> {
     pub snapshot: &'a Snapshot,
 }
 
-/// What answers in one tier. `M`: the maps that it answers from.
+/// The mechanism that answers in one tier. `M`: the maps that it answers from.
 pub(super) trait Means<M> {
     fn tier(&self) -> Tier;
 
@@ -49,7 +49,7 @@ pub(super) trait Means<M> {
         false
     }
 
-    /// Brings marks and seals to what the maps say.
+    /// Synchronizes marks and seals with the maps.
     fn apply(&mut self, _marks: &Marks<'_>) {}
 
     /// The mount table has changed, perhaps into one that reads the same.
@@ -58,7 +58,7 @@ pub(super) trait Means<M> {
     /// Everything that is due by time.
     fn tick(&mut self) {}
 
-    /// Notes what is not as it should be.
+    /// Notes problems of the means.
     fn note_troubles(&self, troubles: &mut Troubles);
 
     /// A pinned program, if there are programs.
@@ -67,7 +67,7 @@ pub(super) trait Means<M> {
     }
 }
 
-/// The maps, the means in force, and what is proven of them.
+/// The maps, the means in force, and their proof.
 pub(super) struct Enforcement<M = Maps> {
     pub maps: M,
     means: Option<Box<dyn Means<M>>>,
@@ -92,8 +92,8 @@ impl<M> Enforcement<M> {
         self.means.as_mut().map_or(Ok(0), |means| means.retire_others())
     }
 
-    /// Keeps the means in use, or not, by what the canary found of them. What it has not proven is
-    /// withdrawn, unless it was in force before or the agent may run without.
+    /// Keeps the means in use, or not, by the canary's result. Unproven means are withdrawn, unless
+    /// they were in force before or the agent may run without.
     pub(super) fn conclude(
         &mut self,
         proven: &Result<(), CanaryError>,

@@ -1,4 +1,4 @@
-//! Enforcement with means that only write down what is done to them.
+//! Enforcement with means that only record the calls to them.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -7,7 +7,7 @@ use guard_common::Hook;
 
 use super::*;
 
-/// Means that write down what is done to them.
+/// Means that record the calls to them.
 struct Recorded {
     done: Rc<RefCell<Vec<&'static str>>>,
     adopted: bool,
@@ -49,7 +49,7 @@ fn silent() -> CanaryError {
     CanaryError::Silent { hook: Hook::PathUnlink }
 }
 
-/// Enforcement with recorded means, and what is done to those.
+/// Enforcement with recording means, and the calls to those.
 fn enforcement(adopted: bool) -> (Enforcement<bool>, Rc<RefCell<Vec<&'static str>>>) {
     let (mut enforcement, done) = (Enforcement::new(true), Rc::default());
     enforcement.hold(Box::new(Recorded { done: Rc::clone(&done), adopted, has_marks: false }));

@@ -1,4 +1,4 @@
-//! The agent's loop: waits for whatever comes first, and sends it to the agent as an event.
+//! The agent's loop: waits for the first of several sources, and sends it to the agent as an event.
 
 use std::future::Future;
 use std::io;
@@ -34,7 +34,7 @@ const SETTLE: Duration = Duration::from_millis(50);
 /// Requests that wait for the agent.
 const WAITING_REQUESTS: usize = 64;
 
-/// Where events come from.
+/// Sources of events.
 struct Sources {
     mounts: MountWatch,
     records: AsyncFd<RingBuf<MapData>>,
@@ -51,7 +51,7 @@ struct Sources {
     tick: Interval,
 }
 
-/// What the loop woke up for.
+/// Reason why the loop woke up.
 enum Woken {
     Event(AgentEvent<'static>),
     Records,
@@ -60,7 +60,7 @@ enum Woken {
     Elsewhere,
 }
 
-/// The agent, what it waits for, and whom it tells how it is.
+/// The agent, its sources of events, and the receivers of its status.
 pub(super) struct EventLoop {
     agent: Agent,
     sources: Sources,
@@ -120,7 +120,7 @@ impl EventLoop {
                     told = text;
                 }
             }
-            // Whatever the event was, a policy that has come into force by it is followed.
+            // A policy that has come into force by any event is followed.
             if followed != self.agent.reconciliations() {
                 followed = self.agent.reconciliations();
                 let (paths, every) = (self.agent.watched_paths(), self.agent.canary_interval());
@@ -128,7 +128,7 @@ impl EventLoop {
             }
         }
         self.manager.stopping(&self.agent.stopped_text());
-        // Whatever waits is written before the agent goes.
+        // Waiting records are written before the agent ends.
         self.take(Woken::Records);
         self.take(Woken::Answers);
         self.agent.stop();
@@ -157,7 +157,7 @@ impl EventLoop {
 }
 
 impl Sources {
-    /// Waits for whatever comes first. What is dropped on the way loses nothing.
+    /// Waits for the first event. A dropped wait loses nothing.
     async fn next(&mut self) -> Result<Woken, DaemonError> {
         Ok(Woken::Event(tokio::select! {
             changed = self.mounts.changed() => {
@@ -166,7 +166,7 @@ impl Sources {
                 }
                 AgentEvent::MountsChanged
             }
-            // Readiness is cleared before everything is taken: what comes meanwhile sets it again.
+            // Readiness is cleared before everything is taken: later records set it again.
             ready = self.records.readable_mut() => {
                 ready.map_err(failed("wait for records"))?.clear_ready();
                 return Ok(Woken::Records);

@@ -1,6 +1,6 @@
-//! What follows from the policy in force, beside the maps: the files that are watched, and how
-//! often the canary proves enforcement. It is adjusted in one place, by whatever way a policy came
-//! into force (a watched file, the tick, a request, a signal).
+//! Settings from the policy in force, beside the maps: the files that are watched, and the canary's
+//! interval. They are adjusted in one place, for every way in which a policy comes into force (a
+//! watched file, the tick, a request, a signal).
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! Decisions of operators: seals, releases, and leases of commands, in one store.
 //!
 //! Seals and leases are written to the state file; releases are in the kernel's entries too, and
-//! outlive a lost file. What the plan needs of them is derived by [`Grants::overrides`].
+//! outlive a lost file. [`Grants::overrides`] derives the plan's input from them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -32,7 +32,7 @@ pub(super) struct Grants {
     released: BTreeMap<u64, u64>,
 }
 
-/// What an operator has asked for, and says of it.
+/// Terms of the lease that an operator has asked for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LeaseTerms<'a> {
     pub kind: LeaseKind,
@@ -42,7 +42,7 @@ pub(super) struct LeaseTerms<'a> {
 }
 
 impl Grants {
-    /// Takes up what the state file and the kernel's maps hold.
+    /// Takes up the contents of the state file and the kernel's maps.
     pub(super) fn open(
         mut file: StateFile,
         observed: &Observed,
@@ -55,7 +55,7 @@ impl Grants {
         Self { file, found_sealed, released }
     }
 
-    /// What holds beside the policy. `nodes`: the modes that follow from the nodes' states.
+    /// Decisions beside the policy. `nodes`: the modes that follow from the nodes' states.
     pub(super) fn overrides(&self, nodes: BTreeMap<u32, PoolModes>) -> Overrides {
         Overrides {
             sealed: self.file.state.sealed.clone(),
@@ -65,7 +65,7 @@ impl Grants {
         }
     }
 
-    /// Whether a pool is sealed beside what policy and its node's state say.
+    /// Whether a pool is sealed beside policy and its node's state.
     pub(super) fn is_sealed(&self, pool_id: u64) -> bool {
         self.file.state.sealed.contains(&pool_id) || self.found_sealed.contains(&pool_id)
     }
@@ -76,7 +76,7 @@ impl Grants {
         self.released.remove(&generation);
     }
 
-    /// Takes a seal back, whoever found or set it.
+    /// Takes a seal back, both a found and a set one.
     pub(super) fn unseal(&mut self, pool_id: u64) {
         self.file.state.sealed.remove(&pool_id);
         self.found_sealed.remove(&pool_id);
@@ -168,7 +168,7 @@ impl Grants {
         self.file.state.tier = Some(Name(tier));
     }
 
-    /// Whether what is on disk is older: to be saved soon.
+    /// Whether the state on disk is older: to be saved soon.
     pub(super) fn is_unsaved(&self) -> bool {
         self.file.is_unsaved()
     }
@@ -179,7 +179,7 @@ impl Grants {
     }
 }
 
-/// A record of what became of a lease.
+/// A record of a lease's change.
 pub(super) fn record(change: LeaseChange, lease: &Lease) -> LeaseBody {
     let place = Place {
         pool_id: Some(pool_id_text(lease.pool_id)),

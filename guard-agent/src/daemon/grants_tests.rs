@@ -25,7 +25,7 @@ fn open(directory: &Path, boot_id: &str, observed: &Observed) -> Grants {
     Grants::open(file, observed, &policy, 1000)
 }
 
-/// Maps with one pool, sealed (`flags`: by whom) or released until 5000.
+/// Maps with one pool, sealed (`flags`: cause of the seal) or released until 5000.
 fn observed(mode: Mode, flags: u32) -> Observed {
     let policy = parse(POLICY, Path::new("policy.toml")).unwrap();
     let entry = PoolEntry {
@@ -77,7 +77,7 @@ fn what_a_starting_agent_finds_sealed_stays_until_an_operator_says_otherwise() {
     grants.unseal(33);
     assert!(!grants.is_sealed(33));
 
-    // By the mark of an operator's word it is an operator's, whatever the file says.
+    // By the mark of an operator's word it is an operator's, even against the file.
     let grants = open(directory.path(), "boot", &observed(Mode::Sealed, POOL_OPERATOR));
     assert_eq!(grants.overrides(BTreeMap::new()).sealed, BTreeSet::from([33]));
     assert!(grants.is_unsaved(), "it is to be written");

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::host::durable::replace;
 
-/// Where it is.
+/// Path of the file.
 pub(super) fn path(state_dir: &Path) -> PathBuf {
     state_dir.join("policy.last-good.toml")
 }

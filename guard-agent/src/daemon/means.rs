@@ -51,7 +51,7 @@ impl Means<Maps> for Programs {
     }
 }
 
-/// Where the responder's records come from.
+/// Source of the responder's records.
 pub(super) type Answers = AsyncFd<File>;
 
 /// The engine of the tier fanotify, over maps that no program of another tier is to read.

@@ -1,8 +1,8 @@
 //! The agent's process: wiring only.
 //!
-//! One task owns all state (`agent::Agent`); everything else is sent to it as an
-//! `agent::AgentEvent`: the mount table, the watched paths, the kernel's records, requests from
-//! the control socket, and time. Nothing here decides what to protect.
+//! One task owns all state (`agent::Agent`). The loop sends it everything else as an
+//! `agent::AgentEvent`: the mount table, the watched paths, the kernel's records, requests from the
+//! control socket, and time. Nothing here decides which pools to protect.
 
 mod agent;
 mod audit_trail;

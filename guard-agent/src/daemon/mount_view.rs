@@ -1,4 +1,4 @@
-//! What the host shows: its mount tables, the policy's paths on it, and which mounts are pools.
+//! View of the host: its mount tables, the policy's paths on it, and which mounts are pools.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ pub(super) struct MountView {
 }
 
 impl MountView {
-    /// Takes a mount table, and looks up what policy and table name.
+    /// Takes a mount table, and looks up the paths that policy and table name.
     pub(super) fn observe(&mut self, policy: &Policy, snapshot: Snapshot) {
         self.snapshot = snapshot;
         self.resolution = roots::resolve(policy, &self.snapshot);
@@ -72,7 +72,7 @@ impl MountView {
         foreign::tables(&self.resolution.resolved.namespaces, Path::new("/proc"))
     }
 
-    /// Notes what could not be read or looked up.
+    /// Notes failed reads and lookups.
     pub(super) fn note_troubles(&self, policy: &Policy, troubles: &mut Troubles) {
         troubles.set_if(trouble::MOUNT_TABLE, || {
             let problems = self.snapshot.problems();
@@ -80,7 +80,7 @@ impl MountView {
             Some(format!("{} lines could not be read; the first: {first}", problems.len()))
         });
         troubles.set_if(trouble::UNRESOLVED, || {
-            // What is absent is waited for; what is there and cannot be looked at is a gap.
+            // An absent path is waited for; a present path that cannot be looked at is a gap.
             let gaps = self.resolution.problems.iter().filter(|problem| !problem.is_absence());
             let gaps: Vec<String> = gaps.map(|problem| chain(problem)).collect();
             (!gaps.is_empty()).then(|| gaps.join("; "))

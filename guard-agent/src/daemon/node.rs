@@ -1,4 +1,4 @@
-//! One node: its state machine, its journal, and who watches it.
+//! One node: its state machine, its journal, and its observer.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,7 +17,7 @@ use crate::model::join::{
 use crate::model::policy::Root;
 use crate::model::time::Time;
 
-/// How often to look at a node without any reason: while its state may change soon, and else.
+/// Intervals between looks at a node without any reason: while its state may change soon, and else.
 const OFTEN: Duration = Duration::from_secs(2);
 const SELDOM: Duration = Duration::from_secs(10);
 
@@ -40,7 +40,7 @@ pub(super) struct Node {
 
 impl Node {
     /// Reads the journal of a root, whose pools were found with these modes in the kernel. The
-    /// second value says what was wrong with the journal.
+    /// second value names a problem with the journal.
     pub(super) fn open(
         directory: &Path,
         root: &Root,
@@ -57,7 +57,7 @@ impl Node {
         let (journal, problem) = match read {
             Ok(journal) => (journal, None),
             Err(why) => {
-                // What cannot be understood speaks for nothing: sealed until evidence says
+                // A journal that cannot be understood proves nothing: sealed until evidence says
                 // otherwise.
                 let aside = match durable::set_aside(&file) {
                     Ok(aside) => format!("kept as {}", aside.display()),
@@ -94,7 +94,7 @@ impl Node {
         self.machine.as_ref().expect("the machine is only away while it takes a step")
     }
 
-    /// Where the node stands.
+    /// State of the node.
     pub(super) fn state(&self) -> &NodeState {
         self.machine().state()
     }
@@ -104,7 +104,7 @@ impl Node {
         self.machine().may_roll_back()
     }
 
-    /// How often to look without a reason.
+    /// Interval between looks without a reason.
     pub(super) fn every(&self) -> Duration {
         match self.state() {
             NodeState::Standalone
@@ -115,7 +115,7 @@ impl Node {
         }
     }
 
-    /// Takes an event. What it changes is in the journal, which the effects say when to write.
+    /// Takes an event. Its changes are in the journal; the effects say when to write it.
     pub(super) fn step(&mut self, event: Event) -> (Vec<Effect>, Result<(), NodeRefusal>) {
         let mut effects = Vec::new();
         let machine = self.machine.take().expect("the machine is only away while it takes a step");

@@ -1,6 +1,6 @@
 //! The nodes whose way into a cluster is followed: one state machine, journal and observer for each
 //! root that policy says so of. Decisions are `join`'s; here its effects on journals, observers and
-//! modes are applied. What concerns the audit log and mounts is returned.
+//! modes are applied. Changes for the audit log and mounts are returned.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use crate::host::paths;
 use crate::model::join::{Effect, Event, NodeMode, NodeRefusal, NodeState, PoolModes};
 use crate::model::policy::{Policy, Root};
 
-/// How long a start waits for a first look at its nodes, so that a healthy one is guarded from the
+/// Longest wait of a start for a first look at its nodes, so that a healthy one is guarded from the
 /// first moment.
 const FIRST_OBSERVATION: Duration = Duration::from_secs(3);
 /// Observations that wait for the agent.
@@ -47,7 +47,7 @@ pub(super) struct NodeChange {
     pub because: String,
 }
 
-/// What came of an event.
+/// Result of an event.
 #[derive(Debug)]
 pub(super) struct NodeOutcome {
     /// The kernel's maps have to follow.
@@ -93,7 +93,7 @@ impl NodeTracker {
 
     /// Makes the nodes those of the policy. A root that is followed no longer falls back to the
     /// policy's mode. `found`: the modes that the kernel's maps give a root's pools, by generation.
-    /// Returns what was wrong with a journal.
+    /// Returns the problems with journals.
     pub(super) fn follow(
         &mut self,
         policy: &Policy,
@@ -130,7 +130,7 @@ impl NodeTracker {
     fn forget(&mut self, root: &Path) {
         let Some(mut node) = self.nodes.remove(root) else { return };
         if node.writes_later || node.unwritten.is_some() {
-            // The last chance: who follows the root again has only the file.
+            // The last chance: an agent that follows the root again has only the file.
             node.write();
         }
         self.modes.remove(&node.actor_set);
@@ -168,7 +168,7 @@ impl NodeTracker {
         observations
     }
 
-    /// Takes what an observer has seen.
+    /// Takes an observer's observation.
     pub(super) fn observed(&mut self, root: &Path, observation: Observation) -> NodeOutcome {
         let event = match observation {
             Observation::Evidence { asked, evidence } => {
@@ -182,7 +182,7 @@ impl NodeTracker {
         self.tell(root, event)
     }
 
-    /// Sends an event to a node, and applies what comes of it here.
+    /// Sends an event to a node, and applies its effects here.
     pub(super) fn tell(&mut self, root: &Path, event: Event) -> NodeOutcome {
         let mut told =
             NodeOutcome { changed: false, changes: Vec::new(), rolls_back: false, result: Ok(()) };
@@ -197,7 +197,7 @@ impl NodeTracker {
                     tracing::info!(root = %root.display(), from = old, to = new, because, "node");
                     told.changes.push(NodeChange { from, to, because });
                 }
-                // What strengthens is in the kernel before the disk is waited for: see
+                // A stronger mode is in the kernel before the disk is waited for: see
                 // `write_later`.
                 Effect::Persist if told.changed => node.writes_later = true,
                 Effect::Persist => {
@@ -206,7 +206,7 @@ impl NodeTracker {
                     told.changed |= node.unwritten.is_none() && set_modes(&mut self.modes, node);
                 }
                 // Withheld until the journal is written: an agent that starts again must not find
-                // an older, stronger state contradicted by what the kernel already allows.
+                // an older, stronger state contradicted by the kernel's present permissions.
                 Effect::SetMode(mode)
                     if node.unwritten.is_some() && weakens(&self.modes, node, mode) => {}
                 Effect::SetMode(_) => told.changed |= set_modes(&mut self.modes, node),

@@ -11,7 +11,7 @@ use std::{env, io};
 
 /// Bytes of a status line that are sent; `systemctl status` shows a long one over several lines.
 const LONGEST: usize = 500;
-/// How long the messages that come once may take. Losing `READY=1` would end the agent.
+/// Longest time for a message that is sent only once. Losing `READY=1` would end the agent.
 const SYSTEMD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The service manager's socket, if there is one.
@@ -41,7 +41,7 @@ impl Notify {
         self.tell(&format!("STOPPING=1\n{}", status_line(status)), Some(SYSTEMD_TIMEOUT));
     }
 
-    /// What the agent is at, for `systemctl status`.
+    /// The agent's status, for `systemctl status`.
     pub(super) fn status(&self, text: &str) {
         self.tell(&status_line(text), None);
     }
@@ -95,7 +95,7 @@ fn send(manager: &SocketAddr, message: &str, patience: Option<Duration>) -> io::
 mod tests {
     use super::*;
 
-    /// The agent once hung when nobody read what it sent each second (seen on CephFS in the VM).
+    /// The agent once hung when nobody read its messages, one a second (seen on CephFS in the VM).
     #[test]
     fn a_manager_that_does_not_read_is_not_waited_for() {
         let directory = tempfile::tempdir().unwrap();

@@ -16,7 +16,7 @@ use crate::model::control::report::RejectedPolicy;
 use crate::model::policy::{Policy, PolicyErrors};
 use crate::model::time::Time;
 
-/// The policy in force, its file, and what became of the last attempt to take another one.
+/// The policy in force, its file, and the result of the last attempt to take another one.
 #[derive(Debug)]
 pub(super) struct PolicyStore {
     pub current: Policy,
@@ -24,7 +24,7 @@ pub(super) struct PolicyStore {
     pub generation: u64,
     pub loaded: Time,
     pub rejected: Option<RejectedPolicy>,
-    /// What the policy file said at the last attempt, in force or not; or why it could not be read.
+    /// Text of the policy file at the last attempt, in force or not; or why it could not be read.
     seen: Result<String, String>,
     file: PathBuf,
     state_dir: PathBuf,
@@ -39,10 +39,10 @@ struct Loaded {
 /// Problems of a policy file, with its text as far as it could be read.
 type Wrong = (PolicyErrors, Result<String, String>);
 
-/// What came of reading the policy file again.
+/// Result of reading the policy file again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reload {
-    /// The file says what is in force.
+    /// The file has the policy in force.
     Unchanged,
     /// The file says something else, which is in force from now on.
     Loaded,
@@ -100,7 +100,7 @@ impl PolicyStore {
         &self.file
     }
 
-    /// Whether the file says something else than at the last attempt, whatever came of that.
+    /// Whether the file differs from the last attempt, successful or not.
     pub(super) fn has_changed(&self) -> bool {
         policy_file::read(&self.file).map_err(|errors| errors.to_string()) != self.seen
     }
@@ -132,7 +132,7 @@ impl PolicyStore {
         }
     }
 
-    /// The agent's own files must not lie in what it guards.
+    /// The agent's own files must not lie in a guarded root.
     fn check(&self, loaded: Loaded) -> Result<Loaded, Wrong> {
         let Some(root) = root_above(&loaded.policy, &self.state_dir) else { return Ok(loaded) };
         let what = format!("the root {} holds the state directory", root.display());
@@ -151,7 +151,7 @@ impl PolicyStore {
         self.rejected.as_ref().map_or(&[], |rejected| &rejected.errors)
     }
 
-    /// A record of what became of a policy.
+    /// A record of a policy's change.
     pub(super) fn record(&self, change: PolicyChange, errors: Vec<String>) -> PolicyBody {
         PolicyBody {
             change,
@@ -163,12 +163,12 @@ impl PolicyStore {
     }
 }
 
-/// How often an incident that goes on is summed up.
+/// Interval between summaries of an incident that goes on.
 pub(super) fn interval_ns(policy: &Policy) -> u64 {
     u64::try_from(policy.incident_interval().as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// The root that a directory lies in, if it lies in one, by whatever links.
+/// The root that a directory lies in, if it lies in one, by any links.
 pub(super) fn root_above(policy: &Policy, directory: &Path) -> Option<PathBuf> {
     // Without a mount table nothing is known to be safe to look at: paths are compared as they are
     // written.

@@ -1,8 +1,8 @@
-//! The pools that the kernel has entries for, and what the audit log hears of them.
+//! The pools that the kernel has entries for, and the audit log's records of them.
 //!
-//! [`PoolBook::update`] takes the entries as the kernel has them now and returns what became
-//! different. It changes nothing else: the caller writes the records, and ends the leases of pools
-//! that have ended.
+//! [`PoolBook::update`] takes the entries as the kernel has them now and returns the changes. It
+//! changes nothing else: the caller writes the records, and ends the leases of pools that have
+//! ended.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -27,7 +27,7 @@ const PAST: usize = 1024;
 /// A pool that has an entry in the kernel.
 #[derive(Clone, Debug)]
 pub(super) struct KnownPool {
-    /// What the mount table says; as it was last seen, if the mount is gone and the superblock
+    /// The pool in the mount table; as it was last seen, if the mount is gone and the superblock
     /// lives.
     pub pool: Pool,
     /// Of its entry.
@@ -40,7 +40,7 @@ pub(super) struct KnownPool {
 }
 
 impl KnownPool {
-    /// How the audit log names it.
+    /// The pool's identity in the audit log.
     pub(super) fn place(&self) -> Place {
         Place {
             pool_id: Some(pool_id_text(self.pool.pool_id)),
@@ -69,7 +69,7 @@ pub(super) struct Asked {
     pub peer: Peer,
 }
 
-/// What the pools' names, roots and modes follow from.
+/// Sources of the pools' names, roots and modes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BookSources<'a> {
     pub policy: &'a Policy,
@@ -79,7 +79,7 @@ pub(super) struct BookSources<'a> {
     pub asked: Option<Asked>,
 }
 
-/// What became different.
+/// Changes of the book.
 #[derive(Debug, Default)]
 pub(super) struct BookChanges {
     pub records: Vec<Body>,
@@ -186,7 +186,7 @@ impl PoolBook {
         self.pools.get(&generation)
     }
 
-    /// How the audit log names the pool of a generation, also after its end.
+    /// Identity in the audit log of a generation's pool, also after its end.
     pub(super) fn place(&self, generation: u64) -> Place {
         let living = self.pools.get(&generation).map(KnownPool::place);
         living.or_else(|| self.past.get(&generation).cloned()).unwrap_or_default()
@@ -224,7 +224,7 @@ fn cause(
     match before {
         Some(Mode::Released) if mode != Mode::Released && asked.is_none() => ModeCause::Expiry,
         _ if has_word_on(sources.overrides, entry) => ModeCause::Operator,
-        // Whoever takes a seal back has not set the mode that stays all the same.
+        // An operator who takes a seal back has not set a mode that stays nevertheless.
         Some(from) if asked.is_some() && from != mode => ModeCause::Operator,
         _ if sources.overrides.nodes.contains_key(&entry.actor_set) => ModeCause::Join,
         _ => ModeCause::Policy,

@@ -1,4 +1,4 @@
-//! The agent's posture: what is wrong now, and what follows from it.
+//! The agent's posture: the present troubles, and their consequences.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::model::posture::assess::{assess, codes, rejection};
 use crate::model::posture::trouble::{CANARY, NODE_FAILED, POLICY_REJECTED};
 use crate::model::posture::{Posture, PostureState, Reason, Troubles};
 
-/// What the posture depends on beside the troubles.
+/// Inputs of the posture beside the troubles.
 #[derive(Debug)]
 pub(super) struct PostureFacts<'a> {
     pub policy: &'a Policy,
@@ -28,7 +28,7 @@ pub(super) struct PostureFacts<'a> {
 pub(super) struct PostureTracker {
     pub troubles: Troubles,
     posture: Option<Posture>,
-    /// What the host lacks; known once it was asked for.
+    /// Preconditions that the host lacks; known once they were asked for.
     preconditions: Option<Vec<Reason>>,
 }
 
@@ -55,7 +55,7 @@ impl PostureTracker {
         {
             return None;
         }
-        // Both end by themselves with what they tell of, wherever that ended.
+        // Both end by themselves with their cause, in any place.
         self.troubles.set_if(POLICY_REJECTED, || facts.rejected.map(rejection));
         self.troubles.set_if(NODE_FAILED, || facts.failed_nodes);
         let roots = facts.policy.roots();
@@ -84,7 +84,7 @@ impl PostureTracker {
     }
 }
 
-/// What `doctor` finds wrong with this host, or with the one tier that policy lets be tried.
+/// Failed checks of `doctor` for this host, or for the one tier that policy allows.
 fn failed_preconditions(choice: TierChoice) -> Vec<Reason> {
     let checks = doctor::checks(&doctor::HostFacts::gather(Path::new("/")));
     let wanted = match choice {

@@ -1,5 +1,5 @@
-//! Rollbacks beside the agent: the engine blocks, so each has a thread of its own, and tells the
-//! agent what happens.
+//! Rollbacks beside the agent: the engine blocks, so each has a thread of its own, and reports to
+//! the agent.
 //!
 //! The state machine knows that a rollback runs, and its journal says so; a thread that dies with
 //! its agent is begun anew by the next one. Unmounting twice does no harm.
@@ -24,8 +24,8 @@ pub(super) struct Rollbacks {
     sender: UnboundedSender<Happening>,
     map_directory: PathBuf,
     by_root: BTreeMap<PathBuf, Rollback>,
-    /// What is allowed to the next rollback of a root. Nothing to one that begins by itself, or
-    /// goes on after a restart.
+    /// Permissions of the next rollback of a root. None for one that begins by itself, or goes on
+    /// after a restart.
     allowed: BTreeMap<PathBuf, Allowed>,
 }
 
@@ -41,14 +41,14 @@ pub(super) struct Rollback {
     pub ended: Option<Instant>,
 }
 
-/// What a rollback's thread tells.
+/// A message from a rollback's thread.
 #[derive(Debug)]
 pub(super) struct Happening {
     pub root: PathBuf,
     pub what: What,
 }
 
-/// How it goes, or how it ended.
+/// Progress of a rollback, or its outcome.
 #[derive(Debug)]
 pub(super) enum What {
     Progress(Progress),
@@ -65,7 +65,7 @@ impl Rollbacks {
         )
     }
 
-    /// What is allowed to the next one of a node.
+    /// Sets the permissions of a node's next rollback.
     pub(super) fn allow(&mut self, root: &Path, allowed: Allowed) {
         self.allowed.insert(root.to_owned(), allowed);
     }
@@ -81,7 +81,7 @@ impl Rollbacks {
     }
 
     /// Begins one of a node. `path` is its root with links followed, as the mount table has it. It
-    /// ends with [`What::Ended`], whatever happens to its thread.
+    /// always ends with [`What::Ended`], even if its thread dies.
     pub(super) fn start(
         &mut self,
         root: &Path,
@@ -111,7 +111,7 @@ impl Rollbacks {
         Ok(())
     }
 
-    /// Notes what a thread has told.
+    /// Notes a thread's message.
     pub(super) fn note(&mut self, happening: &Happening) {
         let rollback = self.by_root.entry(happening.root.clone()).or_default();
         match &happening.what {
@@ -128,10 +128,10 @@ impl Rollbacks {
     }
 }
 
-/// How long after a rollback that left something the next one begins by itself.
+/// Pause between a rollback that left something and the next automatic one.
 pub(super) const AGAIN: Duration = Duration::from_secs(60);
-/// The same where guests were in the way: those end by an operator's hand. Each attempt is written
-/// to the node's history.
+/// The same if guests were in the way: those end by an operator's hand. Each attempt is written to
+/// the node's history.
 pub(super) const AGAIN_WITH_GUESTS: Duration = Duration::from_secs(900);
 
 /// Whether the policy `on_join_failure = "rollback"` begins one now. Only for a join that has
@@ -153,8 +153,8 @@ pub(super) fn begins_by_itself(
     *state == NodeState::JoinFailed && *daemon == Daemon::Stopped && has_pools && !waits
 }
 
-/// An operator's rollback is not begun while the daemon runs. What cannot be told does not keep it:
-/// the operator may know, and what is mounted again is sealed.
+/// An operator's rollback is not begun while the daemon runs. An unknown state does not prevent it:
+/// the operator may know, and pools that are mounted again are sealed.
 pub(super) fn may_begin(root: &Path, daemon: &Daemon) -> Result<(), Refusal> {
     match daemon {
         Daemon::Running { incarnation, .. } => Err(Refusal::DaemonRuns {

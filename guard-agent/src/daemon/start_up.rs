@@ -32,7 +32,7 @@ use crate::host::state_file::StateFile;
 /// Lines of the audit log that a slow follower may lag behind.
 const FOLLOWERS_LAG: usize = 1024;
 
-/// An agent that enforces, and where its events come from.
+/// An agent that enforces, and the sources of its events.
 pub(super) struct Started {
     pub agent: Agent,
     pub mounts: MountWatch,
@@ -41,7 +41,7 @@ pub(super) struct Started {
     pub observations: mpsc::Receiver<(Arc<Path>, Observation)>,
     pub rollbacks: mpsc::UnboundedReceiver<Happening>,
     pub server: Server,
-    /// Lines of the audit log, for those who follow.
+    /// Lines of the audit log, for followers.
     pub lines: broadcast::Sender<Arc<str>>,
 }
 

@@ -1,9 +1,9 @@
 //! Takes the place of an agent with another layout of the maps, or of attempts to that died.
 //!
-//! The order is: [`Succession::begin`] reads all that must be carried, and refuses what it does not
-//! understand before anything is changed → [`Succession::carry_into`] → the caller writes the
-//! policy, attaches and proves → [`Succession::settle`] (from then on this layout speaks, whoever
-//! dies) → `Agent::take_over`, when everything else has been retired.
+//! The order is: [`Succession::begin`] reads all that must be carried, and refuses unknown content
+//! before any change → [`Succession::carry_into`] → the caller writes the policy, attaches and
+//! proves → [`Succession::settle`] (from then on this layout speaks, even after a crash) →
+//! `Agent::take_over`, when everything else has been retired.
 
 use std::path::Path;
 
@@ -20,7 +20,7 @@ use crate::model::events::Summary;
 #[derive(Debug)]
 pub(super) struct Succession {
     own: Layout,
-    /// What is in our maps holds already.
+    /// Our maps are in force already.
     speaks: bool,
     /// The layout that speaks, if that is another one.
     source: Option<Old>,
@@ -42,7 +42,7 @@ impl Old {
 }
 
 impl Succession {
-    /// Looks at what is pinned. An error has changed nothing.
+    /// Looks at the pins. An error has changed nothing.
     pub(super) fn begin(pin_directory: &Path) -> Result<Self, LoadError> {
         let layouts = Layouts::open(pin_directory)?;
         if layouts.has_older_pins() {
@@ -56,7 +56,7 @@ impl Succession {
                 let refused = |source: ForeignError| {
                     let (directory, source) = (directory.display().to_string(), Box::new(source));
                     match *source {
-                        // What could not be read now may be read by the next start.
+                        // The next start may succeed in reading these maps.
                         ForeignError::Read { .. } | ForeignError::Restless { .. } => {
                             LoadError::Foreign { directory, source }
                         }
@@ -85,7 +85,7 @@ impl Succession {
     /// Whether programs of any layout are pinned.
     pub(super) fn has_programs(&self) -> bool {
         let all = self.old().map(|old| &old.layout).chain([&self.own]);
-        // What cannot be looked at fails in `load::prepare`, with its reason.
+        // A layout that cannot be looked at fails in `load::prepare`, with its reason.
         all.map(|layout| layout.pins.generations())
             .any(|found| found.is_ok_and(|found| !found.is_empty()))
     }
@@ -95,7 +95,7 @@ impl Succession {
         self.source.is_some()
     }
 
-    /// Makes the maps hold what those hold that speak.
+    /// Copies the contents of the maps in force into ours.
     pub(super) fn carry_into(&self, maps: &mut Maps) -> Result<(), MapAccessError> {
         if !self.speaks {
             maps.clear_entries()?;
@@ -117,7 +117,7 @@ impl Succession {
         self.source.iter().chain(&self.leftovers)
     }
 
-    /// Maps of the others that can be read. What cannot is nothing that holds; it is said once.
+    /// Maps of the others that can be read. Unreadable maps do not hold; they are named once.
     fn readable(&self) -> impl Iterator<Item = (&Layout, &ForeignMaps)> {
         self.old().filter_map(|old| Some((&old.layout, old.maps.as_ref().ok()?)))
     }
@@ -172,7 +172,7 @@ fn note(layout: &Layout, error: &(dyn std::error::Error + 'static), what: &'stat
 
 impl Succession {
     /// From now on this agent's layout speaks. Only when it is proven, and before anything else is
-    /// retired: whoever starts next takes over from the layout that was settled last.
+    /// retired: the agent that starts next takes over from the layout that was settled last.
     pub(super) fn settle(&mut self, maps: &mut Maps) -> Result<(), DaemonError> {
         if let Some(Old { layout, maps: Ok(old) }) = &self.source {
             match old.pools() {
@@ -193,8 +193,8 @@ impl Succession {
         self.old().next().is_some()
     }
 
-    /// What the incidents of other layouts still have to tell. An incident ends with its maps: what
-    /// goes on is another one in ours.
+    /// Unreported summaries of other layouts' incidents. An incident ends with its maps: if it goes
+    /// on, it is another one in ours.
     pub(super) fn ended_incidents(&self) -> Vec<Summary> {
         let mut ended = Vec::new();
         for (layout, maps) in self.readable() {
@@ -207,7 +207,7 @@ impl Succession {
         summaries.filter(|summary| summary.hidden() > 0).collect()
     }
 
-    /// Adds what other layouts have counted to our maps.
+    /// Adds other layouts' counts to our maps.
     pub(super) fn carry_totals(&self, maps: &mut Maps) {
         let own = self.own.name.token;
         let tokens: Vec<u64> = self.old().map(|old| old.layout.name.token).chain([own]).collect();

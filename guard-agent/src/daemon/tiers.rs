@@ -19,7 +19,7 @@ use crate::model::policy::TierChoice;
 
 const ACTIVE_LSMS: &str = "/sys/kernel/security/lsm";
 
-/// What a tier stands on, before it is in force.
+/// Foundation of a tier, before it is in force.
 #[derive(Debug)]
 pub(super) enum Foundation {
     /// Programs in the kernel.
@@ -44,9 +44,9 @@ impl Foundation {
     }
 }
 
-/// What has been put in force.
+/// The tier in force, or the maps for the next one.
 pub(super) enum Reached {
-    /// The last tier with programs, and what the canary found.
+    /// The last tier with programs, and the canary's result.
     Programs(Programs, Result<(), CanaryError>),
     /// None with programs: the tier that answers from user space is next.
     Maps(BareMaps),
@@ -62,13 +62,13 @@ pub(super) struct Ladder {
 }
 
 impl Ladder {
-    /// What policy lets be tried on this host. `has_programs`: some are pinned, which are of this
-    /// boot.
+    /// The tiers that policy allows on this host. `has_programs`: some are pinned, which are of
+    /// this boot.
     pub(super) fn of_this_host(pins: &Pins, has_programs: bool, choice: TierChoice) -> Self {
         let active = std::fs::read_to_string(ACTIVE_LSMS).ok();
         let (mut untried, passed_over) = candidates(choice, active.as_deref());
         if choice == TierChoice::Auto && has_programs {
-            // An older agent's programs are stronger than what would take their place: rather they
+            // An older agent's programs are stronger than their replacement would be: rather they
             // go on, and this agent ends with the reason.
             untried.retain(|tier| *tier != Tier::Fanotify);
         }
@@ -78,7 +78,7 @@ impl Ladder {
     /// Prepares the strongest one left that this kernel takes.
     pub(super) fn next(&mut self) -> Result<Foundation, LoadError> {
         loop {
-            // Whoever asks for the next one has seen that there is one.
+            // The caller has seen that there is a next one.
             let tier = self.untried.pop_front().unwrap_or(Tier::BpfLsm);
             let prepared = match tier {
                 Tier::Fanotify => load::prepare_maps(&self.pins).map(Foundation::Maps),
@@ -113,14 +113,14 @@ impl Ladder {
     ) {
         let (name, why) = (tier.name(), chain(error));
         tracing::warn!(tier = name, why, "this tier cannot be had, the next one is tried");
-        // The verifier's words are for the log. What is known to stand against the tier says more.
+        // The verifier's words are for the log. A known obstacle to the tier says more.
         let known = doctor::known_obstacle(&doctor::HostFacts::gather(Path::new("/")), tier);
         self.passed_over.push(format!("{name}: {}", known.as_deref().unwrap_or(in_brief)));
     }
 }
 
-/// The tiers to try, strongest first, and why which are not. Where `bpf` is not among the active
-/// LSMs its hooks are never called: a load would be wasted. Pure.
+/// The tiers to try, strongest first, and why which are not. If `bpf` is not among the active LSMs,
+/// its hooks are never called: a load would be wasted. Pure.
 fn candidates(choice: TierChoice, active_lsms: Option<&str>) -> (VecDeque<Tier>, Vec<String>) {
     match (choice, active_lsms.map(str::trim)) {
         (TierChoice::Only(tier), _) => (VecDeque::from([tier]), Vec::new()),

@@ -4,10 +4,10 @@
 use std::fmt;
 use std::net::IpAddr;
 
-/// Where Incus listens if an address names no port.
+/// Port of Incus if an address names none.
 const PORT: &str = "8443";
 
-/// An address of a server: what Incus keeps in `cluster.https_address`, tokens and lists of
+/// An address of a server, as Incus keeps it in `cluster.https_address`, tokens and lists of
 /// members.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address {
@@ -37,7 +37,7 @@ pub enum Covered {
 }
 
 impl Address {
-    /// Reads any text: an address, or the URL that a list of members has. Whatever is neither is a
+    /// Reads any text: an address, or the URL that a list of members has. Any other text is a
     /// host's name.
     pub fn parse(text: &str) -> Self {
         let text = text.trim();

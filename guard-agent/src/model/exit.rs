@@ -23,7 +23,7 @@ pub enum Exit {
     /// Enforced in part only: the posture is `degraded` or `audit-only`, or a check of `doctor`
     /// failed.
     Degraded = 7,
-    /// The pinned maps hold what this agent cannot carry over.
+    /// The pinned maps hold content that this agent cannot carry over.
     IncompatiblePins = 8,
 }
 

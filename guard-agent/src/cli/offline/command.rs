@@ -1,10 +1,9 @@
-//! `status`, `pools` and `events` without an agent that answers: who is asked, for how long, and
-//! how what pins and files say is shown.
+//! `status`, `pools` and `events` without an agent that answers: the agent is asked first, for a
+//! limited time; then pins and files are shown.
 //!
-//! Standard output has the answer, standard error says who has given it. The exit code stays that
-//! of an agent that cannot be reached: whoever watches a host must not take what is on file for a
-//! proof. Only where nothing at all is in force, for certain, `status` ends as it does for an agent
-//! that says so.
+//! Standard output has the answer, standard error names its source. The exit code stays that of an
+//! agent that cannot be reached: monitoring must not take files for a proof. Only if nothing at all
+//! is in force, for certain, `status` ends as it does for an agent that says so.
 
 use std::io::Write;
 use std::time::Duration;
@@ -27,7 +26,7 @@ use crate::model::control::protocol::HISTORY_LIMIT;
 use crate::model::control::{Reply, Request};
 use crate::model::exit::Exit;
 
-/// How long an agent may take to answer what can be told without it.
+/// Longest time for an agent to answer a request that can be answered without it.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A connection to an agent that answers, or why there is none.
@@ -90,7 +89,7 @@ fn silence(error: ClientError, pid: Option<u32>) -> Result<Silence, CliError> {
     Silence::of(&error, pid).ok_or_else(|| error.into())
 }
 
-/// What is known, and that nothing of it is proven.
+/// Shows the known facts, and that none of them is proven.
 pub(in crate::cli) fn status(
     global: &Global,
     places: &Places,
@@ -157,7 +156,7 @@ pub(in crate::cli) fn events(
     Ok(Exit::Unreachable)
 }
 
-/// On standard error: who has answered, or has not.
+/// Reports on standard error the agent's silence, its fix, and a note such as the answer's source.
 fn announce(silence: &Silence, what: &str) {
     let told = format!("guardctl: {}; {}", safe(&silence.summary()), safe(what));
     eprint!("{}{}", text::wrap("", 2, &told), text::wrap("  fix: ", 7, &safe(&silence.fix())));
@@ -297,7 +296,7 @@ fn nodes_on_file(nodes: &[NodeOnFile]) -> String {
     shown
 }
 
-/// What only an agent knows, and what could not be read.
+/// Facts that only an agent knows, and facts that could not be read.
 fn not_known(report: &OfflineReport) -> String {
     let mut shown = String::new();
     for unknown in &report.unknown {

@@ -109,7 +109,7 @@ fn report() -> OfflineReport {
     }
 }
 
-/// What a member of the group `guard` gets to know of an agent that is stopped.
+/// The report that a member of the group `guard` gets about a stopped agent.
 fn reader_report() -> OfflineReport {
     let unknown = |what: &str, path: &str| Unknown {
         what: what.to_owned(),
@@ -214,7 +214,7 @@ fn a_queue_that_is_full_holds_nobody_up() {
     let listener = nix::sys::socket::socket(kind.0, kind.1, kind.2, None).unwrap();
     nix::sys::socket::bind(listener.as_raw_fd(), &UnixAddr::new(&socket).unwrap()).unwrap();
     nix::sys::socket::listen(&listener, Backlog::new(1).unwrap()).unwrap();
-    // Whoever connects beyond the queue waits: without a limit, for ever.
+    // A client beyond the queue waits: without a limit, for ever.
     let limit = Duration::from_millis(50);
     let connected: Vec<_> =
         std::iter::from_fn(|| Client::connect(directory.path(), limit).ok()).take(20).collect();

@@ -1,4 +1,4 @@
-//! What the agent's files say: leases, journals of nodes, and the end of the audit log.
+//! Contents of the agent's files: leases, journals of nodes, and the end of the audit log.
 
 use std::fs;
 use std::io;
@@ -13,7 +13,7 @@ use crate::model::audit::{Filter, Kind};
 use crate::model::control::report::LeaseReport;
 use crate::model::join::Journal;
 
-/// How far back the log is searched, in bytes: it has to be quick.
+/// Bytes of the log's end that are searched: the search has to be quick.
 const SEARCH_BOUND: u64 = 8 * 1024 * 1024;
 /// Lines of the log that are shown.
 const LINES: usize = 5;
@@ -66,7 +66,7 @@ pub(super) fn nodes(places: &Places) -> Result<Vec<NodeOnFile>, Why> {
     Ok(nodes)
 }
 
-/// What the end of the audit log says.
+/// Contents of the end of the audit log.
 #[derive(Debug, Default)]
 pub(super) struct LogEnd {
     pub last: Vec<Record>,

@@ -1,9 +1,9 @@
-//! What can be told of this host without its agent: from pins, the mount table and files.
+//! Facts about this host that need no agent: from pins, the mount table and files.
 //!
 //! It reads only. No map is written, no file made or moved, no pool touched (not even by `stat`),
-//! and nothing is waited for: a dead server or a stopped agent must not hold up who asks what
-//! protects the host. What it cannot do is prove: `report` says what is known, and what only an
-//! agent could know.
+//! and nothing is waited for: a dead server or a stopped agent must not delay an operator who asks
+//! for the host's protection. It cannot prove anything: `report` lists the known facts, and those
+//! that only an agent could know.
 
 pub mod command;
 mod files;
@@ -59,7 +59,7 @@ pub fn pools(places: &Places) -> Result<Vec<PoolReport>, Unknown> {
         .map_err(|why| Unknown::of("pools and their modes", &why))
 }
 
-/// What could be had; what could not is noted.
+/// The value, if it could be read; else the failure is noted.
 fn note<T>(unknown: &mut Vec<Unknown>, what: &str, result: Result<T, Why>) -> Option<T> {
     result.map_err(|why| unknown.push(Unknown::of(what, &why))).ok()
 }

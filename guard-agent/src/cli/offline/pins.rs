@@ -1,4 +1,4 @@
-//! What is pinned, read and never written: loads of the programs, pools with their modes, counters.
+//! Pinned objects, read and never written: loads of the programs, pools with their modes, counters.
 
 use std::fs::{self, File};
 use std::io;
@@ -24,11 +24,11 @@ use crate::model::plan;
 use crate::model::time::{BootOffset, Stamp};
 
 const SECOND: u64 = 1_000_000_000;
-/// The host's mount table, and for who may not read that, one's own, which is the same on a host
-/// without tricks.
+/// The host's mount table, and the process's own for users who may not read that. Both are the same
+/// on a host without tricks.
 const MOUNT_TABLES: [&str; 2] = [mount_table::HOST, mount_table::OWN];
 
-/// What denies deletions now.
+/// Enforcement that denies deletions now.
 pub(super) fn in_force(places: &Places, boot_id: &str) -> Result<InForce, Why> {
     let loads = match is_there(&places.pin_dir)? {
         true => loads(&Layouts::at(&places.pin_dir)).map_err(|error| Why::of(&error))?,
@@ -118,7 +118,7 @@ fn mount_table() -> Result<Snapshot, Why> {
 }
 
 /// One entry of the map. Its place is all mounts of the superblock; of a part, those that show
-/// something of what the mount does that stands for it.
+/// something of the mount that stands for it.
 fn pool(
     key: PoolKey,
     entry: &PoolEntry,

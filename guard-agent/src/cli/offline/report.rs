@@ -1,4 +1,4 @@
-//! What is known of a host whose agent does not answer, as JSON and for `guardctl`'s text. Pure.
+//! Known facts about a host whose agent does not answer, as JSON and for `guardctl`'s text. Pure.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use crate::model::events::Name;
 use crate::model::posture;
 use crate::model::time::Time;
 
-/// Everything that `guardctl status` shows then. What is null is not known: see `unknown`.
+/// Everything that `guardctl status` shows then. A null value is not known: see `unknown`.
 #[derive(Clone, Debug, Serialize)]
 pub struct OfflineReport {
     pub posture: OfflinePosture,
@@ -28,7 +28,7 @@ pub struct OfflineReport {
     pub counters: Option<Counters>,
     /// The last lines of the audit log.
     pub events: Vec<Record>,
-    /// What could not be had, and why.
+    /// Facts that could not be read, and why.
     pub unknown: Vec<Unknown>,
     pub time: Time,
     pub answered_by: AnsweredBy,
@@ -59,7 +59,7 @@ pub struct LastPosture {
     pub reasons: Vec<String>,
 }
 
-/// What a record has said, and when.
+/// A record's content, and its time.
 #[derive(Clone, Debug, Serialize)]
 pub struct Known<T> {
     pub time: Time,
@@ -67,7 +67,7 @@ pub struct Known<T> {
     pub what: T,
 }
 
-/// What holds without an agent.
+/// Enforcement that holds without an agent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct InForce {
     /// Loads of the kernel programs. Of several each decides.
@@ -91,7 +91,7 @@ impl InForce {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Load {
     pub tier: Name<Tier>,
-    /// Start of the hash of what was loaded.
+    /// Start of the hash of the loaded object.
     pub identity: String,
     /// Hooks whose programs are pinned and attached.
     pub linked: Vec<String>,
@@ -103,7 +103,7 @@ pub struct Load {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Responder {
     pub pid: u32,
-    /// A signal has stopped it: who opens a directory of a pool waits.
+    /// A signal has stopped it: processes that open a directory of a pool wait.
     pub is_stopped: bool,
 }
 

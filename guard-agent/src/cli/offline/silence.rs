@@ -14,13 +14,13 @@ use crate::host::paths::LOCK_NAME;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Silence {
     pub cause: Cause,
-    /// What was tried, and what came of it.
+    /// The attempt, and its result.
     pub detail: String,
     /// The agent's process, if there is one and it is known.
     pub pid: Option<u32>,
 }
 
-/// What kind of silence it is.
+/// Kind of the silence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cause {
@@ -37,8 +37,8 @@ impl Silence {
         Self { cause: Cause::StoppedBySignal, detail, pid: Some(pid) }
     }
 
-    /// What an error on the socket says, with the agent's process if one is known. `None`: the
-    /// agent has answered.
+    /// The silence that an error on the socket shows, with the agent's process if one is known.
+    /// `None`: the agent has answered.
     pub fn of(error: &ClientError, pid: Option<u32>) -> Option<Self> {
         let cause = match (error, pid) {
             // It has so many connections waiting that it takes no more.
@@ -98,8 +98,8 @@ pub fn is_stopped(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| state(&stat) == Some('T'))
 }
 
-/// Who holds a whole file's lock, by the file's inode (the kernel's device number need not be that
-/// of `stat`).
+/// Processes that hold a whole file's lock, by the file's inode (the kernel's device number need
+/// not be that of `stat`).
 fn holders(locks: &str, inode: u64) -> impl Iterator<Item = u32> {
     locks.lines().filter_map(move |line| {
         let mut words = line.split_whitespace().skip(1);

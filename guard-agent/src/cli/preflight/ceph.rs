@@ -17,7 +17,7 @@ pub struct CephPool {
     pub user: String,
 }
 
-/// What is wrong with the files of a pool.
+/// A problem with the files of a pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Missing {
     pub pool: String,
@@ -55,7 +55,7 @@ pub(super) fn look(pools: &[CephPool], directory: &Path) -> Vec<Missing> {
     missing
 }
 
-/// Why no keyring of the pool's user is where Ceph looks for it without being told.
+/// Why no keyring of the pool's user is at a place in which Ceph looks by default.
 fn no_keyring(pool: &CephPool, directory: &Path) -> Option<String> {
     let keyrings = [
         format!("{}.client.{}.keyring", pool.cluster, pool.user),

@@ -64,7 +64,7 @@ fn core_address(facts: &Facts) -> Option<Check> {
     })
 }
 
-/// What became of the wish to have stale entries removed.
+/// Result of a requested removal of stale entries.
 fn stale(facts: &Facts) -> Option<Check> {
     let (code, name) = ("stale-member", "stale member");
     Some(match facts.stale.as_ref()? {

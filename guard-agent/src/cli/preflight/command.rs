@@ -1,5 +1,5 @@
-//! `guardctl preflight`: is this node fit to join a cluster? Every finding with what to do. Needs
-//! no agent, and says so as a finding when there is none.
+//! `guardctl preflight`: is this node fit to join a cluster? Every finding has a fix. Needs no
+//! agent, and says so as a finding when there is none.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -72,7 +72,7 @@ pub fn is_fit(checks: &[Check]) -> bool {
 /// As `doctor` shows it.
 pub fn show(checks: &[Check], out: &mut impl Write) -> Result<(), CliError> {
     let text = doctor::Report(checks).to_string();
-    // What others chose (members, mounts) must not steer the terminal.
+    // Names that others chose (members, mounts) must not steer the terminal.
     text.lines().try_for_each(|line| Ok(writeln!(out, "{}", safe(line))?))
 }
 
@@ -178,7 +178,7 @@ fn node_and_agent(global: &Global, root: Option<&Path>) -> Result<(Node, Agent),
     }
 }
 
-/// What the preset `incus` says, at another path if one is given.
+/// The node of the preset `incus`, at another path if one is given.
 fn preset(root: Option<&Path>) -> Result<Node, CliError> {
     let path = root
         .map(|root| {

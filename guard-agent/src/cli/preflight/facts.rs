@@ -11,7 +11,7 @@ use crate::model::posture::Posture;
 use crate::model::rollback::MountPlace;
 use crate::model::time::Time;
 
-/// Everything that the checks look at. Whatever could not be had says so by itself.
+/// Everything that the checks look at. A fact that could not be read says so by itself.
 #[derive(Clone, Debug)]
 pub struct Facts {
     /// The guarded root: `INCUS_DIR`.

@@ -1,4 +1,4 @@
-//! Reads the facts. Nothing below a pool is looked at: the mount tables say where that is.
+//! Reads the facts. Nothing below a pool is looked at: the mount tables show the pools' places.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -24,17 +24,17 @@ use crate::model::policy::Policy;
 use crate::model::rollback::{MountPlace, NamespaceTable};
 use crate::model::time::Time;
 
-/// Where Ceph's clients look for their files.
+/// Directory in which Ceph's clients look for their files.
 const CEPH: &str = "/etc/ceph";
 
-/// What is asked about.
+/// Subject of a preflight.
 #[derive(Clone, Debug)]
 pub struct Question {
     /// As policy spells it.
     pub root: PathBuf,
     /// The same with links followed, as mount tables show it.
     pub place: PathBuf,
-    /// Where the daemon is found.
+    /// Options to find the daemon.
     pub incus: incus::Options,
     /// The policy in force, or the one that comes with the preset: it names the shared filesystems.
     pub policy: Policy,
@@ -55,7 +55,7 @@ pub enum TokenText {
     Bare(String),
 }
 
-/// Where the list of members comes from.
+/// Source of the list of members.
 #[derive(Clone, Debug)]
 pub enum Source {
     Nowhere,
@@ -142,7 +142,7 @@ fn read_token(token: &TokenText) -> Result<Token, ReadError> {
     }
 }
 
-/// What a mount shows: its superblock, and what of the server.
+/// A mount's superblock, and its source on the server.
 fn superblock(entry: &MountEntry) -> (u32, &OsStr) {
     (entry.dev(), &entry.source)
 }

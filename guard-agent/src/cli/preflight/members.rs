@@ -1,4 +1,4 @@
-//! What the cluster to be joined says of itself: its list of members, and a join token. Pure.
+//! Data about the cluster to be joined: its list of members, and a join token. Pure.
 
 use serde::Deserialize;
 use thiserror::Error;

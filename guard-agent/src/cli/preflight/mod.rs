@@ -1,6 +1,6 @@
-//! Is this node fit to join a cluster? Each finding with what was seen and what to do. The checks
-//! are pure, here and in `cluster`; `gather` reads the facts, `members` what the cluster says,
-//! `preseed` what the node is to be, `remote` asks a member, `ceph` looks at its files, `stale` has
+//! Is this node fit to join a cluster? Each finding has an observation and a fix. The checks are
+//! pure, here and in `cluster`; `gather` reads the facts, `members` the cluster's answers,
+//! `preseed` the plan for the node, `remote` asks a member, `ceph` looks at its files, `stale` has
 //! an old entry removed.
 
 mod ceph;
@@ -120,7 +120,7 @@ fn leftover_mounts(facts: &Facts) -> Check {
     }
 }
 
-/// What `local.db` says.
+/// Check of `local.db`.
 fn membership(facts: &Facts) -> Check {
     let (code, name) = ("local-database", "local database");
     match &facts.config {

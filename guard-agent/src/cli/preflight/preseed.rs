@@ -1,6 +1,6 @@
 //! A preseed for `incus admin init --preseed`, as YAML says it, by itself or inside a document for
-//! cloud-init. Pure. Errors show where something is wrong and never what stands there: a preseed
-//! holds a join token.
+//! cloud-init. Pure. Errors show the place of a problem and never its text: a preseed holds a join
+//! token.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -12,7 +12,7 @@ use super::members;
 /// Bytes of a preseed, at most.
 pub const LIMIT: u64 = 1 << 20;
 
-/// What a preseed says of the node to be.
+/// The part of a preseed about the new node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Preseed {
     /// A token's name goes before it.
@@ -72,7 +72,7 @@ struct Cluster {
     cluster_address: Option<String>,
 }
 
-/// What cloud-init writes to a file.
+/// A file that cloud-init writes.
 #[derive(Debug, Deserialize)]
 struct WriteFile {
     #[serde(default)]
@@ -83,7 +83,7 @@ struct WriteFile {
     encoding: Option<String>,
 }
 
-/// What cloud-init hands on to the daemon's client.
+/// Input that cloud-init hands on to the daemon's client.
 #[derive(Debug, Deserialize)]
 struct Init {
     preseed: Option<String>,
@@ -153,7 +153,7 @@ fn document(text: &str) -> Result<Document, PreseedError> {
     }
 }
 
-/// Place and kind of an error. The library's own text may quote what stands there.
+/// Place and kind of an error. The library's own text may quote the preseed.
 fn describe(error: &serde_saphyr::Error) -> String {
     use serde_saphyr::Error;
     let error = error.without_snippet();
@@ -176,7 +176,7 @@ fn describe(error: &serde_saphyr::Error) -> String {
     }
 }
 
-/// Limits far above any preseed, and far below what would hurt.
+/// Limits far above any preseed, and far below a harmful size.
 fn options() -> Options {
     serde_saphyr::options! {
         duplicate_keys: DuplicateKeyPolicy::Error,
@@ -196,7 +196,7 @@ fn options() -> Options {
     }
 }
 
-/// Whatever in a document for cloud-init may be a preseed, with its place.
+/// Each text in a document for cloud-init that may be a preseed, with its place.
 fn embedded(document: Document) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for file in document.write_files.into_iter().flatten() {

@@ -1,4 +1,4 @@
-//! Preseeds as people write them, and what must not be read out of one.
+//! Preseeds as people write them, and readings that must not occur.
 
 use proptest::prelude::*;
 

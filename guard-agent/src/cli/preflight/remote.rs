@@ -16,9 +16,9 @@ use crate::host::rollback::helper;
 use crate::host::rollback::helper::HelperError;
 use crate::model::errors;
 
-/// How long the client may take to ask a remote.
+/// Longest time for the client to ask a remote.
 const LIMIT: Duration = Duration::from_secs(30);
-/// How long the cluster may take to remove a member.
+/// Longest time for the cluster to remove a member.
 const REMOVAL: Duration = Duration::from_secs(120);
 
 /// A remote of the incus client: a member of the cluster.
@@ -39,7 +39,7 @@ impl Remote {
         Ok(Self { name: bare.to_owned() })
     }
 
-    /// What the member says of itself.
+    /// Version and API extensions of the member.
     pub fn server(&self) -> Result<Server, String> {
         let answer = ask(&["query", &format!("{}:/1.0", self.name)], LIMIT)?;
         parse_server(&answer)
@@ -65,8 +65,8 @@ impl Cluster for Remote {
     }
 }
 
-/// What this host's own daemon says of itself. Only for one that certainly listens: an idle socket
-/// would start it.
+/// Version and API extensions of this host's own daemon. Only for one that certainly listens: an
+/// idle socket would start it.
 pub(super) fn local_server(socket: &Path) -> Option<Server> {
     let socket = format!("INCUS_SOCKET={}", socket.display());
     let answer =
@@ -74,7 +74,7 @@ pub(super) fn local_server(socket: &Path) -> Option<Server> {
     parse_server(&String::from_utf8_lossy(&answer)).ok()
 }
 
-/// What the client on this host says of itself: it comes with the daemon. Asks no server.
+/// Version of the client on this host: it comes with the daemon. Asks no server.
 pub(super) fn client_version() -> Option<Version> {
     Version::parse(&ask(&["--version"], LIMIT).ok()?)
 }

@@ -7,7 +7,7 @@ use super::cluster::conflicting;
 use super::members::Member;
 use crate::model::join::Config;
 
-/// What is asked of the cluster.
+/// Requests to the cluster.
 pub trait Cluster {
     fn members(&mut self) -> Result<Vec<Member>, String>;
     /// Removes a member by force.
@@ -15,7 +15,7 @@ pub trait Cluster {
 }
 
 /// Removes the entries that stand against the join, and shows it by another look at the list.
-/// Returns what was removed, and the list as it is then.
+/// Returns the removed names, and the list as it is then.
 pub fn remove(
     facts: &Facts,
     cluster: &mut dyn Cluster,

@@ -1,4 +1,4 @@
-//! What is removed, and what never is.
+//! Entries that are removed, and entries that never are.
 
 use super::*;
 use crate::cli::preflight::tests::{fit, leftover};

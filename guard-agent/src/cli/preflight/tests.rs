@@ -1,4 +1,4 @@
-//! Nodes in all conditions, and what is found.
+//! Nodes in all conditions, and their findings.
 
 use std::path::PathBuf;
 

@@ -1,5 +1,5 @@
-//! Versions of Incus, and what they are known to do in a join. Read from its source;
-//! docs/RUNBOOK.md has the table. Pure.
+//! Versions of Incus, and their known behaviour in a join. Read from its source; docs/RUNBOOK.md
+//! has the table. Pure.
 
 use std::fmt;
 
@@ -51,7 +51,7 @@ impl fmt::Display for Version {
     }
 }
 
-/// What a server says of itself.
+/// A server's description of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
     pub version: Version,

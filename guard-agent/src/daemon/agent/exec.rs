@@ -2,8 +2,8 @@
 //! through.
 //!
 //! The agent makes no cgroup: guardctl puts itself into one and asks for it (`cli/own_cgroup.rs`),
-//! then becomes the command. So the lease ends with that process, whatever else still runs in the
-//! cgroup: that goes on, and is denied like everybody else.
+//! then becomes the command. So the lease ends with that process. Other processes in the cgroup go
+//! on, and are denied like all others.
 
 use std::path::Path;
 use std::time::Duration;
@@ -101,7 +101,7 @@ impl Agent {
     /// Puts a lease in force.
     fn let_command_through(&mut self, lease: &Lease, key: LeaseKey) -> Result<(), Refusal> {
         let failed = |detail| Refusal::Failed { operation: GRANT, detail };
-        // On disk first: an agent that starts ends what it does not know.
+        // On disk first: a starting agent ends leases that it does not know.
         self.grants.save().map_err(|error| failed(chain(&error)))?;
         let entry = LeaseEntry::new(lease.generation, lease.ends_boot_ns);
         self.enforcement.maps.grant(key, entry).map_err(|error| {

@@ -1,4 +1,4 @@
-//! Brings the tier that answers from user space to what the maps say.
+//! Synchronizes the tier that answers from user space with the maps.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -18,7 +18,7 @@ use crate::model::mounts::{MountEntry, Snapshot};
 use crate::model::plan;
 
 impl Agent {
-    /// Brings marks and seals to what the maps say, in the tier that has some.
+    /// Synchronizes marks and seals with the maps, in the tier that has some.
     pub(super) fn apply_marks(&mut self) -> Result<(), MapAccessError> {
         if self.enforcement.marking().is_none() {
             return Ok(());

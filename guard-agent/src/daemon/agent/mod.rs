@@ -1,5 +1,5 @@
 //! The one owner of the agent's parts. It takes events, sends each to the parts it concerns, and
-//! writes down what became different; what a part decides is decided there.
+//! writes down the changes; each part makes its own decisions.
 
 mod exec;
 mod marks;
@@ -67,7 +67,7 @@ pub(super) struct Agent {
 struct Pulse {
     started: Time,
     ticks: u64,
-    /// How often it has reconciled. Watched paths and the canary's interval may have changed with
+    /// Number of reconciliations. Watched paths and the canary's interval may have changed with
     /// each.
     reconciliations: u64,
     /// Counter `pools_ended` at the last tick.
@@ -93,7 +93,7 @@ pub(super) enum AgentEvent<'a> {
     FilesChanged(Vec<PathBuf>),
     /// The process of a lease has ended.
     CommandEnded,
-    /// A rollback's thread tells how it goes.
+    /// A rollback's thread reports its progress.
     RollbackHappened(Happening),
     Request(Command),
     /// Enforcement is to be proven anew.
@@ -119,7 +119,7 @@ pub(super) enum ReconcileCause {
 const ROUND: u64 = 5;
 
 impl Agent {
-    /// Takes over what the maps hold, whatever layout they have come from.
+    /// Takes over the contents of the maps, from any layout.
     pub(super) fn new(
         policy: PolicyStore,
         (mut maps, succession): (Maps, Succession),
@@ -155,7 +155,7 @@ impl Agent {
         })
     }
 
-    /// Takes an event, whatever it is.
+    /// Takes any event.
     pub(super) fn handle(&mut self, event: AgentEvent<'_>, mounts: &MountWatch) {
         match event {
             AgentEvent::MountsChanged => {
@@ -223,7 +223,7 @@ impl Agent {
         }
     }
 
-    /// Reads the policy file again. Who calls it reconciles.
+    /// Reads the policy file again. The caller reconciles.
     fn reload_policy(&mut self) {
         match self.policy.reload() {
             Reload::Unchanged => {}
@@ -302,7 +302,7 @@ impl Agent {
         self.assess_posture();
     }
 
-    /// How often it has reconciled.
+    /// Number of reconciliations.
     pub(super) fn reconciliations(&self) -> u64 {
         self.pulse.reconciliations
     }
@@ -317,7 +317,7 @@ impl Agent {
         self.view.watched_paths(self.policy.file(), &self.policy.current)
     }
 
-    /// How often the canary sings.
+    /// Interval between canary checks.
     pub(super) fn canary_interval(&self) -> Duration {
         self.policy.current.canary_interval()
     }
@@ -348,7 +348,7 @@ impl Agent {
         }
     }
 
-    /// Says what was wrong with the state file.
+    /// Reports a problem with the state file.
     pub(super) fn note_state_problem(&mut self, problem: Option<String>) {
         if let Some(problem) = problem {
             tracing::error!(problem, "the state file could not be understood");

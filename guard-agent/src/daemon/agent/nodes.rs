@@ -1,4 +1,4 @@
-//! What nodes, observers and the agent's other parts have to tell each other.
+//! Messages between nodes, observers and the agent's other parts.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -43,7 +43,7 @@ impl Agent {
         changed
     }
 
-    /// Takes what an observer has seen.
+    /// Takes an observer's observation.
     pub(super) fn observed(&mut self, root: &Path, observation: Observation, mounts: &MountWatch) {
         if let Observation::Evidence { evidence, .. } = &observation
             && self.nodes.of(root).is_some_and(|node| node.machine().wants_pools_before(evidence))
@@ -56,8 +56,7 @@ impl Agent {
         }
     }
 
-    /// Tells a node what has happened, which it cannot refuse. Returns whether the maps have to
-    /// follow.
+    /// Tells a node of an event that it cannot refuse. Returns whether the maps have to follow.
     pub(super) fn inform_node(&mut self, root: &Path, event: Event) -> bool {
         let told = self.nodes.tell(root, event);
         self.inform(root, told)
@@ -72,7 +71,7 @@ impl Agent {
         changed
     }
 
-    /// Sends an event to a node and carries out what comes of it. Returns whether the maps have to
+    /// Sends an event to a node and carries out its effects. Returns whether the maps have to
     /// follow.
     pub(super) fn tell_node(
         &mut self,
@@ -113,8 +112,8 @@ impl Agent {
     }
 }
 
-/// The modes that the kernel's maps give a root's pools, by generation. What policy or an operator
-/// has sealed says nothing of the node, and a release neither.
+/// The modes that the kernel's maps give a root's pools, by generation. A seal from policy or an
+/// operator says nothing of the node, and a release neither.
 fn found_modes(
     observed: &plan::Observed,
     root: &Root,

@@ -1,5 +1,5 @@
-//! What operators ask of a node, and what the policy asks in their place: rollbacks, and joins that
-//! are prepared. Whether it is granted is the state machine's to say.
+//! Requests about a node, from operators or from the policy in their place: rollbacks, and joins
+//! that are prepared. The state machine decides whether they are granted.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use crate::model::join::{Daemon, Event, JoinSeen, NodeState};
 use crate::model::policy::OnJoinFailure;
 use crate::model::rollback::{Allowed, RollbackOutcome, Target};
 
-/// How long what was prepared may let wait for itself. Afterwards evidence alone decides.
+/// Longest wait for a prepared join to start. Afterwards evidence alone decides.
 const PREPARATION: Duration = Duration::from_secs(600);
 
 impl Agent {
@@ -47,7 +47,7 @@ impl Agent {
         self.rollback_status(&root)
     }
 
-    /// How the last one goes, or went.
+    /// Progress or outcome of the last rollback.
     pub(super) fn rollback_status_of(&self, root: Option<&str>) -> Result<Reply, Refusal> {
         self.rollback_status(&self.meant(root)?)
     }
@@ -83,7 +83,7 @@ impl Agent {
         Ok(self.state_of(&root))
     }
 
-    /// What was prepared is over.
+    /// Ends the preparation of a join.
     pub(super) fn end_preparation(
         &mut self,
         root: Option<&str>,
@@ -139,8 +139,8 @@ impl Agent {
         seen.map_or(&Daemon::Unknown, |(_, evidence)| &evidence.daemon)
     }
 
-    /// Sends a request to a node's machine, and brings what comes of it into the kernel before it
-    /// is answered.
+    /// Sends a request to a node's machine, and brings its effects into the kernel before it is
+    /// answered.
     fn ask_node(&mut self, root: &Path, event: Event, mounts: &MountWatch) -> Result<(), Refusal> {
         let (changed, result) = self.tell_node(root, event);
         if changed {
@@ -149,7 +149,7 @@ impl Agent {
         result.map_err(|refusal| Refusal::NodeState { root: root.display().to_string(), refusal })
     }
 
-    /// Begins to unmount what lives of a node's pools.
+    /// Begins to unmount a node's live pools.
     pub(super) fn begin_rollback(&mut self, root: &Path) {
         let Some(node) = self.nodes.of(root) else { return };
         let target = |known: &KnownPool| Target {
@@ -167,13 +167,13 @@ impl Agent {
         }
     }
 
-    /// Takes what a rollback's thread tells.
+    /// Takes a message from a rollback's thread.
     pub(super) fn rollback_happened(&mut self, happening: &Happening, mounts: &MountWatch) {
         self.nodes.rollbacks.note(happening);
         let What::Ended(outcome) = &happening.what else { return };
         let root = &happening.root;
         log_outcome(root, outcome);
-        // What lives now is the kernel's word, not the thread's.
+        // The kernel says which pools live now, not the thread.
         self.follow(ReconcileCause::Rollback, mounts);
         let Some(actor_set) = self.nodes.of(root).map(|node| node.actor_set) else { return };
         let alive = self.book.alive(actor_set);
@@ -182,7 +182,7 @@ impl Agent {
         }
     }
 
-    /// What is due without anybody asking: rollbacks that an agent before this one has begun, those
+    /// Does work that is due without a request: rollbacks that an earlier agent has begun, those
     /// that policy wants, and preparations that nothing has followed.
     pub(super) fn drive_nodes(&mut self, mounts: &MountWatch) {
         let now = Instant::now();

@@ -1,5 +1,5 @@
-//! Brings the kernel's maps to what policy, mount table and decisions ask for. It may be done at any
-//! time and as often as one likes.
+//! Brings the kernel's maps in line with policy, mount table and decisions. It may be done at any
+//! time, and repeatedly.
 
 use std::io;
 
@@ -21,18 +21,18 @@ use crate::model::plan::{Desired, MapOperation, Observed, Overrides, Plan};
 use crate::model::policy::Policy;
 use crate::model::posture::trouble;
 
-/// What was written to the maps.
+/// Changes that were written to the maps.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(in crate::daemon) struct MapChanges {
-    /// How many operations on maps the plan had.
+    /// Number of the plan's operations on maps.
     pub operations: usize,
     /// Entries that are new, and still hold.
     pub created: Vec<PoolKey>,
 }
 
-/// What a reconciliation needs of the kernel's maps.
+/// Access of a reconciliation to the kernel's maps.
 pub(in crate::daemon) trait PolicyMaps {
-    /// How many superblocks have ended, of any kind.
+    /// Number of superblocks that have ended, of any kind.
     fn superblocks_ended(&self) -> Result<u64, MapAccessError>;
     fn next_generation(&self) -> Result<u64, MapAccessError>;
     /// As many operations of a plan as the maps take.
@@ -58,7 +58,7 @@ impl PolicyMaps for Maps {
     }
 }
 
-/// What the maps are to say, and how the mount table is read again.
+/// Sources of the maps' contents, and of a new mount table.
 pub(in crate::daemon) struct MapSources<'a> {
     pub policy: &'a Policy,
     pub view: &'a MountView,
@@ -110,8 +110,7 @@ pub(in crate::daemon) fn write_maps(
 }
 
 impl Agent {
-    /// Makes the maps say what policy and mount table ask for, and writes down what became
-    /// different.
+    /// Brings the maps in line with policy and mount table, and writes down the changes.
     pub(in crate::daemon) fn reconcile(
         &mut self,
         cause: ReconcileCause,
@@ -176,7 +175,7 @@ impl Agent {
         let written = write_maps(&mut self.enforcement.maps, &wanted, &observed);
         self.update_book(cause)?;
         let changes = written?;
-        // The maps first: whoever is asked from now on knows the pool.
+        // The maps first: every responder that is asked from now on knows the pool.
         self.apply_marks()?;
         Ok(changes)
     }

@@ -15,11 +15,11 @@ use crate::model::policy::parse;
 struct FakeMaps {
     observed: Observed,
     next_generation: u64,
-    /// How many superblocks have ended.
+    /// Number of superblocks that have ended.
     ended: u64,
     /// One ends while the plan is applied.
     one_ends_meanwhile: bool,
-    /// How many operations fit.
+    /// Number of operations that fit.
     room: Option<usize>,
 }
 
@@ -52,7 +52,7 @@ struct Host {
     policy: Policy,
     view: MountView,
     maps: FakeMaps,
-    /// How often the mount table was read again.
+    /// Number of times that the mount table was read again.
     read_again: Cell<usize>,
 }
 
@@ -77,7 +77,7 @@ impl Host {
         Snapshot::parse(format!("1 0 8:1 / / rw - ext4 /dev/sda1 rw\n{lines}").as_bytes())
     }
 
-    /// `first`: the mount table that is planned by. `then`: what it says when it is read again.
+    /// `first`: the mount table of the plan. `then`: the mount table when it is read again.
     fn reconcile(
         &mut self,
         first: &[(u32, &str)],

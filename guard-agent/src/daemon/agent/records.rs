@@ -79,8 +79,8 @@ impl Agent {
             .map(|entries| entries.into_iter().map(|(_, entry)| entry.generation).collect())
             .ok();
         // In a pool that has ended nothing more is counted, however long the process lives: else a
-        // daemon's incidents would fill the map, remount after remount. (What has no generation
-        // belongs to no pool.)
+        // daemon's incidents would fill the map, remount after remount. (Incidents without a
+        // generation belong to no pool.)
         let has_ended = |key: &IncidentKey| {
             key.generation != 0
                 && living.as_ref().is_some_and(|living| !living.contains(&key.generation))

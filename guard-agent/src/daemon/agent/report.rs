@@ -1,4 +1,4 @@
-//! What the agent reports of itself.
+//! The agent's reports about itself.
 
 use guard_common::Mode;
 
@@ -166,7 +166,7 @@ impl Agent {
         self.nodes.iter().map(report).collect()
     }
 
-    /// How a node, or each, came to be where it stands.
+    /// History of one node, or of each.
     pub(super) fn histories(&self, root: Option<&str>) -> Result<Vec<NodeHistory>, Refusal> {
         let wanted = |path: &Path| root.is_none_or(|root| path == Path::new(root));
         let histories: Vec<NodeHistory> = self

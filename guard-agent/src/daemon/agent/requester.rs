@@ -1,5 +1,5 @@
-//! Which process asks for a lease, and that its cgroup is its own: what the kernel says of the
-//! other end of the connection. Grants nothing.
+//! The process that asks for a lease, and the check that its cgroup is its own: from the kernel's
+//! data on the connection's peer. Grants nothing.
 //!
 //! The cgroup is never named by the requester. The start time was read when the connection was
 //! accepted and is compared again after everything else, so that a pid that was reused meanwhile
@@ -16,7 +16,7 @@ use crate::host::roots;
 use crate::model::control::Refusal;
 use crate::model::mounts::Snapshot;
 
-/// How a refusal names what was wanted.
+/// Name of the requested operation in a refusal.
 pub(super) const GRANT: &str = "grant a lease to a command";
 
 /// A process that is alone in its cgroup.

@@ -1,5 +1,5 @@
-//! Requests from the control socket. Who may ask was checked by `control`; what is granted is
-//! decided here.
+//! Requests from the control socket. `control` has checked the peer's access; this module decides
+//! on the grant.
 
 use std::time::Duration;
 
@@ -244,7 +244,7 @@ impl Agent {
         }
     }
 
-    /// Writes what has changed; what cannot be written now is tried again with each tick.
+    /// Writes changes; a failed write is tried again with each tick.
     pub(super) fn save_state(&mut self) {
         let troubles = &mut self.posture.troubles;
         match self.grants.save() {

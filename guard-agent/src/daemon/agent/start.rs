@@ -1,4 +1,4 @@
-//! Takes up what was in force, and puts this agent's means in its place.
+//! Takes over from the means in force, and puts this agent's means in their place.
 //!
 //! Nothing older ends before the new means have answered the canary.
 
@@ -29,8 +29,8 @@ fn boot_id() -> Result<String, DaemonError> {
 }
 
 impl Agent {
-    /// Attaches what was prepared (or another tier of the ladder), and proves it before any older
-    /// means go. Returns where the responder's records come from, if there is one.
+    /// Attaches the prepared tier (or another one of the ladder), and proves it before any older
+    /// means go. Returns the source of the responder's records, if there is one.
     pub(crate) fn put_in_force(
         &mut self,
         options: &Options,
@@ -38,7 +38,7 @@ impl Agent {
         mut ladder: Ladder,
         mounts: &MountWatch,
     ) -> Result<Option<Answers>, DaemonError> {
-        // Makes room for what is denied meanwhile.
+        // Makes room for records of denials meanwhile.
         self.drain_old_records();
         let reached = self.attach_and_prove(foundation, &mut ladder)?;
         self.enforcement.passed_over = ladder.passed_over;
@@ -86,7 +86,7 @@ impl Agent {
     }
 
     /// Attaches the prepared tier, or the next one, until one answers the canary. The last one is
-    /// returned with what the canary found.
+    /// returned with the canary's result.
     fn attach_and_prove(
         &mut self,
         first: Foundation,
@@ -120,7 +120,7 @@ impl Agent {
         }
     }
 
-    /// Starts a responder, and brings marks and seals to what the maps say.
+    /// Starts a responder, and synchronizes marks and seals with the maps.
     fn start_responder(
         &mut self,
         options: &Options,
@@ -146,7 +146,7 @@ impl Agent {
         Ok(answers)
     }
 
-    /// Ends what an agent of the tier fanotify has left, once a stronger one is proven.
+    /// Ends the remains of an agent of the tier fanotify, once a stronger tier is proven.
     fn end_responders(&mut self, options: &Options) {
         let boot_id = boot_id().map_err(|error| chain(&error));
         let ended = boot_id.and_then(|boot_id| {
@@ -162,7 +162,7 @@ impl Agent {
         }
     }
 
-    /// Writes down what waits in the rings of other layouts.
+    /// Writes down the records that wait in the rings of other layouts.
     fn drain_old_records(&mut self) {
         let (offset, _) = clock::read();
         for record in self.succession.records() {
@@ -185,7 +185,7 @@ impl Agent {
         }
         self.succession.carry_totals(&mut self.enforcement.maps);
         self.succession.remove_others()?;
-        // What came with the totals is no news.
+        // Counts that came with the totals are not new.
         self.pulse.unrecorded_seen = self.counter(Counter::ErrorIncidentsFull);
         self.pulse.ended_seen = self.counter(Counter::PoolsEnded);
         Ok(retired)
@@ -226,7 +226,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Compares the tier that has proven itself with what policy wants and what the host had, and
+    /// Compares the tier that has proven itself with policy's tier and the host's best one, and
     /// keeps the best one in mind.
     pub(super) fn assess_tier(&mut self) {
         let (Some(tier), choice) = (self.enforcement.proven_tier(), self.policy.current.tier())
@@ -240,7 +240,7 @@ impl Agent {
             })
         });
         let best = self.grants.best_tier();
-        // Who asks for this one by name has taken note of it.
+        // An operator who asks for this tier by name has taken note of it.
         let lost = best.filter(|best| *best < tier && choice != TierChoice::Only(tier));
         troubles.set_if(trouble::TIER_LOST, || {
             let best = lost?.name();

@@ -2,7 +2,7 @@
 
 use crate::model::posture::{Posture, PostureState};
 
-/// What the line is about.
+/// Facts that the line shows.
 #[derive(Debug)]
 pub(super) struct Facts<'a> {
     pub posture: Option<&'a Posture>,

@@ -1,4 +1,4 @@
-//! Who is at the other end of a connection, and what they may ask.
+//! The peer of a connection, and its access.
 
 use std::ffi::CString;
 use std::fs;
@@ -17,14 +17,14 @@ pub struct Peer {
     pub pid: Option<u32>,
     pub uid: u32,
     pub gid: u32,
-    /// Who logged in, if the session has that; for the audit log, never for a decision.
+    /// Uid of the login, if the session has one; for the audit log, never for a decision.
     pub login_uid: Option<u32>,
     /// When it started, in ticks of the boot clock, read as the connection was accepted: with `pid`
     /// it names one process.
     pub start_ticks: Option<u64>,
 }
 
-/// What a peer may ask.
+/// Access of a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     Nothing,
@@ -33,7 +33,7 @@ pub enum Access {
 }
 
 impl Access {
-    /// What a peer may ask: root everything; members of `reader_group` may read.
+    /// The access of a peer: root everything; members of `reader_group` may read.
     ///
     /// Looks the peer's groups up in the host's user database, which may block.
     pub fn of(peer: &Peer, reader_group: Option<Gid>) -> Self {

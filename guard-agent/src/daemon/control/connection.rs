@@ -184,7 +184,7 @@ impl Connection {
     }
 }
 
-/// What the client sends while it follows is read and ignored.
+/// Input from a client that follows is read and ignored.
 async fn until_closed(reader: &mut BufReader<OwnedReadHalf>) -> io::Result<()> {
     loop {
         let length = reader.fill_buf().await?.len();

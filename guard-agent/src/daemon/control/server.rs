@@ -1,7 +1,7 @@
 //! The agent's side of the control socket: accepts connections and passes requests to the daemon.
 //!
-//! It holds no state of the barrier. Whatever a client does costs at most one bounded connection:
-//! lines, connections, waiting and searches are limited, and root has connections of its own.
+//! It holds no state of the barrier. A client costs at most one bounded connection: lines,
+//! connections, waiting and searches are limited, and root has connections of its own.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -16,9 +16,9 @@ use super::shared::{Command, ServerOptions, Shared};
 use super::socket::{self, Bound, SocketError};
 use crate::model::control::refusal::Refusal;
 
-/// How long to wait after `accept` has failed (no file descriptors left).
+/// Pause after `accept` has failed (no file descriptors left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long requests that are being answered may take after the shutdown.
+/// Longest time after the shutdown for requests that are being answered.
 const GRACE: Duration = Duration::from_secs(1);
 /// Searches of the audit log at the same time.
 const SEARCHES: usize = 2;
@@ -37,7 +37,7 @@ impl Server {
     }
 
     /// Serves until `shutdown`. Requests go to `commands`; each line sent to `events` (a record of
-    /// the audit log without its line feed) goes to those who follow. The socket is removed at the
+    /// the audit log without its line feed) goes to all followers. The socket is removed at the
     /// end.
     pub async fn run(
         self,

@@ -33,7 +33,7 @@ impl Fixture {
         let mut options = ServerOptions::new(directory.path().to_owned(), audit);
         options.group = None;
         options.access = |_| Access::Change;
-        // Whoever runs the tests: the same number of connections.
+        // Any user who runs the tests gets the same number of connections.
         adjust(&mut options);
         options.root_connections = options.connections;
         let server = Server::bind(options).unwrap();

@@ -11,7 +11,7 @@ use super::access::{Access, Peer, reader_group};
 use crate::model::control::protocol::{Reply, Request};
 use crate::model::control::refusal::Refusal;
 
-/// A request that its sender may make. Whoever owns the state answers it.
+/// A request that its sender may make. The owner of the state answers it.
 #[derive(Debug)]
 pub struct Command {
     pub request: Request,
@@ -19,7 +19,7 @@ pub struct Command {
     pub reply: oneshot::Sender<Result<Reply, Refusal>>,
 }
 
-/// How the socket is served.
+/// Options of the control socket.
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
     pub run_dir: PathBuf,

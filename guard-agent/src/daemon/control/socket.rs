@@ -34,7 +34,7 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// Where it listens.
+    /// Path of the socket.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -10,7 +10,7 @@ use crate::model::time::{BootOffset, Time};
 /// One decision: the fields of `guard_common::Record`, with names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DecisionBody {
-    /// By what means it was enforced.
+    /// Enforcement mechanism.
     #[serde(default = "tier_before_tiers")]
     pub tier: Name<Tier>,
     pub hook: Name<Hook>,
@@ -57,7 +57,7 @@ fn tier_before_tiers() -> Name<Tier> {
 }
 
 impl DecisionBody {
-    /// A decision at a place. What the kernel knew of the place (id, generation) stands over
+    /// A decision at a place. The kernel's knowledge of the place (id, generation) overrides
     /// `place`.
     pub fn new(decision: &Decision, offset: BootOffset, place: Place) -> Self {
         let pool_id = decision.pool_id.map(pool_id_text).or(place.pool_id);
@@ -122,7 +122,7 @@ pub struct IncidentBody {
 }
 
 impl IncidentBody {
-    /// An incident's totals at a place. What the kernel knew of the place stands over `place`.
+    /// An incident's totals at a place. The kernel's knowledge of the place overrides `place`.
     pub fn new(summary: &Summary, offset: BootOffset, place: Place) -> Self {
         let known = |number: u64| (number != 0).then_some(number);
         let pool_id = known(summary.value.pool_id).map(pool_id_text).or(place.pool_id);

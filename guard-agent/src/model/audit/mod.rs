@@ -1,6 +1,5 @@
-//! The audit log: what is written (`record`, `decisions`, `changes`: pure), how it reaches the file
-//! whole and in order (`queue`, `file`), and how it is read back (`rotated`, `tail`, `history`,
-//! `filter`).
+//! The audit log: its records (`record`, `decisions`, `changes`: pure), their way to the file,
+//! whole and in order (`queue`, `file`), and the way back (`rotated`, `tail`, `history`, `filter`).
 
 pub mod changes;
 pub mod decisions;

@@ -14,7 +14,7 @@ use crate::model::time::{Stamp, Time};
 /// Name and version of the schema.
 pub const SCHEMA: &str = "guard-agent.audit/1";
 
-/// Where the lines come from.
+/// Origin of the lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
     pub host: String,
@@ -37,7 +37,7 @@ pub struct Record {
 }
 
 impl Record {
-    /// The record of what happened at `stamp`.
+    /// The record of an event at `stamp`.
     pub fn new(origin: &Origin, sequence: u64, stamp: Stamp, body: Body) -> Self {
         Self {
             schema: SCHEMA.to_owned(),

@@ -1,4 +1,4 @@
-//! Which Ceph filesystem, and what of it, is behind a mount: from both spellings of the source.
+//! The Ceph filesystem, and its part, behind a mount: from both spellings of the source.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -23,8 +23,8 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Whether both are certainly of one Ceph filesystem: equal ids, or a monitor in common where
-    /// one of them does not tell its id.
+    /// Whether both are certainly of one Ceph filesystem: equal ids, or a monitor in common if one
+    /// of them does not tell its id.
     pub fn same_filesystem(&self, other: &Self) -> bool {
         let cluster = match (&self.fsid, &other.fsid) {
             (Some(left), Some(right)) => left == right,
@@ -39,7 +39,7 @@ impl Identity {
     }
 
     /// Whether neither shows anything of the other: certainly two filesystems, or paths beside each
-    /// other. What a mount does not tell (an id, the name of the default filesystem) proves
+    /// other. A fact that a mount does not tell (an id, the name of the default filesystem) proves
     /// nothing.
     pub fn certainly_apart(&self, other: &Self) -> bool {
         let differ = |left: &Option<String>, right: &Option<String>| {

@@ -1,7 +1,7 @@
-//! Which Ceph cluster a monitor belongs to. Pure: what was read is given to it.
+//! Which Ceph cluster a monitor belongs to. Pure: the caller passes the text.
 //!
-//! The old spelling of a CephFS source names some monitors and no cluster. Which ones, and in what
-//! order, may differ with each mount, so they cannot be the identity; the cluster's id is, where
+//! The old spelling of a CephFS source names some monitors and no cluster. The monitors and their
+//! order may differ with each mount, so they cannot be the identity; the cluster's id is, if
 //! anything on the host tells it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,9 +20,9 @@ pub struct Clusters {
 }
 
 impl ceph::Identity {
-    /// The same for every mount of the same path, whatever monitors it names. Where nothing on the
-    /// host knows the cluster, it is left out: then two clusters' pools of one name and path share
-    /// an id, and a seal holds for both.
+    /// The same for every mount of the same path, with any monitors. If nothing on the host knows
+    /// the cluster, it is left out: then two clusters' pools of one name and path share an id, and
+    /// a seal holds for both.
     pub fn canonical(&self, clusters: &Clusters) -> String {
         let cluster =
             self.fsid.as_deref().or_else(|| clusters.fsid(&self.monitors)).unwrap_or_default();
@@ -33,7 +33,7 @@ impl ceph::Identity {
 type Monitors = BTreeMap<Server, BTreeSet<String>>;
 
 impl Clusters {
-    /// Takes what mounts show themselves: an id and monitors.
+    /// Takes facts that mounts show themselves: an id and monitors.
     pub fn learn_mounts(&mut self, snapshot: &Snapshot) {
         for identity in snapshot.entries().iter().filter_map(ceph::identity) {
             if let Some(fsid) = &identity.fsid {
@@ -42,7 +42,7 @@ impl Clusters {
         }
     }
 
-    /// Takes what debugfs says of a client of the kernel: its directory's name,
+    /// Takes debugfs's data on a client of the kernel: its directory's name,
     /// `<fsid>.client<number>`, and its file `monmap`.
     pub fn learn_client(&mut self, directory: &str, monmap: &str) {
         let Some((fsid, _client)) = directory.split_once(".client") else { return };

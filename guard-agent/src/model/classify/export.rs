@@ -63,9 +63,8 @@ impl Export {
         Some(Self { server, path, source })
     }
 
-    /// The same for every mount of the same export. `place` is what the mount is for, if that is
-    /// known: the end of a tunnel is told by it, since whoever makes the tunnel takes any port that
-    /// is free.
+    /// The same for every mount of the same export. `place` is the mount's purpose, if it is known:
+    /// it identifies the end of a tunnel, since a tunnel's maker takes any free port.
     pub(super) fn canonical(&self, place: Option<&str>) -> String {
         match (place.filter(|_| self.server.is_loopback()), self.server.port) {
             (Some(place), Some(_)) => format!("{}\0volume={place}", self.source),

@@ -3,7 +3,7 @@
 //! A pool is one superblock of a guarded kind with at least one mount at or below a guarded root.
 //! It counts as a whole: its bind mounts elsewhere on the host are covered, since the kernel
 //! decides by superblock. One that belongs elsewhere, by its oldest mount, is a visitor: only its
-//! mounts below a root are protected. Where NFS mounts of several sources share a superblock (two
+//! mounts below a root are protected. If NFS mounts of several sources share a superblock (two
 //! exports of one server, and a home directory), each source is a part of it, and a pool or none by
 //! itself. Of nested roots the innermost that guards the kind wins, as in the kernel program.
 
@@ -44,7 +44,7 @@ pub struct Pool {
     pub mounts: BTreeSet<u32>,
     /// Names the shared filesystem and the path in it; the same after a remount. Never 0.
     pub pool_id: u64,
-    /// For people: the volume or storage pool it is mounted for, else the end of what is exported.
+    /// For people: the volume or storage pool it is mounted for, else the end of the export's path.
     /// Unique.
     pub name: String,
     /// Type in mountinfo.
@@ -136,8 +136,8 @@ impl Classification {
         self.pools[first..].iter().take_while(|pool| pool.dev == key.dev).find(|pool| pool.is(key))
     }
 
-    /// Whether a superblock, or a part of one, is still what an entry was made for. `pool_id` is 0
-    /// in the entry of a superblock with parts.
+    /// Whether a superblock, or a part of one, is still the one that an entry was made for.
+    /// `pool_id` is 0 in the entry of a superblock with parts.
     pub fn has(&self, key: PoolKey, pool_id: u64) -> bool {
         let of_pool =
             |pool: &Pool| pool.dev == key.dev && (pool_id == 0 || pool.pool_id == pool_id);
@@ -226,7 +226,7 @@ fn has_several_trees(entry: &MountEntry) -> bool {
     matches!(entry.fs_type.as_str(), "nfs" | "nfs4")
 }
 
-/// The mounts of a superblock, by their source, each list in their order. What lies in an older
+/// The mounts of a superblock, by their source, each list in their order. A source within an older
 /// mount's source is a directory of that, bound or mounted: it belongs to it, if that is a pool.
 fn by_source<'m>(
     mounts: &[&'m MountEntry],
@@ -252,8 +252,8 @@ fn by_source<'m>(
     parts
 }
 
-/// Whether a source shows a directory of another one. NFS prints the path of what is mounted, also
-/// where that is bound (`nfs_show_devname`): `nas:/export/volume` for a bind of a directory of
+/// Whether a source shows a directory of another one. NFS prints the path of the mounted directory,
+/// also for a bind mount (`nfs_show_devname`): `nas:/export/volume` for a bind of a directory of
 /// `nas:/export`.
 pub fn contains(source: &OsStr, other: &OsStr) -> bool {
     let (source, other) = (source.as_bytes(), other.as_bytes());

@@ -10,7 +10,7 @@ use crate::model::audit::record::{device_text, pool_id_text};
 /// Last components of mountpoints that name nothing.
 const GENERIC: &[&str] = &["globalmount", "mount", "_data"];
 
-/// Between a name that several pools have and what tells them apart.
+/// Between a name that several pools have and the mark that tells them apart.
 const MARK: char = '~';
 /// Hexadecimal digits of an id that do so.
 const MARK_DIGITS: usize = 8;
@@ -46,8 +46,8 @@ pub(super) fn persistent_volume(mountpoint: &Path) -> Option<String> {
     name.map(str::to_owned)
 }
 
-/// The last part of what is exported that says something. CephFS subvolumes are directories with a
-/// random name in one that is called as the subvolume.
+/// The last meaningful part of an export's path. CephFS subvolumes are directories with a random
+/// name in one that is called as the subvolume.
 pub(super) fn exported(path: &str) -> Option<&str> {
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
     match parts[..] {
@@ -72,7 +72,7 @@ pub(super) fn marked(name: &str, pool_id: u64, dev: u32, is_only_one_with_id: bo
     }
 }
 
-/// A pool's name without what tells it from others of that name.
+/// A pool's name without the mark that tells it from others of that name.
 pub fn unmarked<'n>(name: &'n str, pool_id: &str, device: &str) -> &'n str {
     match name.rsplit_once(MARK) {
         Some((bare, mark)) if mark == device || pool_id.get(..MARK_DIGITS) == Some(mark) => bare,

@@ -27,7 +27,7 @@ impl Server {
         (!host.is_empty()).then(|| Self { host, port: port.and_then(|port| port.parse().ok()) })
     }
 
-    /// Whether it is this host itself: a tunnel's end, which says nothing of what is behind it.
+    /// Whether it is this host itself: a tunnel's end, which says nothing of the server behind it.
     pub fn is_loopback(&self) -> bool {
         self.host == "localhost" || self.host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
     }

@@ -69,19 +69,19 @@ pub enum Request {
         id: String,
     },
     PolicyReload,
-    /// Unmounts what a failed join has left of a node. Nodes are named by their root; without one
+    /// Unmounts the remains of a failed join on a node. Nodes are named by their root; without one
     /// it is the only one.
     Rollback {
         #[serde(default)]
         root: Option<String>,
-        /// Detaches what is busy.
+        /// Detaches busy mounts.
         #[serde(default)]
         lazy: bool,
         /// Unmounts also from under guests.
         #[serde(default)]
         force: bool,
     },
-    /// How the last rollback of a node goes, or went.
+    /// Progress or outcome of a node's last rollback.
     RollbackStatus {
         #[serde(default)]
         root: Option<String>,
@@ -103,13 +103,13 @@ pub enum Request {
         root: Option<String>,
         reason: String,
     },
-    /// An operator's word that a node's state, and what was taken for its own, are void.
+    /// An operator's word that a node's state, and the record of its own pools, are void.
     NodeForget {
         #[serde(default)]
         root: Option<String>,
         reason: String,
     },
-    /// How nodes came to be where they stand. Without a root: all of them.
+    /// History of nodes. Without a root: all of them.
     History {
         #[serde(default)]
         root: Option<String>,
@@ -165,7 +165,7 @@ impl Request {
         }
     }
 
-    /// Parses a line. What is wrong with it becomes a refusal that can be sent back.
+    /// Parses a line. A problem with it becomes a refusal that can be sent back.
     pub fn parse(line: &[u8]) -> Result<Self, Refusal> {
         let malformed = |error: serde_json::Error| Refusal::Malformed { detail: error.to_string() };
         let mut value: Value = serde_json::from_slice(line).map_err(malformed)?;
@@ -225,7 +225,7 @@ impl From<Result<Reply, Refusal>> for Response {
     }
 }
 
-/// The answer to a request that was granted, named for what it holds.
+/// The answer to a request that was granted, named for its content.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reply {

@@ -23,7 +23,7 @@ const SECOND: u64 = 1_000_000_000;
 pub enum AnsweredBy {
     #[default]
     Agent,
-    /// No agent: what is pinned, and files, which nobody has proven anew.
+    /// No agent: pins and files, which nobody has proven anew.
     PinsAndFiles,
 }
 
@@ -160,7 +160,7 @@ pub struct NodeReport {
     pub root: String,
     /// Name of its state.
     pub state: String,
-    /// For an unknown node: what it was last proven to be.
+    /// For an unknown node: its last proven state.
     pub kept: Option<String>,
     /// The mode that the state gives its pools.
     pub mode: Name<Mode>,
@@ -174,7 +174,7 @@ pub struct NodeReport {
     pub looked: Option<Time>,
 }
 
-/// How a node came to be where it stands.
+/// History of a node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NodeHistory {
     pub root: String,
@@ -208,7 +208,7 @@ pub struct LeaseReport {
 }
 
 impl LeaseReport {
-    /// How a lease is reported at a moment of the boot clock.
+    /// Report of a lease at a moment of the boot clock.
     pub fn of(lease: &Lease, now_boot_ns: u64) -> Self {
         Self {
             id: lease.id.clone(),
@@ -224,7 +224,7 @@ impl LeaseReport {
     }
 }
 
-/// A rollback of one node: how it goes, or went. Polled while it runs.
+/// A rollback of one node: progress or outcome. Polled while it runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RollbackReport {
     /// The node's guarded root.
@@ -238,7 +238,7 @@ pub struct RollbackReport {
     pub steps: Vec<StepReport>,
     /// Superblocks that nobody has mounted any more, and whose end is waited for.
     pub waiting_for: usize,
-    /// How it ended.
+    /// Outcome of the rollback.
     pub outcome: Option<RollbackOutcome>,
     /// Why the node's state would refuse one now.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -55,7 +55,7 @@ pub struct Decision {
     /// `None` where the hook does not know the mount.
     pub mount_id: Option<u32>,
     pub dev: u32,
-    /// By what means it was enforced.
+    /// Enforcement mechanism.
     pub tier: Tier,
     pub kernel_thread: bool,
     pub comm: String,
@@ -98,7 +98,7 @@ impl DecisionPath {
     }
 
     /// From names that come leaf first, each closed by a NUL. A name that is empty or not closed
-    /// cannot be part of a whole path: what is known is kept, and the path counts as truncated.
+    /// cannot be part of a whole path: the known part is kept, and the path counts as truncated.
     pub(crate) fn from_leaf_first(raw: &[u8], truncated: bool) -> Self {
         let closed = raw.is_empty() || raw.ends_with(&[0]);
         let names: Vec<&[u8]> =

@@ -1,7 +1,7 @@
 //! When an incident's counts are told: a pure reporter over the kernel's map `INCIDENTS`.
 //!
-//! The kernel counts; this only decides what to write down and which entries may go. All totals are
-//! cumulative, so a restarted agent repeats at most a total and never loses one.
+//! The kernel counts; this only decides which records to write and which entries may go. All totals
+//! are cumulative, so a restarted agent repeats at most a total and never loses one.
 
 use std::collections::HashMap;
 
@@ -59,7 +59,7 @@ pub struct IncidentScan {
     pub remove: Vec<IncidentKey>,
 }
 
-/// Remembers what has been told.
+/// Remembers the totals that have been reported.
 #[derive(Debug)]
 pub struct IncidentTracker {
     interval_ns: u64,

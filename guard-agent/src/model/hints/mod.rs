@@ -17,9 +17,9 @@ use crate::model::policy::{Actor, Filesystem, Policy, Root};
 pub struct Hint {
     /// Stable: for scripts.
     pub code: String,
-    /// Where, and what.
+    /// Place and problem.
     pub what: String,
-    /// Why it matters, and what to do.
+    /// Why it matters, and the fix.
     pub fix: String,
 }
 
@@ -31,9 +31,9 @@ impl Hint {
 
 /// Cgroups that hold far more than a storage daemon.
 const WIDE: &[&str] = &["/system.slice", "/user.slice", "/machine.slice", "/init.scope"];
-/// How those of Kubernetes begin, where CSI plugins and debug pods run.
+/// Prefix of Kubernetes' cgroups, in which CSI plugins and debug pods run.
 const PODS: &str = "/kubepods";
-/// Programs that do what they are told: to allow one is to allow everybody who may run it.
+/// Programs that obey any caller: to allow one is to allow everybody who may run it.
 const ANYBODYS: &str = "ash bash busybox coreutils cp csh dash env find fish install ksh ln mv \
                         nsenter perl python python3 rm rmdir rsync sh shred sudo tcsh truncate \
                         unlink xargs zsh";

@@ -87,7 +87,7 @@ fn actors_that_are_not_here() {
     let preset = policy("preset = \"incus\"");
     assert_eq!(unresolved(&preset, &resolved(&preset, &["/system.slice/incus.service"])), []);
     assert_eq!(codes(&unresolved(&preset, &resolved(&preset, &[]))), ["unresolved-actor"]);
-    // Nor does anybody miss the daemon where its directory is not.
+    // The same holds if the daemon's directory does not exist.
     let absent = Resolved { roots: vec![None], ..Resolved::default() };
     assert_eq!(unresolved(&preset, &absent), []);
 }

@@ -88,8 +88,8 @@ pub(super) fn shortened(mut text: String) -> String {
     text
 }
 
-/// Whether an operation "Joining cluster" is among this server's own, which is what the daemon was
-/// asked for.
+/// Whether an operation "Joining cluster" is among this server's own: the request to the daemon was
+/// for those.
 pub fn joins(answer: &Answer) -> Result<JoinOperation, String> {
     match answer.content() {
         Content::Metadata(Value::Object(by_status)) => {
@@ -98,7 +98,7 @@ pub fn joins(answer: &Answer) -> Result<JoinOperation, String> {
                 .filter_map(Value::as_array)
                 .flatten()
                 .filter(|operation| operation["description"].as_str() == Some(JOINING));
-            // Incus lists what has ended for some seconds.
+            // Incus lists ended operations for some seconds.
             let code = |operation: &Value| operation["status_code"].as_i64().unwrap_or_default();
             let codes: Vec<i64> = joins.map(code).collect();
             Ok(match codes.iter().max() {

@@ -1,5 +1,4 @@
-//! A frame of the event stream → what it means for the node. Pure; any bytes give a value or
-//! nothing.
+//! A frame of the event stream → its meaning for the node. Pure; any bytes give a value or none.
 
 use serde_json::Value;
 
@@ -70,7 +69,7 @@ impl FrameContent {
     }
 }
 
-/// Reads a frame. What is not of interest is nothing.
+/// Reads a frame. `None` for a frame without interest.
 pub fn decode(frame: &[u8]) -> Option<FrameContent> {
     let frame: Value = serde_json::from_slice(frame).ok()?;
     let metadata = &frame["metadata"];
@@ -188,8 +187,7 @@ mod tests {
     #[test]
     fn news_of_another_member_is_none() {
         let node2 = Own::Named("node2");
-        // A join's operation keeps the location that its server had before; what counts is who has
-        // sent it.
+        // A join's operation keeps the location that its server had before; only its sender counts.
         let forwarded = operation(103, "", "none")
             .replace(r#""location":"none","project""#, r#""location":"node3","project""#);
         for frame in [

@@ -1,12 +1,12 @@
-//! What a look at a node means, given where it stood. Pure, and without memory of its own.
+//! Meaning of a look at a node, given its state before. Pure, and without memory of its own.
 
 use super::machine::{Assessment, Machine};
 use super::{
     Config, Daemon, Evidence, Incarnation, JoinOperation, JoinSeen, Kept, Membership, NodeState,
 };
 
-/// How long a member may fail to answer before its daemon may delete no more. An election, a lock
-/// and a slow answer take less; a member that was removed while nobody listened answers never.
+/// Longest silence of a member before its daemon may delete no more. An election, a lock and a slow
+/// answer take less; a member that was removed while nobody listened answers never.
 pub const HOLD_SECONDS: u64 = 60;
 
 impl Machine {
@@ -38,9 +38,9 @@ impl Machine {
 /// Whether a join of this server runs.
 ///
 /// Incus lists a server among the members from the end of the transaction on that brings all it has
-/// into the cluster's database; what its operation does after that cannot undo the membership. And
-/// a member cannot join: the API refuses it, so an operation on a server that this life of the
-/// daemon has proven a member is not its own.
+/// into the cluster's database; the operation's later steps cannot undo the membership. And a
+/// member cannot join: the API refuses it, so an operation on a server that this life of the daemon
+/// has proven a member is not its own.
 fn runs_here(now: &NodeState, evidence: &Evidence) -> bool {
     let in_cluster = match evidence.config {
         Config::Read { raft_nodes, .. } => raft_nodes > 0,
@@ -66,7 +66,7 @@ fn unconfirmed(confirmed_by: Option<Incarnation>, held: bool, evidence: &Evidenc
     }
 }
 
-/// `local.db` cannot be read now: what was proven is kept, as what it is. It is locked for moments
+/// `local.db` cannot be read now: proven facts are kept unchanged. It is locked for moments
 /// whenever Incus writes.
 fn unreadable(now: &NodeState, why: &str, evidence: &Evidence) -> Assessment {
     let patient = evidence.unanswered_seconds < HOLD_SECONDS;
@@ -105,7 +105,7 @@ fn absent(machine: &Machine) -> Assessment {
         (Some(_), NodeState::Unknown { kept: Kept::Nothing }) => (now.clone(), NONE.to_owned()),
         (Some(_), state) if state.is_between() => (now.clone(), NONE.to_owned()),
         // Files that vanish while a pool is mounted are the sign of a deletion that is already
-        // running. Whatever the node was, its pools are its remains.
+        // running. In every earlier state of the node, its pools are the join's remains.
         (Some(_), _) => (
             NodeState::JoinPartial,
             format!("{NONE} any more while a pool is mounted: a deletion may be running"),
@@ -115,8 +115,8 @@ fn absent(machine: &Machine) -> Assessment {
 }
 
 /// A cluster address, and no raft nodes: a join was begun and does not run, a cluster is about to
-/// be made, or the node has left one. The address alone is no sign of a failure: what a join has
-/// left is.
+/// be made, or the node has left one. The address alone is no sign of a failure: the remains of a
+/// join are.
 fn begun(machine: &Machine, address: &str, evidence: &Evidence) -> Assessment {
     let now = machine.state();
     let set = format!("cluster.https_address is {address}, and there are no raft nodes");
@@ -211,7 +211,7 @@ fn clustered(machine: &Machine, raft_nodes: u32, evidence: &Evidence) -> Assessm
     }
 }
 
-/// Raft nodes, and nobody who says whether this server is a member.
+/// Raft nodes, and no answer whether this server is a member.
 fn unanswered(machine: &Machine, rows: &str, evidence: &Evidence) -> Assessment {
     let daemon = &evidence.daemon;
     let why = match (&evidence.membership, daemon) {

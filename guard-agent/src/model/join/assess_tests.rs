@@ -254,7 +254,7 @@ fn a_standalone_server_gets_its_own_pool_back_after_a_mistaken_join() {
         (machine.state(), machine.modes().of(3)),
         (&NodeState::Standalone, NodeMode::Policy)
     );
-    // The cluster's stays what it is, whatever the configuration says.
+    // A pool of the cluster stays the cluster's, even against the configuration.
     let machine = step(machine, Event::JoinBegan);
     let machine = step(machine, Event::Pools { alive: [(3, POOL.1), (5, strange.1)].into() });
     let machine = observed(machine, evidence(None, 0, runs(8)));

@@ -1,5 +1,5 @@
-//! Drawings of the state machine, made by letting it take every step: what is drawn is what the
-//! code does.
+//! Drawings of the state machine, made by letting it take every step: the drawing shows the code's
+//! behaviour.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -216,7 +216,7 @@ mod tests {
                 && !sealed().any(|name| name == to)
                 && to != "unknown"
             {
-                // (What a node that leaves in order still has mounted stays sealed.)
+                // (Pools that a node still has mounted when it leaves in order stay sealed.)
                 let proofs = BTreeSet::from(["member", "no cluster", "left the cluster"]);
                 assert!(causes.is_subset(&proofs), "{from} -> {to}: {causes:?}");
             }

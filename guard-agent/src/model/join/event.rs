@@ -1,4 +1,4 @@
-//! What happens to a node, and what its state machine wants done about it.
+//! Events of a node, and the effects that its state machine asks for.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ pub struct Epoch(pub u64);
 /// Live pools: the generation of each superblock, and the lasting id of its pool.
 pub type Pools = BTreeMap<u64, u64>;
 
-/// What happened.
+/// An event of a node.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Event {
     /// A look that was asked for in an epoch has an answer.
@@ -36,12 +36,12 @@ pub enum Event {
     ClusterDisabled,
     /// Lifecycle event `cluster-member-removed` that names this server.
     MemberRemoved,
-    /// The event stream broke: what came meanwhile is lost.
+    /// The event stream broke: events that came meanwhile are lost.
     EventsLost,
     /// `guardctl join` is about to start a join.
     JoinPrepared,
-    /// What `guardctl join` started is over, or it did not come in time: evidence alone decides
-    /// from here on.
+    /// The join that `guardctl join` started is over, or it did not come in time: evidence alone
+    /// decides from here on.
     PreparationEnded,
     /// An operator or the policy asked for a rollback.
     RollbackAsked { by: String },
@@ -49,23 +49,23 @@ pub enum Event {
     RollbackEnded { alive: Pools },
     /// An operator says that the pools that live are this server's own.
     Adopted { by: String },
-    /// An operator says that the state, and what was taken for the node's own, are void.
+    /// An operator says that the state, and the record of the node's own pools, are void.
     Forgotten { by: String },
 }
 
-/// What the state machine wants done, in the order in which it says so.
+/// An action that the state machine asks for. Their order matters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// A transition, and what drove it: for the journal and for people. Comes before the rest that
-    /// it causes.
+    /// A transition, and its cause: for the journal and for people. Comes before the rest that it
+    /// causes.
     Transition { from: NodeState, to: NodeState, because: String },
-    /// Write the state down. What follows waits until that is done.
+    /// Write the state down. Later effects wait until that is done.
     Persist,
     /// Give the node's pools their modes, which are this one for those that a look has spoken for.
     SetMode(NodeMode),
-    /// Look at the node again, and answer with this epoch.
+    /// Observe the node again, and answer with this epoch.
     Observe { asked: Epoch },
-    /// Unmount what the join left.
+    /// Unmount the join's remains.
     RollBack,
 }
 

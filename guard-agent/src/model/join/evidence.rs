@@ -1,6 +1,5 @@
-//! What can be known of a node from outside, part by part. Each part says by itself whether it
-//! could be had: absence of evidence is a value of its own and never mistaken for evidence of
-//! absence.
+//! Evidence about a node from outside, part by part. Each part says by itself whether it could be
+//! read: absence of evidence is a value of its own and never mistaken for evidence of absence.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +11,7 @@ pub struct Evidence {
     pub daemon: Daemon,
     pub operation: JoinOperation,
     pub membership: Membership,
-    /// For how long nobody could say whether this server is a member; 0 if this look can.
+    /// Time without an answer whether this server is a member; 0 if this look has one.
     #[serde(default)]
     pub unanswered_seconds: u64,
     /// The number of the event stream of this life of the daemon, while it is connected: no join
@@ -21,7 +20,7 @@ pub struct Evidence {
     pub stream: Option<u64>,
 }
 
-/// What `database/local.db` says.
+/// Content of `database/local.db`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "is")]
 pub enum Config {
@@ -66,7 +65,7 @@ pub enum Daemon {
     Running {
         #[serde(flatten)]
         incarnation: Incarnation,
-        /// How long it has been running.
+        /// Time since it started.
         age_seconds: u64,
     },
 }
@@ -93,7 +92,7 @@ pub enum JoinOperation {
     Failed,
 }
 
-/// What `GET /1.0/cluster/members` says of this server. `/1.0` and `/1.0/cluster` are not asked:
+/// Answer of `GET /1.0/cluster/members` about this server. `/1.0` and `/1.0/cluster` are not asked:
 /// they lie from the second step of a join on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "is")]

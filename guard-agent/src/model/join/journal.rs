@@ -1,5 +1,5 @@
-//! A node's journal, which survives its agent: the state, and how it came to be. Text ↔ value only;
-//! the file is the daemon's.
+//! A node's journal, which survives its agent: the state, and its history. Text ↔ value only; the
+//! file is the daemon's.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -20,7 +20,7 @@ pub struct Journal {
     pub state: NodeState,
     /// When the node came into the state.
     pub since: Time,
-    /// Whose its pools are.
+    /// Owners of its pools.
     #[serde(default)]
     pub memory: Memory,
     /// The newest last.
@@ -70,7 +70,7 @@ impl Journal {
         text
     }
 
-    /// Reads the text of a journal. What is wrong with it is said.
+    /// Reads the text of a journal. An error names the problem.
     pub fn read(text: &[u8]) -> Result<Self, String> {
         let journal: Self = serde_json::from_slice(text).map_err(|error| error.to_string())?;
         if journal.version != VERSION {
@@ -79,7 +79,7 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Reads the text of the journal of a root. What is wrong with it is said.
+    /// Reads the text of the journal of a root. An error names the problem.
     pub fn parse(text: &[u8], root: &str) -> Result<Self, String> {
         let journal = Self::read(text)?;
         if journal.root != root {

@@ -1,9 +1,9 @@
-//! One node's state machine: a state, and what it has to remember to judge evidence.
+//! One node's state machine: a state, and the memory that it needs to judge evidence.
 //!
 //! Loss of evidence never weakens. Weakening needs a look that was asked for in the present epoch,
 //! and every sign of something stronger begins a new one: so an answer that was delayed, repeated
-//! or overtaken can seal, never unseal. What strengthens is applied before it is written down, what
-//! weakens after: an agent may die anywhere.
+//! or overtaken can seal, never unseal. A stronger mode is applied before it is written down, a
+//! weaker one after: an agent may die anywhere.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,7 +33,7 @@ pub struct Machine {
 pub(super) struct Assessment {
     pub state: NodeState,
     pub because: String,
-    /// Whether it says whose the pools are that it can have seen.
+    /// Whether it names the owners of the pools that it can have seen.
     pub speaks: bool,
 }
 
@@ -162,13 +162,13 @@ impl Machine {
         }
     }
 
-    /// Whether pools of the node live. Not known yet: they may, but for what was written down as
+    /// Whether pools of the node live. Not known yet: they may, unless the node was written down as
     /// released.
     pub(super) fn has_pools(&self) -> bool {
         self.alive.as_ref().map_or(self.state != NodeState::Released, |alive| !alive.is_empty())
     }
 
-    /// Whether what is mounted may be the remains of a join or of a membership.
+    /// Whether mounted pools may be the remains of a join or of a membership.
     pub(super) fn has_remains(&self) -> bool {
         match &self.alive {
             Some(alive) => alive.values().any(|id| self.memory.foreign.contains(id)),
@@ -181,9 +181,9 @@ impl Machine {
         }
     }
 
-    /// Whether a pool lives of which nobody knows whose it is. Not known yet which live: each will
-    /// be asked about when it is. `stream`: the one that the daemon is followed by, if no join has
-    /// begun. What a node that has left its cluster still has mounted from there is known.
+    /// Whether a live pool has no known owner. Not known yet which live: each will be asked about
+    /// when it is. `stream`: the one that the daemon is followed by, if no join has begun. Pools
+    /// that a node still has mounted from a cluster it has left are known.
     pub(super) fn has_strangers(&self, stream: Option<u64>) -> bool {
         let is_followed = stream.is_some() && stream == self.followed;
         let is_known = |(generation, id): (&u64, &u64)| {
@@ -227,7 +227,7 @@ impl Machine {
             }
             Event::Pools { alive } => self.pools(alive, effects),
             Event::JoinBegan => {
-                // A member cannot join: the look says what it is.
+                // A member cannot join: the look tells the state.
                 if !self.state.is_member() {
                     self.change(
                         NodeState::Joining { seen: JoinSeen::Running },
@@ -284,7 +284,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Incus's database is gone, and so is whatever it would have mounted.
+    /// Incus's database is gone, and so are the pools that it would have mounted.
     fn void(&mut self, effects: &mut Vec<Effect>) {
         if self.memory != Memory::default() {
             self.memory = Memory::default();
@@ -335,7 +335,7 @@ impl Machine {
             effects.push(Effect::Persist);
         }
         if !new.is_empty() {
-            // It may come from a join whose beginning nobody has heard of: what was asked before
+            // It may come from a join whose beginning nobody has heard of: an earlier request
             // cannot speak for it.
             self.observe_anew(effects);
         }
@@ -365,8 +365,8 @@ impl Machine {
         }
     }
 
-    /// The node leaves its cluster in order. What it still has mounted is the cluster's, and stays
-    /// sealed.
+    /// The node leaves its cluster in order. Pools that it still has mounted are the cluster's, and
+    /// stay sealed.
     fn leave(&mut self, effects: &mut Vec<Effect>) {
         if self.state.is_member() || self.state == NodeState::JoinPartial {
             self.suspect_pools();
@@ -427,8 +427,8 @@ impl Machine {
         Ok(())
     }
 
-    /// An operator's word that the state and what was taken for the node's own are void. What joins
-    /// and clusters have left stays known: it is all that tells their pools from the node's own.
+    /// An operator's word that the state and the record of the node's own pools are void. Pools of
+    /// joins and clusters stay known: only that tells them from the node's own.
     fn forget(&mut self, by: &str, effects: &mut Vec<Effect>) -> Result<(), NodeRefusal> {
         if matches!(self.state, NodeState::Joining { .. } | NodeState::RollingBack) {
             return Err(NodeRefusal::NotItsOwn { state: self.state.name() });
@@ -470,7 +470,7 @@ impl Machine {
         effects.push(Effect::Transition { from, to, because: because.to_owned() });
         // Strengthening must not wait for the disk, weakening has to be written down before. (The
         // daemon brings a mode into the kernel's maps after all effects of an event: an agent that
-        // starts again goes by what was written.)
+        // starts again goes by the journal.)
         match order {
             Ordering::Less => effects.extend([set, Effect::Persist]),
             Ordering::Equal => effects.push(Effect::Persist),

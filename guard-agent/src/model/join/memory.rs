@@ -1,4 +1,4 @@
-//! What a node's machine remembers of its pools beyond their superblocks, and beyond the agent.
+//! Memory of a node's machine: it outlives the superblocks of the pools, and the agent.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{NodeState, Pools};
 
-/// Whose the pools are, by their lasting ids.
+/// Owners of the pools, by their lasting ids.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Memory {
@@ -14,8 +14,8 @@ pub struct Memory {
     /// so.
     pub own: BTreeSet<u64>,
     /// Pools that lived while a join ran or had failed, or while the node was a member. A
-    /// configuration that says "standalone" is not believed of them: Incus mounts what its database
-    /// has at every start, and would delete the cluster's data as its own.
+    /// configuration that says "standalone" is not believed of them: Incus mounts the pools of its
+    /// database at every start, and would delete the cluster's data as its own.
     pub foreign: BTreeSet<u64>,
     /// A join has begun here and ended without a membership. The daemon's database may have pools
     /// of it that nobody has seen mounted yet.
@@ -23,9 +23,8 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// What lives while the node is between the worlds, or rolled back, is not the node's own
-    /// unless it was before. What lives while it is a member is the cluster's, whatever it was
-    /// before.
+    /// Pools that live while the node is between the worlds, or rolled back, are not the node's own
+    /// unless they were before. Pools that live while it is a member are always the cluster's.
     pub(super) fn note(&mut self, state: &NodeState, alive: Option<&Pools>) {
         let ids: Vec<u64> = alive.into_iter().flat_map(|alive| alive.values().copied()).collect();
         if state.is_member() {

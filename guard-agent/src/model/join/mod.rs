@@ -1,5 +1,5 @@
-//! The join state machine: where a node stands on its way into a cluster, and so what its pools'
-//! mode is. Pure: evidence, time and the journal's text are arguments.
+//! The join state machine: a node's state on its way into a cluster, and so the mode of its pools.
+//! Pure: evidence, time and the journal's text are arguments.
 //!
 //! Evidence is about this node only. Loss of it never weakens, and never denies a member's guests;
 //! weakening needs positive evidence that was asked for after the last sign of something stronger

@@ -7,12 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use super::Incarnation;
 
-/// Where a node stands.
+/// State of a node.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "name")]
 pub enum NodeState {
-    /// Evidence is missing or contradictory. What was proven before, and nothing has spoken
-    /// against, is kept.
+    /// Evidence is missing or contradictory. Earlier proof that nothing has contradicted is kept.
     Unknown { kept: Kept },
     /// No cluster is configured.
     Standalone,
@@ -30,7 +29,7 @@ pub enum NodeState {
         /// been removed.
         held: bool,
     },
-    /// It was a member, and has left its cluster in order. What it mounts from now on is its own.
+    /// It was a member, and has left its cluster in order. Pools mounted from now on are its own.
     Left,
     /// A join ended without membership, or one was begun and nothing runs any more.
     JoinFailed,
@@ -53,7 +52,7 @@ pub enum Kept {
     Standalone,
 }
 
-/// How a join is known.
+/// Source of the knowledge of a join.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum JoinSeen {
@@ -166,7 +165,7 @@ impl NodeState {
         matches!(self, Self::JoinFailed | Self::JoinPartial)
     }
 
-    /// A join runs or has left something: what is mounted now may be its remains.
+    /// A join runs or has left something: mounted pools may be its remains.
     pub(super) fn is_between(&self) -> bool {
         matches!(
             self,

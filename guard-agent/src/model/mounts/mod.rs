@@ -1,4 +1,4 @@
-//! The mount table: text → entries → snapshot → what changed; and a watch on it.
+//! The mount table: text → entries → snapshot → changes; and a watch on it.
 //!
 //! Pure but for `watch` and `foreign`. Nothing here ever touches a mountpoint: with its servers
 //! gone, a network filesystem blocks even a stat.

@@ -14,12 +14,12 @@ pub struct MountEntry {
     /// Unique among the mounts that exist; reused later.
     pub mount_id: u32,
     pub parent_id: u32,
-    /// Of `s_dev`, which on btrfs and overlay is not what `stat` says.
+    /// Of `s_dev`, which on btrfs and overlay differs from `stat`.
     pub major: u32,
     pub minor: u32,
     /// The mounted directory of the filesystem. CephFS says `/` for a subdirectory too.
     pub root: PathBuf,
-    /// Where, seen from the root directory of the process whose table this is.
+    /// Mountpoint, seen from the root directory of the process that has this table.
     pub mountpoint: PathBuf,
     /// Options of this mount.
     pub options: String,
@@ -51,11 +51,11 @@ pub struct ParseProblem {
     /// From 1.
     pub line: usize,
     pub problem: &'static str,
-    /// The line, with what is not UTF-8 replaced.
+    /// The line, with invalid UTF-8 replaced.
     pub text: String,
 }
 
-/// Reads a whole table. What is not an entry is in the second list.
+/// Reads a whole table. Lines that are no entries are in the second list.
 pub fn parse(table: &[u8]) -> (Vec<MountEntry>, Vec<ParseProblem>) {
     let (mut entries, mut problems) = (Vec::new(), Vec::new());
     for (index, line) in

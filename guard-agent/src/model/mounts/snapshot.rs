@@ -57,7 +57,7 @@ impl Snapshot {
         self.by_id.get(&mount_id).map(|index| &self.entries[*index])
     }
 
-    /// The topmost mount that a path lies on: what a lookup of it would meet, links aside.
+    /// The topmost mount that a path lies on: a lookup would meet it, links aside.
     pub fn mount_of(&self, path: &Path) -> Option<&MountEntry> {
         let above = self.entries.iter().filter(|entry| path.starts_with(&entry.mountpoint));
         let above: Vec<(&MountEntry, usize)> =
@@ -76,7 +76,7 @@ impl Snapshot {
         visible.max_by_key(|(_, depth)| *depth).map(|(entry, _)| entry)
     }
 
-    /// The same mounts as a process sees them for whom `root` is not the root directory.
+    /// The same mounts, as a process outside the root directory `root` sees them.
     #[must_use]
     pub fn below(&self, root: &Path) -> Self {
         let mut entries = self.entries.clone();

@@ -1,5 +1,5 @@
-//! Which cgroups and executables may delete, one set for each root, and who may not delete on
-//! aliases.
+//! The cgroups and executables that may delete, one set for each root, and the actors that may not
+//! delete on aliases.
 
 use std::collections::{BTreeMap, BTreeSet};
 

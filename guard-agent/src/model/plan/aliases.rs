@@ -1,13 +1,13 @@
-//! Whose storage daemons may not delete outside the roots either, and which superblocks are exempt.
+//! Actor sets that may not delete outside the roots either, and superblocks that are exempt.
 //!
 //! Each CephFS mount is a superblock of its own, so that a sealed pool can be reached through
 //! another one: Incus mounts the filesystem's root below `/tmp` for a moment when it makes or
 //! deletes a pool. The kernel program denies the actors of sealed pools every superblock of a
-//! guarded kind outside the roots, from its first moment. Exempt is only what is seen, and
-//! certainly shows nothing of any sealed pool.
+//! guarded kind outside the roots, from its first moment. A superblock is exempt only if it is
+//! seen, and certainly shows nothing of any sealed pool.
 //!
-//! Where the inode of every sealed pool's root is known, the mount of a whole filesystem is decided
-//! about name by name: only what is a sealed pool's is denied there. So a seal on one pool leaves
+//! If the inode of every sealed pool's root is known, the mount of a whole filesystem is decided
+//! about name by name: only entries of a sealed pool are denied there. So a seal on one pool leaves
 //! Incus its other pools of that filesystem.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,7 +33,7 @@ pub(super) struct Changes {
     pub(super) ended: Vec<MapOperation>,
     /// New exemptions.
     pub(super) exempted: Vec<MapOperation>,
-    /// Whether names tell what is a sealed pool's.
+    /// Whether names tell the entries of a sealed pool.
     by_inode: bool,
     /// Roots of pools that are sealed no more, or not known.
     pub(super) inodes_gone: Vec<MapOperation>,
@@ -141,8 +141,8 @@ struct Decided<'a> {
 }
 
 fn decide<'a>(desired: &Desired<'a>, after: &BTreeMap<PoolKey, PoolEntry>) -> Decided<'a> {
-    // Held too: the daemon may not delete, by whatever mount.
-    // A visitor's data is its host's own, by whatever mount.
+    // Held too: the daemon may not delete, by any mount. A visitor's data is its host's own, by any
+    // mount.
     let is_sealed = |entry: &&PoolEntry| {
         pools::strength(entry.mode) >= pools::strength(Mode::Held as u32) && !is_visitor(entry)
     };
@@ -156,8 +156,8 @@ fn decide<'a>(desired: &Desired<'a>, after: &BTreeMap<PoolKey, PoolEntry>) -> De
         node.is_some_and(|modes| modes.mode == NodeMode::Sealed)
     };
     let more_may_come = sealed.iter().any(may_grow);
-    // Of a pool that is mounted no more, or not through the kernel client, it is not known what it
-    // shows.
+    // Of a pool that is mounted no more, or not through the kernel client, the content is not
+    // known.
     let identity = |key: &PoolKey| desired.classification.pool(*key)?.ceph.as_ref();
     let inode = |key: &PoolKey| match key.is_part() {
         true => None,

@@ -38,12 +38,12 @@ pub fn node_mode(policy: DefaultMode, state: NodeMode) -> Mode {
 }
 
 impl Overrides {
-    /// Whether a pool is sealed beside what policy and its node's state say.
+    /// Whether a pool is sealed beside policy and its node's state.
     pub fn is_sealed(&self, pool_id: u64) -> bool {
         self.sealed.contains(&pool_id) || self.found_sealed.contains(&pool_id)
     }
 
-    /// Whether some pool may be sealed or held: else nobody need know what else shows it.
+    /// Whether some pool may be sealed or held: else its other mounts need not be known.
     pub fn may_seal(&self, policy: &Policy) -> bool {
         !self.sealed.is_empty()
             || !self.found_sealed.is_empty()
@@ -56,9 +56,9 @@ impl Overrides {
     }
 
     /// The overrides that a starting agent finds in force. Releases go on until they end, an
-    /// operator's seal holds whatever became of the state file, and a pool that is sealed although
-    /// policy says otherwise stays sealed: weakening needs an operator, not a restart. (Where an
-    /// Incus is followed, its state says whether it stays sealed.)
+    /// operator's seal holds even without the state file, and a pool that is sealed although policy
+    /// says otherwise stays sealed: weakening needs an operator, not a restart. (If an Incus is
+    /// followed, its state says whether it stays sealed.)
     pub fn adopt(observed: &Observed, policy: &Policy, now_boot_ns: u64) -> Self {
         let mut overrides = Self::default();
         for entry in observed.pools.values().filter(|entry| is_pool(entry)) {

@@ -14,7 +14,7 @@ use super::desired::Desired;
 /// Operations on `MAGICS`, by when they are due.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
-    /// Before anything else: what is guarded before or after comes past the filter.
+    /// Before anything else: kinds that are guarded before or after pass the filter.
     pub(super) widened: Vec<MapOperation>,
     /// At the end.
     pub(super) narrowed: Vec<MapOperation>,

@@ -1,4 +1,4 @@
-//! Desired map content × what the maps hold → the map operations between them. Pure.
+//! Desired map content × actual map content → the map operations between them. Pure.
 //!
 //! No prefix of the list leaves a pool weaker than the weaker of before and after, so that an agent
 //! may die anywhere in it: first everything that strengthens, additions before removals, and the
@@ -59,7 +59,7 @@ pub fn plan(desired: &Desired<'_>, observed: &Observed) -> Plan {
     // From here on every superblock that is guarded before or after comes past the filter.
     let by_inode = config.flags & observed.config.flags & CONFIG_ALIASES_BY_INODE;
     let wide = Config {
-        // While the pools' inodes change, whatever may show a pool is denied.
+        // While the pools' inodes change, every mount that may show a pool is denied.
         flags: (config.flags
             | observed.config.flags
             | flag(pools.seals_for_a_moment(), CONFIG_STRICT))
@@ -83,9 +83,9 @@ pub fn plan(desired: &Desired<'_>, observed: &Observed) -> Plan {
     // A filesystem's number may only be given away when no root refers to it any more: see `kinds`.
     operations.extend(bits.narrow(observed));
     operations.extend(bits.added(observed));
-    // Before pools are created and roots begin to deny: nobody who may delete is denied in between.
+    // Before pools are created and roots begin to deny: no permitted actor is denied in between.
     operations.extend(actors.put);
-    // Before any pool comes to a set: nobody deletes in it who may neither before nor after.
+    // Before any pool comes to a set: no process deletes in it that may neither before nor after.
     operations.extend(actors.removed);
     operations.extend(pools.created);
     operations.extend(changed_roots(&roots, observed));
@@ -128,7 +128,7 @@ fn roots(
         let observed_only = flag(root.default_mode() == DefaultMode::Observed, ROOT_OBSERVED);
         let sealed = flag(pools::mode_of_new(desired, root) == Mode::Sealed, ROOT_SEALED);
         for key in keys {
-            // Of a root that cannot be looked at now, what was known stays.
+            // Of a root that cannot be looked at now, the known facts stay.
             let generation = match found {
                 Some(_) => desired.resolved.generations.get(&(key.dev, key.ino)).copied(),
                 None => observed.roots.get(&key).and_then(|before| {

@@ -46,7 +46,7 @@ impl Parts {
         PoolKey { dev: pool.dev, head: if is_part { pool.head } else { 0 } }
     }
 
-    /// The entry of the whole superblock, if a pool that is a part by now is what it was made for.
+    /// The entry of the whole superblock, if it was made for a pool that is a part by now.
     pub(super) fn whole<'o>(observed: &'o Observed, pool: &Pool) -> Option<&'o PoolEntry> {
         let whole =
             observed.pools.get(&PoolKey::superblock(pool.dev)).filter(|entry| is_pool(entry))?;

@@ -45,8 +45,7 @@ pub(super) fn changes(desired: &Desired<'_>, observed: &Observed) -> Changes {
                 changes.update(key, entry, wanted(desired, pool, entry, changes.next_generation))
             }
             None => match Parts::whole(observed, pool) {
-                // The superblock has got parts: what was known of it as a whole goes on for this
-                // one.
+                // The superblock has got parts: the entry of the whole goes on for this one.
                 Some(entry) => {
                     let entry = wanted(desired, pool, entry, changes.next_generation);
                     changes.put(key, entry, |key, entry| MapOperation::CreatePool { key, entry });
@@ -165,8 +164,8 @@ impl Changes {
     }
 
     /// Seals each pool that leaves an actor set which is about to get new actors: until the pool
-    /// has left it, they could delete in a pool that is theirs neither before nor after. Where the
-    /// set gets none, nothing is sealed, and nobody is denied in between.
+    /// has left it, they could delete in a pool that is theirs neither before nor after. If the set
+    /// gets none, nothing is sealed, and nobody is denied in between.
     pub(super) fn seal_for_a_moment(&mut self, new_actors: &BTreeSet<u32>) {
         for (key, before) in std::mem::take(&mut self.moving) {
             if new_actors.contains(&before.actor_set) {
@@ -210,7 +209,7 @@ fn guarding_root<'p>(
     policy.filesystems().iter().filter(|kind| root.guards(kind)).find(is_kind).map(|_| root)
 }
 
-/// Mode and end of release. An expired release falls back to what holds without it.
+/// Mode and end of release. An expired release falls back to the underlying mode.
 fn mode(desired: &Desired<'_>, root: &Root, pool_id: u64, generation: u64) -> (Mode, u64) {
     match desired.overrides.released.get(&generation) {
         Some(end) if *end > desired.now_boot_ns => (Mode::Released, *end),
@@ -245,7 +244,7 @@ fn settled(desired: &Desired<'_>, root: &Root, entry: PoolEntry) -> PoolEntry {
     PoolEntry { mode, expires_boot_ns, flags, actor_set, canary_token: 0, ..entry }
 }
 
-/// How much a mode denies. A release counts as running: it allows most.
+/// Strength of a mode's denial. A release counts as running: it allows most.
 pub(super) fn strength(mode: u32) -> u32 {
     match Mode::from_u32(mode) {
         Some(Mode::Released) => 0,

@@ -1,6 +1,6 @@
 //! The refusal of a policy file: every problem, with place and hint.
 //!
-//! Knows nothing of what a policy means.
+//! Knows nothing of a policy's meaning.
 
 use std::fmt;
 use std::ops::Range;

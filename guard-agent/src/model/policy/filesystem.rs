@@ -1,7 +1,7 @@
 //! The kinds of shared filesystems that policy can name, and their superblocks' magics.
 //!
-//! A kind is what the kernel program can tell apart: magic and, for FUSE, subtype. Names that share
-//! both (`nfs` and `nfs4`; `cifs` and `smb3`) are one kind: guarding one of them guards the other.
+//! A kind is the kernel program's distinction: magic and, for FUSE, subtype. Names that share both
+//! (`nfs` and `nfs4`; `cifs` and `smb3`) are one kind: guarding one of them guards the other.
 
 use guard_common::FilesystemKey;
 use guard_common::policy::{CEPH_SUPER_MAGIC, FUSE_SUPER_MAGIC, SUBTYPE_BYTES};
@@ -11,7 +11,7 @@ use super::error::nearest;
 
 /// Names in mountinfo of one kind, the first is the kind's own; its magic.
 ///
-/// The magic is `s_magic`, not what statfs says: an SMB 3 mount says 0xfe534d42 there.
+/// The magic is `s_magic`, not that of statfs: an SMB 3 mount says 0xfe534d42 there.
 const KINDS: &[(&[&str], u64)] = &[
     (&["ceph"], CEPH_SUPER_MAGIC),
     (&["nfs", "nfs4"], 0x6969),

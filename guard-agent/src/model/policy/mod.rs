@@ -1,8 +1,8 @@
-//! The policy: what is protected, from whom, and for whom not.
+//! The policy: protected filesystems, and the processes that may delete in them.
 //!
 //! `file` reads the text, `raw` takes it apart, `validate` makes a [`Policy`] of it or names every
-//! problem, `diff` compares two of them. All but `file` is pure. What of it goes into which map is
-//! decided by `plan`.
+//! problem, `diff` compares two of them. All but `file` is pure. `plan` decides on the contents of
+//! each map.
 //!
 //! Roots may be nested: a mount belongs to the innermost root above it that guards its kind.
 

@@ -9,7 +9,7 @@ use serde::{Serialize, Serializer};
 use super::duration;
 use super::filesystem::Filesystem;
 
-/// No lease is longer, whatever the file says.
+/// No lease is longer, even if the file allows it.
 pub const MAX_TTL: Duration = Duration::from_secs(24 * 3600);
 
 /// A valid policy.
@@ -44,22 +44,22 @@ impl Policy {
         self.filesystems.iter().find(|filesystem| filesystem.matches(fs_type))
     }
 
-    /// How long leases last.
+    /// Default and longest duration of a lease.
     pub fn lease(&self) -> LeaseLimits {
         self.lease
     }
 
-    /// How often the canary proves enforcement.
+    /// Interval between canary checks.
     pub fn canary_interval(&self) -> Duration {
         self.canary_interval
     }
 
-    /// How often an incident that goes on is summed up.
+    /// Interval between summaries of an incident that goes on.
     pub fn incident_interval(&self) -> Duration {
         self.incident_interval
     }
 
-    /// How many full records an incident gets before its denials are only counted.
+    /// Number of full records of an incident before its denials are only counted.
     pub fn full_records(&self) -> u32 {
         self.full_records
     }
@@ -69,7 +69,7 @@ impl Policy {
         self.allow_inactive
     }
 
-    /// By what means it is to be enforced.
+    /// Enforcement mechanism to use.
     pub fn tier(&self) -> TierChoice {
         self.tier
     }
@@ -96,7 +96,7 @@ impl Policy {
     }
 }
 
-/// By what means policy wants it enforced.
+/// Enforcement mechanism that policy wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TierChoice {
     /// The strongest one that proves itself.
@@ -137,7 +137,7 @@ impl Serialize for TierChoice {
     }
 }
 
-/// How long leases last.
+/// Default and longest duration of a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct LeaseLimits {
     #[serde(serialize_with = "duration::serialize")]
@@ -272,7 +272,7 @@ impl IncusNode {
 pub enum OnJoinFailure {
     /// Keeps the pools sealed, and waits for an operator.
     Hold,
-    /// Unmounts what the join left.
+    /// Unmounts the join's remains.
     Rollback,
 }
 

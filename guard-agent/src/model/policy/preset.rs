@@ -4,8 +4,8 @@
 #[derive(Debug)]
 pub(super) struct Preset {
     pub(super) name: &'static str,
-    /// A root each, unless the file names one: distributions differ, and what is not on a host
-    /// guards nothing.
+    /// A root each, unless the file names one: distributions differ, and a path that is not on a
+    /// host guards nothing.
     pub(super) paths: &'static [&'static str],
     pub(super) filesystems: &'static [&'static str],
     pub(super) cgroups: &'static [&'static str],
@@ -33,7 +33,7 @@ pub(super) const PRESETS: &[Preset] = &[
         // Debian's package, the snap.
         paths: &["/var/lib/lxd", "/var/snap/lxd/common/lxd"],
         filesystems: &["ceph"],
-        // The snap's daemon moves itself to the root cgroup, or where that is refused to `/.lxc`
+        // The snap's daemon moves itself to the root cgroup, or if that is refused to `/.lxc`
         // (daemon.start in lxd-pkg-snap): there only its executable tells it.
         cgroups: &["/system.slice/lxd.service", "/system.slice/snap.lxd.daemon.service", "/.lxc"],
         // snapd's directory on Debian and Ubuntu, and on Fedora.

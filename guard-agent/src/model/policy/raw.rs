@@ -1,7 +1,7 @@
-//! The policy file's text → what it says, key by key, each with its place in the text.
+//! The policy file's text → its values, key by key, each with its place in the text.
 //!
 //! Walks toml's spanned tables instead of deriving serde: serde stops at the first problem, and all
-//! of them are to be shown at once. Unknown keys are refused. What the values mean is `validate`'s.
+//! of them are to be shown at once. Unknown keys are refused. `validate` interprets the values.
 
 use std::ops::Range;
 
@@ -10,7 +10,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::error::{Problems, nearest};
 
-/// A value and where it stands.
+/// A value and its place.
 pub(super) type At<T> = Spanned<T>;
 
 #[derive(Debug, Default)]
@@ -59,7 +59,7 @@ pub(super) struct RawActor {
     pub(super) executable: Option<At<String>>,
 }
 
-/// Reads the text; what is wrong goes to `problems`. `None` if it is not TOML.
+/// Reads the text; errors go to `problems`. `None` if it is not TOML.
 pub(super) fn read(text: &str, problems: &mut Problems<'_>) -> Option<RawPolicy> {
     let (document, errors) = DeTable::parse_recoverable(text);
     for error in &errors {

@@ -1,4 +1,4 @@
-//! The posture that follows from what is wrong, and the lines that tell of it. Pure.
+//! The posture that follows from the troubles, and the lines that tell of them. Pure.
 
 use std::path::Path;
 
@@ -66,7 +66,7 @@ pub fn codes(posture: &Posture) -> Vec<&str> {
     posture.reasons.iter().map(|reason| reason.code.as_str()).collect()
 }
 
-/// The posture that follows from what is known. `proven`: the tier that the canary has proven.
+/// The posture that follows from the facts. `proven`: the tier that the canary has proven.
 pub fn assess(troubles: &Troubles, proven: Option<Tier>, only_observes: bool) -> Posture {
     let mut reasons: Vec<Reason> = troubles
         .0

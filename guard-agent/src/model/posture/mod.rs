@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::events::Name;
 
-/// How much is enforced.
+/// Extent of the enforcement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PostureState {
@@ -24,7 +24,7 @@ pub enum PostureState {
     Inactive,
 }
 
-/// Why the posture is not `enforcing`, or what the operator should know.
+/// Why the posture is not `enforcing`, or a note for the operator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reason {
     /// Stable code, e.g. `bpf-not-in-lsm-list`.

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-/// A stable code, and what to do about it.
+/// A stable code, and the fix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Trouble {
-    /// How much is left in force. First: the worst is named first.
+    /// Enforcement that is left. First field: the worst is named first.
     pub(super) leaves: Leaves,
     pub(super) code: &'static str,
     pub(super) fix: &'static str,
@@ -143,8 +143,7 @@ pub const POLICY_REJECTED: Trouble = Trouble {
           seconds",
     leaves: Leaves::Part,
 };
-/// A followed node's join has failed. Its pools are sealed, which is right and not what anybody
-/// wants to keep.
+/// A followed node's join has failed. Its pools are sealed, which is right but not meant to last.
 pub const NODE_FAILED: Trouble = Trouble {
     code: "node-failed",
     fix: "run `guardctl rollback` and then join again: docs/RUNBOOK.md; `guardctl history` tells \
@@ -159,12 +158,12 @@ pub const SKIPPED: Trouble = Trouble {
     leaves: Leaves::Part,
 };
 
-/// What is wrong now.
+/// Present troubles.
 #[derive(Debug, Default)]
 pub struct Troubles(pub(super) BTreeMap<Trouble, String>);
 
 impl Troubles {
-    /// Notes a trouble, with what was found.
+    /// Notes a trouble, with its detail.
     pub fn set(&mut self, trouble: Trouble, detail: String) {
         self.0.insert(trouble, detail);
     }
@@ -174,7 +173,7 @@ impl Troubles {
         self.0.remove(&trouble);
     }
 
-    /// What was found, if it is noted.
+    /// Detail of a trouble, if it is noted.
     pub fn detail(&self, trouble: Trouble) -> Option<String> {
         self.0.get(&trouble).cloned()
     }

@@ -19,7 +19,7 @@ pub trait Host {
     fn tables(&mut self) -> Result<Vec<NamespaceTable>, String>;
     /// Generations of the superblocks that the kernel knows to be alive.
     fn alive(&mut self) -> Result<BTreeSet<u64>, String>;
-    /// Unmounts one mount if it still is what the step says.
+    /// Unmounts one mount if it still is the mount of the step.
     fn unmount(&mut self, step: &Step, lazy: bool) -> UnmountOutcome;
     /// The users of these superblocks.
     fn holders(&mut self, wanted: &[Wanted]) -> Result<Vec<Holder>, String>;
@@ -38,7 +38,7 @@ pub struct Allowed {
     pub force: bool,
 }
 
-/// How long each part may take.
+/// Longest time for each part.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     pub unmount: std::time::Duration,
@@ -64,10 +64,10 @@ pub enum Progress {
 }
 
 /// Rounds at most. A round in which nothing moves is the last one; each other round removes a
-/// mount, and who mounts as fast as we unmount is not to be raced for ever.
+/// mount, and a process that mounts as fast as we unmount is not raced for ever.
 const ROUNDS: usize = 16;
 
-/// Unmounts all mounts of the targets, and says what remains.
+/// Unmounts all mounts of the targets, and returns the remains.
 pub fn run(
     host: &mut impl Host,
     targets: &[Target],
@@ -170,8 +170,8 @@ impl<H: Host> Engine<'_, H> {
             return Ok((UnmountPlan::default(), Vec::new()));
         }
         let tables = self.host.tables()?;
-        // A number may have passed to another superblock between the two looks: what ended
-        // meanwhile is no target.
+        // A number may have passed to another superblock between the two looks: a superblock that
+        // ended meanwhile is no target.
         let live: Vec<Target> = {
             let still = self.host.alive()?;
             live.into_iter().filter(|target| still.contains(&target.generation)).collect()
@@ -218,7 +218,7 @@ impl<H: Host> Engine<'_, H> {
         self.outcome.steps.push(report);
     }
 
-    /// Fills in what remains. Without an answer of the kernel everything does.
+    /// Fills in the remaining targets. Without an answer of the kernel all remain.
     fn judge(&mut self) {
         let all = || self.targets.to_vec();
         let (live, tables) = match (self.live_targets(), self.host.tables()) {

@@ -1,5 +1,5 @@
-//! The engine on machines that do not exist: mount trees with the kernel's rules, and people who
-//! hold things.
+//! The engine on machines that do not exist: mount trees with the kernel's rules, and processes
+//! that hold things.
 
 use proptest::prelude::*;
 
@@ -31,7 +31,7 @@ struct Machine {
     known: BTreeMap<u32, u64>,
     unmounted: Vec<u32>,
     no_answer: bool,
-    /// Mounts that come back: id and how often.
+    /// Number of times that a mount comes back.
     remounts: u32,
 }
 
@@ -231,7 +231,7 @@ fn a_strangers_mount_keeps_the_pool_and_is_named() {
     assert!(remaining.fix.contains("shared/disk"), "{remaining:?}");
 }
 
-/// Trees of mounts in two namespaces; what is below what is chosen by number.
+/// Trees of mounts in two namespaces; numbers choose each mount's parent.
 fn machines() -> impl Strategy<Value = Machine> {
     let kinds = prop::sample::select(vec![(43, "ceph"), (44, "ceph"), (50, "tmpfs"), (17, "ext4")]);
     let mount = (kinds, 0_usize..8, 0_u64..2, prop::bool::weighted(0.2), "[ab]");

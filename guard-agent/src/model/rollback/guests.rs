@@ -24,7 +24,7 @@ pub struct Guest {
     pub pid: u32,
     /// The container's name, or that of the process.
     pub name: String,
-    /// Where the pool is, as the guest sees it.
+    /// Mountpoint of the pool, as the guest sees it.
     pub mountpoint: String,
 }
 

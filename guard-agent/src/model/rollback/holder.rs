@@ -1,4 +1,4 @@
-//! A process that uses a superblock, and how.
+//! A process that uses a superblock, and its ways of use.
 
 use std::collections::BTreeSet;
 
@@ -25,7 +25,7 @@ pub struct Holder {
     pub via: Vec<Via>,
 }
 
-/// How it uses it.
+/// Way in which a process uses a superblock.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "by", rename_all = "kebab-case")]
 pub enum Via {

@@ -1,12 +1,11 @@
 //! Unmounts every mount of given superblocks, in every mount namespace, and proves that they are
 //! gone.
 //!
-//! `plan` decides what may be unmounted in which order, and what is in the way (pure); `engine`
-//! goes round: look, plan, unmount, look again, and at the end says what remains and who holds it
-//! (pure but for what its [`Host`] does); `guests` tells who has a view of their own (pure);
-//! `report` is what people get to read (pure). `namespaces` reads the mount tables, `holders` finds
-//! the processes, `helper` is the child process in which everything happens that may block, `host`
-//! puts them together.
+//! `plan` lists the unmounts in order, and the obstacles (pure); `engine` goes round: look, plan,
+//! unmount, look again, and at the end reports the remains and their holders (pure but for its
+//! [`Host`]); `guests` finds processes with a view of their own (pure); `report` is the text for
+//! people (pure). `namespaces` reads the mount tables, `holders` finds the processes, `helper` is
+//! the child process in which everything happens that may block, `host` puts them together.
 //!
 //! Nothing here touches a pool: with its servers gone even a stat blocks for ever. Mount tables and
 //! links below `/proc` are read, and umount2(2) is called, in a child that is given up when it

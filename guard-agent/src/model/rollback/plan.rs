@@ -1,9 +1,9 @@
-//! Mount tables of all namespaces × superblocks that have to go → unmounts in order, and what is in
-//! the way. Pure.
+//! Mount tables of all namespaces × superblocks to unmount → unmounts in order, and obstacles.
+//! Pure.
 //!
-//! umount2(2) takes a path and unmounts what is on top there. So a mount comes after everything
-//! that is mounted on it, and after whatever hides its path. What belongs to somebody else is never
-//! unmounted: it is named, and everything below it stays.
+//! umount2(2) takes a path and unmounts the topmost mount there. So a mount comes after everything
+//! that is mounted on it, and after each mount that hides its path. Mounts of others are never
+//! unmounted: they are named, and everything below them stays.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -62,8 +62,8 @@ pub struct UnmountPlan {
 /// Filesystems that Incus mounts for itself below its directory, and that hold no data of anybody.
 const OWN: [&str; 3] = ["tmpfs", "nsfs", "fuse.lxcfs"];
 
-/// Plans the unmounts. The host's namespace comes first: what is unmounted there goes from those
-/// that follow it.
+/// Plans the unmounts. The host's namespace comes first: a mount that is unmounted there goes from
+/// those that follow it.
 pub fn plan(tables: &[NamespaceTable], targets: &[Target], root: &Path) -> UnmountPlan {
     let mut plan = UnmountPlan::default();
     let hosts_first =
@@ -121,7 +121,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Adds what has to go before a mount, then the mount. Whether it can go.
+    /// Adds the mounts that have to go before a mount, then the mount. Returns whether it can go.
     fn settle(
         &mut self,
         entry: &'a MountEntry,

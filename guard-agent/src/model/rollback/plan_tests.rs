@@ -113,7 +113,7 @@ fn a_hidden_mount_waits_for_what_hides_it() {
     assert!(
         matches!(&strange.obstacles[..], [Obstacle::Hidden { by, .. }] if by == Path::new("/var/lib"))
     );
-    // Hidden through what it is mounted on.
+    // Hidden through the mount that it is mounted on.
     let deep = planned(&[
         HOST,
         "70 1 0:60 / /var/lib/incus/x rw - tmpfs t rw",

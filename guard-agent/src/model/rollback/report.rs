@@ -55,7 +55,7 @@ impl fmt::Display for UnmountOutcome {
     }
 }
 
-/// Where something is mounted.
+/// Place of a mount.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct MountPlace {
     /// Inode of the mount namespace.
@@ -112,13 +112,13 @@ pub struct Remaining {
     pub fix: String,
 }
 
-/// How a rollback ended.
+/// Outcome of a rollback.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RollbackOutcome {
     pub steps: Vec<StepReport>,
     /// Empty: nothing is left, as the kernel has said.
     pub remaining: Vec<Remaining>,
-    /// Guests that have a pool mounted. Where there are some, nothing was unmounted.
+    /// Guests that have a pool mounted. If there are some, nothing was unmounted.
     #[serde(default)]
     pub guests: Vec<Guest>,
     /// Looks that failed.

@@ -55,7 +55,7 @@ pub struct SavedState {
     /// The best tier that has proven itself on this host, unless policy has taken a weaker one by
     /// name.
     pub tier: Option<Name<Tier>>,
-    /// How often it was saved.
+    /// Number of times that the state was saved.
     pub(crate) saved: u64,
     pub(crate) foreign: Foreign,
 }

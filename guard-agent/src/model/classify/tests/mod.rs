@@ -133,7 +133,7 @@ fn exports_that_share_a_superblock_are_told_apart_and_their_directories_are_not(
     assert!(!found.pools[0].shared && found.pools[0].mountpoints.len() == 2, "{:?}", found.pools);
     assert!(found.pool(PoolKey::superblock(50)).is_some());
 
-    // A directory of what was mounted elsewhere before.
+    // A directory of an export that was mounted elsewhere before.
     let found = table(&[
         &nfs(70, "/mnt", "nas:/export"),
         &nfs(71, "/var/lib/incus/disk", "nas:/export/disk"),

@@ -73,7 +73,7 @@ fn tunnels_on_the_node() {
     assert_ne!(found[0].pool_id, found[1].pool_id);
     let swapped = pools(&[&pod(50, 71, "efs-a", &b), &pod(51, 72, "efs-b", &a)]);
     assert_eq!(swapped[0].pool_id, found[0].pool_id, "the helper takes whatever port is free");
-    // Where no volume names them, the ports have to.
+    // If no volume names them, the ports have to.
     let bare = |id: u32, port: u16| {
         format!("{id} 22 0:{id} / /var/lib/kubelet/p{id} rw - {}", source(port))
     };

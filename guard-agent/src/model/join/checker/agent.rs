@@ -1,5 +1,5 @@
-//! The agent in the model's world: what reaches it, in what order, and what it does about it. The
-//! machine in it is the real one.
+//! The agent in the model's world: its messages, their order, and its reactions. The machine in it
+//! is the real one.
 
 use std::collections::BTreeMap;
 
@@ -34,8 +34,8 @@ impl World {
         *machine = machine.clone().at_epoch(Epoch(1));
     }
 
-    /// A frame reaches whoever is connected; else it is lost, and whoever comes back is told that
-    /// something may be.
+    /// A frame reaches a connected agent; else it is lost, and an agent that reconnects is told
+    /// that something may be.
     pub(super) fn tell(&mut self, frame: Frame) {
         if self.followed && self.under_way.len() < self.capacity {
             self.send(Message::Frame(frame));
@@ -48,7 +48,7 @@ impl World {
         if self.followed {
             self.followed = false;
             self.stream = 3 - self.stream;
-            // The end of a stream is never lost: whoever followed it sees it.
+            // The end of a stream is never lost: an agent that followed it sees it.
             if self.agent.is_some() {
                 self.under_way.push(Message::Lost);
             }
@@ -143,15 +143,15 @@ impl World {
             _ => self.journal.clone(),
         };
         let machine = Machine::restored(journal, self.memory.clone(), &found);
-        // The first reconciliation gives what has an entry the mode that the agent starts with.
+        // The first reconciliation gives a pool with an entry the mode that the agent starts with.
         if let Some(Pool { entry: Some(entry), .. }) = &mut self.pool {
             entry.mode = machine.modes().of(entry.generation);
         }
         self.agent = Some(machine);
     }
 
-    /// Nothing is under way. What becomes of a world in which something is, if nothing goes wrong
-    /// any more, is what becomes of the one in which it has arrived: that one is reached too.
+    /// Nothing is under way. A world with a message under way, if nothing goes wrong any more, ends
+    /// like the one in which it has arrived: that one is reached too.
     pub(super) fn is_quiet(&self) -> bool {
         self.under_way.is_empty()
     }
@@ -195,7 +195,7 @@ impl World {
         world.settled(fault)
     }
 
-    /// An operator's word that what is mounted is the node's own.
+    /// An operator's word that the mounted pool is the node's own.
     pub(super) fn adopted(&self, fault: Fault) -> Self {
         let mut world = self.clone();
         if fault != Fault::DeafToOperator {
@@ -226,7 +226,7 @@ impl World {
         if let Message::Evidence { evidence, .. } = &message
             && self.agent.as_ref()?.wants_pools_before(evidence)
         {
-            // The look may be overtaken by what is found.
+            // The pools that are found may overtake the look.
             self.under_way.push(message);
             self.reconcile(fault, None);
             message = self.under_way.pop()?;
@@ -280,7 +280,7 @@ impl World {
         self.step(fault, event, dies_after)
     }
 
-    /// Whether what is under way speaks about this node's own place in a cluster.
+    /// Whether a message under way speaks about this node's own place in a cluster.
     pub(super) fn says_something(message: &Message) -> bool {
         match message {
             Message::Frame(Frame::Other(_)) | Message::Lost => false,

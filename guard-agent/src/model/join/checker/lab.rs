@@ -44,14 +44,14 @@ impl Model for Lab {
         when(runs && world.kills > 0, Action::Kill);
         when(!runs && world.starts > 0, Action::Start);
         when(!world.silent && world.silences > 0, Action::GrowSilent);
-        // Five seconds later; what the stream told is there by then.
+        // Five seconds later; the stream's frames are there by then.
         let told = !world.under_way.iter().any(|message| matches!(message, Message::Frame(_)));
         when(world.join == Join::Failed && told, Action::Unlist);
         let alone = !world.address && !world.raft && world.pool.is_none();
         when(runs && alone && world.mounts > 0, Action::MountOwn);
         when(world.pool.is_some() && !joining, Action::Unmount);
-        // Not before an agent has seen that there was a join: what nobody saw and everybody has
-        // wiped away is no evidence (see "Limits" in docs/JOIN.md).
+        // Not before an agent has seen that there was a join: a join that nobody saw and everybody
+        // has wiped away is no evidence (see "Limits" in docs/JOIN.md).
         let seen = world.journal.is_between();
         when(
             seen && world.address && !world.raft && world.join == Join::None,

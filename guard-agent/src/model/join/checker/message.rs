@@ -29,7 +29,7 @@ pub(super) enum Frame {
     },
     Disabled,
     Removed,
-    /// Of another member: what it says of itself.
+    /// Of another member, about itself.
     Other(Other),
 }
 

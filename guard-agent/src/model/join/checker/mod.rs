@@ -1,6 +1,6 @@
-//! The world around a node, for the model checker: the true node, what of it reaches the agent, the
-//! agent that may die at any effect, and the kernel's entry of the pool. The machine in it is the
-//! real one.
+//! The world around a node, for the model checker: the true node, the part of it that reaches the
+//! agent, the agent that may die at any effect, and the kernel's entry of the pool. The machine in
+//! it is the real one.
 
 mod agent;
 mod lab;
@@ -16,8 +16,8 @@ use stateright::{Checker, Expectation, HasDiscoveries, Model};
 use lab::Lab;
 use world::{Bounds, Fault, World};
 
-/// Each alone with one or two of the others is explored whole; all at once would take hours. (What
-/// is wide is first: a broken variant is looked for from the end.)
+/// Each alone with one or two of the others is explored whole; all at once would take hours. (Wide
+/// bounds are first: a broken variant is looked for from the end.)
 const BOUNDS: [Bounds; 8] = [
     Bounds { kills: 1, starts: 1, joins: 1, ..SMALL },
     Bounds { crashes: 1, joins: 1, removals: 1, ..SMALL },
@@ -57,7 +57,7 @@ fn all_invariants_hold_in_every_reachable_state() {
             }
         }
     }
-    // The model gets to where it matters.
+    // The model reaches the states that matter.
     assert_eq!(seen.len(), 5, "only seen: {seen:?}");
     println!(
         "note: join model: {states} states explored, longest history {depth} steps, every \

@@ -1,4 +1,4 @@
-//! The true node, what can be seen of it, and the kernel's entry of the pool.
+//! The true node, its visible part, and the kernel's entry of the pool.
 
 use super::message::{Frame, Message, OWN, Other};
 use crate::model::join::{
@@ -6,7 +6,7 @@ use crate::model::join::{
     Memory, NodeMode, NodeState, Pools,
 };
 
-/// Where the true join stands. The steps are those at whose ends different things are left.
+/// Step of the true join. Each step leaves different things at its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Join {
     None,
@@ -53,7 +53,7 @@ pub(super) struct World {
     pub(super) unheard: bool,
     pub(super) pool: Option<Pool>,
     pub(super) last_generation: u64,
-    // The agent: its machine, what it has written down, and the mode for new entries.
+    // The agent: its machine, its journal, and the mode for new entries.
     pub(super) agent: Option<Machine>,
     pub(super) journal: NodeState,
     /// The node's pools, as it has written them down.
@@ -66,11 +66,11 @@ pub(super) struct World {
     pub(super) clustered: bool,
     /// The database has not answered for long.
     pub(super) silent: bool,
-    /// A healthy member's guests were denied by what says nothing about it.
+    /// A healthy member's guests were denied because of an event that says nothing about it.
     pub(super) harmed: bool,
     // A release of the pool: ticks until its end.
     pub(super) release: Option<u8>,
-    // How much may still happen.
+    // Number of each event that may still happen.
     pub(super) crashes: u8,
     pub(super) kills: u8,
     pub(super) starts: u8,
@@ -87,7 +87,7 @@ pub(super) struct World {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
     None,
-    /// The kernel allows what is unclassified.
+    /// The kernel allows deletions in pools without an entry.
     OpenKernel,
     /// A configuration that cannot be read counts as none.
     LossIsProof,
@@ -170,7 +170,7 @@ pub(super) enum Action {
     Tick,
 }
 
-/// How often each of what could happen without end does happen at most.
+/// Largest number of each event that could happen without end.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
     pub(super) crashes: u8,
@@ -308,8 +308,8 @@ impl World {
             }
             // The operator's own doing.
             Action::RollBack | Action::Release | Action::Forget => true,
-            // An agent that was killed before it had written the membership down starts from what
-            // is written (see "Limits" in docs/JOIN.md).
+            // An agent that was killed before it had written the membership down starts from the
+            // journal (see "Limits" in docs/JOIN.md).
             Action::StartAgent => !self.journal.is_member(),
             _ => false,
         };
@@ -320,7 +320,7 @@ impl World {
         Some(())
     }
 
-    /// What other members of the cluster do.
+    /// Actions of the cluster's other members.
     fn others_act(&mut self, action: Action) {
         match action {
             Action::Removed => {
@@ -428,7 +428,7 @@ impl World {
         Some(())
     }
 
-    /// Whether the kernel lets somebody who is no actor delete.
+    /// Whether the kernel lets a process that is no actor delete.
     pub(super) fn anyone_deletes(&self, fault: Fault) -> bool {
         let Some(pool) = self.pool else { return false };
         let released = self.release.is_some_and(|left| left > 0);

@@ -22,7 +22,7 @@ fn while_a_pool_is_sealed_its_actors_are_denied_on_whatever_may_show_it() {
     host.table.clone_from(&bound);
     host.apply(&mut maps);
     assert_eq!((mode(&maps, 51), exempt(&maps)), (Some(Mode::Guarded), [].into()));
-    // Mounted no more: what the sealed pool shows is not known to a starting agent.
+    // Mounted no more: a starting agent does not know the sealed pool's content.
     host.table = table.replace(POOL, "").replace("0:51", "0:53");
     host.apply(&mut maps);
     assert_eq!(exempt(&maps), [].into());
@@ -85,7 +85,7 @@ fn names_tell_where_the_root_of_every_sealed_pool_is_known() {
     assert_eq!(by_inode(&maps), None);
     assert!(maps.roots.keys().all(|key| !key.is_alias()));
     host.overrides.nodes.clear();
-    // Mounted no more: whatever shows it is denied.
+    // Mounted no more: every mount that shows it is denied.
     host.table = other.to_owned();
     host.apply(&mut maps);
     assert_eq!(by_inode(&maps), None);

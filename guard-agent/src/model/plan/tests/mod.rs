@@ -67,7 +67,7 @@ fn pool_root(dev: u32) -> u64 {
     u64::from(dev) + (1 << 40)
 }
 
-/// A host: policy, mount table, and what was decided about its pools.
+/// A host: policy, mount table, and the decisions about its pools.
 #[derive(Clone, Debug)]
 struct Host {
     policy: Policy,
@@ -471,7 +471,7 @@ fn a_visitor_is_one_from_the_beginning_and_goes_with_its_last_mount_below_a_root
     host.apply(&mut maps);
     assert!(maps.pools.is_empty(), "the host's own mount is free");
 
-    // A pool stays one, whatever its oldest mount is by now.
+    // A pool stays one, even if its oldest mount is another by now.
     let bound = "72 31 0:43 / /srv/bound rw - ceph m:/a rw\n";
     let again = "73 31 0:43 / /var/lib/incus/again rw - ceph m:/a rw\n";
     let (mut host, mut maps) = started(INCUS, &format!("{POOL}{bound}{again}"));
@@ -503,7 +503,7 @@ fn guests_namespaces_and_generations_come_into_the_maps() {
     assert_eq!((guest.cgroup_id, mask.alone, mask.flags), (77, 0, ACTOR_GUEST));
     assert_eq!(maps.namespaces, BTreeSet::from([4_026_532_512]));
     host.resolved.namespaces.clear();
-    // The root's directory is not seen now: what was known of it stays.
+    // The root's directory is not seen now: the known facts about it stay.
     host.resolved.roots[0] = None;
     host.apply(&mut maps);
     assert!(maps.namespaces.is_empty());

@@ -16,7 +16,7 @@ fn flags(maps: &Observed, key: PoolKey) -> u32 {
     maps.pools[&key].flags
 }
 
-/// Brings the maps to what these lines ask for.
+/// Brings the maps in line with these lines.
 fn at(maps: &mut Observed, host: &mut Host, lines: &[&str]) {
     let mut next = Host::new(POLICY, &lines.concat());
     next.next_generation = host.next_generation;
@@ -79,8 +79,7 @@ fn a_part_that_is_unmounted_stays_until_it_is_mounted_again_or_its_number_is_ano
     at(&mut maps, &mut host, &[HOME, SECOND, bind]);
     assert!(!maps.pools.contains_key(&part(79)), "the number is a mount's of the home directory");
 
-    // The kernel removes the superblock's entry at its end, and the agent what is left of its
-    // parts.
+    // The kernel removes the superblock's entry at its end, and the agent the rest of its parts.
     maps.pools.remove(&whole(50));
     at(&mut maps, &mut host, &[]);
     assert!(maps.pools.is_empty(), "{:?}", maps.pools);
@@ -126,7 +125,7 @@ fn a_part_of_another_root_never_meets_new_actors_of_the_whole() {
     let modes = [71, 72].map(|mount| Mode::from_u32(maps.pools[&part(mount)].mode));
     assert_eq!(modes, [Some(Mode::Guarded); 2]);
 
-    // Where no actor is new, nobody is denied in between.
+    // If no actor is new, nobody is denied in between.
     let mut maps = started_maps;
     host = Host { next_generation, ..Host::new(&policy(""), &both) };
     assert_eq!(modes_of_the_whole(&host.apply(&mut maps)), []);

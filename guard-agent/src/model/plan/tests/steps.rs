@@ -21,7 +21,7 @@ fn check_aliases(before: &Observed, after: &Observed, now: &Observed, operation:
     assert!(exempt(now).is_subset(&either), "an alias exempt at {operation:?}");
 }
 
-/// Nobody deletes in a guarded pool who may neither before nor after.
+/// No process deletes in a guarded pool that may neither before nor after.
 fn check_actors(
     maps: &Observed,
     now: &PoolEntry,
@@ -150,7 +150,7 @@ fn any_table() -> impl Strategy<Value = String> {
         // Two of some numbers share a superblock, which is of one kind.
         let mut kinds: BTreeMap<u32, &str> = BTreeMap::new();
         let line = move |(number, place, kind): (u32, &str, &'static str)| {
-            // The first shows what all others of its kind do; the others lie beside each other.
+            // The first contains all others of its kind; the others lie beside each other.
             let path = if number == 0 { String::new() } else { number.to_string() };
             let dev = if number < 6 { number } else { number - 4 };
             let kind = kinds.entry(dev).or_insert(kind);
