@@ -24,7 +24,7 @@ pub fn check(line: &[u8]) {
     }
 }
 
-/// Nothing in the line is ignored: whoever asks for more than the agent knows is told so.
+/// Nothing in the line is ignored: a client that asks for more than the agent knows is told so.
 fn is_all_that_was_asked(line: &[u8], request: &Request) {
     let printed = one_line(request.to_line());
     assert_eq!(Request::parse(printed.as_bytes()).as_ref(), Ok(request));
@@ -35,7 +35,7 @@ fn is_all_that_was_asked(line: &[u8], request: &Request) {
     assert!(Request::parse(&[line, b"x"].concat()).is_err(), "nothing may stand behind a request");
 }
 
-/// What is not printed is as good as null.
+/// A key that is not printed is as good as null.
 fn is_part_of(asked: &Value, understood: &Value) {
     match (asked, understood) {
         (Value::Object(asked), Value::Object(understood)) => {

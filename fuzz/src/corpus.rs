@@ -13,7 +13,7 @@ use proptest::test_runner::{Config, TestRunner};
 const CASES: u32 = 1000;
 /// Of all corpora together: they are part of the sources.
 const BYTES: usize = 300 * 1024;
-/// For one input, with all of the machine's other work: what takes longer does not end.
+/// For one input, with all of the machine's other work: a longer run does not end.
 const LIMIT: Duration = Duration::from_secs(20);
 
 macro_rules! replay {

@@ -4,7 +4,7 @@
 use guard_agent::model::incus::answers::{Answer, joins, members};
 use guard_agent::model::join::{Config, Evidence, JoinOperation, Membership};
 
-/// What is shown of an answer that was not expected.
+/// Length shown of an unexpected answer.
 const SHOWN: usize = 1100;
 
 pub fn check(input: &[u8]) {

@@ -4,7 +4,7 @@
 //! The same functions run in three ways: by libFuzzer (`cargo xtask fuzz`, or `cargo fuzz run
 //! TARGET`), over the committed corpora and random changes of them (`cargo test`), and over single
 //! files (`cargo run -p guard-fuzz --bin TARGET -- FILE…`). `corpus/TARGET` holds real samples and
-//! what the fuzzer has found to reach more; a file that once showed a fault stays there.
+//! inputs that the fuzzer has found to reach more; a file that once showed a fault stays there.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! The file `local.db`: SQLite reads it, and this checks what the agent makes of that.
+//! The file `local.db`: SQLite reads it, and this checks the agent's reading of that.
 
 use std::fs;
 use std::path::Path;

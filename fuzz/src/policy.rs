@@ -10,7 +10,7 @@ use guard_agent::model::policy::{
 };
 
 const FILE: &str = "policy.toml";
-/// What is a problem of the file as a whole: everything else has a place in it.
+/// Problems of the file as a whole: all others have a place in it.
 const WITHOUT_PLACE: [&str; 3] = ["`version` is missing", "no guarded root", "more than 64 "];
 
 pub fn check(text: &[u8]) {

@@ -12,7 +12,7 @@ use crate::{
     RootEntry, RootKey,
 };
 
-/// What a field means to an agent of another layout.
+/// Meaning of a field to an agent of another layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Carry {
     /// Enforcement depends on it, and every layout has it.

@@ -46,17 +46,17 @@ impl Moment {
     }
 }
 
-/// Which question: part of what tells one answer from another.
+/// Which question: part of an answer's key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u32)]
 pub enum Question {
-    /// Where a superblock without an entry belongs, by a mount.
+    /// Place to which a superblock without an entry belongs, by a mount.
     Place = 1,
     /// Whether a mount is a guest's.
     View = 2,
-    /// What cgroups say.
+    /// Actor bits of cgroups.
     Actor = 3,
-    /// Where a mount lies, whatever its superblock's other mounts are.
+    /// Place of a mount alone, without its superblock's other mounts.
     PlaceOfMount = 4,
     /// Which part of its superblock a mount shows.
     Part = 5,
@@ -79,7 +79,7 @@ impl Subject {
         (mixed as u32 ^ self.second) & (capacity::CACHE - 1)
     }
 
-    /// What a slot holds that keeps this answer for a moment.
+    /// Content of a slot that keeps this answer for a moment.
     #[inline(always)]
     pub fn kept(self, answer: u64, moment: Moment) -> Slot {
         let words = self.words(moment);

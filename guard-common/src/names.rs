@@ -65,7 +65,8 @@ pub mod map {
     /// `Array[1]` of bytes: the layout's description as JSON, padded with NULs (see
     /// [`description`](crate::description)).
     pub const DESCRIPTION: &str = "DESCRIPTION";
-    /// `HashMap` from the token of maps that these have replaced to what each counter held there.
+    /// `HashMap` from the token of maps that these have replaced to the value of each counter
+    /// there.
     pub const CARRIED: &str = "CARRIED";
     /// `HashMap` from [`CarriedKey`](crate::CarriedKey) to [`PoolCounters`](crate::PoolCounters).
     pub const CARRIED_POOLS: &str = "CARRIED_POOLS";
@@ -74,7 +75,7 @@ pub mod map {
     /// mounts are the host's view.
     pub const NAMESPACES: &str = "NAMESPACES";
 
-    /// What the object calls a map. [`CONFIG`] and [`MAGICS`] are sections of it: programs read
+    /// Name of a map in the object. [`CONFIG`] and [`MAGICS`] are sections of it: programs read
     /// those without a lookup.
     pub fn in_object(name: &str) -> &str {
         match name {
@@ -112,7 +113,7 @@ pub mod map {
     ];
 }
 
-/// How many entries each bounded map takes.
+/// Maximum number of entries of each bounded map.
 pub mod capacity {
     /// Pools: mounted superblocks of shared filesystems.
     pub const POOLS: u32 = 16_384;

@@ -3,13 +3,13 @@
 use crate::names::capacity;
 
 crate::wire_enum! {
-    /// What the kernel does with deletions on a pool.
+    /// The kernel's treatment of deletions on a pool.
     Mode {
         /// Everyone is denied, the storage daemon included.
         Sealed = 1 => "sealed",
         /// Guest views and actors are allowed, everyone else is denied.
         Guarded = 2 => "guarded",
-        /// Everything is allowed; what would have been denied is recorded.
+        /// Everything is allowed; would-be denials are recorded.
         Observed = 3 => "observed",
         /// Everything is allowed and recorded until the release ends; then as sealed.
         Released = 4 => "released",
@@ -31,13 +31,13 @@ pub struct Meta {
     pub next_generation: u64,
 }
 
-/// What every decision needs first. `Array[1]`.
+/// Settings that every decision needs first. `Array[1]`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Config {
     /// Inode of the mount namespace of PID 1 (`/proc/1/ns/mnt`).
     pub host_mnt_ns: u32,
-    /// How many full records an incident gets before its denials are only counted.
+    /// Number of full records an incident gets before its denials are only counted.
     pub full_records: u32,
     /// `CONFIG_*` flags.
     pub flags: u32,
@@ -45,8 +45,8 @@ pub struct Config {
     /// root lies on a superblock, so that a walk need not look at its names. 0: not known, every
     /// name is looked at.
     pub root_devices: u32,
-    /// Odd while the agent changes other maps, and another number after each change: what the
-    /// kernel program keeps of earlier answers holds for one even number.
+    /// Odd while the agent changes other maps, and another number after each change: the kernel
+    /// program's kept answers hold for one even number.
     pub generation: u32,
     pub reserved: u32,
 }
@@ -110,7 +110,7 @@ pub struct PoolKey {
     /// `s_dev` in the kernel's encoding (see [`kernel_dev`]).
     pub dev: u32,
     /// 0 for the superblock; else a part of it, by the id of the mount that stands for it
-    /// (`mnt_id`): what lies below that mount's root. Parts are looked for only where the
+    /// (`mnt_id`): everything below that mount's root. Parts are looked for only where the
     /// superblock's own entry says [`POOL_PARTS`].
     pub head: u32,
 }
@@ -179,15 +179,14 @@ pub const POOL_PARTS: u32 = 1 << 7;
 /// Not a pool, but a part of a superblock that belongs to a place outside the roots: free there.
 pub const POOL_OUTSIDE: u32 = 1 << 8;
 
-/// What entries say that are no pool's.
+/// Flags of entries that are no pool's.
 pub const POOL_NONE: u32 = POOL_CANARY | POOL_NO_ALIAS | POOL_PARTS | POOL_OUTSIDE;
 
 /// An operator has sealed the pool. Nothing is decided by it: an agent that has lost its state file
 /// finds the seal here.
 pub const POOL_OPERATOR: u32 = 1 << 5;
 
-/// A guarded root's directory; or the root directory of a sealed pool, by whatever superblock it is
-/// seen.
+/// A guarded root's directory; or the root directory of a sealed pool, seen by any superblock.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RootKey {
@@ -227,11 +226,11 @@ pub struct RootEntry {
     pub check: u64,
 }
 
-/// The root's default mode is `observed`: what has no entry yet is allowed and recorded as
-/// would-deny.
+/// The root's default mode is `observed`: without an entry yet, deletions are allowed and recorded
+/// as would-deny.
 pub const ROOT_OBSERVED: u32 = 1 << 0;
 
-/// A pool that comes is sealed: what has no entry yet is denied to guests too.
+/// A pool that comes is sealed: without an entry yet it is denied to guests too.
 pub const ROOT_SEALED: u32 = 1 << 1;
 
 /// The directory is known by its `i_generation` too: another one that has got its number is none.
@@ -247,7 +246,7 @@ pub const SUBTYPE_BYTES: usize = SUBTYPE_WORDS * 8;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FilesystemKey {
     pub magic: u64,
-    /// What follows `fuse.` for FUSE, padded with NULs; all NUL for everything else. In words,
+    /// The part after `fuse.` for FUSE, padded with NULs; all NUL for everything else. In words,
     /// which the kernel program clears without a loop; see [`FilesystemKey::new`].
     pub subtype: [u64; SUBTYPE_WORDS],
 }
@@ -299,7 +298,7 @@ pub struct ExecutableKey {
     pub actor_set: u32,
 }
 
-/// What a matching cgroup or executable says about its process.
+/// Identity that a matching cgroup or executable gives its process.
 ///
 /// An actor is `alone != 0` of either, or one bit set in `combined` of both.
 #[repr(C)]
@@ -378,7 +377,7 @@ impl LeaseEntry {
 }
 
 impl PoolCounters {
-    /// Adds what was counted elsewhere.
+    /// Adds the counts from elsewhere.
     pub fn add(&mut self, more: &Self) {
         self.denied += more.denied;
         self.allowed += more.allowed;
@@ -386,7 +385,7 @@ impl PoolCounters {
     }
 }
 
-/// Key of `CARRIED_POOLS`: what a pool's counters held in maps that these have replaced.
+/// Key of `CARRIED_POOLS`: a pool's counters in maps that these have replaced.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CarriedKey {

@@ -23,7 +23,7 @@ crate::wire_enum! {
 }
 
 crate::wire_enum! {
-    /// What was attempted.
+    /// The attempted operation.
     Operation {
         Unlink = 1 => "unlink",
         Rmdir = 2 => "rmdir",
@@ -38,7 +38,7 @@ crate::wire_enum! {
 }
 
 crate::wire_enum! {
-    /// What the kernel program answered.
+    /// The kernel program's answer.
     Verdict {
         Denied = 1 => "denied",
         /// Allowed, since the pool is only observed, or since it had happened before anybody was
@@ -82,7 +82,7 @@ crate::wire_enum! {
 }
 
 crate::wire_enum! {
-    /// By what means it is enforced. The smaller number is the stronger tier.
+    /// The enforcement mechanism. The smaller number is the stronger tier.
     Tier {
         /// BPF programs on the LSM hooks.
         BpfLsm = 1 => "bpf-lsm",
@@ -126,7 +126,7 @@ pub struct Record {
     pub parent_ino: u64,
     /// Inode behind the name.
     pub target_ino: u64,
-    /// The how many-th decision of its incident this is, from 1.
+    /// Number of this decision within its incident, from 1.
     pub incident_count: u64,
     /// As above, in another place.
     #[cfg(feature = "other-layout")]
@@ -186,7 +186,7 @@ pub struct IncidentKey {
     pub verdict: u32,
 }
 
-/// How often, exactly.
+/// The exact counts of an incident.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct IncidentValue {

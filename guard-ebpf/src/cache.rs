@@ -1,16 +1,16 @@
 //! Earlier answers, kept as long as they must be true.
 //!
-//! Two questions cost most of a decision: where a mount lies, and what a process's cgroups say. The
-//! answer to the first can only change when mounts or names change, or the agent's maps; to the
-//! second, when the maps do (a cgroup never gets other ancestors). The kernel counts changes of
-//! mounts in `mount_lock` and of names in `rename_lock` (odd while one is under way), the agent
-//! those of its maps in `Config::generation` (likewise). An answer is kept with these numbers if
-//! they were even and the same before and after it was found, and used while they are the same
-//! again.
+//! Two questions cost most of a decision: a mount's place, and the actor bits of a process's
+//! cgroups. The answer to the first can only change when mounts or names change, or the agent's
+//! maps; to the second, when the maps do (a cgroup never gets other ancestors). The kernel counts
+//! changes of mounts in `mount_lock` and of names in `rename_lock` (odd while one is under way),
+//! the agent those of its maps in `Config::generation` (likewise). An answer is kept with these
+//! numbers if they were even and the same before and after it was found, and used while they are
+//! the same again.
 //!
 //! A slot is one processor's, but a program can be preempted there by another one, at any word. So
-//! a slot's last word is made of the others: half of one answer beside half of another is none.
-//! Where the kernel's numbers cannot be found the question is asked each time.
+//! a slot's last word is made of the others: half of one answer beside half of another is none. If
+//! the kernel's numbers cannot be found, the question is asked each time.
 //!
 //! Here are the reads and writes; the rules that they follow are `guard_common::kept`.
 
@@ -70,7 +70,7 @@ pub(crate) fn keep(
     now: fn() -> Moment,
     answer: u64,
 ) {
-    // What was looked at was read before this, and after `before`: see `fence`.
+    // The reads for the answer lie between `before` and this: see `fence`.
     fence();
     if !before.lasts(now()) {
         return;

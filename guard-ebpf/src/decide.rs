@@ -24,7 +24,7 @@ const EPERM: i32 = 1;
 const RENAME_NOREPLACE: u32 = 1;
 const RENAME_EXCHANGE: u32 = 1 << 1;
 
-/// What is being done to what.
+/// An attempted deletion and its target.
 #[derive(Clone, Copy)]
 pub(crate) struct Deletion {
     pub hook: Hook,
@@ -87,7 +87,7 @@ pub(crate) fn is_idle(superblock: Trusted) -> bool {
     !strict && superblock.magic() != RAMFS_MAGIC && !Task::current().is_kernel_thread()
 }
 
-/// What a rename does to its target; `None` if the target stays, or did not exist.
+/// Operation of a rename on its target; `None` if the target stays, or did not exist.
 ///
 /// Fail closed: a target whose inode cannot be read counts as one that exists. So does a name on
 /// NFS that was not looked up: the client does not ask the server about a rename's target
@@ -161,7 +161,7 @@ fn told(deletion: Deletion, entry: &PoolEntry, outcome: Option<Outcome>) -> i32 
 /// Entries that speak for no pool, or not through every mount.
 const POOL_SPECIAL: u32 = POOL_NONE | POOL_VISITOR;
 
-/// What is known of a superblock, or of the part that is seen through a mount, beside its entry.
+/// Known place of a superblock, or of the part that is seen through a mount, beside its entry.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Belongs {
     Unknown,
@@ -169,12 +169,12 @@ enum Belongs {
     Apart,
     /// To no root.
     Elsewhere,
-    /// To another place, and its entry is for what lies below a root.
+    /// To another place, and its entry is for the part below a root.
     Visiting,
 }
 
-/// What a special entry says. Where each part of the superblock has its own, that of the mount's
-/// part takes its place.
+/// Meaning of a special entry. If each part of the superblock has its own, that of the mount's part
+/// takes its place.
 #[inline(always)]
 fn special(
     superblock: Trusted,
@@ -185,8 +185,8 @@ fn special(
     if entry.flags & POOL_PARTS != 0 {
         let dev = superblock.device();
         let head = match part(superblock, mount) {
-            // A part that nobody has told of: what lies below a root is denied, as a pool that has
-            // just come is.
+            // A part that the agent has not told of: below a root it is denied, like a pool that
+            // has just come.
             NO_PART => return (Belongs::Elsewhere, Found::Nothing),
             // Some part is a known pool: fail closed.
             UNREADABLE_PART => return (Belongs::Elsewhere, Found::Torn),
@@ -208,8 +208,8 @@ fn special(
     }
 }
 
-/// Whether a mount of a visitor lies below no root: there it is free. Where that cannot be told it
-/// is not: fail closed, as for every known pool.
+/// Whether a mount of a visitor lies below no root: there it is free. If that cannot be told, it is
+/// not free: fail closed, as for every known pool.
 #[inline(always)]
 fn is_at_home(superblock: Trusted, mount: Trusted) -> bool {
     matches!(place(superblock, mount, true), Place::Free | Place::Outside)
@@ -221,10 +221,11 @@ fn shows_all(superblock: Trusted, mount: Trusted) -> bool {
     mount.mount_root().is(superblock.superblock_root())
 }
 
-/// The decision of the hooks that carry only the inode: what never passes a `path_*` hook.
+/// The decision of the hooks that carry only the inode, for deletions that never pass a `path_*`
+/// hook.
 ///
 /// It must not contradict a `path_*` hook that has just allowed the same deletion. So it allows
-/// whatever that hook could have allowed to a user's thread, and refuses what no one may do.
+/// every deletion that such a hook could have allowed to a user's thread, and refuses the others.
 /// Aliases of sealed pools, visitors and parts of superblocks are left to the `path_*` hooks: only
 /// the mount tells them from what lies below a root.
 #[inline(always)]
@@ -384,7 +385,7 @@ fn by_mode(deletion: Deletion, mount: Trusted, entry: &PoolEntry) -> Option<Outc
     Some(Outcome { verdict, reason })
 }
 
-/// A known pool, and no way to tell who asks: fail closed.
+/// A known pool and an unidentifiable process: fail closed.
 #[inline(always)]
 fn unreadable(dev: u32) -> Outcome {
     report::count(Counter::ErrorReadClosed);
@@ -457,8 +458,8 @@ fn alias(deletion: Deletion) -> Option<Outcome> {
     Some(denied(Reason::Alias))
 }
 
-/// Whether this is the mount of a whole Ceph filesystem, and names tell what in it is a sealed
-/// pool's. Fail closed, to the actors of sealed pools: what cannot be read counts as a part.
+/// Whether this is the mount of a whole Ceph filesystem, and names tell which files in it are a
+/// sealed pool's. Fail closed, to the actors of sealed pools: an unreadable mount counts as a part.
 #[inline(always)]
 fn shows_the_whole(superblock: Trusted) -> bool {
     superblock.magic() == CEPH_SUPER_MAGIC

@@ -1,9 +1,9 @@
 //! The LSM hooks, as thin as they can be: take the arguments, pass on an earlier refusal, ask
 //! `decide`.
 //!
-//! What is done for every deletion on the host is in the hook itself, and all else in functions
-//! that it calls (`decided`): a program that keeps nothing over a call saves no registers, and has
-//! no stack.
+//! The work for every deletion on the host is in the hook itself, and all else in functions that it
+//! calls (`decided`): a program that keeps nothing over a call saves no registers, and has no
+//! stack.
 //!
 //! The agent attaches the same programs in front of the kernel's `security_*` functions where the
 //! LSM hooks are not called (tier `fmod-ret`). Those take the same arguments, with the exceptions

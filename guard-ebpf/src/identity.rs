@@ -1,4 +1,4 @@
-//! Who asks: actors, guests, leases.
+//! Identity of the deleting process: actors, guests, leases.
 
 use core::mem::MaybeUninit;
 
@@ -17,7 +17,7 @@ use crate::pools::{Known, is_believed, whole};
 /// Levels of the cgroup tree that are looked at, from the root down.
 const CGROUP_LEVELS: i32 = 24;
 
-/// What a process's cgroups say of it, in one set of actors.
+/// Actor and guest bits of a process's cgroups, in one set of actors.
 #[derive(Clone, Copy)]
 pub(crate) struct Cgroups(u64);
 
@@ -42,7 +42,7 @@ impl Cgroups {
     }
 }
 
-/// What the running process's cgroups say.
+/// Actor and guest bits of the running process's cgroups.
 #[inline(always)]
 pub(crate) fn cgroups(actor_set: u32) -> Cgroups {
     // SAFETY: always allowed.
@@ -102,7 +102,7 @@ pub(crate) extern "C" fn alias_actor(actor_set: u32) -> u32 {
     u32::from(cgroups.is_actor() || is_executable_actor(actor_set, cgroups))
 }
 
-/// What the process's cgroup and its ancestors say: `u64::MAX` if one of them alone makes an actor,
+/// Mask of the process's cgroup and its ancestors: `u64::MAX` if one of them alone makes an actor,
 /// else the `combined` bits of them all (which are fewer, see `COMBINED_ACTORS`), and the bit above
 /// those if one is a guest's.
 #[unsafe(no_mangle)]
@@ -138,7 +138,7 @@ fn cgroup_masks(actor_set: u32) -> u64 {
     combined
 }
 
-/// What one cgroup says, in the same words. One that changes all the time says nothing: fail
+/// Mask of one cgroup, in the same words. An entry that changes all the time gives none: fail
 /// closed.
 #[unsafe(no_mangle)]
 #[inline(never)]

@@ -6,8 +6,8 @@
 //!             └────► report (counters, incidents, records), path      maps: what the agent supplies
 //! ```
 //!
-//! What it does not do: it never resolves a path to decide (identity decides; paths are for the
-//! log), never sleeps, and never lets telemetry change a verdict.
+//! Limits: it never resolves a path to decide (identity decides; paths are for the log), never
+//! sleeps, and never lets telemetry change a verdict.
 #![no_std]
 #![no_main]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]

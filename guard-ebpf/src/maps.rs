@@ -20,7 +20,7 @@ use crate::cache::Slot;
 #[repr(transparent)]
 struct Section<T>(UnsafeCell<T>);
 
-// SAFETY: read by words and volatile alone, as what it is: memory that changes.
+// SAFETY: read only word by word and volatile: the memory changes.
 unsafe impl<T> Sync for Section<T> {}
 
 /// One field of the configuration, as it is now.
@@ -32,12 +32,12 @@ macro_rules! config {
 }
 pub(crate) use config;
 
-/// Where it lies.
+/// Address of the section.
 pub(crate) fn config_address() -> *const Config {
     CONFIG.0.get()
 }
 
-/// What is guarded at a magic's slot.
+/// Content of a magic's slot in `MAGICS`.
 #[inline(always)]
 pub(crate) fn guarded_magic(magic: u64) -> u64 {
     let place = magic_slot(magic) as usize;
@@ -90,10 +90,10 @@ pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Cou
 #[map]
 pub(crate) static RECORDS: RingBuf = RingBuf::with_byte_size(capacity::RECORDS_BYTES, 0);
 
-/// What walks from mounts have found; see `cache`.
+/// Results of walks from mounts; see `cache`.
 #[map]
 pub(crate) static WALKS: PerCpuArray<Slot> = PerCpuArray::with_max_entries(capacity::CACHE, 0);
-/// What cgroups say of actors; see `cache`.
+/// Actor bits of cgroups; see `cache`.
 #[map]
 pub(crate) static CGROUPS: PerCpuArray<Slot> = PerCpuArray::with_max_entries(capacity::CACHE, 0);
 

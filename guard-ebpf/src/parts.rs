@@ -71,7 +71,7 @@ pub(crate) extern "C" fn is_pool_part(dev: u32, head: u32) -> u32 {
     }
 }
 
-/// A way up from a mount's root, through what parts begin at.
+/// A way up from a mount's root, through the places at which parts begin.
 #[repr(C)]
 struct Parts {
     reads: Lenient,

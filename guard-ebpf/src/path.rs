@@ -9,8 +9,8 @@ use crate::kernel;
 
 const NAME_BYTES: u32 = 256;
 
-/// Writes the names from the target up to the superblock's root, each closed by a NUL, and how many
-/// bytes they take. Returns the flag that says whether the root was reached.
+/// Writes the names from the target up to the superblock's root, each closed by a NUL, and the
+/// number of bytes that they take. Returns the flag that says whether the root was reached.
 ///
 /// A global function: see `identity`.
 #[unsafe(no_mangle)]

@@ -7,11 +7,11 @@ use guard_common::{Checked, PoolEntry, PoolKey};
 
 use crate::maps::{POOLS, config};
 
-/// How often a value is looked up that was changed while it was read. Each time that takes a change
-/// by the agent within a few instructions.
+/// Maximum number of lookups of a value that changes while it is read. Each time that takes a
+/// change by the agent within a few instructions.
 const TRIES: u32 = 4;
 
-/// What a map holds of a key.
+/// A map's value for a key.
 pub(crate) enum Known<'a, V> {
     Nothing,
     Entry(&'a V),
@@ -22,7 +22,7 @@ pub(crate) enum Known<'a, V> {
 /// Reads a value whole, by its key. `lookup` gives its address, and is asked again after a change.
 ///
 /// Nothing is only believed while the agent changes no maps: the kernel replaces an entry by
-/// putting the new one at the head of its chain and taking the old one out, and whoever is between
+/// putting the new one at the head of its chain and taking the old one out, and a reader between
 /// the two on the chain finds neither.
 #[inline(always)]
 pub(crate) fn whole<'a, K, V: Checked<K>>(
@@ -71,7 +71,7 @@ pub(crate) fn is_believed(before: &mut u32) -> bool {
     false
 }
 
-/// What is known of a superblock.
+/// Result of the lookup of a superblock.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Found {
     Nothing,
@@ -96,8 +96,7 @@ impl Found {
     }
 }
 
-/// Fills a place with zeros, word by word: what the compiler clears at once it clears in a loop
-/// over bytes.
+/// Fills a place with zeros, word by word: the compiler clears a whole value in a loop over bytes.
 #[inline(always)]
 pub(crate) fn clear(entry: &mut MaybeUninit<PoolEntry>) -> &mut PoolEntry {
     const WORDS: usize = size_of::<PoolEntry>() / size_of::<u64>();
@@ -129,8 +128,8 @@ pub(crate) fn entry_of(key: PoolKey, magic: u64, entry: &mut PoolEntry) -> Found
     if found == Found::Entry && entry.magic != magic { Found::Nothing } else { found }
 }
 
-/// A global function (see `identity`): what follows is checked once, however often the entry had to
-/// be read.
+/// A global function (see `identity`): the code after it is checked once, however often the entry
+/// had to be read.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn pool_entry(dev: u32, head: u32, entry: *mut PoolEntry) -> u32 {

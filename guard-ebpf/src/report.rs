@@ -1,4 +1,4 @@
-//! Telemetry: counters, incidents, records. It never changes a verdict: what does not fit is
+//! Telemetry: counters, incidents, records. It never changes a verdict: records that do not fit are
 //! counted.
 
 use core::ffi::c_void;
@@ -65,7 +65,7 @@ fn next_number(value: *mut u64) -> u64 {
     unreachable!("the kernel program runs in the kernel only ({value:?})")
 }
 
-/// What the kernel program tells the agent's log.
+/// Diagnosis of the kernel program for the agent's log.
 #[derive(Clone, Copy)]
 #[repr(u32)]
 pub(crate) enum Diagnosis {
@@ -107,7 +107,7 @@ pub(crate) struct Decision {
     mount: u64,
     /// The dentry whose name goes.
     target: u64,
-    /// The how many-th of its incident it is.
+    /// Its number within its incident.
     number: u64,
     dev: u32,
     hook: u32,
@@ -119,8 +119,8 @@ pub(crate) struct Decision {
 }
 
 /// Counts an outcome on a pool (zeros if it is none that has an entry), and records it if it is of
-/// the audited kind. What is denied is denied by the first load alone, and what is allowed is
-/// allowed by both: there the standby says nothing.
+/// the audited kind. A denial is the first load's alone, and an allowed deletion is allowed by
+/// both: there the standby says nothing.
 #[inline(always)]
 pub(crate) fn outcome(deletion: &Deletion, pool: &PoolEntry, outcome: Outcome) {
     if !matches!(outcome.verdict, Verdict::Denied) && kernel::is_standby() {
@@ -162,8 +162,8 @@ pub(crate) fn outcome(deletion: &Deletion, pool: &PoolEntry, outcome: Outcome) {
     }
 }
 
-/// Adds a decision to its incident; returns the how many-th it is if it gets a record of its own,
-/// else 0.
+/// Adds a decision to its incident; returns its number there if it gets a record of its own, else
+/// 0.
 #[inline(always)]
 fn incident_number(pool: &PoolEntry, dev: u32, outcome: Outcome) -> u64 {
     let key = IncidentKey {
@@ -268,8 +268,8 @@ pub(crate) extern "C" fn open_incident(key: *const IncidentKey, pool_id: u64) ->
     let mut reads = Lenient::new();
     let mut slot = MaybeUninit::<IncidentValue>::uninit();
     let value = slot.as_mut_ptr();
-    // SAFETY: a place of our own stack, all of whose fields are written. One by one: what the
-    // compiler clears at once it clears by a call, which takes more stack than there is on 6.1.
+    // SAFETY: a place of our own stack, all of whose fields are written. One by one: the compiler
+    // clears a whole value by a call, which takes more stack than there is on 6.1.
     let value = unsafe {
         macro_rules! set {
             ($($field:ident = $set_to:expr;)+) => { $( ptr::write_volatile(&raw mut (*value).$field, $set_to); )+ };
@@ -302,7 +302,7 @@ fn write_comm(destination: *mut c_void) {
     unsafe { generated::bpf_get_current_comm(destination, COMM_BYTES) };
 }
 
-/// Writes the record. What cannot be read is zero, and the record is sent all the same.
+/// Writes the record. Unreadable fields are zero, and the record is sent all the same.
 #[inline(always)]
 fn fill(
     record: *mut Record,

@@ -1,7 +1,7 @@
-//! Where a mount lies: walks up through names and mounts.
+//! Place of a mount: walks up through names and mounts.
 //!
-//! What several ways lead to is a global function (`extern "C"`, numbers only): the verifier checks
-//! each of those once and by itself, instead of once for every way.
+//! Code that several paths reach is a global function (`extern "C"`, numbers only): the verifier
+//! checks each of those once and by itself, instead of once for every path.
 
 use core::mem::MaybeUninit;
 
@@ -24,8 +24,8 @@ pub(crate) const SIBLINGS: u32 = 1024;
 /// In place of the host's root directory, for a walk that only looks for guarded roots.
 const NOWHERE: u64 = 0;
 
-/// Where a walk from a mount ended. Numbers up to [`WALK_HOST`] are answers; those above say why
-/// there is none.
+/// End of a walk from a mount. Numbers up to [`WALK_HOST`] are answers; those above say why there
+/// is none.
 pub(crate) const WALK_OUTSIDE: u32 = 0;
 pub(crate) const WALK_DENY: u32 = 1;
 /// A root below which a new pool is sealed.
@@ -35,7 +35,7 @@ pub(crate) const WALK_HOST: u32 = 4;
 pub(crate) const WALK_BOUND: u32 = 8;
 pub(crate) const WALK_READ_ERROR: u32 = 9;
 
-/// Where a superblock without an entry is looked at, and where it belongs.
+/// Place at which a superblock without an entry is seen, and to which it belongs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum Place {
@@ -77,8 +77,8 @@ impl Place {
 /// Whether a mount lies at or below a guarded root: walks from its root through names and mounts up
 /// to the top of its namespace. Any root that guards one of `filesystems` counts.
 ///
-/// A walk that comes through the directory `host_root`, other than from what is mounted right on
-/// it, ends there.
+/// A walk that comes through the directory `host_root`, other than from a mount right on it, ends
+/// there.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn guarded_root(mount: u64, filesystems: u64, host_root: u64) -> u32 {
@@ -105,7 +105,7 @@ struct Walk {
     mount: u64,
     /// Root directory of the mount.
     root: u64,
-    /// Where it is.
+    /// Present position of the walk.
     dentry: u64,
     filesystems: u64,
     host_root: u64,
@@ -158,8 +158,7 @@ unsafe extern "C" fn up(_: u32, walk: *mut Walk) -> i64 {
     GO_ON
 }
 
-/// What the root at a directory says of these kinds; `WALK_OUTSIDE` if it is none, or guards none
-/// of them.
+/// Answer of the root at a directory for these kinds; `WALK_OUTSIDE` if it is none, or guards none.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn root_at(ino: u64, dev: u32, dentry: u64, filesystems: u64) -> u32 {
@@ -275,14 +274,14 @@ unsafe extern "C" fn to_goal(_: u32, climb: *mut Meet) -> i64 {
     if parent == climb.goal { STOP } else { GO_ON }
 }
 
-/// What tells a mount from all others. The verifier makes a number of the distance between two
-/// addresses at no cost; the superblock's, which is in it, is told by the device.
+/// Key of a mount. The verifier makes a number of the distance between two addresses at no cost;
+/// the device identifies the superblock, whose address is in that distance.
 #[inline(always)]
 pub(crate) fn mount_subject(superblock: Trusted, mount: Trusted, question: Question) -> Subject {
     Subject { first: mount.distance_from(superblock), second: superblock.device(), question }
 }
 
-/// Where a superblock is looked at through a mount. With `only_here`, its oldest mount is not
+/// Place of a superblock that is seen through a mount. With `only_here`, its oldest mount is not
 /// looked for.
 #[inline(always)]
 pub(crate) fn place(superblock: Trusted, mount: Trusted, only_here: bool) -> Place {
@@ -373,8 +372,8 @@ const KIND_UNREADABLE: u64 = 3;
 /// guarded root there.
 ///
 /// A copy of the host's mounts (`unshare`, a unit's `PrivateTmp=` or `ProtectSystem=`) is the
-/// host's view: its mounts hang below the root directory that PID 1 has. So is whatever lies below
-/// a guarded root, and a storage daemon's namespace.
+/// host's view: its mounts hang below the root directory that PID 1 has. So is every mount below a
+/// guarded root, and a storage daemon's namespace.
 #[inline(always)]
 pub(crate) fn is_elsewhere(superblock: Trusted, mount: Trusted) -> Result<bool, ReadError> {
     let subject = mount_subject(superblock, mount, Question::View);

@@ -4,7 +4,7 @@
 
 use std::fmt::Write as _;
 
-/// What becomes of a deletion that is tried in this way by somebody who is neither actor nor guest.
+/// Outcome of a deletion in this way by a process that is neither actor nor guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Denied.
@@ -27,7 +27,7 @@ impl Verdict {
     }
 }
 
-/// How a row is known to be true.
+/// Evidence for a row.
 #[derive(Clone, Copy, Debug)]
 pub enum Shown {
     /// By these tests, named as in the suites.
@@ -44,7 +44,7 @@ use Shown::{By, NotTested, Stated};
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
     pub way: &'static str,
-    /// How it comes to the function that deletes, in the kernel.
+    /// Its path in the kernel to the function that deletes.
     pub kernel: &'static str,
     /// In guarded mode.
     pub guarded: Verdict,
@@ -73,9 +73,9 @@ const fn row(
 const BLOCKED: (Verdict, Verdict) = (Blocked, Blocked);
 const ALLOWED: (Verdict, Verdict) = (AllowedByDesign, AllowedByDesign);
 const LIMIT: (Verdict, Verdict) = (Limit, Limit);
-/// What only sealed mode stops.
+/// A way that only sealed mode stops.
 const UNLESS_SEALED: (Verdict, Verdict) = (Limit, Blocked);
-/// What is allowed to those who may, until the pool is sealed.
+/// A way that entitled processes may use, until the pool is sealed.
 const MEANT_UNLESS_SEALED: (Verdict, Verdict) = (AllowedByDesign, Blocked);
 
 /// All ways.

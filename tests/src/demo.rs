@@ -1,5 +1,5 @@
 //! The demonstration: the incident with a real Incus cluster, from a join that fails to the one
-//! that succeeds. Every command is shown, run, and held to what it should do.
+//! that succeeds. Every command is shown, run, and compared with its expected result.
 
 use std::env;
 use std::fs::{self, File};
@@ -111,7 +111,7 @@ pub(crate) enum Expect {
     Failure,
 }
 
-/// Shows commands and what came of them.
+/// Shows commands and their results.
 pub(crate) struct Stage {
     colour: bool,
 }
@@ -137,7 +137,7 @@ impl Stage {
         println!("\n{}", self.paint("1;32", text));
     }
 
-    /// Runs a line of shell. Shows the first lines of what it printed, returns all of it.
+    /// Runs a line of shell. Shows the first lines of its output, returns all of it.
     pub(crate) fn run(&self, line: &str, expected: Expect, shown: usize) -> Result<String> {
         self.prompt(line);
         let path = format!("{}:{}", programs()?, env::var("PATH").unwrap_or_default());

@@ -2,9 +2,9 @@
 //! boots a VM and runs this in it. Never run it on a host that matters: it mounts, seals and
 //! deletes.
 //!
-//! `harness` holds what tests use, `peers` the programs that they set on the barrier, `suites` the
-//! tests, `catalogue` what they show of ways around, `demo` the demonstration, `native` the one
-//! without a VM, `bench` the benchmarks, `lab` the fault lab.
+//! `harness` holds the tools of tests, `peers` the programs that they set on the barrier, `suites`
+//! the tests, `catalogue` the ways around that they show, `demo` the demonstration, `native` the
+//! one without a VM, `bench` the benchmarks, `lab` the fault lab.
 
 pub mod bench;
 pub mod catalogue;

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 enum Entry {
     /// A stanza of a `.sources` file.
     Stanza { text: String, suites: Vec<String> },
-    /// A line of a `.list` file: what is before the suite, the suite, what is after it.
+    /// A line of a `.list` file: the text before the suite, the suite, the text after it.
     Line { before: String, suite: String, after: String },
 }
 
@@ -196,7 +196,7 @@ pub(crate) struct PrivateApt {
 }
 
 impl PrivateApt {
-    /// Only downloads: knows nothing of what is installed, needs no root.
+    /// Only downloads: knows nothing of installed packages, needs no root.
     pub(crate) fn downloading(
         directory: &Path,
         sources: &Sources,

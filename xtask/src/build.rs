@@ -57,7 +57,7 @@ impl Profile {
     }
 }
 
-/// What the tests run.
+/// Binaries that the tests run.
 #[derive(Debug)]
 pub(crate) struct TestBinaries {
     pub agent: PathBuf,
@@ -111,7 +111,7 @@ pub(crate) fn for_benchmarks() -> Result<TestBinaries> {
     })
 }
 
-/// Builds what the packages hold into `target`: no path of this machine is in it, so that two
+/// Builds the packages' binaries into `target`: no path of this machine is in it, so that two
 /// builds in two folders are the same. Returns the directory of the binaries.
 pub(crate) fn for_packages(target: &Path) -> Result<PathBuf> {
     setup::ensure(&[Use::Bpf], &[])?;
@@ -126,7 +126,7 @@ pub(crate) fn for_packages(target: &Path) -> Result<PathBuf> {
     Ok(target.join(Profile::Release.directory()))
 }
 
-/// Builds what makes the .rpm, as `cargo test` does: optimising it takes minutes, and it runs for
+/// Builds the .rpm maker, as `cargo test` does: optimising it takes minutes, and it runs for
 /// seconds.
 pub(crate) fn rpm_maker() -> Result<PathBuf> {
     let mut cargo = workspace::cargo();
@@ -143,7 +143,7 @@ fn without_paths(target: &Path) -> Result<Vec<String>> {
         .collect())
 }
 
-/// Where sources and their output are, and what stands for it. Of two that match the later one
+/// Paths of sources and their output, each with its replacement. Of two that match the later one
 /// counts.
 fn neutral_paths(target: &Path) -> Result<Vec<(PathBuf, &'static str)>> {
     let cargo_home = std::env::var_os("CARGO_HOME")
@@ -166,7 +166,7 @@ fn build_variant(profile: Profile, target: &Path, variant: Variant) -> Result<()
     build(profile, &own, Some(variant), &["guard-agent"], Report::Summary(variant.what))
 }
 
-/// Builds what runs on this machine itself; returns the directory of the binaries.
+/// Builds the programs for this machine itself; returns the directory of the binaries.
 pub(crate) fn for_this_machine() -> Result<PathBuf> {
     let target = workspace::target();
     agent_and_tests(Profile::Release, &target)?;
@@ -293,8 +293,8 @@ fn finish(cargo: &mut Command, profile: Profile, variant: Option<Variant>) {
     }
 }
 
-/// Starts a second target directory from what the first one has compiled: the dependencies are the
-/// same, so that only what the label is baked into is built twice.
+/// Starts a second target directory from the output of the first one: the dependencies are the
+/// same, so that only code that contains the label is built twice.
 fn seed(from: &Path, to: &Path) -> Result<()> {
     if to.exists() {
         return Ok(());

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{progress, workspace};
 
-/// Where the sums of a directory are. It is written last, so it also says that the directory is
+/// File with the sums of a directory. It is written last, so it also says that the directory is
 /// whole.
 pub(crate) const FILE: &str = "SHA256SUMS";
 

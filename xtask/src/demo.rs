@@ -1,5 +1,5 @@
 //! Runs the demonstration in the VM with a real Ceph cluster beside it and Incus in it; or,
-//! `--native`, the small one on this very machine. What is shown is package `guard-tests`' business
+//! `--native`, the small one on this very machine. The content is package `guard-tests`' business
 //! (`guard-tests demo`, `guard-tests native`); this boots or makes namespaces, streams, and passes
 //! the status on.
 

@@ -1,10 +1,10 @@
-//! Fuzzes what reads bytes from outside (package `guard-fuzz`): builds it with coverage counters
-//! and libFuzzer, and runs each target for a set time. What reaches more goes to the cache, from
-//! where the next run starts.
+//! Fuzzes the readers of bytes from outside (package `guard-fuzz`): builds it with coverage
+//! counters and libFuzzer, and runs each target for a set time. Inputs that reach more go to the
+//! cache, from where the next run starts.
 //!
 //! These are the flags of `cargo fuzz` without a sanitizer, so that the stable toolchain will do:
-//! the decoders are safe Rust, and a panic is what there is to find. With a nightly one, `cargo
-//! fuzz run TARGET` adds the address sanitizer.
+//! the decoders are safe Rust, and a panic is the fault to find. With a nightly one, `cargo fuzz
+//! run TARGET` adds the address sanitizer.
 
 use std::env::consts::ARCH;
 use std::fs;
@@ -28,7 +28,7 @@ const FLAGS: [&str; 7] = [
     // Branches that stay branches are counted one by one.
     "-Cllvm-args=-simplifycfg-branch-fold-threshold=0",
 ];
-/// For one input, in seconds: what takes longer counts as a fault.
+/// For one input, in seconds: a longer run counts as a fault.
 const TIMEOUT: u32 = 20;
 
 #[derive(Args)]
@@ -127,7 +127,7 @@ struct Target {
     binary: PathBuf,
     /// The committed corpus.
     corpus: PathBuf,
-    /// What earlier runs have found to reach more.
+    /// Inputs of earlier runs that reach more.
     found: PathBuf,
     artifacts: PathBuf,
     log: PathBuf,
@@ -200,7 +200,7 @@ impl Target {
     }
 }
 
-/// Of libFuzzer's output: inputs, and what they reached.
+/// Of libFuzzer's output: inputs, and the code that they reached.
 fn summary(log: &str) -> Option<String> {
     let done = log.lines().rfind(|line| line.contains("DONE"))?;
     let reached = done.split_once("DONE")?.1.split(" lim:").next()?.trim();

@@ -1,6 +1,6 @@
 //! Incus for the end-to-end suite: Debian's own packages, downloaded and unpacked in the cache,
-//! never installed. What Incus needs and this machine has not is unpacked beside it: the guest's
-//! root is this machine's, and the two together are one system.
+//! never installed. Dependencies that this machine lacks are unpacked beside it: the guest's root
+//! is this machine's, and the two together are one system.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,13 +12,13 @@ use crate::apt::{PrivateApt, Sources};
 use crate::workspace::{self, fresh_directory};
 use crate::{checksums, progress};
 
-/// The daemon and its client, with what containers need (liblxc, uidmap), without what only virtual
-/// machines need.
+/// The daemon and its client, with the dependencies of containers (liblxc, uidmap), without those
+/// of virtual machines.
 const PACKAGES: [&str; 2] = ["incus-base", "incus-client"];
 const DAEMON: &str = "usr/libexec/incus/incusd";
 const CLIENT: &str = "usr/bin/incus";
 
-/// Where it is unpacked.
+/// Directory in which Incus is unpacked.
 pub(crate) fn directory() -> Result<PathBuf> {
     Ok(workspace::cache()?.join("incus"))
 }
@@ -45,7 +45,7 @@ pub(crate) fn fetch() -> Result<()> {
     let sources = Sources::of_this_machine()?;
     let suite = format!("{}-backports", sources.codename());
     let place = workspace::cache()?.join("apt/incus");
-    // It knows what is installed: only what is missing is downloaded.
+    // It knows the installed packages: only missing ones are downloaded.
     let apt = PrivateApt::installing(&place, &sources, std::slice::from_ref(&suite))?;
     progress::run(&format!("list the packages of {suite}"), apt.command("apt-get").arg("update"))?;
     let packages = resolve(&apt)?;
@@ -74,7 +74,7 @@ pub(crate) fn fetch() -> Result<()> {
     Ok(())
 }
 
-/// What would have to be installed, each as `name=version`.
+/// Packages that would have to be installed, each as `name=version`.
 fn resolve(apt: &PrivateApt) -> Result<Vec<String>> {
     let arguments = ["install", "--simulate", "--yes", "--no-install-recommends"];
     let text = progress::capture(apt.command("apt-get").args(arguments).args(PACKAGES))?;
@@ -91,7 +91,7 @@ fn resolve(apt: &PrivateApt) -> Result<Vec<String>> {
     Ok(all)
 }
 
-/// Reads `Inst name [installed] (version suite [architecture])`. An upgrade of what the machine has
+/// Reads `Inst name [installed] (version suite [architecture])`. An upgrade of an installed package
 /// is left out: the machine's own serves.
 fn to_install(line: &str) -> Option<String> {
     let rest = line.strip_prefix("Inst ")?;

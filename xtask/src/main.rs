@@ -1,8 +1,8 @@
 //! Each step of the project that a person can run by hand: `cargo xtask help`.
 //!
-//! Flow: `setup` installs what is missing → `build` makes the kernel program and the binaries →
+//! Flow: `setup` installs requirements → `build` makes the kernel program and the binaries →
 //! `vm` boots them in QEMU on a stock Debian kernel → `test` and `demo` run a command in such a VM.
-//! Nothing here decides what is tested or shown: that is package `guard-tests`.
+//! The content of tests and demo is package `guard-tests`' own.
 
 #![forbid(unsafe_code)]
 

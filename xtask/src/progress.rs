@@ -61,7 +61,7 @@ pub(crate) fn run_logged(what: &str, command: &mut Command, path: &Path) -> Resu
     Ok(())
 }
 
-/// Runs `command` and returns what it printed; its complaint is in the error.
+/// Runs `command` and returns its output; its complaint is in the error.
 pub(crate) fn capture(command: &mut Command) -> Result<String> {
     let output = command
         .stdin(Stdio::null())

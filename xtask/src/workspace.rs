@@ -1,5 +1,4 @@
-//! Where things are: the workspace, its target directory, and the cache that survives `cargo
-//! clean`.
+//! Paths: the workspace, its target directory, and the cache that survives `cargo clean`.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -62,7 +61,7 @@ pub(crate) fn process_directory(parent: &Path, prefix: &str) -> Result<PathBuf> 
             .and_then(|name| name.strip_prefix(prefix));
         let owner = name.and_then(|name| name.split('-').next());
         if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
-            // Best effort: what stays is only litter.
+            // Best effort: remains are only litter.
             let _ = fs::remove_dir_all(&path);
         }
     }
@@ -77,7 +76,7 @@ pub(crate) fn process_directory(parent: &Path, prefix: &str) -> Result<PathBuf> 
     bail!("every directory {}/{prefix}{own}-N exists", parent.display())
 }
 
-/// The cargo that runs this, without what it told us about this very package.
+/// The cargo that runs this, without its variables about this very package.
 pub(crate) fn cargo() -> Command {
     without_package_variables(Command::new(
         env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")),

@@ -1,6 +1,5 @@
-//! A yardstick of the benchmarks: what popular monitors do. For each unlink on the host it resolves
-//! the path and sends it through a ring buffer, and leaves the choice of what matters to its
-//! reader.
+//! A yardstick of the benchmarks: the method of popular monitors. For each unlink on the host it
+//! resolves the path and sends it through a ring buffer, and leaves the filtering to its reader.
 #![no_std]
 #![no_main]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]

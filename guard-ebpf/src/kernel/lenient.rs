@@ -28,11 +28,11 @@ pub(crate) fn repeat<C>(
 pub(crate) const GO_ON: i64 = 0;
 pub(crate) const STOP: i64 = 1;
 
-/// Reads that go on after a failure: what cannot be read is zero, and that something could not is
-/// remembered. There is no branch on each read, since every branch doubles what the verifier has to
-/// follow, and one slot for all, since the stack is short.
+/// Reads that go on after a failure: an unreadable value is zero, and the failure is remembered.
+/// There is no branch on each read, since every branch doubles the verifier's work, and one slot
+/// for all, since the stack is short.
 pub(crate) struct Lenient {
-    /// Written before it is read. What would be cleared with `failures` would be cleared by a call.
+    /// Written before it is read. Clearing it with `failures` would take a call.
     slot: MaybeUninit<u64>,
     failures: i64,
 }
@@ -119,7 +119,7 @@ impl Lenient {
 /// Until 6.17 a ring of nodes (`mnt_instance`) that begins and ends in the superblock, the oldest
 /// mount first; since 6.18 a chain of mounts, the newest first.
 pub(crate) struct Siblings {
-    /// Where the list is anchored.
+    /// Anchor of the list.
     anchor: u64,
 }
 

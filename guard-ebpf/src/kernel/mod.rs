@@ -2,9 +2,9 @@
 //!
 //! Two kinds: [`Trusted`] walks from a hook's argument, which the verifier types and turns into
 //! plain loads (the fast path), and [`read`], which copies through a helper and can fail
-//! (everything else, and whatever steps backwards, like from a vfsmount to its mount).
+//! (everything else, and every step backwards, like from a vfsmount to its mount).
 //!
-//! What a failed read means is not decided here but in `decide`.
+//! `decide`, not this module, decides the meaning of a failed read.
 
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
@@ -43,8 +43,8 @@ pub(crate) fn tree_sequences() -> u64 {
     u64::from(mounts) | u64::from(names) << 32
 }
 
-/// What was read before it was read before what is read after it, on every processor: an atomic
-/// operation that returns a value is a full barrier.
+/// Memory barrier: reads before it precede reads after it, on every processor. An atomic operation
+/// that returns a value is a full barrier.
 #[inline(always)]
 pub(crate) fn fence() {
     #[cfg(target_arch = "bpf")]
@@ -61,7 +61,7 @@ pub(crate) fn fence() {
     }
 }
 
-/// Whether another load of the same programs decides the same, and counts what is allowed.
+/// Whether another load of the same programs decides the same, and counts allowed deletions.
 pub(crate) fn is_standby() -> bool {
     // SAFETY: as in `program_token`.
     unsafe { ptr::read_volatile(&raw const STANDBY) != 0 }
@@ -107,7 +107,7 @@ macro_rules! offset {
     }};
 }
 
-/// What a typed pointer's member holds: a number, or a pointer that is typed again.
+/// Value of a typed pointer's member: a number, or a pointer that is typed again.
 macro_rules! load {
     ($pointer:expr, $width:literal, $member:ident) => {{
         let pointer: *const core::ffi::c_void = $pointer;
@@ -270,7 +270,7 @@ impl Trusted {
     pub(crate) fn file_dentry(self) -> Self {
         self.file_path().path_dentry()
     }
-    /// How far an address lies behind another: a plain number.
+    /// Offset of an address from another: a plain number.
     #[inline(always)]
     pub(crate) fn distance_from(self, other: Self) -> u64 {
         // The verifier takes no null for an address.

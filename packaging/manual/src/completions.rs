@@ -23,7 +23,7 @@ pub(crate) fn of_program(program: &Command) -> Vec<(String, Vec<u8>)> {
         .collect()
 }
 
-/// The command without what `--help` hides, which clap_complete would offer all the same.
+/// The command without the parts that `--help` hides: clap_complete would offer them.
 fn shown(command: &Command) -> Command {
     let subcommands = command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set());
     Command::new(command.get_name().to_owned())

@@ -10,7 +10,7 @@ pub(crate) const MANUAL: &str = "guard-agent manual";
 /// Pages that every page refers to.
 const SEE_ALSO: [&str; 3] = ["guard-agent(8)", "guardctl(8)", "guard-agent-policy(5)"];
 
-/// What stands in the header and the footer of each page.
+/// Text of the header and the footer of each page.
 #[derive(Debug)]
 pub(crate) struct Edition {
     pub date: String,

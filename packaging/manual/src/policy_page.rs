@@ -1,6 +1,6 @@
 //! guard-agent-policy(5), made of docs/POLICY.md, so that there is one text. A table becomes a list
-//! of its first column, since a terminal is too narrow for three columns. What a man page cannot
-//! show is an error, not left out.
+//! of its first column, since a terminal is too narrow for three columns. Content that a man page
+//! cannot show is an error, not left out.
 
 use anyhow::{Result, bail};
 use clap_mangen::roff::{Inline, Roff, bold, italic, line_break, roman};
@@ -9,7 +9,7 @@ use pulldown_cmark::{Event, HeadingLevel, Options, Parser, Tag, TagEnd};
 use crate::pages::{Edition, MANUAL};
 
 const NAME: &str = "guard-agent-policy";
-/// Where the packages put the documents that are linked to.
+/// Directory of the linked documents in the packages.
 const DOCUMENTS: &str = "/usr/share/doc/guard-agent";
 
 /// The page's text.

@@ -18,7 +18,7 @@ use place::{Kind, Place};
 use rpm::{BuildConfig, CompressionType, Dependency, FileOptions, PackageBuilder};
 
 const NAME: &str = "guard-agent";
-/// What rpm itself asks which libraries a binary needs; in its package on every distribution.
+/// rpm's own finder of the libraries that a binary needs; in its package on every distribution.
 const FIND_REQUIRES: &str = "/usr/lib/rpm/find-requires";
 
 #[derive(Parser)]

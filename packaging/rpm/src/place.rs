@@ -1,11 +1,11 @@
-//! Where a file of the .deb goes in the .rpm, and what it is there. Pure.
+//! Path and kind in the .rpm of a file of the .deb. Pure.
 
 /// Directories that no other package owns.
 pub(crate) const OWN_DIRECTORIES: [&str; 3] =
     ["/etc/guard-agent", "/usr/share/doc/guard-agent", LICENSE_DIRECTORY];
 const LICENSE_DIRECTORY: &str = "/usr/share/licenses/guard-agent";
 
-/// What a file is to rpm.
+/// Kind of a file to rpm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Program,
@@ -29,7 +29,7 @@ pub(crate) fn of(below: &str) -> Option<Place> {
     if for_debian || below == "usr/share/doc/guard-agent/changelog.Debian.gz" {
         return None;
     }
-    // It names the authors and licences of what is linked in.
+    // It names the authors and licences of the linked code.
     if below == "usr/share/doc/guard-agent/copyright" {
         return Some(of_license("copyright"));
     }

@@ -1,4 +1,4 @@
-//! What the agent itself takes.
+//! Cost of the agent itself.
 
 use std::fs;
 use std::path::Path;
@@ -71,7 +71,7 @@ pub(super) fn run(results: &mut Results) -> Result<()> {
     let (deleter, busy) = (cpu_time(), cpu_time_of(agent.pid())?);
     deny(&file, DENIALS)?;
     let deleters = cpu_time() - deleter;
-    // It tells of what it has only counted in the incident's next line.
+    // It reports denials that it has only counted in the incident's next line.
     let all = (RECORDED + DENIALS) as u64;
     wait::until("the agent has counted them", LOADED_LIMIT, || Ok(counted(&installation)? >= all))?;
     let agents = cpu_time_of(agent.pid())? - busy;

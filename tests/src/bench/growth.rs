@@ -37,7 +37,7 @@ pub(super) fn run(guarded: &Guarded, results: &mut Results) -> Result<()> {
     let mut made = Vec::new();
     for count in COUNTS {
         for number in made.len()..count {
-            // Far above what the kernel has given to its superblocks.
+            // Far above the numbers of the kernel's own superblocks.
             let key = PoolKey::superblock(0x0f00_0000 + u32::try_from(number)?);
             let entry = PoolEntry { generation: u64::MAX - number as u64, ..real };
             maps.pools.write(key, entry, Write::Create)?;

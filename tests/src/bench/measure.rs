@@ -1,4 +1,4 @@
-//! What programs and threads take.
+//! Cost of programs and threads.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,12 +14,12 @@ use nix::time::{ClockId, clock_gettime};
 /// Instructions for one unlink, or for one listing of a directory.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Cost {
-    /// Of all programs on this hook together, with what the measuring costs.
+    /// Of all programs on this hook together, with the cost of measuring.
     pub path_unlink: Option<f64>,
     pub inode_unlink: Option<f64>,
     /// Of the thread that deletes or lists, from system call to return.
     pub whole: f64,
-    /// The same and what the kernel's own threads did meanwhile, such as those that speak with
+    /// The same and the work of the kernel's own threads meanwhile, such as those that speak with
     /// CephFS's servers.
     pub with_kernel: f64,
     /// Of the process that answers in the tier fanotify, all of it. The thread that asks only waits
@@ -39,8 +39,8 @@ pub(super) fn unlinks_of(files: &[PathBuf], may: May) -> Result<Cost> {
     measured(files.len(), may, || in_a_thread(|| delete(files)))
 }
 
-/// Lists a directory so often, each time from opening to the last name. Who may not delete may not
-/// list either.
+/// Lists a directory so often, each time from opening to the last name. A process that may not
+/// delete may not list either.
 pub(super) fn listings(directory: &Path, times: usize, may: May) -> Result<Cost> {
     measured(times, may, || in_a_thread(|| list(directory, times)))
 }
@@ -58,7 +58,7 @@ pub(super) fn lowest_unlinks(directory: &Path, files: usize) -> Result<Cost> {
 /// Runs of a case that can be repeated.
 pub(super) const RUNS: usize = 3;
 
-/// The lowest of some runs: what else the machine did meanwhile only adds.
+/// The lowest of some runs: the machine's other work only adds.
 pub(super) fn lowest(run: impl Fn() -> Result<Cost>) -> Result<Cost> {
     let mut runs = (0..RUNS).map(|_| run());
     let first = runs.next().context("there is no run")??;
@@ -78,7 +78,7 @@ impl Cost {
     }
 }
 
-/// Whether what is tried has to succeed.
+/// Whether an attempt has to succeed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum May {
     Delete,
@@ -94,14 +94,14 @@ pub(super) fn make_files(directory: &Path, count: usize) -> Result<Vec<PathBuf>>
     Ok(files)
 }
 
-/// Unlinks each; returns how many are gone, and this thread's CPU time.
+/// Unlinks each; returns the number that are gone, and this thread's CPU time.
 pub(super) fn delete(files: &[PathBuf]) -> (usize, Duration) {
     let began = cpu_time();
     let removed = files.iter().filter(|file| fs::remove_file(file).is_ok()).count();
     (removed, cpu_time() - began)
 }
 
-/// Lists a directory each time; returns how often it could, and this thread's CPU time.
+/// Lists a directory each time; returns the number of successes, and this thread's CPU time.
 fn list(directory: &Path, times: usize) -> (usize, Duration) {
     let began = cpu_time();
     let could = || fs::read_dir(directory).is_ok_and(|mut names| names.all(|name| name.is_ok()));
@@ -110,7 +110,7 @@ fn list(directory: &Path, times: usize) -> (usize, Duration) {
 }
 
 /// Runs `work`, which deletes or lists `count` times, and takes the programs' statistics around it.
-/// It returns how often it succeeded, and what CPU time its thread took.
+/// It returns the number of successes and the CPU time of its thread.
 pub(super) fn measured(
     count: usize,
     may: May,
@@ -175,7 +175,7 @@ pub(super) fn cpu_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
-/// CPU time so far of what works beside the measured thread.
+/// CPU time so far of the work beside the measured thread.
 #[derive(Default)]
 struct Others {
     /// All kernel threads.

@@ -1,17 +1,17 @@
-//! What a deletion costs with us in each tier, with nothing, and with what a user would pick
+//! Cost of a deletion with us in each tier, with nothing, and with the tools that a user would pick
 //! instead, in one run.
 //!
 //! Runs in a VM with `-icount shift=0`: its clock advances one nanosecond an instruction, so that
-//! every time is a count of instructions. Two kinds: what the kernel's statistics say of each BPF
-//! program (with what that measuring costs, which the empty programs show), and the CPU time of a
-//! thread that deletes. Of a case that can be repeated three runs are made, and the lowest figures
-//! stand: what else the machine did meanwhile only adds. Work in other threads, like that of
-//! whoever reads the events, is in neither.
+//! every time is a count of instructions. Two kinds: the kernel's statistics of each BPF program
+//! (with the cost of measuring, which the empty programs show), and the CPU time of a thread that
+//! deletes. Of a case that can be repeated three runs are made, and the lowest figures stand: the
+//! machine's other work only adds. Work in other threads, like that of readers of the events, is in
+//! neither.
 //!
 //! The tier `bpf-lsm` is measured in every way, as "guard: …". `fmod-ret` has the same programs,
 //! and the same cases as "guard, fmod-ret: …", after the others are unloaded. `fanotify` has none
-//! and asks about no unlink; what it costs is in listing a pool's directory, beside which stands
-//! what the process that answers has taken meanwhile: who lists waits for it.
+//! and asks about no unlink; its cost is in listing a pool's directory, beside which stands the
+//! cost of the answering process meanwhile: the listing process waits for it.
 //!
 //! The table is printed for people; `cargo xtask bench` reads the line that ends it.
 

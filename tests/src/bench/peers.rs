@@ -1,5 +1,5 @@
-//! What a user would pick instead of us, each with a reader that takes what it tells, as their
-//! daemons do.
+//! Tools that a user would pick instead of us, each with a reader of its events, as their daemons
+//! do.
 
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read as _};
@@ -62,7 +62,7 @@ struct Reader {
 }
 
 impl Reader {
-    /// `take` waits a little for events and returns how many there were.
+    /// `take` waits a little for events and returns their number.
     fn start(mut take: impl FnMut() -> Result<u64> + Send + 'static) -> Result<Self> {
         let (ends, events) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (end, count) = (Arc::clone(&ends), Arc::clone(&events));
@@ -89,7 +89,7 @@ impl Reader {
     }
 }
 
-/// How long a reader waits before it looks whether it shall end.
+/// Time that a reader waits before it looks whether it shall end.
 const BEAT: u16 = 100;
 
 fn is_ready(descriptor: &impl AsFd) -> Result<bool> {
@@ -134,7 +134,7 @@ impl Monitor {
     }
 }
 
-/// fanotify on whole filesystems, with the names of what is deleted.
+/// fanotify on whole filesystems, with the names of deleted files.
 pub(super) struct Fanotify(Reader);
 
 impl Fanotify {
@@ -192,7 +192,7 @@ impl Fanotify {
 }
 
 /// An AppArmor profile that keeps everything from being deleted below the guarded root, as one
-/// writes it by hand. Loaded until the machine is off: only who wears it has the cost.
+/// writes it by hand. Loaded until the machine is off: only a confined process has the cost.
 pub(super) struct Profile;
 
 impl Profile {
@@ -225,7 +225,7 @@ impl Profile {
     }
 }
 
-/// A rule of the kernel's audit, with a daemon that reads what it tells.
+/// A rule of the kernel's audit, with a daemon that reads its messages.
 pub(super) struct AuditRule {
     daemon: Child,
     output: BufReader<ChildStdout>,

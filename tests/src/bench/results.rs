@@ -36,7 +36,7 @@ impl Results {
         self.listing.push(row(filesystem, case, cost));
     }
 
-    /// How a case grows with something.
+    /// Records the growth of a case along an axis.
     pub(super) fn growth(&mut self, axis: &str, case: &str, at: usize, cost: &Cost) {
         let path = cost.path_unlink.unwrap_or_default();
         println!("{axis} = {at:>6}: {case}: path_unlink {path:.0}, whole {:.0}", cost.whole);

@@ -36,13 +36,13 @@ const RECORDED: usize = 300;
 /// The shared kinds of the grounds, and one that is not here.
 const KINDS: &str = "tmpfs\", \"ceph";
 const OTHER_KIND: &str = "nfs";
-/// How often a directory is listed, and how many names it has.
+/// Number of listings of a directory, and of names in it.
 const LISTINGS: usize = 100;
 const NAMES: usize = 10;
-/// How often something is mounted and unmounted before an unlink.
+/// Number of mounts and unmounts before an unlink.
 const MOUNTS: usize = 100;
-/// What is asked about a listing of so few names: opening, and two reads, the second of which finds
-/// the end.
+/// Questions about a listing of so few names: opening, and two reads, the second of which finds the
+/// end.
 const QUESTIONS: usize = 3;
 /// For the agent to take note of a change, on a machine that counts instructions.
 pub(super) const LOADED_LIMIT: Duration = Duration::from_secs(120);
@@ -159,7 +159,7 @@ impl Grounds {
         Ok(())
     }
 
-    /// What there is without us.
+    /// Measures the cases without us.
     pub(super) fn without_us(&self, results: &mut Results) -> Result<()> {
         self.everywhere(results, "nothing")?;
         self.listed(results, "nothing", May::Delete)?;
@@ -191,7 +191,7 @@ impl Grounds {
         rule.remove()
     }
 
-    /// What there is with us, with the programs of a tier.
+    /// Measures the cases with us, with the programs of a tier.
     pub(super) fn with_us(&self, tier: Tier, results: &mut Results) -> Result<()> {
         let (installation, _agent) = start(tier)?;
         self.everywhere(results, &ours(tier, "kind of filesystem not guarded"))?;
@@ -230,8 +230,8 @@ impl Grounds {
         Ok(Guarded { agent, installation, pool, elsewhere: self.grounds[0].elsewhere.clone() })
     }
 
-    /// What there is with us without programs: a single unlink is not asked about, listing a pool's
-    /// directory is.
+    /// Measures the cases with us without programs: a single unlink is not asked about, listing a
+    /// pool's directory is.
     pub(super) fn without_programs(&self, results: &mut Results) -> Result<()> {
         let tier = Tier::Fanotify;
         let (installation, agent) = start(tier)?;
@@ -301,7 +301,7 @@ fn unloaded() -> Result<()> {
     wait::until("our programs are gone", LOADED_LIMIT, || Ok(!is_loaded("guard_")))
 }
 
-/// An agent in a tier, which guards nothing of what is here, and the cgroup of its actors.
+/// An agent in a tier, which guards nothing here, and the cgroup of its actors.
 fn start(tier: Tier) -> Result<(Installation, Agent)> {
     unloaded()?;
     fs::create_dir_all(actors()).context("create the actors' cgroup")?;

@@ -31,7 +31,7 @@ pub struct Installation {
     keeps_pins: bool,
 }
 
-/// Where the pins are that one test leaves to the next.
+/// Directory of the pins that one test leaves to the next.
 const KEPT_PINS: &str = "/sys/fs/bpf/guard-tests-kept";
 
 impl Installation {
@@ -93,7 +93,7 @@ impl Installation {
         Ok(loads)
     }
 
-    /// Where its maps are pinned.
+    /// Directory of its pinned maps.
     pub fn maps_dir(&self) -> Result<PathBuf> {
         Ok(self.layout()?.pins.maps())
     }
@@ -124,7 +124,7 @@ impl Installation {
         whole.lines().filter_map(parsed).collect()
     }
 
-    /// What all its agents have printed so far.
+    /// Output of all its agents so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.scratch.join(LOG)).unwrap_or_default()
     }
@@ -193,8 +193,8 @@ impl Installation {
         Ok(Agent { child, notify, log: log_path, status: String::new() })
     }
 
-    /// Ends enforcement in every tier, also what no pin holds: responders and sealed mounts. Stop
-    /// the agent before.
+    /// Ends enforcement in every tier, also the parts without a pin: responders and sealed mounts.
+    /// Stop the agent before.
     pub fn unload(&self) -> Result<()> {
         let (pins, state) = (self.pin_dir.to_string_lossy(), self.state_dir());
         let arguments = ["unload", "--pin-dir", &pins, "--state-dir", &state.to_string_lossy()];
@@ -202,21 +202,21 @@ impl Installation {
         Ok(())
     }
 
-    /// What `guardctl status` says, whatever the posture is.
+    /// Output of `guardctl status`, in any posture.
     pub fn status(&self) -> Result<serde_json::Value> {
         let output = self.guardctl(&["status", "--json"])?;
         serde_json::from_slice(&output.stdout)
             .with_context(|| format!("parse the status: {}", command::text(&output)))
     }
 
-    /// Runs guardctl against this agent, whatever comes of it.
+    /// Runs guardctl against this agent, with any result.
     pub fn guardctl(&self, arguments: &[&str]) -> Result<Output> {
         let run_dir = self.run_dir();
         let run_dir = run_dir.to_string_lossy();
         // In front: behind a `--` it would be an argument of the command there.
         let mut all = vec!["--run-dir", &*run_dir];
         all.extend(arguments);
-        // Where those look that can answer without the agent.
+        // Places for the commands that can answer without the agent.
         let (state_dir, audit) = (self.state_dir(), self.audit());
         if matches!(arguments.first(), Some(&"status" | &"pools" | &"events")) {
             for (option, place) in
@@ -228,7 +228,7 @@ impl Installation {
         command::attempt(&binary("GUARDCTL")?.to_string_lossy(), &all)
     }
 
-    /// Runs guardctl, which must succeed, with `--json` and returns what it said.
+    /// Runs guardctl, which must succeed, with `--json` and returns its output.
     pub fn guardctl_json(&self, arguments: &[&str]) -> Result<serde_json::Value> {
         let mut all = arguments.to_vec();
         all.push("--json");
@@ -257,7 +257,7 @@ pub struct Agent {
     child: Child,
     notify: UnixDatagram,
     log: PathBuf,
-    /// What it has last told the service manager.
+    /// Its last status for the service manager.
     status: String,
 }
 
@@ -305,7 +305,7 @@ impl Agent {
         Ok(lines)
     }
 
-    /// Waits until what it last told the service manager has this in it; returns all of it.
+    /// Waits until its last status for the service manager has this in it; returns all of it.
     pub fn wait_status_text(&mut self, part: &str) -> Result<String> {
         wait::until(&format!("the status text has `{part}`"), STOP_LIMIT, || {
             self.notifications()?;
@@ -351,7 +351,7 @@ impl Agent {
         kill(Pid::from_raw(pid), signal).with_context(|| format!("send {signal} to guard-agent"))
     }
 
-    /// What all agents of this installation have printed so far.
+    /// Output of all agents of this installation so far.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }

@@ -1,4 +1,4 @@
-//! What must be denied, and what must pass.
+//! Attempts that must be denied, and attempts that must pass.
 
 use std::fmt::Debug;
 use std::fs::{self, File};

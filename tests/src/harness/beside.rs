@@ -1,5 +1,5 @@
-//! A guest's work that must never be denied, whatever becomes of the agent, beside a host that
-//! always is.
+//! A guest's work that must never be denied, in any state of the agent, beside a host that always
+//! is.
 
 use std::cell::Cell;
 use std::fs;
@@ -13,7 +13,7 @@ use super::agent::{Agent, Installation};
 use super::attempt::denied;
 use super::command;
 
-/// What has become of the agent.
+/// State of the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum When {
     Running,
@@ -65,7 +65,7 @@ pub fn never_denied(
     Ok(())
 }
 
-/// All denials that the kernel has counted, for whatever reason.
+/// All denials that the kernel has counted, for any reason.
 fn denials(installation: &Installation) -> Result<u64> {
     let output = installation.guardctl(&["status", "--json"])?;
     let status: Value = serde_json::from_slice(&output.stdout)

@@ -64,8 +64,8 @@ impl CephMount {
         Ok(Self { mount: Mount::new("ceph", &cluster.device(directory), path, &options)? })
     }
 
-    /// A second client with a superblock and a session of its own: what it sees is what the cluster
-    /// has, not what another mount has cached.
+    /// A second client with a superblock and a session of its own: it sees the cluster's files, not
+    /// another mount's cache.
     pub fn independent(path: impl Into<PathBuf>) -> Result<Self> {
         Self::of("/", path, "noshare")
     }

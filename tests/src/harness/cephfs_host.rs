@@ -44,7 +44,7 @@ pub struct Host {
 /// Starting an agent takes seconds on an emulated machine, so tests that leave it as it was share
 /// one.
 static SHARED: Mutex<Option<Host>> = Mutex::new(None);
-/// What is on Ceph, once it was put there.
+/// Content on Ceph, once it was put there.
 static EXPECTED: OnceLock<Contents> = OnceLock::new();
 
 impl Host {
@@ -119,7 +119,7 @@ impl Host {
         })
     }
 
-    /// What guardctl says of the pool's present superblock.
+    /// guardctl's report on the pool's present superblock.
     pub fn report(&self) -> Result<Value> {
         let own = |pool: &Value| pool["generation"].as_u64() == Some(self.generation);
         self.pools()?.into_iter().find(own).context("guardctl pools does not show the pool")
@@ -164,7 +164,7 @@ impl Host {
         Ok(path)
     }
 
-    /// Removes what a test has left in the pool, through the mount that nothing guards.
+    /// Removes the files that a test has left in the pool, through the mount that nothing guards.
     pub fn clear(&self, name: &str) -> Result<()> {
         let path = self.on_ceph().join(name);
         fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))
@@ -204,7 +204,7 @@ pub fn as_actor(line: &str) -> Result<String> {
     command::run("sh", &["-c", &line])
 }
 
-/// What else is in an Incus directory.
+/// Makes the other content of an Incus directory.
 pub fn furnish() -> Result<()> {
     for directory in ["database/global", "containers", "storage-pools"] {
         let path = Path::new(ROOT).join(directory);

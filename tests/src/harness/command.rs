@@ -4,7 +4,7 @@ use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
-/// Runs a program that must succeed; returns what it printed, both streams.
+/// Runs a program that must succeed; returns its output, both streams.
 pub fn run(program: &str, arguments: &[&str]) -> Result<String> {
     let output = attempt(program, arguments)?;
     let text = text(&output);
@@ -14,7 +14,7 @@ pub fn run(program: &str, arguments: &[&str]) -> Result<String> {
     Ok(text)
 }
 
-/// Runs a program that must fail; returns what it printed, both streams.
+/// Runs a program that must fail; returns its output, both streams.
 pub fn run_failing(program: &str, arguments: &[&str]) -> Result<String> {
     let output = attempt(program, arguments)?;
     let text = text(&output);
@@ -24,7 +24,7 @@ pub fn run_failing(program: &str, arguments: &[&str]) -> Result<String> {
     Ok(text)
 }
 
-/// Runs a program, whatever comes of it.
+/// Runs a program, with any result.
 pub fn attempt(program: &str, arguments: &[&str]) -> Result<Output> {
     Command::new(program)
         .args(arguments)

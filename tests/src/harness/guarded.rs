@@ -69,7 +69,7 @@ impl Guarded {
         Ok(mount)
     }
 
-    /// What `guardctl pools` says of the pool that is mounted there.
+    /// Report of `guardctl pools` on the pool that is mounted there.
     pub fn report(&self, mountpoint: &Path) -> Result<Option<Value>> {
         let pools = self.installation.guardctl_json(&["pools"])?;
         let mountpoint = mountpoint.to_string_lossy();
@@ -88,12 +88,12 @@ impl Guarded {
         })
     }
 
-    /// What `guardctl status` says, whatever the posture is.
+    /// Output of `guardctl status`, in any posture.
     pub fn status(&self) -> Result<Value> {
         self.installation.status().with_context(|| self.whereabouts())
     }
 
-    /// What explains an agent that does not do what it should.
+    /// Text that explains an agent's failure.
     fn whereabouts(&self) -> String {
         format!("the agent's log:\n{}\n{}", self.installation.log(), run::kernel_stacks())
     }
@@ -142,7 +142,7 @@ impl Guarded {
 
 impl Drop for Guarded {
     fn drop(&mut self) {
-        // Only empty directories: whatever is still mounted stays.
+        // Only empty directories: remaining mounts stay.
         for entry in fs::read_dir(&self.root).into_iter().flatten().flatten() {
             let _ = fs::remove_dir(entry.path());
         }

@@ -1,4 +1,4 @@
-//! What `cargo xtask test` says of the machine that it booted.
+//! Description by `cargo xtask test` of the machine that it booted.
 
 use std::env;
 

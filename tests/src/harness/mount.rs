@@ -36,7 +36,7 @@ impl Mount {
         Ok(Self { path, mounted: true })
     }
 
-    /// Another place for what is at `source`.
+    /// Another place for the files at `source`.
     pub fn bind(source: &Path, path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;

@@ -1,4 +1,4 @@
-//! How the kernel of this machine preempts its own code.
+//! Preemption of kernel code on this machine.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,7 @@ const DEBUGFS: &str = "/sys/kernel/debug";
 const CHOICE: &str = "/sys/kernel/debug/sched/preempt";
 
 /// A kernel that preempts its own code at any instruction. Debian's does so only if it is told.
-/// Dropped, this restores what was before.
+/// Dropped, this restores the earlier state.
 #[derive(Debug)]
 pub struct Full {
     before: String,

@@ -1,4 +1,4 @@
-//! What a test is, and which of them are selected.
+//! The type of a test, and the selection of tests.
 
 use std::time::Duration;
 
@@ -67,7 +67,7 @@ pub struct Test {
     pub name: &'static str,
     pub profile: Profile,
     pub limit: Duration,
-    /// Only with `--full`: it takes long, and what it shows is rarely touched.
+    /// Only with `--full`: it takes long, and the code that it tests is rarely touched.
     pub only_in_full: bool,
     /// On real hosts: only where they begin with this version of Incus, such as `6.0`.
     pub incus: Option<&'static str>,

@@ -67,7 +67,7 @@ fn say(text: &str) {
     let _ = io::stdout().lock().write_all(text.as_bytes());
 }
 
-/// For what is not a test: the error goes to stderr.
+/// For commands that are not a test: the error goes to stderr.
 pub fn report(outcome: Result<()>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -117,8 +117,7 @@ fn message(payload: &(dyn Any + Send)) -> String {
         .unwrap_or_else(|| "(no message)".to_owned())
 }
 
-/// Where the threads of this process and all other processes with a user's memory stand in the
-/// kernel.
+/// Kernel stacks of the threads of this process and all other processes with a user's memory.
 pub fn kernel_stacks() -> String {
     let mut text = String::new();
     for process in fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path()) {

@@ -34,7 +34,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // What cannot be removed goes with the machine.
+        // Files that cannot be removed go with the machine.
         let _ = fs::remove_dir_all(&self.path);
     }
 }

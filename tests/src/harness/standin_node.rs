@@ -241,7 +241,7 @@ impl StandinNode {
         fs::rename(&bad, &path).with_context(|| format!("replace {}", path.display()))
     }
 
-    /// Puts back what [`damage`](Self::damage) has replaced.
+    /// Restores the files that [`damage`](Self::damage) has replaced.
     pub fn repair(&self) -> Result<()> {
         let (path, good, _) = self.copies();
         fs::rename(&good, &path).with_context(|| format!("replace {}", path.display()))
@@ -289,7 +289,7 @@ impl StandinNode {
         Ok(())
     }
 
-    /// What `guardctl status` says of it.
+    /// Report of `guardctl status` on it.
     pub fn report(&self, ground: &Guarded) -> Result<Value> {
         let found = self.find(ground)?;
         found.with_context(|| format!("the status has no node {}", self.directory.display()))

@@ -21,7 +21,7 @@ pub fn fill(root: &Path, files: usize, per_directory: usize) -> Result<()> {
     Ok(())
 }
 
-/// Counts what is not a directory below `root`, not following links.
+/// Counts the files that are no directories below `root`, not following links.
 pub fn count(root: &Path) -> Result<usize> {
     let mut files = 0;
     for entry in fs::read_dir(root).with_context(|| format!("list {}", root.display()))? {
@@ -33,8 +33,8 @@ pub fn count(root: &Path) -> Result<usize> {
     Ok(files)
 }
 
-/// Everything below `root` by its path from there: the size of what is not a directory, `None` for
-/// what is.
+/// Everything below `root` by its path from there: the size of a file that is no directory, `None`
+/// for a directory.
 pub type Contents = BTreeMap<PathBuf, Option<u64>>;
 
 /// Reads the contents of a tree, not following links.

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-/// How long a test waits for what an agent does about a change, on an emulated machine.
+/// Longest wait of a test for an agent's reaction to a change, on an emulated machine.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
-/// Between two questions, at first and at most: asking takes an emulated machine's time from what
-/// is waited for.
+/// Between two questions, at first and at most: asking takes an emulated machine's time from the
+/// awaited work.
 const INTERVALS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 
 /// Asks `condition` until it is true, or fails naming `what` after `limit`.

@@ -141,7 +141,7 @@ fn disk_full(ground: &mut Ground, _: &mut Rng) -> Result<()> {
     Ok(())
 }
 
-/// Up to a megabyte of random bytes in the policy's place: what is in force stays.
+/// Up to a megabyte of random bytes in the policy's place: the policy in force stays.
 fn policy_garbage(ground: &mut Ground, random: &mut Rng) -> Result<()> {
     let installation = &ground.guarded.installation;
     let good = fs::read_to_string(installation.policy()).context("read the policy")?;

@@ -85,7 +85,7 @@ impl Ground {
         self.holds()
     }
 
-    /// What must always hold.
+    /// Checks the facts that must always hold.
     pub(super) fn holds(&mut self) -> Result<()> {
         denied("a deletion in the pool", fs::remove_file(self.pool.path().join("file0")))?;
         let beside = self.elsewhere.path().join("file");

@@ -1,4 +1,5 @@
-//! The fault lab: faults from a seed, for a set time, and after each of them what must always hold.
+//! The fault lab: faults from a seed, for a set time, and after each of them a check of the
+//! invariants.
 //!
 //! `faults` has the list. What is held here, whatever has happened to the agent: a deletion in the
 //! pool is denied and one beside it passes, an actor's and a guest's pass, and a deleter that runs

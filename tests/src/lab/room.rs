@@ -78,7 +78,8 @@ pub(super) fn pools_full(ground: &mut Ground, _: &mut Rng) -> Result<()> {
     })
 }
 
-/// The map of leases has no room: another one is refused in plain words, and who has one goes on.
+/// The map of leases has no room: another one is refused in plain words, and the holder of one goes
+/// on.
 pub(super) fn leases_full(ground: &mut Ground, _: &mut Rng) -> Result<()> {
     let tree = Path::new("/sys/fs/cgroup/guard-lab-lease");
     fs::create_dir_all(tree).context("create a cgroup")?;
@@ -177,7 +178,7 @@ fn taken(ground: &Ground, executables: usize) -> Result<()> {
     Ok(())
 }
 
-/// Views of guests take no entry anywhere: however many there are, each deletes what is its own.
+/// Views of guests take no entry anywhere: in any number of them, each deletes its own files.
 pub(super) fn guest_views_many(ground: &mut Ground, random: &mut Rng) -> Result<()> {
     const VIEWS: usize = 1000;
     let scratch = Scratch::new("views")?;

@@ -21,7 +21,7 @@ const MASK_WORDS: usize = 64;
 /// much it has read.
 pub fn serve() -> Result<()> {
     let socket = audit_socket()?;
-    // Enabled, this process as the daemon, and room for what it has not yet read.
+    // Enabled, this process as the daemon, and room for messages that it has not yet read.
     let (enabled, daemon, backlog) = (1, 4, 16);
     audit_status(&socket, enabled | daemon | backlog, 1, std::process::id())?;
     let rule = rule();

@@ -166,7 +166,7 @@ fn bind(volume: &Path, place: &Path) -> Result<()> {
 pub struct Owners(Child);
 
 impl Owners {
-    /// Who is root inside is this user outside, and so on.
+    /// Root inside is this user outside, and so on.
     pub const FIRST: u32 = 100_000;
 
     pub fn new() -> Result<Self> {

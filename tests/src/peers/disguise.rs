@@ -29,7 +29,7 @@ const PRCTL: i32 = 128;
 const ROOM: usize = 4096;
 const RANGES: usize = 64;
 
-/// What the instructions below read, at the offsets that they have there.
+/// Data that the instructions below read, at the offsets that they have there.
 #[repr(C)]
 struct Order {
     ranges_left: u64,
@@ -166,7 +166,7 @@ pub fn disguise(by: By, executable: &Path, file: &Path) -> Result<()> {
     }
 }
 
-/// Where the own executable is mapped: begin and length of each.
+/// Mappings of the own executable: begin and length of each.
 fn own_ranges() -> Result<Vec<[u64; 2]>> {
     let own = fs::read_link("/proc/self/exe").context("where is this program?")?;
     let own = own.to_str().context("its path is not UTF-8")?;
@@ -182,8 +182,8 @@ fn own_ranges() -> Result<Vec<[u64; 2]>> {
         .collect()
 }
 
-/// What the kernel knows of this process's memory, in the order of `struct prctl_mm_map`: nothing
-/// of it is changed.
+/// Addresses of this process's memory, from the kernel, in the order of `struct prctl_mm_map`:
+/// nothing of it is changed.
 fn addresses() -> Result<[u64; 11]> {
     let stat = fs::read_to_string("/proc/self/stat").context("read /proc/self/stat")?;
     let (_, fields) = stat.rsplit_once(") ").context("/proc/self/stat names no program")?;

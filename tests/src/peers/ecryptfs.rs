@@ -15,7 +15,7 @@ const SIGNATURE: &str = "0123456789abcdef";
 const VERSION: u16 = 4;
 /// SHA-512 of the password, so often; nobody will calculate it.
 const DIGEST: (u32, u32) = (10, 65536);
-/// The key below is what a password would have been turned into.
+/// The key below stands for one that is derived from a password.
 const KEY_IS_SET: u32 = 2;
 const KEY: [u8; 64] = *b"sixty-four bytes that the tests of the bypass catalogue all know";
 
@@ -24,20 +24,20 @@ const KEY: [u8; 64] = *b"sixty-four bytes that the tests of the bypass catalogue
 fn token() -> Vec<u8> {
     let mut token = Vec::new();
     token.extend(VERSION.to_ne_bytes());
-    // Its kind, a password, and its flags; then a session key that is not there yet, and what is
-    // reserved.
+    // Its kind, a password, and its flags; then a session key that is not there yet, and reserved
+    // bytes.
     token.resize(token.len() + 2 + 4 + (3 * 4 + 512 + 64) + 32, 0);
     for number in [0, DIGEST.0, DIGEST.1, KEY.len() as u32, KEY_IS_SET] {
         token.extend(number.to_ne_bytes());
     }
     token.extend(KEY);
     token.extend(SIGNATURE.as_bytes());
-    // The signature's end, the salt, and what makes it up to the size of the structure.
+    // The signature's end, the salt, and padding up to the size of the structure.
     token.resize(token.len() + 1 + 8 + 3, 0);
     token
 }
 
-/// Mounts what is at `lower` at `place`, encrypted: names as they are, content not.
+/// Mounts the directory `lower` at `place`, encrypted: names as they are, content not.
 pub fn mount(lower: &Path, place: &Path) -> Result<Mount> {
     const KEY_SPEC_THREAD_KEYRING: libc::c_int = -1;
     command::run("modprobe", &["ecryptfs"])?;

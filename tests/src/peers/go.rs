@@ -13,7 +13,7 @@ use nix::fcntl::{AT_FDCWD, OFlag};
 use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-/// `os.RemoveAll(path)`: the first error is what it returns.
+/// `os.RemoveAll(path)`: it returns the first error.
 pub fn remove_all(path: &Path) -> Result<(), Errno> {
     let name = CString::new(path.as_os_str().as_encoded_bytes()).map_err(|_| Errno::EINVAL)?;
     remove_all_from(AT_FDCWD, &name)

@@ -1,6 +1,6 @@
-//! The socket of an Incus daemon, in small: answers what a test has laid down, and sends it the
-//! events of a test to whoever follows them. Its orders come line by line on standard input; each
-//! is confirmed with a line.
+//! The socket of an Incus daemon, in small: gives the answers that a test has laid down, and sends
+//! a test's events to all followers. Its orders come line by line on standard input; each is
+//! confirmed with a line.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::{self, Message, WebSocket};
 
 const EVENTS: &str = "/1.0/events";
-/// How long an event waits for somebody who follows.
+/// Longest wait of an event for a follower.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Answers by path; `null` lets the asker wait for ever.
@@ -76,7 +76,7 @@ impl Daemon {
         }
     }
 
-    /// Sends an event to everybody who follows, and waits for the first one who does.
+    /// Sends an event to all followers, and waits for the first one.
     fn send(&self, event: &str) -> Result<()> {
         let mut followers = locked(&self.followers)?;
         loop {
@@ -102,7 +102,7 @@ impl Daemon {
     }
 
     fn serve(&self, stream: UnixStream) {
-        // Whoever is at the other end may go at any time.
+        // The client may go at any time.
         let _ = self.answer(stream);
     }
 

@@ -1,5 +1,5 @@
-//! Programs of other people's hosts, in small: what deletes in ways that no command of Debian does,
-//! and what runs where no command line gets to.
+//! Programs of other people's hosts, in small: programs that delete in ways that no command of
+//! Debian does, and programs that run where no command line gets to.
 
 pub mod auditd;
 pub mod calls;

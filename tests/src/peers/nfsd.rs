@@ -1,5 +1,5 @@
 //! The kernel's NFS server and a client of it in this machine, without the programs around them:
-//! what exportfs and mountd would tell the kernel is written here, once.
+//! the messages of exportfs and mountd to the kernel are written here, once.
 
 use std::fs;
 use std::path::Path;
@@ -41,7 +41,7 @@ impl Server {
         let export = export.display();
         cache("auth.unix.ip", &format!("nfsd 127.0.0.1 {EXPIRY} here"))?;
         cache("nfsd.export", &format!("here {export} {EXPIRY} {FLAGS} 65534 65534 0"))?;
-        // By number, 0: the root of what this server has.
+        // By number, 0: the root of this server's tree.
         cache("nfsd.fh", &format!("here 1 \\x00000000 {EXPIRY} {export}"))?;
         tell("nfsv4leasetime", SECONDS)?;
         tell("nfsv4gracetime", SECONDS)?;
@@ -54,8 +54,7 @@ impl Server {
         Ok(server)
     }
 
-    /// Mounts a directory of what it exports, by NFS 4.2. It must be unmounted while the server
-    /// lives.
+    /// Mounts a directory of its export, by NFS 4.2. It must be unmounted while the server lives.
     pub fn mount(&self, directory: &str, place: &Path) -> Result<Mount> {
         let options = "vers=4.2,addr=127.0.0.1,clientaddr=127.0.0.1,sec=sys,lookupcache=none,noac";
         let client = Mount::new("nfs4", &format!("127.0.0.1:/{directory}"), place, options);
@@ -83,7 +82,7 @@ impl Exported {
         Ok(Self { client: server.mount("", place)?, _server: server })
     }
 
-    /// Where the client has it.
+    /// Path of the client's mount.
     pub fn path(&self) -> &Path {
         self.client.path()
     }

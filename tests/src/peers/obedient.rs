@@ -92,7 +92,7 @@ impl Obedient {
         writeln!(self.socket, "{verb} {}", path.display()).context("give an order")
     }
 
-    /// How the last order went.
+    /// Outcome of the last order.
     pub fn outcome(&mut self) -> Result<std::io::Result<()>> {
         let mut line = String::new();
         BufReader::new(&self.socket).read_line(&mut line).context("wait for it to obey")?;

@@ -69,6 +69,6 @@ impl Drop for Traced {
 }
 
 fn call(request: libc::c_uint, pid: libc::pid_t, data: usize) -> Result<(), Errno> {
-    // SAFETY: `data` is 0, or the address of what the request writes.
+    // SAFETY: `data` is 0, or the address of the memory that the request writes.
     Errno::result(unsafe { libc::ptrace(request, pid, 0_usize, data) }).map(drop)
 }

@@ -68,7 +68,7 @@ pub fn open(path: &Path, flags: i32) -> Result<Result<(), Errno>> {
         .build();
     // SAFETY: `name` lives until the operation is over.
     let outcome = unsafe { one(entry) }?;
-    // What it has opened is closed again.
+    // The opened file is closed again.
     Ok(outcome.and_then(nix::unistd::close))
 }
 
@@ -80,8 +80,8 @@ pub fn truncate(path: &Path) -> Result<Result<(), Errno>> {
     Ok(unsafe { one(entry) }?.map(drop))
 }
 
-/// A ring for somebody else: one with a thread of the kernel's that polls it, in the name of who
-/// has made it, or one on which somebody has to call.
+/// A ring for somebody else: one with a thread of the kernel's that polls it, in the name of its
+/// maker, or one on which somebody has to call.
 pub fn for_another(polled: bool) -> io::Result<IoUring> {
     let mut builder = IoUring::builder();
     if polled {
@@ -91,7 +91,7 @@ pub fn for_another(polled: bool) -> io::Result<IoUring> {
 }
 
 /// `IORING_OP_UNLINKAT` in a ring that another process has made by [`for_another`]. The name is in
-/// the memory of whoever carries it out: of that process, if the ring is polled.
+/// the memory of the process that carries it out: of that process, if the ring is polled.
 ///
 /// # Safety
 /// If the ring is not polled, the name must live until this returns.
@@ -116,7 +116,7 @@ pub unsafe fn unlink_in(
 /// One operation, done by the kernel's workers.
 ///
 /// # Safety
-/// What the entry points to must live until this returns.
+/// The memory that the entry points to must live until this returns.
 unsafe fn one(entry: squeue::Entry) -> Result<Result<i32, Errno>> {
     let mut ring = ring()?;
     let entry = entry.flags(squeue::Flags::ASYNC);

@@ -1,6 +1,6 @@
-//! Runs the benchmarks in a VM that counts instructions, with a Ceph cluster beside it. What is
-//! measured is package `guard-tests`' business (`guard-tests bench`); this boots, streams, keeps
-//! the results, draws them, and compares them with those that are committed.
+//! Runs the benchmarks in a VM that counts instructions, with a Ceph cluster beside it. The
+//! measurements are package `guard-tests`' business (`guard-tests bench`); this boots, streams,
+//! keeps the results, draws them, and compares them with those that are committed.
 
 mod plot;
 mod results;
@@ -56,7 +56,7 @@ enum Part {
 }
 
 impl Arguments {
-    /// What runs in the machine.
+    /// Command that runs in the machine.
     fn command(&self) -> String {
         let names = self.only.iter().filter_map(Part::to_possible_value);
         names.fold("bench".to_owned(), |line, part| format!("{line} --only {}", part.get_name()))

@@ -1,4 +1,4 @@
-//! The results of one run, the table of them, and what must hold between two runs and within one.
+//! The results of one run, the table of them, and the conditions between two runs and within one.
 
 use std::fmt::Write as _;
 
@@ -69,7 +69,7 @@ impl Results {
         self.unlink.iter().find(|row| row.filesystem == filesystem && row.case == case)
     }
 
-    /// What our programs take more than in the other run, and what is missing if this one
+    /// Costs of our programs above those of the other run, and missing cases if this one
     /// `is_whole`; one line each.
     pub(super) fn slower_than(&self, baseline: &Self, is_whole: bool) -> Vec<String> {
         let mut lines = Vec::new();
@@ -88,7 +88,7 @@ impl Results {
         lines
     }
 
-    /// What this run says of each bar: the measure, the figure, whether it is met.
+    /// Each bar in this run: the measure, the figure, whether it is met.
     #[expect(clippy::too_many_lines, reason = "a table")]
     fn bars(&self) -> Vec<(&'static str, String, bool)> {
         let mut bars = Vec::new();
@@ -175,7 +175,7 @@ impl Results {
         bars
     }
 
-    /// How much the dearest case of an axis grows from its first to its highest point.
+    /// Growth of the dearest case of an axis from its first to its highest point.
     fn growth_of(&self, axis: &str) -> Option<f64> {
         let of_axis = || self.growth.iter().filter(|point| point.axis == axis);
         let growths = of_axis().filter(|point| point.at <= 1.0).map(|first| {

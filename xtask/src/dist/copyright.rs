@@ -1,5 +1,5 @@
 //! Debian's machine-readable copyright file: our own licences, and those of all that is linked into
-//! the binaries. [`render`] and what it calls are pure; [`linked`] asks cargo.
+//! the binaries. [`render`] and its callees are pure; [`linked`] asks cargo.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -109,7 +109,7 @@ fn paragraph(name: &str, texts: &BTreeMap<String, String>) -> Result<String> {
     Ok(out)
 }
 
-/// Every licence once, as an SPDX expression: what an .rpm says of itself.
+/// Every licence once, as an SPDX expression: the licence field of an .rpm.
 pub(super) fn spdx(crates: &BTreeSet<Crate>) -> String {
     let mut names: BTreeSet<String> = crates.iter().flat_map(|one| choose(&one.license)).collect();
     names.insert("MIT".to_owned());

@@ -8,7 +8,7 @@ use super::Packages;
 use crate::setup::{self, Use, find_command};
 use crate::{progress, workspace};
 
-/// Runs both. Where they cannot be had, that is said.
+/// Runs both. If they cannot be had, it says so.
 pub(super) fn run(packages: &Packages) -> Result<()> {
     if let Err(error) = setup::ensure(&[Use::DistCheck], &[]) {
         eprintln!("xtask: dist: {error:#}");

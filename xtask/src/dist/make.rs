@@ -1,5 +1,4 @@
-//! Makes the two packages. What they hold stands in guard-agent/Cargo.toml
-//! (`package.metadata.deb`).
+//! Makes the two packages. Their content stands in guard-agent/Cargo.toml (`package.metadata.deb`).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +17,7 @@ pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Counts packages of one version.
 const REVISION: &str = "1";
 
-/// Where the packages are.
+/// Paths of the packages.
 #[derive(Debug)]
 pub(crate) struct Packages {
     pub deb: PathBuf,
@@ -111,7 +110,7 @@ fn license_texts() -> Result<BTreeMap<String, String>> {
     Ok(texts)
 }
 
-/// What guard-agent/Cargo.toml says of the package.
+/// Description of the package in guard-agent/Cargo.toml.
 #[derive(Deserialize)]
 struct About {
     description: String,
@@ -172,7 +171,7 @@ fn debian(target: &Path, version: &str, output: &Path, date: u64) -> Result<()> 
     progress::run("make the .deb", &mut workspace::without_package_variables(tool))
 }
 
-/// What an .rpm is made of beside the files of the .deb.
+/// Inputs of an .rpm beside the files of the .deb.
 struct Rpm<'a> {
     binaries: &'a Path,
     summary: &'a str,

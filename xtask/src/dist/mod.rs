@@ -37,7 +37,7 @@ pub(crate) struct Arguments {
     no_lint: bool,
 }
 
-/// Time of the sources; what is made of them has it too.
+/// Time of the sources; the products have it too.
 pub(crate) const EPOCH: &str = "SOURCE_DATE_EPOCH";
 
 /// The command.

@@ -11,7 +11,7 @@ use crate::{progress, workspace};
 
 /// The tool writes a file of this name beside the Cargo.toml of each member, and nowhere else.
 const WRITTEN: &str = "guard-dist-sbom";
-/// What the packages hold.
+/// Members that the packages hold.
 const SHIPPED: [&str; 2] = ["guard-agent", "guard-ebpf"];
 const MEMBERS: [&str; 8] = [
     "guard-common",
@@ -50,7 +50,7 @@ pub(super) fn write(directory: &Path, version: &str, date: u64) -> Result<()> {
     Ok(())
 }
 
-/// Takes what the tool wrote out of the source tree; returns what is shipped.
+/// Takes the tool's output out of the source tree; returns the part that is shipped.
 fn collect() -> Result<Vec<(&'static str, String)>> {
     let mut texts = Vec::new();
     for member in MEMBERS {

@@ -3,9 +3,8 @@
 //!
 //! The .rpm's scripts are run there by rpm itself, chrooted, with an empty rpm database and
 //! therefore without dependencies (`--nodeps`). So the shell, systemctl and systemd-sysusers are
-//! real ones, and the files are those of Debian. What is not shown: Fedora's
-//! `systemd-update-helper`, which Debian has not, and rpm's own making of groups from sysusers.d
-//! (from rpm 4.19 on).
+//! real ones, and the files are those of Debian. Not shown: Fedora's `systemd-update-helper`, which
+//! Debian has not, and rpm's own making of groups from sysusers.d (from rpm 4.19 on).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,7 +19,7 @@ use crate::{progress, workspace};
 
 const UNIT_LINK: &str = "etc/systemd/system/multi-user.target.wants/guard-agent.service";
 const POLICY: &str = "etc/guard-agent/policy.toml";
-/// What the agent would have made.
+/// Files that the agent would have made.
 const MADE: [&str; 3] = [
     "var/lib/guard-agent/state.json",
     "var/log/guard-agent/audit.jsonl",
@@ -109,7 +108,7 @@ impl Tree {
         Ok(())
     }
 
-    /// What a run of the agent leaves.
+    /// Makes the files that a run of the agent leaves.
     fn used(&self) -> Result<()> {
         for path in MADE {
             let path = self.root.join(path);
@@ -128,7 +127,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Files with the name of ours, but for what dpkg and rpm write about themselves.
+    /// Files with the name of ours, but for the records of dpkg and rpm about themselves.
     fn leftovers(&self) -> Result<String> {
         self.run(
             "find / -xdev -name '*guard*' ! -path '/proc/*' ! -path '/sys/*' ! -path '/trial/*'",
@@ -190,7 +189,7 @@ fn rpm(tree: &Tree, package: &Path) -> Result<()> {
     rpm(&["--initdb"], None)?;
     rpm(&["--install", "--nodeps"], Some(package))?;
     tree.installed("the installation of the .rpm")?;
-    // Debian's preset enables what no file names; Fedora's disables it.
+    // Debian's preset enables units that no file names; Fedora's disables it.
     tree.expect("the installation of the .rpm", UNIT_LINK, true)?;
     tree.used()?;
     rpm(&["--upgrade", "--force", "--nodeps"], Some(package))?;

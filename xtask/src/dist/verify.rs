@@ -74,7 +74,7 @@ fn names(directory: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Packages are compressed: looks into what they hold.
+/// Packages are compressed: looks into their content.
 fn no_path(directory: &Path, folders: &[&Path]) -> Result<()> {
     let place = workspace::process_directory(&std::env::temp_dir(), "guard-unpacked-")?;
     let outcome = (|| {

@@ -15,11 +15,11 @@ use crate::setup::is_root;
 use crate::workspace::{self, fresh_directory};
 use crate::{checksums, progress};
 
-/// What a host has beside Incus: what Debian's own installations have, a Ceph cluster's daemons
-/// (one of the hosts is the store), and what tests run.
+/// Packages of a host beside Incus: those of Debian's own installations, a Ceph cluster's daemons
+/// (one of the hosts is the store), and the tests' tools.
 const PACKAGES: &str = "systemd,systemd-sysv,dbus,udev,kmod,iproute2,procps,psmisc,python3,jq,curl,ceph-common,ceph-mon,ceph-osd,ceph-mds,rsync,logrotate,cron-daemon-common,e2fsprogs,apparmor,dnsmasq-base,passwd,util-linux,attr,acl,less,sudo,busybox-static,strace,zstd,xz-utils";
-/// The daemon and its client, without what only virtual machines need: none runs inside an emulated
-/// one.
+/// The daemon and its client, without the dependencies of virtual machines: none runs inside an
+/// emulated one.
 const INCUS: [&str; 2] = ["incus-base", "incus-client"];
 /// On a host with 6.0: the packages that a later upgrade to the backports' Incus installs.
 const NEXT_INCUS: &str = "usr/local/lib/lab/next-incus";
@@ -45,7 +45,7 @@ const FILES: [(&str, &str); 6] = [
     ("ceph-store", include_str!("../../guest/host/ceph-store")),
     ("tree", include_str!("../../guest/host/tree")),
 ];
-/// A change of this file that changes what is made needs another number here.
+/// A change of this file that changes the image needs another number here.
 const VERSION: u32 = 1;
 
 /// The image of a host with one version of Incus.

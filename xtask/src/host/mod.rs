@@ -1,6 +1,6 @@
 //! Real hosts for the suite `host`: a Debian 13 system from Debian's own packages, on a disk image
-//! in the cache, with systemd, Ceph and Incus as they are packaged. What is done with such hosts,
-//! and the states that are saved of them, is `guard-tests`' own (`tests/src/harness/host`).
+//! in the cache, with systemd, Ceph and Incus as they are packaged. The use of such hosts, and the
+//! states that are saved of them, are `guard-tests`' own (`tests/src/harness/host`).
 
 mod image;
 pub(crate) mod run;
@@ -16,7 +16,7 @@ pub(crate) use image::Image;
 
 /// The release whose hosts are tested.
 pub(crate) const SUITE: &str = "trixie";
-/// Where its newer packages are.
+/// Suite of its newer packages.
 pub(crate) const BACKPORTS: &str = "trixie-backports";
 
 /// Incus's version on a host, by where it comes from.
@@ -73,7 +73,7 @@ pub(crate) fn kernel(kernel: Kernel) -> Result<Kernel> {
 /// Every kernel that the image has modules of.
 pub(crate) const KERNELS: [Kernel; 2] = [Kernel::Trixie, Kernel::V7];
 
-/// What `guard-tests` must know to boot a host, as environment variables.
+/// Environment variables with which `guard-tests` boots a host.
 pub(crate) fn environment(incus: Incus, kernel: Kernel) -> Result<Vec<(String, String)>> {
     const MODULES: [&str; 5] = ["virtio_pci", "virtio_blk", "virtio_console", "virtio_rng", "ext4"];
     let image = Image::open(incus)?;
@@ -94,7 +94,7 @@ pub(crate) fn environment(incus: Incus, kernel: Kernel) -> Result<Vec<(String, S
     Ok(values.map(|(name, value)| (name.to_owned(), value)).to_vec())
 }
 
-/// Where the states of such hosts are saved.
+/// Directory of the saved states of such hosts.
 fn states(incus: Incus, kernel: Kernel) -> Result<PathBuf> {
     let name = format!("incus-{}-linux-{}", incus.name(), kernel.name());
     let directory = workspace::cache()?.join("host-states").join(name);

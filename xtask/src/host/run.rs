@@ -13,7 +13,7 @@ use crate::kernel::Kernel;
 use crate::setup::{self, Use, Wanted};
 use crate::{build, dist, workspace};
 
-/// What a person asks for with `cargo xtask vm --host`.
+/// Arguments of `cargo xtask vm --host`.
 #[derive(Debug)]
 pub(crate) struct Shell {
     pub kernel: Kernel,
@@ -54,7 +54,7 @@ pub(crate) fn beside(tests: &Path) -> Result<Command> {
     Ok(command)
 }
 
-/// What tests install on hosts: the package as it is shipped, and two later versions of it, one
+/// Packages that tests install on hosts: the one that is shipped, and two later versions of it, one
 /// with another agent, one whose maps have another layout; under the names that `guard-tests`
 /// knows.
 pub(crate) fn make_payload(binaries: &TestBinaries) -> Result<()> {
@@ -72,7 +72,7 @@ pub(crate) fn make_payload(binaries: &TestBinaries) -> Result<()> {
     Ok(())
 }
 
-/// Where it is.
+/// Directory of the payload.
 pub(crate) fn payload() -> PathBuf {
     workspace::target().join("host-payload")
 }

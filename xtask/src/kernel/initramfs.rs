@@ -10,17 +10,17 @@ use anyhow::{Context as _, Result};
 use super::Layout;
 use crate::progress;
 
-/// Where Debian's busybox-static puts it.
+/// Path in Debian's busybox-static.
 pub(crate) const BUSYBOX: &str = "/bin/busybox";
 /// Goes on in this machine's own root.
 pub(crate) const SHARED_INIT: &str = include_str!("../../guest/init");
-/// What it needs.
+/// Modules that it needs.
 pub(crate) const SHARED_MODULES: [&str; 5] =
     ["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay"];
 /// Goes on with systemd on a disk.
 pub(crate) const HOST_INIT: &str = include_str!("../../guest/host/init");
 
-/// Writes an initramfs for `kernel` to `target`: `init`, and `modules` with what they need.
+/// Writes an initramfs for `kernel` to `target`: `init`, and `modules` with their dependencies.
 pub(crate) fn write(kernel: &Layout, target: &Path, init: &str, modules: &[&str]) -> Result<()> {
     let mut archive = Archive::default();
     for directory in ["bin", "dev", "proc", "sys", "mnt", "modules"] {
@@ -38,7 +38,7 @@ pub(crate) fn write(kernel: &Layout, target: &Path, init: &str, modules: &[&str]
     fs::write(target, archive.finish()).with_context(|| format!("write {}", target.display()))
 }
 
-/// The files of the modules and of what they need, in the order to load them.
+/// The files of the modules and of their dependencies, in the order to load them.
 fn load_order(kernel: &Layout, modules: &[&str]) -> Result<Vec<String>> {
     let mut files: Vec<String> = Vec::new();
     for module in modules {

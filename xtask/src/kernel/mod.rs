@@ -74,7 +74,7 @@ impl Kernel {
         }
     }
 
-    /// Where it is laid out.
+    /// Directory in which it is laid out.
     pub(crate) fn directory(self) -> Result<PathBuf> {
         Ok(workspace::cache()?.join("kernels").join(self.name()))
     }
@@ -98,7 +98,7 @@ const CHECKED_AT_BOOT: [&str; 4] = ["vmlinux", "config", "System.map", "release"
 pub(crate) struct Layout {
     /// Holds `vmlinux`, `config` and `lib/modules/<release>`.
     pub directory: PathBuf,
-    /// What `uname -r` will say.
+    /// Output of `uname -r`.
     pub release: String,
 }
 

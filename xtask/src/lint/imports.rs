@@ -2,7 +2,7 @@
 //! be understood after those that it rests on.
 //!
 //! A file imports another if it names something in it, in a `use`, an expression or a macro's
-//! arguments. A module that only re-exports what its own parts hold (`pub use`) imports nothing.
+//! arguments. A module that only re-exports items of its own parts (`pub use`) imports nothing.
 //! Tests are left out.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,7 +23,7 @@ const WINGS: &[(&str, &[&str])] = &[
     ("daemon", &["model", "host"]),
 ];
 
-/// Checks the agent's files below `root`, and says how many there are.
+/// Checks the agent's files below `root`, and says their number.
 pub(super) fn check(root: &Path) -> Result<String> {
     let mut texts = Vec::new();
     for path in super::source_rules::sources(&root.join(CRATE))? {
@@ -90,7 +90,7 @@ fn module(name: &str) -> Module {
     path.split('/').filter(|part| *part != "lib").map(str::to_owned).collect()
 }
 
-/// All that a module imports, and what those import.
+/// All imports of a module, and the imports of those.
 fn reached(imports: &Imports, from: &Module) -> BTreeSet<Module> {
     let (mut found, mut open) = (BTreeSet::new(), vec![from]);
     while let Some(module) = open.pop() {

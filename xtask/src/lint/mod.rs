@@ -83,7 +83,7 @@ pub(crate) fn run() -> Result<ExitCode> {
 }
 
 fn cargo(arguments: &[&str]) -> Result<()> {
-    // What follows `--` is not cargo's own.
+    // Arguments after `--` are not cargo's own.
     let own = arguments.iter().position(|argument| *argument == "--").unwrap_or(arguments.len());
     let (own, passed_on) = arguments.split_at(own);
     let status = workspace::cargo()

@@ -28,7 +28,7 @@ const PURE: &[&str] = &[
     "guard-agent/src/host/incus/procfs.rs",
     "guard-agent/src/host/wipe/mounts.rs",
 ];
-/// What a pure module must not name.
+/// Names that a pure module must not use.
 const FORBIDDEN: &[(&str, &str)] = &[
     ("tokio", "async I/O"),
     ("aya", "the kernel"),

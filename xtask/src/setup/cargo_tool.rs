@@ -36,7 +36,7 @@ pub(crate) fn missing() -> Result<Vec<&'static CargoTool>> {
     Ok(missing)
 }
 
-/// Where all of them are installed.
+/// Installation directory of all of them.
 pub(crate) fn root() -> Result<PathBuf> {
     Ok(workspace::cache()?.join("cargo-tools"))
 }

@@ -18,14 +18,14 @@ const INSTALL: [&str; 7] = [
     "install",
     "--yes",
     "--no-install-recommends",
-    // Never trade what the machine has for what we want.
+    // Never trade installed packages for ours.
     "--no-remove",
     "-o",
     "DPkg::Lock::Timeout=300",
     "-q",
 ];
 
-/// Installs what is missing, or says what a person has to do.
+/// Installs missing packages, or names the steps that a person has to do.
 pub(super) fn packages(missing: &[&Requirement]) -> Result<()> {
     let names: Vec<&str> = missing.iter().map(|requirement| requirement.package).collect();
     if find_command("apt-get").is_none() {

@@ -1,5 +1,5 @@
-//! Installs what building and testing need. Looks first, says what is missing and what it will
-//! change, then changes it. When all is there it costs a few file look-ups.
+//! Installs the requirements of building and testing. Looks first, names the missing ones and the
+//! changes, then makes them. When all is there it costs a few file look-ups.
 
 pub(crate) mod cargo_tool;
 mod install;
@@ -33,7 +33,7 @@ pub(crate) struct Arguments {
     verify: bool,
 }
 
-/// What a step uses.
+/// Requirements of a step.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Wanted<'a> {
     pub uses: &'a [Use],
@@ -42,7 +42,7 @@ pub(crate) struct Wanted<'a> {
     pub hosts: &'a [host::Incus],
 }
 
-/// What is missing.
+/// Missing requirements.
 struct Plan {
     packages: Vec<&'static Requirement>,
     bpf_linker: bool,
@@ -202,7 +202,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Makes sure that what a step uses is there.
+/// Makes sure that a step's requirements are there.
 pub(crate) fn ensure(uses: &[Use], kernels: &[Kernel]) -> Result<()> {
     ensure_all(Wanted { uses, kernels, hosts: &[] })
 }

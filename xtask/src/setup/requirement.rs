@@ -1,11 +1,11 @@
-//! What the machine must have: each thing by the file that proves it, and Debian's package for it.
+//! Requirements of the machine: each by the file that proves it, and Debian's package for it.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 use crate::kernel::initramfs::BUSYBOX;
 
-/// What a requirement is needed for.
+/// Purpose of a requirement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Use {
     /// Building the kernel program.
@@ -16,13 +16,13 @@ pub(crate) enum Use {
     Ceph,
     /// Tools that the test suites run in the VM.
     Suites,
-    /// What guests run in the test suites with `--full`.
+    /// Programs of guests in the test suites with `--full`.
     Workloads,
-    /// What the benchmarks measure beside us.
+    /// Tools that the benchmarks measure beside us.
     Bench,
     /// Building libFuzzer.
     Fuzz,
-    /// Incus, unpacked in the cache, and what the machine must have beside it.
+    /// Incus, unpacked in the cache, and its dependencies on the machine.
     Incus,
     /// Making and booting real hosts.
     Host,
@@ -33,7 +33,7 @@ pub(crate) enum Use {
 }
 
 impl Use {
-    /// What everything but the suite `incus` and the demo needs.
+    /// Uses of everything but the suite `incus` and the demo.
     pub(crate) const WITHOUT_INCUS: [Self; 4] = [Self::Bpf, Self::Vm, Self::Ceph, Self::Suites];
     /// The suite `incus` and the demo.
     pub(crate) const WITH_INCUS: [Self; 5] =
@@ -199,7 +199,7 @@ impl Requirement {
         }
     }
 
-    /// For machines without apt: what to look for.
+    /// For machines without apt: the program or file to look for.
     pub(super) fn proof(&self) -> String {
         match self.proof {
             Command(name) => format!("the command {name}"),

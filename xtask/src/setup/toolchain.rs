@@ -14,7 +14,7 @@ pub(crate) const LINKER_VERSION: &str = "0.13.0";
 const LLVM: &str = "/usr/lib/llvm-22";
 const TARGET: &str = "bpfel-unknown-none";
 
-/// What was found.
+/// The toolchain that was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Toolchain {
     /// rustup's nightly with rust-src, and bpf-linker in the path.
@@ -58,7 +58,7 @@ impl Toolchain {
         Ok(workspace::without_package_variables(command))
     }
 
-    /// What goes after `cargo build`.
+    /// Arguments after `cargo build`.
     pub(crate) fn build_arguments(self) -> &'static [&'static str] {
         match self {
             Self::Rustup => &["--target", TARGET, "-Z", "build-std=core"],
@@ -85,7 +85,7 @@ impl Toolchain {
         Ok(stripped)
     }
 
-    /// Where in the target directory the object will be.
+    /// Path of the object in the target directory.
     pub(crate) fn object(target: &Path, profile: &str) -> PathBuf {
         target.join(TARGET).join(profile).join("guard-ebpf")
     }
@@ -123,7 +123,7 @@ fn nightly_has_source() -> bool {
     })
 }
 
-/// Where the Debian route's bpf-linker is installed.
+/// Installation directory of the Debian route's bpf-linker.
 pub(crate) fn linker_root() -> Result<PathBuf> {
     Ok(workspace::cache()?.join("bpf-linker"))
 }

@@ -31,7 +31,7 @@ const CLOSING: &str = "guard-tests: ";
 /// Starts each line that explains the failure just reported.
 const EXPLANATION: &str = "  | ";
 
-/// What a test suite finds in its environment, beside what the Ceph cluster adds.
+/// Environment of a test suite, without the Ceph cluster's part.
 fn environment(binaries: &TestBinaries, kernel: Kernel, profile: &str) -> Vec<(String, String)> {
     let path = |path: &std::path::Path| path.to_string_lossy().into_owned();
     let values = [
@@ -59,7 +59,7 @@ pub(crate) fn machine(kernel: Kernel, binaries: &TestBinaries, command: &str) ->
     boot
 }
 
-/// Where the guest finds Incus, once its programs are checked.
+/// Variable with the guest's path of Incus, once its programs are checked.
 pub(crate) fn incus() -> Result<(String, String)> {
     Ok(("GUARD_INCUS".to_owned(), incus::open()?.to_string_lossy().into_owned()))
 }
@@ -81,7 +81,7 @@ impl Wanted<'_> {
     }
 }
 
-/// What one boot runs: the tests of one suite that need the same machine.
+/// Work of one boot: the tests of one suite that need the same machine.
 #[derive(Clone, Debug)]
 pub(crate) struct Part {
     suite: Suite,
@@ -102,7 +102,7 @@ impl Part {
         }
     }
 
-    /// How many tests it has.
+    /// Number of its tests.
     pub(crate) fn size(&self) -> usize {
         self.tests.len()
     }

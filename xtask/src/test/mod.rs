@@ -86,7 +86,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if selected(Suite::Unit) {
         timed("unit", || unit::run(&arguments.filters, &mut report));
     }
-    // What takes longest comes first, so that at the end no processor waits for it.
+    // The longest suites come first, so that at the end no processor waits for them.
     let in_guests: Vec<Suite> = [Suite::Host, Suite::Incus, Suite::Standin, Suite::Cephfs]
         .into_iter()
         .filter(|suite| selected(*suite))
@@ -106,7 +106,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     let path = report.write()?;
     eprintln!("xtask: report in {}", path.display());
-    // The closing line is the last one, whatever reads both streams together.
+    // The closing line is the last one, for every reader of both streams together.
     println!("{} passed, {} failed", report.passed(), report.failed());
     Ok(if report.failed() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -153,8 +153,8 @@ fn timed<T>(part: &str, act: impl FnOnce() -> T) -> T {
     done
 }
 
-/// How many VMs run at a time. An emulated processor keeps one of this machine's busy; each VM has
-/// 4 GiB.
+/// Number of VMs that run at a time. An emulated processor keeps one of this machine's busy; each
+/// VM has 4 GiB.
 fn jobs(arguments: &Arguments) -> usize {
     let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
     arguments.jobs.map_or(processors.min(3), NonZeroUsize::get)

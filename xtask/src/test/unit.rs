@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use super::report::{Entry, Report};
 use crate::workspace;
 
-/// Runs them; what goes wrong around them is in the report too.
+/// Runs them; errors around them are in the report too.
 pub(super) fn run(filters: &[String], report: &mut Report) {
     eprintln!("xtask: unprivileged tests (cargo test) …");
     if let Err(error) = run_cargo(filters, report) {

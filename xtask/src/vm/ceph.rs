@@ -1,5 +1,5 @@
-//! A real Ceph cluster for one VM: its directory, its keys, and what the guest must know of it.
-//! `host/ceph-cluster` starts the daemons, in a network namespace that holds nothing else.
+//! A real Ceph cluster for one VM: its directory, its keys, and its environment variables for the
+//! guest. `host/ceph-cluster` starts the daemons, in a network namespace that holds nothing else.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -124,9 +124,9 @@ pid_file =
         fs::write(&path, content).with_context(|| format!("write {}", path.display()))
     }
 
-    /// What starts the cluster and then `command` beside it; all of it ends when xtask does. A
-    /// client that has not been heard of for `session` seconds is stale, for five times as many is
-    /// evicted.
+    /// Command that starts the cluster and then `command` beside it; all of it ends when xtask
+    /// does. A client that has not been heard of for `session` seconds is stale, for five times as
+    /// many is evicted.
     pub(super) fn wrap(&self, command: &[String], root: bool, session: u32) -> Vec<String> {
         let script = workspace::root().join("xtask/host/ceph-cluster");
         let mut wrapped: Vec<String> =
@@ -147,7 +147,7 @@ pid_file =
         wrapped
     }
 
-    /// How the guest reaches it.
+    /// Environment variables by which the guest reaches it.
     pub(super) fn environment(&self) -> Vec<(String, String)> {
         let values = [
             ("CEPH_MON", format!("{ADDRESS}:6789")),
@@ -164,7 +164,7 @@ pid_file =
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        // Best effort: what stays is removed by the next cluster.
+        // Best effort: the next cluster removes the remains.
         let _ = fs::remove_dir_all(&self.directory);
     }
 }

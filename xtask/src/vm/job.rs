@@ -11,7 +11,7 @@ use crate::kernel::{Layout, initramfs};
 use crate::workspace;
 
 const STAGE2: &str = include_str!("../../guest/stage2");
-/// Places that the guest mounts over; whatever the host has there needs a share of its own.
+/// Places that the guest mounts over; host files there need a share of their own.
 const COVERED: [&str; 4] = ["/run", "/dev", "/proc", "/sys"];
 
 /// One boot's directory, shared with the guest as `/run/guard-vm`.
@@ -90,7 +90,7 @@ impl Job {
         self.directory.join("console.log")
     }
 
-    /// What QEMU and the cluster's script complained about.
+    /// Complaints of QEMU and the cluster's script.
     pub(super) fn complaints(&self) -> PathBuf {
         self.directory.join("qemu.log")
     }

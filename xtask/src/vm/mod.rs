@@ -75,7 +75,7 @@ pub(crate) enum Lsm {
     List(String),
 }
 
-/// What to boot.
+/// Machine to boot.
 #[derive(Clone, Debug)]
 pub(crate) struct Boot {
     pub kernel: Kernel,
@@ -99,7 +99,7 @@ pub(crate) struct Boot {
 const START_LIMIT: Duration = Duration::from_secs(180);
 /// So often such a guest is booted. Nothing has run in it.
 const BOOTS: u32 = 3;
-/// How long a suspended machine stands still.
+/// Time for which a suspended machine stands still.
 const STANDS_STILL: Duration = Duration::from_secs(4);
 
 impl Boot {
@@ -121,7 +121,7 @@ impl Boot {
     }
 }
 
-/// How a boot ended.
+/// Outcome of a boot.
 #[derive(Debug)]
 pub(crate) enum Outcome {
     /// The command ran and ended with this status.
@@ -253,7 +253,7 @@ fn broken(job: &Job, what: &str) -> String {
     )
 }
 
-/// How following a machine ended.
+/// Outcome of following a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Followed {
     /// It is off.

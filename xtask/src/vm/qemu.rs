@@ -15,7 +15,7 @@ const QEMU: &str = "qemu-system-x86_64";
 const LSM_WITHOUT_BPF: &str =
     "landlock,lockdown,yama,loadpin,safesetid,integrity,apparmor,selinux,smack,tomoyo";
 
-/// How the guest's instructions are run.
+/// Execution of the guest's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Acceleration {
     Kvm,

@@ -12,7 +12,7 @@ use super::states::on_each;
 /// The pool's name, and where a member mounts it.
 pub const POOL: &str = "shared";
 pub const MOUNTPOINT: &str = "/var/lib/incus/storage-pools/shared";
-/// Where the store mounts the whole filesystem: the independent look at the pool's files.
+/// Mount of the whole filesystem on the store: the independent look at the pool's files.
 pub const WITNESS: &str = "/mnt/witness";
 pub const ON_CEPH: &str = "pool-a";
 /// The cluster's files before anything happens.
@@ -99,7 +99,7 @@ pub struct Joining {
     running: Running,
 }
 
-/// How a join ended.
+/// Outcome of a join.
 #[derive(Debug)]
 pub struct Joined {
     ended: Ended,
@@ -133,7 +133,7 @@ fn preseeding(preseed: &str) -> String {
     format!("incus admin init --preseed <<'E'\n{preseed}\nE")
 }
 
-/// What the daemon of a host said last.
+/// Last messages of the daemon of a host.
 pub fn log(machine: &Machine) -> String {
     let said = machine
         .attempt("tail -n 15 /var/log/incus/incusd.log; journalctl -u incus --no-pager -n 15");
@@ -149,7 +149,7 @@ impl Joining {
 }
 
 impl Joined {
-    /// Returns what the client said.
+    /// Returns the client's output.
     pub fn succeeds(self) -> Result<String> {
         ensure!(
             self.ended.status == 0,

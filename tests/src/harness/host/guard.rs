@@ -9,7 +9,7 @@ use super::machine::Machine;
 use super::runner::Ended;
 use crate::harness::wait;
 
-/// Where the payload's disk is unpacked.
+/// Directory in which the payload's disk is unpacked.
 const PLACE: &str = "/root/payload";
 /// The policy file.
 pub const POLICY: &str = "/etc/guard-agent/policy.toml";
@@ -21,7 +21,7 @@ const START_LIMIT: Duration = Duration::from_secs(300);
 /// An emulated machine's agent may take longer than a second to answer, and is no stopped one for
 /// that.
 const PATIENCE: &str = "35s";
-/// For the agent to take note of what has happened.
+/// For the agent to take note of a change.
 const NOTICE: Duration = Duration::from_secs(60);
 
 /// The packages that a scenario may install.
@@ -66,7 +66,7 @@ impl<'a> Guard<'a> {
         Self { host }
     }
 
-    /// Waits until the agent answers, whatever its posture.
+    /// Waits until the agent answers, in any posture.
     pub fn answers(&self) -> Result<()> {
         wait::until("guard-agent answers", NOTICE, || {
             Ok(self.json("status").is_ok_and(|status| status["agent"]["pid"].is_u64()))
@@ -96,7 +96,7 @@ impl<'a> Guard<'a> {
         .with_context(|| self.journal())
     }
 
-    /// Runs guardctl, whatever comes of it.
+    /// Runs guardctl, with any result.
     pub fn control(&self, arguments: &str) -> Result<Ended> {
         let command = format!("GUARDCTL_TIMEOUT={PATIENCE} guardctl {arguments}");
         self.host.attempt_within(&command, Duration::from_secs(400))
@@ -115,14 +115,14 @@ impl<'a> Guard<'a> {
         Ok(ended.output)
     }
 
-    /// What guardctl answers as JSON, whatever its exit code.
+    /// Answer of guardctl as JSON, with any exit code.
     pub fn json(&self, arguments: &str) -> Result<Value> {
         let ended = self.control(&format!("{arguments} --json 2>/dev/null"))?;
         serde_json::from_str(&ended.output)
             .with_context(|| format!("guardctl {arguments} --json said: {}", ended.output))
     }
 
-    /// What the agent says of the host's Incus node.
+    /// The agent's report on the host's Incus node.
     pub fn node(&self) -> Result<Value> {
         let status = self.json("status")?;
         let nodes = status["nodes"].as_array().context("status has no nodes")?;

@@ -145,7 +145,7 @@ impl Place {
             if is_ours
                 && fs::File::open(entry.path().join("lock")).is_ok_and(|lock| hold(lock).is_ok())
             {
-                // What stays is only litter.
+                // Remains are only litter.
                 let _ = fs::remove_dir_all(entry.path());
             }
         }
@@ -163,7 +163,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        // What stays is removed by the next run.
+        // The next run removes the remains.
         let _ = fs::remove_dir_all(&self.path);
     }
 }

@@ -1,4 +1,4 @@
-//! One virtual machine: its QEMU, and what can be done to it from outside.
+//! One virtual machine: its QEMU, and the operations on it from outside.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -27,12 +27,12 @@ pub const UP_LIMIT: Duration = Duration::from_secs(300);
 const COMMAND_LIMIT: Duration = Duration::from_secs(120);
 const SAVE_LIMIT: Duration = Duration::from_secs(180);
 
-/// What to start a machine from.
+/// Start of a machine: from a disk or a saved state.
 #[derive(Clone, Copy, Debug)]
 pub enum From<'a> {
     /// Power on, with this disk below.
     Disk(&'a Path),
-    /// Where it was saved: the directory, and its name there.
+    /// A saved state: the directory, and its name there.
     Saved(&'a Path, &'a str),
 }
 
@@ -160,7 +160,7 @@ impl Machine {
         self.qmp().execute("set_link", json!({"name": "net0", "up": up})).map(drop)
     }
 
-    /// How often its runner has started: to be asked before what makes it start again.
+    /// Number of starts of its runner: to be read before an act that starts it again.
     pub fn starts(&self) -> u64 {
         self.runner.starts()
     }
@@ -170,7 +170,7 @@ impl Machine {
         self.runner.wait_started(before, UP_LIMIT).with_context(|| self.last_words())
     }
 
-    /// Runs a script as root; it must succeed. Returns what it printed.
+    /// Runs a script as root; it must succeed. Returns its output.
     pub fn run(&self, script: &str) -> Result<String> {
         let ended = self.attempt(script)?;
         ensure!(
@@ -183,7 +183,7 @@ impl Machine {
         Ok(ended.output)
     }
 
-    /// Runs a script as root, whatever comes of it.
+    /// Runs a script as root, with any result.
     pub fn attempt(&self, script: &str) -> Result<Ended> {
         self.attempt_within(script, COMMAND_LIMIT)
     }
@@ -215,7 +215,7 @@ impl Machine {
         self.directory.join(format!("{}.shell", self.name))
     }
 
-    /// What the kernel said last, and what QEMU complained about.
+    /// Last messages of the kernel, and complaints of QEMU.
     fn last_words(&self) -> String {
         let tail = |what: &str| {
             let bytes =
@@ -287,7 +287,7 @@ fn options(settings: &Settings, network: &[String]) -> Vec<OsString> {
         "-device",
         "virtio-rng-pci,rng=random",
     ]);
-    // What the guest has free is free here, and not saved.
+    // Free memory of the guest is free here, and not saved.
     add(&["-device", "virtio-balloon-pci,free-page-reporting=on"]);
     add(&["-device", "virtio-serial-pci"]);
     add(&[

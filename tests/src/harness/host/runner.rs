@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 /// Beyond a command's own limit, for the answer to come.
 const GRACE: Duration = Duration::from_secs(60);
 
-/// How a command ended in the guest.
+/// Outcome of a command in the guest.
 #[derive(Clone, Debug)]
 pub struct Ended {
     /// 124: its limit came first.
@@ -27,7 +27,7 @@ pub struct Ended {
 #[derive(Debug, Default)]
 struct Shared {
     waiting: Mutex<HashMap<u64, Sender<Ended>>>,
-    /// The boot that the runner was last seen in, and how often it has started.
+    /// The boot that the runner was last seen in, and the number of its starts.
     boot: Mutex<(String, u64)>,
     started: Condvar,
 }
@@ -61,7 +61,7 @@ impl Runner {
         Ok(Running { ended, limit: limit + GRACE })
     }
 
-    /// How often a runner has started in this guest, as far as it was heard.
+    /// Number of runner starts in this guest, as far as they were heard.
     pub fn starts(&self) -> u64 {
         lock(&self.shared.boot).1
     }
@@ -106,7 +106,7 @@ impl Running {
     }
 }
 
-/// Hands each answer to whoever waits for it. Ends with the machine.
+/// Hands each answer to the thread that waits for it. Ends with the machine.
 fn listen(reader: BufReader<UnixStream>, shared: &Shared) {
     for line in reader.lines() {
         let Ok(line) = line else { break };

@@ -1,4 +1,4 @@
-//! What `cargo xtask` has prepared for real hosts, from the environment.
+//! Settings from `cargo xtask` for real hosts, from the environment.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -13,7 +13,7 @@ pub struct Settings {
     pub disk: PathBuf,
     pub kernel: PathBuf,
     pub initrd: PathBuf,
-    /// Where the states of this kernel and Incus are kept.
+    /// Directory of the states of this kernel and Incus.
     pub states: PathBuf,
     /// Names all that the states depend on.
     pub key: String,

@@ -53,8 +53,8 @@ pub fn guard(host: &Machine, tier: &str) -> Result<()> {
     if tier == "fanotify" { guard.answers() } else { guard.enforces() }
 }
 
-/// How many of the files are there, without what a test has added. In the tier `fanotify` only an
-/// actor may list them.
+/// Number of the files that are there, without those that a test has added. In the tier `fanotify`
+/// only an actor may list them.
 pub fn files(host: &Machine) -> Result<usize> {
     Ok(host.run(&format!("{ACTOR} find {POOL} -type f -name 'f*' | wc -l"))?.trim().parse()?)
 }

@@ -44,7 +44,7 @@ impl State {
         if self == Self::Booted { "host" } else { host.as_str() }
     }
 
-    /// Where it is kept; makes it first if need be.
+    /// Directory of the state; makes it first if need be.
     pub(super) fn made(self, settings: &Settings) -> Result<PathBuf> {
         let lock = fs::File::create(settings.states.join("lock"))
             .context("create the lock of the states")?;

@@ -1,4 +1,4 @@
-//! Ends and removes what a scenario has left, however it ended.
+//! Ends and removes the remains of a scenario, with any outcome.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use crate::harness::wait;
 /// For killed processes to be gone.
 const END_LIMIT: Duration = Duration::from_secs(30);
 
-/// Ends what is left of the nodes, unmounts and removes all of it.
+/// Ends the remains of the nodes, unmounts and removes all of it.
 pub fn all() -> Result<()> {
     machine::link(true)?;
     for cgroup in [Role::Joiner.cgroup(), Role::Seed.cgroup()] {
@@ -65,7 +65,7 @@ fn remove_cgroup(cgroup: &Path) -> Result<()> {
     fs::remove_dir(cgroup).with_context(|| format!("remove {}", cgroup.display()))
 }
 
-/// What the nodes have left mounted.
+/// Mounts that the nodes have left.
 fn remains() -> Result<Vec<PathBuf>> {
     let table = fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
     let mountpoints = table.lines().filter_map(|line| line.split(' ').nth(4));

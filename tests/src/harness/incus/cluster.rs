@@ -17,7 +17,7 @@ use crate::harness::{command, tree, wait};
 /// The pool's name, and where the joiner mounts it.
 pub const POOL: &str = "shared";
 pub const MOUNTPOINT: &str = "/var/lib/incus/storage-pools/shared";
-/// Where the independent mount is, and the pool in it.
+/// Path of the independent mount, and of the pool in it.
 pub const WITNESS: &str = "/mnt/witness";
 pub const ON_CEPH: &str = "pool-a";
 const VOLUME: &str = "custom/default_vol1";

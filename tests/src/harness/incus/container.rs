@@ -22,8 +22,8 @@ const OWN_POOL: &str = "local";
 const BUSYBOX: &str = "/bin/busybox";
 /// The host's user 0 may map these; without them incusd starts privileged containers only.
 const SUBORDINATE_IDS: &str = "root:1000000:1000000000\n";
-/// Where liblxc puts the container and its monitor, which outlive the daemon. The monitor tidies up
-/// when the container ends, and moves to the last of them for it: it is to go first.
+/// liblxc's cgroups of the container and its monitor, which outlive the daemon. The monitor tidies
+/// up when the container ends, and moves to the last of them for it: it is to go first.
 pub const CGROUPS: [&str; 3] = [
     "/sys/fs/cgroup/lxc.monitor.guest",
     "/sys/fs/cgroup/lxc.pivot",
@@ -32,7 +32,7 @@ pub const CGROUPS: [&str; 3] = [
 /// liblxc's locks.
 pub const LOCKS: &str = "/run/lxc";
 
-/// What the machine must say before an incusd starts.
+/// Gives the machine its subordinate ids, before an incusd starts.
 pub fn allow_unprivileged() -> Result<()> {
     for file in ["/etc/subuid", "/etc/subgid"] {
         fs::write(file, SUBORDINATE_IDS).with_context(|| format!("write {file}"))?;
@@ -98,7 +98,7 @@ impl Container {
     }
 }
 
-/// What Incus says of a container that does not start.
+/// Incus's log of a container that does not start.
 fn log(node: &Node) -> String {
     node.client(&["info", NAME, "--show-log"])
         .unwrap_or_else(|error| format!("and no log: {error:#}"))

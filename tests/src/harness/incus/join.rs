@@ -1,4 +1,4 @@
-//! The joiner's way into the cluster, and what is done to it on the way.
+//! The joiner's way into the cluster, and the faults that hit it on the way.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, SeekFrom};
@@ -31,7 +31,7 @@ pub enum Step {
 }
 
 impl Step {
-    /// What the log says when it is reached.
+    /// Line in the log when it is reached.
     fn log_line(self) -> Option<&'static str> {
         match self {
             Self::Mounted => Some("Marked storage pool local status as created"),
@@ -49,7 +49,7 @@ pub struct Joining {
     name: String,
 }
 
-/// How a join ended.
+/// Outcome of a join.
 #[derive(Debug)]
 pub struct Joined {
     pub success: bool,
@@ -91,7 +91,7 @@ impl Joining {
         Ok(())
     }
 
-    /// It must fail; returns what it said.
+    /// It must fail; returns its output.
     pub fn fails(self) -> Result<String> {
         let name = self.name.clone();
         let joined = self.end()?;
@@ -146,7 +146,7 @@ impl Follow {
             if poll(&mut [changed], left).context("wait for a change of the joiner's log")? == 0 {
                 bail!("the join did not reach {:?} in {} s", self.step, STEP_LIMIT.as_secs());
             }
-            // What has changed shows in the next look.
+            // The next look shows the changes.
             self.changes.read_events().context("read what inotify says")?;
         }
         Ok(())

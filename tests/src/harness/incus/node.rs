@@ -62,8 +62,8 @@ impl Role {
         }
     }
 
-    /// What enters the node's namespaces, in front of its daemon. A process keeps its id through
-    /// all of it.
+    /// Command that enters the node's namespaces, in front of its daemon. A process keeps its id
+    /// through all of it.
     fn entrance(self) -> &'static str {
         match self {
             Self::Joiner => "exec sh -c",
@@ -74,7 +74,7 @@ impl Role {
         }
     }
 
-    /// What the daemon finds in its namespaces: `/sys` must show the seed's own network.
+    /// Commands that furnish the daemon's namespaces: `/sys` must show the seed's own network.
     fn furniture(self) -> &'static str {
         match self {
             Self::Joiner => "hostname node2",
@@ -157,7 +157,7 @@ impl Node {
         kill(pid, signal).with_context(|| format!("send {signal} to incusd"))
     }
 
-    /// What `systemctl stop` does: SIGTERM, and the time to end.
+    /// Stops it as `systemctl stop` does: SIGTERM, and the time to end.
     pub fn stop(&mut self) -> Result<()> {
         if self.runs()? {
             self.signal(Signal::SIGTERM)?;
@@ -180,7 +180,7 @@ impl Node {
     pub fn client(&self, arguments: &[&str]) -> Result<String> {
         let start = Instant::now();
         let output = client(self.role, arguments, CLIENT_LIMIT)?;
-        // Where a test was that ran into its limit.
+        // Shows the position of a test that ran into its limit.
         println!("{:.1} s for incus {}", start.elapsed().as_secs_f64(), arguments.join(" "));
         let text = command::text(&output);
         ensure!(output.status.success(), "incus {}: {}", arguments.join(" "), text.trim());
@@ -279,7 +279,7 @@ pub fn log_path(role: Role) -> PathBuf {
     role.logs().join("incusd.log")
 }
 
-/// The last lines of what a node's daemon has printed, its log among it.
+/// The last lines of the output of a node's daemon, its log among it.
 pub fn log_tail(role: Role) -> String {
     const LINES: usize = 15;
     const WIDTH: usize = 240;

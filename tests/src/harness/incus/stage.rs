@@ -18,7 +18,7 @@ use crate::harness::ceph::CephMount;
 use crate::harness::{command, tree, wait};
 
 const POLICY: &str = "version = 1\n[[root]]\npreset = \"incus\"\n";
-/// For the agent to take note of what has happened.
+/// For the agent to take note of a change.
 pub const NOTICE: Duration = Duration::from_secs(30);
 
 /// For the daemon of a failed node, which may never be ready.
@@ -122,7 +122,7 @@ impl Stage {
         Ok(())
     }
 
-    /// What the agent says of the joiner's node: state, mode and why.
+    /// The agent's report on the joiner's node: state, mode and reason.
     pub fn node(&self) -> Result<Value> {
         let status = self.installation.status().with_context(|| self.agent_log())?;
         let nodes = status["nodes"].as_array().context("status has no nodes")?;
@@ -183,9 +183,9 @@ impl Stage {
         )
     }
 
-    /// What an operator does to a failed node that is to start afresh: asks Incus to delete the
-    /// pool, stops Incus, removes its directory. Each of it has cost clusters their data; here
-    /// nothing may be lost. A daemon that does not come up any more cannot be asked.
+    /// Cleans a failed node as an operator does for a fresh start: asks Incus to delete the pool,
+    /// stops Incus, removes its directory. Each step has cost clusters their data; here nothing may
+    /// be lost. A daemon that does not come up any more cannot be asked.
     pub fn clean_up(&mut self) -> Result<()> {
         if !self.joiner()?.runs()? {
             self.joiner = None;
@@ -233,7 +233,7 @@ impl Stage {
         Ok(pools.iter().filter_map(|pool| pool["counters"]["denied"].as_u64()).sum())
     }
 
-    /// The row of the report for this scenario: what became of the node, and of the files.
+    /// The row of the report for this scenario: the outcome for the node, and for the files.
     pub fn note(&self, what: &str) -> Result<()> {
         let (state, mode) = match self.agent {
             Some(_) => {
@@ -258,7 +258,7 @@ impl Drop for Stage {
         // Enforcement ends with the pins; they are kept, so the pools must go first.
         self.joiner = None;
         self.agent = None;
-        // What cannot be cleaned now is seen, and said, by the next scenario.
+        // The next scenario finds and reports the remains.
         let _ = clean::all();
     }
 }

@@ -1,4 +1,4 @@
-//! What must still work, beside a guarded pool of real CephFS.
+//! Work that must still succeed, beside a guarded pool of real CephFS.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;

@@ -1,5 +1,5 @@
-//! Ways around on real CephFS: what destroys without deleting, another mount of the same
-//! filesystem, the other client (see `docs/BYPASSES.md`; more in `detour_cephfs`, `seal_cephfs` and
+//! Ways around on real CephFS: destruction without deleting, another mount of the same filesystem,
+//! the other client (see `docs/BYPASSES.md`; more in `detour_cephfs`, `seal_cephfs` and
 //! `alias_cephfs`).
 
 use std::fs::{self, File};
@@ -94,7 +94,7 @@ fn another_mount() -> Result<()> {
     })
 }
 
-/// What is mounted besides has gone.
+/// The other mounts have gone.
 fn only_one_pool(host: &Host) -> Result<()> {
     wait::until("the agent knows one pool", wait::LIMIT, || {
         Ok(host.ask(&["pools"])?.as_array().is_some_and(|pools| pools.len() == 1))

@@ -107,7 +107,8 @@ fn snapshot_removal() -> Result<()> {
         host.withstands(1, || command::run_failing("rmdir", &[&path]))?;
         ensure!(tree::count(&snapshot)? == FILES, "the snapshot is not whole any more");
         let seen = Path::new("/mnt/late/pool-a/custom/default_data/.snap/before");
-        // A client keeps what it has seen of snapshots: who is asked must look for the first time.
+        // A client caches the snapshots that it has seen: the client asked here must look for the
+        // first time.
         let late = CephMount::independent("/mnt/late")?;
         ensure!(seen.exists(), "another client does not see the snapshot any more");
         drop(late);

@@ -1,5 +1,5 @@
-//! What empties a directory, set on the pool by somebody who is not the storage daemon. Afterwards
-//! all 1,000 files are there, as an independent mount sees them.
+//! Programs that empty a directory, run on the pool by a process that is not the storage daemon.
+//! Afterwards all 1,000 files are there, as an independent mount sees them.
 
 use std::fs;
 use std::path::Path;
@@ -25,7 +25,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("guarded_rm_in_a_chroot", rm_in_a_chroot),
 ];
 
-/// The incident itself. What is not on the shared filesystem goes as it always did.
+/// The incident itself. Files outside the shared filesystem go as they always did.
 fn rm_rf_of_the_root() -> Result<()> {
     on_guarded(|host| {
         let said = host.withstands(FILES, || command::run_failing("rm", &["-rf", ROOT]))?;

@@ -14,7 +14,7 @@ use crate::harness::{command, wait};
 pub(super) const TESTS: &[Test] =
     &[Test::new("fanotify_wipes_of_a_real_pool_lose_nothing", wipes).only_in_full()];
 
-/// What wipes a directory: each must fail and leave every file.
+/// Programs that wipe a directory: each must fail and leave every file.
 fn wipe(host: &Host) -> Result<()> {
     let python = "import shutil, sys; shutil.rmtree(sys.argv[1])";
     for (program, arguments) in [
@@ -44,7 +44,7 @@ fn on(host: &mut Host) -> Result<()> {
     wipe(host)?;
     ensure!(host.counted("denied")? >= 4, "{} were denied", host.counted("denied")?);
 
-    // The storage daemon works on, and what is not stopped is seen.
+    // The storage daemon works on, and deletions that are not stopped are seen.
     let single = Path::new(POOL).join("single");
     host.scratch("volume")?;
     as_actor(&format!("rm -r {POOL}/volume"))?;

@@ -1,4 +1,4 @@
-//! What the tests on real CephFS take for granted of the machine and the cluster.
+//! Assumptions of the tests on real CephFS about the machine and the cluster.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;

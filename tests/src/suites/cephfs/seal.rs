@@ -96,7 +96,7 @@ fn truncation() -> Result<()> {
 }
 
 /// With the name in this client's cache, and from a mount that has never looked at it: there the
-/// kernel client opens in one request to the server. With O_CREAT it is what `>` of a shell does.
+/// kernel client opens in one request to the server. With O_CREAT it is the call of a shell's `>`.
 fn open_with_truncation() -> Result<()> {
     on_sealed(|host| {
         let victim = Path::new(DATA).join("d0/e0/f0");

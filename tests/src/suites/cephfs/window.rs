@@ -1,5 +1,5 @@
-//! When nobody watches: the pool is mounted without an agent, or before it has looked; and what a
-//! lease and a seal are worth after the pool was mounted anew.
+//! When nobody watches: the pool is mounted without an agent, or before it has looked; and the
+//! force of a lease and a seal after the pool was mounted anew.
 
 use std::fs;
 use std::path::Path;
@@ -74,7 +74,7 @@ fn right_after_the_mount() -> Result<()> {
     host.is_intact()
 }
 
-/// However it is spelled, and whatever of the filesystem it is.
+/// In any spelling, and for any part of the filesystem.
 fn old_syntax_and_the_whole_filesystem() -> Result<()> {
     let host = Host::new()?;
     for whole in [

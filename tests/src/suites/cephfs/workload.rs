@@ -1,5 +1,5 @@
-//! What people run in their volumes: version control, a database, a compiler, a package manager,
-//! backups. In a guest's view of a guarded pool none of it is ever denied, whatever becomes of the
+//! Workloads in people's volumes: version control, a database, a compiler, a package manager,
+//! backups. In a guest's view of a guarded pool none of it is ever denied, in any state of the
 //! agent.
 
 use std::cell::Cell;
@@ -23,8 +23,7 @@ pub(super) const TESTS: &[Test] = &[
         .only_in_full(),
 ];
 
-/// Each of it deletes, replaces and truncates much of what it writes. Everything is gone at the
-/// end.
+/// Each of it deletes, replaces and truncates much of its own files. Everything is gone at the end.
 const WORK: [(&str, &str); 6] = [
     (
         "git",
@@ -122,7 +121,7 @@ pub(super) fn on_a_pool(work: impl Fn(&Host, &Beside, When) -> Result<()>) -> Re
 
 const MISSING: &str =
     "PostgreSQL's server is not there: install Debian's package `postgresql` (`cargo xtask setup`)";
-/// As whom the server runs: nobody.
+/// The server runs as nobody.
 const AS_NOBODY: &str = "setpriv --reuid 65534 --regid 65534 --clear-groups env PGHOST=/data \
                          PGDATABASE=work";
 /// In small, so that it writes, recycles and removes its log all the time. Its shared memory is

@@ -1,6 +1,6 @@
 //! The ways in which a guest comes by its volume, and how it deletes there: with mapped owners, as
-//! a file server's only root. None of it is ever denied, whatever becomes of the agent; the host
-//! is, for the very same file.
+//! a file server's only root. None of it is ever denied, in any state of the agent; the host is,
+//! for the very same file.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
@@ -40,8 +40,8 @@ mkdir new; echo x >new/a; chown -R 1000:1000 new; test \"$(stat -c %u new/a)\" =
 setpriv --reuid 1000 --regid 1000 --clear-groups sh -c 'echo y >new/b; mv new/b new/a; rm new/a; mkdir new/c; rmdir new/c'
 rsync -a --delete new/ d0/; rm -r /data/*; test -z \"$(ls -A /data)\"";
 
-/// What an unprivileged container has. Kernels before 6.7 map no owners on CephFS: there the files
-/// themselves belong to the container's users, as Incus does it there.
+/// The view of an unprivileged container. Kernels before 6.7 map no owners on CephFS: there the
+/// files themselves belong to the container's users, as Incus does it there.
 fn mapped_owners() -> Result<()> {
     let owners = Owners::new()?;
     let old_kernel = machine::kernel()? == "6.1";
@@ -76,8 +76,8 @@ fn mapped_owners() -> Result<()> {
     })
 }
 
-/// What virtiofsd does for a virtual machine: everything by descriptors without access (O_PATH) and
-/// by handles.
+/// The work of virtiofsd for a virtual machine: everything by descriptors without access (O_PATH)
+/// and by handles.
 fn file_server() -> Result<()> {
     on_a_pool(|host, beside, _| {
         let volume = host.scratch("guest")?;

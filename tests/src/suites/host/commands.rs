@@ -25,7 +25,7 @@ pub(super) const TESTS: &[Test] = &[
 const WITHOUT_BPF: &str =
     "lsm=landlock,lockdown,yama,loadpin,safesetid,integrity,apparmor,selinux,smack,tomoyo";
 
-/// Each command with its exit code. In the weaker tiers what tells the posture says 7.
+/// Each command with its exit code. In the weaker tiers commands that tell the posture say 7.
 const TABLE: &[(&str, i64)] = &[
     ("pools", 0),
     ("seal POOL", 0),

@@ -1,4 +1,4 @@
-//! What following a node costs its Incus: requests, and lines in its log.
+//! Cost of following a node for its Incus: requests, and lines in its log.
 
 use std::time::Duration;
 
@@ -12,14 +12,14 @@ use crate::harness::registry::Test;
 pub(super) const TESTS: &[Test] =
     &[Test::new("cost_of_following_a_member_is_small", cost).within_seconds(1800).only_in_full()];
 
-/// For how long requests are counted.
+/// Time for which requests are counted.
 const WHILE: Duration = Duration::from_secs(120);
 /// Requests in a minute to the Incus of one member, ours alone.
 const REQUESTS_A_MINUTE: usize = 60;
 /// In the address of a request of the test's own.
 const KNOWN: &str = "counted=1";
-/// What Incus's log says because of who asks it: that it leaves out members it takes for offline
-/// when a question goes to all, and that nobody is there for an event stream.
+/// Lines of Incus's log that our requests cause: it leaves out members it takes for offline when a
+/// question goes to all, and nobody is there for an event stream.
 const BECAUSE_OF_US: &[&str] = &["Excluding offline member", "Failed upgrading event connection"];
 
 fn cost() -> Result<()> {

@@ -1,5 +1,5 @@
-//! A cluster of three, an agent on every member: what one node does, or what is done to it, is
-//! nothing to the others.
+//! A cluster of three, an agent on every member: an act of one node, or upon it, does not affect
+//! the others.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ pub(super) const TESTS: &[Test] =
     &[Test::new("members_are_not_sealed_by_a_node_that_joins_fails_and_is_removed", another_node)
         .within_seconds(3000)
         .only_in_full()];
-/// How long a member that was removed by force may still delete.
+/// Time for which a member that was removed by force may still delete.
 const REMOVAL_LIMIT: Duration = Duration::from_secs(5);
 
 fn another_node() -> Result<()> {

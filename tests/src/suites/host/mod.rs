@@ -1,4 +1,4 @@
-//! Real hosts: what we ship, the way it is shipped. These tests run beside the hosts, not on them.
+//! Real hosts: our packages, as they are shipped. These tests run beside the hosts, not on them.
 
 mod commands;
 mod cost;

@@ -1,5 +1,5 @@
-//! What an operator's day has: a policy that is wrong, a reload, a rotation of the log with a
-//! reader in group guard, and the package removed and purged.
+//! An operator's day: a policy that is wrong, a reload, a rotation of the log with a reader in
+//! group guard, and the package removed and purged.
 
 use std::time::Duration;
 

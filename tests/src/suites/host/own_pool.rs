@@ -1,5 +1,5 @@
-//! A server that is alone, a member, alone again, and a member again: what is its own it deletes,
-//! at each time.
+//! A server that is alone, a member, alone again, and a member again: it deletes its own files, at
+//! each time.
 
 use std::time::Duration;
 

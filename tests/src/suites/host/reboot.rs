@@ -1,4 +1,4 @@
-//! Reboots: enforcement stands before the first mount, also for who deletes from earliest userspace
+//! Reboots: enforcement stands before the first mount, also for a deleter from earliest userspace
 //! on.
 
 use std::time::Duration;

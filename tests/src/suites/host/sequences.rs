@@ -1,4 +1,4 @@
-//! What Incus's own tests of CephFS and of joining do, on a host without us and with us: each step
+//! Steps of Incus's own tests of CephFS and of joining, on a host without us and with us: each step
 //! ends the same way.
 
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! An agent that does not answer: stopped, killed, standing still. What can be known is told all
-//! the same, at once, and it is true.
+//! An agent that does not answer: stopped, killed, standing still. guardctl still tells all
+//! knowable facts, at once, and they are true.
 
 use anyhow::{Result, ensure};
 
@@ -42,7 +42,7 @@ fn a_silent_agent() -> Result<()> {
     Ok(())
 }
 
-/// Each of the reading commands answers, names what is pinned, and knows the pool.
+/// Each of the reading commands answers, names the pins, and knows the pool.
 fn tells(host: &Machine, what: &str) -> Result<()> {
     for (command, wanted) in
         [("status", "pinned and attached"), ("pools", POOL), ("events -n 5", "agent")]

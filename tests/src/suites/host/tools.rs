@@ -19,9 +19,9 @@ pub(super) const TESTS: &[Test] = &[
         .within_seconds(1200)
         .only_in_full(),
 ];
-/// Stands for what Incus starts for a virtual machine, which an emulated host cannot run: a process
-/// of that name, outside of the daemon's cgroup, with the machine's disk open, whose arguments do
-/// not name the root.
+/// Stands for Incus's process of a virtual machine, which an emulated host cannot run: a process of
+/// that name, outside of the daemon's cgroup, with the machine's disk open, whose arguments do not
+/// name the root.
 const VIRTUAL_MACHINE: &str =
     "disk=/var/lib/incus/storage-pools/local/virtual-machines/v1/root.img; mkdir -p $(dirname $disk); truncate -s 1M $disk
     systemd-run --quiet --unit=lab-vm bash -c \"exec 3<>$disk; exec -a qemu-system-x86_64 sleep 100000\"";
@@ -119,7 +119,7 @@ fn a_linked_root() -> Result<()> {
     is_intact(&lab)
 }
 
-/// Fails with what is in the way, before anything is changed.
+/// Fails and names the obstacle, before anything is changed.
 fn refuses(guard: &Guard<'_>, command: &str, what: &str) -> Result<()> {
     let ended = guard.control(command)?;
     ensure!(

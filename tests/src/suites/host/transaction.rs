@@ -1,6 +1,6 @@
-//! The way back from a failed join and the next join, as a transaction: whoever does it is killed
-//! at each step, and the same command goes on. Nothing stays mounted, and the cluster keeps no half
-//! of a member.
+//! The way back from a failed join and the next join, as a transaction: the command is killed at
+//! each step, and the same command goes on. Nothing stays mounted, and the cluster keeps no half of
+//! a member.
 
 use std::time::Duration;
 
@@ -108,7 +108,7 @@ fn join_preseed(lab: &Lab) -> Result<()> {
     lab.host(Name::N2).run(&format!("cat >/root/preseed.yaml <<'E'\n{preseed}E")).map(drop)
 }
 
-/// Starts a command, and kills it and what it has started as soon as something holds.
+/// Starts a command, and kills its process group as soon as something holds.
 fn killed(host: &Machine, command: &str, step: &str, holds: &str) -> Result<()> {
     let script = format!(
         "setsid {command} >/root/said 2>&1 & command=$!
@@ -119,7 +119,7 @@ fn killed(host: &Machine, command: &str, step: &str, holds: &str) -> Result<()> 
          kill -KILL -- -$command; wait $command 2>/dev/null; true"
     );
     let ended = host.attempt_within(&script, LIMIT)?;
-    // One that was over before it could be killed has done the step, and what comes after it.
+    // One that was over before it could be killed has done the step, and those after it.
     let over = ended.output.contains("ended with 0");
     ensure!(ended.status == 0 || over, "{command} never came to where {step}: {}", ended.output);
     println!("note: {command}: {} when {step}", if over { "over" } else { "killed" });
@@ -138,7 +138,7 @@ fn ends_well(host: &Machine, command: &str) -> Result<()> {
     Ok(())
 }
 
-/// Whatever is mounted is sealed, and nothing is lost.
+/// Every mounted pool is sealed, and nothing is lost.
 fn safe(lab: &Lab, guard: &Guard<'_>) -> Result<()> {
     let pools = guard.json("pools")?;
     let open = pools.as_array().context("guardctl pools printed no list")?;

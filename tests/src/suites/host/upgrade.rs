@@ -100,7 +100,7 @@ fn upgrade(to: Package) -> Result<()> {
     works_as_before(host)
 }
 
-/// What an upgrade must not change.
+/// Facts that an upgrade must not change.
 #[derive(Debug)]
 struct Known {
     build: String,

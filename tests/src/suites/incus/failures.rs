@@ -1,5 +1,5 @@
-//! The table of failed joins: each way in which a join ends without membership, and what an
-//! operator does then. Judged by the files that the independent mount sees.
+//! The table of failed joins: each way in which a join ends without membership, and an operator's
+//! next steps. Judged by the files that the independent mount sees.
 
 use std::fs;
 
@@ -28,7 +28,7 @@ const fn case(name: &'static str, body: fn() -> Result<()>) -> Test {
     Test::new(name, body).within_seconds(900)
 }
 
-/// Where a failed join may stand; always sealed.
+/// Possible states of a failed join; always sealed.
 const FAILED: &[&str] = &["join-failed", "join-partial"];
 
 fn killed_after_mount() -> Result<()> {

@@ -16,7 +16,7 @@ use crate::harness::registry::Test;
 pub(super) const TESTS: &[Test] =
     &[Test::new("healthy_join_ends_guarded_and_works", healthy_join).within_seconds(900)];
 
-/// What the host tries in [`guest`] each time, and is denied.
+/// Number of denied attempts of the host in [`guest`] each time.
 const HOST_ATTEMPTS: u64 = 4;
 
 fn healthy_join() -> Result<()> {
@@ -67,7 +67,7 @@ fn delete_as_descendant(file: &Path) -> Result<()> {
     command::run("sh", &["-c", &line]).map(drop)
 }
 
-/// What a member does with its volumes all day.
+/// A member's daily work with its volumes.
 fn work(stage: &mut Stage, container: &mut Container) -> Result<()> {
     let joiner = stage.joiner()?;
     joiner.client(&["storage", "volume", "create", POOL, "work"])?;
@@ -90,7 +90,7 @@ fn work(stage: &mut Stage, container: &mut Container) -> Result<()> {
         "--volume-only",
     ])?;
     joiner.client(&["storage", "volume", "import", POOL, "/run/exported.tar.gz", "imported"])?;
-    // A restore deletes what came after the snapshot, by rsync.
+    // A restore deletes files newer than the snapshot, by rsync.
     fs::write(data.join("later"), "later").context("write later")?;
     joiner.client(&["storage", "volume", "snapshot", "restore", POOL, "work", "snap"])?;
     ensure!(!data.join("later").exists(), "the restore deleted nothing");
@@ -105,9 +105,9 @@ fn work(stage: &mut Stage, container: &mut Container) -> Result<()> {
     fs::remove_file("/run/exported.tar.gz").context("remove the export")
 }
 
-/// What a guest may do in a volume that it has, and Incus for it over SFTP: what nobody else on the
-/// same host may. The first time the container starts with the volume, the second time it gets it
-/// while it runs.
+/// Acts that are allowed to a guest in its volume, and to Incus for it over SFTP, and to nobody
+/// else on the same host. The first time the container starts with the volume, the second time it
+/// gets it while it runs.
 ///
 /// Incus 6.0.4 serves SFTP for instances only, not for custom volumes.
 fn guest(node: &Node, container: &mut Container, data: &Path) -> Result<()> {

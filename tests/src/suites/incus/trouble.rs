@@ -1,5 +1,5 @@
-//! What happens around a join: failures after it, reboots, a daemon that hangs, files that are
-//! damaged. The agent answers, and no mode weakens.
+//! Trouble around a join: failures after it, reboots, a daemon that hangs, files that are damaged.
+//! The agent answers, and no mode weakens.
 
 use std::fs::{self, File};
 use std::io::{PipeReader, PipeWriter, pipe};
@@ -32,14 +32,14 @@ const fn case(name: &'static str, body: fn() -> Result<()>) -> Test {
     Test::new(name, body).within_seconds(600).only_in_full()
 }
 
-/// Within which `guardctl status` answers, whatever hangs.
+/// Time within which `guardctl status` answers during any hang.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 /// Several looks of the agent at its node.
 const SEVERAL_LOOKS: Duration = Duration::from_secs(15);
 
-/// For a while: the agent answers at once, and the node's pools have this mode all the time. One
-/// that waited for what it looks at would be slow most of the time; one slow answer may be the
-/// machine's.
+/// For a while: the agent answers at once, and the node's pools have this mode all the time. An
+/// agent that waited for the things it looks at would be slow most of the time; one slow answer may
+/// be the machine's.
 fn answers_and_keeps(stage: &Stage, mode: &str) -> Result<()> {
     let end = Instant::now() + SEVERAL_LOOKS;
     let mut answers = Vec::new();
@@ -71,7 +71,7 @@ fn late_failure() -> Result<()> {
     stage.note("link down, SIGKILL, back again, stopped, rm -rf")
 }
 
-/// Deletes what it can in the pool, over and over, from the moment that it is mounted.
+/// Deletes all it can in the pool, over and over, from the moment that it is mounted.
 struct Deleter {
     /// Closed to end it.
     stop: PipeWriter,
@@ -86,7 +86,7 @@ impl Deleter {
         Ok(Self { stop, thread })
     }
 
-    /// Ends it; returns how often it was refused.
+    /// Ends it; returns the number of refusals.
     fn end(self) -> Result<u64> {
         drop(self.stop);
         self.thread.join().map_err(|_| anyhow!("the deleter panicked"))?
@@ -120,7 +120,7 @@ fn reboot() -> Result<()> {
     let mut stage = Stage::new("reboot of a failed node")?;
     stage.join_killed_at("node2", Step::Mounted)?;
     stage.becomes(&["join-failed"], "sealed")?;
-    // What a reboot does: the agent and the mounts are gone.
+    // As after a reboot: the agent and the mounts are gone.
     let agent = stage.agent.take().context("the agent runs")?;
     agent.stop()?;
     umount2(MOUNTPOINT, MntFlags::empty()).with_context(|| format!("unmount {MOUNTPOINT}"))?;

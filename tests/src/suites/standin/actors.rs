@@ -1,4 +1,4 @@
-//! Who may delete in a guarded pool: actors by cgroup, by executable, by both.
+//! Processes that may delete in a guarded pool: actors by cgroup, by executable, by both.
 
 use std::path::{Path, PathBuf};
 
@@ -55,7 +55,7 @@ fn actors() -> Result<()> {
     let rm = PathBuf::from(command::run("sh", &["-c", "command -v rm"])?.trim());
 
     let before = ground.counter("allowed_actor")?;
-    // By cgroup, also below the named one, whatever the program.
+    // By cgroup, also below the named one, for any program.
     ensure!(in_cgroup(&named.0, &rm, &at("file0"))?, "the actor's cgroup was denied");
     ensure!(
         in_cgroup(&named.0.join("child"), &rm, &at("file1"))?,

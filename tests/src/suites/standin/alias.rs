@@ -122,7 +122,7 @@ fn without_a_pool() -> Result<()> {
     ground.wait_for_mode(pool.path(), "sealed")?;
     as_daemon(&other.path().join("file0"), false)?;
     rm_passes(&other.path().join("file1"))?;
-    // What is in the kernel stays without an agent.
+    // Entries in the kernel stay without an agent.
     drop(agent);
     as_daemon(&other.path().join("file0"), false)?;
     rm_passes(&other.path().join("file2"))?;

@@ -14,7 +14,7 @@ use crate::harness::registry::Test;
 pub(super) const TESTS: &[Test] =
     &[Test::new("audit_is_whole_numbered_and_survives_a_torn_line", audit)];
 
-/// What the issue promises of each decision, and the type it has.
+/// Fields that the issue promises of each decision, by type.
 const TEXTS: [&str; 12] = [
     "hook",
     "operation",
@@ -94,7 +94,7 @@ fn audit() -> Result<()> {
     rm_is_denied(&file)?;
     ensure!(agent.stop()?.success(), "the agent did not end well");
     contiguous(&fs::read_to_string(ground.installation.audit())?, torn)?;
-    // Nothing of this concerns what is outside.
+    // Nothing of this concerns files outside.
     let outside = ground.root().join("outside");
     fs::write(&outside, "")?;
     rm_passes(&outside)

@@ -118,12 +118,12 @@ fn cgroup() -> Result<()> {
     let at = |name: &str| pool.path().join(name);
     let mut process = Obedient::start(&program)?;
     denied("unlink", process.unlink(&at("file0"))?)?;
-    // Who may not move processes is no actor.
+    // A user who may not move processes is no actor.
     let script = "echo $$ >\"$1/cgroup.procs\"";
     let as_nobody = ["--reuid", "65534", "--clear-groups", "sh", "-c", script, "sh", CGROUP];
     let said = command::run_failing("setpriv", &as_nobody)?;
     ensure!(said.contains("Permission denied"), "a user's move failed otherwise: {said}");
-    // Who may is root: a documented limit.
+    // Root may move them: a documented limit.
     let move_to =
         |cgroup: &str| fs::write(format!("{cgroup}/cgroup.procs"), process.pid().to_string());
     move_to(CGROUP).context("move it into the actor's cgroup")?;
@@ -141,7 +141,7 @@ fn cgroup() -> Result<()> {
     fs::remove_dir(CGROUP).context("remove the actor's cgroup")
 }
 
-/// Who uses a descriptor decides, not who has opened it.
+/// The process that uses a descriptor decides, not the one that has opened it.
 fn descriptor() -> Result<()> {
     let host = Actor::new("bypass-descriptor")?;
     let _agent = host.ground.installation.start()?;
@@ -163,7 +163,7 @@ fn descriptor() -> Result<()> {
     passes("unlinkat outside", unlinked.map_err(Into::into))
 }
 
-/// A documented limit: an actor does what it is made to do.
+/// A documented limit: an actor obeys its controller.
 fn ptrace() -> Result<()> {
     let host = Actor::new("bypass-ptrace")?;
     let _agent = host.ground.installation.start()?;
@@ -178,7 +178,7 @@ fn ptrace() -> Result<()> {
         drop(traced);
         process.outcome()
     };
-    // The tracer does not become what it traces, and what it traces nothing else.
+    // The tracer keeps its identity, and so does the traced process.
     denied("unlink by another under ptrace", redirected(host.other()?)?)?;
     denied("unlink by the tracer", fs::remove_file(&victim))?;
     host.ground.guardctl(&["seal", "pool"])?;
@@ -198,7 +198,7 @@ fn set_by_prctl() -> Result<()> {
     let pool = host.ground.pool("pool")?;
     let at = |name: &str| pool.path().join(name);
     let (program, actor) = (host.scratch.join("other"), host.scratch.join("actor"));
-    // What its files' permissions let a user delete.
+    // Files whose permissions let a user delete them.
     chown(pool.path().join("volume"), Some(NOBODY), Some(NOBODY))
         .context("give a user a directory")?;
     let as_user = [
@@ -239,7 +239,8 @@ fn set_by_prctl() -> Result<()> {
     fs::remove_dir(CGROUP).context("remove the actor's cgroup")
 }
 
-/// A documented limit: the thread that polls a ring is its owner's, whoever fills the ring.
+/// A documented limit: the thread that polls a ring is its owner's, even if another process fills
+/// the ring.
 fn polled_ring() -> Result<()> {
     let host = Actor::new("bypass-ring")?;
     let _agent = host.ground.installation.start()?;
@@ -252,7 +253,7 @@ fn polled_ring() -> Result<()> {
         Ok(unsafe { uring::unlink_in(ring, true, name) }?.map_err(Into::into))
     };
     denied("unlink in another's polled ring", in_polled_ring_of(&mut other, "file0")?)?;
-    // In a ring that is not polled, who submits acts, by names of its own.
+    // In a ring that is not polled, the submitting process acts, by names of its own.
     let (ring, _) = actor.ring(false, &at("file0"))?;
     let own_name = CString::new(at("file0").as_os_str().as_encoded_bytes())?;
     // SAFETY: the name lives as long as this function.

@@ -1,5 +1,5 @@
-//! Ways around by another call: what deletes or truncates is denied however it is asked for, and
-//! beside it what is no deletion goes on (see `docs/BYPASSES.md`).
+//! Ways around by another call: deletion and truncation are denied in any form, and beside them
+//! other calls go on (see `docs/BYPASSES.md`).
 
 use std::fs::{self, File, Permissions};
 use std::io::Write as _;
@@ -135,7 +135,7 @@ fn writing() -> Result<()> {
     let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
     passes("fallocate, a hole", Ok(fallocate(open("file4")?, hole, 0, length)?))?;
     all_of("file4", "\0\0\0\0\0\0\0\0")?;
-    // Neither tmpfs nor CephFS can do these: whoever could would be writing.
+    // Neither tmpfs nor CephFS can do these: they would be writes.
     for flags in [FallocateFlags::FALLOC_FL_COLLAPSE_RANGE, FallocateFlags::FALLOC_FL_ZERO_RANGE] {
         let outcome = fallocate(open("file5")?, flags, 0, length);
         failed_with(
@@ -153,7 +153,7 @@ fn writing() -> Result<()> {
     Ok(())
 }
 
-/// How the kernel names core dumps. Put back when dropped.
+/// The kernel's name pattern of core dumps. Restored when dropped.
 struct CorePattern(String);
 
 const CORE_PATTERN: &str = "/proc/sys/kernel/core_pattern";

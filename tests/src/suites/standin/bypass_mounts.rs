@@ -115,7 +115,7 @@ fn unshare_and_move() -> Result<()> {
     container::beside_the_host(&pool.path().join("volume"), |data| {
         denied("unlink in a part that was bound elsewhere", fs::remove_file(data.join("file0")))
     })?;
-    // With a root directory of its own it is what a container has: a documented limit.
+    // With a root directory of its own it is like a container's: a documented limit.
     container::with_own_root(&pool.path().join("volume"), |data| {
         passes("unlink in a view", fs::remove_file(data.join("file0")))
     })

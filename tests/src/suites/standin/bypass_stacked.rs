@@ -1,5 +1,6 @@
-//! Ways around by what stands on a pool: an overlay's upper layer, an eCryptfs, the kernel's NFS
-//! server. None of them passes the `path_*` hooks with the pool's mount (see `docs/BYPASSES.md`).
+//! Ways around by filesystems and servers on a pool: an overlay's upper layer, an eCryptfs, the
+//! kernel's NFS server. None of them passes the `path_*` hooks with the pool's mount (see
+//! `docs/BYPASSES.md`).
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -174,7 +175,7 @@ fn nfsd() -> Result<()> {
     passes("create by NFS, sealed", fs::write(at("fresh"), "x"))?;
     ground.guardctl(&["unseal", "pool"])?;
 
-    // What policy exports is the clients' to delete, and nobody's who sits here.
+    // An exported pool is the clients' to delete in, and no local process's.
     edit("truncate = \"guard\"\nexported = true")?;
     rm_is_denied(&pool.path().join("file0"))?;
     passes("truncate by NFS, exported", truncate(&at("file4")))?;

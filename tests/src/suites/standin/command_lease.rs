@@ -1,5 +1,5 @@
 //! A lease in the kernel lets one command tree through, and nobody else: the test writes the map
-//! itself. What grants such leases is tested in `exec_standin`.
+//! itself. The granting of such leases is tested in `exec_standin`.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;

@@ -1,4 +1,4 @@
-//! Who may ask the agent for what.
+//! Requests to the agent, and the users who may make them.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -56,7 +56,7 @@ fn as_nobody(ground: &Guarded, group: &str, arguments: &[&str]) -> Result<Output
         .context("start setpriv")
 }
 
-/// What nobody, in this group, reads of a file.
+/// Reads a file as the user nobody, in this group.
 fn read_as_nobody(group: &str, file: &Path) -> Result<Output> {
     Command::new("setpriv")
         .args(["--reuid", NOBODY, "--regid", group, "--clear-groups", "--", "cat"])

@@ -74,7 +74,7 @@ fn leases(ground: &Guarded) -> Result<Vec<Value>> {
     leases.as_array().cloned().context("guardctl lease list printed no list")
 }
 
-/// No lease; and of all cgroups that commands have left, the next call removes what is empty.
+/// No lease; and of all cgroups that commands have left, the next call removes the empty ones.
 fn nothing_is_left(ground: &Guarded) -> Result<()> {
     wait::until("the lease is over", wait::LIMIT, || Ok(leases(ground)?.is_empty()))?;
     wait::until("the cgroups of earlier commands are gone", wait::LIMIT, || {
@@ -113,7 +113,7 @@ fn one_tree() -> Result<()> {
     ended(&ground, "granted")?;
     ended(&ground, "ended")?;
 
-    // From its first instruction, with what it starts, also in a sealed pool.
+    // From its first instruction, with its children, also in a sealed pool.
     ground.guardctl(&["seal", "pool"])?;
     let output =
         run(&ground, &format!("sh -c 'rm {}' && cat /proc/self/cgroup", at("file1").display()))?;
@@ -122,7 +122,7 @@ fn one_tree() -> Result<()> {
     rm_is_denied(&at("file2"))?;
     ground.guardctl(&["unseal", "pool"])?;
 
-    // What it leaves behind is denied when the command has ended.
+    // Processes that it leaves behind are denied when the command has ended.
     let fifo = at("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU)?;
     let line = format!("(cat {}; rm {}) >/dev/null 2>&1 &", fifo.display(), at("file3").display());
@@ -160,7 +160,7 @@ fn process_ends() -> Result<()> {
     let mut waiting = Waiting::start(&ground, "5m", &pool.path().join("file0"))?;
     rm_is_denied(&pool.path().join("file0"))?;
     ensure!(leases(&ground)?.len() == 1, "the lease is not listed");
-    // Its input stays open, so that what it has started (`cat`) runs on in its cgroup.
+    // Its input stays open, so that its child (`cat`) runs on in its cgroup.
     let input = waiting.child.stdin.take();
     waiting.child.kill()?;
     waiting.child.wait()?;
@@ -220,7 +220,8 @@ fn own_cgroup_alone() -> Result<()> {
     rm_is_denied(&at("file1"))
 }
 
-/// Without what differs between any two calls: the pid, and the C library's own signals (32, 33).
+/// Without the parts that differ between any two calls: the pid, and the C library's own signals
+/// (32, 33).
 fn comparable(text: &str, pid: u32) -> String {
     let line = |line: &str| match line
         .split_once(":\t")

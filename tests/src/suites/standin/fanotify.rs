@@ -31,7 +31,7 @@ fn wipe(root: &Path, pool: &Path) -> Result<()> {
     intact(pool)
 }
 
-/// What wipes a directory: each must fail and leave every file.
+/// Programs that wipe a directory: each must fail and leave every file.
 fn wipe_all_ways(root: &Path, pool: &Path) -> Result<()> {
     let (root, place) = (root.to_string_lossy(), pool.to_string_lossy());
     let python = "import shutil, sys; shutil.rmtree(sys.argv[1])";
@@ -72,7 +72,7 @@ fn guarded() -> Result<()> {
     passes("read a file", fs::read(at("file0")).map(drop))?;
     passes("write a file", fs::write(at("new"), "x"))?;
 
-    // What it does not stop, and says so.
+    // A deletion that it does not stop, but reports.
     passes("a single deletion of a known path", fs::remove_file(at("new")))?;
     let seen = ground.0.wait_for_decision("guarded", "/new")?;
     ensure!(
@@ -130,7 +130,7 @@ const BY_CGROUP: &str = r#"
     echo $$ >"$CGROUP/cgroup.procs" && ! lists "$POOL" || exit 6
 "#;
 
-/// What a process was at one question says nothing of what it is at the next.
+/// A process's identity at one question says nothing of that at the next.
 fn judged_anew() -> Result<()> {
     let scratch = Scratch::new("fanotify-anew")?;
     let (actor, cgroup) = (scratch.join("sh"), Path::new("/sys/fs/cgroup/fanotify-anew"));
@@ -153,7 +153,8 @@ fn judged_anew() -> Result<()> {
     };
     let code = exit_code(BY_EXECUTABLE)?;
     ensure!(code == Some(0), "by its executable it was judged wrongly at step {code:?}");
-    // Who answers knows by itself that the cgroup is another one: the agent cannot tell it.
+    // The answering process sees by itself that the cgroup is another one: the agent cannot tell
+    // it.
     agent.signal(Signal::SIGSTOP)?;
     let code = exit_code(BY_CGROUP);
     agent.signal(Signal::SIGCONT)?;

@@ -103,7 +103,7 @@ fn seen() -> Result<()> {
     let guest = ["-m", "--propagation", "private", "sh", "-c", bind, "sh", &from, &to, &whole];
     let mut by_guest = Remover::start("unshare", &guest, &volume, &["file0", "inner"])?;
 
-    // Events come in their order: once this one is recorded, what was before it has been looked at.
+    // Events come in their order: once this one is recorded, the earlier ones have been looked at.
     let by_stranger = Remover::start("python3", &[], pool.path(), &["file2", "empty"])?;
     let decision = ground.0.wait_for_decision("guarded", "/empty")?;
     ensure!(
@@ -124,7 +124,7 @@ fn seen() -> Result<()> {
     );
     by_stranger.end()?;
 
-    // Who has ended by then cannot be told; what was deleted can.
+    // A process that has ended by then cannot be identified; the deleted file can.
     command::run("rm", &["-f", &at("volume/file1").to_string_lossy()])?;
     ground.0.wait_for_record("the deletion by rm", |record| {
         record["decision"]["path"] == "/volume/file1"
@@ -153,7 +153,7 @@ fn mounted_again() -> Result<()> {
     let before = numbers()?;
 
     agent.signal(Signal::SIGSTOP)?;
-    // Whoever has just answered holds the directory for a moment.
+    // The answering process holds the directory for a moment.
     wait::until("the pool is unmounted", wait::LIMIT, || Ok(pool.unmount().is_ok()))?;
     let pool = ground.0.mount("pool")?;
     let after = numbers()?;
@@ -177,14 +177,14 @@ fn further_mount() -> Result<()> {
     wait::until("a further mount is marked", wait::LIMIT, || {
         Ok(fs::read_dir(further.path()).is_err())
     })?;
-    // What is no pool stays what it is.
+    // A mount that is no pool stays as it is.
     let other = Mount::tmpfs(scratch.join("other"))?;
     passes("list another mount", fs::read_dir(other.path()).map(drop))?;
     ensure!(fs::read_dir(further.path()).is_err(), "it is marked no more");
     intact(pool.path())
 }
 
-/// How many groups a user may have. Put back when dropped.
+/// Number of groups a user may have. Restored when dropped.
 struct MaxGroups(String);
 
 impl MaxGroups {
@@ -254,7 +254,7 @@ fn listings(count: usize, program: &Path, directory: &Path) -> Result<Vec<Child>
         .collect()
 }
 
-/// How many of them succeeded. A hang is found by the test's limit.
+/// Number of them that succeeded. A hang is found by the test's limit.
 fn succeeded(children: Vec<Child>) -> Result<usize> {
     let mut count = 0;
     for mut child in children {
@@ -310,7 +310,7 @@ fn stalled_responder() -> Result<()> {
     let volume = pool.path().join("volume");
     let is_replaced = || Ok(ground.reasons()?.contains(&"responder-replaced".to_owned()));
 
-    // With nobody to replace it: whoever waits is let go by the kernel.
+    // With nobody to replace it: the kernel lets waiting processes go.
     agent.signal(Signal::SIGSTOP)?;
     let first = ground.responder()?;
     kill(first, Signal::SIGSTOP).context("stop the responder")?;

@@ -1,4 +1,4 @@
-//! No window: what is mounted while nobody looks is protected from its first moment.
+//! No window: a pool mounted while nobody looks is protected from its first moment.
 
 use std::fs;
 

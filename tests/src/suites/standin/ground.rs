@@ -1,4 +1,4 @@
-//! What the tests on stand-in filesystems take for granted of the machine.
+//! Assumptions of the tests on stand-in filesystems about the machine.
 
 use std::fs;
 use std::path::Path;

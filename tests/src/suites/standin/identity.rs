@@ -1,4 +1,4 @@
-//! What is protected, and from whom, where a superblock's mount does not tell it alone.
+//! Protected files and denied processes, in cases that a superblock's mount alone does not tell.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::MetadataExt as _;
@@ -51,7 +51,7 @@ fn without_an_agent() -> Result<()> {
         passes("unlink by a guest", fs::remove_file(data.join("file3")))
     })?;
 
-    // Below a root whose pools are sealed nobody deletes, by whatever mount.
+    // Below a root whose pools are sealed nobody deletes, by any mount.
     ground.installation.write_policy(&ground.policy("mode = \"sealed\""))?;
     let agent = ground.installation.start()?;
     ground.wait_for_mode(pool.path(), "sealed")?;

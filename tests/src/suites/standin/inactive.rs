@@ -26,7 +26,7 @@ pub(super) const TESTS: &[Test] = &[
 ];
 
 const ONLY_LSM: &str = "[enforcement]\ntier = \"bpf-lsm\"";
-/// Whom nothing belongs to.
+/// A user to whom nothing belongs.
 const NOBODY: u32 = 65534;
 
 fn refuses() -> Result<()> {
@@ -77,7 +77,7 @@ fn runs() -> Result<()> {
         posture["reasons"][1]["code"] == "tier-bpf-lsm" && posture["tier"].is_null(),
         "{posture}"
     );
-    // It really is so, and a release of what is not held would be a lie.
+    // It really is so, and a release of a mode that is not held would be a lie.
     rm_passes(&pool.path().join("volume"))?;
     let release =
         ground.installation.guardctl(&["release", "pool", "--ttl", "1m", "--reason", "x"])?;
@@ -88,8 +88,8 @@ fn runs() -> Result<()> {
     Ok(())
 }
 
-/// Where the agent would take the host for a guest, or others could take its pins away, it does not
-/// start.
+/// The agent does not start where it would take the host for a guest, or others could take its pins
+/// away.
 fn strangers() -> Result<()> {
     let ground = Guarded::with_own_pins("strangers", "")?;
     let refuses = |mut agent: Agent, code: i32, reason: &str| {
@@ -211,12 +211,12 @@ fn unpinned() -> Result<()> {
         exit_code(&ground.installation.guardctl(&["status"])?)? == 4,
         "status does not end with 4"
     );
-    // What still answers still denies; the posture did not exaggerate about the rest.
+    // A hook that still answers still denies; the posture did not exaggerate about the rest.
     fs::create_dir(pool.path().join("empty"))?;
     rm_is_denied(&pool.path().join("empty"))?;
     passes("the unlink that nobody answers for", fs::remove_file(pool.path().join("file0")))?;
 
-    // What it advises helps.
+    // Its advice helps.
     ensure!(agent.stop()?.success(), "the agent did not end well");
     let _agent = ground.installation.start()?;
     ensure!(ground.status()?["posture"]["state"] == "enforcing", "{}", ground.status()?["posture"]);

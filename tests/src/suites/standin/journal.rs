@@ -1,6 +1,6 @@
 //! The agent dies at each system call with which it replaces a node's journal. Until the next one
-//! has proof, nobody deletes: neither what the kernel holds meanwhile nor what the next agent makes
-//! of the journal is weaker.
+//! has proof, nobody deletes: neither the kernel's state meanwhile nor the next agent's reading of
+//! the journal is weaker.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
@@ -30,7 +30,7 @@ enum Of {
     Directory,
 }
 
-/// All calls of one replacement, in their order. At each, what comes before it has happened.
+/// All calls of one replacement, in their order. At each, the earlier ones have happened.
 const CALLS: [(&str, Of); 6] = [
     ("openat", Of::New),
     ("write", Of::New),
@@ -54,7 +54,7 @@ fn killed_at_each_write() -> Result<()> {
             Of::New => &new,
             Of::Directory => &directory,
         };
-        // What strengthens is in the kernel before it is written down.
+        // A stronger mode is in the kernel before it is written down.
         let trap = Trap::set(agent.pid(), file, call)?;
         node.lay_down_join()?;
         is_killed(agent, trap).with_context(|| format!("in a join, at {call} of {of:?}"))?;
@@ -63,7 +63,7 @@ fn killed_at_each_write() -> Result<()> {
         node.wait_for_state(&ground, "joining")?;
         is_sealed(&node, pool.path())?;
 
-        // What weakens is written down before it is in the kernel.
+        // A weaker mode is written down before it is in the kernel.
         let trap = Trap::set(agent.pid(), file, call)?;
         node.become_member()?;
         node.lay_down_end()?;
@@ -81,7 +81,7 @@ fn killed_at_each_write() -> Result<()> {
     Ok(())
 }
 
-/// Where the journal's next content is written before it replaces it.
+/// Path of the journal's next content before it replaces the journal.
 fn successor_of_journal(ground: &Guarded) -> Result<PathBuf> {
     let directory = ground.installation.state_dir().join("nodes");
     let mut entries =

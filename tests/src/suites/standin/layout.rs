@@ -132,14 +132,14 @@ impl Drop for Leased {
     }
 }
 
-/// What the commands run in goes with all that is in it.
+/// Kills the cgroups of the commands, with all processes in them.
 fn kill_leased() {
     for entry in fs::read_dir("/sys/fs/cgroup/guard-agent.exec").into_iter().flatten().flatten() {
         let _ = fs::write(entry.path().join("cgroup.kill"), "1");
     }
 }
 
-/// What must be the same before and after.
+/// Facts that must be the same before and after.
 #[derive(Debug, PartialEq, Eq)]
 struct Facts {
     /// Generation, mode, cause and end of release, by the pool's name.
@@ -418,7 +418,7 @@ fn steps(ground: &Guarded, which: Which) -> Result<Vec<Step>> {
         marks.iter().any(|mark| step.line.contains(mark))
             || (step.call != "bpf" && step.line.contains(&pins))
     });
-    // What comes behind the old layout's end is an agent at its usual work.
+    // The steps after the old layout's end are an agent's usual work.
     let last =
         steps.iter().rposition(|step| step.call == "rmdir").context("nothing was removed")?;
     steps.truncate(last + 1);

@@ -135,7 +135,7 @@ fn lazy_unmount() -> Result<()> {
     denied("unlink through the open directory", unlink("file0"))?;
     let flags = OFlag::O_CREAT | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
     openat(&directory, "new", flags, Mode::S_IRUSR)?;
-    // What is mounted there now is another superblock; what is below it is nobody's.
+    // Another superblock is mounted there now; files below it are nobody's.
     fs::write(ground.root().join("outside"), "")?;
     rm_passes(&ground.root().join("outside"))?;
     drop(directory);

@@ -19,7 +19,7 @@ pub(super) const TESTS: &[Test] =
     &[Test::new("million_denied_unlinks_reconcile_and_stay_small", million).within_seconds(600)];
 
 const TIMES: u64 = 1_000_000;
-/// What an agent may hold that has nothing to do, in KiB.
+/// Memory that an idle agent may hold, in KiB.
 const IDLE_MEMORY: u64 = 16 * 1024;
 
 fn reconciled(ground: &Guarded) -> Result<[u64; 4]> {

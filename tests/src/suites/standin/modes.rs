@@ -1,4 +1,4 @@
-//! The four modes: what each denies, and what it must not.
+//! The four modes: the deletions that each denies, and those that it must not.
 
 use std::fs::{self, File};
 

@@ -111,7 +111,7 @@ fn left() -> Result<()> {
     let pool = member(&ground, &mut node)?;
     node.leave()?;
     node.wait_for_state(&ground, "left")?;
-    // What is still mounted is the cluster's.
+    // A pool that is still mounted is the cluster's.
     is_sealed(&node, pool.path())?;
     drop(pool);
     wait::until("the cluster's pool is gone", wait::LIMIT, || {

@@ -1,5 +1,5 @@
-//! A node's evidence is lost, delayed or false, or the agent dies: modes are never weaker than what
-//! is proven, and the agent stays alive.
+//! A node's evidence is lost, delayed or false, or the agent dies: modes are never weaker than the
+//! proven facts allow, and the agent stays alive.
 
 use std::fs;
 use std::os::unix::net::UnixListener;
@@ -93,7 +93,7 @@ fn damaged_database() -> Result<()> {
     node.start()?;
     let _agent = ground.installation.start()?;
     let pool = member(&ground, &mut node)?;
-    // What was proven is kept.
+    // Proven facts are kept.
     node.damage()?;
     wait::until("the agent sees the damage", wait::LIMIT, || {
         Ok(node.report(&ground)?["evidence"]["config"]["is"] == "unreadable")
@@ -168,7 +168,7 @@ fn agent_killed_sealed() -> Result<()> {
     let pool = ground.pool("shared")?;
     agent.kill()?;
     survives_the_agent(&ground, &node, pool.path(), "joining")?;
-    // What happens while no agent runs is found by the next one.
+    // The next agent finds changes made while none ran.
     node.lay_down_end()?;
     survives_the_agent(&ground, &node, pool.path(), "join-failed")?;
     // Also without the daemon, as after a crash.
@@ -229,14 +229,14 @@ fn nothing_is_known() -> Result<()> {
 
 fn idle_socket() -> Result<()> {
     let (ground, mut node) = ground("idle", "")?;
-    // As systemd holds it for a daemon that is not running: whoever connects would start it.
+    // As systemd holds it for a daemon that is not running: a connection would start it.
     let listener = UnixListener::bind(node.socket()).context("bind the socket")?;
     listener.set_nonblocking(true)?;
     let _agent = ground.installation.start()?;
     let pool = ground.pool("pool")?;
     let report = node.wait_for_looks(&ground, 3)?;
     ensure!(report["evidence"]["daemon"]["is"] == "stopped", "{report}");
-    // What makes it look more often, too.
+    // Also in a state in which it looks more often.
     node.write_config(Some("10.99.0.2:8443"), 2)?;
     node.wait_for_state(&ground, "unconfirmed")?;
     node.wait_for_looks(&ground, 3)?;
@@ -262,7 +262,7 @@ fn unwritable_journal() -> Result<()> {
     let pool = ground.pool("shared")?;
     wait_until_guarded(&ground, &node, pool.path())?;
     let journals = Unwritable::new(&ground)?;
-    // What strengthens is in force all the same.
+    // A stronger mode is in force all the same.
     node.begin_join()?;
     node.wait_for_state(&ground, "joining")?;
     is_sealed(&node, pool.path())?;
@@ -271,7 +271,7 @@ fn unwritable_journal() -> Result<()> {
         Ok(posture["state"] == "degraded" && posture.to_string().contains("journal"))
     };
     wait::until("the posture says so", wait::LIMIT, || is_degraded(&ground))?;
-    // What weakens waits.
+    // A weaker mode waits.
     node.become_member()?;
     node.end_join(200)?;
     node.wait_for_state(&ground, "joined")?;

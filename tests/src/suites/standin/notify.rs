@@ -1,5 +1,5 @@
-//! What the agent tells the service manager, and what it does with its signals: as far as that can
-//! be seen without systemd.
+//! The agent's messages to the service manager, and its reactions to signals: as far as that can be
+//! seen without systemd.
 
 use std::time::Duration;
 

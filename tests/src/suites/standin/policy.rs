@@ -21,8 +21,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("policy_a_start_with_a_wrong_file_takes_the_last_good_edit", start_with_a_wrong_file),
 ];
 
-/// How long it takes from here until deletions in the pool are answered so. Makes a file for each
-/// try.
+/// Time from here until deletions in the pool are answered so. Makes a file for each try.
 fn until_answer(pool: &Mount, passes: bool) -> Result<Duration> {
     let start = Instant::now();
     let file = pool.path().join("try");

@@ -1,4 +1,4 @@
-//! The agent dies, is restarted, replaced, doubled, unloaded: what that does to enforcement.
+//! The agent dies, is restarted, replaced, doubled, unloaded: the effect on enforcement.
 
 use std::process::Command;
 

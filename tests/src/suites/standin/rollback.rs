@@ -49,7 +49,7 @@ fn failed_node(name: &str, more: &str) -> Result<(Guarded, StandinNode)> {
     Ok((ground, node))
 }
 
-/// What `guardctl rollback` says, and how it ends.
+/// Exit code and output of `guardctl rollback`.
 fn rollback(ground: &Guarded, more: &[&str]) -> Result<(i32, Value)> {
     let mut arguments = vec!["rollback", "--json"];
     arguments.extend(more);
@@ -134,7 +134,7 @@ fn released() -> Result<()> {
     ensure!(agent.stop()?.success(), "the agent did not end well");
     let _agent = ground.installation.start()?;
     node.wait_for_state(&ground, "released")?;
-    // What is mounted afterwards is sealed all the same.
+    // A pool that is mounted afterwards is sealed all the same.
     let pool = ground.pool("pool")?;
     ground.wait_for_mode(pool.path(), "sealed")?;
     node.wait_for_state(&ground, "join-failed")?;
@@ -316,7 +316,7 @@ fn join_fails() -> Result<()> {
     let _agent = ground.installation.start()?;
     node.wait_for_state(&ground, "standalone")?;
     let place = ground.root().join("pool");
-    // Whatever is mounted in a prepared join is sealed at once, before anybody has looked.
+    // Every mount in a prepared join is sealed at once, before the agent has looked.
     let script = format!(
         "mkdir -p {0} && mount -t tmpfs standin {0} && touch {0}/file && ! rm -f {0}/file && exit \
          3",

@@ -1,4 +1,4 @@
-//! An operator's seal, whatever becomes of the agent's files; and a node whose root is a link.
+//! An operator's seal, in any state of the agent's files; and a node whose root is a link.
 
 use std::fs;
 use std::os::unix::fs::symlink;

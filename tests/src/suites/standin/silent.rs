@@ -1,5 +1,5 @@
 //! An agent that is stopped, killed, or stopped by a signal: `guardctl status`, `pools` and
-//! `events` answer without it, what they say is true, and they say that nobody has proven it.
+//! `events` answer without it, their answers are true, and they say that nobody has proven them.
 
 use std::fs;
 use std::path::Path;
@@ -20,8 +20,8 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("silent_agent_of_tier_fanotify_leaves_a_process_that_answers", silent_fanotify),
 ];
 
-/// Far below what guardctl would wait for the agent here (`GUARDCTL_TIMEOUT`), far above what an
-/// emulated machine needs to start it and read. The figure of one second is a real machine's.
+/// Far below guardctl's wait for the agent here (`GUARDCTL_TIMEOUT`), far above an emulated
+/// machine's need to start it and read. The figure of one second is a real machine's.
 const AT_ONCE: Duration = Duration::from_secs(20);
 
 /// Runs guardctl, which must end with this code, at once.
@@ -52,8 +52,8 @@ fn at<'v>(pools: &'v Value, mountpoint: &Path) -> Result<&'v Value> {
     found.with_context(|| format!("no pool at {}: {pools}", mountpoint.display()))
 }
 
-/// All three, in text and JSON, against what is known of the ground: one pool is guarded, the other
-/// released.
+/// All three, in text and JSON, against the known state of the ground: one pool is guarded, the
+/// other released.
 fn is_answered_for(ground: &Guarded, cause: &str, guarded: &Path, released: &Path) -> Result<()> {
     let (text, took) = answer(ground, 5, &["status", "--json"])?;
     let status = json(&text)?;
@@ -125,7 +125,7 @@ fn silent() -> Result<()> {
     agent.kill()?;
     answers("not-running")?;
 
-    // Nothing of all this was changed by who looked.
+    // Looking has changed nothing of all this.
     let _agent = ground.installation.start()?;
     ground.wait_for_mode(released.path(), "released")?;
     ground.wait_for_mode(guarded.path(), "guarded")?;

@@ -1,5 +1,5 @@
-//! Where the kernel does not call the LSM hooks: the same programs in front of its functions (tier
-//! `fmod-ret`), and what is told when a host's tier changes.
+//! Kernels that do not call the LSM hooks: the same programs in front of their functions (tier
+//! `fmod-ret`), and the messages when a host's tier changes.
 
 use std::fs;
 
@@ -186,7 +186,7 @@ fn lost() -> Result<()> {
     ground.wait_for_record("the posture", |record| {
         record["kind"] == "posture" && record["posture"]["reasons"][0]["code"] == "tier-lost"
     })?;
-    // Who asks for it by name has taken note.
+    // A policy that names the tier has taken note.
     ground.installation.write_policy(&ground.policy("[enforcement]\ntier = \"fmod-ret\""))?;
     wait::until("policy takes the tier", wait::LIMIT, || {
         Ok(ground.status()?["posture"]["state"] == "enforcing")

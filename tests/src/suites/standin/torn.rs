@@ -44,7 +44,7 @@ const PROCESSORS: usize = 2;
 /// Between two rounds of a writer, for readers to get on.
 const PAUSE: Duration = Duration::from_micros(200);
 
-/// What is written.
+/// Entries that the test writes.
 #[derive(Clone, Copy)]
 struct Entries {
     /// By device; each is denied to strangers in either mode that it gets.
@@ -54,7 +54,7 @@ struct Entries {
 }
 
 impl Entries {
-    /// Entries that would allow what is denied, of devices that nothing has.
+    /// Entries that would allow denied deletions, of devices that nothing has.
     fn allowing(&self) -> [(PoolKey, PoolEntry); 3] {
         let entry = |mode: Mode| PoolEntry { mode: mode as u32, ..self.strangers[0].1 };
         let released = PoolEntry { expires_boot_ns: u64::MAX, ..entry(Mode::Released) };
@@ -141,7 +141,7 @@ fn copy_of_this_program(scratch: &Scratch, name: &str) -> Result<PathBuf> {
     Ok(copy)
 }
 
-/// Three pools, and who deletes in them. No agent runs.
+/// Three pools, and the processes that delete in them. No agent runs.
 struct Storm {
     guarded: Mount,
     sealed: Mount,
@@ -172,7 +172,7 @@ impl Storm {
         Ok(Self { guarded, sealed, actors, actor, stranger, ground, scratch })
     }
 
-    /// What the agent has written.
+    /// Entries that the agent has written.
     fn entries(&self, maps: &Maps) -> Result<Entries> {
         let entry = |mount: &Mount| -> Result<(PoolKey, PoolEntry)> {
             let key = PoolKey::superblock(device(mount.path())?);
@@ -190,7 +190,7 @@ impl Storm {
     }
 
     /// Strangers try in both pools; beside them an actor deletes, and a stranger where nothing is
-    /// guarded. Returns how often strangers have tried.
+    /// guarded. Returns the number of strangers' attempts.
     fn delete(&self) -> Result<u64> {
         let mut peers = Vec::new();
         for file in ["file0", "file1"] {

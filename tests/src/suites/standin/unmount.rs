@@ -1,5 +1,5 @@
 //! The rollback's engine on real mounts: in every mount namespace, with people who hold things, and
-//! with mounts that are not ours. (What the state machine makes of it: `rollback_standin`.)
+//! with mounts that are not ours. (The state machine's part: `rollback_standin`.)
 
 use std::fs;
 use std::path::Path;

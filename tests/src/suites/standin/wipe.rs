@@ -46,7 +46,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        // Only if it is empty: what is mounted stays.
+        // Only if it is empty: mounts stay.
         let _ = fs::remove_dir(&self.0);
     }
 }

@@ -1,5 +1,5 @@
 //! An overlay whose layers are all in a guest's volume, as a container in a container has it.
-//! Nothing is ever denied, whatever becomes of the agent. (CephFS cannot be an upper layer: see
+//! Nothing is ever denied, in any state of the agent. (CephFS cannot be an upper layer: see
 //! `workload_views_cephfs`.)
 
 use std::fs;
