@@ -63,7 +63,7 @@ enum Action {
         #[arg(long, value_name = "FAULT")]
         only: Vec<String>,
     },
-    /// What a test runs beside itself
+    /// Helper processes of a test
     #[command(subcommand, hide = true)]
     Peer(Peer),
 }

@@ -107,7 +107,7 @@ pub enum Command {
     Rollback(rollback::RollbackArgs),
     /// Empty a node's directory for a fresh start, without ever crossing a mount.
     Wipe(wipe::WipeArgs),
-    /// What guardctl runs beside itself.
+    /// Helper processes of guardctl.
     #[command(subcommand, hide = true)]
     Helper(HelperCommand),
 }

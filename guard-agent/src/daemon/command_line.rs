@@ -30,7 +30,7 @@ pub enum Command {
         #[arg(long, value_name = "DIR", default_value = paths::STATE_DIR)]
         state_dir: PathBuf,
     },
-    /// What the agent runs beside itself.
+    /// Helper processes of the agent.
     #[command(subcommand, hide = true)]
     Helper(HelperCommand),
 }

@@ -32,7 +32,7 @@ struct Arguments {
     /// Licence texts to add
     #[arg(long)]
     license_file: Vec<PathBuf>,
-    /// What the package says about itself, as the .deb does
+    /// Description of the package, as in the .deb
     #[arg(long)]
     description: PathBuf,
     /// Changes of this version, a line each

@@ -11,7 +11,7 @@ use crate::suites;
 /// machines are an order of magnitude slower than real ones.
 const USUAL_LIMIT: Duration = Duration::from_secs(240);
 
-/// What the tests of a suite stand on.
+/// The environment of a suite's tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Suite {
     /// tmpfs in place of a shared filesystem.

@@ -11,7 +11,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::disguise;
 
-/// What a peer does.
+/// The task of a peer.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Peer {
     /// Unlinks one file so often; ends well if every time was denied

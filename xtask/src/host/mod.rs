@@ -39,7 +39,7 @@ impl Incus {
     }
 }
 
-/// What `--incus` of the test command takes.
+/// Values of `--incus` of the test command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Selection {
     #[value(name = "6.0")]

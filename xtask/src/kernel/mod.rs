@@ -31,7 +31,7 @@ pub(crate) enum Kernel {
     V7,
 }
 
-/// What `--kernel` of the test command takes.
+/// Values of `--kernel` of the test command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Selection {
     #[value(name = "6.1")]

@@ -62,7 +62,7 @@ pub(crate) struct Arguments {
     /// With --host: the version of Incus
     #[arg(long, requires = "host", value_enum, default_value = "7.0")]
     incus: host::Incus,
-    /// What to run as root: one argument is a shell script, several are a command and its
+    /// Command to run as root: one argument is a shell script, several are a command and its
     /// arguments. Nothing on a terminal: an interactive shell
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,

@@ -29,7 +29,7 @@ use crate::model::exit::Exit;
 use crate::model::rollback::holder::{Holder, Wanted};
 use crate::model::rollback::report::UnmountOutcome;
 
-/// What the child does. It answers with one JSON value on standard output.
+/// The child's task. It answers with one JSON value on standard output.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub enum HelperCommand {
     /// Unmounts one mount, if it still is what it was when that was decided.

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 
 use super::{Lab, Name, State};
 
-/// What to start, and what to run where.
+/// The hosts to start, and the command to run on one of them.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     #[arg(long, value_enum, default_value = "booted")]
