@@ -49,7 +49,7 @@ impl Agent {
             }
             Reached::Maps(bare) => {
                 let answers = self.start_responder(options, bare, mounts)?;
-                (Some(answers), self.enforcement.prove().unwrap_or(Ok(())))
+                (Some(answers), self.enforcement.prove().expect("the responder is in use"))
             }
         };
         let adopted = self.enforcement.means().is_some_and(|means| means.is_adopted());
