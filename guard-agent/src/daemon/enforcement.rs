@@ -38,7 +38,8 @@ pub(super) trait Means<M> {
     /// Sings the canary.
     fn prove(&mut self, maps: &mut M) -> Result<(), CanaryError>;
 
-    /// Ends all older means of any kind. Only after these are proven. Returns how many there were.
+    /// Ends older programs and, in the tier fanotify, older responders (under programs, the agent
+    /// ends those). Only after these means are proven. Returns how many there were.
     fn retire_others(&mut self) -> Result<usize, DaemonError>;
 
     /// Ends these: they did not prove themselves.

@@ -8,7 +8,7 @@ use thiserror::Error;
 use super::control::SocketError;
 use crate::host::audit_log::AuditError;
 use crate::host::bpf::{CanaryError, LoadError, MapAccessError};
-use crate::host::fanotify::EngineError;
+use crate::host::fanotify::FanotifyError;
 use crate::host::state_file::StateError;
 use crate::model::exit::Exit;
 use crate::model::policy::PolicyErrors;
@@ -74,7 +74,7 @@ pub enum DaemonError {
     #[error(transparent)]
     Map(#[from] MapAccessError),
     #[error(transparent)]
-    Engine(#[from] EngineError),
+    Fanotify(#[from] FanotifyError),
     #[error(transparent)]
     Socket(#[from] SocketError),
     #[error("{operation}")]

@@ -54,10 +54,10 @@ impl Means<Maps> for Programs {
 /// Source of the responder's records.
 pub(super) type Answers = AsyncFd<File>;
 
-/// The engine of the tier fanotify, over maps that no program of another tier is to read.
+/// The supervisor of the tier fanotify's responder, over maps that no program of another tier is to read.
 #[derive(Debug)]
 pub(super) struct ResponderMeans {
-    pub engine: Supervisor,
+    pub supervisor: Supervisor,
     pub maps: BareMaps,
 }
 
@@ -67,15 +67,15 @@ impl Means<Maps> for ResponderMeans {
     }
 
     fn prove(&mut self, maps: &mut Maps) -> Result<(), CanaryError> {
-        self.engine.prove(maps)
+        self.supervisor.prove(maps)
     }
 
     fn retire_others(&mut self) -> Result<usize, DaemonError> {
-        Ok(self.engine.retire_others() + self.maps.retire_programs()?)
+        Ok(self.supervisor.retire_others() + self.maps.retire_programs()?)
     }
 
     fn withdraw(self: Box<Self>) -> Result<(), DaemonError> {
-        self.engine.withdraw();
+        self.supervisor.withdraw();
         Ok(())
     }
 
@@ -84,19 +84,19 @@ impl Means<Maps> for ResponderMeans {
     }
 
     fn apply(&mut self, marks: &Marks<'_>) {
-        self.engine.apply(&marks.pools, &marks.leased, &marks.special, marks.snapshot);
+        self.supervisor.apply(&marks.pools, &marks.leased, &marks.special, marks.snapshot);
     }
 
     fn mounts_changed(&mut self) {
-        self.engine.mounts_changed();
+        self.supervisor.mounts_changed();
     }
 
     fn tick(&mut self) {
-        self.engine.tick();
+        self.supervisor.tick();
     }
 
     fn note_troubles(&self, troubles: &mut Troubles) {
-        let problems = self.engine.problems();
+        let problems = self.supervisor.problems();
         troubles.set_if(trouble::UNMARKED, || problems.unmarked);
         troubles.set_if(trouble::UNSEALED, || problems.unsealed);
         troubles.set_if(trouble::UNSEEN, || problems.unseen);

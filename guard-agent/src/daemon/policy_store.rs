@@ -123,8 +123,8 @@ impl PolicyStore {
             Err((errors, seen)) => {
                 self.seen = seen;
                 let errors = lines(&errors);
-                tracing::error!(file = %self.file.display(), ?errors, "policy rejected, the old one \
-                                                                       stays");
+                let file = self.file.display();
+                tracing::error!(%file, ?errors, "policy rejected, the old one stays");
                 let is_new = self.rejected.as_ref().map(|old| &old.errors) != Some(&errors);
                 self.rejected = Some(RejectedPolicy { at: now().time, errors });
                 Reload::Rejected { is_new }
@@ -271,28 +271,13 @@ mod tests {
     #[test]
     fn a_root_around_the_state_directory_is_refused_while_running_too() {
         let mut place = Place::new();
-        let root = place.directory.path().display().to_string();
-        fs::write(
-            place.file(),
-            format!(
-                "version = 1\n[[root]]\npreset = \"incus\"\npath = \
-                 {root:?}\n"
-            ),
-        )
-        .unwrap();
-        assert_eq!(place.tick(), Some(Reload::Rejected { is_new: true }));
         let link = place.directory.path().join("link");
         std::os::unix::fs::symlink(".", &link).unwrap();
-        let root = link.display().to_string();
-        fs::write(
-            place.file(),
-            format!(
-                "version = 1\n[[root]]\npreset = \"incus\"\npath = \
-                 {root:?}\n"
-            ),
-        )
-        .unwrap();
-        assert_eq!(place.tick(), Some(Reload::Rejected { is_new: true }), "by a link");
+        for root in [place.directory.path().to_owned(), link] {
+            let text = format!("version = 1\n[[root]]\npreset = \"incus\"\npath = {root:?}\n");
+            fs::write(place.file(), text).unwrap();
+            assert_eq!(place.tick(), Some(Reload::Rejected { is_new: true }), "{root:?}");
+        }
         assert_eq!(place.policy.generation, 1);
     }
 }

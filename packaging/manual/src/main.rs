@@ -2,8 +2,8 @@
 //! lines and from docs/POLICY.md. Run by `cargo xtask dist`; not shipped itself.
 //!
 //! Usage: `guard-manual POLICY.md DIRECTORY`, with `SOURCE_DATE_EPOCH` set. Writes `man8/*.8`,
-//! `man5/*.5`, `bash/*`, `zsh/*` and `fish/*` below the directory. `guard-manual --reference` prints
-//! docs/GUARDCTL.md.
+//! `man5/*.5`, `bash/*`, `zsh/*` and `fish/*` below the directory. `guard-manual --reference`
+//! prints docs/GUARDCTL.md.
 
 #![forbid(unsafe_code)]
 

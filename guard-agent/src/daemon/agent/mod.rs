@@ -63,7 +63,7 @@ pub(super) struct Agent {
     pulse: Pulse,
 }
 
-/// Counts and moments of the agent's own run.
+/// Counts, moments and signals of the agent's own run.
 struct Pulse {
     started: Time,
     ticks: u64,
@@ -162,20 +162,20 @@ impl Agent {
                 if let Some(means) = self.enforcement.marking() {
                     means.mounts_changed();
                 }
-                self.follow(ReconcileCause::Mounts, mounts);
+                self.bring_up_to_date(ReconcileCause::Mounts, mounts);
             }
             AgentEvent::Records(ring) => self.drain_records(ring),
             AgentEvent::Answers(pipe) => self.drain_answers(pipe),
             AgentEvent::Observed(root, observation) => self.observed(&root, observation, mounts),
             AgentEvent::ReloadAsked => {
                 self.reload_policy();
-                self.follow(ReconcileCause::Policy, mounts);
+                self.bring_up_to_date(ReconcileCause::Policy, mounts);
             }
             AgentEvent::FilesChanged(paths) => {
                 if paths.iter().any(|path| path == self.policy.file()) {
                     self.reload_policy();
                 }
-                self.follow(ReconcileCause::Policy, mounts);
+                self.bring_up_to_date(ReconcileCause::Policy, mounts);
             }
             AgentEvent::CommandEnded => self.watch_commands(),
             AgentEvent::RollbackHappened(happening) => self.rollback_happened(&happening, mounts),
@@ -285,7 +285,7 @@ impl Agent {
             if self.policy.has_changed() {
                 self.reload_policy();
             }
-            self.follow(ReconcileCause::Due, mounts);
+            self.bring_up_to_date(ReconcileCause::Due, mounts);
         }
         self.drive_nodes(mounts);
         if let Some(means) = self.enforcement.marking() {

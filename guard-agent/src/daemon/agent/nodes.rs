@@ -48,11 +48,11 @@ impl Agent {
         if let Observation::Evidence { evidence, .. } = &observation
             && self.nodes.of(root).is_some_and(|node| node.machine().wants_pools_before(evidence))
         {
-            self.follow(ReconcileCause::Node, mounts);
+            self.bring_up_to_date(ReconcileCause::Node, mounts);
         }
         let told = self.nodes.observed(root, observation);
         if self.inform(root, told) {
-            self.follow(ReconcileCause::Node, mounts);
+            self.bring_up_to_date(ReconcileCause::Node, mounts);
         }
     }
 

@@ -144,7 +144,7 @@ impl Agent {
     fn ask_node(&mut self, root: &Path, event: Event, mounts: &MountWatch) -> Result<(), Refusal> {
         let (changed, result) = self.tell_node(root, event);
         if changed {
-            self.follow(ReconcileCause::Node, mounts);
+            self.bring_up_to_date(ReconcileCause::Node, mounts);
         }
         result.map_err(|refusal| Refusal::NodeState { root: root.display().to_string(), refusal })
     }
@@ -174,11 +174,11 @@ impl Agent {
         let root = &happening.root;
         log_outcome(root, outcome);
         // The kernel says which pools live now, not the thread.
-        self.follow(ReconcileCause::Rollback, mounts);
+        self.bring_up_to_date(ReconcileCause::Rollback, mounts);
         let Some(actor_set) = self.nodes.of(root).map(|node| node.actor_set) else { return };
         let alive = self.book.alive(actor_set);
         if self.tell_node(root, Event::RollbackEnded { alive }).0 {
-            self.follow(ReconcileCause::Rollback, mounts);
+            self.bring_up_to_date(ReconcileCause::Rollback, mounts);
         }
     }
 

@@ -74,18 +74,18 @@ pub(in crate::daemon) struct MapSources<'a> {
 /// writing an entry: then the entry goes again, since it would speak for a stranger.
 pub(in crate::daemon) fn write_maps(
     maps: &mut impl PolicyMaps,
-    wanted: &MapSources<'_>,
+    sources: &MapSources<'_>,
     observed: &Observed,
 ) -> Result<MapChanges, ReconcileError> {
-    let effective = wanted.view.effective(wanted.policy);
+    let effective = sources.view.effective(sources.policy);
     let plan = plan::plan(
         &Desired {
             policy: &effective,
-            classification: &wanted.view.classification,
-            resolved: &wanted.view.resolution.resolved,
-            overrides: wanted.overrides,
-            host_mnt_ns: wanted.host_mnt_ns,
-            now_boot_ns: wanted.now_boot_ns,
+            classification: &sources.view.classification,
+            resolved: &sources.view.resolution.resolved,
+            overrides: sources.overrides,
+            host_mnt_ns: sources.host_mnt_ns,
+            now_boot_ns: sources.now_boot_ns,
             next_generation: maps.next_generation()?,
         },
         observed,
@@ -96,9 +96,9 @@ pub(in crate::daemon) fn write_maps(
         _ => None,
     });
     let mut created: Vec<(PoolKey, u64)> = created.collect();
-    if !created.is_empty() && maps.superblocks_ended()? != wanted.ended_before {
-        let snapshot = (wanted.read_table)().map_err(ReconcileError::MountTable)?;
-        let classification = wanted.view.classify_anew(wanted.policy, &snapshot);
+    if !created.is_empty() && maps.superblocks_ended()? != sources.ended_before {
+        let snapshot = (sources.read_table)().map_err(ReconcileError::MountTable)?;
+        let classification = sources.view.classify_anew(sources.policy, &snapshot);
         let (mine, strangers): (Vec<_>, Vec<_>) =
             created.into_iter().partition(|(key, pool_id)| classification.has(*key, *pool_id));
         strangers.iter().try_for_each(|(key, _)| maps.remove_pool(key))?;
@@ -141,7 +141,7 @@ impl Agent {
 
     /// The same where nobody waits for the result: the posture tells of a failure, and the next
     /// round tries again.
-    pub(in crate::daemon) fn follow(&mut self, cause: ReconcileCause, mounts: &MountWatch) {
+    pub(super) fn bring_up_to_date(&mut self, cause: ReconcileCause, mounts: &MountWatch) {
         let _ = self.reconcile(cause, mounts);
     }
 
@@ -156,24 +156,24 @@ impl Agent {
         let policy = &self.policy.current;
         self.view.observe(policy, snapshot);
         self.view.note_troubles(policy, &mut self.posture.troubles);
-        let overrides = self.grants.overrides(self.nodes.modes().clone());
-        if overrides.may_seal(policy) {
-            self.view.find_pool_roots();
-        }
         self.remove_unmounted()?;
         let observed = self.enforcement.maps.observed()?;
         self.keep_seals(&observed);
-        let wanted = MapSources {
+        let overrides = self.grants.overrides(self.nodes.modes().clone());
+        if overrides.may_seal(&self.policy.current) {
+            self.view.find_pool_roots();
+        }
+        let sources = MapSources {
             policy: &self.policy.current,
             view: &self.view,
-            overrides: &self.grants.overrides(self.nodes.modes().clone()),
+            overrides: &overrides,
             host_mnt_ns: host_mount_namespace()?,
             now_boot_ns: now().boot_ns,
             ended_before,
             read_table: &read_table,
         };
-        let written = write_maps(&mut self.enforcement.maps, &wanted, &observed);
-        self.update_book(cause)?;
+        let written = write_maps(&mut self.enforcement.maps, &sources, &observed);
+        self.update_book(cause, &overrides)?;
         let changes = written?;
         // The maps first: every responder that is asked from now on knows the pool.
         self.apply_marks()?;
@@ -194,7 +194,11 @@ impl Agent {
     }
 
     /// Compares the pools in the kernel with those known, and writes down the differences.
-    fn update_book(&mut self, cause: ReconcileCause) -> Result<(), ReconcileError> {
+    fn update_book(
+        &mut self,
+        cause: ReconcileCause,
+        overrides: &Overrides,
+    ) -> Result<(), ReconcileError> {
         let entries = self.enforcement.maps.observed()?.pools;
         let asked = match cause {
             ReconcileCause::Asked(asked) => Some(asked),
@@ -205,7 +209,7 @@ impl Agent {
             BookSources {
                 policy: &self.policy.current,
                 classification: &self.view.classification,
-                overrides: &self.grants.overrides(self.nodes.modes().clone()),
+                overrides,
                 asked,
             },
         );

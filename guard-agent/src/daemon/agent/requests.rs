@@ -65,7 +65,7 @@ impl Agent {
             Request::LeaseRevoke { id } => self.revoke(&id, peer, mounts),
             Request::PolicyReload => {
                 self.reload_policy();
-                self.follow(ReconcileCause::Policy, mounts);
+                self.bring_up_to_date(ReconcileCause::Policy, mounts);
                 match &self.policy.rejected {
                     Some(rejected) => {
                         Err(Refusal::PolicyRejected { errors: rejected.errors.clone() })
@@ -136,7 +136,7 @@ impl Agent {
         self.write_lease(LeaseChange::Granted, &lease);
         if let Err(refusal) = self.change_mode(&known, peer, mounts, "release") {
             self.close_leases(LeaseChange::Revoked, |other| other.id == lease.id);
-            self.follow(ReconcileCause::Due, mounts);
+            self.bring_up_to_date(ReconcileCause::Due, mounts);
             return Err(refusal);
         }
         Ok(Reply::Released(Box::new(LeaseReport::of(&lease, now().boot_ns))))

@@ -127,7 +127,7 @@ impl Agent {
         bare: BareMaps,
         mounts: &MountWatch,
     ) -> Result<Answers, DaemonError> {
-        let (engine, pipe) = Supervisor::start(
+        let (supervisor, pipe) = Supervisor::start(
             &bare.map_directory(),
             &options.pin_dir,
             &options.state_dir,
@@ -135,7 +135,7 @@ impl Agent {
         )?;
         let answers = reactor::watch(pipe, Interest::READABLE)
             .map_err(failed("watch the responder's records"))?;
-        self.enforcement.hold(Box::new(ResponderMeans { engine, maps: bare }));
+        self.enforcement.hold(Box::new(ResponderMeans { supervisor, maps: bare }));
         let passed_over = &self.enforcement.passed_over;
         let why = match passed_over.is_empty() {
             true => "policy asks for this tier".to_owned(),

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::error::{EngineError, failed};
+use super::error::{FanotifyError, failed};
 use super::order::{Line, Reply};
 use super::responder::{BOUND, COMM};
 use crate::host::systemd;
@@ -43,7 +43,7 @@ pub(super) struct Responder {
 
 impl Responder {
     /// Starts one at once, as a child in the agent's own cgroup.
-    pub(super) fn start(maps_directory: &Path, records: &OwnedFd) -> Result<Self, EngineError> {
+    pub(super) fn start(maps_directory: &Path, records: &OwnedFd) -> Result<Self, FanotifyError> {
         Self::start_by(Command::new("/proc/self/exe"), maps_directory, records)
     }
 
@@ -53,7 +53,7 @@ impl Responder {
     pub(super) fn start_apart(
         maps_directory: &Path,
         records: &OwnedFd,
-    ) -> Result<Self, EngineError> {
+    ) -> Result<Self, FanotifyError> {
         if let Some(mut responder) = Self::begin_apart(maps_directory, records)? {
             if responder.comes_alive() {
                 return Ok(responder);
@@ -72,7 +72,7 @@ impl Responder {
     pub(super) fn begin_apart(
         maps_directory: &Path,
         records: &OwnedFd,
-    ) -> Result<Option<Self>, EngineError> {
+    ) -> Result<Option<Self>, FanotifyError> {
         if !systemd::manages_host() {
             return Ok(None);
         }
@@ -91,7 +91,7 @@ impl Responder {
         mut command: Command,
         maps_directory: &Path,
         records: &OwnedFd,
-    ) -> Result<Self, EngineError> {
+    ) -> Result<Self, FanotifyError> {
         let (socket, its) =
             UnixStream::pair().map_err(failed("make a socket for the responder"))?;
         socket.set_nonblocking(true).map_err(failed("prepare the responder's socket"))?;

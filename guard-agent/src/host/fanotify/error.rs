@@ -9,7 +9,7 @@ use crate::host::bpf::CanaryError;
 
 /// The tier could not be brought into force.
 #[derive(Debug, Error)]
-pub enum EngineError {
+pub enum FanotifyError {
     #[error("{operation}")]
     Io {
         operation: &'static str,
@@ -22,6 +22,8 @@ pub enum EngineError {
     Canary(#[from] CanaryError),
 }
 
-pub(super) fn failed<E: Into<io::Error>>(operation: &'static str) -> impl FnOnce(E) -> EngineError {
-    move |source| EngineError::Io { operation, source: source.into() }
+pub(super) fn failed<E: Into<io::Error>>(
+    operation: &'static str,
+) -> impl FnOnce(E) -> FanotifyError {
+    move |source| FanotifyError::Io { operation, source: source.into() }
 }

@@ -2,7 +2,7 @@
 //! are made read-only.
 //!
 //! ```text
-//!  pools' entries (maps), mount table ─► engine ── orders ──► responder (a process that outlives the agent)
+//!  pools' entries (maps), mount table ─► supervisor ─ orders ─► responder (a process that outlives the agent)
 //!                                          │                     │ marks mounts, makes them read-only
 //!                        seals.json ◄──────┘                     │ answers who opens or lists a directory
 //!                                                                ▼
@@ -18,7 +18,7 @@
 //! files) and `cgroups`; `marks` has the system calls. `responder` is the process that answers. In
 //! it, `apply_order` marks and seals mounts, `mount_watcher` (by `statmount`) finds new ones,
 //! `deletion_monitor` reports deletions that could not be stopped, and `recorder` writes counters
-//! and records, at once or from a `tally`. `engine` is the agent's side, with `child` (the process
+//! and records, at once or from a `tally`. `supervisor` is the agent's side, with `child` (the process
 //! as it sees it), `seals` and `canary`.
 
 mod apply_order;
@@ -46,6 +46,6 @@ mod tally;
 
 pub use canary::try_marks;
 pub use child::responders;
-pub use error::EngineError;
+pub use error::FanotifyError;
 pub use seals::recorded as recorded_seals;
 pub use supervisor::{Problems, Supervisor, unload};

@@ -18,7 +18,7 @@ use nix::unistd::{Pid, pipe2};
 
 use super::canary::CanaryMount;
 use super::child::{RESPONDER_TIMEOUT, Responder, responders};
-use super::error::{EngineError, failed};
+use super::error::{FanotifyError, failed};
 use super::handover::Handover;
 use super::order::{self, Line, MountOutcome, Order, Reply, SealedMount, Special, Wanted};
 use super::responder::BOUND;
@@ -78,13 +78,13 @@ impl Supervisor {
         pin_directory: &Path,
         state_directory: &Path,
         boot_id: &str,
-    ) -> Result<(Self, File), EngineError> {
+    ) -> Result<(Self, File), FanotifyError> {
         let canary = CanaryMount::new()?;
         let seals = Seals::open(state_directory, boot_id)?;
         let (read, records) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
             .map_err(failed("make a pipe for records"))?;
         let responder = Responder::start_apart(maps_directory, &records)?;
-        let engine = Self {
+        let supervisor = Self {
             maps_directory: maps_directory.to_owned(),
             pin_directory: pin_directory.to_owned(),
             canary,
@@ -103,7 +103,7 @@ impl Supervisor {
             unwatched: None,
             stale: false,
         };
-        Ok((engine, read.into()))
+        Ok((supervisor, read.into()))
     }
 
     /// Brings all mounts into the state that the pools' entries ask for. `leased`: generations of
@@ -332,7 +332,7 @@ pub fn unload(
     pin_directory: &Path,
     state_directory: &Path,
     boot_id: &str,
-) -> Result<(), EngineError> {
+) -> Result<(), FanotifyError> {
     responders(pin_directory).into_iter().for_each(|pid| end(pid, Signal::SIGTERM));
     match Seals::open(state_directory, boot_id)?.restore_all().into_iter().next() {
         None => Ok(()),

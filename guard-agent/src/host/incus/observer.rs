@@ -100,7 +100,7 @@ struct Watching {
     requests: watch::Receiver<Request>,
     observations: mpsc::Sender<(Arc<Path>, Observation)>,
     /// The running look, if any.
-    looks: JoinSet<(Epoch, Option<u64>, Seen)>,
+    reads: JoinSet<(Epoch, Option<u64>, Seen)>,
     pulses: JoinSet<Option<Vec<(u32, u64)>>>,
     last_pulse: Option<Vec<(u32, u64)>>,
     stream: Option<Stream>,
@@ -117,7 +117,7 @@ struct Watching {
     answered: Instant,
     daemon: Option<Incarnation>,
     last_look: Option<Instant>,
-    next_look: Instant,
+    next_observation: Instant,
 }
 
 impl Watching {
@@ -133,7 +133,7 @@ impl Watching {
             reader: EvidenceReader::new(Arc::new(options), Limits::USUAL),
             requests,
             observations,
-            looks: JoinSet::new(),
+            reads: JoinSet::new(),
             pulses: JoinSet::new(),
             last_pulse: None,
             stream: None,
@@ -145,7 +145,7 @@ impl Watching {
             answered: now,
             daemon: None,
             last_look: None,
-            next_look: now,
+            next_observation: now,
         }
     }
 
@@ -156,15 +156,23 @@ impl Watching {
         loop {
             let step = tokio::select! {
                 request = self.requests.changed() => match request {
-                    Ok(()) => { self.next_look = Instant::now(); Ok(()) }
+                    Ok(()) => { self.next_observation = Instant::now(); Ok(()) }
                     Err(_) => Err(Gone),
                 },
-                () = sleep_until(self.next_look), if self.looks.is_empty() => { self.begin_look(); Ok(()) }
-                Some(seen) = self.looks.join_next(), if !self.looks.is_empty() => self.observed(seen).await,
+                () = sleep_until(self.next_observation), if self.reads.is_empty() => {
+                    self.begin_observation();
+                    Ok(())
+                }
+                Some(seen) = self.reads.join_next(), if !self.reads.is_empty() => {
+                    self.observed(seen).await
+                }
                 streamed = next_streamed(&mut self.stream) => self.streamed(streamed).await,
                 () = changed(&mut files) => { self.observe_soon(); Ok(()) }
                 _ = pulse.tick() => { self.begin_pulse(); Ok(()) }
-                Some(beat) = self.pulses.join_next(), if !self.pulses.is_empty() => { self.pulsed(beat); Ok(()) }
+                Some(beat) = self.pulses.join_next(), if !self.pulses.is_empty() => {
+                    self.pulsed(beat);
+                    Ok(())
+                }
             };
             if step.is_err() {
                 return;
@@ -185,21 +193,21 @@ impl Watching {
         watcher.ok()
     }
 
-    fn begin_look(&mut self) {
+    fn begin_observation(&mut self) {
         let Request { asked, every } = *self.requests.borrow_and_update();
         let now = Instant::now();
         self.last_look = Some(now);
-        self.next_look = now + every;
+        self.next_observation = now + every;
         let (reader, config) = (self.reader.clone(), self.config.clone());
         // Connected by now: its events are in no doubt.
         let stream = self.connected();
-        self.looks.spawn(async move { (asked, stream, reader.observe(config.as_ref()).await) });
+        self.reads.spawn(async move { (asked, stream, reader.observe(config.as_ref()).await) });
     }
 
     /// Something has happened.
     fn observe_soon(&mut self) {
         let earliest = self.last_look.map_or_else(Instant::now, |last| last + PAUSE);
-        self.next_look = self.next_look.min(earliest);
+        self.next_observation = self.next_observation.min(earliest);
     }
 
     async fn observed(
@@ -248,7 +256,7 @@ impl Watching {
             return Ok(());
         };
         if Instant::now() < self.connect_at {
-            self.next_look = self.next_look.min(self.connect_at);
+            self.next_observation = self.next_observation.min(self.connect_at);
             return Ok(());
         }
         let (sender, streamed) = mpsc::channel(REPORTS);
@@ -319,7 +327,7 @@ impl Watching {
     }
 
     fn begin_pulse(&mut self) {
-        if self.pulses.is_empty() && self.looks.is_empty() {
+        if self.pulses.is_empty() && self.reads.is_empty() {
             let (reader, known) =
                 (self.reader.clone(), self.daemon.as_ref().map(|daemon| daemon.pid));
             self.pulses.spawn(async move { reader.pulse(known).await });

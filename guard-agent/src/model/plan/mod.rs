@@ -44,7 +44,7 @@ pub fn plan(desired: &Desired<'_>, observed: &Observed) -> Plan {
     let mut pools = pools::changes(desired, observed);
     let aliases = aliases::changes(desired, observed, &mut pools, roots.len());
     let actors = actors::changes(desired, observed, &aliases.sealed);
-    pools.seal_for_a_moment(&actors.sets_with_new());
+    pools.seal_on_the_way(&actors.sets_with_new());
     let strict = pools.after.values().any(pools::is_strict);
     let config = Config {
         host_mnt_ns: desired.host_mnt_ns,
@@ -62,7 +62,7 @@ pub fn plan(desired: &Desired<'_>, observed: &Observed) -> Plan {
         // While the pools' inodes change, every mount that may show a pool is denied.
         flags: (config.flags
             | observed.config.flags
-            | flag(pools.seals_for_a_moment(), CONFIG_STRICT))
+            | flag(pools.seals_on_the_way(), CONFIG_STRICT))
             & !CONFIG_ALIASES_BY_INODE
             | if aliases.inodes_change() { 0 } else { by_inode },
         // By the roots themselves: an agent that knew no such filter may have written them.

@@ -81,8 +81,8 @@ pub(super) fn changes(desired: &Desired<'_>, observed: &Observed) -> Changes {
 }
 
 impl Changes {
-    /// Whether a pool is sealed on the way: see `seal_for_a_moment`.
-    pub(super) fn seals_for_a_moment(&self) -> bool {
+    /// Whether a pool is sealed on the way: see `seal_on_the_way`.
+    pub(super) fn seals_on_the_way(&self) -> bool {
         self.strengthened
             .iter()
             .any(|operation| matches!(operation, MapOperation::UpdatePool { entry, .. } if is_strict(entry)))
@@ -166,7 +166,7 @@ impl Changes {
     /// Seals each pool that leaves an actor set which is about to get new actors: until the pool
     /// has left it, they could delete in a pool that is theirs neither before nor after. If the set
     /// gets none, nothing is sealed, and nobody is denied in between.
-    pub(super) fn seal_for_a_moment(&mut self, new_actors: &BTreeSet<u32>) {
+    pub(super) fn seal_on_the_way(&mut self, new_actors: &BTreeSet<u32>) {
         for (key, before) in std::mem::take(&mut self.moving) {
             if new_actors.contains(&before.actor_set) {
                 let entry = PoolEntry { mode: Mode::Sealed as u32, ..before };

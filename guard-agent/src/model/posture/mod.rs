@@ -3,7 +3,7 @@
 pub mod assess;
 pub mod trouble;
 
-pub use trouble::{Trouble, Troubles};
+pub use trouble::Troubles;
 
 use guard_common::Tier;
 use serde::{Deserialize, Serialize};
